@@ -1,0 +1,93 @@
+"""`scope COMMAND`: finds the command's file, parses its flags, runs it, and turns refusals into a message and exit code 2.
+
+Nothing heavy is imported before a command is chosen, so that `scope --help` answers at once.
+"""
+
+import errno
+import importlib
+import sys
+
+COMMANDS = {
+    "demo": "The whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.",
+    "harvest": "Record activations of a model on a corpus into HDF5 shards.",
+    "recording": "Show or verify a recording.",
+    "train": "Train a sparse dictionary (JumpReLU) on a recording.",
+    "evaluate": "Score a dictionary beside its nulls.",
+    "features": "Collect everything the browser shows about each latent into a pack.",
+    "app": "Open the feature browser.",
+    "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
+    "pretrain": "Train a small Gemma 2 from nothing, as the bundled one was made.",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Exit code: 0 done, 2 refused, 130 stopped with Ctrl-C."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        import scope
+
+        print(f"scope {scope.__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        _parse(name, rest).run()
+    except KeyboardInterrupt:
+        print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away, as with `| head`
+        return 0
+    except Exception as error:
+        message = _refusal(error)
+        if message is None:
+            raise
+        print(f"scope {name}: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: scope COMMAND [flags]\n\nSee what a Gemma is thinking: record activations, train sparse dictionaries,\n"
+        f"browse their features, steer generations.\n\n{rows}\n\n`scope COMMAND --help` explains a command's flags."
+    )
+
+
+def _parse(name: str, argv: list[str]):
+    from scope.cli.memory import keep_freed_memory
+
+    keep_freed_memory()
+    import tyro
+
+    command = importlib.import_module(f"scope.cli.{name}").Command
+    return tyro.cli(command, prog=f"scope {name}", args=argv)
+
+
+def _refusal(error: Exception) -> str | None:
+    """The message for the person, or None where it is our own fault and the traceback should show."""
+    from activations.errors import ActivationsError
+    from scope.errors import ScopeError
+
+    if isinstance(error, ScopeError | ActivationsError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"The disk is full ({error}). What was finished is kept: free some space and give the same command again."
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"This place cannot be written or read: {error}. Give another --out, or change its permissions."
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Progress on the terminal: one bar with rate, time left, and whatever numbers the work reports."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False)
+
+OnProgress = Callable[[int, int, dict], None]
+
+
+class _Rate(ProgressColumn):
+    def __init__(self, unit: str):
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{_short(speed)} {self.unit}/s", style="dim")
+
+
+@contextmanager
+def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
+    """Within the block, call what it yields as (done, total, numbers); the bar stays when the work is done."""
+    columns = (
+        TextColumn("[bold]{task.description:<12}"),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[numbers]}", style="cyan"),
+    )
+    with Progress(*columns, console=console, refresh_per_second=4) as bar:
+        task = bar.add_task(title, total=None, numbers="")
+
+        def on_progress(done: int, total: int, numbers: dict | None = None) -> None:
+            shown = "  ".join(f"{name} {_value(value)}" for name, value in (numbers or {}).items())
+            bar.update(task, completed=done, total=total, numbers=shown)
+
+        yield on_progress
+
+
+def _value(value) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _short(x: float) -> str:
+    for unit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= unit:
+            return f"{x / unit:.1f}{suffix}"
+    return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
+
+
+def size(n: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for limit, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if n >= limit:
+            return f"{n / limit:.1f} {suffix}"
+    return f"{n:.0f} B"

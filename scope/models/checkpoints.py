@@ -1,0 +1,119 @@
+"""Where a model comes from: the one that ships with scope, a folder, or a hub id; always a folder in the end."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from scope.errors import CheckpointError
+
+BUNDLED = Path(__file__).parent / "bundled"
+FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
+
+
+def find_checkpoint(name: str, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: "bundled", a path, or a hub id such as google/gemma-2-2b (fetched through huggingface_hub).
+
+    Raises:
+        CheckpointError: no such folder, a hub that cannot be reached, a gated repository without a token.
+    """
+    if name == "bundled":
+        folder = BUNDLED
+        if not (folder / "config.json").exists():
+            raise CheckpointError("This installation lacks the bundled model. Reinstall scope, or give --model a checkpoint.")
+        return folder
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise CheckpointError(f"{path} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
+                                  "tokenizer.json and *.safetensors.")
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and *.safetensors.")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise CheckpointError(f"There is no folder {path}.\n  Give a checkpoint's folder, a hub id (owner/name), or bundled.")
+    return _from_hub(name, revision)
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except GatedRepoError:
+        raise CheckpointError(f"{name} is gated: accept its licence on the hub, then run `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(f"There is no folder {name} here, and no such repository on the hub.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{name} is no folder here and cannot be fetched from the hub: {reason}\n"
+            "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
+        ) from None
+
+
+def read_config(folder: Path) -> dict:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object.")
+    return raw
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file it lies in, from the index of a sharded checkpoint or the single file.
+
+    Raises:
+        CheckpointError: a shard that is missing or cut short, by name.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        missing = sorted({f for f in weight_map.values() if not (folder / f).exists()})
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
+        files = {name: folder / file for name, file in weight_map.items()}
+    else:
+        file = folder / "model.safetensors"
+        if not file.exists():
+            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise CheckpointError(f"{folder} has no model.safetensors; it holds {there}.\n  Pickled weights are not read.")
+        files = dict.fromkeys(_names(file), file)
+    for file in set(files.values()):
+        _names(file)
+    return files
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return list(opened.keys())
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged or cut short ({error}). Fetch it again.") from None
+
+
+def hash_files(files) -> str:
+    """sha256 over the contents of the files, in the order of their names."""
+    digest = hashlib.sha256()
+    for file in sorted(set(files), key=lambda f: f.name):
+        with open(file, "rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weights_hash(files: dict[str, Path]) -> str:
+    """The identity of the weights. Large checkpoints are identified by name, size and first bytes rather than read whole."""
+    paths = sorted(set(files.values()), key=lambda f: f.name)
+    if sum(os.path.getsize(f) for f in paths) < 2**30:
+        return hash_files(paths)
+    digest = hashlib.sha256()
+    for file in paths:
+        with open(file, "rb") as opened:
+            head = opened.read(2**22)
+        digest.update(f"{file.name} {os.path.getsize(file)} ".encode() + head)
+    return f"head-{digest.hexdigest()}"

@@ -1,0 +1,184 @@
+"""Text from a model: cached, batched, streamed, seeded, with whatever hooks are asked for at work on every step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError, EditError, TokensError
+from scope.models.gemma.model import Gemma
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+OnToken = Callable[[int, list[int | None]], bool | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is drawn."""
+
+    max_new_tokens: int = 64
+    """Tokens to add at most; the end of the context may come first."""
+
+    temperature: float = 0.7
+    """0 takes the likeliest token; 1 draws from the model's own distribution."""
+
+    top_k: int | None = None
+    """Draw among this many likeliest tokens only."""
+
+    top_p: float | None = 0.95
+    """Draw among the likeliest tokens that together hold this share of the probability."""
+
+    repetition_penalty: float = 1.1
+    """Divides the score of tokens that were already said; 1 leaves them alone."""
+
+    seed: int = 0
+    """Of the noise. The same seed gives the same text on the same machine."""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end a text as soon as they appear in it."""
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more.")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}; it must be at least 1, or None.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1, or be None.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 turns it off.")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One text. `stopped_by` is "eos", "stop", "length", "context" or "cancelled"; `new_ids` holds no end token."""
+
+    prompt_ids: tuple[int, ...]
+    new_ids: tuple[int, ...]
+    text: str
+    stopped_by: str
+
+
+@torch.no_grad()
+def generate(
+    model: Gemma,
+    prompts: Prompts,
+    sampling: SamplingConfig | None = None,
+    *,
+    fwd_hooks: Sequence = (),
+    on_token: OnToken | None = None,
+    noise_rows: int | None = None,
+    use_cache: bool = True,
+) -> list[Generation]:
+    """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
+
+    Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several arms of n prompts gives every
+    arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended) and stops all by returning True.
+
+    Raises:
+        TokensError: an empty prompt, or one that leaves no room in the context.
+        EditError: the logits are not finite, as after a far too strong edit.
+    """
+    sampling = sampling or SamplingConfig()
+    rows = _prompt_ids(model, prompts)
+    longest = max(map(len, rows))
+    if longest >= model.cfg.n_ctx:
+        raise TokensError(
+            f"The prompt has {longest} tokens; with room for one more, this model's context takes {model.cfg.n_ctx - 1}. Cut it."
+        )
+    pad = [longest - len(row) for row in rows]
+    tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)
+    real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
+    writers = [_Writer(model, row, sampling, i % (noise_rows or len(rows))) for i, row in enumerate(rows)]
+    cache = model.new_cache() if use_cache else None
+    model.run.prompt_lengths = real.sum(1)
+    try:
+        with model.hooks(fwd_hooks):
+            new, new_real = tokens, real
+            for step in range(min(sampling.max_new_tokens, model.cfg.n_ctx - longest)):
+                fed, fed_real = (new, new_real) if use_cache else (tokens, real)
+                logits = _last_logits(model, fed, fed_real, cache)
+                if not torch.isfinite(logits).all():
+                    raise EditError(
+                        f"The logits of step {step} are not finite"
+                        + (": an edit is far too strong. Lower its strength." if fwd_hooks else "; the weights may be damaged.")
+                    )
+                said = [None if w.stopped_by else w.choose(row) for w, row in zip(writers, logits.cpu(), strict=True)]
+                cancelled = bool(on_token and on_token(step, said))
+                if cancelled or all(w.stopped_by for w in writers):
+                    break
+                new = torch.tensor([[model.cfg.eos[0] if i is None else i] for i in said], device=model.device)
+                new_real = torch.ones_like(new, dtype=torch.bool)
+                tokens, real = torch.cat([tokens, new], 1), torch.cat([real, new_real], 1)
+    finally:
+        model.run.prompt_lengths = None
+    room = sampling.max_new_tokens <= model.cfg.n_ctx - longest
+    return [w.finish("cancelled" if cancelled else "length" if room else "context") for w in writers]
+
+
+def _last_logits(model: Gemma, tokens: Tensor, real: Tensor, cache) -> Tensor:
+    """Logits of the last position only: the unembedding of all the others would be thrown away."""
+    stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
+    return model.unembed(stream[:, -1:])[:, 0].float()
+
+
+def _prompt_ids(model: Gemma, prompts: Prompts) -> list[list[int]]:
+    if isinstance(prompts, Tensor):
+        prompts = prompts.reshape(-1, prompts.shape[-1]).tolist()
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    rows = [model.words.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    if not rows or not all(rows):
+        raise TokensError("A prompt is empty. Give at least a <bos>, or some text.")
+    return rows
+
+
+class _Writer:
+    """One row of the batch: its noise, its penalty, its text so far."""
+
+    def __init__(self, model: Gemma, prompt: list[int], sampling: SamplingConfig, noise_row: int):
+        self.sampling, self.prompt, self.ids, self.stopped_by = sampling, prompt, [], ""
+        self.words = model.tokenizer
+        end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
+        self.ends = {*model.cfg.eos, end_of_turn}
+        self.noise = torch.Generator().manual_seed((sampling.seed * 1_000_003 + noise_row) % 2**63)
+        self.said = torch.zeros(model.cfg.d_vocab, dtype=torch.bool)
+        self.said[prompt] = True
+
+    def choose(self, logits: Tensor) -> int | None:
+        """Draw the next token by adding Gumbel noise: arms with the same noise differ only where their scores do."""
+        s = self.sampling
+        if s.repetition_penalty != 1:
+            penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
+            logits = torch.where(self.said, penalised, logits)
+        if s.temperature > 0:
+            logits = _keep_likely(logits / s.temperature, s.top_k, s.top_p)
+            uniform = torch.rand(logits.shape, generator=self.noise, dtype=torch.float64)
+            logits = logits - (-uniform.clamp(min=1e-300).log()).log()
+        token = int(logits.argmax())
+        if token in self.ends:
+            self.stopped_by = "eos"
+            return None
+        self.ids.append(token)
+        self.said[token] = True
+        if s.stop and self.words and any(end in self.words.decode(self.ids) for end in s.stop):
+            self.stopped_by = "stop"
+        return token
+
+    def finish(self, otherwise: str) -> Generation:
+        text = self.words.decode(self.ids) if self.words else ""
+        return Generation(tuple(self.prompt), tuple(self.ids), text, self.stopped_by or otherwise)
+
+
+def _keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """-inf outside the top_k likeliest and outside the likeliest that hold top_p of the probability."""
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    if top_p is not None and top_p < 1:
+        values, order = logits.sort(descending=True)
+        before = values.softmax(0).cumsum(0) - values.softmax(0)
+        logits = logits.clone()
+        logits[order[before >= top_p]] = -torch.inf
+    return logits

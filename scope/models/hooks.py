@@ -1,0 +1,268 @@
+"""Hook points: named places of a model where a tensor can be read or replaced while it flows past.
+
+The vocabulary is TransformerLens': `run_with_hooks`, `run_with_cache`, `hooks`, `hook_dict`, `reset_hooks`, and functions
+`fn(tensor, hook)` that return a replacement or None. Two things differ on purpose: a name that matches nothing is refused
+with the nearest names, and a hook that never fired is an error at the end of its run.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scope.errors import ConfigError, UnknownSite
+
+HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+
+
+@dataclass
+class RunState:
+    """What is flowing right now, for hooks that must know where they are: all [batch pos], positions absolute, <bos> at 0."""
+
+    tokens: Tensor | None = None
+    positions: Tensor | None = None
+    real: Tensor | None = None
+    prompt_lengths: Tensor | None = None
+    """[batch] real tokens of each prompt while generating; None means that everything is prompt."""
+
+
+@dataclass(eq=False)
+class Installed:
+    """One function on one hook point, and how often it has run."""
+
+    fn: HookFn
+    permanent: bool = False
+    fired: int = 0
+
+
+class HookPoint(nn.Module):
+    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post."""
+
+    def __init__(self):
+        super().__init__()
+        self.name = ""
+        self.ctx: dict[str, Any] = {}
+        self.run = RunState()
+        self.fwd_hooks: list[Installed] = []
+        self.bwd_hooks: list[Installed] = []
+
+    def has_hooks(self) -> bool:
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+    def layer(self) -> int:
+        """Index of the block this point lies in, from 0."""
+        parts = self.name.split(".")
+        if parts[0] != "blocks":
+            raise ConfigError(f"{self.name} lies outside the blocks, so it has no layer.")
+        return int(parts[1])
+
+    def add_hook(self, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> Installed:
+        """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
+        if dir not in ("fwd", "bwd"):
+            raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
+        installed = Installed(fn, is_permanent)
+        hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        hooks.insert(0 if prepend else len(hooks), installed)
+        return installed
+
+    def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
+        for name in ("fwd", "bwd"):
+            if dir in (name, "both"):
+                hooks = getattr(self, f"{name}_hooks")
+                hooks[:] = [h for h in hooks if h.permanent and not including_permanent]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return x
+        for installed in tuple(self.fwd_hooks):
+            installed.fired += 1
+            replaced = installed.fn(x, self)
+            if replaced is not None:
+                if replaced.shape != x.shape:
+                    raise ConfigError(
+                        f"A hook on {self.name} returned shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there."
+                    )
+                x = replaced
+        if self.bwd_hooks and x.requires_grad:
+            x.register_hook(self._backward)
+        return x
+
+    def _backward(self, grad: Tensor) -> Tensor:
+        for installed in tuple(self.bwd_hooks):
+            installed.fired += 1
+            replaced = installed.fn(grad, self)
+            grad = grad if replaced is None else replaced
+        return grad
+
+
+@dataclass
+class ActivationCache:
+    """What `run_with_cache` kept: a mapping from hook name to tensor."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, key: str | tuple) -> Tensor:
+        """By full name, or TransformerLens' short form: cache["resid_post", 3], cache["z", 3]."""
+        name = key if isinstance(key, str) else short_name(*key)
+        if name not in self.tensors:
+            raise UnknownSite(f"The cache holds no {name}.{nearest(name, list(self.tensors))}")
+        return self.tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def keys(self):
+        return self.tensors.keys()
+
+    def items(self):
+        return self.tensors.items()
+
+    def values(self):
+        return self.tensors.values()
+
+
+_IN_ATTENTION = {"q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"}
+_IN_MLP = {"pre", "pre_linear", "post"}
+
+
+def short_name(name: str, layer: int | None = None, part: str | None = None) -> str:
+    """TransformerLens' shorthand, spelled out: ("resid_post", 3) is blocks.3.hook_resid_post."""
+    if layer is None:
+        return name if name.startswith(("hook_", "ln_final")) else f"hook_{name}"
+    if name in ("scale", "normalized"):
+        return f"blocks.{layer}.{part or 'ln1'}.hook_{name}"
+    part = part or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
+    return f"blocks.{layer}.{part}.hook_{name}" if part else f"blocks.{layer}.hook_{name}"
+
+
+def nearest(name: str, known: Sequence[str], n: int = 4) -> str:
+    """The end of a refusal: the known names most like `name`."""
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4) or list(known)[:n]
+    return f"\n  Nearest: {', '.join(close)}" if close else ""
+
+
+class HookedModule(nn.Module):
+    """A module whose HookPoints are found by name. Call `setup_hooks()` at the end of the constructor."""
+
+    def setup_hooks(self) -> None:
+        self.hook_dict: dict[str, HookPoint] = {}
+        self.run = RunState()
+        for name, module in self.named_modules():
+            if isinstance(module, HookPoint):
+                module.name, module.run = name, self.run
+                self.hook_dict[name] = module
+
+    def hook_points(self) -> list[HookPoint]:
+        return list(self.hook_dict.values())
+
+    def match(self, names: NamesFilter) -> list[str]:
+        """Names of the hook points that a filter means, in the order in which they are passed.
+
+        Raises:
+            UnknownSite: a name that does not exist, or a filter that selects nothing.
+        """
+        if names is None:
+            return list(self.hook_dict)
+        if callable(names):
+            found = [name for name in self.hook_dict if names(name)]
+            if not found:
+                raise UnknownSite(f"The filter selects none of the {len(self.hook_dict)} hook points of this model.")
+            return found
+        wanted = [names] if isinstance(names, str) else list(names)
+        for name in wanted:
+            if name not in self.hook_dict:
+                raise UnknownSite(f"This model has no hook point {name}.{nearest(name, list(self.hook_dict))}")
+        return [name for name in self.hook_dict if name in set(wanted)]
+
+    def add_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False) -> list[Installed]:
+        return [self.hook_dict[n].add_hook(fn, dir, is_permanent) for n in self.match(name)]
+
+    def reset_hooks(self, direction: str = "both", including_permanent: bool = False) -> None:
+        for point in self.hook_points():
+            point.remove_hooks(direction, including_permanent)
+            point.ctx.clear()
+
+    @contextmanager
+    def hooks(self, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, must_fire: bool = True):
+        """Within the block, the given (name or filter, fn) pairs are installed.
+
+        Raises:
+            UnknownSite: a name that does not exist, before anything is installed.
+            ConfigError: at the end, a forward hook that no run reached (`must_fire=False` allows it).
+        """
+        pairs = [("fwd", names, fn) for names, fn in fwd_hooks] + [("bwd", names, fn) for names, fn in bwd_hooks]
+        matched = [(dir, self.match(names), fn) for dir, names, fn in pairs]
+        installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir)) for dir, names, fn in matched for n in names]
+        try:
+            yield self
+            silent = [n for dir, n, hook in installed if dir == "fwd" and not hook.fired]
+            if must_fire and silent:
+                raise ConfigError(
+                    f"These hooks were installed and never ran: {', '.join(silent)}.\n"
+                    "  A run that stops at an earlier layer does not reach them; pass must_fire=False if that is meant."
+                )
+        finally:
+            if reset_hooks_end:
+                for dir, n, hook in installed:
+                    hooks = self.hook_dict[n].fwd_hooks if dir == "fwd" else self.hook_dict[n].bwd_hooks
+                    if hook in hooks:
+                        hooks.remove(hook)
+
+    def run_with_hooks(self, *args, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, **kwargs):
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end):
+            return self(*args, **kwargs)
+
+    def run_with_cache(self, *args, names_filter: NamesFilter = None, device=None, incl_bwd: bool = False, **kwargs):
+        """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad."""
+        stop = kwargs.get("stop_at_layer")
+        names = self.match(names_filter)
+        if names_filter is None and stop is not None:
+            names = [n for n in names if self.reached(n, stop)]
+        cache = ActivationCache()
+
+        def keep(suffix: str):
+            def fn(x: Tensor, hook: HookPoint) -> None:
+                cache.tensors[hook.name + suffix] = x.detach().to(device) if device else x.detach()
+
+            return fn
+
+        fwd = [(names, keep(""))]
+        bwd = [(names, keep("_grad"))] if incl_bwd else []
+        with self.hooks(fwd, bwd, must_fire=names_filter is not None):
+            out = self(*args, **kwargs)
+            if incl_bwd:
+                out.backward()
+        return out, cache
+
+    def reached(self, name: str, stop_at_layer: int) -> bool:
+        """Whether a run that stops before block `stop_at_layer` passes this hook point."""
+        parts = name.split(".")
+        return int(parts[1]) < stop_at_layer if parts[0] == "blocks" else name == "hook_embed"
+
+    @torch.no_grad()
+    def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
+        """The activations at `sites` for tokens [batch pos], each [batch pos width] (heads concatenated).
+
+        Runs no layer above the last site asked for and keeps nothing else. Makes ordinary tensors, fit to train on.
+        """
+        names, kept = self.match(list(sites)), {}
+        with self.hooks([(names, lambda x, hook: kept.__setitem__(hook.name, x))]):
+            self(tokens, stop_at_layer=self.layers_for(names), return_type=None)
+        return {site: kept[site].flatten(2) for site in sites}
+
+    def layers_for(self, names: Sequence[str]) -> int | None:
+        """How many blocks must run so that all names are passed; None means all, and the head."""
+        if any(name.startswith("ln_final") for name in names):
+            return None
+        return max((self.hook_dict[n].layer() + 1 for n in names if n.startswith("blocks")), default=0)

@@ -1,0 +1,69 @@
+"""`load_model`: from a name to a model that is ready, or a refusal that says why not."""
+
+import hashlib
+import json
+
+import torch
+
+from scope.errors import ConfigError
+from scope.models.checkpoints import find_checkpoint, read_config, weight_files, weights_hash
+from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import Gemma
+from scope.models.gemma.weights import load_weights
+from scope.models.tokenizer import Tokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    model: str = "bundled",
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+) -> Gemma:
+    """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id.
+
+    Weights are mapped from disk and converted tensor by tensor: at no time are there two copies. Norms, softmax and rotary
+    angles are computed in float32 whatever the dtype.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or of another architecture.
+        ConfigError: an unknown dtype, or a device that this machine does not have.
+    """
+    dtype = _dtype(dtype)
+    device = _device(device)
+    folder = find_checkpoint(str(model), revision)
+    raw = read_config(folder)
+    config = GemmaConfig.from_hf(raw, str(model))
+    tokenizer = Tokenizer.from_folder(folder)
+    files = weight_files(folder)
+    with torch.device("meta"):
+        loaded = Gemma(config, tokenizer)
+    load_weights(loaded, files, dtype, device)
+    loaded.provenance = {
+        "model": str(model),
+        "revision": revision or (folder.name if folder.parent.name == "snapshots" else None),
+        "weights_sha256": weights_hash(files),
+        "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
+        "tokenizer_sha256": tokenizer.sha256,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    return loaded.eval()
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; a model can be loaded as {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return found

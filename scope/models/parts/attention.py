@@ -1,0 +1,60 @@
+"""Causal attention with grouped key-value heads, a soft cap on the scores, and an optional sliding window."""
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from scope.models.hooks import HookPoint
+from scope.models.parts.cache import LayerCache
+from scope.models.parts.layers import soft_cap
+from scope.models.parts.rope import Angles, rotate
+from scope.shapes import Heads, Resid
+
+Visible = Bool[Tensor, "batch pos key"]
+
+
+def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:
+    """Which keys each query sees: real ones, not after it, and, in a local layer, fewer than `window` back.
+
+    Positions are absolute [batch pos] and [batch key], so the same rule serves prompts, padding and cached decoding.
+    """
+    distance = query_pos[:, :, None] - key_pos[:, None, :]
+    seen = (distance >= 0) & real[:, None, :]
+    return seen if window is None else seen & (distance < window)
+
+
+class Attention(nn.Module):
+    """Scale, soft cap, mask, softmax in float32: the order matters, and the query scale comes from the config.
+
+    Source: Gemma 2 report, section 2, arXiv:2408.00118; hooks are named as in TransformerLens.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, d_head: int, scale: float, cap: float | None):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.d_head, self.scale, self.cap = n_heads, n_kv_heads, d_head, scale, cap
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(d_model, n_kv_heads * d_head, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
+        self.hook_q, self.hook_k, self.hook_v, self.hook_z = (HookPoint() for _ in range(4))
+        self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+
+    def forward(self, x: Resid, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None) -> Resid:
+        q = self.hook_rot_q(rotate(self.hook_q(self.heads(self.q_proj(x))), *rotary))
+        k = self.hook_rot_k(rotate(self.hook_k(self.heads(self.k_proj(x))), *rotary))
+        v = self.hook_v(self.heads(self.v_proj(x)))
+        if cache is not None:
+            k, v = cache.append(k, v)
+        group = self.n_heads // self.n_kv_heads  # query head h reads key-value head h // group
+        k, v = (t.transpose(1, 2).repeat_interleave(group, dim=1) for t in (k, v))
+        scores = soft_cap(q.transpose(1, 2) @ k.transpose(2, 3) * self.scale, self.cap)
+        # A query of padding sees nothing; the lowest finite number keeps its row finite, where -inf would make it NaN.
+        scores = scores.masked_fill(~mask[:, None, :, -k.shape[2] :], torch.finfo(scores.dtype).min)
+        scores = self.hook_attn_scores(scores)
+        wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
+        pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype))
+        z = self.hook_z((pattern @ v).transpose(1, 2))
+        return self.o_proj(z.reshape(*z.shape[:2], -1))
+
+    def heads(self, x: Resid) -> Heads:
+        return x.unflatten(-1, (-1, self.d_head))

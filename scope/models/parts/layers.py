@@ -1,0 +1,50 @@
+"""What every Gemma shares: the norm, the gated MLP, the soft cap."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from scope.models.hooks import HookPoint
+from scope.shapes import Resid
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight): the stored gain is an offset from one, and all of it runs in float32 before the cast.
+
+    `hook_normalized` sees x / rms(x) before the gain, which is what Gemma Scope's transcoders read.
+    """
+
+    def __init__(self, d: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(d)), eps
+        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+
+    def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
+        x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        if self.hook_scale.has_hooks():  # the quotient rounds differently in the last bit, so only when somebody listens
+            normalized = x32 / self.hook_scale(inverse.reciprocal())
+        else:
+            normalized = x32 * inverse
+        normalized = self.hook_normalized(normalized)
+        return (normalized * (1.0 + self.weight.to(x32.dtype))).type_as(x)
+
+
+class GatedMLP(nn.Module):
+    """down(gelu_tanh(gate x) * up x), without biases: GeGLU."""
+
+    def __init__(self, d_model: int, d_mlp: int):
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(d_model, d_mlp, bias=False) for _ in range(2))
+        self.down_proj = nn.Linear(d_mlp, d_model, bias=False)
+        self.hook_pre, self.hook_pre_linear, self.hook_post = HookPoint(), HookPoint(), HookPoint()
+
+    def forward(self, x: Resid) -> Resid:
+        gate = gelu(self.hook_pre(self.gate_proj(x)), approximate="tanh")
+        return self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x))))
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap): squeezes into (-cap, cap); None leaves x as it is."""
+    return x if cap is None else torch.tanh(x / cap) * cap

@@ -1,0 +1,208 @@
+"""Training a small Gemma 2 from nothing: Muon on matrices, AdamW on the rest, warm-up, flat, decay to zero.
+
+A checkpoint holds weights, both optimisers and the step; the data of a step is a function of its number, and the learning
+rate too. So a run that was stopped, however rudely, ends in the same weights as one that was not.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from scope.errors import ConfigError
+from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import Gemma
+from scope.pretrain.corpus import TokenStreams
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A training run. The defaults are those of the bundled model."""
+
+    d_model: int = 256
+    """Width of the residual stream."""
+
+    n_layers: int = 4
+    """Blocks; even ones are local, odd ones global."""
+
+    n_heads: int = 4
+    """Query heads."""
+
+    n_kv_heads: int = 2
+    """Key-value heads; each serves n_heads / n_kv_heads query heads."""
+
+    d_head: int = 48
+    """Size of a head."""
+
+    d_mlp: int = 1024
+    """Width of the gated MLP."""
+
+    d_vocab: int = 8192
+    """Pieces of the tokenizer."""
+
+    n_ctx: int = 256
+    """Tokens of a training sequence, <bos> included."""
+
+    window: int = 128
+    """Keys that a local layer sees."""
+
+    steps: int = 7000
+    """Optimiser steps."""
+
+    batch: int = 16
+    """Sequences a step."""
+
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon, for the matrices of the blocks."""
+
+    other_lr: float = 4e-3
+    """Peak learning rate of AdamW, for embedding and norms."""
+
+    weight_decay: float = 0.02
+    """Decoupled decay of the matrices, times the learning rate."""
+
+    warmup: int = 100
+    """Steps of linear warm-up."""
+
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+
+    seed: int = 0
+    """Of the start weights and of the order of the data."""
+
+    compile: bool = False
+    """Compile the step with torch.compile: about a third faster, a minute to start, and it needs a C++ compiler."""
+
+    save_every: int = 250
+    """Steps between checkpoints."""
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch < 1 or not 0 <= self.decay <= 1:
+            raise ConfigError("steps and batch must be at least 1, and decay between 0 and 1.")
+
+    def model_config(self) -> GemmaConfig:
+        return GemmaConfig(
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            d_head=self.d_head,
+            d_mlp=self.d_mlp,
+            d_vocab=self.d_vocab,
+            n_ctx=self.n_ctx,
+            window=self.window,
+            query_scalar=self.d_head,
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, as a share of its peak."""
+        decay_steps = max(1, int(self.steps * self.decay))
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay_steps)
+
+
+def initialise(model: Gemma, seed: int) -> None:
+    """Normal weights of std 1/sqrt(fan in); post norms start below a gain of one, which keeps the young stream calm."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        if p.dim() == 2:
+            nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
+        elif "_post.weight" in name:
+            nn.init.constant_(p, -0.6)
+
+
+def optimizers(model: Gemma, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    muon = torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=0.95)
+    adam = torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [muon, adam]
+
+
+def language_loss(model: Gemma, tokens: Tensor) -> Tensor:
+    """Mean next-token loss in nats; the matrix products run in bfloat16, norms, softmax and the loss in float32."""
+    with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
+        logits = model(tokens[:, :-1])
+    return cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dict], None] = lambda row: None) -> Gemma:
+    """Train on a folder that `corpus.write_tokens` made; the same call continues a run that was stopped.
+
+    Writes OUT/pretrain.json (config), OUT/curve.jsonl (a line every 10 steps) and OUT/checkpoint.pt.
+
+    Raises:
+        ConfigError: OUT holds a run with another config (a larger `steps` is allowed while the rate is still flat).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    model = Gemma(config.model_config())
+    initialise(model, config.seed)
+    opts = optimizers(model, config)
+    streams = TokenStreams(corpus, config.n_ctx, config.batch, model.cfg.bos, config.seed)
+    step = _resume(config, out, model, opts)
+    loss_of = torch.compile(language_loss) if config.compile else language_loss
+    started, first = time.time(), step
+    running: list[Tensor] = []
+    while step < config.steps:
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = config.rate(step) * (config.matrix_lr if isinstance(opt, torch.optim.Muon) else config.other_lr)
+        loss = loss_of(model, torch.from_numpy(streams.step(step)))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        step += 1
+        running.append(loss.detach())
+        if step % 10 == 0 or step == config.steps:
+            mean = torch.stack(running).mean().item()
+            if not math.isfinite(mean):
+                raise ConfigError(f"The loss is {mean} at step {step}; lower the learning rates. The last checkpoint is in {out}.")
+            rate = (step - first) * config.batch * config.n_ctx / (time.time() - started)
+            row = {"step": step, "loss": round(mean, 4), "lr": config.rate(step - 1), "tokens_per_second": round(rate)}
+            with open(out / "curve.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+            log(row | {"steps": config.steps})
+            running = []
+        if step % config.save_every == 0 or step == config.steps:
+            _save(out, {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]})
+    return model
+
+
+def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
+    file = out / "pretrain.json"
+    free = {"compile", "save_every"}
+    if file.exists():
+        before = json.loads(file.read_text())
+        changed = [k for k, v in asdict(config).items() if before.get(k) != v and k not in free]
+        flat_until = before["steps"] - int(before["steps"] * before["decay"])
+        done = torch.load(out / "checkpoint.pt", weights_only=True)["step"] if (out / "checkpoint.pt").exists() else 0
+        if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
+            said = ", ".join(f"{k}: {before.get(k)} then, {asdict(config)[k]} now" for k in changed)
+            raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
+    file.write_text(json.dumps(asdict(config), indent=1))
+    if not (out / "checkpoint.pt").exists():
+        (out / "curve.jsonl").unlink(missing_ok=True)
+        return 0
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    model.load_state_dict(saved["model"])
+    for opt, state in zip(opts, saved["optimizers"], strict=True):
+        opt.load_state_dict(state)
+    lines = [r for r in (out / "curve.jsonl").read_text().splitlines() if json.loads(r)["step"] <= saved["step"]]
+    (out / "curve.jsonl").write_text("".join(line + "\n" for line in lines))
+    return saved["step"]
+
+
+def _save(out: Path, state: dict) -> None:
+    aside = out / "checkpoint.pt.tmp"
+    torch.save(state, aside)
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, out / "checkpoint.pt")

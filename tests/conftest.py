@@ -1,0 +1,74 @@
+"""Tiny random models and text that every test can use: no network, no bundled weights."""
+
+import random
+
+import pytest
+import torch
+
+from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import Gemma
+from scope.models.tokenizer import Tokenizer
+from scope.pretrain.tokenizer import train_tokenizer
+
+torch.set_num_threads(2)
+
+_SUBJECTS = "the dog|a cat|my sister|the old king|one small boat|an angry crowd|the teacher|this function".split("|")
+_VERBS = "runs to|looks at|returns|sails over|sings about|counts|breaks|asks for".split("|")
+_OBJECTS = "the river|a list of numbers|the red house|her friend|12 apples|the moon|nothing|a value".split("|")
+
+
+@pytest.fixture(scope="session")
+def toy_text() -> list[str]:
+    """300 short documents of plain sentences, from a fixed seed."""
+    rng = random.Random(0)
+
+    def sentence() -> str:
+        return f"{rng.choice(_SUBJECTS)} {rng.choice(_VERBS)} {rng.choice(_OBJECTS)}"
+
+    return [". ".join(sentence() for _ in range(rng.randint(3, 12))) + "." for _ in range(300)]
+
+
+@pytest.fixture(scope="session")
+def toy_tokenizer(toy_text) -> Tokenizer:
+    return Tokenizer(train_tokenizer(toy_text, 384))
+
+
+def random_gemma(config: GemmaConfig, tokenizer: Tokenizer | None = None, seed: int = 0) -> Gemma:
+    """A model whose every parameter is random, gains too: zeros would hide half of all mistakes."""
+    model = Gemma(config, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            scale = 0.3 if p.dim() == 1 else 3 * p.shape[1] ** -0.5 if "embed" in name else p.shape[1] ** -0.5
+            p.copy_(torch.randn(p.shape, generator=generator) * scale)
+    model.provenance = {
+        "model": "tiny",
+        "revision": None,
+        "weights_sha256": f"random-{seed}",
+        "config_sha256": "tiny",
+        "tokenizer_sha256": tokenizer.sha256 if tokenizer else "none",
+        "dtype": "float32",
+    }
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_config(toy_tokenizer) -> GemmaConfig:
+    """Heads x d_head differs from d_model, key-value heads from heads, and the window is shorter than the context."""
+    return GemmaConfig(
+        d_model=32,
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        d_head=12,
+        d_mlp=48,
+        d_vocab=len(toy_tokenizer),
+        n_ctx=64,
+        window=8,
+        query_scalar=12,
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config, toy_tokenizer) -> Gemma:
+    return random_gemma(tiny_config, toy_tokenizer)
