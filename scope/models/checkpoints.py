@@ -27,8 +27,10 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise CheckpointError(f"{path} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
-                                  "tokenizer.json and *.safetensors.")
+            raise CheckpointError(
+                f"{path} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
+                "tokenizer.json and *.safetensors."
+            )
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds config.json and *.safetensors.")

@@ -86,7 +86,7 @@ def generate(
     longest = max(map(len, rows))
     if longest >= model.cfg.n_ctx:
         raise TokensError(
-            f"The prompt has {longest} tokens; with room for one more, this model's context takes {model.cfg.n_ctx - 1}. Cut it."
+            f"The prompt has {longest} tokens; this model takes {model.cfg.n_ctx - 1} and adds at least one. Cut it."
         )
     pad = [longest - len(row) for row in rows]
     tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)

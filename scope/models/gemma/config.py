@@ -75,7 +75,7 @@ class GemmaConfig:
             )
         activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
         if activation not in ("gelu_pytorch_tanh", "gelu"):  # released configs write either and mean the tanh form
-            raise CheckpointError(f"{where} asks for activation {activation!r}; Gemma 2 is computed with gelu_pytorch_tanh.")
+            raise CheckpointError(f"{where} asks for activation {activation!r}; a Gemma 2 has gelu_pytorch_tanh.")
         rope = raw.get("rope_parameters") or {}
         scaling = raw.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
         if scaling:

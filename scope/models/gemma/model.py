@@ -134,7 +134,9 @@ class Gemma(HookedModule):
         if not torch.compiler.is_compiling():
             low, high = torch.aminmax(tokens)
             if low < 0 or high >= self.cfg.d_vocab:
-                raise TokensError(f"Token ids run from {low} to {high}; this model's vocabulary ends at {self.cfg.d_vocab - 1}.")
+                raise TokensError(
+                    f"Token ids run from {low} to {high}; this model's vocabulary ends at {self.cfg.d_vocab - 1}."
+                )
 
     def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tokens:
         """Ids [batch pos]; texts of unequal length are padded on the right.

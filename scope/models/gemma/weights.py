@@ -51,7 +51,7 @@ def load_weights(model: Gemma, files: dict[str, Path], dtype: torch.dtype, devic
         tensor = opened[files[theirs]].get_tensor(theirs)
         if tensor.shape != shapes[ours]:
             raise CheckpointError(
-                f"{theirs} has shape {tuple(tensor.shape)}; config.json asks for {tuple(shapes[ours])}. They do not belong together."
+                f"{theirs} has shape {tuple(tensor.shape)} where config.json asks for {tuple(shapes[ours])}."
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{theirs} holds NaN or infinite values; the checkpoint is damaged.")

@@ -23,10 +23,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        normalized = x32 * inverse
         if self.hook_scale.has_hooks():  # the quotient rounds differently in the last bit, so only when somebody listens
             normalized = x32 / self.hook_scale(inverse.reciprocal())
-        else:
-            normalized = x32 * inverse
         normalized = self.hook_normalized(normalized)
         return (normalized * (1.0 + self.weight.to(x32.dtype))).type_as(x)
 
