@@ -1,8 +1,8 @@
 """Training text: documents by domain, duplicates dropped, some held out by their hash, tokens laid end to end on disk.
 
-    OUT/train/tales.u16   token ids of every training document, each followed by <eos>
-    OUT/heldout.jsonl     the documents nobody trains on: {"domain", "text"}
-    OUT/corpus.json       what it was made from, counts, and the share held out
+OUT/train/tales.u16   token ids of every training document, each followed by <eos>
+OUT/heldout.jsonl     the documents nobody trains on: {"domain", "text"}
+OUT/corpus.json       what it was made from, counts, and the share held out
 """
 
 import hashlib

@@ -164,7 +164,9 @@ def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dic
         if step % 10 == 0 or step == config.steps:
             mean = torch.stack(running).mean().item()
             if not math.isfinite(mean):
-                raise ConfigError(f"The loss is {mean} at step {step}; lower the learning rates. The last checkpoint is in {out}.")
+                raise ConfigError(
+                    f"The loss is {mean} at step {step}; lower the learning rates. The last checkpoint is in {out}."
+                )
             rate = (step - first) * config.batch * config.n_ctx / (time.time() - started)
             row = {"step": step, "loss": round(mean, 4), "lr": config.rate(step - 1), "tokens_per_second": round(rate)}
             with open(out / "curve.jsonl", "a") as file:
