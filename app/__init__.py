@@ -1,0 +1,1 @@
+"""The browser of features: Streamlit pages over packs. It imports scope; nothing imports it."""

@@ -1,0 +1,1 @@
+"""Drawings: data in, a Plotly figure, a table or token strips out."""

@@ -1,0 +1,24 @@
+"""Other people's text where Streamlit would read Markdown, and numbers as a reader wants them."""
+
+import math
+import re
+
+from scope.features.text import show
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+
+
+def plain(text: object) -> str:
+    """Text that Markdown shows as it stands: no link, image, formula, icon or colour, and no unseen control character."""
+    lines = ("".join(show(char) if char < " " or not char.isprintable() else char for char in line) for line in f"{text}".split("\n"))
+    return "  \n".join(_PUNCTUATION.sub(r"\\\1", line) for line in lines)
+
+
+def count(n: float) -> str:
+    """1,234 or 1.2 M."""
+    return f"{n / 1e6:.3g} M" if n >= 1e6 else f"{int(n):,}"
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"

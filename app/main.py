@@ -1,0 +1,41 @@
+"""The frame around every page: which pages there are, which pack is shown, and how refusals look."""
+
+import streamlit as st
+
+from app import session
+from app.components.plain import count, plain
+from scope.errors import ScopeError
+
+
+def sidebar() -> None:
+    """The pack that is shown, and what it is."""
+    known, slug = list(session.registry()), session.current()
+    chosen = st.selectbox("Pack", known, index=known.index(slug), key=f"choose {slug}")
+    if chosen != slug:
+        st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
+    store = session.pack()
+    facts = (store.model_name, store.site, f"{count(store.d_sae)} latents", f"{count(store.n_tokens)} tokens")
+    st.caption("  \n".join(plain(fact) for fact in facts))
+    loaded = st.session_state.get("live")
+    st.caption("Model loaded" if loaded else "Model not loaded: browsing needs none; it loads when you test text or steer.")
+
+
+st.set_page_config(page_title="scope", page_icon=":material/frame_inspect:", layout="wide")
+page = st.navigation(
+    [
+        st.Page("views/overview.py", title="Overview", icon=":material/home:", default=True),
+        st.Page("views/features.py", title="Features", icon=":material/table_rows:", url_path="features"),
+        st.Page("views/feature.py", title="Feature", icon=":material/graph_1:", url_path="feature"),
+        st.Page("views/steer.py", title="Steer", icon=":material/explore:", url_path="steer"),
+    ],
+    position="top",
+)
+try:
+    with st.sidebar:
+        sidebar()
+    page.run()
+except ScopeError as refusal:
+    what, _, way_out = str(refusal).partition("\n")
+    st.error(plain(what), icon=":material/error:")
+    if way_out:
+        st.code(way_out, language=None)

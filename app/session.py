@@ -1,0 +1,219 @@
+"""What the pages share: which packs are open, which one is shown, the model once it is needed, and the way between pages.
+
+Packs are named by slugs, in the address too; a path never leaves the machine and is never taken from an address.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import streamlit as st
+
+from scope.errors import DictionaryError, PackError
+from scope.features.store import FeatureStore
+
+PAGES = {
+    "overview": "views/overview.py",
+    "features": "views/features.py",
+    "feature": "views/feature.py",
+    "steer": "views/steer.py",
+}
+PACKS = "SCOPE_PACKS"
+"""Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
+
+_MAKE = "scope demo                                       makes one from the bundled model in a few minutes"
+_COLLECT = "scope features DICTIONARY --recording RECORDING  makes one of a dictionary of yours"
+
+
+def registry() -> dict[str, Path]:
+    """Packs by slug: those given to `scope app`, otherwise those found in runs/ of the working directory, newest first."""
+    given = json.loads(os.environ.get(PACKS) or "[]")
+    folders = [Path(folder) for folder in given] or found(Path("runs"))
+    names: dict[str, Path] = {}
+    for folder in folders:
+        slug = first = slug_of(folder)
+        for n in range(2, len(folders) + 2):
+            if slug not in names:
+                break
+            slug = f"{first}-{n}"
+        names[slug] = folder
+    return names
+
+
+def found(runs: Path) -> list[Path]:
+    """Folders under `runs`, up to two deep, that hold a pack, or will when the one being built is done."""
+    whole = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/features.parquet")}
+    whole = {folder for folder in whole if (folder / "manifest.json").exists() and folder.suffix not in (".writing", ".old")}
+    built = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}.building/build.json")}
+    begun = {folder.with_suffix("") for folder in built} - whole
+    return sorted(whole, key=lambda folder: -(folder / "manifest.json").stat().st_mtime) + sorted(begun)
+
+
+def slug_of(folder: Path) -> str:
+    """A short name for an address: the folder's own, or its parent's where the folder is just called "pack"."""
+    folder = folder.absolute()
+    name = folder.parent.name if folder.name == "pack" else folder.name.removesuffix(".pack")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "pack"
+
+
+def current() -> str:
+    """Slug of the pack that is shown: the one in the address, else the one shown last, else the first.
+
+    Raises:
+        PackError: there are no packs, or the address names one that is not open here.
+    """
+    known, asked = registry(), st.query_params.get("pack")
+    if not known:
+        raise PackError(f"No packs in {Path('runs').absolute()}, and none was given to scope app.\n  {_MAKE}\n  {_COLLECT}")
+    if asked is not None and asked not in known:
+        raise PackError(f"No pack called {asked!r} is open here.\n  Open: {', '.join(known)}")
+    slug = asked or st.session_state.get("pack")
+    st.session_state["pack"] = slug if slug in known else next(iter(known))
+    return st.session_state["pack"]
+
+
+def pack(slug: str | None = None) -> FeatureStore:
+    """A pack opened for reading, kept open and shared between all who look at it; opened anew when it was made anew.
+
+    Raises:
+        PackError: it is missing, being built, damaged or of another schema.
+    """
+    folder = registry()[slug or current()].absolute()
+    manifest = folder / "manifest.json"
+    return _open(str(folder), manifest.stat().st_mtime_ns if manifest.exists() else 0)
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _open(folder: str, made: int) -> FeatureStore:
+    return FeatureStore.open(folder)
+
+
+@st.cache_resource(show_spinner=False)
+def _lock() -> RLock:
+    """One for the whole process: a model serves one person at a time."""
+    return RLock()
+
+
+@contextmanager
+def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
+    """Model and dictionary of a pack, loaded on first use and held by this reader alone within the block.
+
+    Raises:
+        ScopeError: the model or the dictionary cannot be loaded, or is not the one that made the pack.
+    """
+    with _lock():
+        made, folder = store.manifest["model"], str(dictionary_of(store))
+        model, sae = load_model(made.get("model", "bundled"), made.get("revision")), load_dictionary(folder)
+        differ = differences(store, model, sae)
+        if differ:
+            raise DictionaryError(
+                "The model or dictionary found is not the one that made this pack, so its numbers would not be comparable.\n"
+                + "\n".join(f"  {what}: the pack was made with {want}, found {have}" for what, want, have in differ)
+            )
+        st.session_state["live"] = True
+        yield model, sae
+
+
+@st.cache_resource(show_spinner="Loading the model", max_entries=1)
+def load_model(name: str, revision: str | None) -> Any:
+    from scope.models.load import load_model
+
+    return load_model(name, revision=revision)
+
+
+@st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)
+def load_dictionary(folder: str) -> Any:
+    from scope.sae.files import load_sae
+
+    return load_sae(folder)
+
+
+def dictionary_of(store: FeatureStore) -> Path:
+    """Folder of the dictionary behind a pack: where the manifest says, or beside the pack, where `scope demo` puts it.
+
+    Raises:
+        DictionaryError: it is in neither place.
+    """
+    stated = store.manifest.get("dictionary")
+    places = [Path(stated), store.folder / stated] if stated else []
+    places.append(store.folder.parent / "dictionary")
+    for place in places:
+        if place.exists():
+            return place
+    raise DictionaryError(
+        f"The dictionary of this pack is not where it was: {stated or places[-1]}.\n"
+        "  Browsing needs none; to test text and to steer, put it back or make the pack again."
+    )
+
+
+def differences(store: FeatureStore, model: Any, sae: Any) -> list[tuple[str, str, str]]:
+    """(what, wanted by the pack, found) for each identity in which they differ. What a side does not state is not compared."""
+    made, by = store.manifest["model"], store.manifest.get("sae") or {}
+    rows = [("d_sae", str(store.d_sae), str(sae.config.d_sae)), ("site", store.site, str(sae.site))]
+    rows += [
+        (f"{name.removesuffix('_sha256')} hash", str(made[name])[:16], str(model.provenance[name])[:16])
+        for name in ("weights_sha256", "tokenizer_sha256")
+        if made.get(name) and model.provenance.get(name)
+    ]
+    if by.get("weights_sha256") and sae.provenance.get("weights_sha256"):
+        rows.append(("dictionary hash", str(by["weights_sha256"])[:16], str(sae.provenance["weights_sha256"])[:16]))
+    return [row for row in rows if row[1] != row[2]]
+
+
+def asked_latent(store: FeatureStore) -> int | None:
+    """The latent in the address, else the one seen last in this pack, else None.
+
+    Parsed by hand: a widget bound to the address would quietly put its default in place of a bad number.
+
+    Raises:
+        PackError: it is no whole number, or none of this pack's.
+    """
+    text = st.query_params.get("f")
+    if text is None:
+        return st.session_state.get("latents", {}).get(current())
+    if not re.fullmatch(r"-?\d{1,18}", text.strip()):
+        raise PackError(f"{text!r} is no latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
+    return store[int(text)].id
+
+
+def remember(latent: int) -> None:
+    st.session_state.setdefault("latents", {})[current()] = latent
+
+
+def results() -> list[int]:
+    """The latents of the last list that was looked at in this pack, in its order; [] before any."""
+    return st.session_state.get("results", {}).get(current(), [])
+
+
+def keep_results(latents: list[int]) -> None:
+    st.session_state.setdefault("results", {})[current()] = latents
+
+
+def params(**more: Any) -> dict[str, str]:
+    """Parameters of an address within the pack that is shown."""
+    return {"pack": current(), **{name: str(value) for name, value in more.items()}}
+
+
+def go(page: str, **more: Any) -> None:
+    """Go to a page; the browser's Back comes back. Ends the run."""
+    st.switch_page(PAGES[page], query_params=params(**more))
+
+
+def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **more: Any) -> None:
+    """A link to a page of the pack that is shown. `label` must already be plain."""
+    st.page_link(PAGES[page], label=label, icon=icon, help=help, query_params=params(**more))
+
+
+def address(page: str, **more: Any) -> str:
+    """The whole address of a page, to be copied."""
+    parts = urlsplit(st.context.url or "http://localhost:8501/")
+    path = "" if page == "overview" else page
+    return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"
+
+
