@@ -1,0 +1,95 @@
+"""The table of all latents: what each column means, and how it follows from the collected statistics.
+
+count            firings                           density      firings / tokens
+mean, max        of the activation when it fires (exact)
+p50 p90 p99      percentiles when it fires, from the histogram: within one bin, 9 %
+cv               standard deviation / mean when it fires
+top_token        the token on which it fires most often       top_token_share   its share of the firings
+n_tokens         different tokens on which it fired           n_tokens_half     how many make up half of the firings
+promotes, suppresses   ten tokens each, by weights through the final norm's gain
+logit_kurtosis   excess kurtosis of the direction's logits over the vocabulary: large means a few tokens stand out
+out_score        rise of the summed probability of its ten promoted tokens when the direction is added, mean over prompts
+out_kl           KL(steered || plain) of the next token there, in nats
+nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
+dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
+label, label_source, label_score   see `labels`; the score is the F1 of "fires exactly on the label's tokens"
+flags            dead, dense, rare, single-token, duplicate, output; comma separated
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from scope.features.codes import edges
+from scope.features.text import show
+
+COLUMNS = tuple(
+    "count density mean max p50 p90 p99 cv top_token top_token_share n_tokens n_tokens_half promotes suppresses "
+    "logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos label label_source label_score flags".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """When a latent is flagged. Each field is a threshold, kept in the manifest of the pack."""
+
+    dense: float = 0.1
+    """Density from which a latent is dense."""
+
+    rare: int = 10
+    """Fewer firings than this are too few to tell what a latent means."""
+
+    single_token: float = 0.8
+    """Share of firings on one token from which a latent is a single-token latent."""
+
+    duplicate: float = 0.9
+    """Decoder cosine from which two latents are duplicates."""
+
+
+def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
+    """[d_sae] the q-quantile of the firings, interpolated on a log scale within its bin; NaN for a silent latent."""
+    cumulative = histogram.cumsum(1, dtype=np.float64)
+    total = cumulative[:, -1:]
+    at = (cumulative < q * total).sum(1).clip(max=histogram.shape[1] - 1)
+    rows = np.arange(len(histogram))
+    inside = histogram[rows, at].astype(np.float64)
+    before = cumulative[rows, at] - inside
+    share = np.divide(q * total[:, 0] - before, inside, out=np.zeros(len(rows)), where=inside > 0)
+    ends = np.log(edges(low))
+    found = np.exp(ends[at] + share * (ends[at + 1] - ends[at]))
+    return np.where(total[:, 0] > 0, found, np.nan)
+
+
+def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05, most: int = 4) -> tuple[str, float]:
+    """A label from token statistics and its F1, given (token, firings on it, times it stood) by falling firings.
+
+    The tokens are those that raise the F1 of "fires exactly on these tokens", at most `most`, each with at least the
+    share `covered` of the firings. A low score says that the tokens do not explain the latent; read the examples then.
+    """
+    if not count:
+        return "never fired", 0.0
+    chosen, hits, stood, best = [], 0, 0, 0.0
+    ranked = sorted(tokens, key=lambda t: -(t[1] * t[1]) / max(t[2], 1))
+    for token, fired, occurs in ranked:
+        f1 = 2 * (hits + fired) / (count + stood + occurs)
+        if fired >= covered * count and f1 > best and len(chosen) < most:
+            chosen, hits, stood, best = [*chosen, token], hits + fired, stood + occurs, f1
+    if not chosen:
+        return "no token stands out", 0.0
+    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in chosen))
+    return (words if best >= 0.5 else f"often {words}"), best
+
+
+def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:
+    """Comma separated flags a latent; `null_score` is what the best twentieth of random directions reach as output score."""
+    tests = {
+        "dead": table["count"] == 0,
+        "dense": table["density"] >= limits.dense,
+        "rare": (table["count"] > 0) & (table["count"] < limits.rare),
+        "single-token": (table["count"] >= limits.rare) & (table["top_token_share"] >= limits.single_token),
+        "duplicate": table["nearest_cos"] >= limits.duplicate,
+        "output": table["out_score"] > null_score,
+    }
+    masks = {name: mask.to_numpy(dtype=bool) for name, mask in tests.items()}
+    return [",".join(name for name, mask in masks.items() if mask[i]) for i in range(len(table))]
