@@ -65,7 +65,7 @@ class GemmaConfig:
         """From the dictionary in config.json; `where` names the checkpoint in refusals.
 
         Raises:
-            CheckpointError: another model_type, an activation or rope variant that this model does not compute, a field missing.
+            CheckpointError: another model_type, an activation or rope variant not computed here, a missing field.
         """
         kind = raw.get("model_type")
         if kind not in FAMILIES:
