@@ -91,7 +91,8 @@ def generate(
     pad = [longest - len(row) for row in rows]
     tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)
     real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
-    writers = [_Writer(model, row, sampling, i % (noise_rows or len(rows))) for i, row in enumerate(rows)]
+    writers = [_Writer(model, row, sampling.stop) for row in rows]
+    sampler = _Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
     cache = model.new_cache() if use_cache else None
     model.run.prompt_lengths = real.sum(1)
     try:
@@ -105,7 +106,8 @@ def generate(
                         f"The logits of step {step} are not finite"
                         + (": an edit is far too strong. Lower its strength." if fwd_hooks else "; the weights may be damaged.")
                     )
-                said = [None if w.stopped_by else w.choose(row) for w, row in zip(writers, logits.cpu(), strict=True)]
+                drawn = sampler.draw(logits.cpu())
+                said = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
                 cancelled = bool(on_token and on_token(step, said))
                 if cancelled or all(w.stopped_by for w in writers):
                     break
@@ -135,50 +137,63 @@ def _prompt_ids(model: Gemma, prompts: Prompts) -> list[list[int]]:
     return rows
 
 
-class _Writer:
-    """One row of the batch: its noise, its penalty, its text so far."""
+class _Sampler:
+    """Draws one token a row. Row i has its own noise, so a text does not depend on what else is in the batch."""
 
-    def __init__(self, model: Gemma, prompt: list[int], sampling: SamplingConfig, noise_row: int):
-        self.sampling, self.prompt, self.ids, self.stopped_by = sampling, prompt, [], ""
-        self.words = model.tokenizer
-        end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
-        self.ends = {*model.cfg.eos, end_of_turn}
-        self.noise = torch.Generator().manual_seed((sampling.seed * 1_000_003 + noise_row) % 2**63)
-        self.said = torch.zeros(model.cfg.d_vocab, dtype=torch.bool)
-        self.said[prompt] = True
+    def __init__(self, prompts: list[list[int]], d_vocab: int, sampling: SamplingConfig, noise_rows: int):
+        self.sampling = sampling
+        self.noise = [torch.Generator() for _ in prompts]
+        for i, generator in enumerate(self.noise):
+            generator.manual_seed((sampling.seed * 1_000_003 + i % noise_rows) % 2**63)
+        self.said = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
+        for row, prompt in zip(self.said, prompts, strict=True):
+            row[prompt] = True
 
-    def choose(self, logits: Tensor) -> int | None:
-        """Draw the next token by adding Gumbel noise: arms with the same noise differ only where their scores do."""
+    def draw(self, logits: Tensor) -> list[int]:
+        """Tokens for logits [batch vocab], by adding Gumbel noise: arms with one noise differ only where their scores do."""
         s = self.sampling
         if s.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
             logits = torch.where(self.said, penalised, logits)
         if s.temperature > 0:
             logits = _keep_likely(logits / s.temperature, s.top_k, s.top_p)
-            uniform = torch.rand(logits.shape, generator=self.noise, dtype=torch.float64)
+            uniform = torch.stack([torch.rand(logits.shape[1], generator=g, dtype=torch.float64) for g in self.noise])
             logits = logits - (-uniform.clamp(min=1e-300).log()).log()
-        token = int(logits.argmax())
+        tokens = logits.argmax(1)
+        self.said[torch.arange(len(tokens)), tokens] = True
+        return tokens.tolist()
+
+
+def _keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """-inf outside a row's top_k likeliest tokens and outside the likeliest that together hold top_p of the probability."""
+    if top_k is not None and top_k < logits.shape[1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p is not None and top_p < 1:
+        p, order = logits.softmax(1).sort(dim=1, descending=True)
+        before = p.cumsum(1) - p
+        logits = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p), -torch.inf)
+    return logits
+
+
+class _Writer:
+    """One row of the batch: its prompt, its text so far, and why it ended."""
+
+    def __init__(self, model: Gemma, prompt: list[int], stop: tuple[str, ...]):
+        self.prompt, self.stop, self.ids, self.stopped_by = prompt, stop, [], ""
+        self.words = model.tokenizer
+        end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
+        self.ends = {*model.cfg.eos, end_of_turn}
+
+    def take(self, token: int) -> int | None:
+        """Keep a drawn token; None when it ends the text."""
         if token in self.ends:
             self.stopped_by = "eos"
             return None
         self.ids.append(token)
-        self.said[token] = True
-        if s.stop and self.words and any(end in self.words.decode(self.ids) for end in s.stop):
+        if self.stop and self.words and any(end in self.words.decode(self.ids) for end in self.stop):
             self.stopped_by = "stop"
         return token
 
     def finish(self, otherwise: str) -> Generation:
         text = self.words.decode(self.ids) if self.words else ""
         return Generation(tuple(self.prompt), tuple(self.ids), text, self.stopped_by or otherwise)
-
-
-def _keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """-inf outside the top_k likeliest and outside the likeliest that hold top_p of the probability."""
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    if top_p is not None and top_p < 1:
-        values, order = logits.sort(descending=True)
-        before = values.softmax(0).cumsum(0) - values.softmax(0)
-        logits = logits.clone()
-        logits[order[before >= top_p]] = -torch.inf
-    return logits

@@ -41,11 +41,12 @@ class Installed:
 
 
 class HookPoint(nn.Module):
-    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post."""
+    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post, unless
+    it brings a name of its own."""
 
-    def __init__(self):
+    def __init__(self, name: str = ""):
         super().__init__()
-        self.name = ""
+        self.name = name
         self.ctx: dict[str, Any] = {}
         self.run = RunState()
         self.fwd_hooks: list[Installed] = []
@@ -107,11 +108,16 @@ class ActivationCache:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, key: str | tuple) -> Tensor:
-        """By full name, or TransformerLens' short form: cache["resid_post", 3], cache["z", 3]."""
-        name = key if isinstance(key, str) else short_name(*key)
+        """By full name, or TransformerLens' short form: cache["resid_post", 3], cache["z", -1], cache["embed"]."""
+        name = key if key in self.tensors else self._spell(*([key] if isinstance(key, str) else key))
         if name not in self.tensors:
             raise UnknownSite(f"The cache holds no {name}.{nearest(name, list(self.tensors))}")
         return self.tensors[name]
+
+    def _spell(self, name: str, layer: int | None = None, part: str | None = None) -> str:
+        if layer is not None and layer < 0:  # from the last block
+            layer += 1 + max((int(n.split(".")[1]) for n in self.tensors if n.startswith("blocks.")), default=-1)
+        return short_name(name, layer, part)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -139,7 +145,7 @@ _IN_MLP = {"pre", "pre_linear", "post"}
 def short_name(name: str, layer: int | None = None, part: str | None = None) -> str:
     """TransformerLens' shorthand, spelled out: ("resid_post", 3) is blocks.3.hook_resid_post."""
     if layer is None:
-        return name if name.startswith(("hook_", "ln_final")) else f"hook_{name}"
+        return name if name.startswith(("hook_", "blocks", "ln_final", "unembed")) else f"hook_{name}"
     if name in ("scale", "normalized"):
         return f"blocks.{layer}.{part or 'ln1'}.hook_{name}"
     part = part or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
@@ -155,13 +161,23 @@ def nearest(name: str, known: Sequence[str], n: int = 4) -> str:
 class HookedModule(nn.Module):
     """A module whose HookPoints are found by name. Call `setup_hooks()` at the end of the constructor."""
 
-    def setup_hooks(self) -> None:
-        self.hook_dict: dict[str, HookPoint] = {}
+    def setup_hooks(self, flow: Sequence[str] = ()) -> None:
+        """Name every hook point. `flow` lists a block's parts in the order in which they run, which is not the order in
+        which they are made: that one is the order of the parameters, and saved optimisers rely on it."""
+        points = {point.name or path: point for path, point in self.named_modules() if isinstance(point, HookPoint)}
+        first = next((i for i, name in enumerate(points) if name.startswith("blocks.")), 0)
+
+        def place(indexed: tuple[int, str]) -> tuple[int, int, int]:
+            index, name = indexed
+            parts = name.split(".")
+            if parts[0] != "blocks":
+                return (0 if index < first else 2, 0, index)
+            return (1, int(parts[1]), flow.index(parts[2]) if parts[2] in flow else len(flow))
+
         self.run = RunState()
-        for name, module in self.named_modules():
-            if isinstance(module, HookPoint):
-                module.name, module.run = name, self.run
-                self.hook_dict[name] = module
+        self.hook_dict: dict[str, HookPoint] = {name: points[name] for _, name in sorted(enumerate(points), key=place)}
+        for name, point in self.hook_dict.items():
+            point.name, point.run = name, self.run
 
     def hook_points(self) -> list[HookPoint]:
         return list(self.hook_dict.values())
@@ -199,18 +215,20 @@ class HookedModule(nn.Module):
 
         Raises:
             UnknownSite: a name that does not exist, before anything is installed.
-            ConfigError: at the end, a forward hook that no run reached (`must_fire=False` allows it).
+            ConfigError: at the end, a hook that never ran (`must_fire=False` allows it): no run reached it, or, for a
+                backward hook, no gradient came back within the block.
         """
         pairs = [("fwd", names, fn) for names, fn in fwd_hooks] + [("bwd", names, fn) for names, fn in bwd_hooks]
         matched = [(dir, self.match(names), fn) for dir, names, fn in pairs]
         installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir)) for dir, names, fn in matched for n in names]
         try:
             yield self
-            silent = [n for dir, n, hook in installed if dir == "fwd" and not hook.fired]
+            silent = [n for dir, n, hook in installed if not hook.fired and (dir == "fwd" or reset_hooks_end)]
             if must_fire and silent:
                 raise ConfigError(
                     f"These hooks were installed and never ran: {', '.join(silent)}.\n"
-                    "  A run that stops at an earlier layer does not reach them; pass must_fire=False if that is meant."
+                    "  A run that stops at an earlier layer does not reach them, and a backward hook runs only when .backward() "
+                    "is called within the block.\n  Pass must_fire=False if that is meant."
                 )
         finally:
             if reset_hooks_end:
@@ -226,6 +244,8 @@ class HookedModule(nn.Module):
     def run_with_cache(self, *args, names_filter: NamesFilter = None, device=None, incl_bwd: bool = False, **kwargs):
         """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad."""
         stop = kwargs.get("stop_at_layer")
+        if stop is not None and stop < 0:
+            stop += len(self.blocks)
         names = self.match(names_filter)
         if names_filter is None and stop is not None:
             names = [n for n in names if self.reached(n, stop)]
@@ -263,6 +283,6 @@ class HookedModule(nn.Module):
 
     def layers_for(self, names: Sequence[str]) -> int | None:
         """How many blocks must run so that all names are passed; None means all, and the head."""
-        if any(name.startswith("ln_final") for name in names):
+        if any(name.startswith(("ln_final", "unembed")) for name in names):
             return None
         return max((self.hook_dict[n].layer() + 1 for n in names if n.startswith("blocks")), default=0)

@@ -124,7 +124,7 @@ class GemmaConfig:
             "vocab_size": self.d_vocab,
             "max_position_embeddings": self.n_ctx,
             "sliding_window": self.window,
-            "query_pre_attn_scalar": self.query_scalar,
+            "query_pre_attn_scalar": int(self.query_scalar) if self.query_scalar == int(self.query_scalar) else self.query_scalar,
             "attn_logit_softcapping": self.attn_cap,
             "final_logit_softcapping": self.final_cap,
             "rope_theta": self.rope_theta,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from scope.errors import TokensError
+from scope.errors import ConfigError, TokensError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.hooks import HookedModule, HookPoint
 from scope.models.parts.attention import Attention, Visible, visible
@@ -14,6 +14,13 @@ from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap
 from scope.models.parts.rope import Angles, rotary_tables
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
+
+
+FLOW = (
+    *("hook_resid_pre", "ln1", "attn", "ln1_post", "hook_attn_out"),
+    *("hook_resid_mid", "ln2", "mlp", "ln2_post", "hook_mlp_out", "hook_resid_post"),
+)
+"""The parts of a block in the order in which they run."""
 
 
 class Block(nn.Module):
@@ -51,28 +58,42 @@ class Gemma(HookedModule):
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_final = RMSNorm(config.d_model, config.eps)
-        self.setup_hooks()
+        self.hook_unembed_in, self.hook_unembed_out = HookPoint("unembed.hook_in"), HookPoint("unembed.hook_out")
+        self.setup_hooks(FLOW)
 
     device = property(lambda self: self.embed.weight.device)
     dtype = property(lambda self: self.embed.weight.dtype)
-    W_E = property(lambda self: self.embed.weight)
+    W_E = property(lambda self: self.embed.weight)  # unscaled: the stream begins at W_E * sqrt(d_model)
     W_U = property(lambda self: self.embed.weight.T)
+    W_Q = property(lambda self: torch.stack([block.attn.W_Q for block in self.blocks]))  # [layer head d_model d_head]
+    W_K = property(lambda self: torch.stack([block.attn.W_K for block in self.blocks]))
+    W_V = property(lambda self: torch.stack([block.attn.W_V for block in self.blocks]))
+    W_O = property(lambda self: torch.stack([block.attn.W_O for block in self.blocks]))  # [layer head d_head d_model]
+    W_gate = property(lambda self: torch.stack([block.mlp.W_gate for block in self.blocks]))  # [layer d_model d_mlp]
+    W_in = property(lambda self: torch.stack([block.mlp.W_in for block in self.blocks]))
+    W_out = property(lambda self: torch.stack([block.mlp.W_out for block in self.blocks]))  # [layer d_mlp d_model]
 
     def forward(
         self,
-        tokens: Tokens,
+        tokens: Tokens | str | list[str],
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
         attention_mask: Mask | None = None,
         cache: ModelCache | None = None,
-    ) -> Tensor | None:
-        """Logits, the mean next-token loss ("loss"), or nothing; with `stop_at_layer`, the stream before that block.
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        """Logits, the mean next-token loss ("loss"), "both", or nothing; with `stop_at_layer`, the stream before that block.
 
-        Positions count real tokens only, so padding on either side changes nothing. Given a cache, `tokens` continue it.
+        Text is tokenised with <bos>. Positions count real tokens only, so padding on either side changes nothing. Given a
+        cache, `tokens` continue it. A negative `stop_at_layer` counts from the last block.
 
         Raises:
             TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
+            ConfigError: an unknown return_type, or a layer that this model does not have.
         """
+        if return_type not in ("logits", "loss", "both", None):
+            raise ConfigError(f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.')
+        if not isinstance(tokens, Tensor):
+            tokens, attention_mask = self.to_tokens(tokens), self.mask_of(tokens)
         self.check(tokens, cache)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         seen_before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0
@@ -84,8 +105,11 @@ class Gemma(HookedModule):
         resid = self.run_blocks(self.embed_tokens(tokens), positions, real, cache, stop_at_layer)
         if stop_at_layer is not None:
             return resid
-        if return_type is None:
-            self.ln_final(resid)  # for those who listen there
+        if return_type is None:  # only for those who listen there
+            if self.hook_unembed_out.has_hooks():
+                self.unembed(resid)
+            else:
+                self.hook_unembed_in(self.ln_final(resid))
             return None
         logits = self.unembed(resid)
         if return_type == "logits":
@@ -112,7 +136,10 @@ class Gemma(HookedModule):
         rotary = rotary_tables(positions, self.cfg.d_head, self.cfg.rope_theta, resid.dtype)
         key_pos, key_real = (positions, real) if cache is None else (cache.positions, cache.real)
         masks = {w: visible(positions, key_pos, key_real, w) for w in {None, self.cfg.window}}
-        stop = len(self.blocks) if stop_at_layer is None else stop_at_layer
+        n = len(self.blocks)
+        stop = n if stop_at_layer is None else stop_at_layer + n if stop_at_layer < 0 else stop_at_layer
+        if not 0 <= stop <= n:
+            raise ConfigError(f"stop_at_layer is {stop_at_layer}; this model has blocks 0 to {n - 1}.")
         for layer in range(start_at_layer, stop):
             block = self.blocks[layer]
             resid = block(resid, rotary, masks[block.window], cache.layers[layer] if cache else None)
@@ -120,7 +147,8 @@ class Gemma(HookedModule):
 
     def unembed(self, resid: Resid) -> Logits:
         """Final norm, tied unembedding, soft cap."""
-        return soft_cap(self.ln_final(resid) @ self.embed.weight.T, self.cfg.final_cap)
+        scores = self.hook_unembed_in(self.ln_final(resid)) @ self.embed.weight.T
+        return soft_cap(self.hook_unembed_out(scores), self.cfg.final_cap)
 
     def new_cache(self) -> ModelCache:
         return ModelCache([LayerCache(block.window) for block in self.blocks])
@@ -149,6 +177,23 @@ class Gemma(HookedModule):
         padded = [row + [self.cfg.pad] * (longest - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.long, device=self.device)
 
+    def mask_of(self, texts: str | list[str], prepend_bos: bool = True) -> Mask:
+        """Where `to_tokens` of the same texts holds text rather than padding."""
+        texts = [texts] if isinstance(texts, str) else texts
+        lengths = torch.tensor([len(self.words.encode(text, bos=prepend_bos)) for text in texts], device=self.device)
+        return torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            TokensError: it is several, or none.
+        """
+        ids = self.words.encode(text, bos=False)
+        if len(ids) != 1:
+            raise TokensError(f"{text!r} is {len(ids)} tokens, not one: {self.words.pieces(ids)}. Mind the leading space.")
+        return ids[0]
+
     def to_string(self, tokens) -> str | list[str]:
         tokens = torch.as_tensor(tokens)
         if tokens.dim() == 2:
@@ -171,6 +216,7 @@ class Gemma(HookedModule):
         heads, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
         widths = {"hook_q": heads, "hook_k": kv, "hook_v": kv, "hook_z": heads, "hook_rot_q": heads, "hook_rot_k": kv}
         widths |= {"hook_pre": c.d_mlp, "hook_pre_linear": c.d_mlp, "hook_post": c.d_mlp, "hook_scale": 1}
+        widths |= {"hook_out": c.d_vocab}
         skipped = ("hook_attn_scores", "hook_pattern")  # as wide as the text is long
         names = {name: name.rsplit(".", 1)[-1] for name in self.hook_dict}
         return {name: widths.get(last, c.d_model) for name, last in names.items() if last not in skipped}

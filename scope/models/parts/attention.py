@@ -1,7 +1,7 @@
 """Causal attention with grouped key-value heads, a soft cap on the scores, and an optional sliding window."""
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scope.models.hooks import HookPoint
@@ -11,6 +11,7 @@ from scope.models.parts.rope import Angles, rotate
 from scope.shapes import Heads, Resid
 
 Visible = Bool[Tensor, "batch pos key"]
+PerHead = Float[Tensor, "head d_model d_head"]
 
 
 def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:
@@ -35,14 +36,13 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.k_proj, self.v_proj = (nn.Linear(d_model, n_kv_heads * d_head, bias=False) for _ in range(2))
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
-        self.hook_q, self.hook_k, self.hook_v, self.hook_z = (HookPoint() for _ in range(4))
-        self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_q, self.hook_k, self.hook_v, self.hook_rot_q, self.hook_rot_k = (HookPoint() for _ in range(5))
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = (HookPoint() for _ in range(3))
 
     def forward(self, x: Resid, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None) -> Resid:
-        q = self.hook_rot_q(rotate(self.hook_q(self.heads(self.q_proj(x))), *rotary))
-        k = self.hook_rot_k(rotate(self.hook_k(self.heads(self.k_proj(x))), *rotary))
+        q, k = self.hook_q(self.heads(self.q_proj(x))), self.hook_k(self.heads(self.k_proj(x)))
         v = self.hook_v(self.heads(self.v_proj(x)))
+        q, k = self.hook_rot_q(rotate(q, *rotary)), self.hook_rot_k(rotate(k, *rotary))
         if cache is not None:
             k, v = cache.append(k, v)
         group = self.n_heads // self.n_kv_heads  # query head h reads key-value head h // group
@@ -58,3 +58,13 @@ class Attention(nn.Module):
 
     def heads(self, x: Resid) -> Heads:
         return x.unflatten(-1, (-1, self.d_head))
+
+    # TransformerLens' names and layouts, as views; W_K and W_V are repeated so that head h finds its own at h.
+    W_Q = property(lambda self: self._per_head(self.q_proj))
+    W_K = property(lambda self: self._per_head(self.k_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
+    W_V = property(lambda self: self._per_head(self.v_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
+    W_O = property(lambda self: self.o_proj.weight.T.unflatten(0, (self.n_heads, self.d_head)))
+
+    def _per_head(self, projection: nn.Linear) -> PerHead:
+        """[head d_model d_head] from Hugging Face's [head * d_head, d_model]."""
+        return projection.weight.unflatten(0, (-1, self.d_head)).transpose(1, 2)

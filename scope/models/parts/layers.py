@@ -43,6 +43,11 @@ class GatedMLP(nn.Module):
         gate = gelu(self.hook_pre(self.gate_proj(x)), approximate="tanh")
         return self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x))))
 
+    # TransformerLens' names, as views.
+    W_gate = property(lambda self: self.gate_proj.weight.T)
+    W_in = property(lambda self: self.up_proj.weight.T)
+    W_out = property(lambda self: self.down_proj.weight.T)
+
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): squeezes into (-cap, cap); None leaves x as it is."""
