@@ -1,0 +1,107 @@
+"""A dictionary: what encodes an activation into latents and decodes latents into an activation.
+
+The form is the same in training and after it: `pre = x @ W_enc + b_enc`, `x_hat = latents @ W_dec + b_dec`. Nothing is subtracted
+from x before encoding and nothing is scaled outside, so a dictionary means the same to everyone who reads its five arrays.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scope.errors import ConfigError
+from scope.sae.config import SAEConfig
+from scope.shapes import Acts, Latents, Scalar
+
+
+class SAE(nn.Module, ABC):
+    """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest and its losses."""
+
+    kind: str
+    rates: dict[str, float] = {}
+    """Parameter name -> its learning rate as a multiple of the trainer's; a kind names those that differ from 1."""
+
+    def __init__(self, config: SAEConfig, site: str = ""):
+        if config.d_in < 1:
+            raise ConfigError("d_in is 0; a dictionary must be told the width of the activations that it reads.")
+        super().__init__()
+        self.config, self.site = config, site
+        self.provenance: dict[str, Any] = {}
+        self.W_enc = nn.Parameter(torch.empty(config.d_in, config.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
+        self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
+        self.b_dec = nn.Parameter(torch.zeros(config.d_in))
+
+    @property
+    def d_in(self) -> int:
+        return self.config.d_in
+
+    @property
+    def d_sae(self) -> int:
+        return self.config.d_sae
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """[... d_in] -> [... d_sae], before the threshold."""
+        return x @ self.W_enc + self.b_enc
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """[... d_in] -> latents [... d_sae], zero where a latent does not fire."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[... d_sae] -> x_hat [... d_in]."""
+        return latents @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x))
+
+    # What training asks of a kind.
+
+    def initialise(self, sample: Acts) -> None:
+        """Start weights, from the config's seed and a sample of standardised activations."""
+        raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
+
+    def losses(self, x: Acts) -> dict[str, Scalar]:
+        """Named terms whose sum is trained, for standardised activations. This is the reference; an engine may be faster."""
+        raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
+
+    def before_step(self) -> None:
+        """Called when all gradients are there and before the optimiser moves the parameters."""
+
+    def after_step(self, l0: float, progress: float) -> None:
+        """Called after the optimiser; `l0` is this batch's, `progress` the share of the run that is done, 0 to 1."""
+
+    def training_state(self) -> dict[str, float]:
+        """What the next step depends on beside parameters and optimiser: numbers, saved with every checkpoint."""
+        return {}
+
+    def load_training_state(self, state: dict[str, float]) -> None:
+        """Undo of `training_state`."""
+
+    def watched(self) -> dict[str, float]:
+        """Numbers of its own that a kind wants in every line of the log."""
+        return {}
+
+    @torch.no_grad()
+    def fold(self, mean: Tensor, scale: float) -> None:
+        """Make a dictionary of (x - mean) / scale into the same dictionary of x. Latents keep their meaning, in units of x.
+
+        A kind with thresholds multiplies them by `scale` too.
+        """
+        self.b_enc.mul_(scale).sub_(mean @ self.W_enc)
+        self.b_dec.mul_(scale).add_(mean)
+
+    @torch.no_grad()
+    def unit_decoder(self) -> None:
+        """Give every decoder row norm 1 without changing what is reconstructed; a kind with thresholds scales them too."""
+        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
+        self.W_dec.div_(norms[:, None])
+        self.W_enc.mul_(norms)
+        self.b_enc.mul_(norms)
+
+
+def firing(latents: Latents) -> tuple[Tensor, Tensor]:
+    """(L0 of each token, number of tokens on which each latent fired)."""
+    fired = latents > 0
+    return fired.sum(1), fired.sum(0)

@@ -1,0 +1,51 @@
+"""What a trainer reads: batches of activations from anywhere, with a place that can be kept."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError
+from scope.shapes import Acts
+
+
+class Batches(Protocol):
+    """Endless or not, each iteration goes on after the batch that was given last; `state_dict` says where that is."""
+
+    def __iter__(self) -> Iterator[Acts]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class TensorBatches:
+    """Rows of a tensor in memory, in a new seeded order each time through, without end. A remainder joins no batch."""
+
+    def __init__(self, rows: Tensor, batch_size: int, seed: int = 0):
+        if batch_size > len(rows):
+            raise ConfigError(f"batch_size is {batch_size}, and there are only {len(rows)} activations to take it from.")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.epoch, self.at = 0, 0
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Acts]:
+        while True:
+            order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
+            while self.at + self.batch_size <= len(self.rows):
+                picked = order[self.at : self.at + self.batch_size]
+                self.at += self.batch_size
+                yield self.rows[picked]
+            self.epoch, self.at = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "at": self.at, "seed": self.seed, "batch_size": self.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if (state["seed"], state["batch_size"]) != (self.seed, self.batch_size):
+            raise ConfigError("The place kept was reached with another seed or batch size; it means nothing here.")
+        self.epoch, self.at = state["epoch"], state["at"]
