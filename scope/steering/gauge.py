@@ -1,0 +1,44 @@
+"""What a strength is measured against: the typical residual norm of a site, and the strongest a latent was seen to fire."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from scope.errors import EditError
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """`rho` is the median norm at the site over tokens other than <bos>; `source` says on what it was measured.
+
+    A strength of 0.5 then means half of what is usually there, for any latent, layer and model.
+    """
+
+    rho: float
+    source: str
+    maximum: dict[int, float] = field(default_factory=dict)
+    p99: dict[int, float] = field(default_factory=dict)
+    """Of the activations of a latent where it fires; concept scores are shares of it."""
+
+    def __post_init__(self):
+        if not 0 < self.rho < float("inf"):
+            raise EditError(f"The typical residual norm is {self.rho}, which no strength can be measured against.")
+
+    @classmethod
+    def measured(cls, model, site: str, prompts: Sequence[str]) -> "Gauge":
+        """From the prompts themselves, where no recording is at hand: a rough figure, and it says so."""
+        norms = [model.record(model.to_tokens(prompt), [site])[site][0, 1:].float().norm(dim=-1) for prompt in prompts]
+        norms = torch.cat(norms)
+        if not len(norms):
+            raise EditError("The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them.")
+        return cls(float(norms.median()), f"measured on the {len(norms)} prompt tokens only")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "Gauge":
+        by_latent = {name: {int(k): float(v) for k, v in raw.get(name, {}).items()} for name in ("maximum", "p99")}
+        return cls(float(raw["rho"]), str(raw["source"]), **by_latent)

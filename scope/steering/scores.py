@@ -1,0 +1,121 @@
+"""What a text says about the edit that made it: read by the unsteered model, beside measures that know nothing of the feature.
+
+Every figure is about the new tokens alone. `concept` asks the feature that steered, so it is circular by itself: `share` and
+`mass` ask the vocabulary instead, `log_prob` and `repetition` whether the text is still language, `kl` how large the dose was.
+How these proxies stand to a human or model judge is not known.
+"""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scope.models.gemma.model import Gemma
+from scope.steering.editing import Editing, LatentReader, Resolved
+from scope.steering.gauge import Gauge
+from scope.steering.interventions import Direction
+
+TOP = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Of one text. Dictionaries are keyed by the edit's target ("latent 1208")."""
+
+    log_prob: float
+    """Mean log-probability of a new token under the unsteered model, nats."""
+    repetition: float
+    """Share of 4-grams of new tokens that already stood in them."""
+    kl: float
+    """Mean over steps of KL(edited || unedited) between next-token distributions on this text, nats; 0 for plain text."""
+    concept: dict[str, float]
+    """Mean activation over the new tokens, read by the unsteered model: a share of the latent's 99th percentile, at most 1,
+    where that is known, else in its own units. For a direction, the mean projection as a fraction of the residual norm."""
+    active: dict[str, float]
+    """Share of new tokens at which the target reads above 0."""
+    share: dict[str, float]
+    """Share of new tokens that are among the ten that the target's decoder row promotes most."""
+    mass: dict[str, float]
+    """Mean probability that the arm itself gives to those ten tokens."""
+
+
+def promoted(model: Gemma, row: Tensor, k: int = TOP) -> list[int]:
+    """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding.
+
+    The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
+    """
+    gain = 1.0 + model.ln_final.weight.detach().float()
+    scores = (gain * row.to(gain.device)) @ model.W_U.detach().float()
+    special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
+    scores[special] = -torch.inf
+    return scores.topk(min(k, len(scores) - len(special))).indices.tolist()
+
+
+def repetition(ids: Sequence[int], n: int = 4) -> float:
+    """Share of n-grams that are repeats of an earlier one; 0 for texts shorter than n."""
+    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class Reader:
+    """Reads finished texts for one set of edits: `scores(prompt, new, editing)`."""
+
+    def __init__(self, model: Gemma, saes: dict, edits: Sequence[Resolved], gauges: dict[str, Gauge]):
+        self.model, self.gauges = model, gauges
+        self.targets = {e.edit.target: e for e in edits}
+        self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
+        self.readers = {
+            name: LatentReader(saes[e.site], [e.edit.latent])
+            for name, e in self.targets.items()
+            if not isinstance(e.edit.latent, Direction)
+        }
+
+    @torch.no_grad()
+    def scores(self, prompt: Sequence[int], new: Sequence[int], editing: Editing | None) -> Scores | None:
+        """None where nothing was written. `editing` is the arm's own, made anew so that its tally stays the generation's."""
+        if not new:
+            return None
+        model, n = self.model, len(new)
+        tokens = torch.tensor([[*prompt, *new]], device=model.device)
+        sites = sorted({e.site for e in self.targets.values()})
+        logits, cache = model.run_with_cache(tokens, names_filter=sites)
+        plain = logits[0, -n - 1 : -1].float().log_softmax(-1)
+        own = plain
+        if editing is not None:
+            with as_generation(model, len(prompt)):
+                edited = model.run_with_hooks(tokens, fwd_hooks=editing.hooks())
+            own = edited[0, -n - 1 : -1].float().log_softmax(-1)
+        said = tokens[0, -n:]
+        readings = {name: self._reading(name, e, cache[e.site][0, -n:].float()) for name, e in self.targets.items()}
+        return Scores(
+            log_prob=float(plain.gather(1, said[:, None]).mean()),
+            repetition=repetition(list(new)),
+            kl=float((own.exp() * (own - plain)).sum(1).mean()) if editing is not None else 0.0,
+            concept={name: self._concept(name, reading) for name, reading in readings.items()},
+            active={name: float((reading > 0).float().mean()) for name, reading in readings.items()},
+            share={name: sum(i in top for i in new) / n for name, top in self.promoted.items()},
+            mass={name: float(own[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
+        )
+
+    def _reading(self, name: str, edit: Resolved, x: Tensor) -> Tensor:
+        if name in self.readers:
+            return self.readers[name](x)[:, 0]
+        return x @ edit.row.to(x.device) / edit.rho
+
+    def _concept(self, name: str, reading: Tensor) -> float:
+        edit = self.targets[name]
+        reference = self.gauges[edit.site].p99.get(edit.edit.latent) if name in self.readers else None
+        return float((reading / reference).clamp(max=1).mean()) if reference else float(reading.mean())
+
+
+@contextmanager
+def as_generation(model: Gemma, prompt_length: int):
+    """Within the block, a whole text run at once counts as a prompt of this length and what was generated after it."""
+    before = model.run.prompt_lengths
+    model.run.prompt_lengths = torch.tensor([prompt_length], device=model.device)
+    try:
+        yield
+    finally:
+        model.run.prompt_lengths = before

@@ -1,0 +1,118 @@
+"""A run as text and as HTML: arms side by side, where they part, and the figures that say whether to believe it."""
+
+import html
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scope.steering.run import SteeringRun
+
+_SHOWN = 8
+_MARK = "background:#FBCB8B;color:#111;border-radius:2px"
+
+
+def figures(run: "SteeringRun") -> list[tuple[str, str, list[float]]]:
+    """(name, what it says, value per arm): the table under the texts."""
+    rows = []
+    for target in run.promoted:
+        rows += [
+            (f"concept, {target}", "mean activation, read by the unsteered model", [a.mean("concept", target) for a in run.arms]),
+            (f"promoted tokens, {target}", "share of new tokens", [a.mean("share", target) for a in run.arms]),
+            (f"their probability, {target}", "mean, given by the arm itself", [a.mean("mass", target) for a in run.arms]),
+        ]
+    return [
+        *rows,
+        ("log-probability", "nats a token, under the unsteered model", [a.mean("log_prob") for a in run.arms]),
+        ("repetition", "share of repeated 4-grams", [a.mean("repetition") for a in run.arms]),
+        ("KL to plain", "nats a step", [a.mean("kl") for a in run.arms]),
+        ("edit / norm", "mean length of the edit", [a.report.mean_norm if a.report else 0.0 for a in run.arms]),
+    ]
+
+
+def edit_lines(run: "SteeringRun") -> list[str]:
+    """Each edit with its strength in the three units."""
+    lines = []
+    for sheet in run.sheet:
+        line = f"{sheet['edit']} ({sheet['site']})"
+        if "raw" in sheet:
+            of_max = sheet["multiple_of_maximum"]
+            line += f": {sheet['strength']:+.3g} of the norm = raw {sheet['raw']:+.4g} = "
+            line += "maximum not known" if of_max is None else f"{of_max:+.2f} x maximum"
+        lines.append(line)
+    return lines
+
+
+def as_text(run: "SteeringRun") -> str:
+    """Without markup: for terminals, logs and `print`."""
+    lines = edit_lines(run)
+    for i, prompt in enumerate(run["steered"].samples[:_SHOWN]):
+        lines += ["", f"{visible(prompt.prompt)} ..."]
+        for arm in run.arms:
+            sample = arm.samples[i]
+            parted = "" if sample.diverges_at is None or arm.name == "plain" else f"  [parts at token {sample.diverges_at}]"
+            lines.append(f"  {arm.name:<9} {visible(sample.text)}{parted}")
+    if len(run["steered"].samples) > _SHOWN:
+        lines.append(f"  ... and {len(run['steered'].samples) - _SHOWN} more")
+    width = max(len(name) for name, _, _ in figures(run))
+    lines += ["", f"{'':<{width}}  " + "".join(f"{a.name:>10}" for a in run.arms)]
+    lines += [f"{name:<{width}}  " + "".join(f"{v:>10.3f}" for v in values) for name, _, values in figures(run)]
+    lines += ["", *self_check(run), *[f"Note: {note}" for note in run.notes]]
+    return "\n".join(lines)
+
+
+def self_check(run: "SteeringRun") -> list[str]:
+    """What the hooks counted, one line an edited arm; a counting that does not add up would show here."""
+    return [f"{arm.name}: {arm.report.line()}." for arm in run.arms if arm.report]
+
+
+def as_html(run: "SteeringRun") -> str:
+    """Inline styles only, no script, nothing fetched: shows in notebooks, on GitHub and in the app alike."""
+    cell = 'style="text-align:left;vertical-align:top;padding:4px 8px;white-space:pre-wrap;unicode-bidi:isolate"'
+    head = "".join(f"<th {cell}>{escape(a.name)}</th>" for a in run.arms)
+    rows = []
+    for i, sample in enumerate(run["steered"].samples[:_SHOWN]):
+        rows.append(f'<tr><td {cell} colspan="{len(run.arms)}"><em>{escape(sample.prompt)}</em></td></tr>')
+        rows.append("<tr>" + "".join(f"<td {cell}>{_marked(a.name, a.samples[i])}</td>" for a in run.arms) + "</tr>")
+    scores = "".join(
+        f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
+        + "".join(f'<td style="text-align:right;padding:2px 8px">{v:.3f}</td>' for v in values)
+        + "</tr>"
+        for name, meaning, values in figures(run)
+    )
+    below = "".join(f"<div>{escape(line)}</div>" for line in [*edit_lines(run), *self_check(run)])
+    told = "".join(f"<div><strong>{escape(note)}</strong></div>" for note in run.notes)
+    return (
+        f'<div><table style="table-layout:fixed;width:100%"><tr>{head}</tr>{"".join(rows)}</table>'
+        f"<table><tr><th></th>{head}</tr>{scores}</table>"
+        f'<div style="font-size:90%">{told}{below}</div></div>'
+    )
+
+
+def _marked(arm: str, sample) -> str:
+    """The text, with what stands after the parting from the plain arm marked at its first token."""
+    at = sample.diverges_at
+    if arm == "plain" or at is None or at >= len(sample.pieces):
+        return escape(sample.text)
+    before, first, after = (_joined(p) for p in (sample.pieces[:at], sample.pieces[at : at + 1], sample.pieces[at + 1 :]))
+    return f'{before}<span style="{_MARK}" title="first token that differs from plain, number {at}">{first}</span>{after}'
+
+
+def _joined(pieces: list[str]) -> str:
+    return escape("".join(pieces))
+
+
+def escape(text: str) -> str:
+    """Plain text for HTML; what would act unseen, such as marks that reverse the reading direction, becomes visible."""
+    return html.escape(_unhide(text), quote=True)
+
+
+def visible(text: str) -> str:
+    """On one line, line breaks as glyphs."""
+    return _unhide(text.replace("\n", "↵").replace("\t", "⇥"))
+
+
+def _unhide(text: str) -> str:
+    hidden = {"Cf", "Cc", "Cs"}
+    return "".join(
+        f"⟪{ord(c):04X}⟫" if unicodedata.category(c) in hidden and c not in "\n\t" else c for c in text
+    )
