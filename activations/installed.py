@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import sys
 import sysconfig
 import warnings
@@ -14,27 +15,54 @@ from activations.errors import CorpusError
 DOCUMENTED = ("stdlib", "numpy", "pandas", "torch", "streamlit", "h5py", "plotly", "transformers")
 """Packages whose documentation is read when none are named: what an installation of this project brings along."""
 
-_SKIPPED = {"tests", "test", "testing", "_vendor", "vendored", "site-packages", "__pycache__", "lib2to3", "idlelib", "turtledemo"}
+_SKIPPED = {
+    "tests",
+    "test",
+    "testing",
+    "_vendor",
+    "vendored",
+    "site-packages",
+    "__pycache__",
+    "lib2to3",
+    "idlelib",
+    "turtledemo",
+}
 
 
-def package_files(package: str) -> list[Path]:
-    """The .py files of an installed package in a fixed order, tests and vendored copies left out; "stdlib" is a name too.
+def package_root(package: str) -> Path:
+    """The folder of an installed package; "stdlib" is a name too.
 
     Raises:
         CorpusError: no such package is installed.
     """
     if package == "stdlib":
-        root = Path(sysconfig.get_path("stdlib"))
-    else:
-        try:
-            spec = find_spec(package)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not spec.origin:
-            raise CorpusError(f"No package named {package} is installed in {sys.prefix}, so there is no documentation to read.")
-        root = Path(spec.origin).parent
-    files = [f for f in root.rglob("*.py") if not _SKIPPED & set(f.relative_to(root).parts[:-1])]
-    return sorted(files, key=lambda f: f.relative_to(root).as_posix())
+        return Path(sysconfig.get_path("stdlib"))
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.origin:
+        raise CorpusError(f"No package named {package} is installed in {sys.prefix}, so there is no documentation to read.")
+    return Path(spec.origin).parent
+
+
+def package_files(package: str) -> Iterator[Path]:
+    """The .py files of an installed package in the order of their paths, tests and vendored copies left out.
+
+    Raises:
+        CorpusError: no such package is installed.
+    """
+    return _python_files(package_root(package))
+
+
+def _python_files(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as found:
+        entries = sorted(((e.name + "/" * e.is_dir(), e.path) for e in found), key=lambda e: e[0])
+    for name, path in entries:
+        if name.endswith(".py"):
+            yield Path(path)
+        elif name.endswith("/") and name[:-1] not in _SKIPPED:
+            yield from _python_files(Path(path))
 
 
 def docstrings(package: str, at_least: int = 200) -> Iterator[tuple[str, str]]:

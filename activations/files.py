@@ -1,0 +1,112 @@
+"""Files that are there whole or not at all, a journal whose last line may be torn, and a folder with one writer."""
+
+import fcntl
+import json
+import os
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from activations.errors import RecordingError
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file aside, fsync it, rename it: a reader sees the old one or the new one."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """
+    Raises:
+        RecordingError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecordingError(f"{path} is damaged: {error}. Restore it from a copy, or record again into another folder.") from None
+
+
+def journal_line(entry: dict) -> bytes:
+    """One entry as it lies in a journal: CRC-32 in hex, a space, JSON, a line feed."""
+    text = json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()
+    return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
+
+
+def append_line(path: Path, entry: dict) -> None:
+    with open(path, "ab") as file:
+        file.write(journal_line(entry))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_journal(path: Path) -> tuple[list[dict], int]:
+    """(entries, how many bytes of the file they fill). A last line cut short by a crash is not counted.
+
+    Raises:
+        RecordingError: a line before the last fails its checksum, or a complete last line does.
+    """
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    entries, good = [], 0
+    for number, line in enumerate(data.splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            break  # torn by a crash while it was written
+        crc, _, text = line[:-1].partition(b" ")
+        if crc != f"{zlib.crc32(text):08x}".encode():
+            raise RecordingError(
+                f"{path} is damaged: line {number} fails its checksum.\n"
+                "  Restore it from a copy, or record again into another folder."
+            )
+        entries.append(json.loads(text))
+        good += len(line)
+    return entries, good
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing; readers need no leave.
+
+    Raises:
+        RecordingError: another process holds it; the message names process and host.
+    """
+    path = folder / "recording.lock"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(fd, 200).decode(errors="replace").strip() or "another process"
+            raise RecordingError(
+                f"{folder} is being written by {holder}.\n  Wait for it, stop it, or record into another folder."
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)

@@ -1,0 +1,202 @@
+"""Shuffled reading: seeded, in bounded memory, resumable to the row.
+
+The recording is cut into its segments (runs of 8 to 256 neighbouring rows, about 64 kB). Each epoch they are put in a random
+order and dealt into pools that fit the memory; a pool is read whole, and its rows come out in a random order while the next
+pool is read behind. Where the stream stands is one number, and every batch a pure function of it.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from activations.errors import RecordingError
+from activations.hdf5 import ITEM_BYTES, NUMPY
+from activations.shards import read_into
+
+if TYPE_CHECKING:
+    from activations.store import ActivationStore
+
+MEMORY_BYTES = 512 << 20
+"""What the pools of one reader may hold, all together."""
+
+Pool = tuple[list[Tensor], np.ndarray]
+"""The rows of a pool, one tensor [row width] per site, and the order in which they come out."""
+
+
+class Batches:
+    """Batches of rows in a random order; `for` goes on where the state stands, and starts over after the last epoch.
+
+    Every row comes once an epoch. A recording that fits `memory_bytes` is shuffled perfectly. A larger one is shuffled
+    within pools of memory_bytes / 2 whose segments are drawn from all of it: two rows of a batch then share a segment with a
+    probability of 1 / (segments in a pool), 1 / 4096 at the defaults, whatever the width and the length of the recording.
+    """
+
+    def __init__(
+        self,
+        store: "ActivationStore",
+        site: str | tuple[str, ...],
+        batch_size: int,
+        seed: int = 0,
+        epochs: int | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ):
+        if batch_size < 1:
+            raise RecordingError(f"batch_size is {batch_size}; it must be at least 1.")
+        self.store, self.batch_size, self.seed, self.epochs = store, batch_size, seed, epochs
+        self.single = isinstance(site, str)
+        self.sites = (site,) if isinstance(site, str) else tuple(site)
+        self.widths = [store.sites[s] for s in self.sites]
+        self.n_rows = store.n_rows
+        self.row = 0
+        self._ended = False
+
+        counts = [-(-(e["rows"][1] - e["rows"][0]) // store.segment_rows) for e in store.entries]
+        self._shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._segment = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+        ends = np.array([e["rows"][1] - e["rows"][0] for e in store.entries])[self._shard]
+        self._rows = np.minimum(store.segment_rows, ends - self._segment * store.segment_rows).astype(np.int32)
+
+        row_bytes = sum(self.widths) * ITEM_BYTES[store.dtype]
+        whole = self.n_rows * row_bytes <= memory_bytes
+        per_pool = max(1, memory_bytes // 2 // (row_bytes * store.segment_rows))
+        self.n_pools = 1 if whole else -(-len(self._shard) // per_pool)
+
+    @property
+    def epoch(self) -> int:
+        return self.row // self.n_rows
+
+    def state_dict(self) -> dict:
+        """Where the stream stands, after the last batch that was handed out. JSON."""
+        return {"row": self.row, **self._order()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there; the next batch is the one that would have come.
+
+        Raises:
+            RecordingError: the state belongs to another order: other seed, sites, memory, or a recording that grew since.
+        """
+        mine = self._order()
+        differs = [f"{k}: {state.get(k)} then, {v} now" for k, v in mine.items() if state.get(k) != v]
+        if differs:
+            raise RecordingError(
+                "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
+                "  Read with the same seed, sites and memory as before, from the recording as it was."
+            )
+        self.row, self._ended = int(state["row"]), False
+
+    def _order(self) -> dict:
+        return {"seed": self.seed, "sites": list(self.sites), "n_rows": self.n_rows, "n_pools": self.n_pools}
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        if self._ended:
+            self.row, self._ended = 0, False
+        last = None if self.epochs is None else self.epochs * self.n_rows
+        with _Pools(self) as pools:
+            while last is None or self.row < last:
+                want = self.batch_size if last is None else min(self.batch_size, last - self.row)
+                parts, row = [], self.row
+                while want:
+                    (tensors, order), offset = pools.at(row)
+                    rows = torch.from_numpy(order[offset : offset + want])
+                    parts.append([t.index_select(0, rows).float() for t in tensors])
+                    want, row = want - len(rows), row + len(rows)
+                batch = tuple(torch.cat(p) if len(p) > 1 else p[0] for p in zip(*parts, strict=True))
+                self.row = row
+                yield batch[0] if self.single else batch
+        self._ended = True
+
+    def deal(self, epoch: int) -> list[np.ndarray]:
+        """The segments of each pool of an epoch."""
+        if self.n_pools == 1:
+            return [np.arange(len(self._shard))]
+        return np.array_split(permutation(len(self._shard), self.seed, epoch), self.n_pools)
+
+    def rows_in(self, segments: np.ndarray) -> int:
+        return int(self._rows[segments].sum())
+
+    def read(self, segments: np.ndarray) -> list[Tensor]:
+        """The rows of some segments as stored, in the order of the recording; neighbours are read in one piece."""
+        segments = np.sort(segments)
+        m, n = self.store.segment_rows, self.rows_in(segments)
+        arrays = [np.empty((n, w), NUMPY[self.store.dtype]) for w in self.widths]
+        breaks = np.flatnonzero((np.diff(segments) != 1) | (np.diff(self._shard[segments]) != 0)) + 1
+        at = 0
+        for run in np.split(segments, breaks):
+            reader, first, rows = self.store.reader(int(self._shard[run[0]])), int(self._segment[run[0]]), self.rows_in(run)
+            for site, array in zip(self.sites, arrays, strict=True):
+                place = reader.places[f"acts/{site}"]
+                part = array[at : at + rows]
+                read_into(reader.fd, memoryview(part).cast("B"), place.offset + first * m * place.row_bytes, reader.path)
+                reader.check(site, first, part)
+            at += rows
+        bits = self.store.dtype == "bfloat16"
+        return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if bits else torch.from_numpy(a) for a in arrays]
+
+
+class _Pools:
+    """The pool in use and the one that is being read behind it."""
+
+    def __init__(self, batches: Batches):
+        self.batches = batches
+        self.dealt: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
+        self.current: tuple[int, int] | None = None
+        self.pool: Pool | None = None
+        self.coming: tuple[tuple[int, int], Future] | None = None
+
+    def __enter__(self) -> "_Pools":
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.thread.shutdown(wait=True, cancel_futures=True)
+
+    def at(self, row: int) -> tuple[Pool, int]:
+        """The pool that holds row number `row` of the stream, and how many of its rows came before."""
+        epoch, offset = divmod(row, self.batches.n_rows)
+        starts = self._deal(epoch)[1]
+        number = int(np.searchsorted(starts, offset, side="right")) - 1
+        if self.current != (epoch, number):
+            self._go_to(epoch, number)
+        assert self.pool is not None
+        return self.pool, offset - int(starts[number])
+
+    def _deal(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        if epoch not in self.dealt:
+            pools = self.batches.deal(epoch)
+            starts = np.cumsum([0] + [self.batches.rows_in(p) for p in pools])[:-1]
+            self.dealt = {e: d for e, d in self.dealt.items() if e == epoch - 1} | {epoch: (pools, starts)}
+        return self.dealt[epoch]
+
+    def _go_to(self, epoch: int, number: int) -> None:
+        last = self.batches.epochs is not None and epoch + 1 >= self.batches.epochs
+        if self.batches.n_pools == 1:
+            tensors = self.pool[0] if self.pool else self.batches.read(self._deal(epoch)[0][0])
+            self.pool = tensors, permutation(len(tensors[0]), self.batches.seed, epoch, 1)
+        else:
+            self.pool = None  # let go of the old one before there are three
+            self.pool = self._taken((epoch, number)) or self._load(epoch, number)
+            following = (epoch, number + 1) if number + 1 < self.batches.n_pools else (epoch + 1, 0)
+            self.coming = None
+            if following[0] == epoch or not last:
+                self.coming = following, self.thread.submit(self._load, *following)
+        self.current = epoch, number
+
+    def _taken(self, wanted: tuple[int, int]) -> Pool | None:
+        return self.coming[1].result() if self.coming and self.coming[0] == wanted else None
+
+    def _load(self, epoch: int, number: int) -> Pool:
+        tensors = self.batches.read(self._deal(epoch)[0][number])
+        return tensors, permutation(len(tensors[0]), self.batches.seed, epoch, 1, number)
+
+
+def permutation(n: int, *key: int) -> np.ndarray:
+    """The same order of n things for the same key, on every machine and with every NumPy.
+
+    NumPy promises to keep the raw output of a bit generator, but not the methods of Generator: so the order is that of raw draws.
+    """
+    draws = np.random.PCG64(np.random.SeedSequence([n, *key])).random_raw(n)
+    return np.argsort(draws, kind="stable")
