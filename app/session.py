@@ -8,14 +8,16 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+import numpy as np
 import streamlit as st
 
-from scope.errors import DictionaryError, PackError
+from scope.errors import DictionaryError, PackError, TokensError
 from scope.features.store import FeatureStore
 
 PAGES = {
@@ -140,7 +142,7 @@ def dictionary_of(store: FeatureStore) -> Path:
     Raises:
         DictionaryError: it is in neither place.
     """
-    stated = store.manifest.get("dictionary")
+    stated = store.manifest["dictionary"].get("path")
     places = [Path(stated), store.folder / stated] if stated else []
     places.append(store.folder.parent / "dictionary")
     for place in places:
@@ -154,7 +156,7 @@ def dictionary_of(store: FeatureStore) -> Path:
 
 def differences(store: FeatureStore, model: Any, sae: Any) -> list[tuple[str, str, str]]:
     """(what, wanted by the pack, found) for each identity in which they differ. What a side does not state is not compared."""
-    made, by = store.manifest["model"], store.manifest.get("sae") or {}
+    made, by = store.manifest["model"], store.manifest["dictionary"]
     rows = [("d_sae", str(store.d_sae), str(sae.config.d_sae)), ("site", store.site, str(sae.site))]
     rows += [
         (f"{name.removesuffix('_sha256')} hash", str(made[name])[:16], str(model.provenance[name])[:16])
@@ -217,3 +219,31 @@ def address(page: str, **more: Any) -> str:
     return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """One latent on one text, <bos> left out as it was when the pack was made."""
+
+    pieces: list[str]
+    latents: np.ndarray
+    fvu: float
+    """Fraction of variance unexplained by the dictionary on these tokens."""
+
+
+def read(store: FeatureStore, model: Any, sae: Any, text: str, latent: int) -> Reading:
+    """Run a text through model and dictionary.
+
+    Raises:
+        TokensError: the text is empty or longer than the model's context.
+    """
+    tokens = model.to_tokens(text)
+    if tokens.shape[1] > model.cfg.n_ctx:
+        raise TokensError(f"The text has {tokens.shape[1] - 1:,} tokens; this model reads {model.cfg.n_ctx - 1:,}. Shorten it.")
+    if tokens.shape[1] < 2:
+        raise TokensError("The text holds no token. Type a few words.")
+    acts = model.record(tokens, [store.site])[store.site][0, 1:].float()
+    latents = sae.encode(acts)
+    rest = (acts - sae.decode(latents)).double().square().sum()
+    variance = (acts - acts.mean(0)).double().square().sum()
+    pieces = model.tokenizer.pieces(tokens[0, 1:].tolist())
+    fvu = float(rest / variance) if float(variance) else float("nan")
+    return Reading(pieces, latents[:, latent].detach().numpy(), fvu)

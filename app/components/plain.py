@@ -10,7 +10,9 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 def plain(text: object) -> str:
     """Text that Markdown shows as it stands: no link, image, formula, icon or colour, and no unseen control character."""
-    lines = ("".join(show(char) if char < " " or not char.isprintable() else char for char in line) for line in f"{text}".split("\n"))
+    lines = (
+        "".join(show(char) if char < " " or not char.isprintable() else char for char in line) for line in f"{text}".split("\n")
+    )
     return "  \n".join(_PUNCTUATION.sub(r"\\\1", line) for line in lines)
 
 

@@ -1,0 +1,14 @@
+"""Under each panel: the lines of Python that give the same numbers."""
+
+import streamlit as st
+
+
+def copy_as_python(lines: str, key: str) -> None:
+    """A small button that opens code which can be copied."""
+    with st.popover("Python", icon=":material/code:", type="tertiary", key=key):
+        st.code(lines, language="python")
+
+
+def opening(folder: str) -> str:
+    """The lines that open a pack."""
+    return f"from scope import FeatureStore\n\npack = FeatureStore.open({folder!r})\n"

@@ -1,0 +1,141 @@
+"""The table of latents: searching, narrowing, sorting, and what each column shows."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from app.components.figures import show_line
+from scope.errors import PackError
+from scope.features.store import FeatureStore
+from scope.features.text import csv_cell, show
+
+MODES = {
+    "any": "anything known of it",
+    "fires": "tokens on which it fires",
+    "promotes": "tokens it promotes",
+    "ids": "a list of numbers",
+}
+SORTS = {
+    "": "best match, or number",
+    "density": "density",
+    "count": "firings",
+    "max": "largest activation",
+    "out_score": "output score",
+    "top_token_share": "top token's share",
+    "label_score": "label's score",
+    "nearest_cos": "cosine to its nearest",
+    "n_tokens_half": "tokens for half its firings",
+}
+FILTERS = ("dead", "dense", "rare", "single-token", "duplicate")
+
+
+def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Ids that match, the best first, and columns that only this search gives.
+
+    Raises:
+        PackError: no such token, or a number that is none of this pack's.
+    """
+    if not words.strip():
+        return np.arange(store.d_sae), pd.DataFrame()
+    if mode == "ids":
+        return numbers(store, words), pd.DataFrame()
+    hits = {"any": store.find, "fires": store.fires_on, "promotes": store.promotes}[mode](words)
+    extra = [c for c in ("p_fires_given_token", "p_token_given_fires", "lift", "logit", "measured") if c in hits]
+    return hits.index.to_numpy(), hits[extra]
+
+
+def numbers(store: FeatureStore, words: str) -> np.ndarray:
+    """Ids from "3, 17 40-45", in the order given, each once."""
+    ids: list[int] = []
+    for part in re.split(r"[\s,;]+", words.strip(" ,;")):
+        match = re.fullmatch(r"#?(\d{1,12})(?:-(\d{1,12}))?", part)
+        if not match:
+            raise PackError(f"{part!r} is no number of a latent. Give numbers and ranges, such as: 3, 17, 40-45")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= store.d_sae:
+            raise PackError(f"{part} is not within this pack: its latents run from 0 to {store.d_sae - 1:,}.")
+        ids.extend(range(first, last + 1))
+    return np.array(list(dict.fromkeys(ids)), int)
+
+
+def survivors(table: pd.DataFrame, hidden: list[str], span: tuple[float, float], share: float) -> dict[str, np.ndarray]:
+    """Per filter, which latents it leaves."""
+    density = table["density"].to_numpy()
+    low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
+    flags = table["flags"].to_numpy(str)
+    gone = np.zeros(len(table), bool)
+    for flag in hidden:
+        gone |= np.char.find(flags, flag) >= 0
+    return {
+        "Hide": ~gone,
+        "Density": (density >= low) & (density <= high * (1 + 1e-9)),
+        "Top token's share": table["top_token_share"].to_numpy() <= share + 1e-9,
+    }
+
+
+def shown(table: pd.DataFrame, ids: np.ndarray, sort: str, rising: bool) -> np.ndarray:
+    """Ids in the order asked for; latents without the figure come last either way."""
+    if not sort:
+        return ids[::-1] if rising else ids
+    values = table[sort].to_numpy(float)[ids]
+    return ids[np.argsort(np.where(np.isnan(values), np.inf, values if rising else -values), kind="stable")]
+
+
+class COLUMNS:
+    """What the table shows of each latent."""
+
+    @staticmethod
+    def rows(store: FeatureStore, ids: np.ndarray, beside: pd.DataFrame) -> pd.DataFrame:
+        table = store.table.iloc[ids]
+        rows = pd.DataFrame(
+            {
+                "id": ids,
+                "label": [show_line(text) for text in table["label"]],
+                "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
+                "max": table["max"].to_numpy(),
+                "top token": [show(token, mark_space=True) for token in table["top_token"]],
+                "share": table["top_token_share"].to_numpy(),
+                "promotes": [[show(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
+                "output score": table["out_score"].to_numpy(float),
+                "flags": table["flags"].to_numpy(),
+            }
+        )
+        for column in beside.columns:
+            rows.insert(2, column, beside.loc[ids, column].to_numpy())
+        return rows
+
+    @staticmethod
+    def config(rows: pd.DataFrame) -> dict:
+        number, config = st.column_config.NumberColumn, {}
+        config["id"] = number("latent", format="%d", width=70)
+        config["label"] = st.column_config.TextColumn("label", width="medium")
+        config["density"] = number(
+            "density, log10", format="%.2f", help="Share of tokens on which it fires, as a power of ten."
+        )
+        config["max"] = number("max", format="%.3g", help="Largest activation.")
+        config["share"] = number("its share", format="percent", help="Share of the firings that are on the top token.")
+        config["promotes"] = st.column_config.ListColumn(
+            "promotes", help="By weights, through the final norm's gain.", width="medium"
+        )
+        config["output score"] = number(
+            format="%+.3f", help="Measured rise of its promoted tokens' probability when it is added."
+        )
+        config["p_fires_given_token"] = number("fires on it", format="percent", help="P(fires | this token).")
+        config["p_token_given_fires"] = number("of its firings", format="percent", help="P(this token | it fires).")
+        config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when it fires.")
+        config["logit"] = number("logit", format="%+.2f", help="How far it raises this token's logit, by weights.")
+        config["measured"] = number("measured rise", format="%+.4f", help="Rise of this token's probability when it was added.")
+        return {name: column for name, column in config.items() if name in rows}
+
+
+def csv(table: pd.DataFrame) -> bytes:
+    """The rows as CSV; no cell can be run as a formula."""
+    texts = table.assign(
+        promotes=[" ".join(map(show, tokens)) for tokens in table["promotes"]],
+        suppresses=[" ".join(map(show, tokens)) for tokens in table["suppresses"]],
+    )
+    for column in ("label", "label_source", "top_token", "promotes", "suppresses", "flags"):
+        texts[column] = [csv_cell(show_line(text, 10_000)) for text in texts[column]]
+    return texts.to_csv(index_label="id").encode("utf-8")

@@ -1,0 +1,23 @@
+"""Colours. One hue for strength, brighter or darker with the page; blue and orange for sign, always beside the sign itself."""
+
+MARK = "#CF7A00"
+"""Bars and points that carry one quantity; legible on light and dark pages."""
+ELSEWHERE = "#8A8F98"
+RAISED, LOWERED = "#2A7FBA", "#D55E00"
+
+LIGHT = {
+    "primaryColor": "#A85B00",
+    "backgroundColor": "#FFFFFF",
+    "secondaryBackgroundColor": "#F5F4F1",
+    "textColor": "#1D1F24",
+    "linkColor": "#8A4B00",
+    "borderColor": "#DDDAD3",
+}
+DARK = {
+    "primaryColor": "#E39A2F",
+    "backgroundColor": "#14161A",
+    "secondaryBackgroundColor": "#1E2127",
+    "textColor": "#E8E6E1",
+    "linkColor": "#F0B45A",
+    "borderColor": "#363A42",
+}

@@ -1,0 +1,242 @@
+"""The panels of one latent: what it does to the output, what it stands beside, on which tokens it fires, where it fired."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+import streamlit as st
+
+from app.components import figures
+from app.components.plain import number, plain
+from app.components.tokens import example_row, strips
+from scope.errors import PackError
+from scope.features.feature import Feature
+from scope.features.text import show
+
+GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
+MEANING = {
+    "top": "The strongest firings, one a context, equal surroundings once: what it does at its loudest, not what it mostly does.",
+    "bands": "A uniform sample within each strength band, the strongest band first.",
+    "random": "A uniform sample of all its firings: what it mostly does.",
+    "near": "Positions where it stayed silent on a token on which it often fires.",
+}
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Damage in one part of a pack is told in that panel; the others stand."""
+    try:
+        yield
+    except PackError as damage:
+        what, _, way_out = str(damage).partition("\n")
+        st.warning(plain(what), icon=":material/healing:")
+        if way_out:
+            st.code(way_out.strip("\n"), language=None)
+
+
+def numbers(feature: Feature) -> None:
+    """Its figures in a row of tiles."""
+    row = feature.row
+    tiles = [
+        ("Density", f"{row['density']:.3%}", f"{row['count']:,} firings", "Share of the pack's tokens on which it fires."),
+        (
+            "Mean when on",
+            number(row["mean"]),
+            f"median {number(row['p50'])}",
+            "Activation over its firings; the median is within 9 %.",
+        ),
+        ("Largest", number(row["max"]), f"p99 {number(row['p99'])}", "Exact maximum; the percentile is within 9 %."),
+        (
+            "Output score",
+            number(row["out_score"], "+.3f"),
+            _null(feature),
+            "Measured rise of its promoted tokens' probability when it is added.",
+        ),
+        (
+            "Tokens",
+            f"{row['n_tokens']:,}",
+            f"half its firings on {row['n_tokens_half']:,}",
+            "Different tokens on which it fired.",
+        ),
+        (
+            "Nearest",
+            number(row["nearest_cos"], ".2f"),
+            f"cosine to #{row['nearest']}",
+            "Largest cosine with another latent's decoder direction.",
+        ),
+    ]
+    with st.container(horizontal=True, gap="small"):
+        for name, value, beside, meaning in tiles:
+            st.metric(name, value, beside, delta_color="off", delta_arrow="off", help=meaning)
+
+
+def _null(feature: Feature) -> str:
+    null = (feature.store.manifest.get("output_score") or {}).get("null_p95")
+    return "" if null is None else f"95 % of random directions: below {null:+.3f}"
+
+
+def histogram(feature: Feature, mark: float | None = None) -> None:
+    """Activations when it fires, log or linear, with the edges of the strength bands."""
+    edges, counts = feature.histogram
+    linear = st.toggle("Linear", key="linear", help="Linear scale of activations instead of a logarithmic one.")
+    bands = [band["low"] for band in feature.bands] + [band["high"] for band in feature.bands[-1:]]
+    figure = figures.histogram(edges, counts, bands, log=not linear, mark=mark)
+    told = f"From {number(float(feature.row['p50']))} at the median to {number(float(feature.row['max']))} at most."
+    st.plotly_chart(figure, config=figures.SMALL, key="histogram", alt=told)
+
+
+def output(feature: Feature) -> None:
+    """Promoted and suppressed tokens by weights, and beside them what rose when it was really added."""
+    lists = [
+        (
+            "Raises, by weights",
+            feature.promoted,
+            "logit",
+            "+.2f",
+            "Through the final norm's gain: what its direction alone would do.",
+        ),
+        (
+            "Raises, as measured",
+            feature.measured,
+            "probability",
+            "+.2%",
+            "Rise of the probability when it was added, mean over neutral prompts.",
+        ),
+        ("Lowers, by weights", feature.suppressed, "logit", "+.2f", "Tokens whose logits its direction lowers most."),
+    ]
+    for column, (name, pairs, unit, form, meaning) in zip(st.columns(3), lists, strict=True):
+        with column:
+            st.markdown(f"###### {name}", help=meaning)
+            if pairs:
+                figure = figures.signed_bars(pairs[:10], unit, form)
+                st.plotly_chart(figure, config=figures.SMALL, key=f"bars {name}", alt=f"{name}: {len(pairs[:10])} tokens")
+            else:
+                st.caption(
+                    "Not measured. `scope features … --output-score` measures it."
+                    if unit == "probability"
+                    else "Not in this pack."
+                )
+    weights, measured = {token for token, _ in feature.promoted[:10]}, {token for token, _ in feature.measured[:10]}
+    if weights and measured and len(weights & measured) <= 2:
+        st.caption(
+            f":material/warning: Only {len(weights & measured)} of {len(weights)} tokens are in both lists: what the weights "
+            "promise is not what the model does with it. Trust the measured list."
+        )
+
+
+def examples(feature: Feature, on_test: Callable[[str], None]) -> None:
+    """Where it fired, in four honest samples. `on_test` gets the text whose button was pressed."""
+    groups = [name for name in GROUPS if name in feature.groups]
+    if not groups:
+        st.caption("No examples in this pack.")
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        group = st.segmented_control(
+            "Examples",
+            groups,
+            default=groups[0],
+            required=True,
+            format_func=GROUPS.get,
+            key="group",
+            label_visibility="collapsed",
+        )
+        window = st.segmented_control(
+            "Window",
+            [8, 32, 0],
+            default=32,
+            required=True,
+            format_func=lambda w: f"±{w}" if w else "all",
+            key="window",
+            label_visibility="collapsed",
+        )
+        breaks = st.toggle("Line breaks", key="breaks", help="Begin a new line at each line break.")
+        own = st.toggle("Scale to each", key="own", help="Colour by each example's own maximum instead of the latent's.")
+    st.caption(MEANING[group])
+    most = st.session_state.get("most", {}).get((feature.id, group), 12)
+    found = feature.examples(group, most + 1)
+    rows, bands = [], {band["band"]: band for band in feature.bands}
+    for example in found[:most]:
+        largest = 0.0 if own else float(feature.row["max"])
+        rows.append(
+            example_row(
+                example, largest, window, told(feature, bands.get(example.band) if group == "bands" else None, example.value)
+            )
+        )
+    picked = strips(rows, key=f"examples {feature.id} {group}", breaks=breaks, action="test")
+    if picked is not None and picked < len(found):
+        on_test("".join(token for token in found[picked].tokens if not token.startswith("<0x")).replace("<bos>", ""))
+    if len(found) > most and st.button("More", icon=":material/expand_more:", type="tertiary"):
+        st.session_state.setdefault("most", {})[feature.id, group] = most + 24
+        st.rerun(scope="fragment")
+
+
+def told(feature: Feature, band: dict | None, value: float) -> str:
+    """Where a value stands among the latent's firings; for a band, how much of them and of their mass it holds."""
+    if band is not None:
+        shares = f"{band['share']:.1%} of firings, {band['mass_share']:.1%} of activation"
+        return f"band {band['low']:.3g} to {band['high']:.3g}: {shares}"
+    return f"stronger than {feature.quantile(value):.1%} of its firings" if value > 0 else ""
+
+
+def relations(feature: Feature) -> int | None:
+    """Latents that point the same way and latents that fire at the same time; the one that was picked, or None."""
+    table, picked = feature.store.table, None
+    tables = [
+        (
+            "Nearest directions",
+            "Cosine between decoder rows.",
+            [{"latent": j, "cosine": c, "label": table["label"].iat[j]} for j, c in feature.neighbours],
+            {"cosine": st.column_config.NumberColumn(format="%+.3f")},
+        ),
+        (
+            "Fire together",
+            "Share of this latent's firings on which the other fires too, and how many times that is its usual density.",
+            [{"latent": j, "share": p, "lift": lift, "label": table["label"].iat[j]} for j, p, lift in feature.co_firing],
+            {"share": st.column_config.NumberColumn(format="percent"), "lift": st.column_config.NumberColumn(format="%.1f")},
+        ),
+    ]
+    for column, (name, meaning, rows, config) in zip(st.columns(2), tables, strict=True):
+        with column:
+            st.markdown(f"###### {name}", help=meaning)
+            if not rows:
+                st.caption("None.")
+                continue
+            frame = pd.DataFrame(rows)
+            frame["label"] = [figures.show_line(text) for text in frame["label"]]
+            key = f"{name} {feature.id}"
+            chosen = st.dataframe(
+                frame,
+                hide_index=True,
+                column_config=config,
+                key=key,
+                on_select="rerun",
+                selection_mode="single-row",
+                alt=f"{name}; choose a row to open it",
+            )
+            if chosen.selection.rows:
+                picked = int(frame["latent"].iat[chosen.selection.rows[0]])
+    return picked
+
+
+def tokens(feature: Feature) -> None:
+    """The tokens on which it fires."""
+    rows = feature.tokens
+    if not rows:
+        st.caption("It fired on none.")
+        return
+    frame = pd.DataFrame(rows).drop(columns="id")
+    frame["token"] = [show(token, mark_space=True) for token in frame["token"]]
+    percent = st.column_config.NumberColumn
+    st.dataframe(
+        frame,
+        hide_index=True,
+        height=min(36 * len(frame) + 40, 400),
+        alt=f"{len(frame)} tokens on which the latent fires",
+        column_config={
+            "count": percent("firings", format="%d"),
+            "p_token_given_fires": percent("of its firings", format="percent", help="P(token | fires)."),
+            "p_fires_given_token": percent("fires on it", format="percent", help="P(fires | token)."),
+            "lift": percent(format="%.1f", help="How many times likelier the token is when it fires."),
+            "mean": percent("mean activation", format="%.3g"),
+        },
+    )

@@ -1,0 +1,66 @@
+// Rows of tokens. Everything that comes from text is set by textContent: markup in a token is shown, never obeyed.
+const element = (tag, className, text) => {
+  const made = document.createElement(tag);
+  made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+};
+
+function strip(row, index, options, setTriggerValue) {
+  const root = element("div", "strip");
+  const text = element("div", "text");
+  text.tabIndex = 0;
+  text.setAttribute("role", "group");
+  text.setAttribute("aria-label", "tokens; arrow keys tell the value of each");
+  const told = element("span", "told");
+  told.setAttribute("aria-live", "polite");
+  const spans = row.cells.map(([glyphs, step, value, marks, breaks]) => {
+    const made = element("span", "tok", glyphs);
+    if (step) made.classList.add("s" + step);
+    if (marks.includes("p")) made.classList.add("peak");
+    if (marks.includes("d")) made.classList.add("steered");
+    if (value) made.title = value;
+    text.append(made);
+    if (options.breaks) for (let n = 0; n < breaks; n++) text.append(document.createElement("br"));
+    return made;
+  });
+  let here = -1;
+  const tell = (n) => {
+    if (here >= 0) spans[here].classList.remove("here");
+    here = n;
+    if (n < 0) { told.textContent = ""; return; }
+    spans[n].classList.add("here");
+    told.textContent = row.cells[n][0] + "  " + (row.cells[n][2] || "silent");
+  };
+  text.addEventListener("pointerover", (event) => {
+    const n = spans.indexOf(event.target);
+    if (n >= 0) tell(n);
+  });
+  text.addEventListener("pointerleave", () => tell(-1));
+  text.addEventListener("blur", () => tell(-1));
+  text.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (!move) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const peak = row.cells.findIndex((cell) => cell[3].includes("p"));
+    tell(here < 0 ? Math.max(peak, 0) : Math.min(Math.max(here + move, 0), spans.length - 1));
+  });
+  root.append(text, element("div", "side", row.value));
+  const foot = element("div", "foot");
+  for (const note of row.notes) foot.append(element("bdi", "note", note));
+  foot.append(told);
+  if (options.action) {
+    const button = element("button", "", options.action);
+    button.addEventListener("click", () => setTriggerValue("picked", index));
+    foot.append(button);
+  }
+  if (row.notes.length || options.action || row.cells.length) root.append(foot);
+  return root;
+}
+
+export default function (component) {
+  const { data, parentElement, setTriggerValue } = component;
+  const root = parentElement.querySelector(".strips");
+  root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
+}

@@ -1,0 +1,93 @@
+"""Token strips: text coloured by activation, read from left to right, with the value of each token under the pointer.
+
+Token text enters the page by `textContent` alone (tokens.js), so markup in a token is shown and never obeyed.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from scope.features.feature import Example
+from scope.features.text import RAMPS, characters, show, strength
+
+STEPS = 5
+_HERE = Path(__file__).parent
+
+
+def _colours() -> str:
+    pairs = zip(RAMPS["light"], RAMPS["dark"], strict=True)
+    return "\n".join(
+        f".s{step} {{ background: light-dark({light[0]}, {dark[0]}); color: light-dark({light[1]}, {dark[1]}); }}"
+        for step, (light, dark) in enumerate(pairs, 1)
+    )
+
+
+_mount = st.components.v2.component(
+    "scope_tokens",
+    html='<div class="strips"></div>',
+    css=(_HERE / "tokens.css").read_text(encoding="utf-8") + _colours(),
+    js=(_HERE / "tokens.js").read_text(encoding="utf-8"),
+)
+
+
+def row(
+    tokens: Sequence[str],
+    values: Sequence[float],
+    largest: float,
+    peak: int | None = None,
+    *,
+    value: str = "",
+    notes: Sequence[str] = (),
+    steered: Sequence[bool] = (),
+) -> dict[str, Any]:
+    """One strip. Bytes that make up a character become that character, with the largest of their values.
+
+    Args:
+        largest: the value of the darkest step; steps are fifths of it.
+        value: told at the right, such as the activation at the peak.
+        notes: told small, such as the document's name.
+        steered: which tokens get a dotted line, for generations.
+    """
+    cells = []
+    for start, stop, text in characters(tokens):
+        high = max((float(v) for v in values[start:stop]), default=0.0)
+        marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
+        breaks = text.count("\n")
+        cells.append([show(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks])
+    return {"cells": cells, "value": value, "notes": [show(note) for note in notes]}
+
+
+def example_row(example: Example, largest: float, window: int, unit: str = "") -> dict[str, Any]:
+    """The strip of an example, `window` tokens to either side of its peak; window 0 shows all that the pack holds."""
+    reach = window or len(example.tokens)
+    start, stop = max(0, example.peak - reach), example.peak + reach + 1
+    shade = largest or float(np.max(example.acts, initial=0.0))
+    value = f"{example.value:.3g}" if example.value > 0 else "silent"
+    return row(
+        example.tokens[start:stop],
+        example.acts[start:stop],
+        shade,
+        example.peak - start,
+        value=value,
+        notes=[part for part in (unit, f"{example.document}, token {example.offset}") if part],
+    )
+
+
+def strips(
+    rows: list[dict[str, Any]], *, key: str, breaks: bool = False, action: str = "", on_action: Callable[[], None] | None = None
+) -> int | None:
+    """Draw strips; the number of the row whose `action` button was pressed in this run, else None.
+
+    Args:
+        breaks: begin a new line where a token holds a line break, besides showing its glyph.
+        action: text of a button on each row; "" for none.
+    """
+    done = _mount(
+        key=key,
+        data={"rows": rows, "breaks": breaks, "action": action},
+        on_picked_change=on_action or (lambda: None),
+    )
+    return None if done.picked is None else int(done.picked)

@@ -1,0 +1,45 @@
+"""Starts the server of the browser: on this machine only, nothing sent anywhere, with its own theme wherever it is started.
+
+Streamlit reads .streamlit/config.toml from the working directory alone, so every setting is given here.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def options(port: int, browser: bool) -> dict[str, Any]:
+    """Streamlit's settings as it names them on its command line."""
+    from app.components.palette import DARK, LIGHT
+
+    settings: dict[str, Any] = {
+        "server.address": "127.0.0.1",
+        "server.port": port,
+        "server.headless": not browser,
+        "server.fileWatcherType": "none",
+        "server.showEmailPrompt": False,
+        "server.enableAgentApi": False,
+        "browser.gatherUsageStats": False,
+        "browser.serverAddress": "127.0.0.1",
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "full",
+        "client.showErrorLinks": False,
+        "runner.magicEnabled": False,
+    }
+    for theme, colours in (("light", LIGHT), ("dark", DARK)):
+        settings |= {f"theme.{theme}.{name}": colour for name, colour in colours.items()}
+    return settings
+
+
+def main(port: int, browser: bool) -> None:
+    """Serve until stopped. The packs come by the environment variable that `app.session` names."""
+    from streamlit.web import bootstrap
+
+    script = str(Path(__file__).with_name("main.py"))
+    settings = {name.replace(".", "_"): value for name, value in options(port, browser).items()}
+    bootstrap.load_config_options(flag_options=settings)
+    bootstrap.run(script, False, [], settings)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2] == "browser")

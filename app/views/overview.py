@@ -1,0 +1,87 @@
+"""Is this dictionary any good, and where should I begin?"""
+
+import streamlit as st
+
+from app import session
+from app.components import figures, health
+from app.components.code import copy_as_python, opening
+from app.components.plain import plain
+
+store = session.pack()
+table = store.table
+
+st.subheader(plain(f"{store.model_name} · {store.site}"), anchor=False)
+
+with st.form("search", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
+    words = st.text_input("Search", placeholder="A word, a token, or a latent's number", label_visibility="collapsed")
+    if st.form_submit_button("Search", icon=":material/search:") and words.strip():
+        if words.strip().isdecimal():
+            session.go("feature", f=words.strip())
+        session.go("features", q=words.strip())
+
+tiles = health.tiles(store)
+for start in range(0, len(tiles), 4):
+    with st.container(horizontal=True):
+        for name, value, beside, meaning in tiles[start : start + 4]:
+            st.metric(name, value, beside or None, delta_color="off", delta_arrow="off", help=meaning, border=True)
+if store.health is None:
+    st.caption(
+        "No evaluation lies in this pack, so FVU and delta loss are not shown. `scope evaluate DICTIONARY --model MODEL` makes "
+        "one; `scope features … --health EVALUATION` puts it here."
+    )
+
+guides = health.start_here(table)
+if guides:
+    st.markdown(
+        "##### Start here",
+        help="Chosen from this pack's own numbers; latents flagged dense, rare or duplicate are passed over.",
+    )
+    for name, latent in guides.items():
+        with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+            session.link("feature", f"{name}: \\#{latent} {plain(table['label'].iat[latent])}", f=latent)
+            session.link("steer", "steer it", icon=":material/explore:", f=latent)
+
+left, right = st.columns(2)
+with left:
+    st.markdown("##### How often latents fire")
+    dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= 0.1).sum())
+    told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on more than 10 % of tokens (orange)."
+    st.plotly_chart(figures.density(table["density"].to_numpy()), config=figures.SMALL, key="density", alt=told)
+    st.caption(told)
+    copy_as_python(opening(str(store.folder)) + "pack.table['density'].describe()", key="py density")
+with right:
+    st.markdown("##### Strength by frequency", help="Click a point to open the latent.")
+    alive = table[table["count"] > 0]
+    kept = alive.iloc[figures.sample(*(alive[c].to_numpy() for c in ("density", "max")))] if len(alive) else alive
+    figure = figures.scatter(
+        kept.index.to_numpy(),
+        kept["density"].to_numpy(),
+        kept["max"].to_numpy(),
+        kept["label"],
+        "density",
+        "largest activation",
+        (True, True),
+    )
+    told = f"{len(kept):,} of {len(alive):,} living latents." + (
+        " Crowded regions are thinned." if len(kept) < len(alive) else ""
+    )
+    picked = st.plotly_chart(figure, config=figures.SMALL, key="scatter", on_select="rerun", selection_mode="points", alt=told)
+    st.caption(told)
+    if picked.selection.points:
+        session.go("feature", f=int(picked.selection.points[0]["customdata"]))
+
+others = [slug for slug in session.registry() if slug != session.current()]
+if others:
+    st.markdown("##### Other packs")
+    for slug in others:
+        st.page_link(session.PAGES["overview"], label=plain(slug), query_params={"pack": slug})
+
+with st.expander("How these numbers were made"):
+    st.json({key: value for key, value in store.manifest.items() if key != "files"}, expanded=1)
+    st.code(f"{store.folder}", language=None)
+    if st.button("Check every byte of this pack", help="Compares each file with the checksum written beside it."):
+        bad = store.verify()
+        if bad:
+            st.error(plain(f"Damaged: {', '.join(bad)}. Copy the pack again, or make it again."))
+        else:
+            st.success("All files are as they were written.")
