@@ -1,5 +1,6 @@
 """Tiny random models and text that every test can use: no network, no bundled weights."""
 
+import os
 import random
 
 import pytest
@@ -15,7 +16,7 @@ from scope.models.gemma.model import Gemma  # noqa: E402
 from scope.models.tokenizer import Tokenizer  # noqa: E402
 from scope.pretrain.tokenizer import train_tokenizer  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 _SUBJECTS = "the dog|a cat|my sister|the old king|one small boat|an angry crowd|the teacher|this function".split("|")
 _VERBS = "runs to|looks at|returns|sails over|sings about|counts|breaks|asks for".split("|")
