@@ -40,8 +40,8 @@ def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: st
     )
     parts = [
         f"{front}# {name}",
-        f"Trained from nothing by `scope pretrain`, with the architecture of Gemma 2: {shape}. The weights are stored in bfloat16 with "
-        "Hugging Face's names; `transformers.AutoModelForCausalLM` and `scope.load_model` read the folder alike.\n\n"
+        f"Trained from nothing by `scope pretrain`, with the architecture of Gemma 2: {shape}. The weights are stored in "
+        "bfloat16 with Hugging Face's names; `transformers` and `scope.load_model` read the folder alike.\n\n"
         "It is no Gemma: it shares the architecture, and neither weights nor tokenizer nor data.",
         f"## Training\n\n{recipe}",
         "## Text\n\n"

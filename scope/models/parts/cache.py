@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from scope.shapes import Heads
+from scope.shapes import Heads, Keys
 
 
 @dataclass
@@ -20,7 +20,7 @@ class LayerCache:
     k: Tensor | None = None
     v: Tensor | None = None
 
-    def append(self, k: Heads, v: Heads) -> tuple[Heads, Heads]:
+    def append(self, k: Heads, v: Heads) -> tuple[Keys, Keys]:
         """All keys and values that the new tokens may see, the new ones last; then forgets what no later token sees."""
         if self.k is not None:
             k, v = torch.cat([self.k, k], dim=1), torch.cat([self.v, v], dim=1)

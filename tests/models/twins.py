@@ -1,0 +1,86 @@
+"""Tiny random Gemma 2 checkpoints on disk, and transformers' reading of them: eager attention, float32, no cache."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import Gemma
+from scope.models.gemma.weights import hf_names
+from scope.models.tokenizer import Tokenizer
+from scope.pretrain.tokenizer import save_tokenizer
+from tests.conftest import random_gemma
+
+_GQA = GemmaConfig(
+    d_model=32,
+    n_layers=4,
+    n_heads=4,
+    n_kv_heads=2,
+    d_head=12,
+    d_mlp=48,
+    d_vocab=384,
+    n_ctx=64,
+    window=5,
+    query_scalar=12,
+    attn_cap=3.0,
+    final_cap=5.0,
+)
+
+SHAPES = {
+    "several kv heads, low caps": _GQA,
+    "one kv head, three layers": replace(_GQA, n_kv_heads=1, d_head=10, n_layers=3, window=3, layer_types=()),
+    "a kv head each, window of two": replace(_GQA, n_heads=2, n_kv_heads=2, d_head=24, window=2, layer_types=()),
+    "query scale that is not 1/sqrt(d_head)": replace(
+        _GQA, d_model=36, n_heads=6, n_kv_heads=3, d_head=6, query_scalar=8.0, attn_cap=50.0, final_cap=30.0
+    ),
+    "no caps": replace(_GQA, attn_cap=None, final_cap=None),
+    "layers in another order": replace(_GQA, n_layers=5, layer_types=("global", "local", "local", "global", "global")),
+    "another rope base and epsilon": replace(_GQA, rope_theta=300.0, eps=1e-2, window=40),
+}
+
+
+def save_checkpoint(model: Gemma, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32, shards: int = 1) -> Path:
+    """A folder as the hub has them; with `shards` > 1, that many files and an index."""
+    parameters = dict(model.named_parameters())
+    tensors = {
+        theirs: parameters[ours].detach().to(dtype).contiguous() for ours, theirs in hf_names(model.cfg.n_layers).items()
+    }
+    save_tokenizer(tokenizer.backend, folder, model.cfg.n_ctx)
+    (folder / "config.json").write_text(json.dumps(model.cfg.to_hf()))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for shard in range(shards):
+        names = list(tensors)[shard::shards]
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({n: tensors[n] for n in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def twins(config: GemmaConfig, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32):
+    """(our model, transformers' model), both loaded from one folder of random weights."""
+    from scope.models.load import load_model
+
+    save_checkpoint(random_gemma(config), folder, tokenizer, dtype)
+    return load_model(str(folder), dtype=dtype), reference(folder, dtype)
+
+
+def reference(folder: Path, dtype: torch.dtype = torch.float32):
+    from transformers import Gemma2ForCausalLM
+
+    model = Gemma2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    return model.eval()
+
+
+def some_tokens(config: GemmaConfig, batch: int = 3, length: int = 23, seed: int = 1) -> torch.Tensor:
+    """Random ids after a <bos>, longer than every window above."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(7, config.d_vocab, (batch, length), generator=generator)
+    tokens[:, 0] = config.bos
+    return tokens
