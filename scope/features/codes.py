@@ -58,13 +58,13 @@ def priority(feature: np.ndarray, position: np.ndarray, seed: int) -> np.ndarray
     The r smallest of any set are a uniform sample of it, however the set was split and merged.
     Source: splitmix64's finaliser, Steele, Lea and Flood 2014.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # wrapping around is meant
         x = np.asarray(feature).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        x = x + _mix(np.asarray(position).astype(np.uint64) + _mix(np.uint64(seed) + np.uint64(1)))
+        x = x + _mix(np.asarray(position).astype(np.uint64) + _mix(np.array(seed + 1, np.uint64)))
         return _mix(x)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:  # numpy makes scalars of arrays without dimensions
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -134,18 +134,19 @@ def _write_examples(file: Path, arrays: dict[str, np.ndarray]) -> None:
 def _write_relations(file: Path, arrays: dict[str, np.ndarray], token_totals: np.ndarray) -> None:
     with h5py.File(file, "w", libver="v110") as f:
         for name, dtype in RELATIONS.items():
-            _write_dataset(f, name, arrays[name], dtype, rows=256)
+            _write_dataset(f, name, arrays.get(name, np.zeros((len(arrays["token_id"]), 0))), dtype, rows=256)
         f.create_dataset("token_totals", data=token_totals.astype("i8"), chunks=True, fletcher32=True, compression="gzip")
 
 
 def _write_dataset(f: h5py.File, name: str, array: np.ndarray, dtype: str, rows: int) -> None:
     n, rest = len(array), array.shape[1:]
+    if 0 in array.shape:  # nothing was collected under this name
+        f.create_dataset(name, array.shape, dtype)
+        return
     chunks = (min(rows, n), *(max(1, size) for size in rest))
     data = f.create_dataset(
         name, array.shape, dtype, chunks=chunks, compression="gzip", compression_opts=1, shuffle=True, fletcher32=True
     )
-    if 0 in rest:
-        return
     for start in range(0, n, 4096):
         data[start : start + 4096] = array[start : start + 4096]
 

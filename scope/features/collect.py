@@ -1,0 +1,346 @@
+"""`collect`: from a model, a dictionary and text to a pack, in one streaming pass over the activations.
+
+The passes: encode every context once and keep only what fired (on disk, beside the pack); add up all statistics of all
+latents at once; look up windows, near misses and co-firing in what was kept; read the rest from the weights, and measure
+what each direction does to the next token. A run that was stopped goes on at the chunk where it stopped.
+"""
+
+import hashlib
+import importlib.metadata
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from activations.store import ActivationStore
+from scope.errors import ConfigError, DictionaryError
+from scope.features import passes
+from scope.features.codes import edges
+from scope.features.layout import N_BINS, PackArrays, refuse_foreign, write_pack
+from scope.features.logits import NEUTRAL, OutputScores, TokenEffects, neighbours, output_scores, token_effects
+from scope.features.passes import NEAR, Sizes, Statistics
+from scope.features.source import Source, from_recording, from_tokens, require_tokens
+from scope.features.store import FeatureStore
+from scope.features.table import COLUMNS, Flags, flags, label, percentile
+from scope.features.workshop import workshop
+
+OnProgress = Callable[[int, int, dict], None]
+_IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What is collected. The defaults are what the pages of the app show."""
+
+    tokens: int | None = None
+    """Read at most about this many tokens (whole contexts); none for all there are."""
+
+    score_prompts: int = 8
+    """Neutral prompts, at most 8, on which each latent's effect on the next token is measured; 0 leaves it out."""
+
+    score_strength: float = 0.5
+    """Length of the added direction, as a fraction of the site's median activation norm."""
+
+    score_latents: int | None = None
+    """Measure only this many latents, the most frequent below the dense ones; none for all."""
+
+    score_null: int = 64
+    """Random directions measured in the same way: what an output score means nothing below."""
+
+    chunk_tokens: int = 8192
+    """Tokens encoded at once. Memory is about 8 bytes times this times the number of latents."""
+
+    seed: int = 0
+    """Of every random draw: examples, near misses, random directions."""
+
+    sizes: Sizes = field(default_factory=Sizes)
+    """How much is kept a latent."""
+
+    flags: Flags = field(default_factory=Flags)
+    """From where a latent is flagged."""
+
+    def __post_init__(self):
+        if not 0 <= self.score_prompts <= len(NEUTRAL):
+            raise ConfigError(f"score_prompts is {self.score_prompts}; there are {len(NEUTRAL)} neutral prompts.")
+        if self.chunk_tokens < 1 or (self.tokens is not None and self.tokens < 1):
+            raise ConfigError("tokens and chunk_tokens must be at least 1.")
+        if not 0 < self.score_strength < math.inf:
+            raise ConfigError(f"score_strength is {self.score_strength}; it must be above 0.")
+
+
+def collect(
+    model,
+    sae,
+    store: ActivationStore | Tensor,
+    config: CollectConfig | None = None,
+    out: Path | str = "pack",
+    on_progress: OnProgress | None = None,
+    *,
+    health: dict[str, Any] | None = None,
+    corpus: dict[str, Any] | None = None,
+    dictionary: str | None = None,
+) -> FeatureStore:
+    """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
+
+    `health` (an evaluation report, training curves) is stored as it is; `corpus` describes given tokens; `dictionary` is
+    where the dictionary lies, a hint for those who open the pack later.
+
+    Raises:
+        DictionaryError: a dictionary of another width, model or site; activations that are not finite.
+        UnknownSite: the recording or the model has no such site.
+        PackError: the recording is another model's, `out` is no pack, or another process is building it.
+    """
+    config, out = config or CollectConfig(), Path(out)
+    refuse_foreign(out)
+    _check(model, sae)
+    if isinstance(store, Tensor):
+        n = None if config.tokens is None else -(-config.tokens // store.shape[1])
+        source = from_tokens(model, sae.site, store[:n], corpus)
+    else:
+        source = from_recording(store, sae.site, model, config.tokens)
+    require_tokens(source)
+    weights = weights_hash(sae)
+    identity = {
+        "model": model.provenance,
+        "site": sae.site,
+        "dictionary": weights,
+        "chunk_tokens": config.chunk_tokens,
+        **source.described,
+    }
+    began = time.monotonic()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    n_ctx = source.contexts.shape[1]
+    with workshop(out, identity, n_ctx, source.n_tokens) as place:
+        found = passes.gather(
+            sae, source, place, config.sizes, config.chunk_tokens, model.cfg.d_vocab, config.seed, on_progress
+        )
+        examples, relations, tokens = _look_up(sae, source, place, found, config)
+        rho = float(np.median(np.concatenate(found.norms)))
+        directions = sae.W_dec.detach().float()
+        effects = _effects(model, directions)
+        scores, null = _scores(model, sae.site, directions, effects, rho, found, config, on_progress)
+        near_id, near_cos = neighbours(directions)
+        relations |= {"neighbour_id": near_id, "neighbour_cos": near_cos, **_outputs(effects, scores)}
+        vocab = _vocab(model)
+        totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
+        table = _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
+        manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
+        manifest["seconds"] = round(time.monotonic() - began, 1)
+        arrays = PackArrays(
+            table=table,
+            examples=examples,
+            relations=relations,
+            token_totals=totals,
+            contexts=source.contexts,
+            documents=source.documents,
+            document_names=source.document_names,
+            vocab=vocab,
+            manifest=manifest,
+            health=health,
+        )
+        write_pack(out, arrays)
+    return FeatureStore.open(out)
+
+
+def _check(model, sae) -> None:
+    width = model.sites().get(sae.site)
+    if width is None:
+        raise DictionaryError(
+            f"The dictionary reads {sae.site or 'a site that it does not name'}, which this model does not have.\n"
+            f"  The model has: {', '.join(list(model.sites())[:12])} …"
+        )
+    if width != sae.W_enc.shape[0]:
+        raise DictionaryError(f"The dictionary reads {sae.W_enc.shape[0]} numbers; {sae.site} of this model has {width}.")
+    made, given = (sae.provenance.get("model") or {}), model.provenance
+    if isinstance(made, dict) and made.get("weights_sha256", given["weights_sha256"]) != given["weights_sha256"]:
+        raise DictionaryError(
+            f"The dictionary was trained on {made.get('model')} (weights {made['weights_sha256'][:12]}), "
+            f"and the model given is {given['model']} (weights {given['weights_sha256'][:12]}).\n"
+            "  Give the model that it was trained on."
+        )
+
+
+def weights_hash(sae) -> str:
+    """sha256 over the names and bytes of a dictionary's parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfig):
+    """(examples, co-firing and token relations, token statistics)."""
+    sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
+    d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
+
+    def again():
+        return passes.chunks(source, place, config.chunk_tokens, sae)
+
+    chosen = passes.choose(found, edges(found.low))
+    tokens = found.tokens.result(d_sae)
+    candidates = passes.near_candidates(source, tokens["id"], tokens["count"], found.moments.count, config.seed)
+    near, relations = passes.near_and_cofiring(found, candidates, again, n_positions)
+    starts, lengths = passes.runs(near.group)
+    chosen.put(near, near.group, sizes.start(NEAR) + np.arange(len(near)) - np.repeat(starts, lengths), NEAR)
+    shape = (d_sae, sizes.places, 2 * sizes.window + 1)
+    large = math.prod(shape) * 4 > _IN_MEMORY
+    acts = np.memmap(place.folder / "windows", np.float32, "w+", shape=shape) if large else np.zeros(shape, np.float32)
+    passes.fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
+    examples = {**vars(chosen), "acts": acts, "histogram": found.moments.histogram}
+    relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
+    return examples, relations, tokens
+
+
+def _effects(model, directions: Tensor) -> TokenEffects | None:
+    """None where the site does not lie in the residual stream: its directions have no logits."""
+    return token_effects(model, directions) if directions.shape[1] == model.cfg.d_model else None
+
+
+def _scores(
+    model, site: str, directions: Tensor, effects: TokenEffects | None, rho: float, found, config, on_progress
+) -> tuple[OutputScores | None, dict[str, Any]]:
+    """Output scores, and the same for random directions."""
+    if effects is None or config.score_prompts == 0 or model.tokenizer is None:
+        why = "left out" if not config.score_prompts else "the site is not in the residual stream, or there is no tokenizer"
+        return None, {"prompts": 0, "why": why}
+    prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
+    length = config.score_strength * rho
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(config.score_null, directions.shape[1], generator=generator).to(directions.device)
+    null = {"strength": config.score_strength, "length": length, "prompts": len(prompts), "random": config.score_null}
+    if config.score_null:
+        aimless = output_scores(model, site, noise, token_effects(model, noise).promoted_id, length, prompts)
+        null["null_mean"], null["null_p95"] = float(aimless.score.mean()), float(np.quantile(aimless.score, 0.95))
+        null["null_kl"] = float(aimless.kl.mean())
+    chosen = _scored(found, config)
+    null["latents"] = len(chosen)
+    report = (lambda done, total, numbers: on_progress(done, total, {"output scores": done})) if on_progress else None
+    some = output_scores(model, site, directions[chosen], effects.promoted_id[chosen], length, prompts, on_progress=report)
+    return _spread(some, chosen, len(directions)), null
+
+
+def _scored(found: Statistics, config: CollectConfig) -> np.ndarray:
+    """Latents to measure: all, or the most frequent of those that are not dense."""
+    count, n = found.moments.count, sum(map(len, found.norms))
+    if config.score_latents is None or config.score_latents >= len(count):
+        return np.arange(len(count))
+    order = np.argsort(np.where(count / max(n, 1) >= config.flags.dense, -1, count) * -1, kind="stable")
+    return np.sort(order[: config.score_latents])
+
+
+def _spread(some: OutputScores, rows: np.ndarray, n: int) -> OutputScores:
+    """Scores of some latents as those of all: NaN and -1 for the rest."""
+    k = some.measured_id.shape[1]
+    every = OutputScores(np.full(n, np.nan), np.full(n, np.nan), np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32))
+    for name, column in vars(every).items():
+        column[rows] = getattr(some, name)
+    return every
+
+
+def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name in ("promoted", "suppressed"):
+        out[f"{name}_id"] = getattr(effects, f"{name}_id", None)
+        out[f"{name}_logit"] = getattr(effects, f"{name}_logit", None)
+    out["measured_id"], out["measured_rise"] = getattr(scores, "measured_id", None), getattr(scores, "measured_rise", None)
+    return {name: array for name, array in out.items() if array is not None}
+
+
+def _vocab(model) -> list[str]:
+    if model.tokenizer is None:
+        return [f"<{i}>" for i in range(model.cfg.d_vocab)]
+    pieces = model.tokenizer.vocab()
+    return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
+
+
+def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
+    moments, n = found.moments, source.n_tokens
+    count = moments.count
+    safe = np.maximum(count, 1)
+    mean = moments.sum / safe
+    deviation = np.sqrt(np.maximum(moments.square / safe - mean**2, 0))
+    nothing = np.full(len(count), np.nan)
+    W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
+    top = tokens["id"][:, 0]
+    labels = [_label(f, tokens, count, vocab, totals) for f in range(len(count))]
+    columns = {
+        "count": count,
+        "density": count / max(n, 1),
+        "mean": mean,
+        "max": moments.max.astype(np.float64),
+        **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
+        "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
+        "top_token": [vocab[t] if t >= 0 else "" for t in top],
+        "top_token_share": tokens["count"][:, 0] / safe,
+        "n_tokens": tokens["n_tokens"],
+        "n_tokens_half": tokens["n_half"],
+        "promotes": _words(relations.get("promoted_id"), vocab, len(count)),
+        "suppresses": _words(relations.get("suppressed_id"), vocab, len(count)),
+        "logit_kurtosis": nothing if effects is None else effects.kurtosis.astype(np.float64),
+        "out_score": nothing if scores is None else scores.score,
+        "out_kl": nothing if scores is None else scores.kl,
+        "nearest": relations["neighbour_id"][:, 0],
+        "nearest_cos": relations["neighbour_cos"][:, 0].astype(np.float64),
+        "dec_norm": W_dec.norm(dim=1).cpu().numpy().astype(np.float64),
+        "enc_dec_cos": torch.cosine_similarity(W_enc.T, W_dec).cpu().numpy().astype(np.float64),
+        "label": [text for text, _ in labels],
+        "label_source": ["token statistics"] * len(count),
+        "label_score": [score for _, score in labels],
+    }
+    table = pd.DataFrame(columns)
+    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
+    return table[list(COLUMNS)]
+
+
+def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
+    ids, fired = tokens["id"][f], tokens["count"][f]
+    rows = [(vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if t >= 0]
+    return label(rows, int(count[f]))
+
+
+def _words(ids: np.ndarray | None, vocab: list[str], n: int) -> list[list[str]]:
+    return [[]] * n if ids is None else [[vocab[i] for i in row] for row in ids.tolist()]
+
+
+def _manifest(model, sae, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:
+    norms = np.concatenate(found.norms)
+    return {
+        "site": sae.site,
+        "model": model.provenance,
+        "dictionary": {
+            "path": dictionary,
+            "parameters_sha256": weights,
+            "kind": getattr(sae, "kind", type(sae).__name__),
+            "d_in": int(sae.W_enc.shape[0]),
+            **({"provenance": sae.provenance} if sae.provenance else {}),
+        },
+        "text": source.described,
+        "n_tokens": source.n_tokens,
+        "n_contexts": len(source.contexts),
+        "n_ctx": int(source.contexts.shape[1]),
+        "pad": int(model.cfg.pad),
+        "excluded": "<bos>, control tokens and padding: latents are not counted there",
+        "window": config.sizes.window,
+        "histogram": {"low": found.low, "bins": N_BINS},
+        "norm_median": rho,
+        "norm_p99": float(np.quantile(norms, 0.99)),
+        "l0": float(found.moments.count.sum() / max(source.n_tokens, 1)),
+        "tokens_lost": found.tokens.lost,
+        "output_score": null,
+        "flags": asdict(config.flags),
+        "config": asdict(config),
+        "made": {
+            "scope": importlib.metadata.version("scope-workbench"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }

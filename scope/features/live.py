@@ -1,0 +1,119 @@
+"""Latents on a text of one's own: the one thing about a pack that needs the model and the dictionary."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scope.errors import PackError, TokensError
+from scope.features.collect import weights_hash
+from scope.features.text import escape, show, strip_html, strip_text
+
+if TYPE_CHECKING:
+    from scope.features.store import FeatureStore
+
+ORDERS = ("surprise", "value", "share")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenView:
+    """Which latents fire where in a text. Control tokens such as <bos> count as silent, as everywhere in the pack."""
+
+    store: "FeatureStore"
+    ids: list[int]
+    pieces: list[str]
+    latents: np.ndarray
+    """float32 [pos d_sae]."""
+    fvu: float
+    """Squared error of the reconstruction over the squared distance from b_dec, both summed over this text's tokens."""
+
+    def values(self, latent: int) -> np.ndarray:
+        """A latent's activation at every token."""
+        return self.latents[:, self.store[latent].id]
+
+    def top(self, k: int = 10, by: str = "surprise", position: int | None = None) -> pd.DataFrame:
+        """The k foremost latents at a position, or anywhere in the text.
+
+        surprise  -log10 of the share of all tokens on which this latent fires at least so strongly (default)
+        value     activation
+        share     activation / the latent's maximum in the pack
+        """
+        if by not in ORDERS:
+            raise PackError(f"Latents cannot be ranked by {by!r}; there are {', '.join(ORDERS)}.")
+        values = self.latents.max(0) if position is None else self.latents[position]
+        fired, table = np.flatnonzero(values > 0), self.store.table
+        rows = pd.DataFrame({"value": values[fired]}, index=pd.Index(fired, name="id"))
+        rows["share"] = rows["value"] / np.maximum(table["max"].to_numpy()[fired], 1e-12)
+        rows["token"] = [self.pieces[int(self.latents[:, f].argmax()) if position is None else position] for f in fired]
+        if by == "surprise":
+            rows["surprise"] = [self._surprise(int(f), float(values[f])) for f in fired]
+        rows["label"] = table["label"].to_numpy()[fired]
+        return rows.sort_values(by, ascending=False, kind="stable").head(k)
+
+    def _surprise(self, latent: int, value: float) -> float:
+        feature = self.store[latent]
+        stronger = (1 - feature.quantile(value)) * feature.row["count"]
+        return float(np.log10(max(self.store.n_tokens, 1) / max(stronger, 0.5)))
+
+    def strip(self, latent: int) -> str:
+        """The text as HTML, coloured by one latent."""
+        values = self.values(latent)
+        return strip_html(self.pieces, values, max(float(self.store.table["max"].iloc[latent]), float(values.max())))
+
+    def __repr__(self) -> str:
+        rows = [f"  #{i} {r.label}  {r.value:.3g} on «{show(r.token)}»" for i, r in self.top(8).iterrows()]
+        return "\n".join([strip_text(self.pieces), *rows, f"  reconstruction error on this text (FVU): {self.fvu:.3f}"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><b>#{i}</b> {escape(r.label)} '
+            f'<span style="opacity:.65;font-size:12px">{r.value:.3g} on <bdi>{escape(show(r.token, True))}</bdi></span>'
+            f"<div>{self.strip(int(i))}</div></div>"
+            for i, r in self.top(8).iterrows()
+        )
+        told = f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{rows}<div>{told}</div></div>'
+
+
+def check_same(store: "FeatureStore", model, sae) -> None:
+    """Refuse a model or a dictionary other than the pack's.
+
+    Raises:
+        PackError: with what is expected and what was found.
+    """
+    pairs = [
+        ("model weights", store.manifest["model"].get("weights_sha256"), model.provenance.get("weights_sha256")),
+        ("tokenizer", store.manifest["model"].get("tokenizer_sha256"), model.provenance.get("tokenizer_sha256")),
+        ("site", store.site, sae.site),
+        ("dictionary parameters", store.manifest["dictionary"].get("parameters_sha256"), weights_hash(sae)),
+    ]
+    wrong = [
+        f"  {what}: this pack's {str(want)[:20]}, given {str(have)[:20]}" for what, want, have in pairs if want and want != have
+    ]
+    if wrong:
+        raise PackError("\n".join(["The pack was made with something else:", *wrong, f"  Give {store.title}."]))
+
+
+@torch.no_grad()
+def read(store: "FeatureStore", text: str, model, sae) -> TokenView:
+    """Encode a text as the pack's text was encoded.
+
+    Raises:
+        PackError: model or dictionary are not the pack's.
+        TokensError: no text, or more than the context holds.
+    """
+    if not text:
+        raise TokensError("There is no text to read. Give at least a word.")
+    check_same(store, model, sae)
+    tokens = model.to_tokens(text)
+    acts = model.record(tokens, [store.site])[store.site][0].float()
+    latents = sae.encode(acts)
+    special = set(model.tokenizer.special_ids)
+    counted = torch.tensor([int(i) not in special for i in tokens[0]], device=latents.device)
+    x, x_hat = acts[counted], sae.decode(latents[counted])
+    spread = (x - sae.b_dec).square().sum()
+    fvu = float((x - x_hat).square().sum() / spread) if len(x) and spread > 0 else float("nan")
+    latents = torch.where(counted[:, None], latents, 0.0)
+    return TokenView(store, tokens[0].tolist(), model.to_str_tokens(tokens[0]), latents.float().cpu().numpy(), fvu)

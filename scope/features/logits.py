@@ -1,0 +1,165 @@
+"""What a decoder direction does to the next token: read from the weights, and measured by adding it.
+
+Both are kept because they disagree: the weights see only the direct path through the final norm's gain, the measurement
+every layer above the site, at one strength and on a few prompts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scope.models.parts.cache import LayerCache, ModelCache
+
+NEUTRAL = (
+    "I think that",
+    "The most important thing is",
+    "When they came back, the",
+    "Here is the",
+    "It was",
+    "After that, she",
+    "The next one is",
+    "This means that",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenEffects:
+    """Per direction: the k most promoted and suppressed tokens with their logits, and the shape of all logits."""
+
+    promoted_id: np.ndarray
+    promoted_logit: np.ndarray
+    suppressed_id: np.ndarray
+    suppressed_logit: np.ndarray
+    kurtosis: np.ndarray
+
+
+@torch.no_grad()
+def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26) -> TokenEffects:
+    """Logits of unit directions through the final norm's gain, centred over the vocabulary (softmax sees no constant).
+
+    `directions` are [n d_model] in the residual stream; control tokens are left out. Blocks of about `memory` bytes.
+    """
+    gain = 1 + model.ln_final.weight.float()
+    unembedding = model.W_U.float()
+    special = _special(model)
+    k = min(k, unembedding.shape[1] - len(special))
+    block = max(1, memory // (4 * unembedding.shape[1]))
+    parts: list[list[np.ndarray]] = [[], [], [], [], []]
+    for some in directions.float().split(block):
+        unit = some / some.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        logits = (unit * gain) @ unembedding
+        logits -= logits.mean(-1, keepdim=True)
+        variance = logits.square().mean(-1)
+        kurtosis = logits.pow(4).mean(-1) / variance.square().clamp(min=1e-30) - 3
+        up, down = logits.clone(), logits
+        up[:, special], down[:, special] = -torch.inf, torch.inf
+        top, bottom = up.topk(k), down.topk(k, largest=False)
+        for part, found in zip(parts, (top.indices, top.values, bottom.indices, bottom.values, kurtosis), strict=True):
+            part.append(found.cpu().numpy())
+    return TokenEffects(*(np.concatenate(part) for part in parts))
+
+
+def _special(model) -> list[int]:
+    tokenizer = model.tokenizer
+    named = {model.cfg.bos, model.cfg.pad, *model.cfg.eos} if tokenizer is None else set(tokenizer.special_ids)
+    return sorted(i for i in named if i < model.cfg.d_vocab)
+
+
+@dataclass(frozen=True, eq=False)
+class OutputScores:
+    """What adding a direction did at the last position of the prompts, mean over prompts; NaN or -1 where not measured."""
+
+    score: np.ndarray
+    """Rise of the summed probability of the direction's promoted tokens."""
+    kl: np.ndarray
+    """KL(steered || plain) of the next token, nats."""
+    measured_id: np.ndarray
+    """The tokens whose probability rose most."""
+    measured_rise: np.ndarray
+
+
+@torch.no_grad()
+def output_scores(
+    model,
+    site: str,
+    directions: Tensor,
+    promoted: np.ndarray,
+    length: float,
+    prompts: Sequence[Sequence[int]],
+    *,
+    k: int = 10,
+    memory: int = 1 << 25,
+    on_progress: Callable[[int, int, dict], None] | None = None,
+) -> OutputScores:
+    """Add each unit direction times `length` at `site`, at the last token of each prompt, and read the next token.
+
+    The prompt's other tokens are run once: the edit lies behind them and cannot change them. Each direction then costs one
+    token a prompt, batched, about `memory` bytes of logits at a time.
+    """
+    n, k = len(directions), min(k, model.cfg.d_vocab)
+    block = max(1, min(1024, memory // (4 * model.cfg.d_vocab)))
+    score, kl = np.zeros(n), np.zeros(n)
+    ids, rises = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+    unit = directions.float() / directions.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    starts = [_prefill(model, ids_of, site) for ids_of in prompts]
+    for a in range(0, n, block):
+        edit = (unit[a : a + block] * length).to(model.device, model.dtype)
+        target = torch.as_tensor(promoted[a : a + block], device=model.device, dtype=torch.long)
+        rise = torch.zeros(len(edit), model.cfg.d_vocab, device=model.device)
+        for last, cache, plain in starts:
+            steered = _next_token(model, site, edit, last, cache)
+            probability = steered.exp()
+            kl[a : a + block] += (probability * (steered - plain)).sum(-1).cpu().numpy() / len(starts)
+            rise += (probability - plain.exp()) / len(starts)
+        score[a : a + block] = rise.gather(1, target).sum(-1).cpu().numpy()
+        top = rise.topk(k)
+        ids[a : a + block], rises[a : a + block] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+        if on_progress:
+            on_progress(min(a + block, n), n, {})
+    return OutputScores(score, kl, ids, rises)
+
+
+def _prefill(model, ids: Sequence[int], site: str) -> tuple[int, ModelCache, Tensor]:
+    """(last token, the cache before it, plain log probabilities of the next token)."""
+    cache = model.new_cache()
+    if len(ids) > 1:
+        model(torch.tensor([ids[:-1]], device=model.device), cache=cache, return_type=None)
+    none = torch.zeros(1, model.sites()[site], device=model.device, dtype=model.dtype)
+    return ids[-1], cache, _next_token(model, site, none, ids[-1], cache)
+
+
+def _next_token(model, site: str, edit: Tensor, last: int, cache: ModelCache) -> Tensor:
+    """Log probabilities [rows d_vocab] after `last`, with a row's edit added at the site."""
+    rows = len(edit)
+    own = ModelCache([_repeat(layer, rows) for layer in cache.layers])
+    if cache.positions is not None:
+        own.positions, own.real = cache.positions.expand(rows, -1), cache.real.expand(rows, -1)
+    tokens = torch.full((rows, 1), last, device=model.device)
+    logits = model.run_with_hooks(tokens, cache=own, fwd_hooks=[(site, lambda x, hook: x + edit[:, None])])
+    return logits[:, -1].float().log_softmax(-1)
+
+
+def _repeat(layer: LayerCache, rows: int) -> LayerCache:
+    if layer.k is None:
+        return LayerCache(layer.window)
+    return LayerCache(layer.window, layer.k.expand(rows, -1, -1, -1), layer.v.expand(rows, -1, -1, -1))
+
+
+@torch.no_grad()
+def neighbours(directions: Tensor, k: int = 20, memory: int = 1 << 26) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, cosines) [n k] of the nearest other directions, nearest first; -1 and 0 fill up when there are fewer."""
+    n = len(directions)
+    unit = directions.float() / directions.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    ids, cosines = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
+    found = min(k, n - 1)
+    block = max(1, memory // (4 * n))
+    for a in range(0, n, block) if found else ():
+        cosine = unit[a : a + block] @ unit.T
+        rows = torch.arange(len(cosine))
+        cosine[rows, rows + a] = -torch.inf
+        top = cosine.topk(found)
+        ids[a : a + block, :found], cosines[a : a + block, :found] = top.indices.cpu().numpy(), top.values.cpu().numpy()
+    return ids, cosines

@@ -1,0 +1,99 @@
+"""The folder beside a pack in which it is built: sparse codes chunk by chunk, so that a stopped run goes on.
+
+PACK.building/build.json        what is being made, and how far it is
+PACK.building/codes-00000.npz   what fired in a chunk of contexts: about 10 bytes a firing; removed with the folder
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scope.errors import PackError
+from scope.features.codes import Codes
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """The codes of contexts first..last, the norms of their activations, and the share of tokens on which nothing fired."""
+
+    codes: Codes
+    norms: np.ndarray
+
+
+class Workshop:
+    """Chunks on disk, each written aside and renamed. One process at a time."""
+
+    def __init__(self, folder: Path, n_ctx: int, total: int):
+        self.folder, self.n_ctx, self.total = folder, n_ctx, total
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"codes-{number:05d}.npz"
+
+    def load(self, number: int, first_context: int) -> Chunk | None:
+        """A chunk that an earlier run finished; None if there is none or it is damaged."""
+        try:
+            with np.load(self.file(number), allow_pickle=False) as saved:
+                position = saved["position"].astype(np.int64) + first_context * self.n_ctx
+                return Chunk(Codes(saved["feature"].astype(np.int32), position, saved["value"]), saved["norms"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+
+    def save(self, number: int, first_context: int, chunk: Chunk) -> None:
+        codes, aside = chunk.codes, self.file(number).with_suffix(".tmp")
+        small = np.uint16 if not len(codes) or codes.feature[-1] < 1 << 16 else np.int32
+        local = (codes.position - first_context * self.n_ctx).astype(np.uint32)
+        with aside.open("wb") as f:
+            np.savez(f, feature=codes.feature.astype(small), position=local, value=codes.value, norms=chunk.norms)
+        aside.rename(self.file(number))
+
+    def report(self, done: int) -> None:
+        """Say how far the building is, for those who look for the pack meanwhile."""
+        state = json.loads((self.folder / "build.json").read_text())
+        write_json(self.folder / "build.json", {**state, "done": done, "total": self.total})
+
+
+@contextmanager
+def workshop(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> Iterator[Workshop]:
+    """The building folder of `out`, emptied first if it holds something else than `identity`; removed after success.
+
+    Raises:
+        PackError: another process is building the same pack.
+    """
+    folder = out.with_name(out.name + ".building")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f"{folder.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PackError(f"{out} is being built by another process. Wait for it, or choose another --out.") from None
+        state = folder / "build.json"
+        wanted = json.loads(json.dumps(identity))
+        if _identity(state) != wanted:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            write_json(state, {"identity": wanted, "done": 0, "total": total})
+        yield Workshop(folder, n_ctx, total)
+        shutil.rmtree(folder)
+        os.unlink(lock.name)
+
+
+def _identity(state: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(state.read_text())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_json(file: Path, value: Any) -> None:
+    aside = file.with_suffix(".tmp")
+    aside.write_text(json.dumps(value))
+    aside.rename(file)
