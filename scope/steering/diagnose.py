@@ -17,14 +17,20 @@ def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge]) -
     if "plain" in by_name:
         same = [i for i, s in enumerate(steered.samples) if s.diverges_at is None]
         if same:
-            which = "No effect" if len(same) == len(steered.samples) else f"No effect on {len(same)} of {len(steered.samples)} texts"
+            which = (
+                "No effect"
+                if len(same) == len(steered.samples)
+                else f"No effect on {len(same)} of {len(steered.samples)} texts"
+            )
             found.append(f"{which}: the steered text equals the plain one, token by token. {why(steered, edits, same)}")
     if steered.report.max_norm > STRONG:
         found.append(
             f"The edit is up to {steered.report.max_norm:.2f} times the typical residual norm long; beyond about {STRONG:g} "
             "texts usually break down. Half the norm is a good place to start."
         )
-    found += [f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the prompts")]
+    found += [
+        f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the prompts")
+    ]
     if any(s.stopped_by == "context" for arm in arms for s in arm.samples):
         found.append("Some texts end because the model's context is full.")
     return found
@@ -38,7 +44,9 @@ def why(steered, edits: Sequence[Resolved], same: Sequence[int]) -> str:
         return " ".join(reasons)
     untouched = [i for i in same if not report.edited_per_row[i]]
     if untouched:
-        return f"Nothing was edited in {len(untouched)} of these: the latent was silent there, or the positions came to nothing."
+        return (
+            f"Nothing was edited in {len(untouched)} of these: the latent was silent there, or the positions came to nothing."
+        )
     if not any(steered.samples[i].new_ids for i in same):
         return "The model ended the text at once, with and without the edit."
     if report.mean_norm < 0.05:
@@ -63,7 +71,9 @@ def _idle(told: dict) -> str | None:
     if not told["condition_held"]:
         return f"[{name}] Its condition held at none of {told['in_rule']} positions."
     if not told["active"] and name.startswith(("ablate", "scale")):
-        return f"[{name}] {told['target']} was active at 0 of {told['condition_held']} positions, so there was nothing to change."
+        return (
+            f"[{name}] {told['target']} was active at 0 of {told['condition_held']} positions, so there was nothing to change."
+        )
     if name.startswith("at least"):
         return f"[{name}] {told['target']} was at least that strong already at all {told['condition_held']} positions."
     return f"[{name}] Its strength came to 0 at all {told['condition_held']} positions."

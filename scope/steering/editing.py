@@ -93,7 +93,9 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) ->
         row = saes[site].W_dec[_known(edit.latent, saes[site])].detach().float()
         maximum = gauge.maximum.get(edit.latent)
         if not row.norm() > 0:
-            raise EditError(f"The decoder row of latent {edit.latent} is zero: adding it changes nothing. It is dead; take another.")
+            raise EditError(
+                f"The decoder row of latent {edit.latent} is zero: adding it changes nothing. It is dead; take another."
+            )
     if edit.when:
         if site not in saes:
             raise EditError(f"{edit.when} needs a dictionary at {site}; none was given.")
@@ -178,7 +180,9 @@ class _SiteEdits:
         self.write = self.true if control is None else random_frame(self.true, control, self.site)
         self.unit = self.true / self.true.norm(dim=1, keepdim=True)
         self.projected = [e.edit.reads == "projection" or isinstance(e.edit.latent, Direction) for e in edits]
-        self.reader = LatentReader(sae, [e.edit.latent for e in edits if not isinstance(e.edit.latent, Direction)]) if sae else None
+        self.reader = (
+            LatentReader(sae, [e.edit.latent for e in edits if not isinstance(e.edit.latent, Direction)]) if sae else None
+        )
         conditions = [e.edit.when.latent for e in edits if e.edit.when]
         self.conditions = LatentReader(sae, conditions) if conditions else None
         self.steps: list[Tensor] = []  # per step [row]: seen, edited, sum of norms, largest norm
@@ -301,7 +305,9 @@ class Report:
             edited_per_step=[int(n) for n in edited.sum(1)],
             edited_per_row=[int(n) for n in edited.sum(0)],
             mean_norm=norms / n_edited if n_edited else 0.0,
-            max_norm=max((float(s[:, 3].max()) / t["rho"] for s, t in zip(steps, tallies, strict=True) if s.numel()), default=0.0),
+            max_norm=max(
+                (float(s[:, 3].max()) / t["rho"] for s, t in zip(steps, tallies, strict=True) if s.numel()), default=0.0
+            ),
             edits=edits,
         )
 

@@ -1,6 +1,6 @@
 """What a strength is measured against: the typical residual norm of a site, and the strongest a latent was seen to fire."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,8 +32,21 @@ class Gauge:
         norms = [model.record(model.to_tokens(prompt), [site])[site][0, 1:].float().norm(dim=-1) for prompt in prompts]
         norms = torch.cat(norms)
         if not len(norms):
-            raise EditError("The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them.")
+            raise EditError(
+                "The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them."
+            )
         return cls(float(norms.median()), f"measured on the {len(norms)} prompt tokens only")
+
+    @classmethod
+    def of_pack(cls, pack: Any, latents: Iterable[int]) -> "Gauge":
+        """From a feature pack (anything with `norm_median`, `n_tokens`, `d_sae` and a `table`), for the latents to be edited.
+
+        Latents that the pack does not have are left out; resolving the edit refuses them with the range there is.
+        """
+        known = sorted({i for i in latents if 0 <= i < pack.d_sae and pack.table["max"].iloc[i] > 0})
+        columns = {name: pack.table[name] for name in ("max", "p99")}
+        maximum, p99 = ({i: float(column.iloc[i]) for i in known} for column in columns.values())
+        return cls(float(pack.norm_median), f"feature pack, {pack.n_tokens:,} tokens", maximum, p99)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

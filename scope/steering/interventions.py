@@ -274,6 +274,11 @@ class Edits(tuple):
     def scaled(self, factor: float) -> "Edits":
         return Edits(edit.scaled(factor) if edit.has_amount else edit for edit in self)
 
+    def latents(self) -> list[int]:
+        """The latents that are edited, and those that conditions ask."""
+        found = [e.latent for e in self if not isinstance(e.latent, Direction)]
+        return found + [e.when.latent for e in self if e.when]
+
     @classmethod
     def of(cls, edits: "Edit | Edits | tuple | list") -> "Edits":
         """Whatever was given, as Edits.

@@ -16,7 +16,11 @@ def figures(run: "SteeringRun") -> list[tuple[str, str, list[float]]]:
     rows = []
     for target in run.promoted:
         rows += [
-            (f"concept, {target}", "mean activation, read by the unsteered model", [a.mean("concept", target) for a in run.arms]),
+            (
+                f"concept, {target}",
+                "mean activation, read by the unsteered model",
+                [a.mean("concept", target) for a in run.arms],
+            ),
             (f"promoted tokens, {target}", "share of new tokens", [a.mean("share", target) for a in run.arms]),
             (f"their probability, {target}", "mean, given by the arm itself", [a.mean("mass", target) for a in run.arms]),
         ]
@@ -113,6 +117,4 @@ def visible(text: str) -> str:
 
 def _unhide(text: str) -> str:
     hidden = {"Cf", "Cc", "Cs"}
-    return "".join(
-        f"⟪{ord(c):04X}⟫" if unicodedata.category(c) in hidden and c not in "\n\t" else c for c in text
-    )
+    return "".join(f"⟪{ord(c):04X}⟫" if unicodedata.category(c) in hidden and c not in "\n\t" else c for c in text)

@@ -63,16 +63,21 @@ def steer(
         if name != "plain"
     }
     hooks = [pair for editing in editings.values() for pair in editing.hooks()]
-    made = generate(
-        model, texts * len(arms), sampling, fwd_hooks=hooks, on_token=on_token, noise_rows=len(texts)
-    )
+    made = generate(model, texts * len(arms), sampling, fwd_hooks=hooks, on_token=on_token, noise_rows=len(texts))
     by_arm = {name: made[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(arms)}
     reader = Reader(model, saes, resolved, gauges)
     found = [
         Arm(
             name,
             [
-                _sample(model, reader, text, g, by_arm.get("plain", [None] * len(texts))[i], _fresh(model, saes, resolved, name, control_seed))
+                _sample(
+                    model,
+                    reader,
+                    text,
+                    g,
+                    by_arm.get("plain", [None] * len(texts))[i],
+                    _fresh(model, saes, resolved, name, control_seed),
+                )
                 for i, (text, g) in enumerate(zip(texts, rows, strict=True))
             ],
             editings[name].report() if name in editings else None,
@@ -99,7 +104,7 @@ def steer(
 def _prompts(prompts: str | Sequence[str]) -> list[str]:
     found = [prompts] if isinstance(prompts, str) else list(prompts)
     if not found or not all(isinstance(p, str) and p.strip() for p in found):
-        raise EditError("A prompt is empty. Give some text to continue, such as \"My favourite hobby is\".")
+        raise EditError('A prompt is empty. Give some text to continue, such as "My favourite hobby is".')
     return found
 
 
@@ -130,7 +135,9 @@ def _check_sites(model: Gemma, saes: dict[str, SAE], edits: Edits) -> None:
             )
     for site in saes:
         if sites[site] != model.cfg.d_model:
-            raise EditError(f"Edits act on sites as wide as the residual stream ({model.cfg.d_model}); {site} has {sites[site]}.")
+            raise EditError(
+                f"Edits act on sites as wide as the residual stream ({model.cfg.d_model}); {site} has {sites[site]}."
+            )
 
 
 def _gauges(model, saes, edits: Edits, prompts: list[str], given: Gauge | dict[str, Gauge] | None) -> dict[str, Gauge]:
