@@ -10,7 +10,7 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,59 +20,20 @@ import torch
 from torch import Tensor
 
 from activations.store import ActivationStore
-from scope.errors import ConfigError, DictionaryError
+from scope.errors import DictionaryError
 from scope.features import passes
 from scope.features.codes import edges
+from scope.features.config import NEUTRAL, CollectConfig
 from scope.features.layout import N_BINS, PackArrays, refuse_foreign, write_pack
-from scope.features.logits import NEUTRAL, OutputScores, TokenEffects, neighbours, output_scores, token_effects
-from scope.features.passes import NEAR, Sizes, Statistics
+from scope.features.logits import OutputScores, TokenEffects, neighbours, output_scores, token_effects
+from scope.features.passes import NEAR, Statistics
 from scope.features.source import Source, from_recording, from_tokens, require_tokens
 from scope.features.store import FeatureStore
-from scope.features.table import COLUMNS, Flags, flags, label, percentile
+from scope.features.table import COLUMNS, flags, label, percentile
 from scope.features.workshop import workshop
 
 OnProgress = Callable[[int, int, dict], None]
 _IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """What is collected. The defaults are what the pages of the app show."""
-
-    tokens: int | None = None
-    """Read at most about this many tokens (whole contexts); none for all there are."""
-
-    score_prompts: int = 8
-    """Neutral prompts, at most 8, on which each latent's effect on the next token is measured; 0 leaves it out."""
-
-    score_strength: float = 0.5
-    """Length of the added direction, as a fraction of the site's median activation norm."""
-
-    score_latents: int | None = None
-    """Measure only this many latents, the most frequent below the dense ones; none for all."""
-
-    score_null: int = 64
-    """Random directions measured in the same way: what an output score means nothing below."""
-
-    chunk_tokens: int = 8192
-    """Tokens encoded at once. Memory is about 8 bytes times this times the number of latents."""
-
-    seed: int = 0
-    """Of every random draw: examples, near misses, random directions."""
-
-    sizes: Sizes = field(default_factory=Sizes)
-    """How much is kept a latent."""
-
-    flags: Flags = field(default_factory=Flags)
-    """From where a latent is flagged."""
-
-    def __post_init__(self):
-        if not 0 <= self.score_prompts <= len(NEUTRAL):
-            raise ConfigError(f"score_prompts is {self.score_prompts}; there are {len(NEUTRAL)} neutral prompts.")
-        if self.chunk_tokens < 1 or (self.tokens is not None and self.tokens < 1):
-            raise ConfigError("tokens and chunk_tokens must be at least 1.")
-        if not 0 < self.score_strength < math.inf:
-            raise ConfigError(f"score_strength is {self.score_strength}; it must be above 0.")
 
 
 def collect(

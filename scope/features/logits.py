@@ -13,17 +13,6 @@ from torch import Tensor
 
 from scope.models.parts.cache import LayerCache, ModelCache
 
-NEUTRAL = (
-    "I think that",
-    "The most important thing is",
-    "When they came back, the",
-    "Here is the",
-    "It was",
-    "After that, she",
-    "The next one is",
-    "This means that",
-)
-
 
 @dataclass(frozen=True, eq=False)
 class TokenEffects:

@@ -12,6 +12,7 @@ import torch
 
 from scope.errors import DictionaryError
 from scope.features.codes import Codes, band_of_bin, lowest_bin, priority, surroundings
+from scope.features.config import Sizes
 from scope.features.layout import NO_BAND
 from scope.features.source import Source
 from scope.features.streams import (
@@ -28,40 +29,6 @@ from scope.features.workshop import Chunk, Workshop
 
 TOP, BANDS, RANDOM, NEAR = 1, 2, 3, 4
 _OCCURRENCES = 64  # of a token, drawn uniformly, among which near misses are looked for
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """How much of each kind is kept a latent."""
-
-    top: int = 16
-    """Strongest contexts."""
-    bands: int = 5
-    """Strength bands between the weakest and the strongest firing."""
-    per_band: int = 5
-    """Uniformly drawn firings in each band."""
-    random: int = 12
-    """Uniformly drawn firings."""
-    near: int = 6
-    """Silent positions on tokens on which the latent often fires."""
-    window: int = 32
-    """Tokens on either side of a peak whose activations are kept."""
-    twin_radius: int = 6
-    """Two strongest contexts are near-duplicates if this many tokens on either side of their peaks are equal."""
-    tokens: int = 32
-    """Most frequent tokens."""
-    cofiring: int = 10
-    """Latents that fire together with it."""
-    cofiring_sample: int = 64
-    """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
-
-    @property
-    def places(self) -> int:
-        return self.top + self.bands * self.per_band + self.random + self.near
-
-    def start(self, group: int) -> int:
-        """First place of a group among a latent's examples."""
-        return (0, self.top, self.top + self.bands * self.per_band, self.places - self.near)[group - 1]
 
 
 def spans(source: Source, chunk_tokens: int) -> list[tuple[int, int]]:

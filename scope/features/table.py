@@ -16,35 +16,17 @@ label, label_source, label_score   see `labels`; the score is the F1 of "fires e
 flags            dead, dense, rare, single-token, duplicate, output; comma separated
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 
 from scope.features.codes import edges
+from scope.features.config import Flags
 from scope.features.text import show
 
 COLUMNS = tuple(
     "count density mean max p50 p90 p99 cv top_token top_token_share n_tokens n_tokens_half promotes suppresses "
     "logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos label label_source label_score flags".split()
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """When a latent is flagged. Each field is a threshold, kept in the manifest of the pack."""
-
-    dense: float = 0.1
-    """Density from which a latent is dense."""
-
-    rare: int = 10
-    """Fewer firings than this are too few to tell what a latent means."""
-
-    single_token: float = 0.8
-    """Share of firings on one token from which a latent is a single-token latent."""
-
-    duplicate: float = 0.9
-    """Decoder cosine from which two latents are duplicates."""
 
 
 def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:

@@ -6,9 +6,10 @@ import torch
 
 from scope.features.codes import lowest_bin
 from scope.features.collect import CollectConfig, collect
-from scope.features.passes import Sizes
+from scope.features.config import Sizes
 from scope.features.store import FeatureStore
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from tests.conftest import random_gemma
 from tests.features.brute import Brute
 
 SITE = "blocks.1.hook_resid_post"
@@ -38,11 +39,16 @@ def toy_contexts(toy_text, toy_tokenizer) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-@pytest.fixture
-def collected(tiny_model, toy_contexts, tmp_path):
+@pytest.fixture(scope="module")
+def tiny_model(tiny_config, toy_tokenizer):
+    return random_gemma(tiny_config, toy_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def collected(tiny_model, toy_contexts, tmp_path_factory):
     config = CollectConfig(chunk_tokens=200, sizes=SIZES, score_prompts=2, score_null=8, seed=3)
     sae = toy_sae(tiny_model)
-    pack = collect(tiny_model, sae, toy_contexts, config, tmp_path / "pack")
+    pack = collect(tiny_model, sae, toy_contexts, config, tmp_path_factory.mktemp("collected") / "pack")
     acts = tiny_model.record(toy_contexts, [SITE])[SITE]
     latents = sae.encode(acts).detach().numpy()
     keep = ~np.isin(toy_contexts.numpy(), sorted(tiny_model.tokenizer.special_ids))
@@ -200,7 +206,7 @@ def test_p44_promoted_tokens_pass_through_the_gain_of_the_final_norm(collected, 
 
 
 def test_p44_the_measured_effect_is_that_of_a_whole_steered_run(collected, tiny_model):
-    from scope.features.logits import NEUTRAL
+    from scope.features.config import NEUTRAL
 
     pack, _, sae = collected
     length, f = pack.manifest["output_score"]["length"], 7

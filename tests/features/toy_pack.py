@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from scope.features.codes import lowest_bin
+from scope.features.config import Flags
 from scope.features.layout import N_BINS, PackArrays, write_pack
-from scope.features.table import COLUMNS, Flags, flags, label, percentile
+from scope.features.table import COLUMNS, flags, label, percentile
 from tests.features.brute import Brute
 
 HOSTILE = [

@@ -1,0 +1,137 @@
+"""`scope features`: a dictionary and a recording (or text) in, a pack out."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from scope.features.config import CollectConfig
+
+
+@dataclass(frozen=True)
+class Command:
+    """Collect everything the browser shows about each latent into a pack.
+
+    One pass over the activations of a recording, or of a model on a corpus, gathers all latents at once; then each
+    latent's effect on the next token is measured beside random directions. The pack can be browsed without the model:
+    scope app PACK. Stopped, the same command goes on where it stopped.
+    """
+
+    dictionary: tyro.conf.Positional[str]
+    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id with the folder in it."""
+
+    recording: Path | None = None
+    """Recording to read, as `scope harvest` wrote it. Or give --corpus."""
+
+    corpus: str | None = None
+    """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set."""
+
+    model: str | None = None
+    """The model. None: the one that the dictionary or the recording names."""
+
+    site: str | None = None
+    """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
+
+    out: Path = Path("runs/pack")
+    """Folder for the pack; an older pack there is replaced when the new one is complete."""
+
+    context: int = 256
+    """Tokens of a context, <bos> included, when a corpus is read."""
+
+    evaluation: Path | None = None
+    """Report of `scope evaluate` to keep in the pack. None: evaluation.json in the dictionary's folder, if there is one."""
+
+    device: str = "cpu"
+    """Where model and dictionary run: cpu, cuda, cuda:1, mps."""
+
+    config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
+
+    def run(self) -> None:
+        from scope.cli.progress import console, progress_bar
+        from scope.errors import ConfigError
+        from scope.features.collect import collect
+        from scope.features.health import find_health
+        from scope.models.load import load_model
+        from scope.sae.files import load_sae
+
+        if (self.recording is None) == (self.corpus is None):
+            raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
+        sae = load_sae(self.dictionary, device=self.device)
+        if self.site:
+            sae.site = self.site
+        health = find_health(Path(self.dictionary), self.evaluation)
+        store, named = self._recording()
+        model = load_model(self.model or named or _named(sae.provenance) or "bundled", device=self.device)
+        described: dict = {}
+        if store is None:
+            store, described = self._tokens(model)
+        with progress_bar("Collecting", unit="tokens") as on_progress:
+            pack = collect(
+                model,
+                sae,
+                store,
+                self.config,
+                self.out,
+                on_progress,
+                health=health,
+                corpus=described,
+                dictionary=str(Path(self.dictionary).resolve()) if Path(self.dictionary).exists() else self.dictionary,
+            )
+        _report(console, pack)
+
+    def _recording(self):
+        """(store, the model that it names), or nothing when a corpus is read."""
+        from activations.store import ActivationStore
+
+        if self.recording is None:
+            return None, None
+        store = ActivationStore.open(self.recording)
+        return store, _named(store.manifest)
+
+    def _tokens(self, model):
+        """Contexts of the corpus, and what it is."""
+        import torch
+
+        from activations.contexts import Packer
+        from activations.corpus import open_corpus
+        from scope.errors import ConfigError
+
+        if not 2 <= self.context <= model.cfg.n_ctx:
+            raise ConfigError(f"context is {self.context}; this model takes 2 to {model.cfg.n_ctx} tokens.")
+        corpus = open_corpus(self.corpus)
+        budget = self.config.tokens or 500_000
+        packed = Packer(corpus.documents(), model.tokenizer, self.context).take(-(-budget // self.context))
+        return torch.from_numpy(packed.tokens).long(), {"corpus": corpus.identity, "context": self.context}
+
+
+def _named(described: dict) -> str | None:
+    """The model that a provenance names."""
+    model = described.get("model") or described.get("model_name")
+    return model.get("model") if isinstance(model, dict) else model
+
+
+def _report(console, pack) -> None:
+    """What was found, in a few lines."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from scope.features.text import show
+
+    table, null = pack.table, pack.manifest["output_score"]
+    flagged = {name: int(table["flags"].str.contains(name).sum()) for name in ("dead", "dense", "single-token", "duplicate")}
+    told = ", ".join(f"{n:,} {name}" for name, n in flagged.items())
+    made = f"{pack.d_sae:,} latents on {pack.n_tokens:,} tokens, L0 {pack.manifest['l0']:.1f}"
+    console.print(f"{made}, in {pack.manifest['seconds']:.0f} s: {told}")
+    if null.get("null_p95") is not None:
+        above, best = int(table["flags"].str.contains("output").sum()), table["out_score"].max()
+        console.print(
+            f"Output score: {above:,} latents above {null['null_p95']:+.4f}, which 5 % of {null['random']} random "
+            f"directions reach; best {best:+.3f}"
+        )
+    shown = Table("latent", "label (token statistics)", "density", "promotes (weights)", "output score", box=None)
+    for i, row in table.sort_values(["out_score", "label_score"], ascending=False, na_position="last").head(8).iterrows():
+        words = " ".join(show(t, mark_space=True) for t in row["promotes"][:5])
+        shown.add_row(str(i), escape(row["label"]), f"{row['density']:.2%}", escape(words), f"{row['out_score']:+.3f}")
+    console.print(shown)
+    console.print(f"To browse it: scope app {escape(str(pack.folder))}")

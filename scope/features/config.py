@@ -1,0 +1,109 @@
+"""How a pack is collected: the flags of `scope features`."""
+
+import math
+from dataclasses import dataclass, field
+
+from scope.errors import ConfigError
+
+NEUTRAL = (
+    "I think that",
+    "The most important thing is",
+    "When they came back, the",
+    "Here is the",
+    "It was",
+    "After that, she",
+    "The next one is",
+    "This means that",
+)
+"""Beginnings after which nothing in particular must follow: where output scores are measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much of each kind is kept a latent."""
+
+    top: int = 16
+    """Strongest contexts."""
+    bands: int = 5
+    """Strength bands between the weakest and the strongest firing."""
+    per_band: int = 5
+    """Uniformly drawn firings in each band."""
+    random: int = 12
+    """Uniformly drawn firings."""
+    near: int = 6
+    """Silent positions on tokens on which the latent often fires."""
+    window: int = 32
+    """Tokens on either side of a peak whose activations are kept."""
+    twin_radius: int = 6
+    """Two strongest contexts are near-duplicates if this many tokens on either side of their peaks are equal."""
+    tokens: int = 32
+    """Most frequent tokens."""
+    cofiring: int = 10
+    """Latents that fire together with it."""
+    cofiring_sample: int = 64
+    """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
+
+    @property
+    def places(self) -> int:
+        return self.top + self.bands * self.per_band + self.random + self.near
+
+    def start(self, group: int) -> int:
+        """First place of a group among a latent's examples."""
+        return (0, self.top, self.top + self.bands * self.per_band, self.places - self.near)[group - 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """When a latent is flagged. Each field is a threshold, kept in the manifest of the pack."""
+
+    dense: float = 0.1
+    """Density from which a latent is dense."""
+
+    rare: int = 10
+    """Fewer firings than this are too few to tell what a latent means."""
+
+    single_token: float = 0.8
+    """Share of firings on one token from which a latent is a single-token latent."""
+
+    duplicate: float = 0.9
+    """Decoder cosine from which two latents are duplicates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What is collected. The defaults are what the pages of the app show."""
+
+    tokens: int | None = None
+    """Read at most about this many tokens (whole contexts); none for all there are."""
+
+    score_prompts: int = 8
+    """Neutral prompts, at most 8, on which each latent's effect on the next token is measured; 0 leaves it out."""
+
+    score_strength: float = 0.5
+    """Length of the added direction, as a fraction of the site's median activation norm."""
+
+    score_latents: int | None = None
+    """Measure only this many latents, the most frequent below the dense ones; none for all."""
+
+    score_null: int = 64
+    """Random directions measured in the same way: what an output score means nothing below."""
+
+    chunk_tokens: int = 8192
+    """Tokens encoded at once. Memory is about 8 bytes times this times the number of latents."""
+
+    seed: int = 0
+    """Of every random draw: examples, near misses, random directions."""
+
+    sizes: Sizes = field(default_factory=Sizes)
+    """How much is kept a latent."""
+
+    flags: Flags = field(default_factory=Flags)
+    """From where a latent is flagged."""
+
+    def __post_init__(self):
+        if not 0 <= self.score_prompts <= len(NEUTRAL):
+            raise ConfigError(f"score_prompts is {self.score_prompts}; there are {len(NEUTRAL)} neutral prompts.")
+        if self.chunk_tokens < 1 or (self.tokens is not None and self.tokens < 1):
+            raise ConfigError("tokens and chunk_tokens must be at least 1.")
+        if not 0 < self.score_strength < math.inf:
+            raise ConfigError(f"score_strength is {self.score_strength}; it must be above 0.")

@@ -1,0 +1,48 @@
+"""What is known of a dictionary beside its latents: the evaluation report and the training curve, found in its folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from scope.errors import PackError
+
+_CURVE_POINTS = 400
+
+
+def find_health(dictionary: Path, evaluation: Path | None = None) -> dict[str, Any] | None:
+    """{"evaluation": report, "training": rows of the log}, of what there is; None if there is neither.
+
+    A report that was named must be there; one that merely lies in the folder must be readable.
+
+    Raises:
+        PackError: the report is missing or no JSON.
+    """
+    health: dict[str, Any] = {}
+    report = evaluation or dictionary / "evaluation.json"
+    if evaluation or report.exists():
+        health["evaluation"] = _read(report)
+    log = dictionary / "log.jsonl"
+    if log.exists():
+        health["training"] = _curve(log)
+    return health or None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except OSError:
+        raise PackError(f"There is no evaluation report {file}.\n  To make one: scope evaluate DICTIONARY") from None
+    except ValueError as error:
+        raise PackError(f"{file} is no JSON: {error}. Make it again: scope evaluate DICTIONARY") from None
+
+
+def _curve(log: Path) -> list[dict[str, Any]]:
+    """At most 400 rows, evenly taken; a last line torn by a crash is left out."""
+    rows = []
+    for line in log.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    step = max(1, -(-len(rows) // _CURVE_POINTS))
+    return rows[::-1][::step][::-1]
