@@ -26,6 +26,7 @@ def options(port: int, browser: bool) -> dict[str, Any]:
         "client.showErrorLinks": False,
         "runner.magicEnabled": False,
     }
+    settings |= {"theme.paddingTop": "3.5rem", "theme.metricValueFontSize": "1.5rem"}
     for theme, colours in (("light", LIGHT), ("dark", DARK)):
         settings |= {f"theme.{theme}.{name}": colour for name, colour in colours.items()}
     return settings

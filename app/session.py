@@ -8,16 +8,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import numpy as np
 import streamlit as st
 
-from scope.errors import DictionaryError, PackError, TokensError
+from scope.errors import DictionaryError, PackError
 from scope.features.store import FeatureStore
 
 PAGES = {
@@ -109,15 +107,13 @@ def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
     Raises:
         ScopeError: the model or the dictionary cannot be loaded, or is not the one that made the pack.
     """
+    from scope.features.live import check_same
+
+    made = store.manifest["model"]
     with _lock():
-        made, folder = store.manifest["model"], str(dictionary_of(store))
-        model, sae = load_model(made.get("model", "bundled"), made.get("revision")), load_dictionary(folder)
-        differ = differences(store, model, sae)
-        if differ:
-            raise DictionaryError(
-                "The model or dictionary found is not the one that made this pack, so its numbers would not be comparable.\n"
-                + "\n".join(f"  {what}: the pack was made with {want}, found {have}" for what, want, have in differ)
-            )
+        model = load_model(made.get("model", "bundled"), made.get("revision"))
+        sae = load_dictionary(str(dictionary_of(store)))
+        check_same(store, model, sae)
         st.session_state["live"] = True
         yield model, sae
 
@@ -152,20 +148,6 @@ def dictionary_of(store: FeatureStore) -> Path:
         f"The dictionary of this pack is not where it was: {stated or places[-1]}.\n"
         "  Browsing needs none; to test text and to steer, put it back or make the pack again."
     )
-
-
-def differences(store: FeatureStore, model: Any, sae: Any) -> list[tuple[str, str, str]]:
-    """(what, wanted by the pack, found) for each identity in which they differ. What a side does not state is not compared."""
-    made, by = store.manifest["model"], store.manifest["dictionary"]
-    rows = [("d_sae", str(store.d_sae), str(sae.config.d_sae)), ("site", store.site, str(sae.site))]
-    rows += [
-        (f"{name.removesuffix('_sha256')} hash", str(made[name])[:16], str(model.provenance[name])[:16])
-        for name in ("weights_sha256", "tokenizer_sha256")
-        if made.get(name) and model.provenance.get(name)
-    ]
-    if by.get("weights_sha256") and sae.provenance.get("weights_sha256"):
-        rows.append(("dictionary hash", str(by["weights_sha256"])[:16], str(sae.provenance["weights_sha256"])[:16]))
-    return [row for row in rows if row[1] != row[2]]
 
 
 def asked_latent(store: FeatureStore) -> int | None:
@@ -217,33 +199,3 @@ def address(page: str, **more: Any) -> str:
     parts = urlsplit(st.context.url or "http://localhost:8501/")
     path = "" if page == "overview" else page
     return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """One latent on one text, <bos> left out as it was when the pack was made."""
-
-    pieces: list[str]
-    latents: np.ndarray
-    fvu: float
-    """Fraction of variance unexplained by the dictionary on these tokens."""
-
-
-def read(store: FeatureStore, model: Any, sae: Any, text: str, latent: int) -> Reading:
-    """Run a text through model and dictionary.
-
-    Raises:
-        TokensError: the text is empty or longer than the model's context.
-    """
-    tokens = model.to_tokens(text)
-    if tokens.shape[1] > model.cfg.n_ctx:
-        raise TokensError(f"The text has {tokens.shape[1] - 1:,} tokens; this model reads {model.cfg.n_ctx - 1:,}. Shorten it.")
-    if tokens.shape[1] < 2:
-        raise TokensError("The text holds no token. Type a few words.")
-    acts = model.record(tokens, [store.site])[store.site][0, 1:].float()
-    latents = sae.encode(acts)
-    rest = (acts - sae.decode(latents)).double().square().sum()
-    variance = (acts - acts.mean(0)).double().square().sum()
-    pieces = model.tokenizer.pieces(tokens[0, 1:].tolist())
-    fvu = float(rest / variance) if float(variance) else float("nan")
-    return Reading(pieces, latents[:, latent].detach().numpy(), fvu)

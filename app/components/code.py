@@ -12,3 +12,10 @@ def copy_as_python(lines: str, key: str) -> None:
 def opening(folder: str) -> str:
     """The lines that open a pack."""
     return f"from scope import FeatureStore\n\npack = FeatureStore.open({folder!r})\n"
+
+
+def heading(title: str, lines: str, key: str, *, meaning: str | None = None) -> None:
+    """A panel's title with its lines of Python beside it."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"##### {title}", help=meaning)
+        copy_as_python(lines, key)

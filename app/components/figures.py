@@ -75,7 +75,7 @@ def density(densities: np.ndarray, dense: float = 0.1) -> go.Figure:
     counts, _ = np.histogram(np.log10(alive), edges)
     middle = (edges[1:] + edges[:-1]) / 2
     told = [f"{10**a:.2g} to {10**b:.2g} of tokens: {n:,} latents" for a, b, n in zip(edges, edges[1:], counts, strict=False)]
-    colour = np.where(middle >= np.log10(dense), LOWERED, MARK)
+    colour = np.where(middle >= np.log10(dense), RAISED, MARK)
     figure = go.Figure(go.Bar(x=middle, y=counts, marker_color=colour, hovertext=told, hoverinfo="text"))
     _framed(figure, 260, "density: share of tokens on which a latent fires", "latents")
     powers = np.arange(np.floor(edges[0]), 1)
@@ -105,9 +105,10 @@ def scatter(
         unselected={"marker": {"opacity": 0.65}},
     )
     figure = _framed(go.Figure(points), 340, x_name, y_name)
-    for axis, log in zip((figure.update_xaxes, figure.update_yaxes), logs, strict=True):
+    for axis, log, values in zip((figure.update_xaxes, figure.update_yaxes), logs, (x, y), strict=True):
         if log:
-            axis(type="log", dtick=1, exponentformat="power")
+            wide = len(values) and max(values) > 100 * min(values)
+            axis(type="log", exponentformat="power", dtick=1 if wide else None)
     return figure
 
 
@@ -125,22 +126,26 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
 
 def signed_bars(pairs: Sequence[tuple[str, float]], unit: str, form: str = "+.2f") -> go.Figure:
     """Tokens with a signed figure each, largest on top; blue raises, orange lowers, and the sign is written."""
-    names = [f"{n}" for n in range(len(pairs))]
-    values = [value for _, value in pairs]
-    written = [f"{show_line(show(token, mark_space=True))}  {value:{form}}" for token, value in pairs]
+    places, values = list(range(len(pairs))), [value for _, value in pairs]
+    names = [escape(show_line(show(token, mark_space=True), 18)) for token, _ in pairs]
     figure = go.Figure(
         go.Bar(
-            x=values,
-            y=names,
+            x=np.abs(values),
+            y=places,
             orientation="h",
             marker_color=[RAISED if value >= 0 else LOWERED for value in values],
-            text=[escape(text) for text in written],
-            textposition="auto",
-            hoverinfo="skip",
+            text=[f"{value:{form}}" for value in values],
+            textposition="outside",
+            cliponaxis=False,
+            hovertext=[escape(show(token, mark_space=True)) for token, _ in pairs],
+            hoverinfo="text",
         )
     )
-    _framed(figure, 40 + 24 * len(pairs), unit)
-    figure.update_yaxes(visible=False, autorange="reversed")
+    _framed(figure, 16 + 22 * len(pairs), "")
+    largest = max(np.abs(values), default=1.0)
+    figure.update_xaxes(visible=False, range=[0, 1.35 * (largest or 1.0)], title=None)
+    figure.update_yaxes(autorange="reversed", tickvals=places, ticktext=names, title=None, showgrid=False)
+    figure.update_layout(meta={"unit": unit})
     return figure
 
 

@@ -15,7 +15,7 @@ from scope.features.text import show
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
 MEANING = {
-    "top": "The strongest firings, one a context, equal surroundings once: what it does at its loudest, not what it mostly does.",
+    "top": "The strongest firings, one a context, repeats once: what it does at its loudest, not what it mostly does.",
     "bands": "A uniform sample within each strength band, the strongest band first.",
     "random": "A uniform sample of all its firings: what it mostly does.",
     "near": "Positions where it stayed silent on a token on which it often fires.",
@@ -50,7 +50,7 @@ def numbers(feature: Feature) -> None:
             "Output score",
             number(row["out_score"], "+.3f"),
             _null(feature),
-            "Measured rise of its promoted tokens' probability when it is added.",
+            "Measured rise of its promoted tokens' probability when it is added; the null is a random direction.",
         ),
         (
             "Tokens",
@@ -72,7 +72,7 @@ def numbers(feature: Feature) -> None:
 
 def _null(feature: Feature) -> str:
     null = (feature.store.manifest.get("output_score") or {}).get("null_p95")
-    return "" if null is None else f"95 % of random directions: below {null:+.3f}"
+    return "" if null is None else f"95 % of nulls below {null:+.3f}"
 
 
 def histogram(feature: Feature, mark: float | None = None) -> None:
@@ -195,26 +195,24 @@ def relations(feature: Feature) -> int | None:
             {"share": st.column_config.NumberColumn(format="percent"), "lift": st.column_config.NumberColumn(format="%.1f")},
         ),
     ]
-    for column, (name, meaning, rows, config) in zip(st.columns(2), tables, strict=True):
-        with column:
-            st.markdown(f"###### {name}", help=meaning)
-            if not rows:
-                st.caption("None.")
-                continue
-            frame = pd.DataFrame(rows)
-            frame["label"] = [figures.show_line(text) for text in frame["label"]]
-            key = f"{name} {feature.id}"
-            chosen = st.dataframe(
-                frame,
-                hide_index=True,
-                column_config=config,
-                key=key,
-                on_select="rerun",
-                selection_mode="single-row",
-                alt=f"{name}; choose a row to open it",
-            )
-            if chosen.selection.rows:
-                picked = int(frame["latent"].iat[chosen.selection.rows[0]])
+    for name, meaning, rows, config in tables:
+        st.markdown(f"###### {name}", help=meaning)
+        if not rows:
+            st.caption("None.")
+            continue
+        frame = pd.DataFrame(rows)
+        frame["label"] = [figures.show_line(text) for text in frame["label"]]
+        chosen = st.dataframe(
+            frame,
+            hide_index=True,
+            column_config=config,
+            key=f"{name} {feature.id}",
+            on_select="rerun",
+            selection_mode="single-row",
+            alt=f"{name}; choose a row to open it",
+        )
+        if chosen.selection.rows:
+            picked = int(frame["latent"].iat[chosen.selection.rows[0]])
     return picked
 
 

@@ -5,7 +5,7 @@ import streamlit as st
 
 from app import session
 from app.components import health, panels
-from app.components.code import copy_as_python, opening
+from app.components.code import copy_as_python, heading, opening
 from app.components.plain import number, plain
 from app.components.tokens import row, strips
 from scope.errors import ScopeError
@@ -93,64 +93,59 @@ def test() -> None:
         return
     try:
         with session.live(store) as (model, sae), st.spinner("Reading"):
-            reading = session.read(store, model, sae, text, feature.id)
+            reading = store.read(text, model, sae)
     except ScopeError as refusal:
         what, _, way_out = str(refusal).partition("\n")
         st.error(plain(what))
         if way_out:
             st.code(way_out, language=None)
         return
-    best = int(np.argmax(reading.latents))
-    high = float(reading.latents[best])
-    strips(
-        [
-            row(
-                reading.pieces,
-                reading.latents,
-                float(feature.row["max"]),
-                best if high > 0 else None,
-                value=f"{high:.3g}" if high > 0 else "silent",
-            )
-        ],
-        key="tested",
+    values = reading.values(feature.id)
+    best, high, fired = int(np.argmax(values)), float(values.max()), int((values > 0).sum())
+    shown = row(
+        reading.pieces,
+        values,
+        float(feature.row["max"]),
+        best if high > 0 else None,
+        value=f"{high:.3g}" if high > 0 else "silent",
     )
-    fired = int((reading.latents > 0).sum())
+    strips([shown], key="tested")
     told = f"Fires on {fired} of {len(reading.pieces)} tokens" + (f"; {panels.told(feature, None, high)}." if high > 0 else ".")
-    st.caption(plain(told) + f" The dictionary leaves {reading.fvu:.0%} of this text's variance unexplained (FVU).")
+    st.caption(plain(told) + f" The dictionary leaves {reading.fvu:.0%} of this text unexplained (FVU).")
     if reading.fvu > 0.5:
         st.warning(f"The dictionary explains only {max(0.0, 1 - reading.fvu):.0%} of this text, so silence here means little.")
 
 
-if not feature.dead:
-    wide, narrow = st.columns([5, 3], gap="medium")
-    with wide:
-        st.markdown("##### Where it fired")
-        shown_examples()
-        copy_as_python(
-            python + 'for example in feature.examples("top", 12):\n    print(example.value, "".join(example.tokens))',
-            key="py examples",
-        )
+with st.container(border=False):
+    narrow, wide = st.columns([2, 5], gap="medium")
     with narrow:
-        st.markdown("##### How strongly")
+        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
         with panels.guarded():
-            panels.histogram(feature)
-        copy_as_python(python + "edges, counts = feature.histogram", key="py histogram")
-        st.markdown("##### On which tokens")
+            if feature.dead:
+                st.caption("It never fired.")
+            else:
+                panels.histogram(feature)
+    with wide:
+        heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
         with panels.guarded():
-            panels.tokens(feature)
-        copy_as_python(python + "feature.tokens", key="py tokens")
+            panels.output(feature)
 
-st.markdown("##### Test on your text")
-test()
-
-st.markdown("##### What it writes")
-with panels.guarded():
-    panels.output(feature)
-copy_as_python(python + "feature.promoted, feature.measured, feature.suppressed", key="py output")
-
-st.markdown("##### What stands beside it")
-with panels.guarded():
-    picked = panels.relations(feature)
-    if picked is not None:
-        session.go("feature", f=picked)
-copy_as_python(python + "feature.neighbours, feature.co_firing", key="py relations")
+wide, narrow = st.columns([5, 3], gap="medium")
+with wide:
+    loop = 'for example in feature.examples("top", 12):\n    print(example.value, "".join(example.tokens))'
+    heading("Where it fired", python + loop, "py examples")
+    if feature.dead:
+        st.caption("Nowhere in this pack.")
+    else:
+        shown_examples()
+with narrow:
+    heading("Test on your text", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
+    test()
+    heading("On which tokens", python + "feature.tokens", "py tokens")
+    with panels.guarded():
+        panels.tokens(feature)
+    heading("What stands beside it", python + "feature.neighbours, feature.co_firing", "py relations")
+    with panels.guarded():
+        picked = panels.relations(feature)
+        if picked is not None:
+            session.go("feature", f=picked)

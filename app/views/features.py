@@ -67,9 +67,7 @@ if not len(latents) and len(hits):
         ),
     )
 elif not len(latents) and (words or "").strip():
-    st.info(
-        "Nothing found. A token must be one of the vocabulary's; a word may be split into several. “Anything” is the widest search."
-    )
+    st.info("Nothing found. A word may be split into several tokens; try a part of it. “Anything” is the widest search.")
 
 if len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)

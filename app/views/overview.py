@@ -4,7 +4,7 @@ import streamlit as st
 
 from app import session
 from app.components import figures, health
-from app.components.code import copy_as_python, opening
+from app.components.code import heading, opening
 from app.components.plain import plain
 
 store = session.pack()
@@ -24,10 +24,11 @@ for start in range(0, len(tiles), 4):
     with st.container(horizontal=True):
         for name, value, beside, meaning in tiles[start : start + 4]:
             st.metric(name, value, beside or None, delta_color="off", delta_arrow="off", help=meaning, border=True)
-if store.health is None:
+report = health.evaluation(store)
+if report is None:
     st.caption(
         "No evaluation lies in this pack, so FVU and delta loss are not shown. `scope evaluate DICTIONARY --model MODEL` makes "
-        "one; `scope features … --health EVALUATION` puts it here."
+        "one, and `scope features` puts it here."
     )
 
 guides = health.start_here(table)
@@ -43,14 +44,18 @@ if guides:
 
 left, right = st.columns(2)
 with left:
-    st.markdown("##### How often latents fire")
+    heading("How often latents fire", opening(str(store.folder)) + "pack.table['density'].describe()", "py density")
     dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= 0.1).sum())
-    told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on more than 10 % of tokens (orange)."
+    told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on more than 10 % of tokens (blue)."
     st.plotly_chart(figures.density(table["density"].to_numpy()), config=figures.SMALL, key="density", alt=told)
     st.caption(told)
-    copy_as_python(opening(str(store.folder)) + "pack.table['density'].describe()", key="py density")
 with right:
-    st.markdown("##### Strength by frequency", help="Click a point to open the latent.")
+    heading(
+        "Strength by frequency",
+        opening(str(store.folder)) + "pack.table[['density', 'max']]",
+        "py scatter",
+        meaning="Click a point.",
+    )
     alive = table[table["count"] > 0]
     kept = alive.iloc[figures.sample(*(alive[c].to_numpy() for c in ("density", "max")))] if len(alive) else alive
     figure = figures.scatter(
@@ -69,6 +74,14 @@ with right:
     st.caption(told)
     if picked.selection.points:
         session.go("feature", f=int(picked.selection.points[0]["customdata"]))
+
+if report is not None:
+    st.markdown(
+        "##### Scores beside their nulls", help="A random dictionary of equal L0, PCA of equal L0, and ablation of the site."
+    )
+    st.dataframe(health.scores(report), hide_index=True, alt="Scores of the dictionary beside its nulls")
+    for note in report.get("notes", []):
+        st.caption(f":material/info: {plain(note)}")
 
 others = [slug for slug in session.registry() if slug != session.current()]
 if others:

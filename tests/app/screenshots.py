@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Page, sync_playwright
 
 WIDTHS = (1280, 768)
-QUIET = "document.querySelector('[data-testid=stStatusWidget]') === null && document.querySelectorAll('[data-stale=true]').length === 0"
+QUIET = "!document.querySelector('[data-testid=stStatusWidget]') && !document.querySelector('[data-stale=true]')"
 
 
 def settled(page: Page) -> None:
-    page.wait_for_selector("[data-testid=stMainBlockContainer] :is(h3, h5, [data-testid=stAlert])", timeout=60_000)
-    page.wait_for_function(QUIET, timeout=60_000)
+    page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]", timeout=180_000)
+    page.wait_for_selector("[data-testid=stMainBlockContainer] [data-testid=stElementContainer]", timeout=180_000)
+    page.wait_for_function(QUIET, timeout=180_000)
     page.wait_for_timeout(900)
 
 
