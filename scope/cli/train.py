@@ -14,9 +14,9 @@ from scope.training.config import TrainConfig
 class Command:
     """Train a JumpReLU dictionary on a recording.
 
-    Activations are scaled to a mean square norm of 1 and the scale is folded back on saving, so the dictionary reads activations
-    as the model makes them. The folder it writes is SAELens' layout with a scope.json beside it. Stopped with Ctrl-C, SIGTERM or
-    worse, the same command continues and ends in the same weights.
+    Activations are scaled to a mean square norm of 1 and the scale is folded back on saving, so the dictionary reads
+    activations as the model makes them. The folder it writes is SAELens' layout with a scope.json beside it. Stopped
+    with Ctrl-C, SIGTERM or worse, the same command continues and ends in the same weights.
     """
 
     recording: tyro.conf.Positional[Path]

@@ -35,7 +35,8 @@ class EvaluateConfig:
     """Share of tokens above which a latent counts as dense."""
 
     nulls: bool = True
-    """Score the random dictionary, PCA and the ablations beside it; without them the numbers have nothing to be read against."""
+    """Score the random dictionary, PCA and the ablations beside it; without them the numbers have nothing to be read
+    against."""
 
     resamples: int = 1000
     """Bootstrap draws of contexts for the 95 % intervals."""
@@ -45,9 +46,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         if self.contexts < 2 or self.batch_contexts < 1 or self.resamples < 1:
-            raise ConfigError(
-                "contexts must be at least 2 (an interval needs several), batch_contexts and resamples at least 1."
-            )
+            raise ConfigError("contexts must be at least 2, since an interval needs several; the others at least 1.")
         if not 0 < self.dense_above <= 1:
             raise ConfigError(f"dense_above is {self.dense_above:g}; it is a share of the tokens, above 0 and at most 1.")
 
@@ -88,8 +87,8 @@ def evaluate(
 ) -> Evaluation:
     """Score `sae` on contexts of tokens, each beginning with <bos>, padded with the pad id where short.
 
-    Position 0 and special tokens are left out everywhere: not reconstructed, not counted (`with_bos` says what they would change).
-    Losses are those of predictions made from counted positions.
+    Position 0 and special tokens are left out everywhere: not reconstructed, not counted (`with_bos` says what they
+    would change). Losses are those of predictions made from counted positions.
 
     Raises:
         DictionaryError: the dictionary was made for another model or site.
@@ -316,18 +315,14 @@ def _notes(arms: dict[str, dict[str, Any]], latents: dict[str, Any], sae: SAE) -
         if null in arms and own["fvu"] >= arms[null]["fvu"]:
             notes.append(f"FVU is no better than that of {name}: {own['fvu']:.3f} beside {arms[null]['fvu']:.3f}.")
         if null in arms and own["delta_loss"] >= arms[null]["delta_loss"]:
-            notes.append(
-                f"Delta loss is no better than with {name}: {own['delta_loss']:.3f} beside {arms[null]['delta_loss']:.3f}."
-            )
+            notes.append(f"Delta loss is no better with it than with {name} ({arms[null]['delta_loss']:.3f}).")
     if latents["never_fired"] > 0.2:
         notes.append(f"{latents['never_fired']:.0%} of the latents never fired on this text.")
     bias = own["length_bias"]
     if bias is None or abs(bias - 1) > 0.1:
         notes.append(f"Reconstructions are {bias or 0:.2f} times as long as they should be: is a scale missing?")
     if own["with_bos"]["fvu"] > 2 * own["fvu"] + 0.05:
-        notes.append(
-            f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: this dictionary was not made for <bos>."
-        )
+        notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not made for <bos>.")
     said = sae.provenance.get("training") or {}
     for name, now in (("l0", own["l0"]), ("fvu", own["fvu"])):
         then = said.get(name)

@@ -1,7 +1,7 @@
 """What a reconstruction is worth. Pure functions of tensors; every sum over tokens runs in float64.
 
-FVU has three definitions in use, which differ by more than most dictionaries do; each is named here and reported under its name.
-Norm outliers such as <bos> decide the pooled one: leave them out before you call.
+FVU has three definitions in use, which differ by more than most dictionaries do; each is named here and reported
+under its name. Norm outliers such as <bos> decide the pooled one: leave them out before you call.
 """
 
 from dataclasses import dataclass, field
@@ -80,7 +80,8 @@ def loss_recovered(loss: float, spliced: float, ablated: float) -> float | None:
 class Sums:
     """The float64 sums that FVU, cosine and length bias are made of, so that they can be had over any number of tokens.
 
-    Centred on `mean` while summing; the true mean of what was seen is taken into account at the end, so any `mean` near it is exact.
+    Centred on `mean` while summing; the true mean of what was seen is taken into account at the end, so any `mean`
+    near it is exact.
     """
 
     mean: Tensor

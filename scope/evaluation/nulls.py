@@ -79,7 +79,8 @@ class PCA:
 class RandomDictionary:
     """Random unit directions as decoder and as encoder, with thresholds at which they fire as often as the dictionary does.
 
-    Firing is spread evenly over the latents, and one gain for all is fitted by least squares, since tied random directions overlap.
+    Firing is spread evenly over the latents, and one gain for all is fitted by least squares, since tied random
+    directions overlap.
     """
 
     def __init__(self, moments: Moments, d_sae: int, l0: float, seed: int):

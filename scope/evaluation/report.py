@@ -52,8 +52,8 @@ def lines(evaluation: Evaluation) -> list[str]:
         f"{counted['tokens']:,} tokens of {counted['contexts']} contexts; loss without splice {counted['loss']:.3f} nats; "
         "in brackets 95 % intervals over contexts",
         f"L0 per token: median {own['l0_median']:.0f}, 95th percentile {own['l0_p95']:.0f}",
-        f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here, {latents['dense']:.1%} fired on more than "
-        f"{latents['dense_above']:.0%} of the tokens",
+        f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here, {latents['dense']:.1%} fired "
+        f"on more than {latents['dense_above']:.0%} of the tokens",
         f"left out: position 0 and special tokens; counted too, FVU would be {own['with_bos']['fvu']:.3f} "
         f"and L0 {own['with_bos']['l0']:.1f}",
     ]

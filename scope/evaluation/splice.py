@@ -21,9 +21,7 @@ def check_fits(model, sae: SAE) -> str:
     """
     sites = model.sites()
     if not sae.site:
-        raise DictionaryError(
-            "This dictionary does not say at which site it reads. Set sae.site, e.g. blocks.2.hook_resid_post."
-        )
+        raise DictionaryError("This dictionary does not say which site it reads. Set sae.site, e.g. blocks.2.hook_resid_post.")
     if sae.site not in sites:
         raise DictionaryError(
             f"This dictionary reads {sae.site}, which this model does not have.{nearest(sae.site, list(sites))}"

@@ -1,7 +1,8 @@
 """A dictionary: what encodes an activation into latents and decodes latents into an activation.
 
-The form is the same in training and after it: `pre = x @ W_enc + b_enc`, `x_hat = latents @ W_dec + b_dec`. Nothing is subtracted
-from x before encoding and nothing is scaled outside, so a dictionary means the same to everyone who reads its five arrays.
+The form is the same in training and after it: `pre = x @ W_enc + b_enc`, `x_hat = latents @ W_dec + b_dec`. Nothing
+is subtracted from x before encoding and nothing is scaled outside, so a dictionary means the same to everyone who
+reads its five arrays.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +20,6 @@ class SAE(nn.Module, ABC):
     """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest and its losses."""
 
     kind: str
-    rates: dict[str, float] = {}
-    """Parameter name -> its learning rate as a multiple of the trainer's; a kind names those that differ from 1."""
 
     def __init__(self, config: SAEConfig, site: str = ""):
         if config.d_in < 1:
@@ -28,6 +27,7 @@ class SAE(nn.Module, ABC):
         super().__init__()
         self.config, self.site = config, site
         self.provenance: dict[str, Any] = {}
+        self.rates: dict[str, float] = {}  # parameter -> its learning rate as a multiple of the trainer's, where not 1
         self.W_enc = nn.Parameter(torch.empty(config.d_in, config.d_sae))
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
@@ -58,8 +58,8 @@ class SAE(nn.Module, ABC):
 
     # What training asks of a kind.
 
-    def initialise(self, sample: Acts) -> None:
-        """Start weights, from the config's seed and a sample of standardised activations."""
+    def initialise(self, sample: Acts, seed: int = 0) -> None:
+        """Start weights, from a seed and a sample of standardised activations."""
         raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
 
     def losses(self, x: Acts) -> dict[str, Scalar]:

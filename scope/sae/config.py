@@ -15,9 +15,6 @@ class SAEConfig:
     d_in: int = 0
     """Width of the activations that are read; 0 takes it from the recording."""
 
-    seed: int = 0
-    """Of the start weights."""
-
     def __post_init__(self):
         if self.d_sae < 1:
             raise ConfigError(f"d_sae is {self.d_sae}; a dictionary needs at least one latent.")

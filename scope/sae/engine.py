@@ -67,7 +67,8 @@ class Autograd:
 
 
 SPARSE_BELOW = 1 / 12
-"""Share of candidates among all latents below which the sparse way is the faster one on a CPU (measured, see tests/benchmarks)."""
+"""Share of candidates among all latents below which the sparse way is the faster one on a CPU (measured, see
+tests/benchmarks)."""
 
 
 class JumpReLUEngine:

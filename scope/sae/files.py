@@ -1,4 +1,5 @@
-"""Dictionaries on disk: saved in SAELens' layout with a scope.json beside it, loaded from that, plain SAELens, or Gemma Scope."""
+"""Dictionaries on disk: saved in SAELens' layout with a scope.json beside it, loaded from that, plain SAELens, or
+Gemma Scope."""
 
 import hashlib
 from dataclasses import asdict, fields
@@ -85,7 +86,7 @@ def _ours(folder: Path) -> SAE:
     found, said = file_hash(folder / sae_lens.WEIGHTS), manifest.get("provenance", {}).get("weights_sha256")
     if found != said:
         raise DictionaryError(
-            f"The weights in {folder} are not those that {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
+            f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
             f"  Copy the folder again, or delete {MANIFEST} to read it as a plain SAELens folder."
         )
     sae.config = config_from(manifest["kind"], manifest["config"], folder)
@@ -112,7 +113,7 @@ def _from_hub(name: str) -> SAE:
     if len(parts) < 3 or name.startswith((".", "/", "~")):
         raise DictionaryError(
             f"There is no folder {name}.\n"
-            "  Give a folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id and the folder in it, as in\n"
+            "  Give a folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id and the folder in it:\n"
             "  google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
         )
     repo, inside = "/".join(parts[:2]), "/".join(parts[2:])

@@ -39,7 +39,8 @@ class JumpReLUConfig(SAEConfig):
     """Learning rate of the thresholds as a multiple of the weights'."""
 
     start_l0: float = 4.0
-    """Latents that fire per token at the start, as a multiple of the target; it falls to the target in the first part of the run."""
+    """Latents that fire per token at the start, as a multiple of the target; it falls to the target in the first part
+    of the run."""
 
     anneal: float = 0.3
     """Share of the run over which the number of latents per token falls to its target (or a fixed l0_weight rises)."""
@@ -50,9 +51,7 @@ class JumpReLUConfig(SAEConfig):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.target_l0 <= self.d_sae:
-            raise ConfigError(
-                f"target_l0 is {self.target_l0:g}; {self.d_sae} latents can have an L0 between 0 and {self.d_sae}."
-            )
+            raise ConfigError(f"target_l0 is {self.target_l0:g}; {self.d_sae} latents have an L0 between 0 and {self.d_sae}.")
         if self.l0_weight is not None and self.l0_weight < 0:
             raise ConfigError(f"l0_weight is {self.l0_weight:g}; a negative penalty would reward firing. Give 0 or more.")
         if self.bandwidth <= 0:
@@ -122,10 +121,10 @@ class JumpReLUSAE(SAE):
         return {"error": (self.decode(latents) - x).square().sum(1).mean(), "sparsity": self.l0_weight * l0}
 
     @torch.no_grad()
-    def initialise(self, sample: Acts) -> None:
+    def initialise(self, sample: Acts, seed: int = 0) -> None:
         """Unit decoder rows in random directions, a tied encoder, and thresholds at which each latent fires equally often."""
         c = self.config
-        generator = torch.Generator().manual_seed(c.seed)
+        generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(c.d_sae, c.d_in, generator=generator).to(self.W_dec)
         self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
         self.W_enc.copy_(self.W_dec.T)
@@ -153,9 +152,9 @@ class JumpReLUSAE(SAE):
     def _control(self, l0: float, progress: float) -> None:
         """Set the weight of the penalty for the next step.
 
-        Towards a target, the weight is controlled: `base_weight` grows while the running mean of L0 lies above the target of the
-        moment and falls while below, and the weight answers at once too. That target falls geometrically from start_l0 times the
-        final one. A fixed weight rises linearly.
+        Towards a target, the weight is controlled: `base_weight` grows while the running mean of L0 lies above the
+        target of the moment and falls while below, and the weight answers at once too. That target falls
+        geometrically from start_l0 times the final one. A fixed weight rises linearly.
         """
         c, done = self.config, progress - self.progress
         self.progress = progress

@@ -46,7 +46,7 @@ class TrainConfig:
     """Steps between lines of log.jsonl."""
 
     seed: int = 0
-    """Of the order in which the recording is read."""
+    """Of the start weights and of the order in which the recording is read."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "calibration", "dead_after", "save_every", "log_every"):

@@ -11,7 +11,8 @@ from scope.errors import ConfigError
 
 
 class Interrupt:
-    """Within the block, Ctrl-C and SIGTERM only set `asked`; a second one stops at once. Outside the main thread it does nothing."""
+    """Within the block, Ctrl-C and SIGTERM only set `asked`; a second one stops at once. Outside the main thread it
+    does nothing."""
 
     def __enter__(self) -> "Interrupt":
         self.asked: int | None = None

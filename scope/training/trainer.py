@@ -1,8 +1,10 @@
-"""`train`: batches in, a dictionary out. It adds gradients, steps, counts and saves; what is learnt is the dictionary's own affair.
+"""`train`: batches in, a dictionary out. It adds gradients, steps, counts and saves; what is learnt is the
+dictionary's own affair.
 
-Everything that the next step depends on is in one file, written between two steps: parameters, both moments of Adam, the place in
-the recording, the state of the schedule and of the engine, the random state, the running means. So a run that was stopped, however
-rudely, ends in the same bits as one that was not (on the same machine, with as many threads).
+Everything that the next step depends on is in one file, written between two steps: parameters, both moments of Adam,
+the place in the recording, the state of the schedule and of the engine, the random state, the running means. So a run
+that was stopped, however rudely, ends in the same bits as one that was not (on the same machine, with as many
+threads).
 """
 
 import json
@@ -53,7 +55,8 @@ def train(
     `sae.provenance` are saved as they are given, with the settings and the outcome of the training added.
 
     Raises:
-        ConfigError: `out` holds something else, or was begun with other settings; activations of another width, too few of them,
+        ConfigError: `out` holds something else, or was begun with other settings; activations of another width, too
+            few of them,
             NaN or Inf among them (with step and row); a loss that leaves the numbers.
     """
     out = Path(out)
@@ -147,7 +150,7 @@ class _Run:
         if not torch.isfinite(x.sum()):
             row = int((~torch.isfinite(x)).any(1).nonzero()[0])
             raise ConfigError(
-                f"The activations hold NaN or Inf: row {row} of the batch of step {self.step}. One such row spoils all weights.\n"
+                f"The activations hold NaN or Inf: row {row} of the batch of step {self.step}. One such row spoils all.\n"
                 "  `scope recording verify` finds where they lie on the disk; record them again, in float32 if they overflowed."
             )
 
@@ -170,7 +173,7 @@ class _Run:
         self.scale = float((x - self.mean).double().square().sum(1).mean().sqrt())
         if self.scale == 0:
             raise ConfigError(f"All {len(x)} activations are equal, so there is nothing to learn.")
-        self.sae.initialise(((x - self.mean) / self.scale)[:8192].to(self.sae.W_dec.device))
+        self.sae.initialise(((x - self.mean) / self.scale)[:8192].to(self.sae.W_dec.device), c.seed)
 
     def _state(self) -> dict[str, Any]:
         moments = {name: dict(self.adam.state[p]) for name, p in self.sae.named_parameters()}

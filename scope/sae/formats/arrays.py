@@ -40,7 +40,7 @@ def jumprelu_from(arrays: dict[str, Tensor], where: str, site: str = "") -> Jump
             raise DictionaryError(f"{name} in {where} holds {bad} values that are NaN or Inf. Fetch or train it anew.")
     if (arrays["threshold"] < 0).float().mean() > 0.5:
         raise DictionaryError(
-            f"Most thresholds in {where} are negative (median {arrays['threshold'].median():.3g}), as when logarithms were stored.\n"
+            f"Most thresholds in {where} are negative (median {arrays['threshold'].median():.2g}): were logarithms stored?\n"
             "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
         )
     sae = JumpReLUSAE(JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=min(32.0, float(d_sae))), site)

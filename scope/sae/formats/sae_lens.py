@@ -1,7 +1,7 @@
 """SAELens' folder: cfg.json beside sae_weights.safetensors. It is also the form in which dictionaries are written here.
 
-What is written says `apply_b_dec_to_input: false` and the SAELens version: without that version SAELens takes older defaults and
-subtracts b_dec before encoding.
+What is written says `apply_b_dec_to_input: false` and the SAELens version: without that version SAELens takes older
+defaults and subtracts b_dec before encoding.
 """
 
 import json
