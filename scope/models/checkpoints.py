@@ -80,14 +80,16 @@ def weight_files(folder: Path) -> dict[str, Path]:
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
         files = {name: folder / file for name, file in weight_map.items()}
+        held = {file: set(_names(file)) for file in set(files.values())}
+        lost = sorted(name for name, file in files.items() if name not in held[file])
+        if lost:
+            raise CheckpointError(f"{files[lost[0]]} lacks {lost[0]}, which the index says it holds. Fetch the checkpoint again.")
     else:
         file = folder / "model.safetensors"
         if not file.exists():
             there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
             raise CheckpointError(f"{folder} has no model.safetensors; it holds {there}.\n  Pickled weights are not read.")
         files = dict.fromkeys(_names(file), file)
-    for file in set(files.values()):
-        _names(file)
     return files
 
 

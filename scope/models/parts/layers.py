@@ -23,11 +23,17 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        normalized = x32 * inverse
-        if self.hook_scale.has_hooks():  # the quotient rounds differently in the last bit, so only when somebody listens
-            normalized = x32 / self.hook_scale(inverse.reciprocal())
-        normalized = self.hook_normalized(normalized)
+        normalized = self.hook_normalized(self._divided(x32, inverse) if self.hook_scale.has_hooks() else x32 * inverse)
         return (normalized * (1.0 + self.weight.to(x32.dtype))).type_as(x)
+
+    def _divided(self, x: Tensor, inverse: Tensor) -> Tensor:
+        """x / scale where a hook edits the scale or wants its gradient. The quotient rounds differently in the last bit,
+        so a hook that only looks gets the product, and looking changes nothing."""
+        scale = inverse.reciprocal()
+        version = scale._version
+        seen = self.hook_scale(scale)
+        looked = seen is scale and seen._version == version and not self.hook_scale.bwd_hooks
+        return x * inverse if looked else x / seen
 
 
 class GatedMLP(nn.Module):

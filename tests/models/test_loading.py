@@ -1,0 +1,178 @@
+"""Loading: whole and equal, or refused with what is wrong; nothing half-loaded."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scope.errors import CheckpointError, ConfigError
+from scope.models.gemma.config import GemmaConfig
+from scope.models.load import load_model
+from tests.conftest import random_gemma
+from tests.models.twins import save_checkpoint, some_tokens
+
+SHARD = "model-00002-of-00003.safetensors"
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_config, toy_tokenizer):
+    return save_checkpoint(random_gemma(tiny_config), tmp_path / "one", toy_tokenizer)
+
+
+@pytest.fixture
+def sharded(tmp_path, tiny_config, toy_tokenizer):
+    return save_checkpoint(random_gemma(tiny_config), tmp_path / "many", toy_tokenizer, shards=3)
+
+
+def edit_config(folder, **changes):
+    raw = json.loads((folder / "config.json").read_text())
+    raw.update(changes)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v != "absent"}))
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@torch.no_grad()
+def test_one_file_and_several_with_an_index_load_the_same(folder, sharded, tiny_config):
+    tokens = some_tokens(tiny_config)
+    assert torch.equal(load_model(str(folder))(tokens), load_model(str(sharded))(tokens))
+
+
+def test_config_survives_the_way_to_hugging_face_and_back(tiny_config):
+    other = replace(tiny_config, attn_cap=None, layer_types=("global", "global", "local", "local"), eos=(1, 6))
+    assert GemmaConfig.from_hf(other.to_hf(), other.model_name) == other
+
+
+def test_what_a_released_config_leaves_out_is_gemma_2s(tiny_config):
+    raw = tiny_config.to_hf()
+    for name in ("layer_types", "rope_theta", "attn_logit_softcapping", "rms_norm_eps", "hidden_activation"):
+        del raw[name]
+    config = GemmaConfig.from_hf(raw, "here")
+    assert config.layer_types == ("local", "global", "local", "global")
+    assert (config.rope_theta, config.attn_cap, config.eps) == (10000.0, 50.0, 1e-6)
+
+
+def test_embeddings_are_tied_and_stored_once(folder):
+    model = load_model(str(folder))
+    assert model.W_U.data_ptr() == model.W_E.data_ptr()
+    assert sum(p.shape == model.W_E.shape for p in model.parameters()) == 1
+
+
+def test_an_equal_lm_head_is_accepted_and_another_one_refused(folder):
+    edit_weights(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    load_model(str(folder))
+    edit_weights(folder, lambda t: t["lm_head.weight"].mul_(2))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_load_in_the_dtype_asked_for(folder, dtype):
+    model = load_model(str(folder), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+    assert model.provenance["dtype"] == dtype
+    assert torch.isfinite(model(some_tokens(model.cfg))).all()
+
+
+def test_provenance_names_the_weights_and_changes_with_them(folder):
+    before = load_model(str(folder)).provenance
+    assert before == load_model(str(folder)).provenance
+    edit_weights(folder, lambda t: t[UP].add_(1e-3))
+    after = load_model(str(folder)).provenance
+    assert before["weights_sha256"] != after["weights_sha256"]
+    assert before["tokenizer_sha256"] == after["tokenizer_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "llama"}, r"model of type 'llama'; scope computes gemma2"),
+        ({"hidden_activation": "relu"}, "activation 'relu'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope scaling"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling"),
+        ({"attention_bias": True}, "attention biases"),
+        ({"hidden_size": "absent"}, "says nothing of 'hidden_size'"),
+        ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
+        ({"intermediate_size": 64}, r"has shape \(48, 32\) where config.json asks for \(64, 32\)"),
+        ({"num_hidden_layers": 5, "layer_types": None}, "lacks 11 tensors, first model.layers.4"),
+        ({"num_hidden_layers": 3, "layer_types": None}, "holds tensors no Gemma 2 has: model.layers.3"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(folder, changes, says):
+    edit_config(folder, **changes)
+    with pytest.raises((CheckpointError, ConfigError), match=says):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop(UP), f"lacks 1 tensors, first {UP}"),
+        (lambda t: t[UP].__setitem__((0, 0), float("nan")), f"{UP} holds NaN"),
+        (lambda t: t.update({UP: t[UP].T.contiguous()}), r"shape \(32, 48\)"),
+        (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(3)}), "no Gemma 2 has"),
+    ],
+)
+def test_weights_that_are_damaged_are_refused(folder, change, says):
+    edit_weights(folder, change)
+    with pytest.raises(CheckpointError, match=says):
+        load_model(str(folder))
+
+
+def test_a_missing_or_truncated_shard_is_named(sharded):
+    whole = (sharded / SHARD).read_bytes()
+    (sharded / SHARD).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=rf"{SHARD} is damaged or cut short"):
+        load_model(str(sharded))
+    (sharded / SHARD).unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks {SHARD}"):
+        load_model(str(sharded))
+
+
+def test_an_index_that_names_tensors_its_files_lack_is_refused(sharded):
+    file = sharded / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    index["weight_map"][UP] = next(f for f in set(index["weight_map"].values()) if f != index["weight_map"][UP])
+    file.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=UP):
+        load_model(str(sharded))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/nowhere/at/all", "There is no folder"),
+        ("gemma", "There is no folder"),
+        ("{folder}/config.json", "is a file; give the folder"),
+        ("{folder}/..", "no config.json"),
+    ],
+)
+def test_a_place_that_is_no_checkpoint_is_refused(folder, name, says):
+    with pytest.raises(CheckpointError, match=says):
+        load_model(name.format(folder=folder))
+
+
+def test_files_that_are_missing_or_unreadable_are_named(folder):
+    (folder / "tokenizer.json").rename(folder / "kept.json")
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        load_model(str(folder))
+    (folder / "kept.json").rename(folder / "tokenizer.json")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors(.|\n)*Pickled weights are not read"):
+        load_model(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(("setting", "says"), [({"dtype": "int8"}, "dtype is 'int8'"), ({"device": "warp"}, "cannot be used here")])
+def test_an_unknown_dtype_or_device_is_refused(folder, setting, says):
+    with pytest.raises(ConfigError, match=says):
+        load_model(str(folder), **setting)
