@@ -7,7 +7,7 @@ document of every token is kept, so that whoever minds can tell.
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ NO_DOCUMENT = -1
 """Whose text padding is."""
 
 
+@runtime_checkable
 class TextTokenizer(Protocol):
     """What packing asks of a tokenizer."""
 
@@ -63,7 +64,7 @@ class Packer:
         RecordingError: the corpus no longer gives the document that the cursor points into.
     """
 
-    def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):  # noqa: B008
+    def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):
         self.tokenizer, self.context = tokenizer, context
         self.stream = iter(documents)
         self.opened, self.dropped, self.crc32 = 0, cursor.dropped, cursor.crc32
@@ -101,9 +102,7 @@ class Packer:
             filled += 1
         cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped)
         ended = filled < n_contexts or bool(documents[filled - 1, -1] == NO_DOCUMENT)
-        return Packed(
-            tokens=tokens[:filled], documents=documents[:filled], names=self.names, cursor=cursor, exhausted=ended
-        )
+        return Packed(tokens=tokens[:filled], documents=documents[:filled], names=self.names, cursor=cursor, exhausted=ended)
 
     def _fill(self) -> bool:
         """Have at least one token at hand; False when the corpus has no more."""

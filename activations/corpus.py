@@ -1,12 +1,12 @@
 """Where text comes from: one spec, one stream of documents, one identity that tells two corpora apart.
 
-    notes.txt  notes.md      one document; a long one in pieces, cut between paragraphs
-    data.jsonl(.gz .xz .bz2) one document per line, in the field "text"
-    data.parquet             one document per row, in the column "text"
-    folder/                  every such file below it, and .py and .rst
-    docs  docs:numpy,torch   documentation of installed Python packages
-    bundled                  the samples shipped with this package, mixed with docs
-    owner/name[:split]       a data set of the Hugging Face hub, streamed
+notes.txt  notes.md      one document; a long one in pieces, cut between paragraphs
+data.jsonl(.gz .xz .bz2) one document per line, in the field "text"
+data.parquet             one document per row, in the column "text"
+folder/                  every such file below it, and .py and .rst
+docs  docs:numpy,torch   documentation of installed Python packages
+bundled                  the samples shipped with this package, mixed with docs
+owner/name[:split]       a data set of the Hugging Face hub, streamed
 """
 
 import bz2
@@ -196,7 +196,13 @@ def _folder(folder: Path, spec: str, field: str) -> Corpus:
     digest = hashlib.sha256()
     for name in names:
         digest.update(f"{name}\0{file_sha256(files[name])}\n".encode())
-    identity = {"kind": "folder", "name": folder.resolve().name, "files": len(names), "sha256": digest.hexdigest(), "field": field}
+    identity = {
+        "kind": "folder",
+        "name": folder.resolve().name,
+        "files": len(names),
+        "sha256": digest.hexdigest(),
+        "field": field,
+    }
 
     def source() -> Iterator[Document]:
         for name in names:

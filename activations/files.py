@@ -45,7 +45,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RecordingError(f"{path} is damaged: {error}. Restore it from a copy, or record again into another folder.") from None
+        raise RecordingError(
+            f"{path} is damaged: {error}. Restore it from a copy, or record again into another folder."
+        ) from None
 
 
 def journal_line(entry: dict) -> bytes:

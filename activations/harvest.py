@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -29,6 +29,7 @@ RULES = ("bos", "special", "pad")
 _SEGMENT_BYTES = 65_536  # what is read and checked at once while shuffling; below it a disk loses most of its speed
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """A model, as harvesting sees it."""
 
@@ -128,7 +129,9 @@ def match_sites(patterns: Sequence[str], known: dict[str, int]) -> dict[str, int
         found = known if pattern == "all" else [s for s in known if s == pattern or fnmatch.fnmatchcase(s, pattern)]
         if not found:
             near = get_close_matches(pattern, known, n=6, cutoff=0.3) or list(known)[:6]
-            raise UnknownSiteError(f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  Globs and `all` work too.")
+            raise UnknownSiteError(
+                f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  Globs and `all` work too."
+            )
         wanted.update(found)
     return {site: width for site, width in known.items() if site in wanted}
 
@@ -159,9 +162,7 @@ def harvest(
     return ActivationStore.open(out)
 
 
-def _manifest(
-    sites: dict[str, int], tokenizer: TextTokenizer, corpus: Corpus, config: HarvestConfig, provenance: dict
-) -> dict:
+def _manifest(sites: dict[str, int], tokenizer: TextTokenizer, corpus: Corpus, config: HarvestConfig, provenance: dict) -> dict:
     batch = config.batch_contexts * config.context
     widest = max(sites.values()) * ITEM_BYTES[config.dtype]
     made = {

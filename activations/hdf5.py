@@ -58,7 +58,12 @@ def skeleton(attrs: dict[str, str | int], datasets: dict[str, tuple[tuple[int, .
     memory = _Memory()
     offsets = {}
     with h5py.File(
-        memory, "w", libver=("v110", "v110"), alignment_threshold=_ALIGNMENT, alignment_interval=_ALIGNMENT, meta_block_size=65536
+        memory,
+        "w",
+        libver=("v110", "v110"),
+        alignment_threshold=_ALIGNMENT,
+        alignment_interval=_ALIGNMENT,
+        meta_block_size=65536,
     ) as file:
         for name, value in attrs.items():
             file.attrs[name] = value

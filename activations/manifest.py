@@ -1,10 +1,10 @@
 """What a recording is: the manifest says what it was made from, the journal which shards are finished.
 
-    manifest.json     written before the first shard; everything that must be equal for a run to continue this recording
-    journal.jsonl     one line per sealed shard, appended after the shard is on the disk under its name
-    shard-00000.h5    see shards.py; shard-00007-24.h5 is a last shard that holds only its first 24 contexts so far
-    open.json         how far the shard that is being written has come; gone when it is sealed
-    recording.lock    who writes, while somebody does
+manifest.json     written before the first shard; everything that must be equal for a run to continue this recording
+journal.jsonl     one line per sealed shard, appended after the shard is on the disk under its name
+shard-00000.h5    see shards.py; shard-00007-24.h5 is a last shard that holds only its first 24 contexts so far
+open.json         how far the shard that is being written has come; gone when it is sealed
+recording.lock    who writes, while somebody does
 """
 
 import platform
@@ -19,8 +19,9 @@ from activations.files import read_journal, read_json, write_json
 FORMAT, VERSION = "activations", 1
 MANIFEST, JOURNAL, OPEN = "manifest.json", "journal.jsonl", "open.json"
 
-_MADE_FROM = ("model", "tokenizer", "corpus", "layout")
-_CONFIG = ("sites", "context", "dtype", "seed", "exclude")
+_MADE_FROM = ("model", "tokenizer", "corpus")
+_CONFIG = ("sites", "context", "shard_rows", "dtype", "seed", "exclude")
+_LAYOUT = ("widths", "packing")
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,16 @@ def begin(folder: Path, new: dict) -> Recorded:
         strangers = [p.name for p in folder.iterdir() if p.name not in ("recording.lock", MANIFEST + ".tmp")]
         if strangers:
             raise RecordingError(
-                f"{folder} is no recording and not empty (it holds {', '.join(sorted(strangers)[:3])}). Give a new folder to --out."
+                f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n  Give a new folder to --out."
             )
         write_json(folder / MANIFEST, new)
         return Recorded(new, [], 0)
     recorded = read_recording(folder)
     old = recorded.manifest
+    if not recorded.entries and _identity(old) != _identity(new):
+        write_json(folder / MANIFEST, new)  # nothing was recorded under the old one
+        (folder / OPEN).unlink(missing_ok=True)
+        return Recorded(new, [], 0)
     must_continue(folder, old, new)
     merged = old | {"config": old["config"] | {"tokens": max(old["config"]["tokens"], new["config"]["tokens"])}}
     made = {"versions": new["versions"], "batch_contexts": new["config"]["batch_contexts"]}
@@ -136,7 +141,8 @@ def _has_work(recorded: Recorded, new: dict) -> bool:
 
 
 def _identity(manifest: dict) -> dict:
-    return {key: manifest[key] for key in _MADE_FROM} | {key: manifest["config"][key] for key in _CONFIG}
+    made_from = {key: manifest[key] for key in _MADE_FROM}
+    return made_from | {key: manifest["config"][key] for key in _CONFIG} | {key: manifest["layout"][key] for key in _LAYOUT}
 
 
 def _differences(name: str, old: Any, new: Any):

@@ -26,7 +26,11 @@ from activations.files import sync_folder
 from activations.hdf5 import NUMPY, Place, Skeleton, crc_of_gaps, gaps
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "your quota is used up", errno.EFBIG: "files may not be that large here"}
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "files may not be that large here",
+}
 
 
 class NonFiniteError(RecordingError):

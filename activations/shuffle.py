@@ -7,7 +7,7 @@ pool is read behind. Where the stream stands is one number, and every batch a pu
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,16 +15,26 @@ from torch import Tensor
 
 from activations.errors import RecordingError
 from activations.hdf5 import ITEM_BYTES, NUMPY
-from activations.shards import read_into
-
-if TYPE_CHECKING:
-    from activations.store import ActivationStore
+from activations.shards import ShardReader, read_into
 
 MEMORY_BYTES = 512 << 20
 """What the pools of one reader may hold, all together."""
 
 Pool = tuple[list[Tensor], np.ndarray]
 """The rows of a pool, one tensor [row width] per site, and the order in which they come out."""
+
+
+@runtime_checkable
+class Sealed(Protocol):
+    """What is read: an ActivationStore."""
+
+    entries: list[dict]
+    sites: dict[str, int]
+    dtype: str
+    segment_rows: int
+    n_rows: int
+
+    def reader(self, shard: int) -> ShardReader: ...
 
 
 class Batches:
@@ -37,7 +47,7 @@ class Batches:
 
     def __init__(
         self,
-        store: "ActivationStore",
+        store: Sealed,
         site: str | tuple[str, ...],
         batch_size: int,
         seed: int = 0,
@@ -196,7 +206,7 @@ class _Pools:
 def permutation(n: int, *key: int) -> np.ndarray:
     """The same order of n things for the same key, on every machine and with every NumPy.
 
-    NumPy promises to keep the raw output of a bit generator, but not the methods of Generator: so the order is that of raw draws.
+    NumPy promises to keep the raw output of a bit generator, but not the methods of Generator: the order is that of raw draws.
     """
     draws = np.random.PCG64(np.random.SeedSequence([n, *key])).random_raw(n)
     return np.argsort(draws, kind="stable")

@@ -55,8 +55,8 @@ class ActivationStore:
         self._lock = Lock()  # the shuffled reader reads ahead in a thread
 
     @classmethod
-    def open(cls, folder: str | Path) -> "ActivationStore":
-        """Open a recording. Every shard must be there and of its length; `verify` reads them whole.
+    def open(cls, folder: str | Path, whole: bool = True) -> "ActivationStore":
+        """Open a recording. Every shard must be there and of its length, unless `whole` is False, as for `verify`.
 
         Raises:
             RecordingError: no recording, an empty one, or one whose files are missing, cut short or damaged.
@@ -68,7 +68,7 @@ class ActivationStore:
                 f"The recording in {folder} holds nothing yet: no shard is finished.\n  Give the same `scope harvest` again."
             )
         store = cls(folder, recorded)
-        for entry in recorded.entries:
+        for entry in recorded.entries if whole else ():
             path = folder / entry["file"]
             found = path.stat().st_size if path.exists() else None
             if found != entry["bytes"]:

@@ -1,0 +1,127 @@
+import gzip
+import json
+import lzma
+
+import pytest
+
+from activations.corpus import Document, in_turn, mixed, open_corpus
+from activations.errors import CorpusError
+
+
+def texts(spec, **kwargs) -> list[str]:
+    return [d.text for d in open_corpus(str(spec), **kwargs).documents()]
+
+
+def test_a_text_file_is_one_document_and_a_long_one_is_cut_between_paragraphs_without_losing_a_character(tmp_path):
+    short, long = tmp_path / "short.txt", tmp_path / "long.md"
+    short.write_text("One.\n\nTwo.\n")
+    long.write_text("".join(f"Paragraph {i} of a long text.\nIt has two lines.\n\n" for i in range(2000)))
+    assert texts(short) == ["One.\n\nTwo.\n"]
+    pieces = texts(long)
+    assert len(pieces) > 3
+    assert "".join(pieces) == long.read_text()
+    assert all(p.strip().startswith("Paragraph") for p in pieces)
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
+def test_jsonl_is_a_document_a_line_packed_or_not(tmp_path, suffix, opener):
+    path = tmp_path / f"data.jsonl{suffix}"
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write('{"text": "one", "name": "first"}\n\n{"text": "zwei ü"}\n')
+    documents = list(open_corpus(str(path)).documents())
+    assert documents == [Document("first", "one"), Document(f"data.jsonl{suffix}:3", "zwei ü")]
+
+
+def test_parquet_is_a_document_a_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"body": ["one", None, "two"]}), tmp_path / "data.parquet")
+    assert texts(tmp_path / "data.parquet", field="body") == ["one", "two"]
+    with pytest.raises(CorpusError, match='no column "text". It has body'):
+        texts(tmp_path / "data.parquet")
+
+
+def test_a_folder_is_every_text_file_below_it_in_the_order_of_names(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "sub" / "a.md").write_text("a")
+    (tmp_path / "image.png").write_bytes(b"\x89")
+    assert [d.name for d in open_corpus(str(tmp_path)).documents()] == ["b.txt", "sub/a.md"]
+
+
+def test_a_changed_byte_changes_the_identity_and_another_place_does_not(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("the same")
+    same = [open_corpus(str(tmp_path / name / "a.txt")).identity for name in ("one", "two")]
+    assert same[0] == same[1]
+    (tmp_path / "two" / "a.txt").write_text("not the same")
+    assert open_corpus(str(tmp_path / "two" / "a.txt")).identity != same[0]
+
+
+def test_mixing_is_a_seeded_permutation():
+    documents = [Document(str(i), "x") for i in range(2000)]
+    order = [d.name for d in mixed(documents, 1)]
+    assert sorted(order, key=int) == [d.name for d in documents]
+    assert order == [d.name for d in mixed(documents, 1)]
+    assert order != [d.name for d in mixed(documents, 2)]
+    assert order[:5] != ["0", "1", "2", "3", "4"]
+
+
+def test_documentation_of_installed_packages_comes_at_once_and_in_turn():
+    corpus = open_corpus("docs:h5py,numpy")
+    stream = corpus.documents()
+    names = [next(stream).name.split(".")[0] for _ in range(4)]
+    assert names == ["h5py", "numpy", "h5py", "numpy"]
+    assert set(corpus.identity["packages"]) == {"h5py", "numpy"}
+
+
+def test_the_bundled_corpus_needs_nothing_but_an_installation():
+    corpus = open_corpus("bundled")
+    assert set(corpus.identity["packages"]) == {"stdlib", "numpy", "pandas", "torch"}
+    assert json.dumps(corpus.identity)
+    assert len(next(corpus.documents()).text) > 50
+
+
+def test_sources_are_read_in_turn_until_all_have_ended():
+    one, two = (iter([Document(f"{s}{i}", "") for i in range(n)]) for s, n in (("a", 1), ("b", 3)))
+    assert [d.name for d in in_turn([one, two])] == ["a0", "b0", "b1", "b2"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [
+        ("nowhere.txt", "There is no corpus nowhere.txt"),
+        ("./nowhere", "There is no corpus ./nowhere"),
+        ("docs:no_such_package", "No package named no_such_package"),
+    ],
+)
+def test_a_corpus_that_is_not_there_is_refused_with_what_could_be_given(spec, named):
+    with pytest.raises(CorpusError, match=named):
+        open_corpus(spec)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [('{"text": 3}', "line 1, has no text"), ('{"text": "a"}\n{"body": "b"}', "line 2, has no text.*fields: body"), ("{", "line 1, is not JSON")],
+)
+def test_a_bad_line_is_refused_by_its_number(tmp_path, content, named):
+    (tmp_path / "bad.jsonl").write_text(content)
+    with pytest.raises(CorpusError, match=named):
+        texts(tmp_path / "bad.jsonl")
+
+
+def test_a_damaged_archive_is_refused_by_name(tmp_path):
+    whole = lzma.compress(b'{"text": "' + b"a" * 5000 + b'"}\n')
+    (tmp_path / "cut.jsonl.xz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError, match=r"cut\.jsonl\.xz is damaged"):
+        texts(tmp_path / "cut.jsonl.xz")
+
+
+def test_a_folder_without_text_and_a_file_of_no_known_kind_are_refused(tmp_path):
+    with pytest.raises(CorpusError, match="holds no text"):
+        open_corpus(str(tmp_path))
+    (tmp_path / "a.bin").write_bytes(b"x")
+    with pytest.raises(CorpusError, match="of no kind that is read here"):
+        open_corpus(str(tmp_path / "a.bin"))

@@ -1,0 +1,122 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from activations.errors import RecordingError
+from activations.shuffle import permutation
+from activations.store import ActivationStore
+from tests.activations.toy import record
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ActivationStore:
+    return record(tmp_path_factory.mktemp("shuffle") / "r", sites=("a", "b.x", "b.y"))
+
+
+SMALL = 100_000  # bytes: several pools of several segments
+
+
+def rows_of(batches) -> torch.Tensor:
+    return torch.cat([b[0] if isinstance(b, tuple) else b for b in batches])
+
+
+@pytest.mark.parametrize("memory", [SMALL, 1 << 30])
+def test_every_row_comes_exactly_once_an_epoch(store, memory):
+    batches = store.shuffled("a", 100, seed=3, epochs=2, memory_bytes=memory)
+    assert (batches.n_pools > 3) is (memory == SMALL)
+    rows = rows_of(batches)
+    everything = store["a"][:].sort(0).values
+    assert torch.equal(rows[: store.n_rows].sort(0).values, everything)
+    assert torch.equal(rows[store.n_rows :].sort(0).values, everything)
+    assert not torch.equal(rows[: store.n_rows], rows[store.n_rows :])
+
+
+def test_batches_are_float32_and_full_but_for_the_very_last(store):
+    sizes = [len(b) for b in store.shuffled("a", 1000, epochs=1, memory_bytes=SMALL)]
+    assert sizes == [1000] * (store.n_rows // 1000) + [store.n_rows % 1000]
+    assert next(iter(store.shuffled("a", 7))).dtype == torch.float32
+
+
+@pytest.mark.parametrize("memory", [SMALL, 1 << 30])
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others(store, memory):
+    def first(seed):
+        return next(iter(store.shuffled("a", 256, seed=seed, memory_bytes=memory)))
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+@pytest.mark.parametrize("memory", [SMALL, 1 << 30])
+@pytest.mark.parametrize("read", [0, 1, 60, 130])
+def test_reading_resumes_to_the_row_from_a_state_of_plain_json_p36(store, memory, read):
+    whole = store.shuffled("a", 100, seed=5, memory_bytes=memory)
+    stream = iter(whole)
+    for _ in range(read):
+        next(stream)
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = store.shuffled("a", 100, seed=5, memory_bytes=memory)
+    resumed.load_state_dict(state)
+    for left, right, _ in zip(stream, resumed, range(5), strict=False):
+        assert torch.equal(left, right)
+
+
+def test_several_sites_come_aligned_row_by_row(store):
+    for a, bx, by in store.shuffled(("a", "b.x", "b.y"), 500, epochs=1, memory_bytes=3 * SMALL):
+        assert torch.equal((a[:, 0] - 32).bfloat16(), a[:, 0].bfloat16() - 32)
+        assert (a[:, 0] - 32 - (bx[:, 0] - 16)).abs().max() <= 1.0  # bfloat16 of the same token at the same position
+        assert (bx[:, 0] - 16 - (by[:, 0] - 7)).abs().max() <= 1.0
+
+
+def test_a_loop_over_finite_epochs_can_be_repeated_and_goes_on_where_it_was_left(store):
+    batches = store.shuffled("a", 1000, epochs=1)
+    assert len(rows_of(batches)) == store.n_rows
+    assert len(rows_of(batches)) == store.n_rows
+    for _ in batches:
+        break
+    assert len(rows_of(batches)) == store.n_rows - 1000
+
+
+def test_a_state_of_another_order_is_refused(store):
+    state = store.shuffled("a", 100, seed=5).state_dict()
+    with pytest.raises(RecordingError, match="seed: 5 then, 6 now"):
+        store.shuffled("a", 100, seed=6).load_state_dict(state)
+
+
+def test_neighbouring_tokens_are_not_neighbours_in_a_batch_p37(tmp_path):
+    """Mean overlap of the contexts of a batch, as pairs of rows of one context over what independent draws would give."""
+    store = record(tmp_path / "r", dtype="float32", sites=("a",))
+    segments = -(-store.n_rows // store.segment_rows)
+    perfect = _same_context_pairs(store, memory=1 << 30)
+    pooled = _same_context_pairs(store, memory=store.n_rows * 32 * 4 // 2)
+    sequential = 64 * store.n_contexts / store.n_contexts  # a context is 63 rows of a batch of 64: as bad as can be
+    assert perfect == pytest.approx(1, abs=0.1)
+    assert pooled < 8 < sequential
+    assert segments > 40
+
+
+def _same_context_pairs(store: ActivationStore, memory: int) -> float:
+    batches = store.shuffled("a", 64, seed=0, epochs=1, memory_bytes=memory)
+    order = np.concatenate([batches_of_rows for batches_of_rows in _row_numbers(batches)])
+    contexts = store.contexts_of[order[: len(order) // 64 * 64]].reshape(-1, 64)
+    pairs = sum(float((row[:, None] == row[None]).sum() - 64) for row in contexts) / (len(contexts) * 64 * 63)
+    sizes = np.bincount(store.contexts_of).astype(float)
+    expected = float((sizes * (sizes - 1)).sum() / (store.n_rows * (store.n_rows - 1)))
+    return pairs / expected
+
+
+def _row_numbers(batches):
+    """Which rows of the recording come out, found by replaying the order rather than by their values."""
+    starts = np.array(batches.store.starts)
+    for number, segments in enumerate(batches.deal(0)):
+        segments = np.sort(segments)
+        first = starts[batches._shard[segments]] + batches._segment[segments] * batches.store.segment_rows
+        rows = np.concatenate([np.arange(a, a + n) for a, n in zip(first, batches._rows[segments], strict=True)])
+        key = (0, 1) if batches.n_pools == 1 else (0, 1, number)
+        yield rows[permutation(len(rows), batches.seed, *key)]
+
+
+def test_a_permutation_is_the_same_on_every_machine():
+    assert permutation(8, 1, 2).tolist() == permutation(8, 1, 2).tolist()
+    assert sorted(permutation(1000, 7)) == list(range(1000))
