@@ -50,7 +50,7 @@ def why(steered, edits: Sequence[Resolved], same: Sequence[int]) -> str:
     if not any(steered.samples[i].new_ids for i in same):
         return "The model ended the text at once, with and without the edit."
     if report.mean_norm < 0.05:
-        return f"The edit is only {report.mean_norm:.3f} of the typical residual norm long. Raise the strength; 0.5 is a good place to start."
+        return f"The edit is only {report.mean_norm:.3f} of the typical residual norm long. Raise the strength; try 0.5."
     doses = [steered.samples[i].scores.kl for i in same if steered.samples[i].scores]
     dose = sum(doses) / len(doses) if doses else 0.0
     if dose < 1e-6:

@@ -13,7 +13,7 @@ from scope.models.hooks import HookPoint
 from scope.sae.base import SAE
 from scope.sae.jumprelu import JumpReLUSAE
 from scope.steering.gauge import Gauge
-from scope.steering.interventions import Direction, Edit, Edits
+from scope.steering.interventions import Direction, Edit
 from scope.steering.positions import Positions
 
 EVERYWHERE = Positions("all")

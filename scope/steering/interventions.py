@@ -141,7 +141,7 @@ class _WithStrength(Edit):
     """How much, in `unit`s."""
 
     unit: Unit = "norm"
-    """"norm": fractions of the site's typical residual norm; "raw": the latent's activation; "max": multiples of its maximum."""
+    """Of the strength: "norm" fractions of the site's typical norm, "raw" the latent's own, "max" multiples of its maximum."""
 
     has_amount: ClassVar[bool] = True
 
@@ -155,7 +155,7 @@ class _WithStrength(Edit):
         site: str | None = None,
         unit: Any = "norm",
     ):
-        for name, value in dict(latent=latent, positions=positions, when=when, site=site).items():
+        for name, value in {"latent": latent, "positions": positions, "when": when, "site": site}.items():
             object.__setattr__(self, name, value)
         if unit not in UNITS:
             raise EditError(f"unit is {unit!r}; there are {', '.join(UNITS)}.")
@@ -233,7 +233,7 @@ class Scale(Edit):
         when: When | None = None,
         site: str | None = None,
     ):
-        for name, value in dict(latent=latent, positions=positions, when=when, site=site).items():
+        for name, value in {"latent": latent, "positions": positions, "when": when, "site": site}.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "factor", number(factor, "factor"))
         super().__post_init__()

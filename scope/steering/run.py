@@ -173,5 +173,5 @@ def _same(what: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
         if expected.get(name) and found.get(name) != expected[name]:
             raise EditError(
                 f"This run was made with another {what}: {name} {str(expected[name])[:12]} there, "
-                f"{str(found.get(name))[:12]} here. Load the {what} that it names: {expected.get('model', expected.get('site'))}."
+                f"{str(found.get(name))[:12]} here. Load that {what}: {expected.get('model') or expected.get('site')}."
             )

@@ -39,6 +39,10 @@ class Scores:
     """Share of new tokens that are among the ten that the target's decoder row promotes most."""
     mass: dict[str, float]
     """Mean probability that the arm itself gives to those ten tokens."""
+    readings: dict[str, list[float]]
+    """The target's activation at each new token, read by the unsteered model, in the units of the pack."""
+    kl_steps: list[float]
+    """KL at each step; `kl` is their mean."""
 
 
 def promoted(model: Gemma, row: Tensor, k: int = TOP) -> list[int]:
@@ -89,14 +93,17 @@ class Reader:
             own = edited[0, -n - 1 : -1].float().log_softmax(-1)
         said = tokens[0, -n:]
         readings = {name: self._reading(name, e, cache[e.site][0, -n:].float()) for name, e in self.targets.items()}
+        kl = (own.exp() * (own - plain)).sum(1) if editing is not None else plain.new_zeros(n)
         return Scores(
             log_prob=float(plain.gather(1, said[:, None]).mean()),
             repetition=repetition(list(new)),
-            kl=float((own.exp() * (own - plain)).sum(1).mean()) if editing is not None else 0.0,
+            kl=float(kl.mean()),
             concept={name: self._concept(name, reading) for name, reading in readings.items()},
             active={name: float((reading > 0).float().mean()) for name, reading in readings.items()},
             share={name: sum(i in top for i in new) / n for name, top in self.promoted.items()},
             mass={name: float(own[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
+            readings={name: [round(v, 4) for v in reading.tolist()] for name, reading in readings.items()},
+            kl_steps=[round(v, 5) for v in kl.tolist()],
         )
 
     def _reading(self, name: str, edit: Resolved, x: Tensor) -> Tensor:

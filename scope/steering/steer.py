@@ -38,8 +38,8 @@ def steer(
 
     Arms are "plain", "steered", "random", and "random:K" for further random directions. Text i of every arm draws the same
     noise, so arms differ only by what the edit does. `gauges` says what strengths are measured against, by site where there
-    are several; without it the typical norm is measured on the prompts, and the run says so. `on_token(step, ids)` sees one id a
-    row, arm by arm (None where a row has ended), and stops everything by returning True: what was written is kept.
+    are several; without it the typical norm is measured on the prompts, and the run says so. `on_token(step, ids)` sees one id
+    a row, arm by arm (None where a row has ended), and stops everything by returning True: what was written is kept.
 
     Raises:
         EditError: an edit that cannot be applied, an empty prompt, an unknown arm, numbers that are not finite.

@@ -1,4 +1,4 @@
-"""How an effect grows with strength, beside random directions of the same size; and a strength that was not chosen on its own figures."""
+"""How an effect grows with strength, beside random directions of the same size; and a strength, judged on held-out texts."""
 
 import math
 from collections.abc import Callable, Sequence
