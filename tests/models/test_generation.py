@@ -81,14 +81,18 @@ def test_generation_ends_where_the_context_does(tiny_model):
 def test_a_stop_string_ends_a_text(tiny_model):
     free = generate(tiny_model, "the dog", GREEDY)[0]
     stop = tiny_model.words.pieces(free.new_ids)[3].strip() or " "
-    cut = generate(tiny_model, "the dog", SamplingConfig(max_new_tokens=20, temperature=0, repetition_penalty=1, stop=(stop,)))[0]
+    cut = generate(tiny_model, "the dog", SamplingConfig(max_new_tokens=20, temperature=0, repetition_penalty=1, stop=(stop,)))[
+        0
+    ]
     assert cut.stopped_by == "stop"
     assert len(cut.new_ids) <= 4
 
 
 def test_the_caller_can_cancel_and_hooks_are_gone_afterwards(tiny_model):
     steps = []
-    found = generate(tiny_model, "the dog", GREEDY, fwd_hooks=HOOKS["steered"], on_token=lambda s, ids: steps.append(s) or s == 2)
+    found = generate(
+        tiny_model, "the dog", GREEDY, fwd_hooks=HOOKS["steered"], on_token=lambda s, ids: steps.append(s) or s == 2
+    )
     assert steps == [0, 1, 2]
     assert found[0].stopped_by == "cancelled"
     assert not any(point.has_hooks() for point in tiny_model.hook_points())

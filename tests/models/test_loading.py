@@ -172,7 +172,9 @@ def test_files_that_are_missing_or_unreadable_are_named(folder):
         load_model(str(folder))
 
 
-@pytest.mark.parametrize(("setting", "says"), [({"dtype": "int8"}, "dtype is 'int8'"), ({"device": "warp"}, "cannot be used here")])
+@pytest.mark.parametrize(
+    ("setting", "says"), [({"dtype": "int8"}, "dtype is 'int8'"), ({"device": "warp"}, "cannot be used here")]
+)
 def test_an_unknown_dtype_or_device_is_refused(folder, setting, says):
     with pytest.raises(ConfigError, match=says):
         load_model(str(folder), **setting)

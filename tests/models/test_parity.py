@@ -48,9 +48,7 @@ def flow(theirs, tokens) -> dict[str, torch.Tensor]:
     on(inner.embed_tokens, "hook_embed")
     for i, layer in enumerate(inner.layers):
         at, b = layer.self_attn, f"blocks.{i}"
-        handles.append(
-            layer.register_forward_hook(lambda m, inputs, out, b=b: put(f"{b}.hook_resid_pre", inputs[0].detach()))
-        )
+        handles.append(layer.register_forward_hook(lambda m, inputs, out, b=b: put(f"{b}.hook_resid_pre", inputs[0].detach())))
         on(layer, f"{b}.hook_resid_post")
         on(layer.pre_feedforward_layernorm, f"{b}.hook_resid_mid", "in")
         on(layer.post_attention_layernorm, f"{b}.hook_attn_out")

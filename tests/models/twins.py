@@ -42,7 +42,9 @@ SHAPES = {
 }
 
 
-def save_checkpoint(model: Gemma, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32, shards: int = 1) -> Path:
+def save_checkpoint(
+    model: Gemma, folder: Path, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32, shards: int = 1
+) -> Path:
     """A folder as the hub has them; with `shards` > 1, that many files and an index."""
     parameters = dict(model.named_parameters())
     tensors = {
