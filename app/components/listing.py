@@ -11,23 +11,22 @@ from scope.errors import PackError
 from scope.features.store import FeatureStore
 from scope.features.text import csv_cell, show
 
-MODES = {
-    "any": "anything known of it",
-    "fires": "tokens on which it fires",
-    "promotes": "tokens it promotes",
-    "ids": "a list of numbers",
-}
+MODES = ("anything", "fires on", "promotes", "numbers")
+"""What a search looks through; these words stand in the address, as those of SORTS do."""
+
 SORTS = {
-    "": "best match, or number",
+    "best match": "",
     "density": "density",
-    "count": "firings",
-    "max": "largest activation",
-    "out_score": "output score",
-    "top_token_share": "top token's share",
-    "label_score": "label's score",
-    "nearest_cos": "cosine to its nearest",
-    "n_tokens_half": "tokens for half its firings",
+    "firings": "count",
+    "max": "max",
+    "output score": "out_score",
+    "top token's share": "top_token_share",
+    "label's score": "label_score",
+    "nearest cosine": "nearest_cos",
+    "tokens for half": "n_tokens_half",
 }
+"""Column of the table by its name on the page."""
+
 FILTERS = ("dead", "dense", "rare", "single-token", "duplicate")
 
 
@@ -39,9 +38,9 @@ def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.Da
     """
     if not words.strip():
         return np.arange(store.d_sae), pd.DataFrame()
-    if mode == "ids":
+    if mode == "numbers":
         return numbers(store, words), pd.DataFrame()
-    hits = {"any": store.find, "fires": store.fires_on, "promotes": store.promotes}[mode](words)
+    hits = {"anything": store.find, "fires on": store.fires_on, "promotes": store.promotes}[mode](words)
     extra = [c for c in ("p_fires_given_token", "p_token_given_fires", "lift", "logit", "measured") if c in hits]
     return hits.index.to_numpy(), hits[extra]
 

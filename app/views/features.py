@@ -12,14 +12,15 @@ from app.components.plain import plain
 from scope.errors import PackError
 
 ROWS = 100
+AXES = (("Across", "x", "density"), ("Up", "y", "max"))
 
 store = session.pack()
 table = store.table
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:")
-    mode = st.selectbox("in", list(MODES), format_func=MODES.get, key="in", bind="query-params", width=230)
-    sort = st.selectbox("Sort by", list(SORTS), format_func=SORTS.get, key="sort", bind="query-params", width=200)
+    mode = st.selectbox("in", MODES, key="in", bind="query-params", width=150)
+    sort = st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params", width=180)
     rising = st.toggle("Rising", key="rising", bind="query-params")
 with st.container(horizontal=True, vertical_alignment="bottom"):
     hidden = st.multiselect(
@@ -35,7 +36,7 @@ except PackError as refusal:
     hits, beside = np.empty(0, int), pd.DataFrame()
 masks = survivors(table, hidden, span, share)
 keep = np.logical_and.reduce(list(masks.values()))[hits]
-latents = shown(table, hits[keep], sort, rising)
+latents = shown(table, hits[keep], SORTS[sort], rising)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents")
@@ -91,23 +92,25 @@ if len(latents) and look == "Table":
         st.download_button(
             "CSV", lambda: csv(table.iloc[latents]), "latents.csv", "text/csv", icon=":material/download:", type="tertiary"
         )
-        calls = {"any": f"pack.find({words!r})", "fires": f"pack.fires_on({words!r})", "promotes": f"pack.promotes({words!r})"}
+        calls = {
+            "anything": f"pack.find({words!r})",
+            "fires on": f"pack.fires_on({words!r})",
+            "promotes": f"pack.promotes({words!r})",
+        }
         copy_as_python(
             opening(str(store.folder)) + (calls.get(mode) if (words or "").strip() and mode in calls else "pack.table"),
             key="py table",
         )
 elif len(latents):
-    axes = [c for c in SORTS if c in table.columns and pd.api.types.is_numeric_dtype(table[c])]
+    axes = [name for name, column in SORTS.items() if column]
     with st.container(horizontal=True):
-        x = st.selectbox("Across", axes, index=axes.index("density"), format_func=SORTS.get, key="x", bind="query-params")
-        y = st.selectbox("Up", axes, index=axes.index("max"), format_func=SORTS.get, key="y", bind="query-params")
+        names = [st.selectbox(name, axes, index=axes.index(first), key=key, bind="query-params") for name, key, first in AXES]
+    x, y = (SORTS[name] for name in names)
     rows = table.iloc[np.sort(latents)].dropna(subset=[x, y])
     logs = tuple(axis in ("density", "max", "count") for axis in (x, y))
     rows = rows[np.logical_and.reduce([(rows[axis] > 0) | (not log) for axis, log in zip((x, y), logs, strict=True)])]
     rows = rows.iloc[figures.sample(rows[x].to_numpy(float), rows[y].to_numpy(float))] if len(rows) else rows
-    figure = figures.scatter(
-        rows.index.to_numpy(), rows[x].to_numpy(), rows[y].to_numpy(), rows["label"], SORTS[x], SORTS[y], logs
-    )
+    figure = figures.scatter(rows.index.to_numpy(), rows[x].to_numpy(), rows[y].to_numpy(), rows["label"], *names, logs)
     picked = st.plotly_chart(figure, key="points", on_select="rerun", selection_mode="points", alt=f"{len(rows):,} latents")
     st.caption(f"{len(rows):,} of {len(latents):,} latents. Click a point to open it.")
     if picked.selection.points:

@@ -52,6 +52,7 @@ class Command:
                 process.wait()  # the server hears the same Ctrl-C and closes its files
                 return
         if process.returncode:
+            refuse_taken(self.port)  # another server may have been quicker
             raise SystemExit(process.returncode)  # it has said why
 
 

@@ -1,0 +1,42 @@
+"""A browser on a toy pack, run page by page without a web browser."""
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.features.toy_pack import make_toy_pack
+
+MAIN = Path(__file__).parents[2] / "app" / "main.py"
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    """A pack that tests only read."""
+    folder = tmp_path_factory.mktemp("packs") / "toy" / "pack"
+    make_toy_pack(folder)
+    return folder
+
+
+@pytest.fixture
+def open_app(monkeypatch, toy_folder):
+    """Open a page of the app on packs; parameters are those of the address."""
+
+    def opened(page: str = "overview", packs: list[Path] | None = None, **params: object) -> AppTest:
+        monkeypatch.setenv("SCOPE_PACKS", json.dumps([str(p) for p in (packs or [toy_folder])]))
+        at = AppTest.from_file(str(MAIN), default_timeout=60)
+        if page != "overview":
+            at.run()
+            at.switch_page(f"views/{page}.py")
+        for name, value in params.items():
+            at.query_params[name] = str(value)
+        return at.run()
+
+    return opened
+
+
+def said(at: AppTest) -> str:
+    """Every message on the page, without the marks that keep Markdown from reading it."""
+    boxes = [*at.error, *at.warning, *at.info]
+    return "\n".join([*(box.value.replace("\\", "") for box in boxes), *(code.value for code in at.code)])

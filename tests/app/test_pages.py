@@ -1,0 +1,159 @@
+"""What each page shows of a healthy pack."""
+
+import json
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.components import health
+from scope.features.store import FeatureStore
+from tests.features.toy_pack import HOSTILE, make_toy_pack
+
+
+def strips(at: AppTest) -> list[dict]:
+    return [json.loads(c.proto.json) for c in at.get("bidi_component")]
+
+
+def tiles(at: AppTest) -> dict[str, str]:
+    return {tile.label: tile.value for tile in at.metric}
+
+
+def pressed(at: AppTest, label: str) -> AppTest:
+    return next(button for button in at.button if button.label == label).click().run()
+
+
+@pytest.mark.parametrize("page", ["overview", "features", "feature"])
+def test_every_page_opens_on_a_pack_without_a_model(open_app, page):
+    at = open_app(page)
+    assert not at.exception
+    assert not at.error
+
+
+def test_the_overview_tells_the_packs_own_numbers(open_app, toy_folder):
+    store, shown = FeatureStore.open(toy_folder), tiles(open_app())
+    assert shown["Latents"] == "24"
+    assert float(shown["L0"]) == pytest.approx(store.table["density"].sum(), rel=0.01)
+    assert shown["Tokens read"] == f"{store.n_tokens:,}"
+
+
+def test_an_evaluation_is_shown_beside_its_nulls(open_app, tmp_path):
+    arm = {"fvu": 0.12, "delta_loss": 0.05, "l0": 30.0, "interval": {"fvu": [0.11, 0.13]}}
+    arms = {"sae": arm, "random": {"fvu": 0.81, "delta_loss": 2.5}, "pca": {"fvu": 0.31}, "mean": {"delta_loss": 3.1}}
+    make_toy_pack(tmp_path / "scored", health={"evaluation": {"arms": arms, "notes": ["few *contexts*"]}})
+    at = open_app(packs=[tmp_path / "scored"])
+    tile = next(tile for tile in at.metric if tile.label == "FVU")
+    assert tile.value == "0.120"
+    assert "random 0.810" in tile.delta
+    assert "PCA 0.310" in tile.delta
+    table = next(frame.value for frame in at.dataframe if "score" in frame.value)
+    assert table.set_index("score").loc["FVU, pooled", "95 % interval"] == "0.110 to 0.130"
+    assert any("few \\*contexts\\*" in caption.value for caption in at.caption)
+
+
+def test_start_here_leads_to_living_latents_each_once(toy_folder):
+    table = FeatureStore.open(toy_folder).table
+    guides = list(health.start_here(table).values())
+    assert len(set(guides)) == len(guides) >= 3
+    assert not table["flags"].iloc[guides].str.contains("dead|dense|rare|duplicate").any()
+
+
+def test_a_search_for_a_word_finds_its_latents(open_app):
+    at = open_app("features", q="dog")
+    assert 1 in at.dataframe[0].value["id"].tolist()
+    assert open_app("features", q="dogs", **{"in": "fires on"}).dataframe[0].value["p_fires_given_token"].iloc[0] > 0.5
+
+
+def test_a_list_of_numbers_is_shown_in_its_order(open_app):
+    assert open_app("features", q="9, 3 12-13", **{"in": "numbers"}).dataframe[0].value["id"].tolist() == [9, 3, 12, 13]
+
+
+@pytest.mark.parametrize(
+    ("q", "told"), [("dog", "no number of a latent"), ("3-99", "run from 0 to 23"), ("5-2", "run from 0 to 23")]
+)
+def test_a_list_that_is_none_says_so(open_app, q, told):
+    at = open_app("features", q=q, **{"in": "numbers"})
+    assert any(told in info.value.replace("\\", "") for info in at.info)
+
+
+def test_sorting_orders_the_whole_table(open_app, toy_folder):
+    table = FeatureStore.open(toy_folder).table
+    shown = open_app("features", sort="max").dataframe[0].value["id"].tolist()
+    assert shown == table[table["count"] > 0]["max"].sort_values(ascending=False, kind="stable").index.tolist()
+    assert open_app("features", sort="max", rising="true").dataframe[0].value["id"].tolist() == shown[::-1]
+
+
+def test_dead_latents_are_hidden_until_asked_for(open_app):
+    at = open_app("features")
+    assert 0 not in at.dataframe[0].value["id"].tolist()
+    assert 0 in at.multiselect[0].set_value([]).run().dataframe[0].value["id"].tolist()
+
+
+def test_filters_that_leave_nothing_say_which_one_to_drop(open_app):
+    at = open_app("features", q="0", **{"in": "numbers"})
+    assert any("Without “Hide” 1 would be shown" in info.value for info in at.info)
+    assert pressed(at, "Drop “Hide”").dataframe[0].value["id"].tolist() == [0]
+
+
+def test_choosing_a_row_opens_the_latent_and_keeps_the_list(open_app):
+    at = open_app("features", sort="max")
+    listed = at.dataframe[0].value["id"].tolist()
+    at.session_state["table toy 1 23"] = {"selection": {"rows": [3], "columns": [], "cells": []}}
+    at.run()
+    assert at.query_params["f"] == [str(listed[3])]
+    assert at.session_state["results"]["toy"] == listed
+    assert pressed(at, "Next").query_params["f"] == [str(listed[4])]
+
+
+def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
+    at = pressed(open_app("feature", f=9), "Next")
+    assert at.query_params["f"] == ["10"]
+    assert pressed(pressed(at, "Previous"), "Previous").query_params["f"] == ["8"]
+
+
+def test_the_first_latent_has_none_before_it(open_app):
+    assert next(b for b in open_app("feature", f=0).button if b.label == "Previous").disabled
+
+
+def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
+    row, shown = FeatureStore.open(toy_folder)[9].row, tiles(open_app("feature", f=9))
+    assert shown["Density"] == f"{row['density']:.3%}"
+    assert shown["Largest"] == f"{row['max']:.3g}"
+    assert shown["Output score"] == f"{row['out_score']:+.3f}"
+
+
+@pytest.mark.parametrize("group", ["top", "bands", "random"])
+def test_examples_are_those_of_the_library(open_app, toy_folder, group):
+    expected = FeatureStore.open(toy_folder)[9].examples(group, 12)
+    at = open_app("feature", f=9)
+    at.button_group(key="group").set_value([group]).run()
+    rows = strips(at)[0]["rows"]
+    assert [row["value"] for row in rows] == [f"{example.value:.3g}" for example in expected]
+
+
+def test_the_deep_link_names_the_pack_and_no_path(open_app, toy_folder):
+    link = next(code.value for code in open_app("feature", f=9).code if code.value.startswith("http"))
+    assert link.endswith("/feature?pack=toy&f=9")
+    assert str(toy_folder) not in link
+
+
+def test_hostile_tokens_reach_the_strips_as_glyphs_and_nothing_else(open_app):
+    at = open_app("feature", f=7)
+    shown = "".join(cell[0] for strip in strips(at) for row in strip["rows"] for cell in row["cells"])
+    assert "<script>alert(1)</script>" in shown  # as text: the component sets textContent
+    assert not any(char in shown for char in "\u202e\u2066\u200b\x00\x1b")
+
+
+def test_no_markdown_on_a_page_reads_a_token(open_app):
+    read, at = [], open_app("feature", f=7)
+    for f in (9, 14, 20, 0):
+        read += [element.value for element in (*at.markdown, *at.caption, *at.subheader, *at.warning)]
+        at.query_params["f"] = str(f)
+        at.run()
+    live = [text for text in HOSTILE if any(mark in text for mark in ("<", "](", "**", "$", ":material"))]
+    assert not [text for text in live if any(text in shown for shown in read)]
+
+
+def test_packs_of_one_name_get_addresses_of_their_own(open_app, toy_folder):
+    at = open_app(packs=[toy_folder, toy_folder])
+    assert at.selectbox[0].options == ["toy", "toy-2"]
+    assert open_app("feature", packs=[toy_folder, toy_folder], pack="toy-2", f=3).session_state["pack"] == "toy-2"
