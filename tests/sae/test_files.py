@@ -1,0 +1,177 @@
+"""Dictionaries on disk: what we write SAELens reads to the bit, what others write we read or refuse by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scope.errors import DictionaryError
+from scope.sae.files import load_sae, save_sae
+from scope.sae.jumprelu import JumpReLUSAE
+from tests.sae.test_jumprelu import random_sae
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    sae = random_sae()
+    sae.site = "blocks.1.hook_resid_post"
+    sae.provenance = {"model": {"model": "tiny", "weights_sha256": "abc"}, "site": sae.site}
+    return sae, save_sae(sae, tmp_path / "dictionary")
+
+
+def arrays(sae: JumpReLUSAE) -> dict[str, np.ndarray]:
+    return {name: p.detach().numpy() for name, p in sae.named_parameters()}
+
+
+def test_a_dictionary_comes_back_as_it_was_saved(saved):
+    sae, folder = saved
+    loaded = load_sae(folder)
+    assert (loaded.site, loaded.config, loaded.kind) == (sae.site, sae.config, "jumprelu")
+    assert loaded.provenance["model"]["weights_sha256"] == "abc"
+    assert torch.equal(loaded.encode(X), sae.encode(X))
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.filterwarnings("ignore")  # sae_lens and what it imports warn at import
+def test_saelens_loads_what_we_write_and_encodes_bit_for_bit_the_same(saved):
+    from sae_lens import SAE
+
+    sae, folder = saved
+    theirs = SAE.load_from_disk(str(folder))
+    assert torch.equal(theirs.encode(X), sae.encode(X))
+    assert torch.equal(theirs(X), sae(X))
+    assert theirs.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_saelens_writes_we_load_and_encode_bit_for_bit_the_same(tmp_path):
+    from sae_lens import JumpReLUSAE as Theirs
+    from sae_lens import JumpReLUSAEConfig
+
+    theirs = Theirs(JumpReLUSAEConfig(d_in=6, d_sae=20, apply_b_dec_to_input=False))
+    theirs.load_state_dict({k: torch.from_numpy(v) for k, v in arrays(random_sae(seed=4)).items()})
+    theirs.save_model(str(tmp_path))
+    assert torch.equal(load_sae(tmp_path).encode(X), theirs.encode(X))
+
+
+def test_p25_a_bias_subtracted_before_encoding_is_folded_into_the_encoder(saved):
+    sae, folder = saved
+    rewrite(folder, apply_b_dec_to_input=True)
+    torch.testing.assert_close(load_sae(folder).encode(X), sae.encode(X - sae.b_dec))
+
+
+def test_p25_without_a_version_saelens_older_default_holds(saved):
+    sae, folder = saved
+    rewrite(folder, apply_b_dec_to_input=None, metadata={})
+    torch.testing.assert_close(load_sae(folder).encode(X), sae.encode(X - sae.b_dec))
+
+
+def test_p26_thresholds_stored_as_logarithms_are_read_under_their_name_and_refused_under_the_other(saved):
+    sae, folder = saved
+    rewrite(folder)
+    file = folder / "sae_weights.safetensors"
+    stored = load_file(file)
+    stored["log_threshold"] = stored.pop("threshold").log()
+    save_file(stored, file)
+    torch.testing.assert_close(load_sae(folder).threshold, sae.threshold)
+    stored["threshold"] = stored.pop("log_threshold") - 3
+    save_file(stored, file)
+    with pytest.raises(DictionaryError, match="logarithms"):
+        load_sae(folder)
+
+
+def test_a_relu_dictionary_is_read_as_jumprelu_with_thresholds_of_zero(saved):
+    sae, folder = saved
+    rewrite(folder, architecture="standard")
+    assert torch.equal(load_sae(folder).encode(X), torch.relu(sae.pre_activations(X)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "topk"}, "topk"),  # P27
+        ({"architecture": "batchtopk"}, "batchtopk"),
+        ({"normalize_activations": "expected_average_only_in"}, "normalised"),  # P23
+        ({"apply_finetuning_scaling_factor": True}, "fine-tuning"),
+    ],
+)
+def test_p23_p27_a_form_that_would_be_read_wrongly_is_refused(saved, change, said):
+    _, folder = saved
+    rewrite(folder, **change)
+    with pytest.raises(DictionaryError, match=said):
+        load_sae(folder)
+
+
+def rewrite(folder, **changes):
+    """Make it a plain SAELens folder with another cfg.json."""
+    (folder / "scope.json").unlink()
+    config = json.loads((folder / "cfg.json").read_text()) | changes
+    (folder / "cfg.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+@pytest.mark.parametrize("keys", [str, lambda name: name.replace("W_", "w_")])
+def test_gemma_scope_files_load_and_the_path_says_the_site(tmp_path, keys):
+    sae = random_sae()
+    folder = tmp_path / "google" / "gemma-scope-2b-pt-mlp" / "layer_12" / "width_16k" / "average_l0_82"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{keys(name): array for name, array in arrays(sae).items()})
+    for path in (folder, folder / "params.npz"):
+        loaded = load_sae(path)
+        assert torch.equal(loaded.encode(X), sae.encode(X))
+        assert loaded.site == "blocks.12.hook_mlp_out"
+        assert loaded.provenance["model"]["model"] == "google/gemma-2-2b"
+
+
+def test_p49_pickles_in_an_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "params.npz", **arrays(random_sae()) | {"W_enc": np.array([{"run": "me"}], dtype=object)})
+    with pytest.raises(DictionaryError, match="pickled"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda a: a | {"W_dec": a["W_dec"].T}, "transposed"),  # P28
+        (lambda a: a | {"W_enc": a["W_enc"][:, :-1]}, "W_enc"),
+        (lambda a: {k: v for k, v in a.items() if k != "threshold"}, "lacks threshold"),
+        (lambda a: a | {"b_enc": np.full(20, np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_named(tmp_path, spoil, said):
+    np.savez(tmp_path / "params.npz", **spoil(arrays(random_sae())))
+    with pytest.raises(DictionaryError, match=said):
+        load_sae(tmp_path)
+
+
+def test_a_folder_copied_half_way_is_known_as_one(saved):
+    _, folder = saved
+    save_file({k: torch.from_numpy(v) for k, v in arrays(random_sae(seed=2)).items()}, folder / "sae_weights.safetensors")
+    with pytest.raises(DictionaryError, match=r"not what scope\.json describes"):
+        load_sae(folder)
+    (folder / "sae_weights.safetensors").write_bytes(b"cut")
+    with pytest.raises(DictionaryError, match="damaged"):
+        load_sae(folder)
+    (folder / "sae_weights.safetensors").unlink()
+    with pytest.raises(DictionaryError, match="no sae_weights"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all"])
+def test_a_folder_that_is_not_there_is_said_with_what_would_do(name):
+    with pytest.raises(DictionaryError, match="There is no folder"):
+        load_sae(name)
+
+
+def test_an_empty_folder_and_a_file_of_another_kind_are_no_dictionaries(tmp_path):
+    with pytest.raises(DictionaryError, match="holds no dictionary"):
+        load_sae(tmp_path)
+    (tmp_path / "weights.pt").write_bytes(b"x")
+    with pytest.raises(DictionaryError, match="no dictionary"):
+        load_sae(tmp_path / "weights.pt")
+    (tmp_path / "params.npz").write_bytes(b"no zip")
+    with pytest.raises(DictionaryError, match="npz"):
+        load_sae(tmp_path)
