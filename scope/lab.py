@@ -29,16 +29,15 @@ from scope.steering.sweep import Sweep, sweep
 DEMO = Path("runs/demo")
 
 
-def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu") -> "Lab":  # noqa: A001  scope.open reads well
-    """A lab from a folder that holds dictionary/ and pack/, as `scope demo` writes it; "bundled" is runs/demo.
+def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu") -> "Lab":
+    """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, which `scope demo` wrote, here or further up.
 
     `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names.
 
     Raises:
         PackError: the folder lacks a pack or a dictionary.
     """
-    given = str(folder)
-    folder = DEMO if given == "bundled" else Path(folder).expanduser()
+    folder = _demo() if str(folder) == "bundled" else Path(folder).expanduser()
     missing = [name for name in ("dictionary", "pack") if not (folder / name).is_dir()]
     if missing:
         raise PackError(
@@ -47,6 +46,12 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
     return Lab(FeatureStore.open(folder / "pack"), load_sae(folder / "dictionary", device), model, device)
+
+
+def _demo() -> Path:
+    """runs/demo here, or in a folder above, so that a notebook in its own folder finds it too."""
+    here = Path.cwd()
+    return next((base / DEMO for base in (here, *here.parents) if (base / DEMO).is_dir()), DEMO)
 
 
 class Lab:

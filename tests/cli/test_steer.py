@@ -1,0 +1,102 @@
+import json
+import sys
+
+import pytest
+
+from scope.cli.main import run
+from tests.conftest import random_gemma
+from tests.labs import make_lab
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
+    return make_lab(tmp_path_factory.mktemp("steer"), random_gemma(tiny_config, toy_tokenizer), toy_text)
+
+
+@pytest.fixture
+def steer(folder, capsys):
+    def command(*flags: str) -> tuple[int, str, str]:
+        given = ["--sae", f"{folder}/dictionary", "--model", f"{folder}/checkpoint", "--max-new-tokens", "4"]
+        try:
+            code = run(["steer", *given, *flags])
+        except SystemExit as ended:  # the parser's own refusals
+            code = ended.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return command
+
+
+def test_arms_are_printed_beside_the_report_and_written_as_json(steer, tmp_path):
+    file = tmp_path / "run.json"
+    code, out, _ = steer("--latent", "3", "--strength", "0.5", "--prompt", "the dog", "a cat", "--json", str(file))
+    assert code == 0
+    for said in ("plain", "steered", "random", "edited", "x maximum", "log-probability"):
+        assert said in out
+    saved = json.loads(file.read_text())
+    assert [arm["name"] for arm in saved["arms"]] == ["plain", "steered", "random"]
+    assert saved["sheet"][0]["strength"] == pytest.approx(0.5)
+    assert saved["gauges"]["blocks.1.hook_resid_post"]["source"].startswith("feature pack")
+
+
+def test_a_saved_run_is_replayed_to_the_same_texts(steer, tmp_path):
+    file = tmp_path / "run.json"
+    steer("--latent", "3", "5", "--strength", "0.5", "-0.3", "--edit", "clamp", "--prompt", "the dog", "--json", str(file))
+    code, out, _ = steer("--replay", str(file))
+    assert code == 0
+    assert "The texts are the same, token by token" in " ".join(out.split())
+
+
+def test_without_a_latent_the_best_candidates_are_listed(steer):
+    code, _, err = steer("--prompt", "the dog")
+    assert code == 2
+    assert "--latent 12" in err
+    assert "highest output scores" in err
+    assert len(err.splitlines()) >= 9
+
+
+REFUSED = {
+    "no latent 999": ["--latent", "999"],
+    "There are no positions 'nowhere'": ["--latent", "3", "--positions", "nowhere"],
+    "A prompt is empty": ["--latent", "3", "--prompt", " "],
+    "this model takes": ["--latent", "3", "--prompt", "the dog runs to the river " * 40],
+    "2 latents and 3 strengths": ["--latent", "3", "4", "--strength", "1", "2", "3"],
+    "strength is nan": ["--latent", "3", "--strength", "nan"],
+    "No steering run can be read": ["--replay", "nothing.json"],
+    "There is no folder": ["--latent", "3", "--sae", "nowhere"],
+    "is no pack": ["--latent", "3", "--pack", "nowhere"],
+    "not finite": ["--latent", "3", "--unit", "raw", "--strength", "1e39"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_bad_input_ends_with_a_message_and_exit_code_2(steer, message):
+    code, _, err = steer(*REFUSED[message])
+    assert code == 2
+    assert "Traceback" not in err
+    if message != "is no pack":
+        assert message in " ".join(err.split())
+
+
+def test_a_strength_that_is_no_number_is_refused_by_the_parser(steer):
+    code, out, err = steer("--latent", "3", "--strength", "strong")
+    assert code == 2
+    assert "strong" in out + err
+
+
+def test_a_dictionary_of_another_model_is_refused(steer, tmp_path, tiny_config, toy_tokenizer):
+    from tests.labs import save_checkpoint
+
+    other = save_checkpoint(random_gemma(tiny_config, toy_tokenizer, seed=9), tmp_path / "other")
+    code, _, err = steer("--latent", "3", "--model", str(other))
+    assert code == 2
+    assert "--any-model" in err
+    assert steer("--latent", "3", "--model", str(other), "--any-model")[0] == 0
+
+
+def test_importing_the_command_opens_no_hdf5_and_no_browser():
+    import subprocess
+
+    heavy = ("h5py", "streamlit", "transformers", "sae_lens")
+    probe = f"import sys, scope.cli.steer; print(*[m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == ""

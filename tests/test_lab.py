@@ -1,0 +1,117 @@
+import pandas as pd
+import pytest
+
+import scope
+from scope.errors import DictionaryError, PackError, ScopeError
+from scope.lab import Lab
+from scope.models.generate import SamplingConfig, generate
+from scope.sae.files import load_sae
+from scope.steering.interventions import Ablate, Add
+from scope.steering.run import SteeringRun
+from tests.conftest import random_gemma
+from tests.labs import make_lab
+from tests.steering.conftest import random_sae
+
+FEW = {"max_new_tokens": 5, "temperature": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
+    return make_lab(tmp_path_factory.mktemp("lab") / "runs" / "demo", random_gemma(tiny_config, toy_tokenizer), toy_text)
+
+
+@pytest.fixture(scope="module")
+def lab(folder) -> Lab:
+    return scope.open(folder)
+
+
+def test_five_lines_open_find_show_and_steer(lab):
+    assert isinstance(lab.best(3), pd.DataFrame)
+    feature = lab[int(lab.best(1).index[0])]
+    assert isinstance(lab.find("dog"), pd.DataFrame)
+    run = lab.steer(feature, 0.5).compare("the dog", n=3, **FEW)
+    assert isinstance(run, SteeringRun)
+    assert [arm.name for arm in run.arms] == ["plain", "steered", "random"]
+    assert [len(arm.samples) for arm in run.arms] == [3, 3, 3]
+
+
+def test_strengths_are_measured_against_the_pack(lab):
+    run = lab.steer(3, 0.5).compare("the dog", **FEW)
+    assert run.sheet[0]["strength"] == pytest.approx(0.5)
+    assert run.gauges[lab.pack.site].rho == lab.pack.norm_median
+    assert run["steered"].report.mean_norm == pytest.approx(0.5, rel=1e-3)
+    assert run.sheet[0]["multiple_of_maximum"] == pytest.approx(run.sheet[0]["raw"] / lab.pack.table["max"][3], rel=1e-4)
+    assert not any("measured on" in note for note in run.notes)
+
+
+def test_within_a_with_block_every_generation_is_steered_and_after_it_none(lab):
+    steering = lab.steer(3, 0.8)
+    plain = lab.generate("the dog", **FEW)
+    with steering as editing:
+        inside = lab.generate("the dog", **FEW)
+        assert sum(editing.report().edited_per_step) > 0
+    assert inside == [s.text for s in steering.compare("the dog", **FEW)["steered"].samples]
+    assert lab.generate("the dog", **FEW) == plain
+    assert generate(lab.model, "the dog", SamplingConfig(**FEW))[0].text == plain[0]
+
+
+def test_with_blocks_nest(lab):
+    with lab.steer(3, 0.8), lab.steer(5, 0.8):
+        nested = lab.generate("the dog", **FEW)
+    with lab.steer(3, 0.8) + lab.steer(5, 0.8):
+        assert lab.generate("the dog", **FEW) == nested
+    assert not any(point.has_hooks() for point in lab.model.hook_points())
+
+
+def test_edits_join_with_plus(lab):
+    joined = lab.steer(3, 0.5) + lab.steer(5, -0.3) + Ablate(7)
+    assert [e.latent for e in joined.edits] == [3, 5, 7]
+    assert len(joined.compare("the dog", **FEW).sheet) == 3
+
+
+def test_a_sweep_tells_every_strength_beside_its_control_and_judges_its_choice_on_other_prompts(lab):
+    swept = lab.steer(3).sweep(["the dog", "a cat", "my sister", "the moon"], [0.25, 1.0], max_new_tokens=5)
+    table = swept.to_frame()
+    assert set(table["strength"]) == {0.25, 1.0}
+    assert set(table["arm"]) == {"plain", "steered", "random"}
+    assert len(table) <= 2 * 3 * 4
+    assert swept.best["strength"] in (0.25, 1.0)
+    assert swept.best["chosen_on"] == swept.best["told_on"] == 2
+    held_out = table[(table["strength"] == swept.best["strength"]) & (table["prompt_index"] % 2 == 1)]
+    assert swept.best["score"] == pytest.approx(held_out[held_out["arm"] == "steered"]["score"].mean())
+    assert len(swept.plot().data) == 6
+    assert "on the other 2" in str(swept)
+
+
+def test_a_folder_that_is_no_lab_is_refused_with_what_it_lacks(tmp_path):
+    (tmp_path / "dictionary").mkdir()
+    with pytest.raises(PackError, match=r"has no pack[\s\S]*scope demo"):
+        scope.open(tmp_path)
+
+
+def test_bundled_is_found_from_a_folder_below(folder, monkeypatch):
+    below = folder.parents[1] / "notebooks"
+    below.mkdir(exist_ok=True)
+    monkeypatch.chdir(below)
+    assert scope.open("bundled").pack.folder == folder / "pack"
+
+
+def test_a_model_or_dictionary_that_is_not_the_labs_is_refused(lab, folder, tiny_model):
+    with pytest.raises(DictionaryError, match="trained on"):
+        _ = scope.open(folder, model=tiny_model).model
+    with pytest.raises(DictionaryError, match="The pack is about 48 latents"):
+        Lab(lab.pack, random_sae())
+    with pytest.raises(ScopeError, match="no latent 99"):
+        lab.steer(99).compare("the dog")
+
+
+def test_a_run_replays_from_its_file(lab, folder, tmp_path):
+    run = lab.steer(3, 0.6).compare(["the dog", "a cat"], n=2, max_new_tokens=6)
+    run.to_json(tmp_path / "run.json")
+    again = SteeringRun.from_json(tmp_path / "run.json").replay(lab.model, load_sae(folder / "dictionary"))
+    assert again.same_texts(run)
+
+
+def test_an_add_made_by_hand_is_taken_as_it_is(lab):
+    run = lab.steer(Add(3, 1.0, unit="max", positions="generated")).compare("the dog", **FEW)
+    assert run.sheet[0]["multiple_of_maximum"] == pytest.approx(1.0)
