@@ -8,7 +8,7 @@ or lie in their threshold's window). Nothing is approximated on either way.
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Batch:
     """Latents per token that took part in the gradients."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     def gradients(self, x: Acts) -> Batch:
         """Fill `.grad` of every parameter with the gradient of the summed losses for this batch."""

@@ -1,7 +1,7 @@
 """What a trainer reads: batches of activations from anywhere, with a place that can be kept."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from scope.errors import ConfigError
 from scope.shapes import Acts
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Endless or not, each iteration goes on after the batch that was given last; `state_dict` says where that is."""
 

@@ -1,0 +1,75 @@
+"""Each metric on a case whose answer is known."""
+
+import pytest
+import torch
+
+from scope.errors import ConfigError
+from scope.evaluation import metrics
+from scope.evaluation.metrics import Sums, bootstrap, fvu, fvu_per_dimension, fvu_per_token, kl, length_bias, loss_recovered
+
+X = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])  # mean (1, 2); variance 4 + 16
+
+
+def test_p38_the_three_definitions_of_fvu_are_three_numbers():
+    x_hat = X + torch.tensor([1.0, 0.0])
+    assert fvu(X, x_hat).item() == pytest.approx(4 / 20)
+    assert fvu_per_dimension(X, x_hat).item() == pytest.approx((4 / 4 + 0 / 16) / 2)
+    assert fvu_per_token(X, x_hat).item() == pytest.approx(1 / 5)
+    uneven = torch.cat([X, torch.tensor([[1.0, 20.0]])])
+    assert fvu(uneven, uneven + torch.tensor([1.0, 0.0])) < fvu_per_token(uneven, uneven + torch.tensor([1.0, 0.0]))
+
+
+def test_predicting_the_mean_scores_one_and_the_truth_zero_by_every_definition():
+    for measure in (fvu, fvu_per_token, fvu_per_dimension):
+        assert measure(X, X.mean(0).expand_as(X)).item() == pytest.approx(1.0)
+        assert measure(X, X).item() == 0.0
+
+
+def test_without_variance_there_is_no_fraction_of_it():
+    for measure in (fvu, fvu_per_token, fvu_per_dimension):
+        with pytest.raises(ConfigError, match="equal"):
+            measure(torch.ones(3, 2), torch.ones(3, 2))
+
+
+def test_sums_over_tokens_run_in_float64():
+    x = torch.full((4000, 1), 4096.0)
+    x[0] = 4097.0
+    assert fvu(x, x - 1e-3).item() == pytest.approx(4000 * (x.double() - (x - 1e-3).double()).square().mean().item(), rel=1e-3)
+
+
+def test_sums_gathered_in_pieces_equal_the_metrics_of_the_whole():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 5, generator=generator) + 3
+    x_hat = x + 0.3 * torch.randn(60, 5, generator=generator)
+    sums = Sums(x.double().mean(0))
+    for part, part_hat in zip(x.split(17), x_hat.split(17), strict=True):
+        sums.add(part, part_hat)
+    expected = {name: getattr(metrics, name)(x, x_hat).item() for name in sums.result()}
+    assert sums.result() == pytest.approx(expected)
+
+
+def test_length_bias_tells_a_missing_scale_from_shrinkage():
+    assert length_bias(X, X).item() == 1.0
+    assert length_bias(X, 3 * X).item() == pytest.approx(3.0)
+    assert length_bias(X, 0.5 * X).item() == pytest.approx(0.5)
+
+
+def test_kl_of_known_distributions():
+    p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
+    assert kl(p, q).item() == pytest.approx(0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log())
+    assert kl(p + 7, p).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_loss_recovered_is_a_share_of_the_harm_and_nothing_where_ablation_does_none():
+    assert loss_recovered(2.0, 2.5, 4.0) == pytest.approx(0.75)
+    assert loss_recovered(2.0, 2.0, 2.0) is None
+
+
+def test_p40_the_interval_over_contexts_covers_the_mean_about_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    ones = torch.ones(40, dtype=torch.float64)
+    covered = 0
+    for seed in range(200):
+        low, high = bootstrap(torch.randn(40, generator=generator).double() + 1, ones, seed=seed, n=300)
+        covered += low <= 1 <= high
+    assert 0.88 <= covered / 200 <= 0.99

@@ -1,0 +1,81 @@
+"""The parts of a training run, each by itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from scope.errors import ConfigError, DictionaryError
+from scope.training.batches import TensorBatches
+from scope.training.checkpoint import load_state, save_state
+from scope.training.config import TrainConfig
+from scope.training.progress import Log, read_log
+from scope.training.schedule import rate
+
+
+def test_the_rate_rises_stays_and_falls():
+    rates = [rate(step, 10, warmup=0.2, decay=0.5) for step in range(10)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert [rate(step, 3, 0.0, 0.0) for step in range(3)] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"warmup": 0.6, "decay": 0.6}, {"beta1": 1.0}, {"batch_size": 0}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ConfigError):
+        TrainConfig(**wrong)
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    state = {
+        "step": 3,
+        "adam": {"W": {"exp_avg": torch.randn(3, 4).T, "step": torch.tensor(5.0)}},
+        "batches": {"order": np.arange(5), "seed": np.int64(7), "name": "é", "none": None, "parts": [1, {"x": torch.ones(2)}]},
+    }
+    save_state(tmp_path / "state.safetensors", state)
+    back = load_state(tmp_path / "state.safetensors")
+    assert torch.equal(back["adam"]["W"]["exp_avg"], state["adam"]["W"]["exp_avg"])
+    assert back["adam"]["W"]["step"].shape == ()
+    assert back["batches"]["order"].tolist() == [0, 1, 2, 3, 4]
+    assert {k: back["batches"][k] for k in ("seed", "name", "none")} == {"seed": 7, "name": "é", "none": None}
+    assert back["batches"]["parts"][1]["x"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60])
+def test_a_state_that_was_cut_short_is_refused_by_name(tmp_path, keep):
+    file = tmp_path / "state.safetensors"
+    save_state(file, {"x": torch.ones(100)})
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DictionaryError, match="damaged"):
+        load_state(file)
+
+
+def test_batches_from_memory_go_on_where_their_place_was_kept():
+    rows = torch.arange(50.0)[:, None]
+    one = TensorBatches(rows, 8, seed=1)
+    stream = iter(one)
+    for _ in range(4):
+        next(stream)
+    place = one.state_dict()
+    expected = [next(stream) for _ in range(5)]  # beyond the end of the first time through
+    other = TensorBatches(rows, 8, seed=1)
+    other.load_state_dict(place)
+    assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=False))
+    with pytest.raises(ConfigError, match="another seed"):
+        TensorBatches(rows, 8, seed=2).load_state_dict(place)
+
+
+def test_each_row_comes_once_each_time_through_in_another_order():
+    stream = iter(TensorBatches(torch.arange(32.0)[:, None], 8))
+    first, second = (torch.cat([next(stream) for _ in range(4)]).flatten() for _ in range(2))
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(32))
+    assert not torch.equal(first, second)
+
+
+def test_lines_that_a_resumed_run_writes_again_are_dropped_and_a_torn_last_line_is_left_out(tmp_path):
+    log = Log(tmp_path, 0)
+    for step in (10, 20, 30):
+        log.write(step, 4, {"l0": 1.0})
+    with open(tmp_path / "log.jsonl", "a") as handle:
+        handle.write('{"step": 40, "l')
+    assert [row["step"] for row in read_log(tmp_path)] == [10, 20, 30]
+    Log(tmp_path, 20)
+    assert [row["step"] for row in read_log(tmp_path)] == [10, 20]

@@ -1,0 +1,233 @@
+"""Training: it learns what is there, goes on to the same bits after any end, and refuses what would spoil it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from scope.errors import ConfigError, DictionaryError
+from scope.sae.engine import Autograd
+from scope.sae.files import load_sae
+from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.training.progress import read_log
+from scope.training.trainer import CHECKPOINT, TensorBatches, TrainConfig, train
+
+SITE = "blocks.1.hook_resid_post"
+SMALL = TrainConfig(steps=40, batch_size=64, save_every=7, log_every=5, calibration=512)
+
+
+def planted(rows: int = 6000, d_in: int = 24, features: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """(activations, true directions): three features on the mean, over an offset, at a scale far from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(features, d_in, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    active = torch.rand(rows, features, generator=generator) < 3 / features
+    sizes = active * (1 + 0.25 * torch.randn(rows, features, generator=generator))
+    return 30 * (sizes @ directions) + 50 * torch.ones(d_in), directions
+
+
+def fresh(**changes) -> JumpReLUSAE:
+    sae = JumpReLUSAE(JumpReLUConfig(**{"d_in": 24, "d_sae": 64, "target_l0": 4.0, **changes}), SITE)
+    sae.provenance = {"model": {"model": "tiny"}, "site": SITE}
+    return sae
+
+
+def batches(seed: int = 0, size: int = 64) -> TensorBatches:
+    return TensorBatches(planted()[0], size, seed)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step: int):
+    def on_progress(done: int, total: int, numbers: dict) -> None:
+        if done >= step:
+            raise Stop
+
+    return on_progress
+
+
+def test_planted_features_are_found_at_the_target_l0(tmp_path):
+    x, directions = planted(rows=20000)
+    config = TrainConfig(steps=700, batch_size=256, lr=4e-3, dead_after=20000)
+    sae = train(fresh(d_sae=96), TensorBatches(x, 256), config, tmp_path)
+    held_out, _ = planted(seed=0, rows=20000)
+    latents = sae.encode(held_out)
+    fvu = (sae.decode(latents) - held_out).square().sum() / (held_out - held_out.mean(0)).square().sum()
+    best = (directions @ sae.W_dec.T).amax(1)
+    assert (latents > 0).sum(1).float().mean().item() == pytest.approx(4.0, rel=0.1)
+    assert fvu < 0.12
+    assert (best > 0.9).float().mean() > 0.85
+    assert sae.provenance["training"]["notes"] == []
+
+
+def test_the_dictionary_reads_raw_activations_and_says_what_made_it(tmp_path):
+    train(fresh(), batches(), SMALL, tmp_path)
+    sae = load_sae(tmp_path)
+    said = sae.provenance
+    x = planted()[0]
+    assert (sae(x) - x).square().sum() / (x - x.mean(0)).square().sum() < 0.9
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+    assert (said["model"], said["site"], sae.site) == ({"model": "tiny"}, SITE, SITE)
+    assert said["training"]["config"]["steps"] == 40
+    assert said["training"]["tokens"] == 40 * 64
+    assert said["training"]["scale"] == pytest.approx((x - x.mean(0)).square().sum(1).mean().sqrt().item(), rel=0.1)
+    rows = read_log(tmp_path)
+    assert [row["step"] for row in rows] == list(range(5, 41, 5))
+    assert {"error", "sparsity", "l0", "dead", "lr", "tokens_per_second", "l0_weight"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("at", [5, 15, 30])
+def test_p36_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, at):
+    whole = train(fresh(), batches(), SMALL, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(fresh(), batches(), SMALL, tmp_path / "stopped", on_progress=stop_at(at))
+    resumed = train(fresh(), batches(), SMALL, tmp_path / "stopped")
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    without_rate = [
+        [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_log(tmp_path / d)]
+        for d in ("whole", "stopped")
+    ]
+    assert without_rate[0] == without_rate[1]
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from tests.training.test_trainer import SMALL, batches, fresh, train
+train(fresh(), batches(), SMALL, Path(sys.argv[1]), on_progress=lambda *a: time.sleep(float(sys.argv[2])))
+"""
+
+
+def child(out: Path, pause: float) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(out), str(pause)], env=environment, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_p36_killed_interrupted_or_terminated_the_same_command_ends_in_the_same_bits(tmp_path, number):
+    process = child(tmp_path / "killed", 0.5)
+    limit = time.monotonic() + 300
+    while not (tmp_path / "killed" / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    process.send_signal(number)
+    code = process.wait(timeout=300)
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}.get(number, code)
+    assert code != 0
+    assert (tmp_path / "killed" / CHECKPOINT).exists()
+    with pytest.raises(DictionaryError, match="has not finished"):
+        load_sae(tmp_path / "killed")
+    resumed = train(fresh(), batches(), SMALL, tmp_path / "killed")
+    whole = train(fresh(), batches(), SMALL, tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_finished_run_is_given_back_and_not_done_again(tmp_path):
+    first = train(fresh(), batches(), SMALL, tmp_path)
+    again = train(fresh(), batches(), SMALL, tmp_path, on_progress=stop_at(0))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_a_run_begun_with_other_settings_is_refused_and_they_are_named(tmp_path):
+    with pytest.raises(Stop):
+        train(fresh(), batches(), SMALL, tmp_path, on_progress=stop_at(5))
+    with pytest.raises(ConfigError, match=r"dictionary\.target_l0: 4\.0 then, 5\.0 now"):
+        train(fresh(target_l0=5.0), batches(), SMALL, tmp_path)
+    other = fresh()
+    other.provenance["model"] = {"model": "another"}
+    with pytest.raises(ConfigError, match=r"from\.model\.model: tiny then, another now"):
+        train(other, batches(), SMALL, tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "cfg.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not trained there"):
+        train(fresh(), batches(), SMALL, tmp_path)
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    def another_begins(*_):
+        train(fresh(), batches(), SMALL, tmp_path)
+
+    with pytest.raises(ConfigError, match="Another process"):
+        train(fresh(), batches(), SMALL, tmp_path, on_progress=another_begins)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_p35_a_value_that_is_no_number_is_refused_with_its_place_and_the_checkpoint_stays_sound(tmp_path, value):
+    x = planted()[0][: 64 * 20]
+    source = TensorBatches(x.clone(), 64)
+    bad = next(iter(TensorBatches(torch.arange(len(x))[:, None], 64)))  # rows of the first batch
+    later = [b for _, b in zip(range(12), TensorBatches(torch.arange(len(x))[:, None], 64), strict=False)][10]
+    assert not set(bad.flatten().tolist()) & set(later.flatten().tolist())
+    source.rows[later[3, 0], 7] = value
+    config = TrainConfig(steps=20, batch_size=64, save_every=5, calibration=128)
+    with pytest.raises(ConfigError, match="row 3 of the batch of step 10"):
+        train(fresh(), source, config, tmp_path)
+    assert (tmp_path / CHECKPOINT).exists()
+
+
+def test_activations_of_another_width_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="reads"):
+        train(fresh(d_in=23), batches(), SMALL, tmp_path)
+
+
+def test_activations_that_end_too_early_are_refused(tmp_path):
+    class Few(TensorBatches):
+        def __iter__(self):
+            for _, x in zip(range(3), super().__iter__(), strict=False):
+                yield x
+
+    with pytest.raises(ConfigError, match="ended after 3 of 40"):
+        train(fresh(), Few(planted()[0], 64), TrainConfig(steps=40, batch_size=64, calibration=64), tmp_path)
+
+
+def test_equal_activations_teach_nothing_and_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="equal"):
+        train(fresh(), TensorBatches(torch.ones(200, 24), 64), SMALL, tmp_path)
+
+
+def test_p34_a_target_that_was_not_reached_is_said(tmp_path):
+    sae = train(fresh(target_l0=1.0), batches(), TrainConfig(steps=3, batch_size=64, log_every=1), tmp_path)
+    assert any("was not reached" in note for note in sae.provenance["training"]["notes"])
+
+
+def test_p31_dead_latents_are_counted(tmp_path):
+    sae = fresh(threshold_rate=0.0)
+    sae.initialise = lambda sample, seed: (JumpReLUSAE.initialise(sae, sample, seed), sae.threshold.data[:32].fill_(1e3))
+    trained = train(sae, batches(), TrainConfig(steps=40, batch_size=64, dead_after=1000, log_every=10), tmp_path)
+    assert trained.provenance["training"]["dead"] == pytest.approx(0.5, abs=0.05)
+    assert any("dead" in note for note in trained.provenance["training"]["notes"])
+    assert read_log(tmp_path)[-1]["dead"] == trained.provenance["training"]["dead"]
+
+
+def test_the_reference_engine_trains_to_the_same_dictionary_within_rounding(tmp_path):
+    fast = train(fresh(), batches(), SMALL, tmp_path / "fast")
+    sae = fresh()
+    slow = train(sae, batches(), SMALL, tmp_path / "slow", engine=Autograd(sae))
+    x = planted()[0]
+    assert (fast(x) - slow(x)).norm() / (x - x.mean(0)).norm() < 1e-2
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    from scope.training import trainer
+
+    def full(file, state):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Stop):
+        train(fresh(), batches(), SMALL, tmp_path, on_progress=stop_at(10))
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    monkeypatch.setattr(trainer, "save_state", full)
+    with pytest.raises(OSError, match="No space"):
+        train(fresh(), batches(), SMALL, tmp_path)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert json.loads((tmp_path / "training.json").read_text())["kind"] == "jumprelu"
