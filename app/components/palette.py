@@ -5,6 +5,11 @@ MARK = "#CF7A00"
 ELSEWHERE = "#8A8F98"
 RAISED, LOWERED = "#2A7FBA", "#D55E00"
 
+
+def lowered_or_raised(value: float) -> str:
+    return RAISED if value >= 0 else LOWERED
+
+
 LIGHT = {
     "primaryColor": "#A85B00",
     "backgroundColor": "#FFFFFF",

@@ -108,7 +108,7 @@ def output(feature: Feature) -> None:
         with column:
             st.markdown(f"###### {name}", help=meaning)
             if pairs:
-                figure = figures.signed_bars(pairs[:10], unit, form)
+                figure = figures.signed_bars(pairs[:10], form)
                 st.plotly_chart(figure, config=figures.SMALL, key=f"bars {name}", alt=f"{name}: {len(pairs[:10])} tokens")
             else:
                 st.caption(

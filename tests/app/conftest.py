@@ -27,7 +27,6 @@ def open_app(monkeypatch, toy_folder):
         monkeypatch.setenv("SCOPE_PACKS", json.dumps([str(p) for p in (packs or [toy_folder])]))
         at = AppTest.from_file(str(MAIN), default_timeout=60)
         if page != "overview":
-            at.run()
             at.switch_page(f"views/{page}.py")
         for name, value in params.items():
             at.query_params[name] = str(value)
