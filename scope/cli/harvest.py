@@ -106,7 +106,9 @@ class Command:
 
         console.print(summary(store))
         if store.exhausted and store.tokens.size < config.tokens:
-            console.print(f"[yellow]note:[/] the corpus ended at {store.tokens.size:,} of {config.tokens:,} tokens; all of it is recorded.")
+            console.print(
+                f"[yellow]note:[/] the corpus ended at {store.tokens.size:,} of {config.tokens:,} tokens; all of it is recorded."
+            )
 
 
 def middle_residual(sites: dict[str, int]) -> str:

@@ -57,9 +57,14 @@ def summary(store: "ActivationStore") -> "Table":
     model = manifest["model"]
     table.add_row("model", f"{model.get('model')}  weights {str(model.get('weights_sha256'))[:12]}  in {model.get('dtype')}")
     table.add_row("corpus", ", ".join(f"{k} {_short(v)}" for k, v in corpus.items()) + f", order seed {config['seed']}")
-    table.add_row("tokens", f"{store.tokens.size:,} in {store.n_contexts:,} contexts of {store.context}, {len(store.document_names):,} documents")
+    table.add_row(
+        "tokens",
+        f"{store.tokens.size:,} in {store.n_contexts:,} contexts of {store.context}, {len(store.document_names):,} documents",
+    )
     left_out = store.tokens.size - store.n_rows
-    table.add_row("rows", f"{store.n_rows:,}; left out: {left_out:,} by {', '.join(config['exclude']) or 'no rule'} ({short:,} padding)")
+    table.add_row(
+        "rows", f"{store.n_rows:,}; left out: {left_out:,} by {', '.join(config['exclude']) or 'no rule'} ({short:,} padding)"
+    )
     dropped = store.entries[-1]["cursor"]["dropped"]
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")

@@ -104,7 +104,11 @@ def test_a_corpus_that_is_not_there_is_refused_with_what_could_be_given(spec, na
 
 @pytest.mark.parametrize(
     ("content", "named"),
-    [('{"text": 3}', "line 1, has no text"), ('{"text": "a"}\n{"body": "b"}', "line 2, has no text.*fields: body"), ("{", "line 1, is not JSON")],
+    [
+        ('{"text": 3}', "line 1, has no text"),
+        ('{"text": "a"}\n{"body": "b"}', "line 2, has no text.*fields: body"),
+        ("{", "line 1, is not JSON"),
+    ],
 )
 def test_a_bad_line_is_refused_by_its_number(tmp_path, content, named):
     (tmp_path / "bad.jsonl").write_text(content)

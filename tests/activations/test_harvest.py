@@ -212,7 +212,12 @@ def test_sites_are_named_by_name_glob_or_all_in_the_order_of_the_model():
 
 @pytest.mark.parametrize(
     ("wrong", "named"),
-    [({"tokens": 0}, "tokens is 0"), ({"context": 1}, "context is 1"), ({"dtype": "int8"}, "int8"), ({"exclude": ("eos",)}, "eos")],
+    [
+        ({"tokens": 0}, "tokens is 0"),
+        ({"context": 1}, "context is 1"),
+        ({"dtype": "int8"}, "int8"),
+        ({"exclude": ("eos",)}, "eos"),
+    ],
 )
 def test_a_setting_that_cannot_be_is_refused(wrong, named):
     with pytest.raises(ActivationsError, match=named):

@@ -59,7 +59,13 @@ def config(**changes) -> HarvestConfig:
 
 def record(out: Path, corpus: Corpus | None = None, model=None, provenance=None, on_progress=None, **changes):
     return harvest(
-        model or Arithmetic(), ByteTokenizer(), corpus or numbers(), config(**changes), out, provenance or {"model": "toy"}, on_progress
+        model or Arithmetic(),
+        ByteTokenizer(),
+        corpus or numbers(),
+        config(**changes),
+        out,
+        provenance or {"model": "toy"},
+        on_progress,
     )
 
 

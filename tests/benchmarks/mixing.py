@@ -1,0 +1,58 @@
+"""How well the shuffled reader mixes, beside independent draws: python -m tests.benchmarks.mixing
+
+Reads nothing: the order of the rows is computed for a recording of 4 million rows that need not exist.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from activations.shuffle import MEMORY_BYTES, Batches
+
+ROWS, DOCUMENT, BATCH, SHARD, ICC = 1 << 22, 1024, 4096, 65_536, 0.2
+
+
+def measure(width: int, memory_bytes: int) -> dict[str, float]:
+    """Same-document pairs of a batch over those of independent draws, documents in a batch, and the variance of a batch's mean
+    over that of independent rows, where rows of one document correlate with 0.2."""
+    entries = [{"rows": [a, a + SHARD]} for a in range(0, ROWS, SHARD)]
+    segment_rows = min(256, max(8, 65_536 // (2 * width)))
+    store = SimpleNamespace(
+        entries=entries,
+        sites={"x": width},
+        dtype="bfloat16",
+        segment_rows=segment_rows,
+        n_rows=ROWS,
+        starts=[e["rows"][0] for e in entries],
+        reader=None,
+    )
+    batches = Batches(store, "x", BATCH, memory_bytes=memory_bytes)
+    pairs, documents, n, neighbours = 0.0, 0, 0, 0
+    for rows in batches.order(0):
+        full = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
+        for batch in full:
+            counts = np.bincount(batch // DOCUMENT)
+            pairs += float((counts * (counts - 1)).sum()) / (BATCH * (BATCH - 1))
+            documents += int((counts > 0).sum())
+            neighbours += int((np.diff(np.sort(batch)) == 1).sum())
+            n += 1
+    same = pairs / n
+    independent = (DOCUMENT - 1) / (ROWS - 1)
+    return {
+        "segment": segment_rows,
+        "pools": batches.n_pools,
+        "pairs": same / independent,
+        "documents": documents / n,
+        "neighbours": neighbours / n / (BATCH * (BATCH - 1) / ROWS),
+        "variance": 1 + (BATCH - 1) * same * ICC,
+    }
+
+
+if __name__ == "__main__":
+    print("width  memory    segment pools  same-document pairs  documents/batch  neighbours  variance of the mean")
+    for width, memory in ((2304, 755_000_000), (2304, MEMORY_BYTES), (256, MEMORY_BYTES), (2304, 1 << 36)):
+        m = measure(width, memory)
+        print(
+            f"{width:5d}  {memory / 1e6:6.0f} MB {m['segment']:7.0f} {m['pools']:5.0f}  {m['pairs']:19.2f}  {m['documents']:15.0f}  "
+            f"{m['neighbours']:10.2f}  {m['variance']:20.2f}"
+        )
