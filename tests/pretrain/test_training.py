@@ -90,6 +90,7 @@ def test_windows_score_every_token_once_with_half_a_context_before_it():
         assert all(first - start >= 4 for start, first, _ in found[1:])
 
 
+@torch.no_grad()
 def test_bits_of_a_short_text_are_minus_log2_of_its_probability(tiny_model):
     text = "the dog runs to the river"
     tokens = tiny_model.to_tokens(text)
