@@ -27,7 +27,8 @@ class Command:
     """Take the text from this recording (its contexts, not its activations)."""
 
     corpus: str | None = None
-    """Take the text from here instead: anything that `scope harvest --corpus` takes."""
+    """Take the text from here: anything that `scope harvest --corpus` takes. Given with --recording, what that recording
+    was made from: then only documents are taken of which it holds nothing, so the text is held out."""
 
     context: int = 256
     """Tokens per context, <bos> included, when the text comes from --corpus."""
@@ -45,8 +46,8 @@ class Command:
         from scope.models.load import load_model
         from scope.sae.files import load_sae
 
-        if (self.recording is None) == (self.corpus is None):
-            raise ConfigError("Say where the text comes from: --recording FOLDER, or --corpus SPEC, and not both.")
+        if self.recording is None and self.corpus is None:
+            raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
         sae = load_sae(self.dictionary)
         model = load_model(self.model)
         tokens, text = self.text(model.tokenizer)
@@ -54,7 +55,7 @@ class Command:
             evaluation = evaluate(model, sae, tokens, self.config, on_progress)
         evaluation.provenance["text"] = text
         trained_on = (sae.provenance.get("recording") or {}).get("corpus")
-        if trained_on and trained_on == text.get("corpus"):
+        if trained_on and trained_on == text["corpus"] and "held_out" not in text:
             evaluation.notes.append("This is text of the corpus that the dictionary was trained on: not held out.")
         console.print(table(evaluation))
         folder = Path(self.dictionary)
@@ -69,15 +70,18 @@ class Command:
 
         from activations.contexts import Packer
         from activations.corpus import open_corpus
+        from activations.heldout import following
         from activations.store import ActivationStore
         from scope.errors import ConfigError
 
-        if self.recording is not None:
-            store = ActivationStore.open(self.recording)
-            made = store.manifest["tokenizer"]["sha256"]
-            if made != tokenizer.sha256:
-                raise ConfigError(f"{self.recording} was made with another tokenizer than {self.model} has. Give its model.")
+        store = None if self.recording is None else ActivationStore.open(self.recording)
+        corpus = None if self.corpus is None else open_corpus(self.corpus)
+        if store is not None and store.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
+            raise ConfigError(f"{self.recording} was made with another tokenizer than {self.model} has. Give its model.")
+        if store is not None and corpus is not None:
+            said = {"corpus": corpus.identity, "held_out": "documents after the recording's last"}
+            return torch.from_numpy(following(store, corpus, tokenizer, self.config.contexts)).long(), said
+        if store is not None:
             return torch.from_numpy(np.asarray(store.tokens)).long(), {"corpus": store.manifest["corpus"]}
-        corpus = open_corpus(self.corpus)
         packed = Packer(corpus.documents(self.config.seed), tokenizer, self.context).take(4 * self.config.contexts)
         return torch.from_numpy(packed.tokens).long(), {"corpus": corpus.identity}

@@ -1,4 +1,4 @@
-"""An evaluation as a table on the terminal."""
+"""An evaluation as a table that rich can print; whoever calls decides where."""
 
 from typing import Any
 

@@ -7,7 +7,7 @@ from scope.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run. The defaults converge within a few million tokens; the presets of `scope train` give others."""
+    """A training run. The defaults converge within a few million tokens."""
 
     steps: int = 2000
     """Optimiser steps."""
