@@ -108,7 +108,7 @@ class FeatureStore:
     def __iter__(self):
         return (self[i] for i in range(self.d_sae))
 
-    def __getitem__(self, latent: int) -> Feature:
+    def __getitem__(self, latent: object) -> Feature:
         """A latent by number.
 
         Raises:

@@ -99,7 +99,7 @@ class Shortlist:
             self.parts, self.waiting = [], 0
             return
         every = Entries.join(self.parts)
-        every = every[np.lexsort((every.position, every.rank, every.group))]
+        every = every[_order(every)]
         if self.unique:
             every = every[_first_of_twins(every)]
         starts, lengths = runs(every.group)
@@ -116,6 +116,19 @@ class Shortlist:
         nothing = np.zeros(0, np.int64)
         empty = Entries(nothing, nothing.astype(np.uint64), nothing, nothing.astype(np.float32), nothing.astype(np.uint64))
         return self.parts[0] if self.parts else empty
+
+
+def _order(entries: Entries) -> np.ndarray:
+    """By group, rank, position: what lexsort gives, several times faster, as one integer sort with ties mended after it."""
+    wide = bool((entries.rank >> np.uint64(32)).any())  # priorities fill 64 bits, of which the upper half decides almost always
+    upper = entries.rank >> np.uint64(32) if wide else entries.rank
+    key = (entries.group.astype(np.uint64) << np.uint64(32)) | upper
+    order = np.argsort(key)
+    _, lengths = runs(key[order])
+    tied = np.flatnonzero(np.repeat(lengths > 1, lengths))
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((entries.position[rows], entries.rank[rows], entries.group[rows]))]
+    return order
 
 
 def _first_of_twins(entries: Entries) -> np.ndarray:

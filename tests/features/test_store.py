@@ -1,0 +1,209 @@
+"""A pack is read without a model, refuses what is damaged, and loses no more than what is damaged."""
+
+import json
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from scope.errors import PackError
+from scope.features.layout import write_pack
+from scope.features.store import FeatureStore
+from tests.features.toy_pack import make_toy_pack
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy") / "pack"
+    brute = make_toy_pack(folder)
+    return FeatureStore.open(folder), brute
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    make_toy_pack(tmp_path / "pack", n_contexts=12)
+    return tmp_path / "pack"
+
+
+def test_a_pack_is_read_back_as_it_was_written(toy):
+    pack, brute = toy
+    for f in range(pack.d_sae):
+        assert pack[f].row["count"] == len(brute.firings(f))
+        assert (pack[f].histogram[1] == brute.histogram(f)).all()
+        found = [(e.context * pack.n_ctx + e.offset, e.value) for e in pack[f].examples("top", 99)]
+        assert found == [(p, pytest.approx(v)) for p, v in brute.top(f)]
+    assert pack.verify() == []
+
+
+@pytest.mark.parametrize("latent", [24, -1, 10**9, "1", 1.0, True, None])
+def test_an_unknown_latent_is_refused_with_the_range(toy, latent):
+    with pytest.raises(PackError, match="0 to 23"):
+        toy[0][latent]
+
+
+def test_numpy_integers_are_latents(toy):
+    assert toy[0][np.int64(3)].id == 3
+
+
+def test_an_unknown_group_is_refused_with_those_there_are(toy):
+    with pytest.raises(PackError, match="top, bands, random, near"):
+        toy[0][1].examples("best")
+
+
+def test_quantiles_follow_the_firings(toy):
+    pack, brute = toy
+    values = sorted(v for _, v in brute.firings(2))
+    for q in (0.1, 0.5, 0.9):
+        exact = values[int(q * len(values))]
+        assert pack[2].quantile(exact) == pytest.approx(q, abs=0.08)
+    assert pack[2].quantile(0) == 0
+    assert pack[2].quantile(1e9) == 1
+
+
+def test_finding_looks_in_labels_and_promoted_tokens(toy):
+    pack, _ = toy
+    assert 1 in pack.find("DOGS").index
+    hits = pack.find("river")
+    assert set(hits["found_in"]) <= {"label", "promotes"}
+    with pytest.raises(PackError, match="empty"):
+        pack.find("  ")
+
+
+def test_finding_by_token_gives_both_conditional_probabilities(toy):
+    pack, brute = toy
+    hits = pack.fires_on("dogs")
+    counts = {t: n for t, n, _ in brute.token_counts(1)}
+    assert hits.loc[1, "p_token_given_fires"] == counts[6] / len(brute.firings(1))
+    assert hits.loc[1, "p_fires_given_token"] == counts[6] / (brute.tokens[brute.keep] == 6).sum()
+    with pytest.raises(PackError, match="No token"):
+        pack.fires_on("hippopotamus")
+
+
+def test_finding_by_promoted_token_ranks_by_logit(toy):
+    hits = toy[0].promotes("river")
+    assert len(hits)
+    logits = hits["logit"].dropna().to_numpy()
+    assert (np.diff(logits) <= 0).all()
+
+
+def test_random_draws_only_living_latents(toy):
+    pack, _ = toy
+    assert all(pack.random(seed).row["count"] > 0 for seed in range(30))
+    assert pack.random(5).id == pack.random(5).id
+
+
+def test_p43_a_card_shows_the_source_of_its_label(toy):
+    pack, _ = toy
+    assert "label from token statistics" in pack[1]._repr_html_()
+    assert "label from token statistics" in repr(pack[1])
+
+
+def test_p50_cards_hold_only_our_own_markup(toy):
+    pack, _ = toy
+    for f in range(pack.d_sae):
+        card = pack[f]._repr_html_()
+        assert set(re.findall(r"<(/?\w+)", card)) <= {"div", "/div", "span", "/span", "b", "/b", "bdi", "/bdi"}
+        tags = re.findall(r"<[^>]*>", card)
+        assert all(re.fullmatch(r'</?\w+(?: (?:style|title|role|aria-label)="[^"]*")*>', tag) for tag in tags)
+        assert not re.search(r"url\(|@import|expression", " ".join(re.findall(r'style="([^"]*)"', card)))
+
+
+def test_a_card_is_small(toy):
+    assert max(len(toy[0][f]._repr_html_()) for f in range(24)) < 60_000
+
+
+def test_no_pack_says_how_to_make_one(tmp_path):
+    with pytest.raises(PackError, match="scope features"):
+        FeatureStore.open(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PackError, match="no feature pack"):
+        FeatureStore.open(tmp_path / "empty")
+
+
+def test_a_pack_being_built_says_how_far_it_is(tmp_path):
+    (tmp_path / "pack.building").mkdir()
+    (tmp_path / "pack.building" / "build.json").write_text(json.dumps({"identity": {}, "done": 1200, "total": 5000}))
+    with pytest.raises(PackError, match="1,200 of 5,000"):
+        FeatureStore.open(tmp_path / "pack")
+
+
+def test_another_schema_is_refused_with_both_versions(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(PackError, match=r"schema 99.*schema 1"):
+        FeatureStore.open(folder)
+
+
+def test_a_damaged_manifest_is_refused(folder):
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(PackError, match="damaged"):
+        FeatureStore.open(folder)
+
+
+def test_a_file_of_another_size_is_refused_by_name(folder):
+    with (folder / "examples.h5").open("ab") as f:
+        f.write(b"x")
+    with pytest.raises(PackError, match=r"examples.h5 has"):
+        FeatureStore.open(folder)
+
+
+def test_a_missing_file_is_refused_by_name(folder):
+    (folder / "vocab.json.gz").unlink()
+    with pytest.raises(PackError, match=r"vocab.json.gz is missing"):
+        FeatureStore.open(folder)
+
+
+def flip(file: Path, offset: int) -> None:
+    with file.open("r+b") as f:
+        f.seek(offset)
+        byte = f.read(1)
+        f.seek(offset)
+        f.write(bytes([byte[0] ^ 0xFF]))
+
+
+@pytest.mark.parametrize("name", ["acts", "histogram", "position"])
+def test_one_damaged_chunk_affects_one_latent(folder, name):
+    with h5py.File(folder / "examples.h5") as f:
+        chunk = f[name].id.get_chunk_info_by_coord((7,) + (0,) * (f[name].ndim - 1))
+    flip(folder / "examples.h5", chunk.byte_offset + chunk.size // 2)
+    pack = FeatureStore.open(folder)
+    with pytest.raises(PackError, match="latent 7 are damaged"):
+        pack.read_example(name, 7)
+    assert "damaged" in pack[7]._repr_html_()
+    assert pack[7].row["count"] >= 0
+    for f in (6, 8, 23):
+        assert "damaged" not in pack[f]._repr_html_()
+    assert pack.verify() == ["examples.h5"]
+
+
+def test_a_folder_that_is_no_pack_is_not_overwritten(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("years of work")
+    with pytest.raises(PackError, match="not overwritten"):
+        make_toy_pack(tmp_path / "notes", n_contexts=6)
+    assert (tmp_path / "notes" / "thesis.txt").exists()
+
+
+def test_a_new_pack_replaces_the_old_one_whole(folder, tmp_path):
+    make_toy_pack(folder, n_contexts=14, health={"evaluation": {"fvu": 0.1}})
+    pack = FeatureStore.open(folder)
+    assert len(pack.contexts) == 14
+    assert pack.health == {"evaluation": {"fvu": 0.1}}
+    assert pack.verify() == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pack"]
+
+
+def test_a_failed_writing_leaves_the_old_pack(folder, monkeypatch):
+    import scope.features.layout as layout
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    before = FeatureStore.open(folder).manifest
+    monkeypatch.setattr(layout, "_write_relations", full)
+    with pytest.raises(OSError, match="No space"):
+        make_toy_pack(folder, n_contexts=14)
+    assert FeatureStore.open(folder).manifest == before
+    assert write_pack is layout.write_pack
