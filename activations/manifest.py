@@ -107,7 +107,8 @@ def begin(folder: Path, new: dict) -> Recorded:
         strangers = [p.name for p in folder.iterdir() if p.name not in ("recording.lock", MANIFEST + ".tmp")]
         if strangers:
             raise RecordingError(
-                f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n  Give a new folder to --out."
+                f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"
+                "  Give a new folder to --out."
             )
         write_json(folder / MANIFEST, new)
         return Recorded(new, [], 0)

@@ -39,7 +39,7 @@ class Run:
         self.per_shard, self.segment_rows = layout["contexts_per_shard"], layout["segment_rows"]
         self.n_contexts = contexts_for(config.tokens, config.context)
         self.recorded, self.journal_bytes = recorded, recorded.journal_bytes
-        self.started, self.ran, self.stored = time.monotonic(), 0, 0
+        self.started, self.stored = time.monotonic(), 0
 
     def run(self) -> None:
         self._clean()
@@ -130,7 +130,7 @@ class Run:
                 x = recorded[site].flatten(0, 1)
                 shard.append(site, x.index_select(0, chosen.to(x.device)))
             shard.contexts = stop
-            self._tell(number * self.per_shard + stop, stop - start, len(chosen))
+            self._tell(number * self.per_shard + stop, len(chosen))
             if time.monotonic() - marked > _WATERMARK_SECONDS:
                 self._watermark(shard, tokens)
                 marked = time.monotonic()
@@ -198,12 +198,11 @@ class Run:
             if stray_shard or (path.suffix == ".tmp" and path.name != going_on):
                 path.unlink()
 
-    def _tell(self, contexts: int, n_contexts: int, n_rows: int) -> None:
-        self.ran += n_contexts * self.config.context
+    def _tell(self, contexts: int, n_rows: int) -> None:
         self.stored += n_rows * sum(w * ITEM_BYTES[self.config.dtype] for w in self.manifest["layout"]["widths"].values())
         seconds = max(time.monotonic() - self.started, 1e-9)
-        numbers = {"tokens/s": self.ran / seconds, "MB/s": self.stored / seconds / 1e6}
-        self.on_progress(contexts * self.config.context, self.n_contexts * self.config.context, numbers)
+        done, total = contexts * self.config.context, self.n_contexts * self.config.context
+        self.on_progress(done, total, {"MB/s": self.stored / seconds / 1e6})
 
 
 def _names(names: list[str]) -> bytes:

@@ -55,15 +55,15 @@ class _Flags(HarvestConfig):
 class Command:
     """Record activations of a model on a corpus into HDF5 shards.
 
-    Stop it whenever you like, with Ctrl-C, SIGTERM or worse: the same command continues, and the recording is byte for byte the one
-    of an uninterrupted run. The same command with a larger --tokens extends it. A changed model, corpus or form is refused.
+    Stop it whenever you like, with Ctrl-C, SIGTERM or worse: the same command continues, and the recording is byte for byte
+    that of an uninterrupted run. With a larger --tokens it extends the recording. A changed model, corpus or form is refused.
     """
 
     model: str = "bundled"
     """The model: bundled, a folder with a Hugging Face checkpoint of Gemma 2, or a hub id."""
 
     corpus: str = "bundled"
-    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub data set owner/name[:split]."""
+    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub id owner/name[:split]."""
 
     out: Path = Path("runs/recording")
     """Folder for the recording."""
@@ -106,9 +106,8 @@ class Command:
 
         console.print(summary(store))
         if store.exhausted and store.tokens.size < config.tokens:
-            console.print(
-                f"[yellow]note:[/] the corpus ended at {store.tokens.size:,} of {config.tokens:,} tokens; all of it is recorded."
-            )
+            ended = f"the corpus ended at {store.tokens.size:,} of {config.tokens:,} tokens; all of it is recorded."
+            console.print(f"[yellow]note:[/] {ended}")
 
 
 def middle_residual(sites: dict[str, int]) -> str:

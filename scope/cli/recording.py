@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Command:
     """Show or verify a recording.
 
-    `show` prints what it was made from and what it holds. `verify` reads every byte against its checksum and names the shard, the
-    site and the rows of whatever fails.
+    `show` prints what it was made from and what it holds. `verify` reads every byte against its checksum and names the shard,
+    the site and the rows of whatever fails.
     """
 
     action: tyro.conf.Positional[Literal["show", "verify"]]
@@ -38,8 +38,10 @@ class Command:
         with progress_bar("Verifying", unit="bytes") as on_progress:
             faults = store.verify(on_progress)
         if faults:
-            raise RecordingError("\n".join([f"{len(faults)} faults in {self.recording}:", *faults]))
-        console.print(f"{self.recording}: all {len(store.entries)} shards, {store.n_rows:,} rows, are as they were written.")
+            raise RecordingError("\n  ".join([f"{_counted(len(faults), 'fault')} in {self.recording}:", *faults]))
+        console.print(
+            f"{self.recording}: {_counted(len(store.entries), 'shard')}, {store.n_rows:,} rows, all as they were written."
+        )
 
 
 def summary(store: "ActivationStore") -> "Table":
@@ -68,15 +70,21 @@ def summary(store: "ActivationStore") -> "Table":
     dropped = store.entries[-1]["cursor"]["dropped"]
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
-    table.add_row("size", f"{size(sum(e['bytes'] for e in store.entries))} in {len(store.entries)} shards, {store.dtype}")
+    table.add_row(
+        "size", f"{size(sum(e['bytes'] for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
+    )
     for site, width in store.sites.items():
         norms, sinks = store.norms(site), len(store.sinks(site))
         table.add_row(
             site,
-            f"width {width}, norm: median {norms.median:.4g}, root mean square {norms.mean_square**0.5:.4g}, max {norms.max:.4g}; "
-            f"{sinks:,} rows above 10 medians",
+            f"width {width}; norm: median {norms.median:.4g}, root mean square {norms.mean_square**0.5:.4g}, "
+            f"largest {norms.max:.4g}; {sinks:,} rows above 10 medians",
         )
     return table
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + "s" * (n != 1)
 
 
 def _short(value) -> str:

@@ -38,7 +38,7 @@ def test_parquet_is_a_document_a_row(tmp_path):
 
     parquet.write_table(pyarrow.table({"body": ["one", None, "two"]}), tmp_path / "data.parquet")
     assert texts(tmp_path / "data.parquet", field="body") == ["one", "two"]
-    with pytest.raises(CorpusError, match='no column "text". It has body'):
+    with pytest.raises(CorpusError, match=r'no column "text"\. It has body'):
         texts(tmp_path / "data.parquet")
 
 

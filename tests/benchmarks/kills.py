@@ -1,4 +1,4 @@
-"""Kill a harvest at random moments, resume it, and compare the recording with an uninterrupted one: python -m tests.benchmarks.kills 100"""
+"""Kill a harvest at random moments, resume it, compare with an uninterrupted one: python -m tests.benchmarks.kills 100"""
 
 import multiprocessing
 import random
