@@ -4,7 +4,8 @@
 
 The n-gram sees the whole training set in the model's own tokens. Each compressor gets a domain's held-out documents as one
 stream, once alone and once after all training text of that domain, which it may refer back to. Held-out documents are the
-first `--per-domain` of each domain after a seeded shuffle. What does not depend on the model is kept in
+first `--per-domain` of each domain after a seeded shuffle. Text repeats itself: a second table leaves out documents more than
+half of whose 13-token runs stand in the training set. What does not depend on the model is kept in
 runs/benchmarks/baselines.json.
 """
 
@@ -14,7 +15,7 @@ import lzma
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,10 +50,37 @@ def xz_size(text: bytes, prime: bytes = b"") -> int:
     return len(lzma.compress(prime + text, preset=9)) - (len(lzma.compress(prime, preset=9)) if prime else 0)
 
 
-def compressors(corpus: Path, documents: list[tuple[str, str]], tokenizer: tokenizers.Tokenizer, eos: int) -> dict:
-    """Compressed bits per byte by compressor and domain."""
-    table: dict[str, dict[str, float]] = {}
-    for domain in sorted({d for d, _ in documents}):
+def run_hashes(ids: np.ndarray, n: int) -> np.ndarray:
+    """A 64-bit hash of every run of n ids."""
+    wide, found = ids.astype(np.uint64), np.zeros(max(0, len(ids) - n + 1), dtype=np.uint64)
+    for offset in range(n):
+        found = found * np.uint64(0x9E3779B97F4A7C15) + wide[offset : offset + len(found)] + np.uint64(1)
+    return found
+
+
+def overlaps(corpus: Path, documents: list[tuple[str, str]], tokenizer: tokenizers.Tokenizer, n: int = 13) -> list[float]:
+    """Of each document, the share of its runs of n tokens that occur in the training set."""
+    files = sorted((corpus / "train").glob("*.u16"))
+    known = np.sort(np.concatenate([run_hashes(np.fromfile(f, dtype=np.uint16), n) for f in files]))
+    shares = []
+    for _, text in documents:
+        runs = run_hashes(np.array(tokenizer.encode(text, add_special_tokens=False).ids), n)
+        at = np.minimum(np.searchsorted(known, runs), len(known) - 1)
+        shares.append(float((known[at] == runs).mean()) if len(runs) else 0.0)
+    return shares
+
+
+def compressors(
+    corpus: Path,
+    documents: list[tuple[str, str]],
+    tokenizer: tokenizers.Tokenizer,
+    eos: int,
+    table: dict[str, dict[str, float]],
+    keep: Callable[[], None],
+) -> dict[str, dict[str, float]]:
+    """Compressed bits per byte by compressor and domain, added to `table`; `keep` is called after each domain."""
+    done = next(iter(table.values()), {})
+    for domain in sorted({d for d, _ in documents} - set(done)):
         text = "\n\n".join(t for d, t in documents if d == domain).encode()
         prime = training_text(corpus, domain, tokenizer, eos)
         for name, size in {
@@ -62,6 +90,7 @@ def compressors(corpus: Path, documents: list[tuple[str, str]], tokenizer: token
             "xz -9 primed": xz_size(text, prime),
         }.items():
             table.setdefault(name, {})[domain] = 8 * size / len(text)
+        keep()
         print(domain, f"{len(prime) / 1e6:.1f} MB before", {k: round(v[domain], 3) for k, v in table.items()}, flush=True)
     return table
 
@@ -90,15 +119,20 @@ def baselines(corpus: Path, documents: list[tuple[str, str]], out: Path, order: 
         kept = {"asked": asked}
     tokenizer = tokenizers.Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
     eos = tokenizer.token_to_id("<eos>")
-    parts = {
-        "ngram": lambda: [asdict(c) for c in ngram(corpus, documents, tokenizer, eos, order)],
-        "compressors": lambda: compressors(corpus, documents, tokenizer, eos),
-    }
-    for name, compute in parts.items():
-        if name not in kept:
-            kept[name] = compute()
-            out.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(kept))
+
+    def keep() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".tmp")
+        aside.write_text(json.dumps(kept))
+        aside.replace(file)
+
+    if "ngram" not in kept:
+        kept["ngram"] = [asdict(c) for c in ngram(corpus, documents, tokenizer, eos, order)]
+        keep()
+    if "overlap" not in kept:
+        kept["overlap"] = overlaps(corpus, documents, tokenizer)
+        keep()
+    compressors(corpus, documents, tokenizer, eos, kept.setdefault("compressors", {}), keep)
     return kept
 
 
@@ -119,10 +153,10 @@ def paired(ours: list[DocumentBits], theirs: list[DocumentBits], resamples: int 
 
 def print_table(columns: dict[str, dict[str, float]]) -> None:
     domains = list(next(iter(columns.values())))
-    print("bits per byte".ljust(14) + "".join(name.rjust(18) for name in columns))
+    print("\nbits per byte".ljust(15) + "".join(name.rjust(18) for name in columns))
     for domain in domains:
         print(domain.ljust(14) + "".join(f"{column[domain]:18.3f}" for column in columns.values()))
-    means = [sum(column.values()) / len(column) for column in columns.values()]
+    means = [sum(column[d] for d in domains) / len(domains) for column in columns.values()]
     print("mean".ljust(14) + "".join(f"{m:18.3f}" for m in means))
 
 
@@ -137,20 +171,32 @@ def main(arguments: Iterable[str] | None = None) -> None:
     documents = read_held_out(args.corpus, args.per_domain)
     asked = {"corpus": str(args.corpus), "per_domain": args.per_domain, "order": args.order, "documents": len(documents)}
     kept = baselines(args.corpus, documents, args.out, args.order, asked)
-    grams = [DocumentBits(**row) for row in kept["ngram"]]
-    columns = {"model": {}} if args.model else {}
-    columns |= {f"{args.order}-gram": {d: s.bits_per_byte for d, s in by_domain(grams).items()}} | kept["compressors"]
+    columns = {f"{args.order}-gram": [DocumentBits(**row) for row in kept["ngram"]]}
     if args.model:
         from scope.models.load import load_model
 
         costs = evaluate_text(load_model(args.model), documents)
-        columns["model"] = {d: s.bits_per_byte for d, s in by_domain(costs).items()}
-        ratio, low, high = paired(costs, grams)
         (args.out / "model.json").write_text(json.dumps({"model": args.model, "costs": [asdict(c) for c in costs]}))
-        won = sum(columns["model"][d] < bits for d, bits in columns[f"{args.order}-gram"].items())
-        print(f"model / {args.order}-gram: {ratio:.3f} (95 %: {low:.3f} to {high:.3f})")
-        print(f"lower in {won} of {len(columns['model'])} domains")
-    print_table(columns)
+        columns = {"model": costs} | columns
+    everything = [True] * len(documents)
+    print(f"\nAll {len(documents)} documents")
+    compare(columns, everything, kept["compressors"])
+    fresh = [share <= 0.5 for share in kept["overlap"]]
+    print(f"\nThe {sum(fresh)} documents of which at most half stands in the training set")
+    compare(columns, fresh, {})
+
+
+def compare(columns: dict[str, list[DocumentBits]], chosen: list[bool], others: dict[str, dict[str, float]]) -> None:
+    """Print the table over the chosen documents, and the model's ratio to the n-gram with its interval."""
+    costs = {name: [c for c, yes in zip(column, chosen, strict=True) if yes] for name, column in columns.items()}
+    print_table({name: {d: s.bits_per_byte for d, s in by_domain(column).items()} for name, column in costs.items()} | others)
+    if len(costs) == 2:
+        ours, theirs = costs.values()
+        ratio, low, high = paired(ours, theirs)
+        won = sum(by_domain(ours)[d].bits_per_byte < s.bits_per_byte for d, s in by_domain(theirs).items())
+        print(
+            f"model over n-gram: {ratio:.3f} (95 %: {low:.3f} to {high:.3f}); lower in {won} of {len(by_domain(theirs))} domains"
+        )
 
 
 if __name__ == "__main__":
