@@ -17,5 +17,5 @@ def opening(folder: str) -> str:
 def heading(title: str, lines: str, key: str, *, meaning: str | None = None) -> None:
     """A panel's title with its lines of Python beside it."""
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"##### {title}", help=meaning)
+        st.markdown(f"##### {title}", help=meaning, width="content")
         copy_as_python(lines, key)

@@ -154,7 +154,7 @@ def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f") -> go.Fi
     names = [escape(show_line(show(token, mark_space=True), 18)) for token, _ in pairs]
     y = {"autorange": "reversed", "tickvals": places, "ticktext": names, "showgrid": False}
     return _figure(
-        bars, 16 + 22 * len(pairs), {"visible": False, "range": [0, 1.4 * max(np.abs(values), default=1.0) or 1.0]}, y
+        bars, 16 + 22 * len(pairs), {"visible": False, "range": [0, 1.3 * max(np.abs(values), default=1.0) or 1.0]}, y
     )
 
 

@@ -96,8 +96,8 @@ class COLUMNS:
                 "max": table["max"].to_numpy(),
                 "top token": [show(token, mark_space=True) for token in table["top_token"]],
                 "share": table["top_token_share"].to_numpy(),
-                "promotes": [[show(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
                 "output score": table["out_score"].to_numpy(float),
+                "promotes": [[show(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
                 "flags": table["flags"].to_numpy(),
             }
         )

@@ -116,19 +116,9 @@ def test() -> None:
         st.warning(f"The dictionary explains only {max(0.0, 1 - reading.fvu):.0%} of this text, so silence here means little.")
 
 
-with st.container(border=False):
-    narrow, wide = st.columns([2, 5], gap="medium")
-    with narrow:
-        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
-        with panels.guarded():
-            if feature.dead:
-                st.caption("It never fired.")
-            else:
-                panels.histogram(feature)
-    with wide:
-        heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
-        with panels.guarded():
-            panels.output(feature)
+heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
+with panels.guarded():
+    panels.output(feature)
 
 wide, narrow = st.columns([5, 3], gap="medium")
 with wide:
@@ -139,6 +129,10 @@ with wide:
     else:
         shown_examples()
 with narrow:
+    if not feature.dead:
+        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
+        with panels.guarded():
+            panels.histogram(feature)
     heading("Test on your text", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
     test()
     heading("On which tokens", python + "feature.tokens", "py tokens")

@@ -125,7 +125,7 @@ def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
 def test_examples_are_those_of_the_library(open_app, toy_folder, group):
     expected = FeatureStore.open(toy_folder)[9].examples(group, 12)
     at = open_app("feature", f=9)
-    at.button_group(key="group").set_value([group]).run()
+    at.button_group(key="group").set_value(group).run()
     rows = strips(at)[0]["rows"]
     assert [row["value"] for row in rows] == [f"{example.value:.3g}" for example in expected]
 
