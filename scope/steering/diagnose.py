@@ -28,9 +28,7 @@ def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge]) -
             f"The edit is up to {steered.report.max_norm:.2f} times the typical residual norm long; beyond about {STRONG:g} "
             "texts usually break down. Half the norm is a good place to start."
         )
-    found += [
-        f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the")
-    ]
+    found += [f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the")]
     if any(s.stopped_by == "context" for arm in arms for s in arm.samples):
         found.append("Some texts end because the model's context is full.")
     return found

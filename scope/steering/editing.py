@@ -17,6 +17,8 @@ from scope.steering.interventions import Direction, Edit
 from scope.steering.positions import Positions
 
 EVERYWHERE = Positions("all")
+STRONGEST = 1e6
+"""Typical norms. Far beyond any use, and far enough below the largest float32 that nothing overflows on the way."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,14 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) ->
         _known(edit.when.latent, saes[site])
     if edit.reads == "projection":
         row = row / row.norm()
-    return Resolved(edit, site, row, _amount(edit, row, gauge.rho, maximum), gauge.rho, maximum)
+    amount = _amount(edit, row, gauge.rho, maximum)
+    times = abs(amount) * float(row.norm()) / gauge.rho
+    if times > STRONGEST:
+        raise EditError(
+            f"[{edit}] is {times:.3g} times the site's typical norm: such numbers are not finite for long. "
+            "Lower its strength; 0.5 of the norm is a good place to start."
+        )
+    return Resolved(edit, site, row, amount, gauge.rho, maximum)
 
 
 def _site(edit: Edit, saes: Mapping[str, SAE]) -> str:
@@ -314,8 +323,9 @@ class Report:
     def line(self) -> str:
         """The self-check: what was touched and how hard."""
         seen, edited = sum(self.seen_per_step), sum(self.edited_per_step)
+        steps = sum(n > 0 for n in self.seen_per_step)
         return (
-            f"edited {edited} of {seen} positions in {len(self.seen_per_step)} steps "
+            f"edited {edited} of {seen} positions in {steps} steps "
             f"({self.edited_per_step[0] if self.edited_per_step else 0} of the prompt); "
             f"mean length of the edit {self.mean_norm:.2f} of the residual norm, largest {self.max_norm:.2f}"
         )

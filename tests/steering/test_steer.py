@@ -315,15 +315,19 @@ def test_a_dictionary_of_another_site_or_width_is_refused(tiny_model, how, messa
         refuse(tiny_model, random_sae(**how))
 
 
-def test_an_edit_too_strong_for_the_numbers_is_refused(tiny_model, sae, gauge):
-    with pytest.raises(EditError, match="not finite"):
-        refuse(tiny_model, sae, edits=Add(3, 1e38, unit="raw") + Add(3, 3e38, unit="raw"), gauges=gauge)
+def test_an_edit_too_strong_for_the_numbers_is_refused_before_or_while_it_acts(tiny_model, sae, gauge):
+    with pytest.raises(EditError, match="not finite for long"):
+        refuse(tiny_model, sae, edits=Add(3, 1e39, unit="raw"), gauges=gauge)
+    with pytest.raises(EditError, match="makes numbers that are not finite in float32"):
+        refuse(tiny_model, sae, edits=Scale(3, 1e39, positions="all"), prompts=PROMPTS, gauges=gauge)
+    with pytest.raises(EditError, match="not finite in float16"):
+        refuse(tiny_model.half(), sae, edits=Add(3, 5e4), gauges=gauge)
 
 
 def test_nothing_stays_installed_after_a_run_or_a_refusal(tiny_model, sae, gauge):
     refuse(tiny_model, sae, gauges=gauge)
     with pytest.raises(EditError):
-        refuse(tiny_model, sae, edits=Add(3, 1e38, unit="raw") + Add(3, 3e38, unit="raw"), gauges=gauge)
+        refuse(tiny_model, sae, edits=Scale(3, 1e39), gauges=gauge)
     assert not any(point.has_hooks() for point in tiny_model.hook_points())
     assert tiny_model.run.prompt_lengths is None
 
