@@ -83,7 +83,9 @@ def weight_files(folder: Path) -> dict[str, Path]:
         held = {file: set(_names(file)) for file in set(files.values())}
         lost = sorted(name for name, file in files.items() if name not in held[file])
         if lost:
-            raise CheckpointError(f"{files[lost[0]]} lacks {lost[0]}, which the index says it holds. Fetch the checkpoint again.")
+            raise CheckpointError(
+                f"{files[lost[0]]} lacks {lost[0]}, which the index says it holds. Fetch the checkpoint again."
+            )
     else:
         file = folder / "model.safetensors"
         if not file.exists():

@@ -227,8 +227,8 @@ class HookedModule(nn.Module):
             if must_fire and silent:
                 raise ConfigError(
                     f"These hooks were installed and never ran: {', '.join(silent)}.\n"
-                    "  A run that stops at an earlier layer does not reach them, and a backward hook runs only when .backward() "
-                    "is called within the block.\n  Pass must_fire=False if that is meant."
+                    "  A run that stops at an earlier layer does not reach them, and a backward hook runs only when "
+                    ".backward() is called within the block.\n  Pass must_fire=False if that is meant."
                 )
         finally:
             if reset_hooks_end:

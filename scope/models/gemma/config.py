@@ -112,6 +112,9 @@ class GemmaConfig:
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a config.json that transformers reads as the same model."""
         types = {"local": "sliding_attention", "global": "full_attention"}
+        scalar = (
+            int(self.query_scalar) if self.query_scalar == int(self.query_scalar) else self.query_scalar
+        )  # theirs is an int
         return {
             "architectures": ["Gemma2ForCausalLM"],
             "model_type": "gemma2",
@@ -124,7 +127,7 @@ class GemmaConfig:
             "vocab_size": self.d_vocab,
             "max_position_embeddings": self.n_ctx,
             "sliding_window": self.window,
-            "query_pre_attn_scalar": int(self.query_scalar) if self.query_scalar == int(self.query_scalar) else self.query_scalar,
+            "query_pre_attn_scalar": scalar,
             "attn_logit_softcapping": self.attn_cap,
             "final_logit_softcapping": self.final_cap,
             "rope_theta": self.rope_theta,

@@ -15,7 +15,6 @@ from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap
 from scope.models.parts.rope import Angles, rotary_tables
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
-
 FLOW = (
     *("hook_resid_pre", "ln1", "attn", "ln1_post", "hook_attn_out"),
     *("hook_resid_mid", "ln2", "mlp", "ln2_post", "hook_mlp_out", "hook_resid_post"),

@@ -50,9 +50,7 @@ def load_weights(model: Gemma, files: dict[str, Path], dtype: torch.dtype, devic
     for ours, theirs in names.items():
         tensor = opened[files[theirs]].get_tensor(theirs)
         if tensor.shape != shapes[ours]:
-            raise CheckpointError(
-                f"{theirs} has shape {tuple(tensor.shape)} where config.json asks for {tuple(shapes[ours])}."
-            )
+            raise CheckpointError(f"{theirs} has shape {tuple(tensor.shape)} where config.json asks for {tuple(shapes[ours])}.")
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{theirs} holds NaN or infinite values; the checkpoint is damaged.")
         _assign(model, ours, tensor.to(device=device, dtype=dtype))
