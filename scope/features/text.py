@@ -9,6 +9,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
+
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _GLYPHS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\xa0": "⍽"}
 _NAMES = {
@@ -108,7 +110,7 @@ def strength(value: float, largest: float, steps: int) -> int:
 
 
 def strip_html(
-    tokens: Sequence[str], values: Sequence[float], largest: float, peak: int | None = None, theme: str = "both"
+    tokens: Sequence[str], values: Sequence[float] | np.ndarray, largest: float, peak: int | None = None, theme: str = "both"
 ) -> str:
     """Tokens as one line of HTML, coloured by value / `largest`; values stand in `title`, the peak is bold and underlined.
 

@@ -1,0 +1,146 @@
+"""A collection that was stopped goes on, and ends in the pack of one that was not; refusals come before any work."""
+
+import fcntl
+
+import numpy as np
+import pytest
+import torch
+
+from scope.errors import ConfigError, DictionaryError, PackError, TokensError
+from scope.features import passes
+from scope.features.collect import collect
+from scope.features.config import CollectConfig
+from scope.features.store import FeatureStore
+from tests.conftest import random_gemma
+from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
+
+CONFIG = CollectConfig(chunk_tokens=400, sizes=SIZES, score_prompts=0)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_config, toy_tokenizer):
+    return random_gemma(tiny_config, toy_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def contexts(toy_contexts):  # noqa: F811
+    return toy_contexts[:40]
+
+
+def same(one: FeatureStore, other: FeatureStore) -> bool:
+    hashes = [{name: entry["sha256"] for name, entry in pack.manifest["files"].items()} for pack in (one, other)]
+    return hashes[0] == hashes[1]
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(model, contexts, tmp_path, monkeypatch):
+    sae = toy_sae(model)
+    whole = collect(model, sae, contexts, CONFIG, tmp_path / "whole")
+    encoded: list[int] = []
+    encode = passes.encode
+
+    def counted(sae, source, a, b):
+        encoded.append(a)
+        return encode(sae, source, a, b)
+
+    def stop(done, total, numbers):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes, "encode", counted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, sae, contexts, CONFIG, tmp_path / "pack", stop)
+    before = len(encoded)
+    assert 0 < before < 4
+    with pytest.raises(PackError, match="stopped"):
+        FeatureStore.open(tmp_path / "pack")
+    torn = tmp_path / "pack.building" / "codes-00000.npz"
+    torn.write_bytes(torn.read_bytes()[:-40])  # a chunk that was damaged meanwhile is made again
+    resumed = collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+    assert encoded[before:] == [0, *range(encoded[before - 1] + encoded[1], 40, encoded[1])]
+    assert same(whole, resumed)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pack", "whole"]
+
+
+def test_chunks_of_another_dictionary_are_not_taken_up(model, contexts, tmp_path):
+    def stop(done, total, numbers):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, toy_sae(model, seed=1), contexts, CONFIG, tmp_path / "pack", stop)
+    mixed = collect(model, toy_sae(model), contexts, CONFIG, tmp_path / "pack")
+    clean = collect(model, toy_sae(model), contexts, CONFIG, tmp_path / "clean")
+    assert same(mixed, clean)
+
+
+def test_two_builders_of_one_pack_are_refused(model, contexts, tmp_path):
+    with (tmp_path / "pack.building.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(PackError, match="another process"):
+            collect(model, toy_sae(model), contexts, CONFIG, tmp_path / "pack")
+
+
+def test_p16_a_dictionary_of_another_model_or_site_is_refused(model, contexts, tmp_path):
+    sae = toy_sae(model)
+    sae.provenance = {"model": {"model": "other", "weights_sha256": "0" * 64}}
+    with pytest.raises(DictionaryError, match="trained on other"):
+        collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+    sae = toy_sae(model)
+    sae.site = "blocks.99.hook_resid_post"
+    with pytest.raises(DictionaryError, match=r"blocks\.99"):
+        collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+    sae.site = "blocks.1.mlp.hook_pre"
+    with pytest.raises(DictionaryError, match="48"):
+        collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+
+
+def test_p35_latents_that_are_not_finite_are_refused_with_their_context(model, contexts, tmp_path):
+    sae = toy_sae(model)
+    with torch.no_grad():
+        sae.b_enc[3] = torch.inf
+    with pytest.raises(DictionaryError, match="context 0 are not finite"):
+        collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+
+
+def test_p5_contexts_without_bos_are_refused(model, contexts, tmp_path):
+    with pytest.raises(TokensError, match="<bos>"):
+        collect(model, toy_sae(model), contexts[:, 1:], CONFIG, tmp_path / "pack")
+
+
+def test_text_of_padding_alone_is_refused(model, tmp_path):
+    nothing = torch.tensor([[2, 0, 0, 0]])
+    with pytest.raises(ConfigError, match="no token"):
+        collect(model, toy_sae(model), nothing, CONFIG, tmp_path / "pack")
+
+
+def test_p44_a_site_outside_the_residual_stream_has_no_logits_and_says_so(model, contexts, tmp_path):
+    sae = toy_sae(model)
+    sae.site = "blocks.1.attn.hook_z"
+    with torch.no_grad():
+        for name, shape in (("W_enc", (48, 48)), ("W_dec", (48, 48)), ("b_dec", (48,))):
+            getattr(sae, name).data = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    pack = collect(model, sae, contexts, CollectConfig(sizes=SIZES), tmp_path / "pack")
+    assert pack[3].promoted == []
+    assert np.isnan(pack[3].row["out_score"])
+    assert "residual stream" in pack.manifest["output_score"]["why"]
+    assert "promotes" not in repr(pack[3])
+
+
+def test_reading_a_text_gives_what_the_dictionary_gives(model, contexts, tmp_path):
+    sae = toy_sae(model)
+    pack = collect(model, sae, contexts, CONFIG, tmp_path / "pack")
+    view = pack.read("the dog runs to the river.", model, sae)
+    tokens = model.to_tokens("the dog runs to the river.")
+    expected = sae.encode(model.record(tokens, [sae.site])[sae.site][0]).detach().numpy()
+    np.testing.assert_allclose(view.latents[1:], expected[1:], rtol=1e-5)
+    assert (view.latents[0] == 0).all()
+    latent = int(view.top(1, by="value").index[0])
+    assert view.latents.max() == pytest.approx(view.top(1, by="value")["value"].iloc[0])
+    assert view.values(latent).max() > 0
+    assert "<script" not in view._repr_html_()
+    assert view.top(5).index.is_unique
+    with pytest.raises(PackError, match="surprise"):
+        view.top(by="magic")
+    with pytest.raises(TokensError, match="no text"):
+        pack.read("", model, sae)
+    with pytest.raises(PackError, match="dictionary parameters"):
+        pack.read("the dog", model, toy_sae(model, seed=5))
