@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from scope.errors import ConfigError
 from scope.evaluation.metrics import Sums, bootstrap, kl, l0, loss_recovered
 from scope.evaluation.nulls import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
-from scope.evaluation.splice import Replace, check_fits, kept_mask, replacing, specials
+from scope.evaluation.splice import Replace, check_fits, kept_mask, specials
 from scope.sae.base import SAE
 from scope.shapes import Mask, Tokens
 
@@ -99,7 +100,7 @@ def evaluate(
     return run.go()
 
 
-def _draw(tokens: Tokens, config: EvaluateConfig) -> Tokens:
+def _draw(tokens: Tokens, config: EvaluateConfig) -> Tensor:
     if len(tokens) < 2:
         raise ConfigError(f"There are {len(tokens)} contexts; give at least two, or no interval can be told.")
     order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
@@ -145,17 +146,28 @@ class _Run:
         real[:, 0] = True
         return real
 
-    def _record(self, tokens: Tokens) -> tuple[Tensor, Mask]:
-        """Activations [batch pos d_in] and which of them count."""
+    def _record(self, tokens: Tokens, stop: int | None) -> tuple[Tensor, Mask, Tensor | None]:
+        """Activations [batch pos d_in], which of them count, and the logits if the model runs to its end (`stop` None)."""
         kept: dict[str, Tensor] = {}
         real = self._real(tokens)
-        stop = self.model.layers_for([self.site])
         with self.model.hooks([(self.site, lambda x, hook: kept.__setitem__("x", x.flatten(2).float()))]):
-            self.model(tokens, return_type=None, stop_at_layer=stop, attention_mask=real)
+            logits = self.model(tokens, stop_at_layer=stop, attention_mask=real)
         mask = kept_mask(tokens, self.model.run.positions, self.excluded) & real
         if not torch.isfinite(kept["x"][mask].sum()):
             raise ConfigError(f"The model makes NaN or Inf at {self.site}. Load it in float32 or bfloat16.")
-        return kept["x"], mask
+        return kept["x"], mask, logits if stop is None else None
+
+    def _spliced(self, tokens: Tokens, x: Tensor, mask: Mask, x_hat: Tensor) -> Tensor:
+        """Logits with x_hat in place of the counted activations. From the end of a block, only the later ones are run."""
+        real, replaced = self._real(tokens), x.clone()
+        replaced[mask] = x_hat
+        block = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", self.site)
+        if block and hasattr(self.model, "run_blocks"):
+            resid = replaced.to(self.model.dtype)
+            after = self.model.run_blocks(resid, self.model.run.positions, real, start_at_layer=int(block[1]) + 1)
+            return self.model.unembed(after)
+        with self.model.hooks([(self.site, lambda old, hook: replaced.to(old.dtype).view_as(old))]):
+            return self.model(tokens, attention_mask=real)
 
     def _first_pass(self) -> None:
         """Everything that needs no second half of the model: moments, firing, and what <bos> would change."""
@@ -164,7 +176,7 @@ class _Run:
         self.all_x: Sums | None = None
         self.all_l0 = 0
         for tokens in self.batches:
-            x, mask = self._record(tokens)
+            x, mask, _ = self._record(tokens, self.model.layers_for([self.site]))
             self.moments.add(x[mask])
             latents = self.sae.encode(x[mask])
             self.counts += (latents > 0).sum(0).cpu()
@@ -192,10 +204,9 @@ class _Run:
         return [_Arm(name, replace, Sums(mean)) for name, replace in replacements.items()]
 
     def _second_pass(self, tokens: Tokens) -> None:
-        x, mask = self._record(tokens)
-        real = self._real(tokens)
-        target = mask[:, :-1] & real[:, 1:]
-        logits = self.model(tokens, attention_mask=real)
+        x, mask, logits = self._record(tokens, None)
+        assert logits is not None
+        target = mask[:, :-1] & self._real(tokens)[:, 1:]
         self.loss += list(_per_context(self._losses(logits, tokens), target))
         self.predicted += list(target.sum(1).cpu())
         self.n += list(mask.sum(1).cpu())
@@ -211,8 +222,7 @@ class _Run:
                 firing = torch.zeros_like(mask, dtype=torch.long)
                 firing[mask] = l0(self.sae.encode(flat))
                 self.l0s += [row[kept].cpu() for row, kept in zip(firing, mask, strict=True)]
-            with self.model.hooks([(self.site, replacing(arm.replace, self.excluded))]):
-                spliced = self.model(tokens, attention_mask=real)
+            spliced = self._spliced(tokens, x, mask, x_hat)
             arm.loss += list(_per_context(self._losses(spliced, tokens), target))
             arm.kl += list(_per_context(kl(logits, spliced)[:, :-1], target))
 

@@ -67,7 +67,7 @@ class Autograd:
         pass
 
 
-SPARSE_BELOW = 1 / 12
+SPARSE_BELOW = 1 / 8
 """Share of candidates among all latents below which the sparse way is the faster one on a CPU (measured, see
 tests/benchmarks)."""
 

@@ -71,12 +71,13 @@ def train(
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
+    source = {k: v for k, v in sae.provenance.items() if k not in ("training", "versions", "weights_sha256")}
     return {
         "kind": sae.kind,
         "site": sae.site,
         "dictionary": asdict(sae.config),
         "training": settings,
-        "from": dict(sae.provenance),
+        "from": source,
     }
 
 

@@ -36,22 +36,23 @@ def test_a_perfect_dictionary_scores_perfectly_and_beats_every_null(tiny_model, 
     assert evaluation.counted["predictions"] == 6 * 18
 
 
-def test_losses_are_those_of_the_model_run_by_hand(tiny_model, tokens):
-    sae = perfect()
+@pytest.mark.parametrize("site", [SITE, "blocks.3.hook_resid_post", "blocks.2.hook_mlp_out"])
+def test_losses_are_those_of_the_model_run_by_hand(tiny_model, tokens, site):
+    sae = perfect(site)
     with torch.no_grad():
         sae.threshold.fill_(0.4)
     evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
     clean = tiny_model(tokens)
 
-    def halve_all_but_bos(x, hook):
+    def all_but_bos(x, hook):
         return torch.cat([x[:, :1], sae(x[:, 1:])], dim=1)
 
-    spliced = tiny_model.run_with_hooks(tokens, fwd_hooks=[(SITE, halve_all_but_bos)])
+    spliced = tiny_model.run_with_hooks(tokens, fwd_hooks=[(site, all_but_bos)])
     picked = tokens[:, 2:, None]
     loss, other = (-torch.log_softmax(logits[:, 1:-1], -1).gather(2, picked).mean() for logits in (clean, spliced))
     assert evaluation.counted["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert evaluation["delta_loss"] == pytest.approx((other - loss).item(), abs=1e-5)
-    x = tiny_model.record(tokens, [SITE])[SITE][:, 1:].flatten(0, 1)
+    x = tiny_model.record(tokens, [site])[site][:, 1:].flatten(0, 1)
     assert evaluation["fvu"] == pytest.approx(fvu(x, sae(x)).item(), rel=1e-5)
     assert evaluation["l0"] == pytest.approx((sae.encode(x) > 0).sum(1).float().mean().item())
 
