@@ -31,7 +31,7 @@ _SEGMENT_BYTES = 65_536  # what is read and checked at once while shuffling; bel
 
 @runtime_checkable
 class Recorder(Protocol):
-    """A model, as harvesting sees it."""
+    """A model, as harvesting sees it. If it has a `device`, tokens are given to it there."""
 
     def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
         """Activations [batch pos width] of each site for tokens [batch pos]."""

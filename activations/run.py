@@ -120,14 +120,15 @@ class Run:
 
     def _run_batches(self, shard: ShardWriter, number: int, tokens: np.ndarray, kept: np.ndarray, done: int) -> None:
         marked = time.monotonic()
+        device = getattr(self.recorder, "device", "cpu")
         for start in range(done, len(tokens), self.config.batch_contexts):
             stop = min(start + self.config.batch_contexts, len(tokens))
-            batch = torch.from_numpy(tokens[start:stop].astype(np.int64))
+            batch = torch.from_numpy(tokens[start:stop].astype(np.int64)).to(device)
             with torch.no_grad():
                 recorded = self.recorder.record(batch, self.config.sites)
             chosen = torch.from_numpy(kept[start:stop].reshape(-1).nonzero()[0])
             for site in self.config.sites:
-                x = recorded[site].flatten(0, 1)
+                x = shard.rounded(site, recorded[site].flatten(0, 1))
                 shard.append(site, x.index_select(0, chosen.to(x.device)))
             shard.contexts = stop
             self._tell(number * self.per_shard + stop, len(chosen))

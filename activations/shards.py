@@ -26,6 +26,7 @@ from activations.files import sync_folder
 from activations.hdf5 import NUMPY, Place, Skeleton, crc_of_gaps, gaps
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
+_NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache
 _FULL = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota is used up",
@@ -82,10 +83,14 @@ class ShardWriter:
             NonFiniteError: a value is NaN or Inf; the message names the row.
         """
         place = self.bones.places[f"acts/{site}"]
-        stored = x.detach().to("cpu", torch.bfloat16 if place.dtype == "bfloat16" else torch.float32).contiguous()
+        stored = self.rounded(site, x).cpu().contiguous()
         self._count(site, stored)
         offset = place.offset + (self.rows[site] - len(stored)) * place.row_bytes
         self._write(_raw(stored), offset)
+
+    def rounded(self, site: str, x: Tensor) -> Tensor:
+        """Activations in the dtype in which the recording stores them; picking rows afterwards moves fewer bytes."""
+        return x.detach().to(torch.bfloat16 if self.bones.places[f"acts/{site}"].dtype == "bfloat16" else torch.float32)
 
     def take(self, site: str, n_rows: int, read: Callable[[int, int], np.ndarray], write: bool) -> None:
         """Count rows that exist already: `read(start, stop)` gives them as stored; `write` copies them into this file."""
@@ -104,7 +109,8 @@ class ShardWriter:
 
     def _count(self, site: str, stored: Tensor) -> None:
         first = self.rows[site]
-        norms = torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32)
+        parts = stored.split(_NORM_ROWS)
+        norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
         if not bool(norms.isfinite().all()):
             wide = stored.double()
             bad = (~wide.isfinite().all(1)).nonzero()
