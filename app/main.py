@@ -1,5 +1,7 @@
 """The frame around every page: which pages there are, which pack is shown, and how refusals look."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from app import session
@@ -20,13 +22,14 @@ def sidebar() -> None:
     st.caption("Model loaded" if loaded else "Model not loaded: browsing needs none; it loads when you test text or steer.")
 
 
-st.set_page_config(page_title="scope", page_icon=":material/frame_inspect:", layout="wide")
+st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+# Without icons of their own: the tab would fetch a page's icon from a font server.
 page = st.navigation(
     [
-        st.Page("views/overview.py", title="Overview", icon=":material/home:", default=True),
-        st.Page("views/features.py", title="Features", icon=":material/table_rows:", url_path="features"),
-        st.Page("views/feature.py", title="Feature", icon=":material/graph_1:", url_path="feature"),
-        st.Page("views/steer.py", title="Steer", icon=":material/explore:", url_path="steer"),
+        st.Page("views/overview.py", title="Overview", default=True),
+        st.Page("views/features.py", title="Features", url_path="features"),
+        st.Page("views/feature.py", title="Feature", url_path="feature"),
+        st.Page("views/steer.py", title="Steer", url_path="steer"),
     ],
     position="top",
 )

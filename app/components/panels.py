@@ -153,9 +153,9 @@ def examples(feature: Feature, on_test: Callable[[str], None]) -> None:
         own = st.toggle("Scale to each", key="own", help="Colour by each example's own maximum instead of the latent's.")
     st.caption(MEANING[group])
     most = st.session_state.get("most", {}).get((feature.id, group), 12)
-    found = feature.examples(group, most + 1)
+    found, further = feature.examples(group, most), len(feature.examples(group, most + 1)) > most
     rows, bands = [], {band["band"]: band for band in feature.bands}
-    for example in found[:most]:
+    for example in found:
         largest = 0.0 if own else float(feature.row["max"])
         rows.append(
             example_row(
@@ -165,7 +165,7 @@ def examples(feature: Feature, on_test: Callable[[str], None]) -> None:
     picked = strips(rows, key=f"examples {feature.id} {group}", breaks=breaks, action="test")
     if picked is not None and picked < len(found):
         on_test("".join(token for token in found[picked].tokens if not token.startswith("<0x")).replace("<bos>", ""))
-    if len(found) > most and st.button("More", icon=":material/expand_more:", type="tertiary"):
+    if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
         st.session_state.setdefault("most", {})[feature.id, group] = most + 24
         st.rerun(scope="fragment")
 

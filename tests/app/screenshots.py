@@ -43,6 +43,7 @@ def main(base: str, out: Path, latents: list[str]) -> None:
                 context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
                 page = context.new_page()
                 page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+                page.on("response", lambda r: complaints.add(f"{r.status} {r.url}") if r.status >= 400 else None)
                 page.on("console", lambda message: complaints.add(message.text[:300]) if message.type == "error" else None)
                 page.on("dialog", lambda dialog: complaints.add(f"a dialog opened: {dialog.message}"))
                 for name, path in pages.items():
