@@ -41,7 +41,7 @@ class Workshop:
     def load(self, number: int, first_context: int) -> Chunk | None:
         """A chunk that an earlier run finished; None if there is none or it is damaged."""
         try:
-            with np.load(self.file(number), allow_pickle=False) as saved:
+            with self.file(number).open("rb") as f, np.load(f, allow_pickle=False) as saved:
                 position = saved["position"].astype(np.int64) + first_context * self.n_ctx
                 return Chunk(Codes(saved["feature"].astype(np.int32), position, saved["value"]), saved["norms"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
