@@ -30,7 +30,7 @@ DEMO = Path("runs/demo")
 
 
 def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu") -> "Lab":
-    """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, which `scope demo` wrote, here or further up.
+    """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
 
     `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names.
 
@@ -85,10 +85,18 @@ class Lab:
     def __getitem__(self, latent: int) -> Feature:
         return self.pack[latent]
 
-    def best(self, n: int = 10):
-        """Latents that move the next token most towards what they promote: the ones to steer with."""
-        columns = ["label", "promotes", "out_score", "density"]
-        return self.pack.table[self.pack.table["count"] > 0].nlargest(n, "out_score")[columns]
+    def best(self, n: int = 10, words: bool = True):
+        """Latents that move the next token most towards what they promote: the ones to steer with.
+
+        Dense latents are left out, and with `words` those that promote mostly marks, spaces or fragments of a letter, whose
+        effect is large and hard to see.
+        """
+        table = self.pack.table
+        chosen = (table["count"] > 0) & (table["density"] < 0.1)
+        if words:
+            chosen &= table["promotes"].map(lambda tokens: sum(sum(map(str.isalpha, t)) > 1 for t in tokens) > len(tokens) / 2)
+        chosen = chosen if chosen.any() else table["count"] > 0
+        return table[chosen].nlargest(n, "out_score")[["label", "promotes", "out_score", "density"]]
 
     def read(self, text: str):
         """Which latents fire where in a text."""

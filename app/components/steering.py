@@ -12,17 +12,18 @@ from app.components.plain import number, plain
 from app.components.tokens import row, strips
 from scope.errors import EditError
 from scope.features.store import FeatureStore
+from scope.features.text import show as glyphs
 from scope.steering import show
 from scope.steering.interventions import KINDS, POSITION_KINDS, Edit, Edits
 from scope.steering.run import SteeringRun
 
 OPERATIONS = {
-    "add": "Add: push along its direction",
-    "clamp": "Clamp: set its activation",
-    "at least": "At least: raise it where it is lower",
-    "ablate": "Ablate: remove its contribution",
-    "scale": "Scale: multiply its contribution",
-    "project out": "Project out: remove the whole direction",
+    "add": ("Add", "push along its direction, whatever it does by itself"),
+    "clamp": ("Clamp", "set its activation"),
+    "at least": ("At least", "raise its activation where it is lower"),
+    "ablate": ("Ablate", "remove its contribution; nothing happens where it is silent"),
+    "scale": ("Scale", "multiply its contribution"),
+    "project out": ("Project out", "leave nothing along its direction"),
 }
 RULES = [kind for kind in POSITION_KINDS if kind != "from"]
 
@@ -53,9 +54,8 @@ def _edit(store: FeatureStore, latent: int, place: int) -> Edit | None:
         + plain(" ".join(show_tokens(feature.promoted[:6])))
         + f" · output score {number(feature.row['out_score'], '+.3f')}"
     )
-    kind = st.selectbox(
-        "Operation", list(OPERATIONS), format_func=OPERATIONS.get, key=f"op {key}", label_visibility="collapsed"
-    )
+    kind = st.selectbox("Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], key=f"op {key}")
+    st.caption(OPERATIONS[kind][1])
     given: dict[str, Any] = {}
     if KINDS[kind].has_amount:
         given["strength"] = st.slider(
@@ -69,8 +69,6 @@ def _edit(store: FeatureStore, latent: int, place: int) -> Edit | None:
 
 
 def show_tokens(promoted: Sequence[tuple[str, float]]) -> list[str]:
-    from scope.features.text import show as glyphs
-
     return [glyphs(token.strip(" ") or token) for token, _ in promoted]
 
 

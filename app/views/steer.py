@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import session
-from app.components import steering
+from app.components import health, steering
 from app.components.code import copy_as_python
 from app.components.plain import plain
 from scope.errors import ScopeError
@@ -17,13 +17,12 @@ store = session.pack()
 asked = session.asked_latent(store)
 stacks = st.session_state.setdefault("stacks", {})
 kept_run = f"steer run {session.current()}"
-best = store.table["out_score"].where(store.table["count"] > 0).idxmax()
 latents = stacks.setdefault(session.current(), [])
 if "f" in st.query_params and st.session_state.get("steer from") != st.query_params["f"]:
     st.session_state["steer from"] = st.query_params["f"]
     latents[:] = [asked]
 if not latents:
-    latents.append(asked if asked is not None else int(best) if best == best else 0)
+    latents.append(asked if asked is not None else next(iter(health.start_here(store.table).values()), 0))
 
 
 def add_row() -> None:
