@@ -193,10 +193,9 @@ def compare(columns: dict[str, list[DocumentBits]], chosen: list[bool], others: 
     if len(costs) == 2:
         ours, theirs = costs.values()
         ratio, low, high = paired(ours, theirs)
-        won = sum(by_domain(ours)[d].bits_per_byte < s.bits_per_byte for d, s in by_domain(theirs).items())
-        print(
-            f"model over n-gram: {ratio:.3f} (95 %: {low:.3f} to {high:.3f}); lower in {won} of {len(by_domain(theirs))} domains"
-        )
+        bars = by_domain(theirs)
+        won = sum(score.bits_per_byte < bars[d].bits_per_byte for d, score in by_domain(ours).items())
+        print(f"model over n-gram: {ratio:.3f} (95 %: {low:.3f} to {high:.3f}); lower in {won} of {len(bars)} domains")
 
 
 if __name__ == "__main__":
