@@ -152,8 +152,8 @@ class Command:
 
         latent = striking(pack, 1)[0]
         sampling = SamplingConfig(max_new_tokens=48, seed=self.seed)
-        prompts = ["In the morning", "The first thing that"]
-        run = Lab(pack, sae, model).steer(latent, 0.5).compare(prompts, n=2, **vars(sampling))
+        prompts = ["In the morning", "The first thing that", "This is"]
+        run = Lab(pack, sae, model).steer(latent, 0.5).compare(prompts, **vars(sampling))
         run.to_json(self.out / "steering.json")
         return run
 

@@ -33,6 +33,9 @@ class Command:
     documents: int = 60
     """Held-out documents of each domain that the exported model is scored on."""
 
+    samples: int = 0
+    """Characters of text that the finished model writes to OUT/samples, as a corpus that may be shipped with it."""
+
     config: tyro.conf.OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
 
     def run(self) -> None:
@@ -67,3 +70,8 @@ class Command:
         for domain, s in evaluation["domains"].items():
             console.print(f"  {domain:<14} {s['bits_per_byte']:.3f} bits per byte  ({s['low']:.3f} to {s['high']:.3f})")
         console.print(f"Mean {evaluation['mean_bits_per_byte']:.3f} bits per byte on held-out text. The model is in {folder}.")
+        if self.samples:
+            from scope.pretrain.samples import write_samples
+
+            with progress_bar("Writing", unit="characters") as on_progress:
+                write_samples(load_model(str(folder)), self.out / "samples", self.samples, on_progress=on_progress)

@@ -10,6 +10,7 @@ from scope.errors import ConfigError, EditError, TokensError
 from scope.models.gemma.model import Gemma
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+_OFTEN_ENOUGH = 1024  # tokens that nearly always hold top_p of the probability: finding them is cheaper than sorting all
 OnToken = Callable[[int, list[int | None]], bool | None]
 
 
@@ -150,15 +151,16 @@ class _Sampler:
             row[prompt] = True
 
     def draw(self, logits: Tensor) -> list[int]:
-        """Tokens for logits [batch vocab], by adding Gumbel noise: arms with one noise differ only where their scores do."""
+        """Tokens for logits [batch vocab], by adding Gumbel noise (minus the log of an exponential): arms with one noise
+        differ only where their scores do."""
         s = self.sampling
         if s.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
             logits = torch.where(self.said, penalised, logits)
         if s.temperature > 0:
             logits = _keep_likely(logits / s.temperature, s.top_k, s.top_p)
-            uniform = torch.stack([torch.rand(logits.shape[1], generator=g, dtype=torch.float64) for g in self.noise])
-            logits = logits - (-uniform.clamp(min=1e-300).log()).log()
+            noise = [torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.noise]
+            logits = logits - torch.stack(noise).log_()
         tokens = logits.argmax(1)
         self.said[torch.arange(len(tokens)), tokens] = True
         return tokens.tolist()
@@ -169,9 +171,12 @@ def _keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tens
     if top_k is not None and top_k < logits.shape[1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p is not None and top_p < 1:
-        p, order = logits.softmax(1).sort(dim=1, descending=True)
-        before = p.cumsum(1) - p
-        logits = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p), -torch.inf)
+        p = logits.softmax(1)
+        likely, order = p.topk(min(_OFTEN_ENOUGH, p.shape[1]), dim=1)
+        if (likely.sum(1) < top_p).any():  # a flat distribution: then all of it must be sorted
+            likely, order = p.sort(dim=1, descending=True)
+        keep = likely.cumsum(1) - likely < top_p
+        logits = logits.masked_fill(~torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, keep), -torch.inf)
     return logits
 
 

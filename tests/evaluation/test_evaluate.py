@@ -104,7 +104,7 @@ def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
     console.print(table(evaluation))
     console.file.close()
     text = console.export_text()
-    for word in ("dictionary", "random dictionary", "PCA", "mean-ablation", "zero-ablation", "delta loss", "FVU, pooled"):
+    for word in ("SAE", "random dictionary", "PCA", "mean", "zero", "delta loss", "FVU, pooled"):
         assert word in text
     assert any("position 0" in line for line in lines(evaluation))
 
