@@ -12,10 +12,15 @@ from app.components.plain import plain
 from scope.errors import PackError
 
 ROWS = 100
+CONTROLS = ("q", "in", "sort", "rising", "hide", "d", "share", "view")
 AXES = (("Across", "x", "density"), ("Up", "y", "max"))
 
 store = session.pack()
 table = store.table
+
+if not any(key in st.query_params for key in CONTROLS):
+    for key, value in st.session_state.get("asked", {}).items():  # coming back finds the list as it was left
+        st.session_state.setdefault(key, value)
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:")
@@ -54,6 +59,8 @@ with st.container(horizontal=True, vertical_alignment="center"):
     ):
         session.keep_results(latents.tolist())
         session.go("feature", f=int(np.random.default_rng().choice(latents)))
+
+st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS}
 
 if not len(latents) and len(hits):
     without = {

@@ -101,7 +101,11 @@ def test_choosing_a_row_opens_the_latent_and_keeps_the_list(open_app):
     at.run()
     assert at.query_params["f"] == str(listed[3])
     assert at.session_state["results"]["toy"] == listed
-    assert pressed(at, "Next").query_params["f"] == str(listed[4])
+    at.switch_page("views/feature.py")
+    at.query_params["f"] = str(listed[3])
+    assert pressed(at.run(), "Next").query_params["f"] == str(listed[4])
+    at.switch_page("views/features.py").run()
+    assert at.dataframe[0].value["id"].tolist() == listed
 
 
 def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
