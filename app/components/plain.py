@@ -6,6 +6,8 @@ import re
 from scope.features.text import show
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
+_JOINER = "\u2060"  # no width, no break: Markdown makes links of bare addresses even where every mark is escaped
 
 
 def plain(text: object) -> str:
@@ -13,7 +15,7 @@ def plain(text: object) -> str:
     lines = (
         "".join(show(char) if char < " " or not char.isprintable() else char for char in line) for line in f"{text}".split("\n")
     )
-    return "  \n".join(_PUNCTUATION.sub(r"\\\1", line) for line in lines)
+    return "  \n".join(_PUNCTUATION.sub(r"\\\1", _ADDRESS.sub(r"\1" + _JOINER, line)) for line in lines)
 
 
 def count(n: float) -> str:
