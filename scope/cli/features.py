@@ -129,7 +129,7 @@ def _report(console, pack) -> None:
             f"Output score: {above:,} latents above {null['null_p95']:+.4f}, which 5 % of {null['random']} random "
             f"directions reach; best {best:+.3f}"
         )
-    shown = Table("latent", "label (token statistics)", "density", "promotes (weights)", "output score", box=None)
+    shown = Table("latent", "label", "density", "promotes (weights)", "output score", box=None)
     for i, row in table.sort_values(["out_score", "label_score"], ascending=False, na_position="last").head(8).iterrows():
         words = " ".join(show(t, mark_space=True) for t in row["promotes"][:5])
         shown.add_row(str(i), escape(row["label"]), f"{row['density']:.2%}", escape(words), f"{row['out_score']:+.3f}")

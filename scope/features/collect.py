@@ -29,7 +29,7 @@ from scope.features.logits import OutputScores, TokenEffects, neighbours, output
 from scope.features.passes import NEAR, Statistics
 from scope.features.source import Source, from_recording, from_tokens, require_tokens
 from scope.features.store import FeatureStore
-from scope.features.table import COLUMNS, flags, label, percentile
+from scope.features.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, flags, label, output_label, percentile
 from scope.features.workshop import workshop
 
 OnProgress = Callable[[int, int, dict], None]
@@ -253,12 +253,23 @@ def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals
         "dec_norm": W_dec.norm(dim=1).cpu().numpy().astype(np.float64),
         "enc_dec_cos": torch.cosine_similarity(W_enc.T, W_dec).cpu().numpy().astype(np.float64),
         "label": [text for text, _ in labels],
-        "label_source": ["token statistics"] * len(count),
+        "label_source": [BY_TOKENS] * len(count),
         "label_score": [score for _, score in labels],
     }
     table = pd.DataFrame(columns)
     table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
+    _label_by_output(table, relations, vocab)
     return table[list(COLUMNS)]
+
+
+def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], vocab: list[str]) -> None:
+    """Where tokens predict little of the firing and the direction moves the output, let the label say what it promotes."""
+    unclear = table["flags"].str.contains("output") & (table["label_score"] < UNCLEAR) & (table["count"] > 0)
+    for f in np.flatnonzero(unclear.to_numpy(dtype=bool)):
+        promoted, measured = ([vocab[i] for i in relations[name][f] if i >= 0] for name in ("promoted_id", "measured_id"))
+        found = output_label(promoted, measured)
+        if found is not None:
+            table.loc[f, ["label", "label_source"]] = [found, BY_OUTPUT]
 
 
 def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:

@@ -12,7 +12,10 @@ out_score        rise of the summed probability of its ten promoted tokens when 
 out_kl           KL(steered || plain) of the next token there, in nats
 nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
 dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
-label, label_source, label_score   see `labels`; the score is the F1 of "fires exactly on the label's tokens"
+label            the tokens that best predict its firing; where those predict little (F1 below 0.2) and the output score
+                 beats random directions, what it promotes; label_source says which
+label_source     "token statistics", or "promoted tokens, weights and measured"
+label_score      F1 of "fires exactly on the label's tokens", whatever the source
 flags            dead, dense, rare, single-token, duplicate, output; comma separated
 """
 
@@ -27,6 +30,10 @@ COLUMNS = tuple(
     "count density mean max p50 p90 p99 cv top_token top_token_share n_tokens n_tokens_half promotes suppresses "
     "logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos label label_source label_score flags".split()
 )
+
+BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"
+UNCLEAR = 0.2
+"""F1 below which a label from tokens says too little."""
 
 
 def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
@@ -61,6 +68,13 @@ def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05,
         return "no token stands out", 0.0
     words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in chosen))
     return (words if best >= 0.5 else f"often {words}"), best
+
+
+def output_label(promoted: list[str], measured: list[str], most: int = 3) -> str | None:
+    """A label from the output: tokens promoted by weights that measurably rose too; None where the two share none."""
+    agreed = [t for t in promoted if t in measured][:most]
+    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in agreed))
+    return f"promotes {words}" if agreed else None
 
 
 def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:
