@@ -60,7 +60,7 @@ class Command:
     """Write everything here; --replay reads it."""
 
     replay: Path | None = None
-    """Make a saved run again and say whether the texts are the same. All other flags but --model, --sae, --device are ignored."""
+    """Make a saved run again and say whether the texts are the same. Of the other flags only --model, --sae, --device count."""
 
     any_model: bool = False
     """Allow a dictionary that was trained on other weights than the model's, as for a fine-tune of the same base."""
