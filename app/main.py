@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import session
-from app.components.plain import count, plain
+from app.components.plain import count, plain, short_name
 from scope.errors import ScopeError
 
 
@@ -16,7 +16,7 @@ def sidebar() -> None:
     if chosen != slug:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
     store = session.pack()
-    facts = (store.model_name, store.site, f"{count(store.d_sae)} latents", f"{count(store.n_tokens)} tokens")
+    facts = (short_name(store.model_name), store.site, f"{count(store.d_sae)} latents", f"{count(store.n_tokens)} tokens")
     st.caption("  \n".join(plain(fact) for fact in facts))
     loaded = st.session_state.get("live")
     st.caption("Model loaded" if loaded else "Model not loaded: browsing needs none; it loads when you test text or steer.")

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from app.components.palette import ELSEWHERE, MARK, RAISED, lowered_or_raised
-from scope.features.text import escape, show
+from scope.features.text import show
 
 SMALL = {"displayModeBar": False}
 """Configuration of figures that are only looked at."""
@@ -111,7 +111,7 @@ def scatter(
         "y": y,
         "mode": "markers",
         "customdata": ids,
-        "hovertext": [f"#{i} {escape(show_line(text))}" for i, text in zip(ids, labels, strict=True)],
+        "hovertext": [f"#{i} {_literal(show_line(text))}" for i, text in zip(ids, labels, strict=True)],
         "hovertemplate": f"%{{hovertext}}<br>{x_name} %{{x:.3g}}<br>{y_name} %{{y:.3g}}<extra></extra>",
         "marker": {"color": MARK, "size": 6, "opacity": 0.65},
         "selected": {"marker": {"color": RAISED, "opacity": 1}},
@@ -148,14 +148,19 @@ def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f") -> go.Fi
         "text": [f"{value:{form}}" for value in values],
         "textposition": "outside",
         "cliponaxis": False,
-        "hovertext": [escape(show(token, mark_space=True)) for token, _ in pairs],
+        "hovertext": [_literal(show(token, mark_space=True)) for token, _ in pairs],
         "hoverinfo": "text",
     }
-    names = [escape(show_line(show(token, mark_space=True), 18)) for token, _ in pairs]
+    names = [_literal(show_line(show(token, mark_space=True), 18)) for token, _ in pairs]
     y = {"autorange": "reversed", "tickvals": places, "ticktext": names, "showgrid": False}
     return _figure(
         bars, 16 + 22 * len(pairs), {"visible": False, "range": [0, 1.3 * max(np.abs(values), default=1.0) or 1.0]}, y
     )
+
+
+def _literal(text: str) -> str:
+    """Text as Plotly shows it unread: of the entities it knows &amp; &lt; &gt; and not &quot;."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def show_line(text: str, most: int = 60) -> str:

@@ -50,7 +50,8 @@ def tiles(store: FeatureStore) -> list[tuple[str, str, str, str]]:
             "Positions the pack was collected from; special tokens are left out.",
         ),
     ]
-    return rows + reported(store)
+    scored = reported(store)
+    return rows[:2] + scored if scored else rows
 
 
 def evaluation(store: FeatureStore) -> dict[str, Any] | None:

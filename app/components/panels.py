@@ -1,5 +1,6 @@
 """The panels of one latent: what it does to the output, what it stands beside, on which tokens it fires, where it fired."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -175,7 +176,10 @@ def told(feature: Feature, band: dict | None, value: float) -> str:
     if band is not None:
         shares = f"{band['share']:.1%} of firings, {band['mass_share']:.1%} of activation"
         return f"band {band['low']:.3g} to {band['high']:.3g}: {shares}"
-    return f"stronger than {feature.quantile(value):.1%} of its firings" if value > 0 else ""
+    if value <= 0:
+        return ""
+    weaker = math.floor(1000 * min(feature.quantile(value), 1 - 1 / max(feature.row["count"], 1))) / 10
+    return f"stronger than {weaker:.1f} % of its firings"
 
 
 def relations(feature: Feature) -> int | None:

@@ -26,3 +26,8 @@ def count(n: float) -> str:
 def number(value: float | None, form: str = ".3g") -> str:
     """A figure, or a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def short_name(model: str) -> str:
+    """A model's name without the folders or the owner before it."""
+    return model.rstrip("/").rsplit("/", 1)[-1] or model

@@ -5,12 +5,12 @@ import streamlit as st
 from app import session
 from app.components import figures, health
 from app.components.code import heading, opening
-from app.components.plain import plain
+from app.components.plain import plain, short_name
 
 store = session.pack()
 table = store.table
 
-st.subheader(plain(f"{store.model_name} · {store.site}"), anchor=False)
+st.subheader(plain(f"{short_name(store.model_name)} · {store.site}"), anchor=False)
 
 with st.form("search", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", placeholder="A word, a token, or a latent's number", label_visibility="collapsed")

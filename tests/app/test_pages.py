@@ -2,10 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app.components import health
+from app.components import figures, health, panels
 from scope.features.store import FeatureStore
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
@@ -161,3 +162,27 @@ def test_packs_of_one_name_get_addresses_of_their_own(open_app, toy_folder):
     at = open_app(packs=[toy_folder, toy_folder])
     assert at.selectbox[0].options == ["toy", "toy-2"]
     assert open_app("feature", packs=[toy_folder, toy_folder], pack="toy-2", f=3).session_state["pack"] == "toy-2"
+
+
+def test_figures_show_tokens_as_they_stand():
+    """Plotly reads a little HTML in its texts, and of the entities only some."""
+    names = figures.signed_bars([("<b>", 1.0), ('."', -0.5), ("&lt;", 0.1)]).layout.yaxis.ticktext
+    assert names == ("&lt;b&gt;", '."', "&amp;lt;")
+
+
+def test_crowded_regions_are_thinned_and_lonely_points_kept():
+    rng = np.random.default_rng(0)
+    x, y = np.r_[rng.normal(size=50_000), 40.0], np.r_[rng.normal(size=50_000), 40.0]
+    kept = figures.sample(x, y, 5_000)
+    assert len(kept) == 5_000
+    assert 50_000 in kept
+
+
+def test_a_histogram_keeps_every_firing(toy_folder):
+    edges, counts = FeatureStore.open(toy_folder)[9].histogram
+    assert sum(figures.histogram(edges, counts).data[0].y) == counts.sum()
+
+
+def test_no_strength_is_said_to_exceed_all_firings(toy_folder):
+    feature = FeatureStore.open(toy_folder)[9]
+    assert "100.0" not in panels.told(feature, None, float(feature.row["max"]))
