@@ -35,7 +35,7 @@ class JumpReLUConfig(SAEConfig):
     bandwidth: float = 0.05
     """Width of the window around a threshold that gives it gradient."""
 
-    threshold_rate: float = 8.0
+    threshold_rate: float = 4.0
     """Learning rate of the thresholds as a multiple of the weights'."""
 
     start_l0: float = 4.0

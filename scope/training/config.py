@@ -15,7 +15,7 @@ class TrainConfig:
     batch_size: int = 1024
     """Activations (tokens) per step."""
 
-    lr: float = 2e-3
+    lr: float = 4e-3
     """Peak learning rate of Adam, for activations of mean square norm 1."""
 
     beta1: float = 0.9

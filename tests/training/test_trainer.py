@@ -57,8 +57,8 @@ def stop_at(step: int):
 def test_planted_features_are_found_at_the_target_l0(tmp_path):
     x, directions = planted(rows=20000)
     config = TrainConfig(steps=700, batch_size=256, lr=4e-3, dead_after=20000)
-    sae = train(fresh(d_sae=96), TensorBatches(x, 256), config, tmp_path)
-    held_out, _ = planted(seed=0, rows=20000)
+    seen, held_out = x[:16000], x[16000:]
+    sae = train(fresh(d_sae=96), TensorBatches(seen, 256), config, tmp_path)
     latents = sae.encode(held_out)
     fvu = (sae.decode(latents) - held_out).square().sum() / (held_out - held_out.mean(0)).square().sum()
     best = (directions @ sae.W_dec.T).amax(1)
@@ -67,7 +67,7 @@ def test_planted_features_are_found_at_the_target_l0(tmp_path):
     assert (best > 0.9).float().mean() > 0.85
     said = sae.provenance["training"]
     assert not any("target" in note for note in said["notes"])
-    assert said["dead"] == pytest.approx(0.5, abs=0.15)  # 96 latents for 48 features
+    assert said["dead"] <= 0.5  # 96 latents for 48 features: half of them have nothing to say
 
 
 def test_the_dictionary_reads_raw_activations_and_says_what_made_it(tmp_path):
