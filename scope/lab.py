@@ -91,12 +91,7 @@ class Lab:
         Dense latents are left out, and with `words` those that promote mostly marks, spaces or fragments of a letter, whose
         effect is large and hard to see.
         """
-        table = self.pack.table
-        chosen = (table["count"] > 0) & (table["density"] < 0.1)
-        if words:
-            chosen &= table["promotes"].map(lambda tokens: sum(sum(map(str.isalpha, t)) > 1 for t in tokens) > len(tokens) / 2)
-        chosen = chosen if chosen.any() else table["count"] > 0
-        return table[chosen].nlargest(n, "out_score")[["label", "promotes", "out_score", "density"]]
+        return self.pack.steerable(n, words)[["label", "promotes", "out_score", "density"]]
 
     def read(self, text: str):
         """Which latents fire where in a text."""

@@ -17,8 +17,9 @@ def l0(store: FeatureStore) -> float:
     return float(store.table["density"].sum())
 
 
-def start_here(table: pd.DataFrame) -> dict[str, int]:
+def start_here(store: FeatureStore) -> dict[str, int]:
     """A few latents worth opening first, by what makes them so; chosen from the table alone."""
+    table = store.table
     flagged = table["flags"].str.contains("dead|dense|rare|duplicate")
     living = table[~flagged] if (~flagged).any() else table[table["count"] > 0]
     if living.empty:
@@ -26,7 +27,7 @@ def start_here(table: pd.DataFrame) -> dict[str, int]:
     broad = living[living["n_tokens_half"] >= 3]
     found: dict[str, int] = {}
     kinds = {
-        "Says what it will write": (living, "out_score"),
+        "Says what it will write": (store.steerable(1), "out_score"),
         "Its label explains it best": (living, "label_score"),
         "One idea, many tokens": (broad[broad["out_score"].rank(pct=True) > 0.5], "logit_kurtosis"),
         "Fires hardest": (living, "max"),

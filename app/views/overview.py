@@ -31,7 +31,7 @@ if report is None:
         "one, and `scope features` puts it here."
     )
 
-guides = health.start_here(table)
+guides = health.start_here(store)
 if guides:
     st.markdown(
         "##### Start here",

@@ -150,7 +150,7 @@ class Command:
         from scope.lab import Lab
         from scope.models.generate import SamplingConfig
 
-        latent = striking(pack, 1)[0]
+        latent = int(pack.steerable(1).index[0])
         sampling = SamplingConfig(max_new_tokens=48, seed=self.seed)
         prompts = ["In the morning", "The first thing that", "This is"]
         run = Lab(pack, sae, model).steer(latent, 0.5).compare(prompts, **vars(sampling))
@@ -174,7 +174,7 @@ class Command:
         console.print(table(evaluation))
         dead = float((pack.table["count"] == 0).mean())
         console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")
-        for latent in striking(pack, 3):
+        for latent in pack.steerable(3).index:
             console.print(_described(pack[int(latent)]))
         console.print(Rule(f"Latent {run.edits[0].latent}, added at half the typical norm", style="dim"))
         print_run(run, console)
@@ -204,14 +204,6 @@ class Command:
 def default_site(model) -> str:
     """The residual stream after the middle block."""
     return f"blocks.{model.cfg.n_layers // 2}.hook_resid_post"
-
-
-def striking(pack, n: int) -> list[int]:
-    """The latents that change the next token most, among those that fire on several words, and not always."""
-    found = pack.table
-    shown = found[(found["density"] < 0.05) & (found["count"] >= 50) & (found["top_token_share"] < 0.7)]
-    best = (shown if len(shown) >= n else found[found["count"] > 0]).nlargest(n, "out_score")
-    return [int(i) for i in best.index]
 
 
 def _described(feature) -> Any:

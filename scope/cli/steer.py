@@ -151,7 +151,7 @@ class Command:
         pack = self._pack()
         if pack is None:
             return "\n  scope features makes a pack that tells what each latent is about."
-        best = pack.table[pack.table["count"] > 0].nlargest(8, "out_score")
+        best = pack.steerable(8)
         lines = [f"  {i:>6}  {row.label}  promotes {' '.join(row.promotes[:4])!r}" for i, row in best.iterrows()]
         return "\n".join([f" With the highest output scores in {pack.folder}:", *lines])
 

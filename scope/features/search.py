@@ -34,6 +34,19 @@ def find(store: "FeatureStore", text: str) -> pd.DataFrame:
     return hits.sort_values(["rank", "top_token_share"], ascending=[True, False], kind="stable")[["found_in", *_SHOWN]]
 
 
+def steerable(table: pd.DataFrame, n: int, words: bool = True) -> pd.DataFrame:
+    """The rows to steer with: those that move the next token most towards what they promote, best first.
+
+    Dead, rare, dense and duplicate latents are left out, and with `words` those that promote mostly marks, spaces or single
+    letters, whose effect is large and hard to see. Where nothing is left, all that fired are ranked.
+    """
+    chosen = (table["count"] > 0) & ~table["flags"].str.contains("dead|dense|rare|duplicate")
+    if words:
+        chosen &= table["promotes"].map(lambda tokens: sum(sum(map(str.isalpha, t)) > 1 for t in tokens) > len(tokens) / 2)
+    chosen = chosen if chosen.any() else table["count"] > 0
+    return table[chosen].nlargest(n, "out_score")
+
+
 def token_ids(store: "FeatureStore", token: str) -> np.ndarray:
     """Ids whose piece is `token`: equal to the letter if any is, otherwise without regard to case and outer spaces.
 

@@ -192,6 +192,10 @@ class FeatureStore:
         """Latents among whose most promoted tokens this one is, by weights and as measured."""
         return search.promotes(self, token)
 
+    def steerable(self, n: int = 10, words: bool = True) -> pd.DataFrame:
+        """Latents to steer with, by measured output score; see `scope.features.search.steerable`."""
+        return search.steerable(self.table, n, words)
+
     def random(self, rng: np.random.Generator | int | None = None, living: bool = True) -> Feature:
         """A latent drawn uniformly, by default among those that fired."""
         rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)

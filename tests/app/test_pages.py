@@ -52,8 +52,8 @@ def test_an_evaluation_is_shown_beside_its_nulls(open_app, tmp_path):
 
 
 def test_start_here_leads_to_living_latents_each_once(toy_folder):
-    table = FeatureStore.open(toy_folder).table
-    guides = list(health.start_here(table).values())
+    store = FeatureStore.open(toy_folder)
+    table, guides = store.table, list(health.start_here(store).values())
     assert len(set(guides)) == len(guides) >= 3
     assert not table["flags"].iloc[guides].str.contains("dead|dense|rare|duplicate").any()
 
