@@ -207,3 +207,9 @@ def test_a_failed_writing_leaves_the_old_pack(folder, monkeypatch):
         make_toy_pack(folder, n_contexts=14)
     assert FeatureStore.open(folder).manifest == before
     assert write_pack is layout.write_pack
+
+
+def test_latents_to_steer_with_come_by_output_score_and_are_neither_dead_nor_dense(toy):
+    best = toy[0].steerable(5, words=False)
+    assert (best["out_score"].diff().dropna() <= 0).all()
+    assert not best["flags"].str.contains("dead|dense|rare|duplicate").any()
