@@ -34,10 +34,10 @@ class Command:
     d_sae: int = 2048
     """Latents of the dictionary."""
 
-    target_l0: float = 24.0
+    target_l0: float = 28.0
     """Latents meant to fire per token."""
 
-    steps: int = 3000
+    steps: int = 2000
     """Training steps, of 1024 tokens each."""
 
     seed: int = 0
