@@ -1,6 +1,8 @@
 """What the pages say when something is missing, damaged or out of range."""
 
 import json
+import shutil
+from pathlib import Path
 
 import h5py
 import pytest
@@ -8,15 +10,12 @@ import pytest
 from scope.errors import PackError
 from scope.features.store import FeatureStore
 from tests.app.conftest import said
-from tests.features.toy_pack import make_toy_pack
 
 
 @pytest.fixture
-def own_pack(tmp_path):
+def own_pack(tmp_path, toy_folder):
     """A pack that a test may damage."""
-    folder = tmp_path / "mine" / "pack"
-    make_toy_pack(folder)
-    return folder
+    return Path(shutil.copytree(toy_folder, tmp_path / "mine" / "pack"))
 
 
 def test_without_packs_the_page_says_how_to_make_one(open_app, monkeypatch, tmp_path):
@@ -29,9 +28,9 @@ def test_without_packs_the_page_says_how_to_make_one(open_app, monkeypatch, tmp_
     assert "scope features" in said(at)
 
 
-def test_packs_in_runs_are_found_when_none_is_given(open_app, monkeypatch, tmp_path):
+def test_packs_in_runs_are_found_when_none_is_given(open_app, monkeypatch, tmp_path, toy_folder):
     monkeypatch.chdir(tmp_path)
-    make_toy_pack(tmp_path / "runs" / "demo" / "pack")
+    shutil.copytree(toy_folder, tmp_path / "runs" / "demo" / "pack")
     monkeypatch.setattr(json, "dumps", lambda packs: "[]")
     assert open_app().selectbox[0].options == ["demo"]
 
