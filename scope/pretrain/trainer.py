@@ -53,7 +53,7 @@ class PretrainConfig:
     window: int = 128
     """Keys that a local layer sees."""
 
-    steps: int = 7000
+    steps: int = 4700
     """Optimiser steps."""
 
     batch: int = 16
@@ -71,7 +71,7 @@ class PretrainConfig:
     warmup: int = 100
     """Steps of linear warm-up."""
 
-    decay: float = 0.3
+    decay: float = 0.5
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
 
     seed: int = 0
