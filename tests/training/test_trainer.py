@@ -22,6 +22,15 @@ SITE = "blocks.1.hook_resid_post"
 SMALL = TrainConfig(steps=40, batch_size=64, save_every=7, log_every=5, calibration=512)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors here are tiny: threads would wait for one another longer than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def planted(rows: int = 6000, d_in: int = 24, features: int = 48, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """(activations, true directions): three features on the mean, over an offset, at a scale far from 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,9 +65,9 @@ def stop_at(step: int):
 
 def test_planted_features_are_found_at_the_target_l0(tmp_path):
     x, directions = planted(rows=20000)
-    config = TrainConfig(steps=700, batch_size=256, lr=4e-3, dead_after=20000)
+    config = TrainConfig(steps=600, batch_size=128, lr=4e-3, dead_after=20000)
     seen, held_out = x[:16000], x[16000:]
-    sae = train(fresh(d_sae=96), TensorBatches(seen, 256), config, tmp_path)
+    sae = train(fresh(d_sae=96), TensorBatches(seen, 128), config, tmp_path)
     latents = sae.encode(held_out)
     fvu = (sae.decode(latents) - held_out).square().sum() / (held_out - held_out.mean(0)).square().sum()
     best = (directions @ sae.W_dec.T).amax(1)
