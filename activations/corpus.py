@@ -118,7 +118,7 @@ def _reader(path: Path, field: str) -> Callable[[Path, str], Iterator[Document]]
     suffixes = [s for s in path.suffixes if s in (*PLAIN, *_OPENERS, ".parquet")]
     if suffixes and suffixes[-1] in PLAIN:
         return _read_plain
-    if ".jsonl" in suffixes:
+    if ".jsonl" in suffixes and path.suffix in _OPENERS:
         return lambda p, name: _read_jsonl(p, name, field)
     if suffixes and suffixes[-1] == ".parquet":
         return lambda p, name: _read_parquet(p, name, field)
@@ -189,7 +189,7 @@ def _field(path: Path, field: str) -> dict[str, str]:
 def _folder(folder: Path, spec: str, field: str) -> Corpus:
     known = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2", ".parquet")
     found = [Path(root) / name for root, _, names in os.walk(folder) for name in names if name.endswith(known)]
-    files = {p.relative_to(folder).as_posix(): p for p in found}
+    files = {p.relative_to(folder).as_posix(): p for p in found if p.is_file()}  # a link may lead nowhere
     if not files:
         raise CorpusError(f"{folder} holds no text. Files that are read end in {', '.join(known)}.")
     names = sorted(files)

@@ -54,7 +54,7 @@ class Batches:
         2304    512 MiB            1.91                 1959              1.38
         256     512 MiB            1.86                 1983              1.37
 
-    A buffer of 755 MB that is refilled in order gives 16 to 17 and 4.3. Python -m tests.benchmarks.mixing repeats this.
+    A buffer of 755 MB that is refilled in order gives 16 to 17 and 4.3. `python -m tests.benchmarks.mixing` repeats this.
     Memory beyond the pools: 12 bytes a segment, and 16 bytes a row of the pools for the order.
     """
 

@@ -100,8 +100,10 @@ class Command:
     def _evaluate(self, model, sae, store, corpus):
         import json
 
+        import numpy as np
         import torch
 
+        from activations.errors import CorpusError
         from activations.heldout import following
         from scope.cli.progress import progress_bar
         from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
@@ -111,10 +113,20 @@ class Command:
             found = Evaluation.from_json(json.loads(file.read_text()))
             if found.provenance.get("dictionary") == sae.provenance.get("weights_sha256"):
                 return found
-        tokens = torch.from_numpy(following(store, corpus, model.tokenizer, _HELD_OUT)).long()
+        text: dict[str, Any] = {"corpus": corpus.identity}
+        try:
+            held_out = following(store, corpus, model.tokenizer, _HELD_OUT)
+        except CorpusError:  # a short corpus ends with the recording
+            held_out = store.tokens[:0]
+        if len(held_out) >= 2:
+            tokens, text["held_out"] = torch.from_numpy(held_out).long(), "documents after the recording's last"
+        else:
+            tokens = torch.from_numpy(np.asarray(store.tokens)).long()
         with progress_bar("Scoring", unit="contexts") as on_progress:
             evaluation = evaluate(model, sae, tokens, EvaluateConfig(contexts=_HELD_OUT, seed=self.seed), on_progress)
-        evaluation.provenance["text"] = {"corpus": corpus.identity, "held_out": "documents after the recording's last"}
+        evaluation.provenance["text"] = text
+        if "held_out" not in text:
+            evaluation.notes.append("The corpus is used up: this is the text that the dictionary was trained on, not held out.")
         evaluation.save(file)
         return evaluation
 

@@ -50,7 +50,7 @@ class Command:
             raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
         sae = load_sae(self.dictionary)
         model = load_model(self.model)
-        tokens, text = self.text(model.tokenizer)
+        tokens, text = self.text(model.tokenizer, model.cfg.n_ctx)
         with progress_bar("Scoring", unit="contexts") as on_progress:
             evaluation = evaluate(model, sae, tokens, self.config, on_progress)
         evaluation.provenance["text"] = text
@@ -63,8 +63,12 @@ class Command:
         if file:
             console.print(f"All numbers: {evaluation.save(file)}")
 
-    def text(self, tokenizer):
-        """(contexts of tokens, what they are)."""
+    def text(self, tokenizer, n_ctx: int):
+        """(contexts of tokens, what they are).
+
+        Raises:
+            ConfigError: a recording of another tokenizer, or a context that the model cannot take.
+        """
         import numpy as np
         import torch
 
@@ -83,5 +87,7 @@ class Command:
             return torch.from_numpy(following(store, corpus, tokenizer, self.config.contexts)).long(), said
         if store is not None:
             return torch.from_numpy(np.asarray(store.tokens)).long(), {"corpus": store.manifest["corpus"]}
+        if not 2 <= self.context <= n_ctx:
+            raise ConfigError(f"context is {self.context}; this model takes 2 to {n_ctx} tokens.")
         packed = Packer(corpus.documents(self.config.seed), tokenizer, self.context).take(4 * self.config.contexts)
         return torch.from_numpy(packed.tokens).long(), {"corpus": corpus.identity}

@@ -1,5 +1,6 @@
 """`scope harvest`: a model and a corpus in, a recording out."""
 
+import math
 import signal
 import sys
 from dataclasses import dataclass, field, fields
@@ -23,7 +24,7 @@ def count(text: str) -> int:
     """
     text = text.strip().lower().replace(",", "").replace("_", "")
     number = float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
-    if number != int(number):
+    if not math.isfinite(number) or number != int(number):
         raise ValueError(f"{text} is no whole number")
     return int(number)
 

@@ -86,6 +86,10 @@ def _refusal(error: Exception) -> str | None:
             return f"The disk is full ({error}). What was finished is kept: free some space and give the same command again."
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"This place cannot be written or read: {error}. Give another --out, or change its permissions."
+        if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+            return f"{error.filename} is in the way: there is a file where a folder is needed. Give another path."
+        if isinstance(error, IsADirectoryError) and error.filename:
+            return f"{error.filename} is a folder, and a file is needed. Give another path."
     return None
 
 

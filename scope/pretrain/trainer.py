@@ -4,6 +4,7 @@ A checkpoint holds weights, both optimisers and the step; the data of a step is 
 rate too. So a run that was stopped, however rudely, ends in the same weights as one that was not.
 """
 
+import io
 import json
 import math
 import os
@@ -86,6 +87,10 @@ class PretrainConfig:
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1 or not 0 <= self.decay <= 1:
             raise ConfigError("steps and batch must be at least 1, and decay between 0 and 1.")
+        if self.save_every < 1 or self.warmup < 0:
+            raise ConfigError("save_every must be at least 1, and warmup not below 0.")
+        if self.d_vocab > 2**16:
+            raise ConfigError(f"d_vocab is {self.d_vocab}; tokens are stored in 16 bits, so {2**16} pieces are the most.")
 
     def model_config(self) -> GemmaConfig:
         return GemmaConfig(
@@ -104,7 +109,7 @@ class PretrainConfig:
     def rate(self, step: int) -> float:
         """The learning rate of a step, as a share of its peak."""
         decay_steps = max(1, int(self.steps * self.decay))
-        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / decay_steps)
+        return min(1.0, (step + 1) / max(1, self.warmup), (self.steps - step) / decay_steps)
 
 
 def initialise(model: Gemma, seed: int) -> None:
@@ -189,7 +194,7 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
         if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
             said = ", ".join(f"{k}: {before.get(k)} then, {asdict(config)[k]} now" for k in changed)
             raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
-    file.write_text(json.dumps(asdict(config), indent=1))
+    _put(file, json.dumps(asdict(config), indent=1).encode())
     if not (out / "checkpoint.pt").exists():
         (out / "curve.jsonl").unlink(missing_ok=True)
         return 0
@@ -197,14 +202,34 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
     model.load_state_dict(saved["model"])
     for opt, state in zip(opts, saved["optimizers"], strict=True):
         opt.load_state_dict(state)
-    lines = [r for r in (out / "curve.jsonl").read_text().splitlines() if json.loads(r)["step"] <= saved["step"]]
-    (out / "curve.jsonl").write_text("".join(line + "\n" for line in lines))
+    _put(out / "curve.jsonl", "".join(line + "\n" for line in _curve_until(out / "curve.jsonl", saved["step"])).encode())
     return saved["step"]
 
 
+def _curve_until(file: Path, step: int) -> list[str]:
+    """The lines of a loss curve up to a step, without one that was cut short."""
+    kept = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    return kept
+
+
 def _save(out: Path, state: dict) -> None:
-    aside = out / "checkpoint.pt.tmp"
-    torch.save(state, aside)
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, out / "checkpoint.pt")
+    buffer = io.BytesIO()  # written by ourselves: torch hides a full disk behind a RuntimeError
+    torch.save(state, buffer)
+    _put(out / "checkpoint.pt", buffer.getbuffer())
+
+
+def _put(file: Path, data: bytes | memoryview) -> None:
+    """Write aside, sync, rename: whoever looks finds the old file or the new one."""
+    aside = file.with_name(file.name + ".tmp")
+    with open(aside, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(aside, file)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scope.errors import DictionaryError
+from scope.sae.formats.sae_lens import as_os_error
 
 _MARK = "__tensor__"
 
@@ -27,7 +28,7 @@ def save_state(file: Path, state: dict[str, Any]) -> None:
             os.fsync(handle.fileno())
     except (SafetensorError, OSError) as error:
         aside.unlink(missing_ok=True)
-        raise _as_os_error(error) from None
+        raise as_os_error(error) from None
     os.replace(aside, file)
     folder = os.open(file.parent, os.O_RDONLY)
     try:
@@ -71,13 +72,3 @@ def _unflatten(value: Any, tensors: dict[str, Tensor]) -> Any:
             return tensors[value[_MARK]]
         return {k: _unflatten(v, tensors) for k, v in value.items()}
     return [_unflatten(v, tensors) for v in value] if isinstance(value, list) else value
-
-
-def _as_os_error(error: Exception) -> Exception:
-    """safetensors wraps what the system said ("No space left on device (os error 28)"); give it back with its number."""
-    if isinstance(error, OSError):
-        return error
-    said = str(error)
-    if "os error " in said:
-        return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
-    return error

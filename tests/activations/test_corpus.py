@@ -127,5 +127,13 @@ def test_a_folder_without_text_and_a_file_of_no_known_kind_are_refused(tmp_path)
     with pytest.raises(CorpusError, match="holds no text"):
         open_corpus(str(tmp_path))
     (tmp_path / "a.bin").write_bytes(b"x")
-    with pytest.raises(CorpusError, match="of no kind that is read here"):
-        open_corpus(str(tmp_path / "a.bin"))
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
+    for name in ("a.bin", "a.jsonl.zst"):
+        with pytest.raises(CorpusError, match="of no kind that is read here"):
+            open_corpus(str(tmp_path / name))
+
+
+def test_a_link_that_leads_nowhere_is_left_out_of_a_folder(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
+    assert texts(tmp_path) == ["a"]

@@ -79,6 +79,13 @@ def test_bad_input_gets_a_message_and_exit_code_2(scope_harvest, capsys, flags, 
     assert "Traceback" not in shown
 
 
+def test_a_file_where_the_recording_should_go_is_a_message_and_exit_code_2(tmp_path, scope_harvest, capsys):
+    (tmp_path / "taken").write_text("")
+    for out in ("taken", "taken/inside"):
+        assert scope_harvest("--tokens", "1000", "--out", str(tmp_path / out)) == 2
+        assert "Give another path" in capsys.readouterr().err
+
+
 def test_a_recording_is_shown_on_one_screen_and_verified(tmp_path, scope_harvest, capsys):
     scope_harvest("--tokens", "1000")
     capsys.readouterr()
@@ -103,7 +110,7 @@ def test_numbers_are_read_as_people_write_them(text, number):
 
 
 def test_a_number_that_is_none_is_refused():
-    for text in ("many", "1.5", ""):
+    for text in ("many", "1.5", "", "inf", "nan"):
         with pytest.raises(ValueError, match=r"could not convert|whole number"):
             count(text)
 

@@ -14,7 +14,7 @@ from scope.pretrain.build import build_corpus
 from scope.pretrain.card import model_card
 from scope.pretrain.evaluate import DocumentBits, document_bits, evaluate_text, read_held_out, report, score, windows
 from scope.pretrain.export import export
-from scope.pretrain.trainer import PretrainConfig, pretrain
+from scope.pretrain.trainer import PretrainConfig, _curve_until, pretrain
 from tests.conftest import random_gemma
 
 TINY = PretrainConfig(
@@ -64,6 +64,24 @@ def test_a_killed_run_ends_in_the_same_weights_and_the_same_curve(run, corpus, t
     steps = [json.loads(line)["step"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
     assert steps[-1] == json.loads((out / "curve.jsonl").read_text().splitlines()[-1])["step"] == 24
+
+
+def test_a_line_of_the_curve_that_was_cut_short_does_not_stop_a_resume(tmp_path):
+    file = tmp_path / "curve.jsonl"
+    file.write_text('{"step": 10}\n{"step": 20}\n{"step": 30}\n{"st')
+    assert _curve_until(file, 20) == ['{"step": 10}', '{"step": 20}']
+    assert len(_curve_until(file, 40)) == 3
+    assert _curve_until(tmp_path / "none", 40) == []
+
+
+@pytest.mark.parametrize("setting", [{"d_vocab": 70_000}, {"warmup": -1}, {"save_every": 0}, {"steps": 0}])
+def test_settings_that_cannot_be_are_refused(setting):
+    with pytest.raises(ConfigError):
+        replace(TINY, **setting)
+
+
+def test_without_warm_up_the_first_rate_is_the_peak():
+    assert replace(TINY, steps=1000, warmup=0, decay=0.3).rate(0) == 1.0
 
 
 def test_training_lowers_the_loss(run):

@@ -1,6 +1,8 @@
 """Dictionaries on disk: what we write SAELens reads to the bit, what others write we read or refuse by name."""
 
+import errno
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -34,6 +36,18 @@ def test_a_dictionary_comes_back_as_it_was_saved(saved):
     assert loaded.provenance["model"]["weights_sha256"] == "abc"
     assert torch.equal(loaded.encode(X), sae.encode(X))
     assert not list(folder.glob("*.tmp"))
+
+
+def test_a_disk_that_takes_no_more_is_told_with_its_number_and_leaves_no_half_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, before[1]))
+    try:
+        with pytest.raises(OSError, match=r".") as caught:
+            save_sae(random_sae(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore")  # sae_lens and what it imports warn at import

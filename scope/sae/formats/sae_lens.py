@@ -27,7 +27,11 @@ def write(sae: SAE, folder: Path) -> None:
     """Write both files aside, then into place."""
     arrays = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in sae.named_parameters()}
     aside = folder / (WEIGHTS + ".tmp")
-    save_file(arrays, aside)
+    try:
+        save_file(arrays, aside)
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)
+        raise as_os_error(error) from None
     into_place(aside, folder / WEIGHTS)
     write_json(folder / CONFIG, config_of(sae))
 
@@ -120,6 +124,16 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
     aside = file.with_name(file.name + ".tmp")
     aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     into_place(aside, file)
+
+
+def as_os_error(error: Exception) -> Exception:
+    """safetensors wraps what the system said ("No space left on device (os error 28)"); give it back with its number."""
+    if isinstance(error, OSError):
+        return error
+    said = str(error)
+    if "os error " in said:
+        return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
+    return error
 
 
 def into_place(aside: Path, file: Path) -> None:
