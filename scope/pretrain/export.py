@@ -44,6 +44,8 @@ def export(model: Gemma, tokenizer: Path, out: Path, card: str, shard_bytes: int
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer / name, aside / name)
     (aside / "README.md").write_text(card, encoding="utf-8")
+    for file in aside.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone
     shutil.rmtree(out, ignore_errors=True)
     os.replace(aside, out)
     return out
