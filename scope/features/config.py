@@ -43,6 +43,12 @@ class Sizes:
     cofiring_sample: int = 64
     """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            least = 1 if name in ("bands", "tokens") else 0
+            if value < least:
+                raise ConfigError(f"sizes.{name} is {value}; it must be at least {least}.")
+
     @property
     def places(self) -> int:
         return self.top + self.bands * self.per_band + self.random + self.near
@@ -105,5 +111,7 @@ class CollectConfig:
             raise ConfigError(f"score_prompts is {self.score_prompts}; there are {len(NEUTRAL)} neutral prompts.")
         if self.chunk_tokens < 1 or (self.tokens is not None and self.tokens < 1):
             raise ConfigError("tokens and chunk_tokens must be at least 1.")
+        if self.score_null < 0 or (self.score_latents is not None and self.score_latents < 1):
+            raise ConfigError("score_null must not be below 0, and score_latents at least 1 or none.")
         if not 0 < self.score_strength < math.inf:
             raise ConfigError(f"score_strength is {self.score_strength}; it must be above 0.")

@@ -43,9 +43,20 @@ def _read_files(place: Path) -> Iterator[tuple[str, str]]:
         raise CorpusError(f"{place} is neither a .jsonl file nor a folder of them. `docs` and `code` name installed text.")
     for file in files:
         with lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                yield file.name.split(".")[0], row if isinstance(row, str) else row["text"]
+            for number, text in enumerate(_texts(lines, file), 1):
+                if not isinstance(text, str):
+                    raise CorpusError(f'{file}, line {number}, is neither a string nor an object with a "text".')
+                yield file.name.split(".")[0], text
+
+
+def _texts(lines: Iterable[str], file: Path) -> Iterator[object]:
+    """The text of each line, None where it has none."""
+    try:
+        for line in lines:
+            row = json.loads(line)
+            yield row.get("text") if isinstance(row, dict) else row
+    except (ValueError, EOFError, lzma.LZMAError) as error:
+        raise CorpusError(f"{file} is damaged or no JSON lines: {error}.") from None
 
 
 def fingerprint(text: str) -> bytes:

@@ -42,6 +42,7 @@ def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
 
     Raises:
         DictionaryError: nothing there, a damaged or torn folder, a form that cannot be read.
+        ConfigError: a device that this machine does not have.
     """
     path = Path(folder_or_id).expanduser()
     if path.is_dir():
@@ -52,7 +53,10 @@ def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
         raise DictionaryError(f"{path} is no dictionary. Give a folder, or a params.npz.")
     else:
         sae = _from_hub(str(folder_or_id))
-    return sae.to(device).eval()
+    try:
+        return sae.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # torch says either of a device that is not there
+        raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def _from_folder(folder: Path) -> SAE:

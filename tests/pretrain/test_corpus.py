@@ -124,3 +124,10 @@ def test_an_empty_or_missing_place_is_refused(tmp_path):
         build_corpus([str(tmp_path / "nowhere")], tmp_path / "out", d_vocab=340, n_ctx=32)
     with pytest.raises(CorpusError, match="no training tokens"):
         TokenStreams(tmp_path, context=16, batch=4, bos=2, seed=0)
+
+
+@pytest.mark.parametrize("line", ["{", "3", '{"body": "a"}'])
+def test_a_line_without_text_is_refused_by_its_file(tmp_path, line):
+    (tmp_path / "bad.jsonl").write_text(f'"good"\n{line}\n')
+    with pytest.raises(CorpusError, match=r"bad\.jsonl"):
+        build_corpus([str(tmp_path)], tmp_path / "out", d_vocab=340, n_ctx=32)

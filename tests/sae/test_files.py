@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scope.errors import DictionaryError
+from scope.errors import ConfigError, DictionaryError
 from scope.sae.files import load_sae, save_sae
 from scope.sae.jumprelu import JumpReLUSAE
 from tests.sae.test_jumprelu import random_sae
@@ -189,3 +189,8 @@ def test_an_empty_folder_and_a_file_of_another_kind_are_no_dictionaries(tmp_path
     (tmp_path / "params.npz").write_bytes(b"no zip")
     with pytest.raises(DictionaryError, match="npz"):
         load_sae(tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused(saved):
+    with pytest.raises(ConfigError, match="cannot be used here"):
+        load_sae(saved[1], "cuda:99")
