@@ -19,7 +19,7 @@ TOKENIZER_CHARACTERS = 5_000_000
 def build_corpus(places: Iterable[str], out: Path, d_vocab: int, n_ctx: int) -> dict:
     """The corpus folder for these places, built unless it is there; returns what its corpus.json says.
 
-    corpus.json is written last, so a build that was stopped is begun again.
+    corpus.json is written last and aside, so a build that was stopped is begun again.
 
     Raises:
         CorpusError: the folder was built from other places, or its tokenizer has another size.

@@ -2,7 +2,7 @@
 
 OUT/train/tales.u16   token ids of every training document, each followed by <eos>
 OUT/heldout.jsonl     the documents nobody trains on: {"domain", "text"}
-OUT/corpus.json       what it was made from, counts, and the share held out
+OUT/corpus.json       what it was made from, counts, and the share held out; written last, by build.py
 """
 
 import hashlib
@@ -87,7 +87,7 @@ def split_documents(documents: Iterable[tuple[str, str]]) -> tuple[dict[str, lis
 
 
 def write_tokens(train: dict[str, list[str]], held_out: list[tuple[str, str]], tokenizer, eos: int, out: Path) -> dict:
-    """Tokenise with a `tokenizers.Tokenizer` and lay down the folder above; returns what corpus.json says."""
+    """Tokenise with a `tokenizers.Tokenizer` and lay down tokens and held-out documents; returns what they are."""
     (out / "train").mkdir(parents=True, exist_ok=True)
     counts = {}
     for domain, texts in sorted(train.items()):
@@ -102,9 +102,7 @@ def write_tokens(train: dict[str, list[str]], held_out: list[tuple[str, str]], t
     with open(out / "heldout.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({"domain": d, "text": t}) + "\n" for d, t in held_out)
     held = Counter(d for d, _ in held_out)
-    info = {"held_out_share": HELD_OUT, "domains": counts, "held_out_documents": dict(sorted(held.items()))}
-    (out / "corpus.json").write_text(json.dumps(info, indent=1))
-    return info
+    return {"held_out_share": HELD_OUT, "domains": counts, "held_out_documents": dict(sorted(held.items()))}
 
 
 class TokenStreams:
@@ -141,13 +139,17 @@ class TokenStreams:
         if self._planned[0] != number:
             plan = []
             for index, domain in enumerate(self.streams):
-                before, after = (int(np.floor(self.shares[index] * self.ROUND * n)) for n in (number, number + 1))
+                before, after = (self._drawn(n)[index] for n in (number, number + 1))
                 plan += [(domain, self._start(domain, index, i)) for i in range(before, after)]
-            spare = self.ROUND - len(plan)
-            plan += plan[:spare]
             order = np.random.default_rng([self.seed, 1, number]).permutation(len(plan))
-            self._planned = number, [plan[i] for i in order]
+            self._planned = number, [plan[i] for i in order[: self.ROUND]]
         return self._planned[1]
+
+    def _drawn(self, rounds: int) -> list[int]:
+        """How many pieces of each domain the first rounds draw: its share rounded down, the rest to the largest domains."""
+        drawn = np.floor(self.shares * self.ROUND * rounds).astype(int)
+        drawn[np.argsort(-self.shares, kind="stable")[: rounds * self.ROUND - drawn.sum()]] += 1
+        return drawn.tolist()
 
     def _start(self, domain: str, index: int, i: int) -> int:
         """Where the i-th piece ever drawn from a domain begins."""

@@ -138,12 +138,13 @@ def language_loss(model: Gemma, tokens: Tensor) -> Tensor:
 
 
 def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dict], None] = lambda row: None) -> Gemma:
-    """Train on a folder that `corpus.write_tokens` made; the same call continues a run that was stopped.
+    """Train on a folder that `build.build_corpus` made; the same call continues a run that was stopped.
 
     Writes OUT/pretrain.json (config), OUT/curve.jsonl (a line every 10 steps) and OUT/checkpoint.pt.
 
     Raises:
-        ConfigError: OUT holds a run with another config (a larger `steps` is allowed while the rate is still flat).
+        ConfigError: OUT holds a run with another config (a larger `steps` is allowed while the rate is still flat), or has done
+            more steps than are asked for.
     """
     out.mkdir(parents=True, exist_ok=True)
     model = Gemma(config.model_config())
@@ -194,6 +195,11 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
         if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
             said = ", ".join(f"{k}: {before.get(k)} then, {asdict(config)[k]} now" for k in changed)
             raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
+        if done > config.steps:
+            raise ConfigError(
+                f"{out} holds a run of {done} steps, more than the {config.steps} asked for.\n"
+                f"  Give another --out, or --steps of at least {done}."
+            )
     _put(file, json.dumps(asdict(config), indent=1).encode())
     if not (out / "checkpoint.pt").exists():
         (out / "curve.jsonl").unlink(missing_ok=True)

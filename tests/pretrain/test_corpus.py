@@ -7,7 +7,7 @@ import pytest
 
 from activations.errors import CorpusError
 from scope.pretrain.build import build_corpus, tokenizer_sample
-from scope.pretrain.corpus import TokenStreams, fingerprint, split_documents
+from scope.pretrain.corpus import TokenStreams, fingerprint, split_documents, write_tokens
 from scope.pretrain.tokenizer import save_tokenizer, train_tokenizer
 
 HARD = [
@@ -108,6 +108,44 @@ def test_the_data_of_a_step_depends_on_its_number_alone(corpus):
     for step in reversed(steps):
         assert np.array_equal(backward.step(step), seen[step])
     assert not np.array_equal(TokenStreams(corpus, context=16, batch=4, bos=2, seed=6).step(0), seen[0])
+
+
+@pytest.mark.parametrize(
+    "lengths", [(40_000, 40_000, 40_000), (90_000, 33_000, 30_000, 47_000), (200_000, 3), (100_000, 99_000)]
+)
+def test_every_round_is_full_and_draws_no_piece_twice_within_a_pass(tmp_path, lengths):
+    """Three equal shares of 4096 are 1365.33 each: rounded down alone, rounds one and two fall short and the third is over."""
+    (tmp_path / "train").mkdir()
+    for i, n in enumerate(lengths):
+        np.zeros(n, dtype=np.uint16).tofile(tmp_path / "train" / f"{i}.u16")
+    streams = TokenStreams(tmp_path, context=4, batch=4, bos=2, seed=0)
+    plans = [streams._plan(number) for number in range(4)]
+    assert [len(plan) for plan in plans] == [TokenStreams.ROUND] * 4
+    drawn = streams._drawn(4)
+    assert sum(drawn) == 4 * TokenStreams.ROUND
+    for index, domain in enumerate(streams.streams):
+        per_pass = max(1, (lengths[index] - 4) // 4)
+        starts = [start for plan in plans for name, start in plan if name == domain]
+        assert len(starts) == drawn[index]
+        if drawn[index] <= per_pass:
+            assert len(set(starts)) == len(starts)
+
+
+def test_a_build_that_is_stopped_while_tokens_are_written_leaves_no_corpus(texts, tmp_path, monkeypatch):
+    import scope.pretrain.build as build
+
+    def stopped(*args):
+        write_tokens(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "write_tokens", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus([str(texts)], tmp_path, d_vocab=340, n_ctx=32)
+    assert not (tmp_path / "corpus.json").exists()
+    monkeypatch.undo()
+    built = build_corpus([str(texts)], tmp_path, d_vocab=340, n_ctx=32)
+    assert built["places"] == [str(texts)]
+    assert json.loads((tmp_path / "corpus.json").read_text()) == built
 
 
 def test_a_sequence_is_bos_then_text_that_stands_in_a_stream(corpus):

@@ -94,6 +94,21 @@ def test_a_run_with_other_settings_is_refused(run, corpus):
         pretrain(replace(TINY, seed=1), corpus, run[0])
 
 
+def test_fewer_steps_than_are_done_are_refused_and_the_run_stays_as_it_was(corpus, tmp_path):
+    long = replace(TINY, steps=40, decay=0.5)
+
+    def kill(row):
+        if row["step"] == 20:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(long, corpus, tmp_path, kill)
+    before = (tmp_path / "pretrain.json").read_bytes()
+    with pytest.raises(ConfigError, match="a run of 16 steps, more than the 12 asked for"):
+        pretrain(replace(long, steps=12), corpus, tmp_path)
+    assert (tmp_path / "pretrain.json").read_bytes() == before
+
+
 def test_the_rate_warms_up_stays_flat_and_falls_to_zero():
     config = replace(TINY, steps=1000, warmup=100, decay=0.3)
     assert [round(config.rate(s), 3) for s in (0, 49, 99, 500, 700, 850, 999)] == [0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 0.003]
