@@ -101,8 +101,9 @@ class Command:
             raise ConfigError(f"context is {self.context}; this model takes 2 to {model.cfg.n_ctx} tokens.")
         corpus = open_corpus(self.corpus)
         budget = self.config.tokens or 500_000
-        packed = Packer(corpus.documents(), model.tokenizer, self.context).take(-(-budget // self.context))
-        return torch.from_numpy(packed.tokens).long(), {"corpus": corpus.identity, "context": self.context}
+        packed = Packer(corpus.documents(self.config.seed), model.tokenizer, self.context).take(-(-budget // self.context))
+        described = {"corpus": corpus.identity, "context": self.context, "seed": self.config.seed}
+        return torch.from_numpy(packed.tokens).long(), described
 
 
 def _named(described: dict) -> str | None:

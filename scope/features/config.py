@@ -98,7 +98,7 @@ class CollectConfig:
     """Tokens encoded at once. Memory is about 8 bytes times this times the number of latents."""
 
     seed: int = 0
-    """Of every random draw: examples, near misses, random directions."""
+    """Of every random draw: the order of a corpus, examples, near misses, random directions."""
 
     sizes: Sizes = field(default_factory=Sizes)
     """How much is kept a latent."""

@@ -1,5 +1,7 @@
 """`scope features`, as a person types it."""
 
+import json
+
 import pytest
 
 from activations.store import ActivationStore
@@ -37,6 +39,20 @@ def test_a_corpus_becomes_a_pack(dictionary, capsys):
     pack = FeatureStore.open(dictionary.parent / "pack")
     assert pack.health == {"evaluation": {"arms": {}}}
     assert pack.manifest["text"]["corpus"]["corpus"]["name"] == "text.txt"
+
+
+def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
+    from activations.contexts import Packer
+    from activations.corpus import open_corpus
+    from scope.models.load import load_model
+
+    text = dictionary.parent / "many.jsonl"
+    text.write_text("".join(json.dumps({"text": f"the dog counts {i} apples"}) + "\n" for i in range(200)))
+    assert run(flags(dictionary, "--corpus", str(text), "--context", "32", "--tokens", "320", "--seed", "3")) == 0
+    pack = FeatureStore.open(dictionary.parent / "pack")
+    expected = Packer(open_corpus(str(text)).documents(3), load_model().tokenizer, 32).take(10).tokens
+    assert pack.manifest["text"]["corpus"]["seed"] == 3
+    assert pack.contexts[:].tolist() == expected.tolist()
 
 
 def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer, tiny_config):
