@@ -48,6 +48,11 @@ class Command:
         width = store.sites[site]
         if self.sae.d_in not in (0, width):
             raise ConfigError(f"d_in is {self.sae.d_in}, and {site} in {self.recording} is {width} wide. Leave --d-in out.")
+        if self.train.batch_size > store.n_rows:
+            raise ConfigError(
+                f"batch_size is {self.train.batch_size}, and {self.recording} holds {store.n_rows} rows: a batch would hold "
+                f"some of them twice.\n  Give --batch-size {store.n_rows} or less, or harvest more --tokens."
+            )
         sae = make_sae(replace(self.sae, d_in=width), site)
         sae.provenance = provenance(store, site)
         batches = store.shuffled(site, self.train.batch_size, self.train.seed)

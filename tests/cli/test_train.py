@@ -70,6 +70,7 @@ def test_a_site_that_was_not_recorded_or_not_named_is_said_with_those_that_were(
         (["--target-l0", "100"], "target_l0 is 100"),
         (["--d-in", "31"], "32 wide"),
         (["--batch-size", "0"], "batch_size is 0"),
+        (["--batch-size", "1000000"], "rows"),
     ],
 )
 def test_settings_that_cannot_be_end_with_a_message_and_exit_code_2(folder, capsys, flags, said):
