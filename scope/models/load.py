@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import torch
 
@@ -42,7 +43,7 @@ def load_model(
         loaded = Gemma(config, tokenizer)
     load_weights(loaded, files, dtype, device)
     loaded.provenance = {
-        "model": str(model),
+        "model": _name(str(model)),
         "revision": revision or (folder.name if folder.parent.name == "snapshots" else None),
         "weights_sha256": weights_hash(files),
         "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
@@ -50,6 +51,12 @@ def load_model(
         "dtype": str(dtype).removeprefix("torch."),
     }
     return loaded.eval()
+
+
+def _name(model: str) -> str:
+    """What finds the model again from any directory: a folder's whole path; "bundled" and hub ids as they are."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if model != "bundled" and folder.is_dir() else model
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

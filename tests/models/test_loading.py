@@ -82,6 +82,14 @@ def test_weights_load_in_the_dtype_asked_for(folder, dtype):
     assert torch.isfinite(model(some_tokens(model.cfg))).all()
 
 
+def test_provenance_names_a_folder_so_that_it_is_found_from_anywhere(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder.parent)
+    named = load_model(folder.name).provenance["model"]
+    monkeypatch.chdir("/")
+    assert named == str(folder.resolve())
+    assert load_model(named).provenance["model"] == named
+
+
 def test_provenance_names_the_weights_and_changes_with_them(folder):
     before = load_model(str(folder)).provenance
     assert before == load_model(str(folder)).provenance
