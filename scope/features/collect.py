@@ -6,7 +6,6 @@ what each direction does to the next token. A run that was stopped goes on at th
 """
 
 import hashlib
-import importlib.metadata
 import math
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from scope.features.source import Source, from_recording, from_tokens, require_t
 from scope.features.store import FeatureStore
 from scope.features.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, flags, label, output_label, percentile
 from scope.features.workshop import workshop
+from scope.versions import version_of
 
 OnProgress = Callable[[int, int, dict], None]
 _IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
@@ -310,7 +310,7 @@ def _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
         "flags": asdict(config.flags),
         "config": asdict(config),
         "made": {
-            "scope": importlib.metadata.version("scope-workbench"),
+            "scope": version_of(),
             "torch": torch.__version__,
             "numpy": np.__version__,
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,7 +1,6 @@
 """`steer`: the same prompts and the same noise, plain, with the edits, and with a random push of the same size."""
 
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from scope.steering.gauge import Gauge
 from scope.steering.interventions import Direction, Edit, Edits
 from scope.steering.run import Arm, Sample, SteeringRun
 from scope.steering.scores import Reader
+from scope.versions import version_of
 
 ARMS = ("plain", "steered", "random")
 
@@ -97,7 +97,7 @@ def steer(
         gauges=gauges,
         model=dict(model.provenance),
         dictionaries={site: _identity(one) for site, one in saes.items()},
-        versions=_versions(),
+        versions={"torch": torch.__version__, "scope": version_of()},
     )
 
 
@@ -177,12 +177,3 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def _identity(sae: SAE) -> dict[str, Any]:
     known = ("weights_sha256", "model", "recording")
     return {"site": sae.site, "d_sae": sae.d_sae} | {k: sae.provenance[k] for k in known if k in sae.provenance}
-
-
-def _versions() -> dict[str, str]:
-    found = {"torch": torch.__version__}
-    try:
-        found["scope"] = version("scope-workbench")
-    except PackageNotFoundError:  # run from a source tree that was not installed
-        found["scope"] = "source"
-    return found

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from scope.training.config import TrainConfig
 from scope.training.interrupt import Interrupt, exclusive
 from scope.training.progress import Log, Running, read_log
 from scope.training.schedule import rate
+from scope.versions import version_of
 
 __all__ = ["Batches", "TensorBatches", "TrainConfig", "train"]
 
@@ -216,7 +216,7 @@ class _Run:
             "threads": torch.get_num_threads(),
             **result,
         }
-        sae.provenance["versions"] = {"scope": _version("scope-workbench"), "torch": torch.__version__}
+        sae.provenance["versions"] = {"scope": version_of(), "torch": torch.__version__}
         save_sae(sae, self.out)
         (self.out / CHECKPOINT).unlink(missing_ok=True)
         return sae.eval()
@@ -277,10 +277,3 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 def _plain(value: Any) -> Any:
     """As it would come back from JSON."""
     return json.loads(json.dumps(value))
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "source"
