@@ -112,38 +112,57 @@ def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
     made = store.manifest["model"]
     with _lock():
         model = load_model(made.get("model", "bundled"), made.get("revision"))
-        sae = load_dictionary(str(dictionary_of(store)))
+        sae = load_dictionary(dictionary_of(store))
         check_same(store, model, sae)
         st.session_state["live"] = True
         yield model, sae
 
 
-@st.cache_resource(show_spinner="Loading the model", max_entries=1)
 def load_model(name: str, revision: str | None) -> Any:
+    """A model kept in memory until another is asked for or its weights change."""
+    return _model(name, revision, written(name))
+
+
+def load_dictionary(place: str) -> Any:
+    """A dictionary kept in memory until its files change."""
+    return _dictionary(place, written(place))
+
+
+@st.cache_resource(show_spinner="Loading the model", max_entries=1)
+def _model(name: str, revision: str | None, made: int) -> Any:
     from scope.models.load import load_model
 
     return load_model(name, revision=revision)
 
 
 @st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)
-def load_dictionary(folder: str) -> Any:
+def _dictionary(place: str, made: int) -> Any:
     from scope.sae.files import load_sae
 
-    return load_sae(folder)
+    return load_sae(place)
 
 
-def dictionary_of(store: FeatureStore) -> Path:
-    """Folder of the dictionary behind a pack: where the manifest says, or beside the pack, where `scope demo` puts it.
+def written(place: str) -> int:
+    """When the weights in a folder were written, in nanoseconds; 0 for what is no place on this machine, as a hub id."""
+    path = Path(place).expanduser()
+    files = [path] if path.is_file() else [f for kind in ("scope.json", "*.safetensors", "*.npz") for f in path.glob(kind)]
+    return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
+
+
+def dictionary_of(store: FeatureStore) -> str:
+    """The dictionary behind a pack: where the manifest says, or beside the pack, where `scope demo` puts it, or a hub id.
 
     Raises:
-        DictionaryError: it is in neither place.
+        DictionaryError: it is in none of these places.
     """
     stated = store.manifest["dictionary"].get("path")
     places = [Path(stated), store.folder / stated] if stated else []
     places.append(store.folder.parent / "dictionary")
     for place in places:
         if place.exists():
-            return place
+            return str(place)
+    if stated and not stated.startswith((".", "/", "~")) and not Path(stated).is_absolute() and stated.count("/") >= 2:
+        return stated
     raise DictionaryError(
         f"The dictionary of this pack is not where it was: {stated or places[-1]}.\n"
         "  Browsing needs none; to test text and to steer, put it back or make the pack again."
