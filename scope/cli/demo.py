@@ -140,7 +140,8 @@ class Command:
         folder, dictionary = self.out / "pack", self.out / "dictionary"
         try:
             pack = FeatureStore.open(folder)
-            if pack.manifest["dictionary"]["parameters_sha256"] == weights_hash(sae):
+            made = pack.manifest["dictionary"]["parameters_sha256"], pack.manifest["config"]["seed"]
+            if made == (weights_hash(sae), self.seed):
                 return pack
         except PackError:
             pass  # none yet, or one that was not finished: it is made now
