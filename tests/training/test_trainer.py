@@ -1,7 +1,9 @@
 """Training: it learns what is there, goes on to the same bits after any end, and refuses what would spoil it."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -228,17 +230,21 @@ def test_the_reference_engine_trains_to_the_same_dictionary_within_rounding(tmp_
     assert (fast(x) - slow(x)).norm() / (x - x.mean(0)).norm() < 1e-2
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
-    from scope.training import trainer
-
-    def full(file, state):
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_leaves_the_last_checkpoint_and_with_room_again_the_run_ends_in_the_same_bits(tmp_path):
+    out = tmp_path / "full"
     with pytest.raises(Stop):
-        train(fresh(), batches(), SMALL, tmp_path, on_progress=stop_at(10))
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    monkeypatch.setattr(trainer, "save_state", full)
-    with pytest.raises(OSError, match="No space"):
-        train(fresh(), batches(), SMALL, tmp_path)
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
-    assert json.loads((tmp_path / "training.json").read_text())["kind"] == "jumprelu"
+        train(fresh(), batches(), SMALL, out, on_progress=stop_at(10))
+    before = (out / CHECKPOINT).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # room for the log, not for a checkpoint
+    try:
+        with pytest.raises(OSError, match=r".") as caught:
+            train(fresh(), batches(), SMALL, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert (out / CHECKPOINT).read_bytes() == before
+    assert not list(out.glob("*.tmp"))
+    assert json.loads((out / "training.json").read_text())["kind"] == "jumprelu"
+    resumed, whole = train(fresh(), batches(), SMALL, out), train(fresh(), batches(), SMALL, tmp_path / "whole")
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
