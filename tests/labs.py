@@ -1,14 +1,22 @@
-"""A whole lab of a tiny random model on disk: checkpoint, dictionary, pack. For tests of what stands on all three."""
+"""A whole lab on disk, of a tiny random model or of the bundled one. For tests of what stands on model, dictionary and pack."""
 
 import json
 from pathlib import Path
 
 import torch
 
+from activations.corpus import open_corpus
+from activations.harvest import HarvestConfig, harvest
+from scope.cli.demo import default_site
+from scope.cli.train import provenance
 from scope.features.collect import CollectConfig, collect
 from scope.models.gemma.weights import hf_names
 from scope.models.load import load_model
 from scope.sae.files import save_sae
+from scope.sae.jumprelu import JumpReLUConfig
+from scope.sae.kinds import make_sae
+from scope.training.config import TrainConfig
+from scope.training.trainer import train
 from tests.steering.conftest import random_sae
 
 
@@ -36,4 +44,19 @@ def make_lab(folder: Path, tiny_model, texts: list[str]) -> Path:
     rows = [[model.cfg.bos, *ids[i : i + width]] for i in range(0, min(len(ids) - width, 40 * width), width)]
     config = CollectConfig(score_prompts=2, score_null=4)
     collect(model, sae, torch.tensor(rows), config, folder / "pack", dictionary=str(folder / "dictionary"))
+    return folder
+
+
+def make_bundled_lab(folder: Path) -> Path:
+    """recording/, dictionary/ and pack/ of the bundled model, as `scope demo` makes them but in seconds."""
+    model, corpus = load_model("bundled"), open_corpus("bundled")
+    site = default_site(model)
+    harvested = HarvestConfig(sites=(site,), tokens=6144, context=128)
+    store = harvest(model, model.tokenizer, corpus, harvested, folder / "recording", model.provenance)
+    sae = make_sae(JumpReLUConfig(d_in=store.sites[site], d_sae=96, target_l0=8.0), site)
+    sae.provenance = provenance(store, site)
+    config = TrainConfig(steps=60, batch_size=512)
+    sae = train(sae, store.shuffled(site, config.batch_size, config.seed), config, folder / "dictionary")
+    scores = CollectConfig(score_prompts=2, score_null=4)
+    collect(model, sae, store, scores, folder / "pack", dictionary=str(folder / "dictionary"))
     return folder

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from scope.steering.run import SteeringRun
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.labs import make_bundled_lab, make_lab
 
-NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +23,37 @@ def place(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
-def test_a_notebook_runs_and_its_outputs_stay_small(file, place, monkeypatch):
+def execute(file: Path, place: Path, monkeypatch) -> list:
+    """The outputs of a notebook that is run in a folder."""
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(file, as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
-    outputs = [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+    return [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
+def test_a_notebook_runs_and_its_outputs_stay_small(file, place, monkeypatch):
+    outputs = execute(file, place, monkeypatch)
     assert outputs
     assert not any(out.output_type == "error" for out in outputs)
     assert len(json.dumps(outputs)) < 100_000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_steering_notebook_steers_the_bundled_model(tmp_path, monkeypatch):
+    make_bundled_lab(tmp_path / "runs" / "demo")
+    outputs = execute(ROOT / "notebooks" / "steer.ipynb", tmp_path, monkeypatch)
+    assert not any(out.output_type == "error" for out in outputs)
+    assert outputs[-1].data["text/plain"] == "True"  # the run replayed to the same text
+    run = SteeringRun.from_json(tmp_path / "run.json")
+    assert run.model["model"] == "bundled"
+    texts = run.texts()
+    assert texts["steered"] not in (texts["plain"], texts["random"])
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
