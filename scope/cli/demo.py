@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _HELD_OUT = 64  # contexts on which the dictionary is scored
+_STRENGTH = 0.3  # of the typical norm: enough to be seen in a small model, and not yet too much for its grammar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Command:
     site: str | None = None
     """Where to read; by default the residual stream after the middle layer."""
 
-    tokens: int = 600_000
+    tokens: int = 400_000
     """Tokens to harvest."""
 
     d_sae: int = 2048
@@ -37,7 +38,7 @@ class Command:
     target_l0: float = 28.0
     """Latents meant to fire per token."""
 
-    steps: int = 2000
+    steps: int = 1600
     """Training steps, of 1024 tokens each."""
 
     seed: int = 0
@@ -166,7 +167,7 @@ class Command:
         latent = int(pack.steerable(1).index[0])
         sampling = SamplingConfig(max_new_tokens=48, seed=self.seed)
         prompts = ["In the morning", "The first thing that", "This is"]
-        run = Lab(pack, sae, model).steer(latent, 0.5).compare(prompts, **vars(sampling))
+        run = Lab(pack, sae, model).steer(latent, _STRENGTH).compare(prompts, **vars(sampling))
         run.to_json(self.out / "steering.json")
         return run
 
@@ -189,7 +190,7 @@ class Command:
         console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")
         for latent in pack.steerable(3).index:
             console.print(_described(pack[int(latent)]))
-        console.print(Rule(f"Latent {run.edits[0].latent}, added at half the typical norm", style="dim"))
+        console.print(Rule(f"Latent {run.edits[0].latent}, added at {_STRENGTH} of the typical norm", style="dim"))
         print_run(run, console)
         figures = {"seconds": {k: round(v, 1) for k, v in took.items()}, "dead": dead, "evaluation": evaluation.to_json()}
         (self.out / "report.json").write_text(json.dumps(figures, indent=1))

@@ -34,15 +34,22 @@ def find(store: "FeatureStore", text: str) -> pd.DataFrame:
     return hits.sort_values(["rank", "top_token_share"], ascending=[True, False], kind="stable")[["found_in", *_SHOWN]]
 
 
-def steerable(table: pd.DataFrame, n: int, words: bool = True) -> pd.DataFrame:
+_COMMON = 100  # tokens so frequent that a text with more of them says nothing
+
+
+def steerable(store: "FeatureStore", n: int, words: bool = True) -> pd.DataFrame:
     """The rows to steer with: those that move the next token most towards what they promote, best first.
 
-    Dead, rare, dense and duplicate latents are left out, and with `words` those that promote mostly marks, spaces or single
-    letters, whose effect is large and hard to see. Where nothing is left, all that fired are ranked.
+    Dead, rare, dense and duplicate latents are left out, and with `words` those whose five most promoted tokens hold a mark,
+    a space, a single letter or one of the commonest tokens of the corpus: their effect is large and hard to see. Where nothing is left, all that fired are
+    ranked.
     """
+    table = store.table
     chosen = (table["count"] > 0) & ~table["flags"].str.contains("dead|dense|rare|duplicate")
     if words:
-        chosen &= table["promotes"].map(lambda tokens: sum(sum(map(str.isalpha, t)) > 1 for t in tokens) > len(tokens) / 2)
+        common = set(store.pieces(np.argsort(-store.token_totals, kind="stable")[:_COMMON]))
+        telling = table["promotes"].map(lambda tokens: [sum(map(str.isalpha, t)) > 1 and t not in common for t in tokens[:5]])
+        chosen &= telling.map(lambda found: bool(found) and all(found))
     chosen = chosen if chosen.any() else table["count"] > 0
     return table[chosen].nlargest(n, "out_score")
 

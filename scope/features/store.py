@@ -194,7 +194,7 @@ class FeatureStore:
 
     def steerable(self, n: int = 10, words: bool = True) -> pd.DataFrame:
         """Latents to steer with, by measured output score; see `scope.features.search.steerable`."""
-        return search.steerable(self.table, n, words)
+        return search.steerable(self, n, words)
 
     def random(self, rng: np.random.Generator | int | None = None, living: bool = True) -> Feature:
         """A latent drawn uniformly, by default among those that fired."""
