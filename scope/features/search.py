@@ -41,8 +41,8 @@ def steerable(store: "FeatureStore", n: int, words: bool = True) -> pd.DataFrame
     """The rows to steer with: those that move the next token most towards what they promote, best first.
 
     Dead, rare, dense and duplicate latents are left out, and with `words` those whose five most promoted tokens hold a mark,
-    a space, a single letter or one of the commonest tokens of the corpus: their effect is large and hard to see. Where nothing is left, all that fired are
-    ranked.
+    a space, a single letter or one of the commonest tokens of the corpus: their effect is large and hard to see. Where
+    nothing is left, all that fired are ranked.
     """
     table = store.table
     chosen = (table["count"] > 0) & ~table["flags"].str.contains("dead|dense|rare|duplicate")
