@@ -18,8 +18,10 @@ def sidebar() -> None:
     store = session.pack()
     facts = (short_name(store.model_name), store.site, f"{count(store.d_sae)} latents", f"{count(store.n_tokens)} tokens")
     st.caption("  \n".join(plain(fact) for fact in facts))
-    loaded = st.session_state.get("live")
-    st.caption("Model loaded" if loaded else "Model not loaded: browsing needs none; it loads when you test text or steer.")
+
+
+def model_status() -> str:
+    return "Model loaded" if st.session_state.get("live") else "Model not loaded: browsing needs none; a live action loads it."
 
 
 st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
@@ -36,7 +38,10 @@ page = st.navigation(
 try:
     with st.sidebar:
         sidebar()
+        status = st.empty()
+    status.caption(model_status())
     page.run()
+    status.caption(model_status())  # the page may have loaded it
 except ScopeError as refusal:
     what, _, way_out = str(refusal).partition("\n")
     st.error(plain(what), icon=":material/error:")

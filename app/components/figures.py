@@ -119,8 +119,9 @@ def scatter(
     }
     axes = []
     for name, log, values in ((x_name, logs[0], x), (y_name, logs[1], y)):
-        wide = len(values) > 0 and max(values) > 100 * min(values)
-        scale = {"type": "log", "exponentformat": "power", **({"dtick": 1} if wide else {})} if log else {}
+        ticks = _round_values(float(min(values)), float(max(values))) if log and len(values) else []
+        labelled = {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]} if len(ticks) > 1 else {}
+        scale = {"type": "log", **labelled} if log else {}
         axes.append({"title": _title(name), **scale})
     return _figure(points, 300, *axes)
 
