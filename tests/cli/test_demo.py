@@ -21,6 +21,14 @@ from tests.labs import save_checkpoint
 SMALL = ["--tokens", "4000", "--d-sae", "48", "--target-l0", "6", "--steps", "40"]
 
 
+@pytest.fixture(autouse=True)
+def listening_to_ctrl_c():
+    """A shell starts what runs in its background with Ctrl-C ignored; the tests press it themselves."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Tensors here are tiny: threads would wait for one another longer than they work."""
