@@ -6,6 +6,7 @@ that was left alone, and a run with a larger budget the same as one that had it 
 
 import fnmatch
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -130,10 +131,21 @@ def match_sites(patterns: Sequence[str], known: dict[str, int]) -> dict[str, int
         if not found:
             near = get_close_matches(pattern, known, n=6, cutoff=0.3) or list(known)[:6]
             raise UnknownSiteError(
-                f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  Globs and `all` work too."
+                f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  It has: {', '.join(_families(known))}\n"
+                "  Globs and `all` work too."
             )
         wanted.update(found)
     return {site: width for site, width in known.items() if site in wanted}
+
+
+def _families(known: Sequence[str] | dict[str, int]) -> list[str]:
+    """The sites with their numbers of blocks drawn together: blocks.0-3.hook_resid_post."""
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for site in known:
+        found = re.fullmatch(r"(.*?\.)(\d+)(\..*)", site)
+        numbers.setdefault((found[1], found[3]) if found else (site, ""), []).append(int(found[2]) if found else 0)
+    spans = {key: f"{min(n)}-{max(n)}" if len(n) > 1 else f"{n[0]}" for key, n in numbers.items()}
+    return [f"{before}{spans[before, after]}{after}" if after else before for before, after in numbers]
 
 
 def harvest(

@@ -222,3 +222,9 @@ def test_sites_are_named_by_name_glob_or_all_in_the_order_of_the_model():
 def test_a_setting_that_cannot_be_is_refused(wrong, named):
     with pytest.raises(ActivationsError, match=named):
         HarvestConfig(**wrong)
+
+
+def test_an_unknown_site_is_refused_with_all_that_there_are():
+    known = {"hook_embed": 4, "blocks.0.hook_resid_post": 4, "blocks.1.hook_resid_post": 4, "blocks.1.attn.hook_z": 4}
+    with pytest.raises(UnknownSiteError, match=r"It has: hook_embed, blocks\.0-1\.hook_resid_post, blocks\.1\.attn\.hook_z"):
+        match_sites(["blocks.2.hook_resid_post"], known)
