@@ -7,7 +7,6 @@ rate too. So a run that was stopped, however rudely, ends in the same weights as
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from activations.files import write_whole
 from scope.errors import ConfigError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
@@ -200,7 +200,7 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
                 f"{out} holds a run of {done} steps, more than the {config.steps} asked for.\n"
                 f"  Give another --out, or --steps of at least {done}."
             )
-    _put(file, json.dumps(asdict(config), indent=1).encode())
+    write_whole(file, json.dumps(asdict(config), indent=1).encode())
     if not (out / "checkpoint.pt").exists():
         (out / "curve.jsonl").unlink(missing_ok=True)
         return 0
@@ -208,7 +208,7 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
     model.load_state_dict(saved["model"])
     for opt, state in zip(opts, saved["optimizers"], strict=True):
         opt.load_state_dict(state)
-    _put(out / "curve.jsonl", "".join(line + "\n" for line in _curve_until(out / "curve.jsonl", saved["step"])).encode())
+    write_whole(out / "curve.jsonl", "".join(line + "\n" for line in _curve_until(out / "curve.jsonl", saved["step"])).encode())
     return saved["step"]
 
 
@@ -228,14 +228,4 @@ def _curve_until(file: Path, step: int) -> list[str]:
 def _save(out: Path, state: dict) -> None:
     buffer = io.BytesIO()  # written by ourselves: torch hides a full disk behind a RuntimeError
     torch.save(state, buffer)
-    _put(out / "checkpoint.pt", buffer.getbuffer())
-
-
-def _put(file: Path, data: bytes | memoryview) -> None:
-    """Write aside, sync, rename: whoever looks finds the old file or the new one."""
-    aside = file.with_name(file.name + ".tmp")
-    with open(aside, "wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(aside, file)
+    write_whole(out / "checkpoint.pt", buffer.getvalue())

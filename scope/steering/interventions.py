@@ -6,6 +6,7 @@ at one site read the same unedited x, and their sum is added once, so their orde
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -77,7 +78,7 @@ def whole(latent: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Edit:
+class Edit(ABC):
     """One edit of one latent, or of a direction.
 
     `positions` is a rule such as "generated" or "from:12"; `when` a further condition; `site` is where, if several dictionaries
@@ -102,9 +103,9 @@ class Edit:
             raise EditError(f"{self.latent} is a direction at {self.latent.site}; it means nothing at {self.site}.")
         object.__setattr__(self, "positions", Positions.of(self.positions))
 
+    @abstractmethod
     def coefficient(self, reading: Tensor, amount: float) -> Tensor:
         """How much of the decoder row is added, given the reading; `amount` is in the latent's own units."""
-        raise NotImplementedError
 
     def scaled(self, factor: float) -> "Edit":
         """The same edit, `factor` times as strong; only edits that have a strength can be."""
