@@ -165,7 +165,7 @@ class _Run:
         if block and hasattr(self.model, "run_blocks"):
             resid = replaced.to(self.model.dtype)
             after = self.model.run_blocks(resid, self.model.run.positions, real, start_at_layer=int(block[1]) + 1)
-            return self.model.unembed(after)
+            return self.model.logits_of(after)
         with self.model.hooks([(self.site, lambda old, hook: replaced.to(old.dtype).view_as(old))]):
             return self.model(tokens, attention_mask=real)
 

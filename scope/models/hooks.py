@@ -41,12 +41,15 @@ class Installed:
 
 
 class HookPoint(nn.Module):
-    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post, unless
-    it brings a name of its own."""
+    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post.
 
-    def __init__(self, name: str = ""):
+    What passes a point `on_request` is computed only while somebody listens there, so it is left out where no names are
+    given; a name or a filter that selects it gets it.
+    """
+
+    def __init__(self, on_request: bool = False):
         super().__init__()
-        self.name = name
+        self.name, self.on_request = "", on_request
         self.ctx: dict[str, Any] = {}
         self.run = RunState()
         self.fwd_hooks: list[Installed] = []
@@ -93,12 +96,23 @@ class HookPoint(nn.Module):
             x.register_hook(self._backward)
         return x
 
+    def looked(self, x: Tensor) -> tuple[Tensor, bool]:
+        """What the hooks make of x, and whether they only looked: neither replaced it nor wrote into it."""
+        version = x._version
+        seen = self(x)
+        return seen, seen is x and x._version == version
+
     def _backward(self, grad: Tensor) -> Tensor:
         for installed in tuple(self.bwd_hooks):
             installed.fired += 1
             replaced = installed.fn(grad, self)
             grad = grad if replaced is None else replaced
         return grad
+
+
+def exactly(value: Tensor, through: Tensor) -> Tensor:
+    """`value` to the last bit, with the gradients of `through`, which is the same number computed another way."""
+    return value.detach() + (through - through.detach()) if through.requires_grad else value
 
 
 @dataclass
@@ -164,7 +178,7 @@ class HookedModule(nn.Module):
     def setup_hooks(self, flow: Sequence[str] = ()) -> None:
         """Name every hook point. `flow` lists a block's parts in the order in which they run, which is not the order in
         which they are made: that one is the order of the parameters, and saved optimisers rely on it."""
-        points = {point.name or path: point for path, point in self.named_modules() if isinstance(point, HookPoint)}
+        points = {path: point for path, point in self.named_modules() if isinstance(point, HookPoint)}
         first = next((i for i, name in enumerate(points) if name.startswith("blocks.")), 0)
 
         def place(indexed: tuple[int, str]) -> tuple[int, int, int]:
@@ -183,13 +197,14 @@ class HookedModule(nn.Module):
         return list(self.hook_dict.values())
 
     def match(self, names: NamesFilter) -> list[str]:
-        """Names of the hook points that a filter means, in the order in which they are passed.
+        """Names of the hook points that a filter means, in the order in which they are passed; None means all but those
+        on request.
 
         Raises:
             UnknownSite: a name that does not exist, or a filter that selects nothing.
         """
         if names is None:
-            return list(self.hook_dict)
+            return [name for name, point in self.hook_dict.items() if not point.on_request]
         if callable(names):
             found = [name for name in self.hook_dict if names(name)]
             if not found:

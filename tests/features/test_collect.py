@@ -196,7 +196,7 @@ def test_chunks_of_any_size_give_the_same_pack(tiny_model, toy_contexts, tmp_pat
 def test_p44_promoted_tokens_pass_through_the_gain_of_the_final_norm(collected, tiny_model):
     pack, _, sae = collected
     unit = sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)
-    logits = (unit * (1 + tiny_model.ln_final.weight)) @ tiny_model.W_E.T
+    logits = (unit * (1 + tiny_model.ln_final.weight)) @ tiny_model.W_U
     logits = (logits - logits.mean(1, keepdim=True)).detach()
     logits[:, sorted(tiny_model.tokenizer.special_ids)] = -torch.inf
     for f in (0, 5, 17):

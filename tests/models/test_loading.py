@@ -62,7 +62,7 @@ def test_what_a_released_config_leaves_out_is_gemma_2s(tiny_config):
 
 def test_embeddings_are_tied_and_stored_once(folder):
     model = load_model(str(folder))
-    assert model.W_U.data_ptr() == model.W_E.data_ptr()
+    assert model.W_U.data_ptr() == model.embed.weight.data_ptr()
     assert sum(p.shape == model.W_E.shape for p in model.parameters()) == 1
 
 

@@ -60,6 +60,8 @@ def flow(theirs, tokens) -> dict[str, torch.Tensor]:
         on(layer.mlp.gate_proj, f"{b}.mlp.hook_pre")
         on(layer.mlp.up_proj, f"{b}.mlp.hook_pre_linear")
         on(layer.mlp.down_proj, f"{b}.mlp.hook_post", "in")
+        on(layer.mlp.down_proj, f"{b}.mlp.hook_out")
+        on(at.o_proj, f"{b}.attn.hook_out")
         norms = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
         for ours, norm in zip(("ln1", "ln1_post", "ln2", "ln2_post"), norms, strict=True):
             on_norm(getattr(layer, norm), f"{b}.{ours}")
@@ -98,7 +100,7 @@ def test_every_hook_equals_what_flows_in_transformers(pair):
     tokens = some_tokens(ours.cfg)
     expected = flow(theirs, tokens)
     _, cache = ours.run_with_cache(tokens)
-    assert set(cache.keys()) == set(ours.hook_dict) == set(expected)
+    assert set(cache.keys()) == set(ours.match(None)) == set(expected)
     for name, value in cache.items():
         if name.endswith("attn_scores"):  # what is masked differs: theirs were taken before the mask
             visible = value > -1e30

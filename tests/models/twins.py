@@ -86,3 +86,41 @@ def some_tokens(config: GemmaConfig, batch: int = 3, length: int = 23, seed: int
     tokens = torch.randint(7, config.d_vocab, (batch, length), generator=generator)
     tokens[:, 0] = config.bos
     return tokens
+
+
+def hooked_transformer(config: GemmaConfig, theirs):
+    """TransformerLens' reading of transformers' model, nothing folded."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+
+    c = config
+    wanted = HookedTransformerConfig(
+        d_model=c.d_model,
+        n_layers=c.n_layers,
+        n_heads=c.n_heads,
+        n_key_value_heads=c.n_kv_heads,
+        d_head=c.d_head,
+        d_mlp=c.d_mlp,
+        d_vocab=c.d_vocab,
+        n_ctx=c.n_ctx,
+        eps=c.eps,
+        act_fn="gelu_pytorch_tanh",
+        normalization_type="RMS",
+        final_rms=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_base=c.rope_theta,
+        rotary_dim=c.d_head,
+        attn_scale=c.query_scalar**0.5,
+        attn_scores_soft_cap=c.attn_cap or -1.0,
+        output_logits_soft_cap=c.final_cap or -1.0,
+        use_local_attn=True,
+        window_size=c.window,
+        attn_types=list(c.layer_types),
+        use_normalization_before_and_after=True,
+        original_architecture="Gemma2ForCausalLM",
+        device="cpu",
+    )
+    lens = HookedTransformer(wanted)
+    lens.load_state_dict(convert_gemma_weights(theirs, wanted), strict=False)
+    return lens

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from scope.errors import CheckpointError, ConfigError
 
 FAMILIES = ("gemma2",)
@@ -46,6 +48,12 @@ class GemmaConfig:
         if len(self.layer_types) != self.n_layers or set(self.layer_types) - {"local", "global"}:
             raise ConfigError(f'layer_types must say "local" or "global" for each of {self.n_layers} layers.')
 
+    def note_place(self, dtype: torch.dtype, device: torch.device) -> None:
+        """The model that owns this config says where its weights are now, for those who ask cfg.dtype and cfg.device.
+        No fields, for they are nothing that a checkpoint could be compared by."""
+        object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "device", device)
+
     # TransformerLens' other names for the same things.
     n_key_value_heads = property(lambda self: self.n_kv_heads)
     window_size = property(lambda self: self.window)
@@ -56,6 +64,18 @@ class GemmaConfig:
     normalization_type = property(lambda self: "RMS")
     positional_embedding_type = property(lambda self: "rotary")
     default_prepend_bos = property(lambda self: True)
+    tokenizer_prepends_bos = property(lambda self: False)
+    tokenizer_name = property(lambda self: self.model_name)
+    original_architecture = property(lambda self: "Gemma2ForCausalLM")
+    attn_types = property(lambda self: list(self.layer_types))
+    attn_scale = property(lambda self: self.query_scalar**0.5)
+    use_attn_scale = use_local_attn = use_normalization_before_and_after = property(lambda self: True)
+    gated_mlp = final_rms = tie_word_embeddings = uses_rms_norm = property(lambda self: True)
+    attn_only = parallel_attn_mlp = rotary_adjacent_pairs = use_qk_norm = property(lambda self: False)
+    rotary_dim = property(lambda self: self.d_head)
+    rotary_base = property(lambda self: self.rope_theta)
+    attention_dir = property(lambda self: "causal")
+    n_devices = property(lambda self: 1)
 
     def local_window(self, layer: int) -> int | None:
         return self.window if self.layer_types[layer] == "local" else None

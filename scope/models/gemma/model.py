@@ -1,6 +1,6 @@
 """Gemma 2: alternating local and global attention, four norms a block, soft caps, tied embeddings."""
 
-import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,18 @@ from torch.nn.functional import cross_entropy
 
 from scope.errors import ConfigError, TokensError
 from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.names import Embedding, NamedWeights, Unembed
 from scope.models.hooks import HookedModule, HookPoint
-from scope.models.parts.attention import Attention, Visible, visible
+from scope.models.parts.attention import Attention, Inputs, Visible, visible
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap
 from scope.models.parts.rope import Angles, rotary_tables
+from scope.models.text import Side, TakesText
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
 FLOW = (
-    *("hook_resid_pre", "ln1", "attn", "ln1_post", "hook_attn_out"),
-    *("hook_resid_mid", "ln2", "mlp", "ln2_post", "hook_mlp_out", "hook_resid_post"),
+    *("hook_resid_pre", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1", "attn", "ln1_post"),
+    *("hook_attn_out", "hook_resid_mid", "hook_mlp_in", "ln2", "mlp", "ln2_post", "hook_mlp_out", "hook_resid_post"),
 )
 """The parts of a block in the order in which they run."""
 
@@ -37,40 +39,60 @@ class Block(nn.Module):
         self.ln1, self.ln1_post, self.ln2, self.ln2_post = (RMSNorm(c.d_model, c.eps) for _ in range(4))
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
         self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()  # after the post norm: what joins the stream
+        self.hook_attn_in, self.hook_q_input, self.hook_k_input, self.hook_v_input, self.hook_mlp_in = (
+            HookPoint(on_request=True) for _ in range(5)
+        )  # copies of the stream, so that what one head or the MLP reads can be changed alone
 
     def forward(self, resid: Resid, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None) -> Resid:
         resid_pre = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.ln1(resid_pre), rotary, mask, cache)))
+        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.attn_input(resid_pre), rotary, mask, cache)))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
-        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(resid_mid))))
+        mlp_in = self.hook_mlp_in(resid_mid.clone()) if self.hook_mlp_in.has_hooks() else resid_mid
+        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(mlp_in))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
+    def attn_input(self, resid: Resid) -> Resid | Inputs:
+        """The stream, normalised. Where hooks change what single heads read, or want its gradient, each head has its own,
+        which is normalised on its own too; those that only look change nothing."""
+        points = (self.hook_attn_in, self.hook_q_input, self.hook_k_input, self.hook_v_input)
+        if not any(point.has_hooks() for point in points):
+            return self.ln1(resid)
+        heads, kv = self.attn.n_heads, self.attn.n_kv_heads
+        every, looked = self.hook_attn_in.looked(resid.unsqueeze(2).repeat(1, 1, heads, 1))
+        grouped = every.unflatten(2, (kv, -1))
+        if not looked and not torch.equal(grouped, grouped[:, :, :, :1].expand_as(grouped)):
+            raise ConfigError(
+                f"A hook on {self.hook_attn_in.name} gave query heads that share a key-value head different inputs, so the "
+                "keys have none.\n  Change hook_q_input, hook_k_input and hook_v_input instead."
+            )
+        shared = grouped.mean(3) if every.requires_grad else grouped[:, :, :, 0]
+        parts = []
+        for point, x in zip(points[1:], (every, shared, shared), strict=True):
+            seen, only_looked = point.looked(x.clone())  # its own: writing into one, or its gradient, is not the others'
+            parts.append(seen)
+            looked = looked and only_looked
+        if looked and not every.requires_grad:
+            return self.ln1(resid)
+        return tuple(self.ln1(part) for part in parts)
 
-class Gemma(HookedModule):
+
+class Gemma(NamedWeights, TakesText, HookedModule):
     """A Gemma 2 language model. `model(tokens)` gives logits [batch pos d_vocab]; sites are named as in TransformerLens."""
 
     def __init__(self, config: GemmaConfig, tokenizer=None):
         super().__init__()
-        self.cfg, self.tokenizer = config, tokenizer
+        self.cfg, self.tokenizer = replace(config), tokenizer
         self.provenance: dict = {}
-        self.embed = nn.Embedding(config.d_vocab, config.d_model)
+        self.embed = Embedding(config.d_vocab, config.d_model)
         self.hook_embed = HookPoint()
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.ln_final = RMSNorm(config.d_model, config.eps)
-        self.hook_unembed_in, self.hook_unembed_out = HookPoint("unembed.hook_in"), HookPoint("unembed.hook_out")
+        self.unembed = Unembed(self.embed)
         self.setup_hooks(FLOW)
+        self.cfg.note_place(self.dtype, self.device)
 
     device = property(lambda self: self.embed.weight.device)
     dtype = property(lambda self: self.embed.weight.dtype)
-    W_E = property(lambda self: self.embed.weight)  # unscaled: the stream begins at W_E * sqrt(d_model)
-    W_U = property(lambda self: self.embed.weight.T)
-    W_Q = property(lambda self: torch.stack([block.attn.W_Q for block in self.blocks]))  # [layer head d_model d_head]
-    W_K = property(lambda self: torch.stack([block.attn.W_K for block in self.blocks]))
-    W_V = property(lambda self: torch.stack([block.attn.W_V for block in self.blocks]))
-    W_O = property(lambda self: torch.stack([block.attn.W_O for block in self.blocks]))  # [layer head d_head d_model]
-    W_gate = property(lambda self: torch.stack([block.mlp.W_gate for block in self.blocks]))  # [layer d_model d_mlp]
-    W_in = property(lambda self: torch.stack([block.mlp.W_in for block in self.blocks]))
-    W_out = property(lambda self: torch.stack([block.mlp.W_out for block in self.blocks]))  # [layer d_mlp d_model]
 
     def forward(
         self,
@@ -79,11 +101,16 @@ class Gemma(HookedModule):
         stop_at_layer: int | None = None,
         attention_mask: Mask | None = None,
         cache: ModelCache | None = None,
+        *,
+        loss_per_token: bool = False,
+        prepend_bos: bool = True,
+        padding_side: Side = "right",
     ) -> Tensor | tuple[Tensor, Tensor] | None:
         """Logits, the mean next-token loss ("loss"), "both", or nothing; with `stop_at_layer`, the stream before that block.
 
         Text is tokenised with <bos>. Positions count real tokens only, so padding on either side changes nothing. Given a
-        cache, `tokens` continue it. A negative `stop_at_layer` counts from the last block.
+        cache, `tokens` continue it. A negative `stop_at_layer` counts from the last block. `loss_per_token` gives the loss
+        of each next token [batch pos-1], in nats, 0 where it or the token before it is padding.
 
         Raises:
             TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
@@ -92,7 +119,8 @@ class Gemma(HookedModule):
         if return_type not in ("logits", "loss", "both", None):
             raise ConfigError(f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.')
         if not isinstance(tokens, Tensor):
-            tokens, attention_mask = self.to_tokens(tokens), self.mask_of(tokens)
+            attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
+            tokens = self.to_tokens(tokens, prepend_bos, padding_side)
         self.check(tokens, cache)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         seen_before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0
@@ -105,22 +133,18 @@ class Gemma(HookedModule):
         if stop_at_layer is not None:
             return resid
         if return_type is None:  # only for those who listen there
-            if self.hook_unembed_out.has_hooks():
-                self.unembed(resid)
-            else:
-                self.hook_unembed_in(self.ln_final(resid))
+            normalized = self.ln_final(resid)
+            (self.unembed if self.unembed.hook_out.has_hooks() else self.unembed.hook_in)(normalized)
             return None
-        logits = self.unembed(resid)
+        logits = self.logits_of(resid)
         if return_type == "logits":
             return logits
-        real_next = real[:, 1:] & real[:, :-1]
-        loss = cross_entropy(logits[:, :-1][real_next].float(), tokens[:, 1:][real_next])
+        loss = next_token_loss(logits, tokens, real, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
     def embed_tokens(self, tokens: Tokens) -> Resid:
         """The embedding times sqrt(d_model), a factor that takes the dtype of the weights."""
-        scale = torch.tensor(math.sqrt(self.cfg.d_model), dtype=self.dtype, device=self.device)
-        return self.hook_embed(self.embed(tokens) * scale)
+        return self.hook_embed(self.embed(tokens))
 
     def run_blocks(
         self,
@@ -144,10 +168,14 @@ class Gemma(HookedModule):
             resid = block(resid, rotary, masks[block.window], cache.layers[layer] if cache else None)
         return resid
 
-    def unembed(self, resid: Resid) -> Logits:
-        """Final norm, tied unembedding, soft cap."""
-        scores = self.hook_unembed_in(self.ln_final(resid)) @ self.embed.weight.T
-        return soft_cap(self.hook_unembed_out(scores), self.cfg.final_cap)
+    def logits_of(self, resid: Resid) -> Logits:
+        """Final norm, tied unembedding, soft cap: the logits of a stream that left the last block."""
+        return soft_cap(self.unembed(self.ln_final(resid)), self.cfg.final_cap)
+
+    def _apply(self, fn, recurse: bool = True):  # what .to(), .half() and .cuda() come to
+        moved = super()._apply(fn, recurse)
+        self.cfg.note_place(self.dtype, self.device)
+        return moved
 
     def new_cache(self) -> ModelCache:
         return ModelCache([LayerCache(block.window) for block in self.blocks])
@@ -165,57 +193,20 @@ class Gemma(HookedModule):
                     f"Token ids run from {low} to {high}; this model's vocabulary ends at {self.cfg.d_vocab - 1}."
                 )
 
-    def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tokens:
-        """Ids [batch pos]; texts of unequal length are padded on the right.
-
-        Raises:
-            TokensError: the model was made without a tokenizer.
-        """
-        rows = [self.words.encode(t, bos=prepend_bos) for t in ([text] if isinstance(text, str) else text)]
-        longest = max(map(len, rows))
-        padded = [row + [self.cfg.pad] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long, device=self.device)
-
-    def mask_of(self, texts: str | list[str], prepend_bos: bool = True) -> Mask:
-        """Where `to_tokens` of the same texts holds text rather than padding."""
-        texts = [texts] if isinstance(texts, str) else texts
-        lengths = torch.tensor([len(self.words.encode(text, bos=prepend_bos)) for text in texts], device=self.device)
-        return torch.arange(int(lengths.max()), device=self.device)[None] < lengths[:, None]
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token.
-
-        Raises:
-            TokensError: it is several, or none.
-        """
-        ids = self.words.encode(text, bos=False)
-        if len(ids) != 1:
-            raise TokensError(f"{text!r} is {len(ids)} tokens, not one: {self.words.pieces(ids)}. Mind the leading space.")
-        return ids[0]
-
-    def to_string(self, tokens) -> str | list[str]:
-        tokens = torch.as_tensor(tokens)
-        if tokens.dim() == 2:
-            return [self.words.decode(row, skip_special=False) for row in tokens]
-        return self.words.decode(tokens.reshape(-1), skip_special=False)
-
-    def to_str_tokens(self, text, prepend_bos: bool = True) -> list[str]:
-        ids = self.words.encode(text, bos=prepend_bos) if isinstance(text, str) else torch.as_tensor(text).reshape(-1).tolist()
-        return self.words.pieces(ids)
-
-    @property
-    def words(self):
-        if self.tokenizer is None:
-            raise TokensError("This model has no tokenizer; give it token ids, or load it with load_model.")
-        return self.tokenizer
-
     def sites(self) -> dict[str, int]:
         """Every site that can be recorded, with its width (heads concatenated), in the order in which they are passed."""
         c = self.cfg
         heads, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
         widths = {"hook_q": heads, "hook_k": kv, "hook_v": kv, "hook_z": heads, "hook_rot_q": heads, "hook_rot_k": kv}
         widths |= {"hook_pre": c.d_mlp, "hook_pre_linear": c.d_mlp, "hook_post": c.d_mlp, "hook_scale": 1}
-        widths |= {"hook_out": c.d_vocab}
+        widths |= {"unembed.hook_out": c.d_vocab}
         skipped = ("hook_attn_scores", "hook_pattern")  # as wide as the text is long
-        names = {name: name.rsplit(".", 1)[-1] for name in self.hook_dict}
-        return {name: widths.get(last, c.d_model) for name, last in names.items() if last not in skipped}
+        names = {name: name.rsplit(".", 1)[-1] for name in self.match(None)}
+        return {name: widths.get(name, widths.get(last, c.d_model)) for name, last in names.items() if last not in skipped}
+
+
+def next_token_loss(logits: Logits, tokens: Tokens, real: Mask, per_token: bool = False) -> Tensor:
+    """Cross-entropy in nats of each real token after a real one: the mean, or [batch pos-1] with 0 elsewhere."""
+    counted = real[:, 1:] & real[:, :-1]
+    losses = cross_entropy(logits[:, :-1][counted].float(), tokens[:, 1:][counted], reduction="none" if per_token else "mean")
+    return torch.zeros(counted.shape, device=losses.device).masked_scatter(counted, losses) if per_token else losses

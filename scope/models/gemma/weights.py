@@ -58,6 +58,7 @@ def load_weights(model: Gemma, files: dict[str, Path], dtype: torch.dtype, devic
         head = opened[files["lm_head.weight"]].get_tensor("lm_head.weight").to(device=device, dtype=dtype)
         if not torch.equal(head, model.embed.weight):
             raise CheckpointError("lm_head.weight differs from the embedding; Gemma 2 ties them, so this is another model.")
+    model.cfg.note_place(dtype, model.device)
 
 
 def _assign(model: Gemma, name: str, tensor: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scope.models.hooks import HookPoint
+from scope.models.hooks import HookPoint, exactly
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.layers import soft_cap
 from scope.models.parts.rope import Angles, rotate
@@ -12,6 +12,9 @@ from scope.shapes import Heads, Resid
 
 Visible = Bool[Tensor, "batch pos key"]
 PerHead = Float[Tensor, "head d_model d_head"]
+Results = Float[Tensor, "batch pos head d_model"]
+KvInputs = Float[Tensor, "batch pos kv d_model"]
+Inputs = tuple[Results, KvInputs, KvInputs]
 
 
 def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:
@@ -38,10 +41,16 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
         self.hook_q, self.hook_k, self.hook_v, self.hook_rot_q, self.hook_rot_k = (HookPoint() for _ in range(5))
         self.hook_attn_scores, self.hook_pattern, self.hook_z = (HookPoint() for _ in range(3))
+        self.hook_result = HookPoint(on_request=True)  # what each head writes
+        self.hook_out = HookPoint()  # their sum, before the post norm
 
-    def forward(self, x: Resid, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None) -> Resid:
-        q, k = self.hook_q(self.heads(self.q_proj(x))), self.hook_k(self.heads(self.k_proj(x)))
-        v = self.hook_v(self.heads(self.v_proj(x)))
+    def forward(
+        self, x: Resid | Inputs, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None
+    ) -> Resid:
+        """`x` is what all heads read, or, where hooks gave heads inputs of their own, those of queries, keys and values."""
+        x_q, x_k, x_v = x if isinstance(x, tuple) else (x, x, x)
+        q, k = self.hook_q(self.heads(self.q_proj, x_q)), self.hook_k(self.heads(self.k_proj, x_k))
+        v = self.hook_v(self.heads(self.v_proj, x_v))
         q, k = self.hook_rot_q(rotate(q, *rotary)), self.hook_rot_k(rotate(k, *rotary))
         if cache is not None:
             k, v = cache.append(k, v)
@@ -54,16 +63,30 @@ class Attention(nn.Module):
         wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
         pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype))
         z = self.hook_z((pattern @ v).transpose(1, 2))
-        return self.o_proj(z.reshape(*z.shape[:2], -1))
+        return self.hook_out(self.written(z))
 
-    def heads(self, x: Resid) -> Heads:
-        return x.unflatten(-1, (-1, self.d_head))
+    def heads(self, projection: nn.Linear, x: Resid | Results) -> Heads:
+        """[batch pos head d_head]; each head reads its own x where there is one per head."""
+        if x.dim() == 4:
+            return torch.einsum("bphd,hdk->bphk", x, self._per_head(projection))
+        return projection(x).unflatten(-1, (-1, self.d_head))
+
+    def written(self, z: Heads) -> Resid:
+        """What the heads write together; head by head only while somebody listens to `hook_result`."""
+        out = self.o_proj(z.reshape(*z.shape[:2], -1))
+        if not self.hook_result.has_hooks():
+            return out
+        results, looked = self.hook_result.looked(torch.einsum("bphk,hkd->bphd", z, self.W_O))
+        return exactly(out, results.sum(2)) if looked else results.sum(2)
 
     # TransformerLens' names and layouts, as views; W_K and W_V are repeated so that head h finds its own at h.
     W_Q = property(lambda self: self._per_head(self.q_proj))
     W_K = property(lambda self: self._per_head(self.k_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
     W_V = property(lambda self: self._per_head(self.v_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
     W_O = property(lambda self: self.o_proj.weight.T.unflatten(0, (self.n_heads, self.d_head)))
+    b_Q = property(lambda self: self.q_proj.weight.new_zeros(self.n_heads, self.d_head))  # there are no biases
+    b_K = b_V = b_Q
+    b_O = property(lambda self: self.o_proj.weight.new_zeros(self.o_proj.out_features))
 
     def _per_head(self, projection: nn.Linear) -> PerHead:
         """[head d_model d_head] from Hugging Face's [head * d_head, d_model]."""

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from scope.models.hooks import HookPoint
+from scope.models.hooks import HookPoint, exactly
 from scope.shapes import Resid
 
 
@@ -28,12 +28,11 @@ class RMSNorm(nn.Module):
 
     def _divided(self, x: Tensor, inverse: Tensor) -> Tensor:
         """x / scale where a hook edits the scale or wants its gradient. The quotient rounds differently in the last bit,
-        so a hook that only looks gets the product, and looking changes nothing."""
-        scale = inverse.reciprocal()
-        version = scale._version
-        seen = self.hook_scale(scale)
-        looked = seen is scale and seen._version == version and not self.hook_scale.bwd_hooks
-        return x * inverse if looked else x / seen
+        so where hooks only look the product stands, with the quotient's gradients: looking changes nothing."""
+        scale, looked = self.hook_scale.looked(inverse.reciprocal())
+        return exactly(x * inverse, x / scale) if looked else x / scale
+
+    w = property(lambda self: 1.0 + self.weight)  # TransformerLens stores the gain itself
 
 
 class GatedMLP(nn.Module):
@@ -44,15 +43,18 @@ class GatedMLP(nn.Module):
         self.gate_proj, self.up_proj = (nn.Linear(d_model, d_mlp, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(d_mlp, d_model, bias=False)
         self.hook_pre, self.hook_pre_linear, self.hook_post = HookPoint(), HookPoint(), HookPoint()
+        self.hook_out = HookPoint()  # before the post norm
 
     def forward(self, x: Resid) -> Resid:
         gate = gelu(self.hook_pre(self.gate_proj(x)), approximate="tanh")
-        return self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x))))
+        return self.hook_out(self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))))
 
-    # TransformerLens' names, as views.
+    # TransformerLens' names, as views; there are no biases.
     W_gate = property(lambda self: self.gate_proj.weight.T)
     W_in = property(lambda self: self.up_proj.weight.T)
     W_out = property(lambda self: self.down_proj.weight.T)
+    b_in = property(lambda self: self.up_proj.weight.new_zeros(self.up_proj.out_features))
+    b_out = property(lambda self: self.down_proj.weight.new_zeros(self.down_proj.out_features))
 
 
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
