@@ -5,16 +5,18 @@ The vocabulary is TransformerLens': `run_with_hooks`, `run_with_cache`, `hooks`,
 with the nearest names, and a hook that never fired is an error at the end of its run.
 """
 
-import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, UnknownSite
+from scope.models.activation_cache import ActivationCache
+from scope.models.decompose import Slice, cut
+from scope.models.hook_names import nearest as nearest
 
 HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -115,63 +117,6 @@ def exactly(value: Tensor, through: Tensor) -> Tensor:
     return value.detach() + (through - through.detach()) if through.requires_grad else value
 
 
-@dataclass
-class ActivationCache:
-    """What `run_with_cache` kept: a mapping from hook name to tensor."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def __getitem__(self, key: str | tuple) -> Tensor:
-        """By full name, or TransformerLens' short form: cache["resid_post", 3], cache["z", -1], cache["embed"]."""
-        name = key if key in self.tensors else self._spell(*([key] if isinstance(key, str) else key))
-        if name not in self.tensors:
-            raise UnknownSite(f"The cache holds no {name}.{nearest(name, list(self.tensors))}")
-        return self.tensors[name]
-
-    def _spell(self, name: str, layer: int | None = None, part: str | None = None) -> str:
-        if layer is not None and layer < 0:  # from the last block
-            layer += 1 + max((int(n.split(".")[1]) for n in self.tensors if n.startswith("blocks.")), default=-1)
-        return short_name(name, layer, part)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
-
-    def keys(self):
-        return self.tensors.keys()
-
-    def items(self):
-        return self.tensors.items()
-
-    def values(self):
-        return self.tensors.values()
-
-
-_IN_ATTENTION = {"q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"}
-_IN_MLP = {"pre", "pre_linear", "post"}
-
-
-def short_name(name: str, layer: int | None = None, part: str | None = None) -> str:
-    """TransformerLens' shorthand, spelled out: ("resid_post", 3) is blocks.3.hook_resid_post."""
-    if layer is None:
-        return name if name.startswith(("hook_", "blocks", "ln_final", "unembed")) else f"hook_{name}"
-    if name in ("scale", "normalized"):
-        return f"blocks.{layer}.{part or 'ln1'}.hook_{name}"
-    part = part or ("attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else None)
-    return f"blocks.{layer}.{part}.hook_{name}" if part else f"blocks.{layer}.hook_{name}"
-
-
-def nearest(name: str, known: Sequence[str], n: int = 4) -> str:
-    """The end of a refusal: the known names most like `name`."""
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4) or list(known)[:n]
-    return f"\n  Nearest: {', '.join(close)}" if close else ""
-
-
 class HookedModule(nn.Module):
     """A module whose HookPoints are found by name. Call `setup_hooks()` at the end of the constructor."""
 
@@ -219,14 +164,24 @@ class HookedModule(nn.Module):
     def add_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False) -> list[Installed]:
         return [self.hook_dict[n].add_hook(fn, dir, is_permanent) for n in self.match(name)]
 
-    def reset_hooks(self, direction: str = "both", including_permanent: bool = False) -> None:
+    def add_perma_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd") -> list[Installed]:
+        return self.add_hook(name, fn, dir, is_permanent=True)
+
+    def reset_hooks(self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False) -> None:
         for point in self.hook_points():
             point.remove_hooks(direction, including_permanent)
+        if clear_contexts:
+            self.clear_contexts()
+
+    def clear_contexts(self) -> None:
+        for point in self.hook_points():
             point.ctx.clear()
 
     @contextmanager
-    def hooks(self, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, must_fire: bool = True):
-        """Within the block, the given (name or filter, fn) pairs are installed.
+    def hooks(
+        self, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, must_fire: bool = True, clear_contexts: bool = False
+    ):
+        """Within the block, the given (name or filter, fn) pairs are installed. `clear_contexts` empties `hook.ctx` after.
 
         Raises:
             UnknownSite: a name that does not exist, before anything is installed.
@@ -251,34 +206,55 @@ class HookedModule(nn.Module):
                     hooks = self.hook_dict[n].fwd_hooks if dir == "fwd" else self.hook_dict[n].bwd_hooks
                     if hook in hooks:
                         hooks.remove(hook)
+            if clear_contexts:
+                self.clear_contexts()
 
-    def run_with_hooks(self, *args, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, **kwargs):
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end):
+    def run_with_hooks(
+        self, *args, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs
+    ):
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts=clear_contexts):
             return self(*args, **kwargs)
 
-    def run_with_cache(self, *args, names_filter: NamesFilter = None, device=None, incl_bwd: bool = False, **kwargs):
-        """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad."""
+    def run_with_cache(
+        self,
+        *args,
+        names_filter: NamesFilter = None,
+        device: str | torch.device | None = None,
+        incl_bwd: bool = False,
+        remove_batch_dim: bool = False,
+        return_cache_object: bool = True,
+        pos_slice: Slice = None,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **kwargs,
+    ):
+        """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad.
+        `pos_slice` keeps those positions alone, `device` is where the cache goes."""
         stop = kwargs.get("stop_at_layer")
         if stop is not None and stop < 0:
             stop += len(self.blocks)
         names = self.match(names_filter)
         if names_filter is None and stop is not None:
             names = [n for n in names if self.reached(n, stop)]
-        cache = ActivationCache()
+        tensors: dict[str, Tensor] = {}
 
         def keep(suffix: str):
             def fn(x: Tensor, hook: HookPoint) -> None:
-                cache.tensors[hook.name + suffix] = x.detach().to(device) if device else x.detach()
+                queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+                kept = cut(x.detach(), pos_slice, queries)
+                tensors[hook.name + suffix] = kept.to(device) if device else kept
 
             return fn
 
         fwd = [(names, keep(""))]
         bwd = [(names, keep("_grad"))] if incl_bwd else []
-        with self.hooks(fwd, bwd, must_fire=names_filter is not None):
+        with self.hooks(fwd, bwd, reset_hooks_end, must_fire=names_filter is not None, clear_contexts=clear_contexts):
             out = self(*args, **kwargs)
             if incl_bwd:
                 out.backward()
-        return out, cache
+        cache = ActivationCache(tensors, self)
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        return out, cache if return_cache_object else cache.tensors
 
     def reached(self, name: str, stop_at_layer: int) -> bool:
         """Whether a run that stops before block `stop_at_layer` passes this hook point."""

@@ -139,7 +139,7 @@ def test_the_cache_understands_short_names_and_refuses_what_it_lacks(tiny_model,
     assert cache["embed"] is cache["hook_embed"]
     assert cache["pattern", 1] is cache["blocks.1.attn.hook_pattern"]
     assert cache["scale", 0, "ln2"] is cache["blocks.0.ln2.hook_scale"]
-    with pytest.raises(UnknownSite, match=r"holds no hook_resid_post7"):
+    with pytest.raises(UnknownSite, match=r"holds no blocks\.7\.hook_resid_post"):
         cache["resid_post7"]
 
 
