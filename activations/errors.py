@@ -15,3 +15,7 @@ class RecordingError(ActivationsError):
 
 class UnknownSiteError(RecordingError):
     """A site that this recording does not hold."""
+
+
+class HolesWarning(UserWarning):
+    """A recording is read without the shards that `scope recording repair` moved aside."""

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import zlib
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from activations.errors import RecordingError
+
+_COPY = "Restore it from a copy, or record again into another folder."
 
 
 def sync_folder(folder: Path) -> None:
@@ -33,21 +36,29 @@ def write_whole(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object whose last entry is the CRC-32 of every byte before it."""
+    body = json.dumps(value, indent=1, sort_keys=True).removesuffix("\n}").encode()
+    write_whole(path, body + f',\n "crc32": "{zlib.crc32(body):08x}"\n}}\n'.encode())
 
 
-def read_json(path: Path) -> Any:
-    """
+def read_json(path: Path, checked: bool = True) -> Any:
+    """What `write_json` wrote; `checked` refuses a file without its checksum, as old ones are.
+
     Raises:
-        RecordingError: the file is not JSON.
+        RecordingError: the file is not JSON, or not what was written.
     """
+    data = path.read_bytes()
+    sealed = re.fullmatch(rb'(.*),\n "crc32": "([0-9a-f]{8})"\n}\n', data, re.DOTALL)
+    if (sealed and f"{zlib.crc32(sealed[1]):08x}".encode() != sealed[2]) or (checked and not sealed):
+        raise RecordingError(f"{path} is damaged: it fails its checksum. {_COPY}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(data)
     except ValueError as error:
-        raise RecordingError(
-            f"{path} is damaged: {error}. Restore it from a copy, or record again into another folder."
-        ) from None
+        raise RecordingError(f"{path} is damaged: {error}. {_COPY}") from None
+    if isinstance(value, dict):
+        value.pop("crc32", None)
+    return value
 
 
 def journal_line(entry: dict) -> bytes:
@@ -78,29 +89,26 @@ def read_journal(path: Path) -> tuple[list[dict], int]:
             break  # torn by a crash while it was written
         crc, _, text = line[:-1].partition(b" ")
         if crc != f"{zlib.crc32(text):08x}".encode():
-            raise RecordingError(
-                f"{path} is damaged: line {number} fails its checksum.\n"
-                "  Restore it from a copy, or record again into another folder."
-            )
+            raise RecordingError(f"{path} is damaged: line {number} fails its checksum.\n  {_COPY}")
         entries.append(json.loads(text))
         good += len(line)
     return entries, good
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder for writing; readers need no leave.
+def only_writer(folder: Path, lock: str = "recording.lock") -> Iterator[None]:
+    """Hold a folder for writing, or the part of it that `lock` stands for; readers need no leave.
 
     Raises:
         RecordingError: another process holds it; the message names process and host.
     """
-    path = folder / "recording.lock"
+    path = folder / lock
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.read(fd, 200).decode(errors="replace").strip() or "another process"
+            holder = os.read(fd, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
             raise RecordingError(
                 f"{folder} is being written by {holder}.\n  Wait for it, stop it, or record into another folder."
             ) from None

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-ITEM_BYTES = {"bfloat16": 2, "float32": 4, "int32": 4, "uint32": 4, "uint8": 1}
-NUMPY = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "int32": np.dtype("<i4"), "uint32": np.dtype("<u4")} | {
-    "uint8": np.dtype("u1")
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "int32": 4, "uint32": 4, "uint64": 8, "uint8": 1}
+NUMPY = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "int32": np.dtype("<i4"), "uint8": np.dtype("u1")} | {
+    "uint32": np.dtype("<u4"),
+    "uint64": np.dtype("<u8"),
 }
 """How bytes read by position are seen by numpy, which has no bfloat16: as the 16 bits they are."""
 

@@ -1,23 +1,30 @@
 """Text that a recording's corpus still holds after the last recorded document: the same kind of text, never recorded."""
 
+import hashlib
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from activations.contexts import Cursor, Packer, TextTokenizer
-from activations.corpus import Corpus
+from activations.corpus import Corpus, Document
 from activations.errors import CorpusError
+from activations.installed import without_name
 from activations.store import ActivationStore
 
 
 def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer, n_contexts: int) -> np.ndarray:
     """Up to `n_contexts` contexts of tokens [n position] from documents of which the recording holds nothing.
 
+    A later document that repeats an earlier one, as an inherited docstring does under another name, is passed over.
+
     Raises:
         CorpusError: the recording was made from another corpus, or has used all of this one.
     """
     if store.manifest["corpus"] != corpus.identity:
         raise CorpusError(f"{store.folder} was made from another corpus than {corpus.spec}. Give the one it was made from.")
-    cursor = Cursor(**store.entries[-1]["cursor"])
-    packer = Packer(corpus.documents(store.manifest["config"]["seed"]), tokenizer, store.context, cursor)
+    cursor = Cursor(**store.journal[-1]["cursor"])
+    documents = _new(corpus.documents(store.manifest["config"]["seed"]), cursor.documents)
+    packer = Packer(documents, tokenizer, store.context, cursor)
     found: list[np.ndarray] = []
     packed = None
     while len(found) < n_contexts and not (packed and packed.exhausted):
@@ -28,3 +35,13 @@ def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer, 
     if not found:
         raise CorpusError(f"The recording {store.folder} has used all of {corpus.spec}; nothing is left that it has not seen.")
     return np.stack(found[:n_contexts])
+
+
+def _new(documents: Iterable[Document], recorded: int) -> Iterator[Document]:
+    """The documents that were recorded, then those of the others that repeat none before them."""
+    seen: set[bytes] = set()
+    for number, document in enumerate(documents):
+        digest = hashlib.sha256(" ".join(without_name(document.text).lower().split()).encode()).digest()
+        if number < recorded or digest not in seen:
+            yield document
+        seen.add(digest)

@@ -5,6 +5,7 @@ order and dealt into pools that fit the memory; a pool is read whole, and its ro
 pool is read behind. Where the stream stands is one number, and every batch a pure function of it.
 """
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, runtime_checkable
@@ -13,9 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from activations.bits import read_into, to_tensor
 from activations.errors import RecordingError
 from activations.hdf5 import ITEM_BYTES, NUMPY
-from activations.shards import ShardReader, read_into
+from activations.sealed import ShardReader
+
+_LOT, _AHEAD = 32, 8  # runs of segments announced to the disk at once, and how many such lots ahead
+_GATHER_BYTES = 1 << 19  # rows brought together at once: they stay in the cache until they are widened
 
 MEMORY_BYTES = 512 << 20
 """What the pools of one reader may hold, all together."""
@@ -55,7 +60,7 @@ class Batches:
         256     512 MiB            1.86                 1983              1.37
 
     A buffer of 755 MB that is refilled in order gives 16 to 17 and 4.3. `python -m tests.benchmarks.mixing` repeats this.
-    Memory beyond the pools: 12 bytes a segment, and 16 bytes a row of the pools for the order.
+    Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batch that is handed out.
     """
 
     def __init__(
@@ -121,14 +126,14 @@ class Batches:
         with _Pools(self) as pools:
             while last is None or self.row < last:
                 want = self.batch_size if last is None else min(self.batch_size, last - self.row)
-                parts, row = [], self.row
-                while want:
-                    (tensors, order), offset = pools.at(row)
-                    rows = torch.from_numpy(order[offset : offset + want])
-                    parts.append([t.index_select(0, rows).float() for t in tensors])
-                    want, row = want - len(rows), row + len(rows)
-                batch = tuple(torch.cat(p) if len(p) > 1 else p[0] for p in zip(*parts, strict=True))
-                self.row = row
+                batch, done = tuple(torch.empty((want, w)) for w in self.widths), 0
+                while done < want:
+                    (tensors, order), offset = pools.at(self.row + done)
+                    rows = torch.from_numpy(order[offset : offset + want - done])
+                    for out, stored in zip(batch, tensors, strict=True):
+                        gather(out[done : done + len(rows)], stored, rows)
+                    done += len(rows)
+                self.row += want
                 yield batch[0] if self.single else batch
         self._ended = True
 
@@ -156,23 +161,39 @@ class Batches:
     def rows_in(self, segments: np.ndarray) -> int:
         return int(self._rows[segments].sum())
 
-    def read(self, segments: np.ndarray) -> list[Tensor]:
+    def room(self) -> list[np.ndarray]:
+        """Memory for a pool, one array per site."""
+        largest = self.n_rows if self.n_pools == 1 else -(-len(self._shard) // self.n_pools) * self.store.segment_rows
+        return [np.empty((min(largest, self.n_rows), w), NUMPY[self.store.dtype]) for w in self.widths]
+
+    def read(self, segments: np.ndarray, into: list[np.ndarray]) -> list[Tensor]:
         """The rows of some segments as stored, in the order of the recording; neighbours are read in one piece."""
         segments = np.sort(segments)
-        m, n = self.store.segment_rows, self.rows_in(segments)
-        arrays = [np.empty((n, w), NUMPY[self.store.dtype]) for w in self.widths]
-        breaks = np.flatnonzero((np.diff(segments) != 1) | (np.diff(self._shard[segments]) != 0)) + 1
-        at = 0
-        for run in np.split(segments, breaks):
-            reader, first, rows = self.store.reader(int(self._shard[run[0]])), int(self._segment[run[0]]), self.rows_in(run)
-            for site, array in zip(self.sites, arrays, strict=True):
-                place = reader.places[f"acts/{site}"]
-                part = array[at : at + rows]
-                read_into(reader.fd, memoryview(part).cast("B"), place.offset + first * m * place.row_bytes, reader.path)
-                reader.check(site, first, part)
-            at += rows
-        bits = self.store.dtype == "bfloat16"
-        return [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) if bits else torch.from_numpy(a) for a in arrays]
+        breaks = (np.diff(segments) != 1) | (np.diff(self._shard[segments]) != 0)
+        edges = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(segments)]])
+        at = np.concatenate([[0], np.cumsum(self._rows[segments])])[edges].tolist()
+        firsts, shards = self._segment[segments[edges[:-1]]].tolist(), self._shard[segments[edges[:-1]]].tolist()
+        views = [memoryview(array).cast("B") for array in into]
+        row_bytes = [array.strides[0] for array in into]
+        offsets = {
+            shard: [self.store.reader(shard).places[f"acts/{site}"].offset for site in self.sites]
+            for shard in sorted(set(shards))
+        }
+        m, announced = self.store.segment_rows, 0
+        for run in range(len(firsts)):
+            if run % _LOT == 0 and hasattr(os, "posix_fadvise"):  # a disk needs many requests at once to be busy
+                ahead = min(run + _AHEAD * _LOT, len(firsts))
+                for later in range(announced, ahead):
+                    fd, n = self.store.reader(shards[later]).fd, at[later + 1] - at[later]
+                    for offset, width in zip(offsets[shards[later]], row_bytes, strict=True):
+                        os.posix_fadvise(fd, offset + firsts[later] * m * width, n * width, os.POSIX_FADV_WILLNEED)
+                announced = ahead
+            reader, rows = self.store.reader(shards[run]), slice(at[run], at[run + 1])
+            for site, array, view, offset, width in zip(self.sites, into, views, offsets[shards[run]], row_bytes, strict=True):
+                part = view[rows.start * width : rows.stop * width]
+                read_into(reader.fd, part, offset + firsts[run] * m * width, reader.path)
+                reader.check(site, firsts[run], array[rows])
+        return [to_tensor(array[: at[-1]], self.store.dtype) for array in into]
 
 
 class _Pools:
@@ -184,6 +205,7 @@ class _Pools:
         self.current: tuple[int, int] | None = None
         self.pool: Pool | None = None
         self.coming: tuple[tuple[int, int], Future] | None = None
+        self.rooms: list[list[np.ndarray]] = []
 
     def __enter__(self) -> "_Pools":
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
@@ -212,23 +234,36 @@ class _Pools:
     def _go_to(self, epoch: int, number: int) -> None:
         last = self.batches.epochs is not None and epoch + 1 >= self.batches.epochs
         if self.batches.n_pools == 1:
-            tensors = self.pool[0] if self.pool else self.batches.read(self._deal(epoch)[0][0])
+            tensors = self.pool[0] if self.pool else self._load(epoch, number)[0]
             self.pool = tensors, self.batches.order_within(len(tensors[0]), epoch, number)
         else:
-            self.pool = None  # let go of the old one before there are three
-            self.pool = self._taken((epoch, number)) or self._load(epoch, number)
+            waiting = self.coming[1].result() if self.coming else None  # nobody else writes into a pool from here on
+            taken = waiting if self.coming and self.coming[0] == (epoch, number) else None
+            self.pool = taken or self._load(epoch, number)
             following = (epoch, number + 1) if number + 1 < self.batches.n_pools else (epoch + 1, 0)
             self.coming = None
             if following[0] == epoch or not last:
                 self.coming = following, self.thread.submit(self._load, *following)
         self.current = epoch, number
 
-    def _taken(self, wanted: tuple[int, int]) -> Pool | None:
-        return self.coming[1].result() if self.coming and self.coming[0] == wanted else None
-
     def _load(self, epoch: int, number: int) -> Pool:
-        tensors = self.batches.read(self._deal(epoch)[0][number])
+        """Read a pool into the memory of the one before the last."""
+        if len(self.rooms) < min(2, self.batches.n_pools):
+            self.rooms.append(self.batches.room())
+        else:
+            self.rooms.append(self.rooms.pop(0))
+        tensors = self.batches.read(self._deal(epoch)[0][number], self.rooms[-1])
         return tensors, self.batches.order_within(len(tensors[0]), epoch, number)
+
+
+def gather(out: Tensor, stored: Tensor, rows: Tensor) -> None:
+    """Rows of a pool as float32, into `out`, a few at a time: all at once they would go through memory twice."""
+    if stored.dtype == torch.float32:
+        torch.index_select(stored, 0, rows, out=out)
+        return
+    step = max(1, _GATHER_BYTES // (stored.shape[1] * stored.itemsize))
+    for at in range(0, len(rows), step):
+        out[at : at + step] = stored.index_select(0, rows[at : at + step])
 
 
 def permutation(n: int, *key: int) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import bisect
 import json
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activations.errors import RecordingError, UnknownSiteError
+from activations.bits import WAY_OUT, to_float
+from activations.errors import HolesWarning, RecordingError, UnknownSiteError
 from activations.hdf5 import NUMPY
 from activations.manifest import Recorded, read_recording
-from activations.shards import ShardReader, to_float
+from activations.sealed import Fault, ShardReader
 from activations.shuffle import MEMORY_BYTES, Batches
 
 _OPEN_SHARDS = 64
@@ -41,22 +43,32 @@ class ActivationStore:
 
     What is read is held against its checksum the first time. Memory: what is asked for, and 4 bytes a row for the arrays of
     tokens, positions and contexts once they are used.
+
+    Where `scope recording repair` moved shards aside, the rest is numbered without holes, and `left_out` (also in `manifest`,
+    so that whatever is made from this store says it) tells what is missing, in the numbers of the whole recording.
     """
 
     def __init__(self, folder: Path, recorded: Recorded):
-        self.folder, self.manifest, self.entries = folder, recorded.manifest, recorded.entries
+        self.folder, self.manifest, self.journal = folder, recorded.manifest, recorded.entries
+        self.entries, self.left_out = _without_holes(recorded.entries)
+        if self.left_out:
+            self.manifest = self.manifest | {"left_out": self.left_out}
         self.sites: dict[str, int] = {s: self.manifest["layout"]["widths"][s] for s in self.manifest["config"]["sites"]}
         self.dtype: str = self.manifest["config"]["dtype"]
         self.context: int = self.manifest["config"]["context"]
         self.segment_rows: int = self.manifest["layout"]["segment_rows"]
-        self.n_rows, self.n_contexts, self.exhausted = recorded.n_rows, recorded.n_contexts, recorded.exhausted
+        self.exhausted = recorded.exhausted
+        self.n_rows, self.n_contexts = (self.entries[-1][key][1] if self.entries else 0 for key in ("rows", "contexts"))
         self.starts = [entry["rows"][0] for entry in self.entries]
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._last: ShardReader | None = None
         self._lock = Lock()  # the shuffled reader reads ahead in a thread
 
     @classmethod
     def open(cls, folder: str | Path, whole: bool = True) -> "ActivationStore":
         """Open a recording. Every shard must be there and of its length, unless `whole` is False, as for `verify`.
+
+        Warns with HolesWarning where shards were moved aside by `scope recording repair`; the rest can be read.
 
         Raises:
             RecordingError: no recording, an empty one, or one whose files are missing, cut short or damaged.
@@ -68,15 +80,34 @@ class ActivationStore:
                 f"The recording in {folder} holds nothing yet: no shard is finished.\n  Give the same `scope harvest` again."
             )
         store = cls(folder, recorded)
-        for entry in recorded.entries if whole else ():
+        if store.left_out:
+            warnings.warn(store.holes, HolesWarning, stacklevel=2)
+        if not store.entries:
+            raise RecordingError(f"Nothing of {folder} can be read: {store.holes}")
+        for i, entry in enumerate(store.entries) if whole else ():
             path = folder / entry["file"]
             found = path.stat().st_size if path.exists() else None
             if found != entry["bytes"]:
-                store.reader(entry["shard"])  # raises, and says why
+                store.reader(i)  # raises, and says why
+        if whole:
+            store._last = store.reader(len(store.entries) - 1)  # a writer that extends the recording replaces this file
         return store
 
+    @property
+    def holes(self) -> str:
+        """What is left out, in words; empty for a whole recording."""
+        if not self.left_out:
+            return ""
+        rows = sum(hole["rows"][1] - hole["rows"][0] for hole in self.left_out)
+        shards = ", ".join(str(hole["shard"]) for hole in self.left_out)
+        return (
+            f"{self.folder} is read without {rows:,} of {self.n_rows + rows:,} rows: shard {shards} was damaged and is in "
+            "quarantine. The same `scope harvest` as before makes it again."
+        )
+
     def __repr__(self) -> str:
-        return f"ActivationStore({str(self.folder)!r}: {self.n_rows:,} rows of {', '.join(self.sites)})"
+        holes = f", without shards {[hole['shard'] for hole in self.left_out]}" if self.left_out else ""
+        return f"ActivationStore({str(self.folder)!r}: {self.n_rows:,} rows of {', '.join(self.sites)}{holes})"
 
     def __len__(self) -> int:
         return self.n_rows
@@ -99,15 +130,17 @@ class ActivationStore:
             )
         return self.sites[site]
 
-    def reader(self, shard: int) -> ShardReader:
-        """The open file of a shard; the least used are closed."""
+    def reader(self, index: int) -> ShardReader:
+        """The open file of entry `index`; the least used are closed."""
+        if self._last and index == len(self.entries) - 1:
+            return self._last
         with self._lock:
-            if shard not in self._readers:
-                self._readers[shard] = ShardReader(self.folder, self.entries[shard], self.segment_rows)
-            self._readers.move_to_end(shard)
+            if index not in self._readers:
+                self._readers[index] = ShardReader(self.folder, self.entries[index], self.segment_rows)
+            self._readers.move_to_end(index)
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
-            return self._readers[shard]
+            return self._readers[index]
 
     def raw(self, site: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as they are stored: float32, or uint16 that are the bits of bfloat16."""
@@ -129,32 +162,44 @@ class ActivationStore:
     @cached_property
     def tokens(self) -> np.ndarray:
         """int32 [context position]: what the model read, <bos> first, <pad> where a last context is short."""
+        self._must_know("token ids")
         return self._whole("tokens")
 
     @cached_property
     def documents(self) -> np.ndarray:
         """int32 [context position]: index into `document_names` of the text each token is from; -1 for padding."""
+        self._must_know("documents")
         return self._whole("documents")
 
     @cached_property
     def document_names(self) -> list[str]:
         """Names of the documents, in the order in which they were read."""
-        return [name for i in range(len(self.entries)) for name in json.loads(self.reader(i).small("document_names").tobytes())]
+        names: list[str] = []
+        for i, entry in enumerate(self.entries):
+            names += ["(of a shard in quarantine)"] * (entry["documents"][0] - len(names))
+            names += json.loads(self.reader(i).small("document_names").tobytes())
+        return names
 
     @cached_property
     def token_ids(self) -> np.ndarray:
         """int32 [row]: the token at which each row was recorded."""
+        self._must_know("token ids")
         return self._whole("rows/token_id")
 
     @cached_property
     def positions(self) -> np.ndarray:
         """int32 [row]: where in its context each row stands; <bos> is 0."""
+        self._must_know("positions")
         return self._whole("rows/position")
 
     @cached_property
     def contexts_of(self) -> np.ndarray:
         """int32 [row]: which context each row stands in."""
-        return self._whole("rows/context")
+        self._must_know("contexts")
+        found = self._whole("rows/context")
+        for entry in self.entries if self.left_out else ():
+            found[slice(*entry["rows"])] += entry["contexts"][0] - entry["whole"]["contexts"][0]
+        return found
 
     @cached_property
     def row_starts(self) -> np.ndarray:
@@ -202,16 +247,31 @@ class ActivationStore:
 
     def verify(self, on_progress: Callable[[int, int, dict], None] | None = None) -> list[str]:
         """Read every byte of every shard; what fails its checksum, in words. Empty means that all is as it was sealed."""
-        found, total, done = [], sum(entry["bytes"] for entry in self.entries), 0
-        for entry in self.entries:
+        return [fault.text for faults in self.faults(on_progress).values() for fault in faults]
+
+    def faults(self, on_progress: Callable[[int, int, dict], None] | None = None) -> dict[int, list[Fault]]:
+        """Read every byte of every shard; by index in `entries`, what fails its checksum."""
+        found: dict[int, list[Fault]] = {}
+        total, done = sum(entry["bytes"] for entry in self.entries), 0
+        for i, entry in enumerate(self.entries):
             try:
-                found += self.reader(entry["shard"]).faults()
+                faults = self.reader(i).faults()
             except RecordingError as error:
-                found.append(str(error))
+                faults = [Fault(str(error).removesuffix(" " + WAY_OUT))]
+            if faults:
+                found[i] = faults
             done += entry["bytes"]
             if on_progress:
                 on_progress(done, total, {"damaged": len(found)})
         return found
+
+    def _must_know(self, what: str) -> None:
+        imported = self.manifest.get("imported", {})
+        if what in imported.get("unknown", ()):
+            raise RecordingError(
+                f"The {what} of {self.folder} are unknown: it was imported from {imported['from']}, which does not say them.\n"
+                "  Activations can be read and trained on; for what needs text, harvest with the model itself."
+            )
 
     def _whole(self, name: str) -> np.ndarray:
         return np.concatenate([self.reader(i).small(name) for i in range(len(self.entries))])
@@ -253,8 +313,15 @@ class Rows:
             return self[np.array([rows])][0]
         wanted = np.asarray(rows)
         if wanted.dtype == bool:
+            if wanted.shape != (len(self),):
+                raise RecordingError(f"This mask is {wanted.shape}; {self.site} has {len(self)} rows.")
             wanted = np.flatnonzero(wanted)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted).astype(np.int64)
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise RecordingError(
+                f"Rows are named by a number, a slice, a mask or a list of numbers, not by {wanted.dtype} {wanted.shape}."
+            )
+        wanted = wanted.astype(np.int64)
+        wanted = np.where(wanted < 0, wanted + len(self), wanted)
         out = torch.empty((len(wanted), self.shape[1]))
         order = np.argsort(wanted, kind="stable")
         for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) > 8) + 1):
@@ -263,3 +330,28 @@ class Rows:
                 block = to_float(self.store.raw(self.site, first, last + 1), self.store.dtype)
                 out[torch.from_numpy(run)] = block[torch.from_numpy(wanted[run] - first)]
         return out
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """float32 [width], row after row."""
+        for start in range(0, len(self), 1024):
+            yield from self[start : start + 1024]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """All rows as numpy sees them; memory for all of them."""
+        return np.asarray(self[:].numpy(), dtype=dtype)
+
+
+def _without_holes(journal: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Entries of the shards that are there, numbered without holes, and what the others held."""
+    if not any("quarantined" in entry for entry in journal):
+        return journal, []
+    kept, left_out, row, context = [], [], 0, 0
+    for entry in journal:
+        whole = {"rows": entry["rows"], "contexts": entry["contexts"]}
+        if "quarantined" in entry:
+            left_out.append({"shard": entry["shard"], **whole, "why": entry["quarantined"]["why"]})
+            continue
+        rows, contexts = (entry[key][1] - entry[key][0] for key in ("rows", "contexts"))
+        kept.append(entry | {"rows": [row, row + rows], "contexts": [context, context + contexts], "whole": whole})
+        row, context = row + rows, context + contexts
+    return kept, left_out

@@ -1,0 +1,314 @@
+"""How fast recordings are written and read, beside the disk, numpy and SAELens: python -m tests.benchmarks.recordings
+
+Every row is measured in turns with a plain row of the same bytes, since a disk's own speed moves by a factor of two; trust the
+ratios. Rates are of payload as stored, GB/s of 10^9 bytes. Written means on the disk: fsync is inside the timer. Cold means that
+the files were put out of the page cache before (posix_fadvise); warm that they lie in it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from activations.harvest import HarvestConfig, harvest
+from activations.store import ActivationStore
+from scope.cli.memory import keep_freed_memory
+from tests.activations.toy import ByteTokenizer, numbers
+
+WIDTH, SITES, CONTEXT, BATCH_CONTEXTS, BATCH = 2304, 8, 256, 16, 4096
+BLOCK = 8 << 20
+
+
+class Given:
+    """A model that costs nothing: the same activations again and again, in bfloat16, as a model that runs in it makes them."""
+
+    def __init__(self):
+        draws = torch.Generator().manual_seed(0)
+        shape = (BATCH_CONTEXTS, CONTEXT, WIDTH)
+        self.acts = {f"blocks.{i}.hook_resid_post": torch.randn(shape, generator=draws).bfloat16() for i in range(SITES)}
+
+    def sites(self) -> dict[str, int]:
+        return dict.fromkeys(self.acts, WIDTH)
+
+    def record(self, tokens, sites):
+        return {site: self.acts[site][: len(tokens)] for site in sites}
+
+
+def record(folder: Path, model: Given, tokens: int) -> ActivationStore:
+    config = HarvestConfig(sites=("all",), tokens=tokens, context=CONTEXT, batch_contexts=BATCH_CONTEXTS, exclude=("pad",))
+    return harvest(model, ByteTokenizer(), numbers(tokens // 40), config, folder, {"model": "given"})
+
+
+def write_plain(path: Path, model: Given, nbytes: int) -> None:
+    """The same bytes from the same memory, in blocks of 8 MiB, one file, fsync at the end."""
+    sources = [memoryview(x.view(torch.int16).numpy()).cast("B") for x in model.acts.values()]
+    with open(path, "wb", buffering=0) as file:
+        done = 0
+        while done < nbytes:
+            for source in sources:
+                for at in range(0, len(source), BLOCK):
+                    if done < nbytes:
+                        done += file.write(source[at : min(at + BLOCK, at + nbytes - done)])
+        os.fsync(file.fileno())
+
+
+def write_memmap(folder: Path, model: Given, tokens: int) -> None:
+    """One numpy.memmap per site."""
+    folder.mkdir()
+    maps = {s: np.memmap(folder / f"{s}.npy", np.uint16, "w+", shape=(tokens, WIDTH)) for s in model.acts}
+    for at in range(0, tokens, BATCH):
+        for site, x in model.acts.items():
+            maps[site][at : at + BATCH] = x.view(torch.int16).numpy().view(np.uint16).reshape(-1, WIDTH)[: tokens - at]
+    for array in maps.values():
+        array.flush()
+
+
+def write_sae_lens(folder: Path, x: torch.Tensor, shards: int) -> int:
+    """What CacheActivationsRunner does with each buffer, by its own method: one site in float32. Returns bytes."""
+    from sae_lens import CacheActivationsRunner
+    from types import SimpleNamespace
+    from datasets import Array2D, Features, Sequence, Value
+
+    hook, n = "blocks.0.hook_resid_post", x.shape[0]
+    runner = CacheActivationsRunner.__new__(CacheActivationsRunner)
+    runner.cfg = SimpleNamespace(hook_name=hook, n_seq_in_buffer=n, d_in=WIDTH)
+    runner.context_size = CONTEXT
+    columns = {hook: Array2D((CONTEXT, WIDTH), "float32"), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
+    runner.features = Features(columns)
+    (folder / ".tmp_shards").mkdir(parents=True)
+    wide, tokens = x.float().reshape(-1, WIDTH), torch.zeros(n * CONTEXT, dtype=torch.int64)
+    for i in range(shards):
+        shard = runner._create_shard((wide, tokens))
+        shard.save_to_disk(str(folder / ".tmp_shards" / f"shard_{i:05d}"), num_shards=1)
+    runner._consolidate_shards(folder / ".tmp_shards", folder, copy_files=False)
+    for path in folder.iterdir():
+        sync(path)
+    return shards * wide.nbytes
+
+
+def sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def cool(folder: Path) -> None:
+    """Put files out of the page cache."""
+    for path in [p for p in folder.rglob("*") if p.is_file()]:
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def read_plain(folder: Path, buffer: bytearray = bytearray(BLOCK)) -> int:
+    """Every file from its beginning to its end into one buffer."""
+    total = 0
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with open(path, "rb", buffering=0) as file:
+            while n := file.readinto(buffer):
+                total += n
+    return total
+
+
+def read_in_order(store: ActivationStore) -> int:
+    """Batches of float32 in the order of the rows: a loader that does not shuffle."""
+    total = 0
+    for at in range(0, store.n_rows, BATCH):
+        for site in store.sites:
+            total += store[site][at : at + BATCH].numel() * 2
+    return total
+
+
+def read_shuffled(store: ActivationStore, sites, memory_bytes: int) -> int:
+    total = 0
+    for batch in store.shuffled(sites, BATCH, epochs=1, memory_bytes=memory_bytes):
+        total += sum(x.numel() * 2 for x in (batch if isinstance(batch, tuple) else (batch,)))
+    return total
+
+
+def read_memmap(folder: Path, tokens: int, rows: int) -> int:
+    """Batches of random rows of all sites out of numpy.memmap, as float32."""
+    maps = [np.memmap(path, np.uint16, "r", shape=(tokens, WIDTH)) for path in sorted(folder.iterdir())]
+    order, total = np.random.default_rng(0).permutation(tokens)[:rows], 0
+    for at in range(0, rows, BATCH):
+        for array in maps:
+            picked = torch.from_numpy(array[order[at : at + BATCH]].view(np.int16)).view(torch.bfloat16).float()
+            total += picked.numel() * 2
+    return total
+
+
+def read_sae_lens(folder: Path, rows: int) -> int:
+    """SAELens' own loader and mixing buffer over its cached activations; bytes as it stores them."""
+    from sae_lens.training.activations_store import ActivationsStore
+
+    loader = ActivationsStore(
+        model=None, dataset=None, streaming=False, hook_name="blocks.0.hook_resid_post", hook_head_index=None,
+        context_size=CONTEXT, d_in=WIDTH, n_batches_in_buffer=256, total_training_tokens=rows, store_batch_size_prompts=16,
+        train_batch_size_tokens=BATCH, prepend_bos=False, normalize_activations="none", device=torch.device("cpu"),
+        dtype="float32", cached_activations_path=str(folder),
+    )  # fmt: skip
+    total = 0
+    while total < rows:
+        total += len(next(loader))
+    return total * WIDTH * 4
+
+
+def timed(work: Callable[[], int | None], nbytes: int | None = None) -> float:
+    """GB/s."""
+    began = time.perf_counter()
+    done = work()
+    return (nbytes or done or 0) / (time.perf_counter() - began) / 1e9
+
+
+class Table:
+    def __init__(self):
+        self.rates: dict[str, list[float]] = {}
+        self.beside: dict[str, str] = {}
+
+    def add(self, name: str, rate: float, beside: str = "") -> None:
+        self.rates.setdefault(name, []).append(rate)
+        self.beside[name] = beside
+
+    def show(self, title: str) -> dict:
+        print(f"\n{title}\n{'':44s}   GB/s  (all runs)              ratio to")
+        found = {}
+        for name, rates in self.rates.items():
+            plain = self.beside[name]
+            ratio = statistics.median(rates) / statistics.median(self.rates[plain]) if plain else 1.0
+            found[name] = {"GB/s": rates, "beside": plain, "ratio": ratio}
+            runs = " ".join(f"{r:.2f}" for r in rates)
+            print(
+                f"{name:44s} {statistics.median(rates):6.2f}  ({runs:22s})  " + (f"{ratio:6.2f} {plain}" if plain else ""),
+                flush=True,
+            )
+        return found
+
+
+def writing(place: Path, tokens: int, rounds: int) -> dict:
+    import sae_lens  # noqa: F401  slow to import; not within a timer
+
+    model, table = Given(), Table()
+    nbytes = tokens * WIDTH * SITES * 2
+    for i in range(rounds):
+        table.add("plain sequential", timed(lambda: write_plain(place / "plain", model, nbytes), nbytes))
+        (place / "plain").unlink()
+        shutil.rmtree(place / "recording", ignore_errors=True)
+        rate = timed(lambda: record(place / "recording", model, tokens) and None, nbytes)
+        table.add("recording (harvest of given activations)", rate, "plain sequential")
+        shutil.rmtree(place / "memmap", ignore_errors=True)
+        table.add("numpy.memmap", timed(lambda: write_memmap(place / "memmap", model, tokens), nbytes), "plain sequential")
+        if i < 1:
+            x = next(iter(model.acts.values()))
+            rate = timed(lambda: write_sae_lens(place / "sae_lens", x, max(1, tokens // BATCH // 2)))
+            table.add("SAELens, one site, float32", rate, "plain sequential")
+    return table.show(f"Writing {nbytes / 1e9:.1f} GB: {SITES} sites of {WIDTH}, bfloat16")
+
+
+def reading(place: Path, tokens: int, rounds: int) -> dict:
+    table, one = Table(), "blocks.0.hook_resid_post"
+    store = ActivationStore.open(place / "recording")
+    nbytes = tokens * WIDTH * SITES * 2
+    memory = min(512 << 20, nbytes // 4)
+
+    def opened() -> ActivationStore:
+        return ActivationStore.open(place / "recording")  # anew, so that every checksum is looked at again
+
+    for _ in range(rounds):
+        for how in ("cold", "warm"):
+
+            def measure(name, work, plain="", folder="recording", how=how, nbytes=None):
+                if how == "cold":
+                    cool(place / folder)
+                table.add(f"{how}: {name}", timed(work, nbytes), f"{how}: {plain}" if plain else "")
+
+            measure("plain sequential", lambda: read_plain(place / "recording"))
+            measure(
+                "shuffled, all sites aligned", lambda: read_shuffled(opened(), tuple(store.sites), memory), "plain sequential"
+            )
+            measure("shuffled, one site", lambda: read_shuffled(opened(), one, memory // SITES), "plain sequential")
+            measure("in order, float32 batches", lambda: read_in_order(opened()), "plain sequential")
+            rows = tokens if how == "warm" else min(tokens, 2 * BATCH)
+            measure(
+                "numpy.memmap, random rows", lambda: read_memmap(place / "memmap", tokens, rows), "plain sequential", "memmap"
+            )
+    half = max(1, tokens // BATCH // 2) * BATCH
+    table.add(
+        "warm: SAELens' loader, float32", timed(lambda: read_sae_lens(place / "sae_lens", half // 2)), "warm: plain sequential"
+    )
+    for how in ("cold", "warm"):
+        table.rates[f"{how}: shuffled beside in order"] = table.rates[f"{how}: shuffled, all sites aligned"]
+        table.beside[f"{how}: shuffled beside in order"] = f"{how}: in order, float32 batches"
+    return table.show(f"Reading them, as float32 batches of {BATCH} rows; pools of {memory / 1e6:.0f} MB in all")
+
+
+def harvesting(place: Path, tokens: int, rounds: int) -> dict:
+    from activations.contexts import Packer
+    from activations.corpus import open_corpus
+    from scope.models.load import load_model
+
+    model, corpus = load_model("bundled"), open_corpus("bundled")
+    packed = torch.from_numpy(Packer(corpus.documents(0), model.tokenizer, CONTEXT).take(tokens // CONTEXT).tokens).long()
+    found = {}
+    for name, pattern in (("one residual", "blocks.2.hook_resid_post"), ("all residuals", "blocks.*.hook_resid_post")):
+        config = HarvestConfig(sites=(pattern,), tokens=tokens, context=CONTEXT, batch_contexts=BATCH_CONTEXTS)
+        alone, stored = [], []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            with torch.no_grad():
+                for batch in packed.split(BATCH_CONTEXTS):
+                    model.record(batch, [s for s in model.sites() if __import__("fnmatch").fnmatch(s, pattern)])
+            alone.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            harvest(model, model.tokenizer, corpus, config, place / "bundled", model.provenance)
+            stored.append(time.perf_counter() - began)
+            shutil.rmtree(place / "bundled")
+        cost = statistics.median(stored) / statistics.median(alone) - 1
+        found[name] = {"model alone, s": alone, "harvest, s": stored, "cost": cost}
+        print(
+            f"{name}: model alone {statistics.median(alone):.2f} s, harvest {statistics.median(stored):.2f} s, cost {cost:+.1%}"
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=65_536, help="tokens recorded; 36,864 bytes each")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--place", type=Path, default=None, help="folder on the disk to measure; default: the system's temporary one"
+    )
+    parser.add_argument("--parts", default="write,read,harvest", help="which of write, read, harvest (read needs write)")
+    parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
+    args = parser.parse_args()
+    keep_freed_memory()  # as `scope` does
+    warnings.simplefilter("ignore")
+    import datasets
+
+    datasets.disable_progress_bars()
+    place, found = Path(tempfile.mkdtemp(prefix="recordings-", dir=args.place)), {}
+    try:
+        if "write" in args.parts:
+            found["write"] = writing(place, args.tokens, args.rounds)
+        if "read" in args.parts:
+            found["read"] = reading(place, args.tokens, args.rounds)
+        if "harvest" in args.parts:
+            print("\nHarvesting the bundled model")
+            found["harvest"] = harvesting(place, args.tokens, args.rounds)
+    finally:
+        shutil.rmtree(place)
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
