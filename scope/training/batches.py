@@ -12,9 +12,13 @@ from scope.shapes import Acts
 
 @runtime_checkable
 class Batches(Protocol):
-    """Endless or not, each iteration goes on after the batch that was given last; `state_dict` says where that is."""
+    """Endless or not, each iteration goes on after the batch that was given last; `state_dict` says where that is.
 
-    def __iter__(self) -> Iterator[Acts]: ...
+    Of several sites a batch is a tuple, in the order of the attribute `sites`, whose rows belong to the same tokens. A method
+    `where(row, n)`, if there is one, says in words where row `row` of the last batch, of n, comes from.
+    """
+
+    def __iter__(self) -> Iterator[Acts | tuple[Acts, ...]]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

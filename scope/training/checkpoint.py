@@ -1,40 +1,84 @@
-"""A nested state of numbers, texts and tensors in one safetensors file: written aside, on the disk, then renamed. No pickle."""
+"""A nested state of numbers, texts and tensors in one safetensors file: written aside, on the disk, then renamed. No pickle.
+
+Tensors are written one after the other, so that saving a training needs no second copy of it in memory. A tensor of which
+every process holds a part stands in the state as a `Part`; the file holds it whole, and so says nothing of how many there were.
+"""
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from scope.errors import DictionaryError
-from scope.sae.formats.sae_lens import as_os_error
 
 _MARK = "__tensor__"
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_PIECE = 1 << 26  # bytes handed to the system at once
 
 
-def save_state(file: Path, state: dict[str, Any]) -> None:
-    """After this returns the whole state is on the disk under `file`; until then the file that was there before."""
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_flatten(state, "", tensors))
+@dataclass(frozen=True)
+class Part:
+    """This process's slice along `dim` of a tensor whose `size` there is that of all processes together."""
+
+    tensor: Tensor
+    dim: int
+    size: int
+
+
+Gather = Callable[[Part], Tensor | None]
+"""The whole tensor on the process that writes, None on the others. Every process calls it for the same parts in order."""
+
+
+def save_state(file: Path, state: dict[str, Any], gather: Gather | None = None, writes: bool = True) -> None:
+    """After this returns the whole state is on the disk under `file`; until then the file that was there before.
+
+    Raises:
+        OSError: there is no room, or no leave, to write it; nothing of the attempt is left.
+    """
+    leaves: dict[str, Tensor | Part] = {}
+    text = json.dumps(_flatten(state, "", leaves))
+    header = _header(text, leaves)
     aside = file.with_name(file.name + ".tmp")
+    if not writes:
+        for leaf in leaves.values():
+            _whole(leaf, gather)
+        return
     try:
-        save_file(tensors, aside, metadata={"state": text})
-        with open(aside, "rb") as handle:
+        with open(aside, "wb", buffering=0) as handle:
+            _write(handle, header)
+            for leaf in leaves.values():
+                _write(handle, _bytes(_whole(leaf, gather)))
             os.fsync(handle.fileno())
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
         aside.unlink(missing_ok=True)
-        raise as_os_error(error) from None
+        raise _with_way_out(error, file) from None
     os.replace(aside, file)
-    folder = os.open(file.parent, os.O_RDONLY)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def load_state(file: Path) -> dict[str, Any]:
@@ -51,15 +95,56 @@ def load_state(file: Path) -> dict[str, Any]:
         raise DictionaryError(f"{file} is damaged ({error}). Delete it to start the training anew.") from None
 
 
-def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+def _with_way_out(error: OSError, file: Path) -> OSError:
+    kept = f"the last one, {file}, is untouched" if file.exists() else "there was none before"
+    return OSError(error.errno, f"{os.strerror(error.errno or 0)}: the checkpoint was not saved; {kept}", str(file))
+
+
+def _whole(leaf: Tensor | Part, gather: Gather | None) -> Tensor | None:
+    if isinstance(leaf, Tensor):
+        return leaf
+    return gather(leaf) if gather else leaf.tensor
+
+
+def _bytes(tensor: Tensor | None) -> memoryview:
+    assert tensor is not None
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def _write(handle, data: bytes | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    at = 0
+    while at < len(view):
+        at += handle.write(view[at : at + _PIECE])
+
+
+def _header(text: str, leaves: dict[str, Tensor | Part]) -> bytes:
+    """The length and the JSON with which a safetensors file begins."""
+    described: dict[str, Any] = {"__metadata__": {"state": text}}
+    at = 0
+    for name, leaf in leaves.items():
+        tensor = leaf.tensor if isinstance(leaf, Part) else leaf
+        shape = list(tensor.shape)
+        if isinstance(leaf, Part):
+            shape[leaf.dim] = leaf.size
+        end = at + tensor.element_size() * int(np.prod(shape, dtype=np.int64))
+        described[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    packed = json.dumps(described).encode()
+    packed += b" " * (-len(packed) % 8)
+    return len(packed).to_bytes(8, "little") + packed
+
+
+def _flatten(value: Any, path: str, leaves: dict[str, Tensor | Part]) -> Any:
     if isinstance(value, dict):
-        return {str(k): _flatten(v, f"{path}/{k}", tensors) for k, v in value.items()}
+        return {str(k): _flatten(v, f"{path}/{k}", leaves) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+        return [_flatten(v, f"{path}/{i}", leaves) for i, v in enumerate(value)]
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
-    if isinstance(value, Tensor):
-        tensors[path] = value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    if isinstance(value, Tensor | Part):
+        leaves[path] = value
         return {_MARK: path}
     if isinstance(value, np.generic):
         return value.item()

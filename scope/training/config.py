@@ -1,13 +1,14 @@
 """How long, how fast, and how often to say so: what every kind of dictionary is trained with."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from scope.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run. The defaults converge within a few million tokens."""
+    """A training run. The defaults converge within a few million tokens; `scope.training.presets` holds other recipes."""
 
     steps: int = 2000
     """Optimiser steps."""
@@ -25,13 +26,22 @@ class TrainConfig:
     """Decay of Adam's second moment."""
 
     warmup: float = 0.05
-    """Share of the steps over which the learning rate rises linearly from zero."""
+    """Share of the steps (a number of steps if above 1) over which the learning rate rises."""
+
+    warmup_start: float = 0.0
+    """Share of the peak from which the learning rate rises."""
+
+    warmup_shape: Literal["linear", "cosine"] = "linear"
+    """How it rises."""
 
     decay: float = 0.5
-    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+    """Share of the steps (a number of steps if above 1), at the end, over which the learning rate falls linearly to zero."""
 
     center: bool = True
     """Subtract the mean activation before training and put it into the biases on saving; a large mean kills latents."""
+
+    pre_bias: bool = False
+    """Subtract b_dec from what is encoded while training, as Gemma Scope does, and fold that into b_enc on saving."""
 
     calibration: int = 65536
     """Activations, at most, on which mean and scale are measured and the start weights are set, before the first step."""
@@ -46,7 +56,10 @@ class TrainConfig:
     """Steps between lines of log.jsonl."""
 
     seed: int = 0
-    """Of the start weights and of the order in which the recording is read."""
+    """Of the start weights."""
+
+    order_seed: int | None = None
+    """Of the order in which activations are read; None takes `seed`, and of several seeds the first."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "calibration", "dead_after", "save_every", "log_every"):
@@ -56,5 +69,18 @@ class TrainConfig:
             raise ConfigError(f"lr is {self.lr:g}; a learning rate must be above 0.")
         if not (0 <= self.beta1 < 1 and 0 < self.beta2 < 1):
             raise ConfigError(f"beta1 is {self.beta1:g} and beta2 {self.beta2:g}; both must lie below 1, and not below 0.")
-        if not (0 <= self.warmup <= 1 and 0 <= self.decay <= 1 and self.warmup + self.decay <= 1):
-            raise ConfigError(f"warmup {self.warmup:g} and decay {self.decay:g} are shares of one run: together at most 1.")
+        if self.warmup < 0 or self.decay < 0:
+            raise ConfigError(f"warmup is {self.warmup:g} and decay {self.decay:g}; neither can be negative.")
+        shares = [value if value <= 1 else value / self.steps for value in (self.warmup, self.decay)]
+        if self.decay and sum(shares) > 1 + 1e-9:
+            raise ConfigError(
+                f"warmup {self.warmup:g} and decay {self.decay:g} take more than the {self.steps} steps of one run.\n"
+                "  Up to 1 they are shares of it and together at most 1; above 1 they are steps. Lower one, or give more steps."
+            )
+        if not 0 <= self.warmup_start <= 1:
+            raise ConfigError(f"warmup_start is {self.warmup_start:g}; it is a share of the peak, between 0 and 1.")
+
+    @property
+    def order(self) -> int:
+        """The seed of the order in which activations are read."""
+        return self.seed if self.order_seed is None else self.order_seed

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from scope.errors import ConfigError
 
+LOCK = ".lock"
+
 
 class Interrupt:
     """Within the block, Ctrl-C and SIGTERM only set `asked`; a second one stops at once. Outside the main thread it
@@ -31,10 +33,10 @@ class Interrupt:
             self._leave(number)
         self.asked = number
 
-    def leave_if_asked(self) -> None:
-        """Raise what the signal would have: KeyboardInterrupt, or SystemExit(143) for SIGTERM."""
-        if self.asked is not None:
-            self._leave(self.asked)
+    def leave(self) -> None:
+        """Raise what the signal would have: KeyboardInterrupt, or SystemExit(143) for SIGTERM. Where another process was
+        asked and not this one, as if it had been SIGTERM."""
+        self._leave(self.asked or signal.SIGTERM)
 
     @staticmethod
     def _leave(number: int) -> None:
@@ -44,7 +46,7 @@ class Interrupt:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the folder's lock; the system lets go of it when the process ends, however that happens.
 
     Raises:
@@ -55,9 +57,24 @@ def exclusive(folder: Path) -> Iterator[None]:
     except ImportError:  # not on this system
         yield
         return
-    with open(folder / ".lock", "w") as handle:
+    with open(folder / name, "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(f"Another process is training in {folder}. Wait for it, or give another --out.") from None
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is training in the folder now. Asking disturbs nobody."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    for lock in folder.glob(LOCK + "*"):
+        with open(lock) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False

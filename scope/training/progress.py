@@ -21,18 +21,20 @@ class Running:
 
     d_sae: int
     dead_after: int
+    device: str | torch.device = "cpu"
     silent: Tensor = field(init=False)
     """Tokens since each latent fired last."""
 
     def __post_init__(self):
-        self.silent = torch.zeros(self.d_sae, dtype=torch.long)
+        self.silent = torch.zeros(self.d_sae, dtype=torch.long, device=self.device)
+        self.dense = torch.zeros((), dtype=torch.float64, device=self.device)  # stays there: no step waits for it
         self.sums: dict[str, float] = {}
         self.steps = 0
 
     def add(self, batch: Batch, tokens: int) -> None:
-        self.silent.add_(tokens).masked_fill_(batch.fired.cpu() > 0, 0)
-        seen = {"error": batch.error, "l0": batch.l0, "dense": (batch.fired > 0.1 * tokens).sum().item() / self.d_sae}
-        for name, value in (batch.terms | seen).items():
+        self.silent.add_(tokens).masked_fill_(batch.fired > 0, 0)
+        self.dense += (batch.fired > 0.1 * tokens).sum().double() / self.d_sae
+        for name, value in (batch.terms | {"error": batch.error, "l0": batch.l0}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
 
@@ -44,15 +46,18 @@ class Running:
     def line(self) -> dict[str, float]:
         """The means, under their names; then they start anew."""
         means = {name: value / max(1, self.steps) for name, value in self.sums.items()}
-        means["dead"] = self.dead
+        means |= {"dense": self.dense.item() / max(1, self.steps), "dead": self.dead}
         self.sums, self.steps = {}, 0
+        self.dense.zero_()
         return means
 
     def state_dict(self) -> dict:
-        return {"silent": self.silent, "sums": self.sums, "steps": self.steps}
+        return {"silent": self.silent, "sums": self.sums, "steps": self.steps, "dense": self.dense}
 
     def load_state_dict(self, state: dict) -> None:
-        self.silent, self.sums, self.steps = state["silent"], state["sums"], state["steps"]
+        self.sums, self.steps = state["sums"], state["steps"]
+        self.silent.copy_(state["silent"])
+        self.dense.copy_(state["dense"])
 
 
 class Log:
@@ -76,18 +81,35 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of log.jsonl; a last one that was cut short is left out."""
+    """The lines of log.jsonl up to the first that is damaged; a last one that was cut short is left out."""
     rows = []
     try:
-        lines = (folder / LOG).read_text().splitlines()
+        lines = (folder / LOG).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows
+
+
+def shown(rows: list[dict]) -> dict[str, str]:
+    """A line of each dictionary in training, for a bar: of several, the span from the least to the largest."""
+    numbers = {"FVU": _span([row["error"] for row in rows], ".3f"), "L0": _span([row["l0"] for row in rows], ".1f")}
+    terms = {name for row in rows for name in row} & {"sparsity", "frequency", "auxiliary", "aux"}
+    for name in sorted(terms):
+        numbers[name] = _span([row[name] for row in rows if name in row], ".3g")
+    return numbers | {"dead": _span([row["dead"] for row in rows], ".1%"), "tok/s": f"{rows[0]['tokens_per_second']:,}"}
+
+
+def _span(values: list[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}..{high}"
 
 
 def _short(value: float) -> float:

@@ -1,44 +1,42 @@
-"""`train`: batches in, a dictionary out. It adds gradients, steps, counts and saves; what is learnt is the
-dictionary's own affair.
+"""`train`: batches in, a dictionary out; `train_all`: many dictionaries out of one pass. Either adds gradients, steps,
+counts and saves; what is learnt is the dictionary's own affair.
 
-Everything that the next step depends on is in one file, written between two steps: parameters, both moments of Adam,
-the place in the recording, the state of the schedule and of the engine, the random state, the running means. So a run
-that was stopped, however rudely, ends in the same bits as one that was not (on the same machine, with as many
-threads).
+Everything that the next step depends on is in one file, written between two steps: of every dictionary the parameters, both
+moments of Adam, the state of the schedule and of the engine, the random state and the running means; and the place in the
+activations. So a run that was stopped, however rudely, ends in the same bits as one that was not (on the same machine, with as
+many threads and processes).
 """
 
-import json
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
-from scope.sae.engine import Batch, Engine
-from scope.sae.files import MANIFEST, load_sae, save_sae
-from scope.sae.formats.sae_lens import read_json, write_json
-from scope.sae.kinds import kind_of
-from scope.shapes import Acts
+from scope.sae.engine import Engine
+from scope.sae.files import load_sae
+from scope.sae.formats.sae_lens import write_json
 from scope.training.batches import Batches, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig
-from scope.training.interrupt import Interrupt, exclusive
-from scope.training.progress import Log, Running, read_log
-from scope.training.schedule import rate
-from scope.versions import version_of
+from scope.training.folder import CHECKPOINT, RUN, describe, is_finished, refuse_another
+from scope.training.interrupt import LOCK, Interrupt, exclusive
+from scope.training.learner import Job, Learner
+from scope.training.progress import shown
+from scope.training.ranks import Ranks
 
-__all__ = ["Batches", "TensorBatches", "TrainConfig", "train"]
+__all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
-RUN, CHECKPOINT = "training.json", "checkpoint.safetensors"
 OnProgress = Callable[[int, int, dict], None]
+OnRow = Callable[[Path, dict], None]
+"""Is told (folder of the dictionary, its new line of the log)."""
 
-_FREE = {"save_every", "log_every"}
-"""Settings that leave the result alone, so a run may be continued with others."""
+_SHARED = ("steps", "batch_size", "calibration", "center", "save_every", "log_every")
+_SAMPLE_BYTES = 2 << 30  # of several sites, what is held at once while they are measured
+_START_ROWS = 8192  # activations from which start weights are set
 
 
 def train(
@@ -55,225 +53,228 @@ def train(
     `sae.provenance` are saved as they are given, with the settings and the outcome of the training added.
 
     Raises:
-        ConfigError: `out` holds something else, or was begun with other settings; activations of another width, too
-            few of them,
-            NaN or Inf among them (with step and row); a loss that leaves the numbers.
+        ConfigError: `out` holds something else, or was begun with other settings; activations of another width, too few of
+            them, NaN or Inf among them (with their place); a loss that leaves the numbers.
+    """
+    return train_all([Job(sae, config, Path(out), engine)], batches, out, on_progress)[0]
+
+
+def train_all(
+    jobs: Sequence[Job],
+    batches: Batches,
+    out: Path | str,
+    on_progress: OnProgress | None = None,
+    ranks: Ranks = Ranks(),
+    on_row: OnRow | None = None,
+) -> list[SAE]:
+    """Train several dictionaries in one pass over the same batches; each ends in the bits in which it would have ended alone.
+
+    `batches` gives [tokens width], or a tuple of those whose `batches.sites` say which is which. `out` is the folder of them all,
+    which holds the checkpoint. All are stopped, continued and finished together. With `ranks`, every process that takes part
+    calls this; those that do not write return nothing.
+
+    Raises: as `train`, and
+        ConfigError: configs that do not share one pass; a division over processes that cannot be.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    described = describe(sae, config)
-    with exclusive(out), Interrupt() as interrupt:
-        if _finished(out, described):
-            return load_sae(out)
-        return _Run(sae, batches, config, out, engine or kind_of(sae.config).engine(sae)).go(on_progress, interrupt, described)
-
-
-def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
-    """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
-    settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
-    source = {k: v for k, v in sae.provenance.items() if k not in ("training", "versions", "weights_sha256")}
-    return {
-        "kind": sae.kind,
-        "site": sae.site,
-        "dictionary": asdict(sae.config),
-        "training": settings,
-        "from": source,
-    }
+    _refuse_what_does_not_share([job.config for job in jobs])
+    for folder in {out, *(job.out for job in jobs)}:
+        folder.mkdir(parents=True, exist_ok=True)
+    described = [describe(job.sae, job.config) for job in jobs]
+    lock = LOCK if ranks.writes and not ranks.rank else f"{LOCK}-{ranks.rank}"
+    with exclusive(out, lock), Interrupt() as interrupt:
+        for job, one in zip(jobs, described, strict=True):
+            refuse_another(job.out, one)
+        run = _Run(jobs, batches, out, ranks, on_row)
+        if not run.checkpoint.exists() and all(is_finished(job.out) for job in jobs):
+            return [load_sae(job.out) for job in jobs]
+        return run.go(on_progress, interrupt, described)
 
 
 class _Run:
-    """One training run between its first step, or the one it is continued at, and its last."""
+    """One pass between its first step, or the one it is continued at, and its last."""
 
-    def __init__(self, sae: SAE, batches: Batches, config: TrainConfig, out: Path, engine: Engine):
-        self.sae, self.batches, self.config, self.out, self.engine = sae, batches, config, out, engine
-        groups = [{"params": [p], "peak": config.lr * sae.rates.get(name, 1.0)} for name, p in sae.named_parameters()]
-        self.adam = torch.optim.Adam(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
-        self.running = Running(sae.d_sae, config.dead_after)
-        self.step, self.mean, self.scale = 0, torch.zeros(sae.d_in), 1.0
+    def __init__(self, jobs: Sequence[Job], batches: Batches, out: Path, ranks: Ranks, on_row: OnRow | None):
+        self.batches, self.out, self.ranks, self.on_row = batches, out, ranks, on_row
+        self.learners = [Learner(job, ranks) for job in jobs]
+        self.config, self.step = jobs[0].config, 0
+        dealt = ranks.mode == "site" and ranks.world > 1
+        self.checkpoint = out / (f"checkpoint-{ranks.rank}-of-{ranks.world}.safetensors" if dealt else CHECKPOINT)
+        self._refuse_other_processes()
 
-    def go(self, on_progress: OnProgress | None, interrupt: Interrupt, described: dict) -> SAE:
-        c = self.config
-        if (self.out / CHECKPOINT).exists():
-            self._restore(load_state(self.out / CHECKPOINT))
+    def go(self, on_progress: OnProgress | None, interrupt: Interrupt, described: list[dict]) -> list[SAE]:
+        c, ranks = self.config, self.ranks
+        if self.checkpoint.exists():
+            self._restore(load_state(self.checkpoint))
         else:
             self._calibrate()
-            write_json(self.out / RUN, described)
-        log = Log(self.out, self.step)
+            for learner, one in zip(self.learners, described, strict=True):
+                if ranks.writes:
+                    write_json(learner.out / RUN, one)
+        for learner in self.learners:
+            learner.listen()
         stream = iter(self.batches)
-        mean, device = self.mean.to(self.sae.W_dec.device), self.sae.W_dec.device
         while self.step < c.steps:
-            x = (self._next(stream).to(device, torch.float32) - mean) / self.scale
-            self.running.add(self._advance(x), len(x))
+            self._advance(self._next(stream))
             if self.step % c.log_every == 0 or self.step == c.steps:
-                numbers = self.running.line()
-                row = log.write(
-                    self.step, c.batch_size, numbers | self.sae.watched() | {"lr": c.lr * self._rate(self.step - 1)}
-                )
-                if on_progress:
-                    shown = {"FVU": row["error"], "L0": row["l0"], "dead": f"{row['dead']:.1%}"}
-                    on_progress(self.step, c.steps, shown)
-            if self.step % c.save_every == 0 or interrupt.asked:
-                save_state(self.out / CHECKPOINT, self._state())
-            interrupt.leave_if_asked()
+                self._say(on_progress)
+            asked = ranks.any(bool(interrupt.asked), self.learners[0].device)
+            if self.step % c.save_every == 0 or asked:
+                self._save()
+            if asked:
+                interrupt.leave()
         return self._finish()
 
-    def _advance(self, x: Acts) -> Batch:
-        for group in self.adam.param_groups:
-            group["lr"] = group["peak"] * self._rate(self.step)
-        batch = self.engine.gradients(x)
-        if not math.isfinite(batch.error):
-            raise ConfigError(
-                f"The squared error became {batch.error} at step {self.step}; lr {self.config.lr:g} is probably too high.\n"
-                f"  Lower it and give another --out. What was reached before is in {self.out / CHECKPOINT}."
-            )
-        self.sae.before_step()
-        self.adam.step()
+    def _advance(self, batch: tuple[Tensor, ...]) -> None:
+        """One step of every learner. Those of one site are given the same standardised rows."""
+        at = None
+        for learner in self.learners:
+            if at != (place := self._place(learner)):
+                at, device = place, learner.device
+                x = batch[place].to(device, torch.float32, non_blocking=True)
+                x = (x - learner.mean.to(device)) / learner.scale
+            learner.advance(x)
         self.step += 1
-        self.sae.after_step(batch.l0, self.step / self.config.steps)
-        return batch
 
-    def _rate(self, step: int) -> float:
-        return rate(step, self.config.steps, self.config.warmup, self.config.decay)
+    def _say(self, on_progress: OnProgress | None) -> None:
+        rows = [learner.say() for learner in self.learners]
+        if not self.ranks.writes:
+            return
+        for learner, row in zip(self.learners, rows, strict=True):
+            if self.on_row:
+                self.on_row(learner.out, row)
+        if on_progress:
+            on_progress(self.step, self.config.steps, shown(rows))
 
-    def _next(self, stream: Iterator[Acts]) -> Tensor:
-        x = next(stream, None)
-        if x is None:
+    # Reading.
+
+    def _place(self, learner: Learner) -> int:
+        """Where in a batch the rows of a learner's site stand."""
+        sites = getattr(self.batches, "sites", None)
+        return sites.index(learner.whole.site) if sites and len(sites) > 1 else 0
+
+    def _next(self, stream: Iterator[Any]) -> tuple[Tensor, ...]:
+        batch = next(stream, None)
+        if batch is None:
             raise ConfigError(
                 f"The activations ended after {self.step} of {self.config.steps} steps of {self.config.batch_size}.\n"
                 "  Record more, ask for fewer steps, or read them more than once."
             )
-        self._check(x)
-        return x
+        return self._checked(batch)
 
-    def _check(self, x: Tensor) -> None:
-        if x.dim() != 2 or x.shape[1] != self.sae.d_in:
-            raise ConfigError(f"The activations have shape {tuple(x.shape)}; this dictionary reads [tokens, {self.sae.d_in}].")
-        if not torch.isfinite(x.sum()):
-            row = int((~torch.isfinite(x)).any(1).nonzero()[0])
-            raise ConfigError(
-                f"The activations hold NaN or Inf: row {row} of the batch of step {self.step}. One such row spoils all.\n"
-                "  `scope recording verify` finds where they lie on the disk; record them again, in float32 if they overflowed."
-            )
+    def _checked(self, batch: Any) -> tuple[Tensor, ...]:
+        tensors = batch if isinstance(batch, tuple) else (batch,)
+        checked = set()
+        for learner in self.learners:
+            place, d_in = self._place(learner), learner.whole.d_in
+            x = tensors[place]
+            if x.dim() != 2 or x.shape[1] != d_in:
+                raise ConfigError(f"The activations have shape {tuple(x.shape)}; this dictionary reads [tokens, {d_in}].")
+            if place not in checked and not torch.isfinite(x.sum()):
+                self._refuse_no_number(x, learner)
+            checked.add(place)
+        return tensors
+
+    def _refuse_no_number(self, x: Tensor, learner: Learner) -> None:
+        bad = (~torch.isfinite(x)).any(1).nonzero()
+        if not len(bad):  # large numbers whose sum overflowed
+            return
+        row = int(bad[0])
+        where = getattr(self.batches, "where", None)
+        lies = f", which is {where(row, len(x))}" if where else ""
+        raise ConfigError(
+            f"The activations of {learner.whole.site or 'this site'} hold NaN or Inf: row {row} of the batch of step {self.step}"
+            f"{lies}. One such row spoils all.\n"
+            "  `scope recording verify` finds where they lie on the disk; record them again, in float32 if they overflowed."
+        )
 
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Mean, scale and start weights, from the first activations; the stream is then put back to its beginning."""
-        c, place, sample, n = self.config, self.batches.state_dict(), [], 0
-        for x in self.batches:
-            self._check(x)
-            sample.append(x.float())
-            n += len(x)
-            if n >= c.calibration:
+        places: dict[int, list[Learner]] = {}
+        for learner in self.learners:
+            places.setdefault(self._place(learner), []).append(learner)
+        waiting = list(places)
+        while waiting:
+            held, room = [], _SAMPLE_BYTES
+            while waiting and (not held or room > 0):
+                room -= self.config.calibration * places[waiting[0]][0].whole.d_in * 4
+                held.append(waiting.pop(0))
+            for place, x in self._sample(held).items():
+                mean, scale = self._measured(x)
+                for learner in places[place]:
+                    learner.begin(mean, scale, x[:_START_ROWS])
+
+    def _sample(self, places: list[int]) -> dict[int, Tensor]:
+        at, found, n = self.batches.state_dict(), {place: [] for place in places}, 0
+        for batch in self.batches:
+            tensors = self._checked(batch)
+            for place in places:
+                found[place].append(tensors[place].float())
+            n += len(tensors[0])
+            if n >= self.config.calibration:
                 break
         if n < 2:
             raise ConfigError("There are no activations to train on.")
-        self.batches.load_state_dict(place)
-        x = torch.cat(sample)[: c.calibration]
-        if c.center:
-            self.mean = x.double().mean(0).float()
-        self.scale = float((x - self.mean).double().square().sum(1).mean().sqrt())
-        if self.scale == 0:
+        self.batches.load_state_dict(at)
+        return {place: torch.cat(parts)[: self.config.calibration] for place, parts in found.items()}
+
+    def _measured(self, x: Tensor) -> tuple[Tensor, float]:
+        mean = x.double().mean(0).float() if self.config.center else torch.zeros(x.shape[1])
+        scale = float((x - mean).double().square().sum(1).mean().sqrt())
+        if scale == 0:
             raise ConfigError(f"All {len(x)} activations are equal, so there is nothing to learn.")
-        self.sae.initialise(((x - self.mean) / self.scale)[:8192].to(self.sae.W_dec.device), c.seed)
+        return mean, scale
 
-    def _state(self) -> dict[str, Any]:
-        moments = {name: dict(self.adam.state[p]) for name, p in self.sae.named_parameters()}
-        return {
+    # Keeping and ending.
+
+    def _save(self) -> None:
+        for learner in self.learners:
+            same = learner.sae.parameters() if self.ranks.mode == "data" else [learner.sae.b_dec]
+            self.ranks.must_agree(learner.name, list(same))
+        state = {
+            "version": 2,
             "step": self.step,
-            "parameters": dict(self.sae.named_parameters()),
-            "adam": moments,
-            "schedule": self.sae.training_state(),
-            "engine": self.engine.state(),
             "batches": self.batches.state_dict(),
-            "running": self.running.state_dict(),
-            "random": torch.get_rng_state(),
-            "mean": self.mean,
-            "scale": self.scale,
+            "learners": {str(i): learner.state() for i, learner in enumerate(self.learners)},
         }
+        save_state(self.checkpoint, state, self.ranks.gather, self.ranks.writes)
 
-    @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
-        for name, p in self.sae.named_parameters():
-            p.copy_(state["parameters"][name])
-            self.adam.state[p] = {k: v.to(p.device) for k, v in state["adam"][name].items()}
-        self.sae.load_training_state(state["schedule"])
-        self.engine.load_state(state["engine"])
-        self.batches.load_state_dict(state["batches"])
-        self.running.load_state_dict(state["running"])
-        torch.set_rng_state(state["random"])
-        self.step, self.mean, self.scale = state["step"], state["mean"], state["scale"]
-
-    def _finish(self) -> SAE:
-        sae = self.sae
-        sae.zero_grad(set_to_none=True)
-        sae.fold(self.mean.to(sae.W_dec.device), self.scale)
-        sae.unit_decoder()
-        result = outcome(sae, self.config, read_log(self.out), self.running.dead)
-        sae.provenance["training"] = {
-            "config": asdict(self.config),
-            "scale": self.scale,
-            "mean_norm": self.mean.norm().item(),
-            "threads": torch.get_num_threads(),
-            **result,
-        }
-        sae.provenance["versions"] = {"scope": version_of(), "torch": torch.__version__}
-        save_sae(sae, self.out)
-        (self.out / CHECKPOINT).unlink(missing_ok=True)
-        return sae.eval()
-
-
-def outcome(sae: SAE, config: TrainConfig, log: list[dict], dead: float) -> dict[str, Any]:
-    """L0, FVU and dead share over the last tenth of the run, and what a reader must be told of them."""
-    last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
-    l0, fvu = (sum(row[name] for row in last) / len(last) for name in ("l0", "error"))
-    notes = []
-    target = getattr(sae.config, "target_l0", None) if getattr(sae.config, "l0_weight", None) is None else None
-    if target is not None and abs(l0 / target - 1) > 0.1:
-        way = "more steps" if l0 > target else "more steps, or a lower lr"
-        notes.append(f"The target L0 of {target:g} was not reached: it is {l0:.1f}. Give {way}.")
-    if dead > 0.1:
-        notes.append(
-            f"{dead:.0%} of the latents are dead (silent for {config.dead_after:,} tokens). Try a smaller d_sae, or more L0."
-        )
-    if not config.center and fvu > 0.5:
-        notes.append("Activations were not centred, which a large mean activation punishes with dead latents.")
-    tokens = config.steps * config.batch_size
-    if tokens < config.dead_after:
-        notes.append(
-            f"The run of {tokens:,} tokens is shorter than dead_after ({config.dead_after:,}), so no latent can count as dead."
-        )
-    return {"l0": l0, "fvu": fvu, "dead": dead, "tokens": tokens, "notes": notes}
-
-
-def _finished(out: Path, described: dict) -> bool:
-    """Whether `out` holds this very run, finished.
-
-    Raises:
-        ConfigError: it holds another one, or something that no training made.
-    """
-    before = out / RUN
-    if before.exists():
-        changed = differences(read_json(before), _plain(described))
-        if changed:
-            raise ConfigError(
-                f"{out} holds a training with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\n  Give another --out, or the same settings."
+        if state.get("version") != 2 or len(state["learners"]) != len(self.learners):
+            raise DictionaryError(
+                f"{self.checkpoint} is of another version, or of other dictionaries. Delete it to start the training anew."
             )
-        return (out / MANIFEST).exists() and not (out / CHECKPOINT).exists()
-    if (out / MANIFEST).exists() or (out / "cfg.json").exists():
-        raise ConfigError(f"{out} holds a dictionary that was not trained there. Give another --out.")
-    return False
+        self.batches.load_state_dict(state["batches"])
+        self.step = state["step"]
+        for i, learner in enumerate(self.learners):
+            learner.restore(state["learners"][str(i)])
+
+    def _finish(self) -> list[SAE]:
+        found = [sae for learner in self.learners if (sae := learner.finish())]
+        if self.ranks.writes:
+            self.checkpoint.unlink(missing_ok=True)
+        self.ranks.wait()
+        return found
+
+    def _refuse_other_processes(self) -> None:
+        """Dealt dictionaries are stopped at different steps, so they can only be picked up as they were dealt."""
+        for other in sorted(self.out.glob("checkpoint*.safetensors")):
+            dealt = other.stem.split("-of-")
+            if len(dealt) == 2 and int(dealt[1]) != self.ranks.world:
+                raise ConfigError(
+                    f"{self.out} was begun with the dictionaries dealt to {dealt[1]} processes, and there are {self.ranks.world}.\n"
+                    f"  Start {dealt[1]} (torchrun --nproc-per-node {dealt[1]} … --parallel site), or give another --out."
+                )
+            if len(dealt) == 1 and self.checkpoint.name != CHECKPOINT:
+                raise ConfigError(
+                    f"{self.out} was begun without dealing the dictionaries to processes. Go on without --parallel site, or give "
+                    "another --out."
+                )
 
 
-def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """One line for each setting that is not what it was."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(k for k in now if k not in before)]
-        return [line for k in keys for line in differences(before.get(k), now.get(k), f"{path}.{k}" if path else k)]
-    return [] if before == now else [f"{path}: {before} then, {now} now"]
-
-
-def _plain(value: Any) -> Any:
-    """As it would come back from JSON."""
-    return json.loads(json.dumps(value))
+def _refuse_what_does_not_share(configs: list[TrainConfig]) -> None:
+    for name in _SHARED:
+        values = {getattr(c, name) for c in configs}
+        if len(values) > 1:
+            raise ConfigError(f"Dictionaries of one pass share one {name}; these have {', '.join(map(str, sorted(values)))}.")
