@@ -7,49 +7,13 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, EditError, TokensError
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
+from scope.models.sampling import Sampler, SamplingConfig
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
-_OFTEN_ENOUGH = 1024  # tokens that nearly always hold top_p of the probability: finding them is cheaper than sorting all
+Turns = list[dict[str, str]]
 OnToken = Callable[[int, list[int | None]], bool | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the next token is drawn."""
-
-    max_new_tokens: int = 64
-    """Tokens to add at most; the end of the context may come first."""
-
-    temperature: float = 0.7
-    """0 takes the likeliest token; 1 draws from the model's own distribution."""
-
-    top_k: int | None = None
-    """Draw among this many likeliest tokens only."""
-
-    top_p: float | None = 0.95
-    """Draw among the likeliest tokens that together hold this share of the probability."""
-
-    repetition_penalty: float = 1.1
-    """Divides the score of tokens that were already said; 1 leaves them alone."""
-
-    seed: int = 0
-    """Of the noise. The same seed gives the same text on the same machine."""
-
-    stop: tuple[str, ...] = ()
-    """Strings that end a text as soon as they appear in it."""
-
-    def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more.")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}; it must be at least 1, or None.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1, or be None.")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 turns it off.")
+OnText = Callable[[int, str], bool | None]
 
 
 @dataclass(frozen=True)
@@ -64,19 +28,21 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: Gemma,
+    model: HookedModule,
     prompts: Prompts,
     sampling: SamplingConfig | None = None,
     *,
     fwd_hooks: Sequence = (),
     on_token: OnToken | None = None,
+    on_text: OnText | None = None,
     noise_rows: int | None = None,
     use_cache: bool = True,
 ) -> list[Generation]:
     """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
 
     Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several arms of n prompts gives every
-    arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended) and stops all by returning True.
+    arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended), `on_text(row, piece)` the text as
+    it grows, in whole characters; either stops all by returning True.
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
@@ -92,8 +58,8 @@ def generate(
     pad = [longest - len(row) for row in rows]
     tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)
     real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
-    writers = [_Writer(model, row, sampling.stop) for row in rows]
-    sampler = _Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
+    writers = [_Writer(model, row, sampling) for row in rows]
+    sampler = Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
     cache = model.new_cache() if use_cache else None
     model.run.prompt_lengths = real.sum(1)
     try:
@@ -101,7 +67,7 @@ def generate(
             new, new_real = tokens, real
             for step in range(min(sampling.max_new_tokens, model.cfg.n_ctx - longest)):
                 fed, fed_real = (new, new_real) if use_cache else (tokens, real)
-                logits = _last_logits(model, fed, fed_real, cache)
+                logits = _last_logits(model, fed, fed_real if any(pad) else None, cache)
                 if not torch.isfinite(logits).all():
                     raise EditError(
                         f"The logits of step {step} are not finite"
@@ -110,24 +76,33 @@ def generate(
                 drawn = sampler.draw(logits.cpu())
                 said = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
                 cancelled = bool(on_token and on_token(step, said))
+                if on_text:
+                    pieces = [(row, w.piece()) for row, w in enumerate(writers)]
+                    answers = [on_text(row, piece) for row, piece in pieces if piece]
+                    cancelled |= any(answers)
                 if cancelled or all(w.stopped_by for w in writers):
                     break
                 new = torch.tensor([[model.cfg.eos[0] if i is None else i] for i in said], device=model.device)
                 new_real = torch.ones_like(new, dtype=torch.bool)
-                tokens, real = torch.cat([tokens, new], 1), torch.cat([real, new_real], 1)
+                if any(pad) or not use_cache:
+                    tokens, real = torch.cat([tokens, new], 1), torch.cat([real, new_real], 1)
+            if on_text:  # what waited for the rest of a character
+                for row, w in enumerate(writers):
+                    if rest := w.piece(last=True):
+                        on_text(row, rest)
     finally:
         model.run.prompt_lengths = None
     room = sampling.max_new_tokens <= model.cfg.n_ctx - longest
     return [w.finish("cancelled" if cancelled else "length" if room else "context") for w in writers]
 
 
-def _last_logits(model: Gemma, tokens: Tensor, real: Tensor, cache) -> Tensor:
+def _last_logits(model: HookedModule, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
     """Logits of the last position only: the unembedding of all the others would be thrown away."""
     stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
-    return model.unembed(stream[:, -1:])[:, 0].float()
+    return model.logits_of(stream[:, -1:])[:, 0].float()
 
 
-def _prompt_ids(model: Gemma, prompts: Prompts) -> list[list[int]]:
+def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
     if isinstance(prompts, Tensor):
         prompts = prompts.reshape(-1, prompts.shape[-1]).tolist()
     if isinstance(prompts, str):
@@ -138,56 +113,17 @@ def _prompt_ids(model: Gemma, prompts: Prompts) -> list[list[int]]:
     return rows
 
 
-class _Sampler:
-    """Draws one token a row. Row i has its own noise, so a text does not depend on what else is in the batch."""
-
-    def __init__(self, prompts: list[list[int]], d_vocab: int, sampling: SamplingConfig, noise_rows: int):
-        self.sampling = sampling
-        self.noise = [torch.Generator() for _ in prompts]
-        for i, generator in enumerate(self.noise):
-            generator.manual_seed((sampling.seed * 1_000_003 + i % noise_rows) % 2**63)
-        self.said = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
-        for row, prompt in zip(self.said, prompts, strict=True):
-            row[prompt] = True
-
-    def draw(self, logits: Tensor) -> list[int]:
-        """Tokens for logits [batch vocab], by adding Gumbel noise (minus the log of an exponential): arms with one noise
-        differ only where their scores do."""
-        s = self.sampling
-        if s.repetition_penalty != 1:
-            penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
-            logits = torch.where(self.said, penalised, logits)
-        if s.temperature > 0:
-            logits = _keep_likely(logits / s.temperature, s.top_k, s.top_p)
-            noise = [torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.noise]
-            logits = logits - torch.stack(noise).log_()
-        tokens = logits.argmax(1)
-        self.said[torch.arange(len(tokens)), tokens] = True
-        return tokens.tolist()
-
-
-def _keep_likely(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """-inf outside a row's top_k likeliest tokens and outside the likeliest that together hold top_p of the probability."""
-    if top_k is not None and top_k < logits.shape[1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p is not None and top_p < 1:
-        p = logits.softmax(1)
-        likely, order = p.topk(min(_OFTEN_ENOUGH, p.shape[1]), dim=1)
-        if (likely.sum(1) < top_p).any():  # a flat distribution: then all of it must be sorted
-            likely, order = p.sort(dim=1, descending=True)
-        keep = likely.cumsum(1) - likely < top_p
-        logits = logits.masked_fill(~torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, keep), -torch.inf)
-    return logits
-
-
 class _Writer:
     """One row of the batch: its prompt, its text so far, and why it ended."""
 
-    def __init__(self, model: Gemma, prompt: list[int], stop: tuple[str, ...]):
-        self.prompt, self.stop, self.ids, self.stopped_by = prompt, stop, [], ""
+    def __init__(self, model: HookedModule, prompt: list[int], sampling: SamplingConfig):
+        self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
         self.words = model.tokenizer
         end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
-        self.ends = {*model.cfg.eos, end_of_turn}
+        self.ends = {*model.cfg.eos, end_of_turn} if sampling.stop_at_eos else set()
+        self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
+        self.told = 0  # characters that on_text has seen
+        self.settled, self.settled_ids = "", 0  # text that no later token changes, and how many tokens it took
 
     def take(self, token: int) -> int | None:
         """Keep a drawn token; None when it ends the text."""
@@ -195,10 +131,110 @@ class _Writer:
             self.stopped_by = "eos"
             return None
         self.ids.append(token)
-        if self.stop and self.words and any(end in self.words.decode(self.ids) for end in self.stop):
-            self.stopped_by = "stop"
+        if self.stop and self.words:
+            end = self.words.decode(self.ids[-self.tail :])
+            if any(stop in end for stop in self.stop):
+                self.stopped_by = "stop"
         return token
+
+    def piece(self, last: bool = False) -> str:
+        """The text since the last call; what is spelled in bytes waits until they end, unless this is the `last` call: as long
+        as more may come, they may still become other characters."""
+        if self.words is None or not self.ids or (not last and self.words.pieces(self.ids[-1:])[0].startswith("<0x")):
+            return ""
+        text = self.settled + self.words.decode(self.ids[self.settled_ids :])
+        if len(self.ids) - self.settled_ids > 64:  # decode only what is new, or a long text would cost its square
+            self.settled, self.settled_ids = text, len(self.ids)
+        piece, self.told = text[self.told :], max(self.told, len(text))
+        return piece
 
     def finish(self, otherwise: str) -> Generation:
         text = self.words.decode(self.ids) if self.words else ""
         return Generation(tuple(self.prompt), tuple(self.ids), text, self.stopped_by or otherwise)
+
+
+class Generates(HookedModule):
+    """What gives a model its `generate` method, under TransformerLens' names and with what that one lacks."""
+
+    def generate(
+        self,
+        input: Prompts | Sequence[int] | Turns | list[Turns] = "",
+        max_new_tokens: int = 10,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        do_sample: bool = True,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        stop_at_eos: bool = True,
+        prepend_bos: bool = True,
+        use_past_kv_cache: bool = True,
+        return_type: str = "input",
+        on_text: OnText | None = None,
+        on_token: OnToken | None = None,
+        fwd_hooks: Sequence = (),
+        verbose: bool = False,
+    ) -> str | list[str] | list[int] | list[list[int]] | Tensor | list[Generation]:
+        """Continue text, texts or tokens (rows of unequal length too), or answer chat turns laid out by the model's template.
+
+        What comes back looks like what went in, prompt included: text for text, ids for ids; a tensor is filled with the end
+        token after a row's end. Turns [{"role": "user", "content": ...}] are answered with the reply alone. `return_type`
+        "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these whatever went in. do_sample=False,
+        like temperature 0, takes the likeliest token; the same seed gives the same text. Hooks that are installed, or given
+        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `verbose` is
+        taken for TransformerLens' sake and draws nothing.
+
+        Raises:
+            TokensError: an empty prompt, one that fills the context, or turns for a model without a chat template.
+            ConfigError: a sampling setting or return_type that cannot be.
+            EditError: the logits are not finite.
+        """
+        kinds = ("input", "str", "tokens", "generations")
+        if return_type not in kinds:
+            raise ConfigError(f"return_type is {return_type!r}; it can be {', '.join(kinds)}.")
+        sampling = SamplingConfig(
+            max_new_tokens=max_new_tokens,
+            temperature=float(temperature) if do_sample else 0.0,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_at_eos=stop_at_eos,
+        )
+        one, rows, kind = _read_input(self, input, prepend_bos)
+        found = generate(
+            self, rows, sampling, fwd_hooks=fwd_hooks, on_token=on_token, on_text=on_text, use_cache=use_past_kv_cache
+        )
+        kind = kind if return_type == "input" else return_type
+        if kind == "generations":
+            return found
+        if kind == "tokens":
+            whole = [[*g.prompt_ids, *g.new_ids] for g in found]
+            longest = max(map(len, whole))
+            return torch.tensor([row + [self.cfg.eos[0]] * (longest - len(row)) for row in whole], device=self.device)
+        if kind == "ids":
+            made = [[*g.prompt_ids, *g.new_ids] for g in found]
+        elif kind == "reply":
+            made = [g.text for g in found]
+        else:
+            made = [self.words.decode([*g.prompt_ids, *g.new_ids]) for g in found]
+        return made[0] if one else made
+
+
+def _read_input(
+    model: HookedModule, input: Prompts | Sequence[int] | Turns | list[Turns], prepend_bos: bool
+) -> tuple[bool, list, str]:
+    """(whether one thing went in rather than a list, the rows of ids, what should come back)."""
+    if isinstance(input, Tensor):
+        return False, _prompt_ids(model, input), "tokens"
+    one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], dict | int))
+    items = [input] if one else list(input)
+    if items and isinstance(items[0], str):
+        rows = [model.words.encode(text, bos=prepend_bos) for text in items]
+        return one, _prompt_ids(model, rows), "str"
+    if items and len(items[0]) and isinstance(items[0][0], dict):
+        return one, _prompt_ids(model, [model.words.chat(turns) for turns in items]), "reply"
+    return one, _prompt_ids(model, items), "ids"

@@ -1,10 +1,13 @@
 """Generation: the cache is invisible, rows of a batch do not know of each other, hooks act on new tokens too."""
 
+from copy import copy
+
 import pytest
 import torch
 
-from scope.errors import EditError, TokensError
+from scope.errors import ConfigError, EditError, TokensError
 from scope.models.generate import SamplingConfig, generate
+from scope.models.parts.cache import LayerCache
 
 GREEDY = SamplingConfig(max_new_tokens=20, temperature=0, repetition_penalty=1.0)
 PROMPTS = ["the dog", "my sister looks at the river. the old king counts", "a"]
@@ -101,3 +104,82 @@ def test_the_caller_can_cancel_and_hooks_are_gone_afterwards(tiny_model):
 def test_an_edit_that_breaks_the_numbers_is_refused(tiny_model):
     with pytest.raises(EditError, match="far too strong"):
         generate(tiny_model, "the dog", GREEDY, fwd_hooks=[("blocks.1.hook_resid_post", lambda x, hook: x * float("inf"))])
+
+
+def test_the_method_takes_and_gives_back_text_texts_or_tokens(tiny_model):
+    (one,) = generate(tiny_model, "the dog", GREEDY)
+    whole = tiny_model.words.decode([*one.prompt_ids, *one.new_ids])
+    greedy = {"max_new_tokens": 20, "do_sample": False}
+    assert tiny_model.generate("the dog", **greedy) == whole
+    assert tiny_model.generate(["the dog", "a"], **greedy)[0] == whole
+    assert tiny_model.generate(list(one.prompt_ids), **greedy) == [*one.prompt_ids, *one.new_ids]
+    tokens = tiny_model.generate(tiny_model.to_tokens("the dog"), **greedy)
+    assert tokens[0].tolist() == [*one.prompt_ids, *one.new_ids]
+    assert tiny_model.generate("the dog", return_type="generations", **greedy) == [one]
+    with pytest.raises(ConfigError, match="embeds"):
+        tiny_model.generate("the dog", return_type="embeds")
+
+
+def test_a_row_that_ended_is_filled_with_end_tokens_unless_ends_are_written_like_any_other(tiny_model):
+    prompts = [[2, n] for n in range(7, 80)]
+    eos = tiny_model.cfg.eos[0]
+    rows = tiny_model.generate(prompts, 40, temperature=4.0, return_type="tokens")
+    ended = [row for row in rows.tolist() if eos in row]
+    assert ended
+    assert all(set(row[row.index(eos) :]) == {eos} for row in ended)
+    endless = tiny_model.generate(torch.tensor(prompts), 40, temperature=4.0, stop_at_eos=False)
+    assert endless.shape == (len(prompts), 42)
+    assert any(eos in row[:-1] and row[row.index(eos) + 1] != eos for row in endless.tolist())
+
+
+def test_chat_turns_are_laid_out_by_the_template_and_answered_with_the_reply_alone(tiny_model):
+    tiny_model.tokenizer = copy(tiny_model.tokenizer)
+    tiny_model.tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}. {% endfor %}"
+    )
+    turns = [{"role": "user", "content": "the dog"}]
+    found = tiny_model.generate(turns, 8, do_sample=False)
+    assert (
+        found
+        == generate(tiny_model, "user: the dog. ", SamplingConfig(max_new_tokens=8, temperature=0, repetition_penalty=1))[
+            0
+        ].text
+    )
+    assert tiny_model.generate([turns, turns], 8, do_sample=False) == [found, found]
+    (whole,) = tiny_model.generate(turns, 8, return_type="generations")
+    assert whole.prompt_ids.count(tiny_model.cfg.bos) == 1
+
+
+def test_streamed_pieces_are_the_text_in_whole_characters(tiny_model):
+    pieces = {0: [], 1: []}
+    found = tiny_model.generate(
+        ["the dog", "a"], 60, temperature=3.0, on_text=lambda row, piece: pieces[row].append(piece), return_type="generations"
+    )
+    assert ["".join(pieces[row]) for row in (0, 1)] == [g.text for g in found]
+    assert len(pieces[0]) > 5
+
+
+def test_the_stream_can_be_stopped_by_whoever_listens(tiny_model):
+    (cut,) = tiny_model.generate("the dog", 30, on_text=lambda row, piece: True, return_type="generations")
+    assert cut.stopped_by == "cancelled"
+    assert len(cut.new_ids) < 10
+
+
+@torch.no_grad()
+def test_what_the_cache_gave_out_stays_what_it_was(tiny_config):
+    """A copy that continues elsewhere must not see what the original goes on to write."""
+    for window in (None, 5):
+        layer = LayerCache(window)
+        fork, expected, seen = None, None, []
+        for n in range(300):
+            k = torch.full((2, 1, 2, 12), float(n))
+            k_all, _ = layer.append(k, -k)
+            seen.append((k_all, k_all.clone()))
+            if n == 40:
+                fork = LayerCache(window, layer.k, layer.v)
+                expected = torch.cat([fork.k.clone(), torch.full((2, 1, 2, 12), -1.0)], 1)
+        assert all(torch.equal(a, b) for a, b in seen)
+        assert seen[-1][0][0, :, 0, 0].tolist() == list(range(0 if window is None else 300 - window, 300))
+        mine, _ = fork.append(torch.full((2, 1, 2, 12), -1.0), torch.zeros(2, 1, 2, 12))
+        assert torch.equal(mine, expected)
+        assert layer.keys.shape[2] < (600 if window is None else 100)

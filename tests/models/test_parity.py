@@ -184,3 +184,27 @@ def test_logits_equal_transformers_beyond_the_window_at_the_last_position_of_the
     ours, theirs = gqa
     tokens = some_tokens(ours.cfg, batch=1, length=ours.cfg.n_ctx)
     torch.testing.assert_close(ours(tokens), theirs(tokens, use_cache=False).logits, **CLOSE)
+
+
+@pytest.mark.parametrize("length", [23, 64])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@torch.no_grad()
+def test_who_listens_changes_no_number(pair, side, length, monkeypatch):
+    """Scores are computed whole only for those who listen to them, and else in pieces, here of 16 queries."""
+    from scope.models.parts import attention
+
+    monkeypatch.setitem(attention._NUMBERS, "cpu", 1)
+    ours, _ = pair
+    tokens = some_tokens(ours.cfg, length=length)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    if side != "none":
+        mask[0, slice(0, 9) if side == "left" else slice(-9, None)] = False
+    mask = None if side == "none" else mask
+    _, whole = ours.run_with_cache(tokens, attention_mask=mask)
+    names = [name for name in whole if not name.endswith(("attn_scores", "pattern"))]
+    _, pieces = ours.run_with_cache(tokens, names_filter=names, attention_mask=mask)
+    assert len(names) < len(whole)
+    for name in names:
+        assert (pieces[name] - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
+    _, last = ours.run_with_cache(tokens, names_filter=names[-1], attention_mask=mask)
+    assert torch.equal(last[names[-1]], pieces[names[-1]])

@@ -9,11 +9,13 @@ from torch.nn.functional import cross_entropy
 from scope.errors import ConfigError, TokensError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.names import Embedding, NamedWeights, Unembed
-from scope.models.hooks import HookedModule, HookPoint
-from scope.models.parts.attention import Attention, Inputs, Visible, visible
+from scope.models.generate import Generates
+from scope.models.hooks import HookPoint
+from scope.models.parts.attention import Attention, Inputs
 from scope.models.parts.cache import LayerCache, ModelCache
-from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap
+from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap, soft_cap_
 from scope.models.parts.rope import Angles, rotary_tables
+from scope.models.parts.sight import Sight
 from scope.models.text import Side, TakesText
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
@@ -43,9 +45,9 @@ class Block(nn.Module):
             HookPoint(on_request=True) for _ in range(5)
         )  # copies of the stream, so that what one head or the MLP reads can be changed alone
 
-    def forward(self, resid: Resid, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None) -> Resid:
+    def forward(self, resid: Resid, rotary: tuple[Angles, Angles], sight: Sight, cache: LayerCache | None = None) -> Resid:
         resid_pre = self.hook_resid_pre(resid)
-        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.attn_input(resid_pre), rotary, mask, cache)))
+        attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.attn_input(resid_pre), rotary, sight, cache)))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
         mlp_in = self.hook_mlp_in(resid_mid.clone()) if self.hook_mlp_in.has_hooks() else resid_mid
         mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(mlp_in))))
@@ -76,7 +78,7 @@ class Block(nn.Module):
         return tuple(self.ln1(part) for part in parts)
 
 
-class Gemma(NamedWeights, TakesText, HookedModule):
+class Gemma(NamedWeights, TakesText, Generates):
     """A Gemma 2 language model. `model(tokens)` gives logits [batch pos d_vocab]; sites are named as in TransformerLens."""
 
     def __init__(self, config: GemmaConfig, tokenizer=None):
@@ -122,14 +124,15 @@ class Gemma(NamedWeights, TakesText, HookedModule):
             attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
         self.check(tokens, cache)
+        padded = attention_mask is not None or (cache is not None and cache.padded)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        seen_before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0
-        positions = (real.long().cumsum(1) - 1).clamp(min=0) + seen_before
+        positions = self.positions_of(real, cache, padded)
         if cache is not None:
             cache.extend(positions, real)
+            cache.padded = padded
         if not torch.compiler.is_compiling():
             self.run.tokens, self.run.positions, self.run.real = tokens, positions, real
-        resid = self.run_blocks(self.embed_tokens(tokens), positions, real, cache, stop_at_layer)
+        resid = self.run_blocks(self.embed_tokens(tokens), positions, real if padded else None, cache, stop_at_layer)
         if stop_at_layer is not None:
             return resid
         if return_type is None:  # only for those who listen there
@@ -142,6 +145,14 @@ class Gemma(NamedWeights, TakesText, HookedModule):
         loss = next_token_loss(logits, tokens, real, loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
 
+    def positions_of(self, real: Mask, cache: ModelCache | None = None, padded: bool = True) -> Positions:
+        """Where each token stands, counting real tokens only; padding stands where the last real token does, or at 0."""
+        before = cache.n_tokens if cache is not None else 0
+        if not padded:
+            return torch.arange(before, before + real.shape[1], device=real.device).expand(len(real), -1)
+        seen_before = cache.real.sum(1, keepdim=True) if before else 0
+        return (real.long().cumsum(1) - 1).clamp(min=0) + seen_before
+
     def embed_tokens(self, tokens: Tokens) -> Resid:
         """The embedding times sqrt(d_model), a factor that takes the dtype of the weights."""
         return self.hook_embed(self.embed(tokens))
@@ -150,27 +161,34 @@ class Gemma(NamedWeights, TakesText, HookedModule):
         self,
         resid: Resid,
         positions: Positions,
-        real: Mask,
+        real: Mask | None,
         cache: ModelCache | None = None,
         stop_at_layer: int | None = None,
         start_at_layer: int = 0,
     ) -> Resid:
-        """The stream before block `stop_at_layer` (default: after the last), from the stream before `start_at_layer`."""
-        rotary = rotary_tables(positions, self.cfg.d_head, self.cfg.rope_theta, resid.dtype)
+        """The stream before block `stop_at_layer` (default: after the last), from the stream before `start_at_layer`.
+
+        `real` None says that there is no padding and no gap: every row of positions counts on by one.
+        """
+        turned = positions if real is not None else positions[:1]
+        rotary = rotary_tables(turned, self.cfg.d_head, self.cfg.rope_theta, resid.dtype)
         key_pos, key_real = (positions, real) if cache is None else (cache.positions, cache.real)
-        masks = {w: visible(positions, key_pos, key_real, w) for w in {None, self.cfg.window}}
+        key_real = None if real is None else key_real
+        sights = {w: Sight(positions, key_pos, key_real, w) for w in {None, self.cfg.window}}
         n = len(self.blocks)
         stop = n if stop_at_layer is None else stop_at_layer + n if stop_at_layer < 0 else stop_at_layer
         if not 0 <= stop <= n:
             raise ConfigError(f"stop_at_layer is {stop_at_layer}; this model has blocks 0 to {n - 1}.")
         for layer in range(start_at_layer, stop):
             block = self.blocks[layer]
-            resid = block(resid, rotary, masks[block.window], cache.layers[layer] if cache else None)
+            resid = block(resid, rotary, sights[block.window], cache.layers[layer] if cache else None)
         return resid
 
     def logits_of(self, resid: Resid) -> Logits:
         """Final norm, tied unembedding, soft cap: the logits of a stream that left the last block."""
-        return soft_cap(self.unembed(self.ln_final(resid)), self.cfg.final_cap)
+        scores = self.unembed(self.ln_final(resid))
+        kept = torch.is_grad_enabled() or self.unembed.hook_out.has_hooks()
+        return soft_cap(scores, self.cfg.final_cap) if kept else soft_cap_(scores, self.cfg.final_cap)
 
     def _apply(self, fn, recurse: bool = True):  # what .to(), .half() and .cuda() come to
         moved = super()._apply(fn, recurse)
@@ -178,7 +196,7 @@ class Gemma(NamedWeights, TakesText, HookedModule):
         return moved
 
     def new_cache(self) -> ModelCache:
-        return ModelCache([LayerCache(block.window) for block in self.blocks])
+        return ModelCache([LayerCache(block.window) for block in self.blocks], padded=False)
 
     def check(self, tokens: Tokens, cache: ModelCache | None = None) -> None:
         if tokens.numel() == 0:

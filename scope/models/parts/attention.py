@@ -1,30 +1,25 @@
 """Causal attention with grouped key-value heads, a soft cap on the scores, and an optional sliding window."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.models.hooks import HookPoint, exactly
 from scope.models.parts.cache import LayerCache
-from scope.models.parts.layers import soft_cap
+from scope.models.parts.layers import soft_cap, soft_cap_
 from scope.models.parts.rope import Angles, rotate
-from scope.shapes import Heads, Resid
+from scope.models.parts.sight import Sight
+from scope.shapes import Heads, Keys, Resid
 
-Visible = Bool[Tensor, "batch pos key"]
 PerHead = Float[Tensor, "head d_model d_head"]
 Results = Float[Tensor, "batch pos head d_model"]
 KvInputs = Float[Tensor, "batch pos kv d_model"]
 Inputs = tuple[Results, KvInputs, KvInputs]
+Grouped = Float[Tensor, "batch kv group pos d_head"]
 
 
-def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:
-    """Which keys each query sees: real ones, not after it, and, in a local layer, fewer than `window` back.
-
-    Positions are absolute [batch pos] and [batch key], so the same rule serves prompts, padding and cached decoding.
-    """
-    distance = query_pos[:, :, None] - key_pos[:, None, :]
-    seen = (distance >= 0) & real[:, None, :]
-    return seen if window is None else seen & (distance < window)
+_NUMBERS = {"cpu": 1 << 19}  # scores that exist at once while nobody listens to them: what a cache near the core holds
+_NUMBERS_ELSEWHERE = 1 << 27
 
 
 class Attention(nn.Module):
@@ -44,9 +39,7 @@ class Attention(nn.Module):
         self.hook_result = HookPoint(on_request=True)  # what each head writes
         self.hook_out = HookPoint()  # their sum, before the post norm
 
-    def forward(
-        self, x: Resid | Inputs, rotary: tuple[Angles, Angles], mask: Visible, cache: LayerCache | None = None
-    ) -> Resid:
+    def forward(self, x: Resid | Inputs, rotary: tuple[Angles, Angles], sight: Sight, cache: LayerCache | None = None) -> Resid:
         """`x` is what all heads read, or, where hooks gave heads inputs of their own, those of queries, keys and values."""
         x_q, x_k, x_v = x if isinstance(x, tuple) else (x, x, x)
         q, k = self.hook_q(self.heads(self.q_proj, x_q)), self.hook_k(self.heads(self.k_proj, x_k))
@@ -54,16 +47,52 @@ class Attention(nn.Module):
         q, k = self.hook_rot_q(rotate(q, *rotary)), self.hook_rot_k(rotate(k, *rotary))
         if cache is not None:
             k, v = cache.append(k, v)
-        group = self.n_heads // self.n_kv_heads  # query head h reads key-value head h // group
-        k, v = (t.transpose(1, 2).repeat_interleave(group, dim=1) for t in (k, v))
-        scores = soft_cap(q.transpose(1, 2) @ k.transpose(2, 3) * self.scale, self.cap)
+        listened = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        z = self.hook_z(self.attend(q, k, v, sight) if listened or learns else self.attend_in_pieces(q, k, v, sight))
+        return self.hook_out(self.written(z))
+
+    def attend(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
+        """What each head reads, by way of all its scores."""
+        batch, n, n_keys = *q.shape[:2], k.shape[1]
+        grouped, k, v = self.grouped(q).flatten(2, 3), self.ready(k), self.ready(v)
+        scores = soft_cap((grouped @ k.transpose(2, 3)).view(batch, self.n_heads, n, n_keys) * self.scale, self.cap)
         # A query of padding sees nothing; the lowest finite number keeps its row finite, where -inf would make it NaN.
-        scores = scores.masked_fill(~mask[:, None, :, -k.shape[2] :], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~sight.whole(n_keys)[:, None], torch.finfo(scores.dtype).min)
         scores = self.hook_attn_scores(scores)
         wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
         pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype))
-        z = self.hook_z((pattern @ v).transpose(1, 2))
-        return self.hook_out(self.written(z))
+        z = pattern.reshape(*grouped.shape[:3], n_keys) @ v
+        return z.view(batch, self.n_heads, n, self.d_head).transpose(1, 2)
+
+    def attend_in_pieces(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
+        """The same, some queries at a time and only with the keys that these see: scores that nobody asks for are never
+        all there, and those that the mask would throw away are not computed."""
+        batch, n_keys = len(q), k.shape[1]
+        k, v = self.ready(k), self.ready(v)
+        grouped, z = self.grouped(q), torch.empty_like(q, memory_format=torch.contiguous_format)
+        numbers = _NUMBERS.get(q.device.type, _NUMBERS_ELSEWHERE)
+        for piece in sight.pieces(n_keys, numbers, batch * self.n_heads):
+            some = grouped[:, :, :, piece.queries]
+            scores = some.flatten(2, 3) @ k[:, :, piece.keys].transpose(2, 3)
+            soft_cap_(scores.mul_(self.scale), self.cap)
+            split = scores.view(*some.shape[:4], -1)
+            for columns, hidden in piece.hidden:
+                split[..., columns].masked_fill_(hidden[:, None, None], torch.finfo(scores.dtype).min)
+            wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
+            pattern = torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
+            part = pattern @ v[:, :, piece.keys]
+            z[:, piece.queries] = part.view(batch, self.n_heads, -1, self.d_head).transpose(1, 2)
+        return z
+
+    def grouped(self, q: Heads) -> Grouped:
+        """Query head h reads key-value head h // group: heads that share one become more queries of it."""
+        return q.transpose(1, 2).unflatten(1, (self.n_kv_heads, self.n_heads // self.n_kv_heads))
+
+    def ready(self, k: Keys) -> Float[Tensor, "batch kv key d_head"]:
+        """Head by head, each in one stretch: products of strided matrices round otherwise, and slower."""
+        k = k.transpose(1, 2)
+        return k if k.stride()[-2:] == (self.d_head, 1) else k.contiguous()
 
     def heads(self, projection: nn.Linear, x: Resid | Results) -> Heads:
         """[batch pos head d_head]; each head reads its own x where there is one per head."""

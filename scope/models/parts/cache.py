@@ -11,24 +11,64 @@ from torch import Tensor
 
 from scope.shapes import Heads, Keys
 
+_ROOM = 64  # tokens of room at least, so that not every new one makes new storage
+_LOCAL_ROOM = 1024
 
-@dataclass
+
 class LayerCache:
-    """Keys and values of one layer, [batch key kv d_head]; `window` None keeps all."""
+    """Keys and values of one layer; `window` None keeps all. `k` and `v` show what is remembered, [batch key kv d_head].
 
-    window: int | None = None
-    k: Tensor | None = None
-    v: Tensor | None = None
+    They lie head by head with room at the end: a new token is written behind the others, and storage that is full is
+    replaced by larger, never written over, so that what was given out stays what it was.
+    """
+
+    def __init__(self, window: int | None = None, k: Keys | None = None, v: Keys | None = None):
+        self.window = window
+        self.keys = None if k is None else k.transpose(1, 2)
+        self.values = None if v is None else v.transpose(1, 2)
+        self.start, self.end = 0, 0 if k is None else k.shape[1]
+        self.room = self.end  # what came from outside is not written to
+
+    k = property(lambda self: None if self.keys is None else self.keys[:, :, self.start : self.end].transpose(1, 2))
+    v = property(lambda self: None if self.values is None else self.values[:, :, self.start : self.end].transpose(1, 2))
 
     def append(self, k: Heads, v: Heads) -> tuple[Keys, Keys]:
         """All keys and values that the new tokens may see, the new ones last; then forgets what no later token sees."""
-        if self.k is not None:
-            k, v = torch.cat([self.k, k], dim=1), torch.cat([self.v, v], dim=1)
-        keep = k.shape[1] if self.window is None else min(k.shape[1], self.window - 1)
-        start = k.shape[1] - keep
-        # A slice would keep the whole storage alive; local layers copy their short tail instead.
-        self.k, self.v = (k, v) if start == 0 else (k[:, start:].clone(), v[:, start:].clone())
-        return k, v
+        end = self.end + k.shape[1]
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            seen = self._joined(k, v)
+            self.keys, self.values = (t.transpose(1, 2) for t in seen)
+            self.start, self.end, self.room = 0, seen[0].shape[1], 0
+        elif end <= self.room:
+            self.keys[:, :, self.end : end], self.values[:, :, self.end : end] = k.transpose(1, 2), v.transpose(1, 2)
+            self.end = end
+            seen = self.k, self.v
+        else:
+            seen = self._joined(k, v)
+            n = seen[0].shape[1]
+            keep = n if self.window is None else min(n, self.window - 1)
+            self.room = keep + max(_ROOM, keep // 2 if self.window is None else min(self.window, _LOCAL_ROOM))
+            self.keys, self.values = (self._stored(t[:, n - keep :]) for t in seen)
+            self.start, self.end = 0, keep
+        if self.window is not None:
+            self.start = max(self.start, self.end - self.window + 1)
+        return seen
+
+    def _joined(self, k: Heads, v: Heads) -> tuple[Keys, Keys]:
+        if self.keys is None or self.start == self.end:
+            return k, v
+        return torch.cat([self.k, k], dim=1), torch.cat([self.v, v], dim=1)
+
+    def _stored(self, t: Keys) -> Tensor:
+        """[batch kv room d_head] that begins with t."""
+        batch, n, kv, d_head = t.shape
+        storage = t.new_empty(batch, kv, self.room, d_head)
+        storage[:, :, :n] = t.transpose(1, 2)
+        return storage
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch, in this order."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
 
 
 @dataclass
@@ -38,6 +78,7 @@ class ModelCache:
     layers: list[LayerCache]
     positions: Tensor | None = None  # [batch pos], absolute, of every token so far
     real: Tensor | None = None  # [batch pos], False at padding
+    padded: bool = True  # False where it is known that every token so far is real
     extra: dict = field(default_factory=dict)
 
     @property
@@ -53,4 +94,4 @@ class ModelCache:
         """Keep only these rows of the batch, in this order."""
         self.positions, self.real = self.positions[rows], self.real[rows]
         for layer in self.layers:
-            layer.k, layer.v = layer.k[rows], layer.v[rows]
+            layer.select(rows)

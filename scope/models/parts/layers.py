@@ -22,7 +22,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        squares = x32.square()
+        inverse = torch.rsqrt(squares.mean(-1, keepdim=True) + self.eps)
+        if not (torch.is_grad_enabled() or self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
+            return torch.mul(x32, inverse, out=squares).mul_(1.0 + self.weight.to(x32.dtype)).type_as(x)
         normalized = self.hook_normalized(self._divided(x32, inverse) if self.hook_scale.has_hooks() else x32 * inverse)
         return (normalized * (1.0 + self.weight.to(x32.dtype))).type_as(x)
 
@@ -46,8 +49,15 @@ class GatedMLP(nn.Module):
         self.hook_out = HookPoint()  # before the post norm
 
     def forward(self, x: Resid) -> Resid:
-        gate = gelu(self.hook_pre(self.gate_proj(x)), approximate="tanh")
-        return self.hook_out(self.down_proj(self.hook_post(gate * self.hook_pre_linear(self.up_proj(x)))))
+        pre = self.hook_pre(self.gate_proj(x))
+        gate = gelu_(pre) if self._nobody_holds_pre() else gelu(pre, approximate="tanh")
+        linear = self.hook_pre_linear(self.up_proj(x))
+        post = gate * linear if torch.is_grad_enabled() else gate.mul_(linear)
+        return self.hook_out(self.down_proj(self.hook_post(post)))
+
+    def _nobody_holds_pre(self) -> bool:
+        """Whether what gate_proj gave may be written over: no gradient, and no hook, ours or torch's, that keeps it."""
+        return not (torch.is_grad_enabled() or self.hook_pre.has_hooks() or self.gate_proj._forward_hooks)
 
     # TransformerLens' names, as views; there are no biases.
     W_gate = property(lambda self: self.gate_proj.weight.T)
@@ -57,6 +67,16 @@ class GatedMLP(nn.Module):
     b_out = property(lambda self: self.down_proj.weight.new_zeros(self.down_proj.out_features))
 
 
+def gelu_(x: Tensor) -> Tensor:
+    """GELU in its tanh form, written over x."""
+    return torch.ops.aten.gelu_(x, approximate="tanh")
+
+
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap): squeezes into (-cap, cap); None leaves x as it is."""
     return x if cap is None else torch.tanh(x / cap) * cap
+
+
+def soft_cap_(x: Tensor, cap: float | None) -> Tensor:
+    """The same, written over x."""
+    return x if cap is None else x.div_(cap).tanh_().mul_(cap)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from scope.shapes import Heads, Positions
 
-Angles = Float[Tensor, "batch pos d_head"]
+Angles = Float[Tensor, "#batch pos d_head"]
 
 
 def rotary_tables(positions: Positions, d_head: int, theta: float, dtype: torch.dtype) -> tuple[Angles, Angles]:
@@ -18,5 +18,6 @@ def rotary_tables(positions: Positions, d_head: int, theta: float, dtype: torch.
 
 
 def rotate(x: Heads, cos: Angles, sin: Angles) -> Heads:
+    """x, turned by its position's angles; one row of angles serves all texts whose positions agree."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, :, None] + torch.cat([-second, first], dim=-1) * sin[:, :, None]

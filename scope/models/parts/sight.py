@@ -1,0 +1,86 @@
+"""Which keys a query sees: as one mask, or piece by piece, each piece with only the keys that some query of it sees."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from scope.shapes import Positions
+
+Visible = Bool[Tensor, "batch pos key"]
+KeyPositions = Int[Tensor, "batch key"]
+KeyReal = Bool[Tensor, "batch key"]
+Hidden = Bool[Tensor, "#batch pos _"]
+
+
+def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:
+    """Which keys each query sees: real ones, not after it, and, in a local layer, fewer than `window` back.
+
+    Positions are absolute [batch pos] and [batch key], so the same rule serves prompts, padding and cached decoding.
+    """
+    distance = query_pos[:, :, None] - key_pos[:, None, :]
+    seen = (distance >= 0) & real[:, None, :]
+    return seen if window is None else seen & (distance < window)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some queries, the keys that any of them sees, and which of these are hidden from which: columns, [batch pos column]."""
+
+    queries: slice
+    keys: slice
+    hidden: list[tuple[slice, Hidden]]
+
+
+class Sight:
+    """What one kind of layer sees in one run. Queries are the last of the keys; a layer that forgot early keys has fewer.
+
+    Without padding (`real` None) everything follows from where a token stands, and no mask of the whole is made.
+    """
+
+    def __init__(self, query_pos: Positions, key_pos: KeyPositions, real: KeyReal | None, window: int | None):
+        self.query_pos, self.key_pos, self.real, self.window = query_pos, key_pos, real, window
+        self.made: dict[tuple[int, ...], list[Piece]] = {}
+
+    def whole(self, n_keys: int) -> Visible:
+        """Over the last `n_keys` keys; one row for all texts where there is no padding."""
+        key_pos, query_pos = self.key_pos[:, -n_keys:], self.query_pos
+        if self.real is not None:
+            return visible(query_pos, key_pos, self.real[:, -n_keys:], self.window)
+        return visible(query_pos[:1], key_pos[:1], torch.ones_like(key_pos[:1], dtype=torch.bool), self.window)
+
+    def pieces(self, n_keys: int, numbers: int, rows: int) -> list[Piece]:
+        """Cut so that `rows` (batch times heads) tables of queries by keys hold about `numbers` numbers."""
+        if (n_keys, numbers, rows) not in self.made:
+            n = self.query_pos.shape[1]
+            reach = n_keys if self.window is None else min(n_keys, self.window + 64)
+            step = min(n, max(16, numbers // (rows * reach)))
+            cut = self._by_place if self.real is None else self._by_mask
+            self.made[n_keys, numbers, rows] = cut(n_keys, [slice(a, min(a + step, n)) for a in range(0, n, step)])
+        return self.made[n_keys, numbers, rows]
+
+    def _by_place(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
+        """Query i stands where key `before + i` does; hidden are keys after it and keys a window or more back."""
+        before, window = n_keys - self.query_pos.shape[1], self.window or n_keys + 1
+        place, found = torch.arange(n_keys, device=self.query_pos.device)[None], []
+        for cut in cuts:
+            first, last = before + cut.start, before + cut.stop  # of the queries, among the keys
+            start = max(0, first - window + 1)
+            query = place[:, first:last, None]
+            later = slice(first - start, last - start)
+            hidden = [(later, place[:, None, first:last] > query)] if last - first > 1 else []
+            if last - window > start:  # the last query does not see the first key
+                early = slice(0, last - window - start)
+                hidden.append((early, query - place[:, None, start : last - window] >= window))
+            found.append(Piece(cut, slice(start, last), hidden))
+        return found
+
+    def _by_mask(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
+        mask, found = self.whole(n_keys), []
+        for cut in cuts:
+            part = mask[:, cut]
+            columns = part.any(0).any(0).nonzero().flatten().tolist() or [0, n_keys - 1]
+            keys = slice(columns[0], columns[-1] + 1)
+            found.append(Piece(cut, keys, [(slice(None), ~part[:, :, keys])]))
+        return found
