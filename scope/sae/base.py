@@ -6,6 +6,7 @@ reads its five arrays.
 """
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ class SAE(nn.Module, ABC):
     """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest and its losses."""
 
     kind: str
+    autoencodes = True
+    """Whether it reconstructs what it reads. A transcoder predicts another site, so it can stand in for nothing at its own."""
 
     def __init__(self, config: SAEConfig, site: str = ""):
         if config.d_in < 1:
@@ -28,7 +31,7 @@ class SAE(nn.Module, ABC):
         self.config, self.site = config, site
         self.provenance: dict[str, Any] = {}
         self.rates: dict[str, float] = {}  # parameter -> its learning rate as a multiple of the trainer's, where not 1
-        self.W_enc = nn.Parameter(torch.empty(config.d_in, config.d_sae))
+        self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in).T)  # a latent's weights lie side by side in memory
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
         self.b_dec = nn.Parameter(torch.zeros(config.d_in))
@@ -66,17 +69,29 @@ class SAE(nn.Module, ABC):
         """Named terms whose sum is trained, for standardised activations. This is the reference; an engine may be faster."""
         raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
 
+    def errors(self, latents: Latents, x: Acts) -> dict[str, Scalar]:
+        """The terms of reconstruction: squared error per token ("error") and, where widths are nested, the sum of those
+        that the first latents alone leave ("nested")."""
+        if not self.config.nested:
+            return {"error": (self.decode(latents) - x).square().sum(1).mean()}
+        ends = (0, *self.config.nested, self.d_sae)
+        x_hat, found = self.b_dec, []
+        for start, end in pairwise(ends):
+            x_hat = x_hat + latents[:, start:end] @ self.W_dec[start:end]
+            found.append((x_hat - x).square().sum(1).mean())
+        return {"error": found[-1], "nested": torch.stack(found[:-1]).sum()}
+
     def before_step(self) -> None:
         """Called when all gradients are there and before the optimiser moves the parameters."""
 
     def after_step(self, l0: float, progress: float) -> None:
         """Called after the optimiser; `l0` is this batch's, `progress` the share of the run that is done, 0 to 1."""
 
-    def training_state(self) -> dict[str, float]:
-        """What the next step depends on beside parameters and optimiser: numbers, saved with every checkpoint."""
+    def training_state(self) -> dict[str, Any]:
+        """What the next step depends on beside parameters and optimiser: numbers and tensors, saved with every checkpoint."""
         return {}
 
-    def load_training_state(self, state: dict[str, float]) -> None:
+    def load_training_state(self, state: dict[str, Any]) -> None:
         """Undo of `training_state`."""
 
     def watched(self) -> dict[str, float]:
@@ -99,6 +114,26 @@ class SAE(nn.Module, ABC):
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
+
+
+@torch.no_grad()
+def start_tied(sae: SAE, seed: int) -> None:
+    """Unit decoder rows in random directions, and an encoder that is their transpose."""
+    rows = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed)).to(sae.W_dec)
+    sae.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+    sae.W_enc.copy_(sae.W_dec.T)
+
+
+@torch.no_grad()
+def drop_lengthening(W_dec: nn.Parameter) -> None:
+    """Take from the gradient the part along each unit row, which would only lengthen it (P33)."""
+    if W_dec.grad is not None:
+        W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
+
+
+@torch.no_grad()
+def unit_rows(W_dec: nn.Parameter) -> None:
+    W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def firing(latents: Latents) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What every kind of dictionary must be told."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from scope.errors import ConfigError
 
@@ -15,8 +16,17 @@ class SAEConfig:
     d_in: int = 0
     """Width of the activations that are read; 0 takes it from the recording."""
 
+    nested: tuple[int, ...] = ()
+    """Matryoshka: widths, ascending and below d_sae, whose first latents must reconstruct alone too. Their squared errors are
+    added to the whole dictionary's, so that the first latents learn what is common (arXiv:2503.17547)."""
+
     def __post_init__(self):
         if self.d_sae < 1:
             raise ConfigError(f"d_sae is {self.d_sae}; a dictionary needs at least one latent.")
         if self.d_in < 0:
             raise ConfigError(f"d_in is {self.d_in}; a width cannot be negative.")
+        if any(a >= b for a, b in pairwise((0, *self.nested, self.d_sae))):
+            raise ConfigError(
+                f"nested is {', '.join(map(str, self.nested))}; the widths must rise, from 1 at least, and stay below d_sae "
+                f"({self.d_sae})."
+            )

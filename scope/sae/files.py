@@ -1,18 +1,33 @@
-"""Dictionaries on disk: saved in SAELens' layout with a scope.json beside it, loaded from that, plain SAELens, or
-Gemma Scope."""
+"""Dictionaries on disk: saved in SAELens' layout with a scope.json beside it; loaded from that and from every format in
+`formats/`, from folders, files and the hub."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
-from scope.sae.formats import gemma_scope, sae_lens
+from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
+from scope.sae.formats.arrays import fill
+from scope.sae.formats.files import read_json, write_json
 from scope.sae.kinds import KINDS
 
 MANIFEST = "scope.json"
 SCHEMA = 1
+
+_Reader = Callable[[Path, str | None], SAE]
+FORMATS: dict[str, tuple[str, _Reader]] = {
+    sae_lens.WEIGHTS: ("SAELens", lambda folder, named: sae_lens.read(folder)),
+    gemma_scope.FILE: ("Gemma Scope", lambda folder, named: gemma_scope.read(folder / gemma_scope.FILE, named)),
+    gemma_scope_2.WEIGHTS: ("Gemma Scope 2", gemma_scope_2.read),
+    sparsify.WEIGHTS: ("sparsify", sparsify.read),
+    dictionary_learning.WEIGHTS: ("dictionary_learning", lambda folder, named: dictionary_learning.read(folder)),
+}
+"""The file that holds the weights -> whose format it is, and what reads its folder, told by which name it goes."""
+
+_BESIDE = ("cfg.json", "config.json", MANIFEST, sae_lens.SPARSITY, sae_lens.SCALER, "eval_results.json")
 
 
 def save_sae(sae: SAE, folder: Path | str) -> Path:
@@ -32,25 +47,31 @@ def save_sae(sae: SAE, folder: Path | str) -> Path:
         "config": asdict(sae.config),
         "provenance": sae.provenance,
     }
-    sae_lens.write_json(folder / MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
     return folder
 
 
 def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
-    """A dictionary in float32, from a folder, a params.npz, or a hub id followed by the folder within its repository
-    (google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82).
+    """A dictionary in float32: from a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma
+    Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or from a hub id followed by the
+    folder within its repository (google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82).
+
+    Whatever the format did beside its arrays is folded into them: it reads the site's activations as the model makes them.
 
     Raises:
-        DictionaryError: nothing there, a damaged or torn folder, a form that cannot be read.
+        DictionaryError: nothing there, a damaged, torn or unfinished folder, a form that cannot be read, pickled objects.
         ConfigError: a device that this machine does not have.
     """
     path = Path(folder_or_id).expanduser()
     if path.is_dir():
         sae = _from_folder(path)
+    elif path.is_file() and path.name in FORMATS:
+        sae = _from_folder(path.parent)
     elif path.is_file() and path.suffix == ".npz":
         sae = gemma_scope.read(path)
+        sae.provenance["weights_sha256"] = file_hash(path)
     elif path.exists():
-        raise DictionaryError(f"{path} is no dictionary. Give a folder, or a params.npz.")
+        raise DictionaryError(f"{path} is no dictionary. Give a folder, or one of {', '.join(FORMATS)}.")
     else:
         sae = _from_hub(str(folder_or_id))
     try:
@@ -59,45 +80,49 @@ def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
         raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def _from_folder(folder: Path) -> SAE:
+def _from_folder(folder: Path, named: str | None = None) -> SAE:
+    """`named` is what the folder is called where it was fetched from, if that says more than its path."""
     if (folder / MANIFEST).exists():
         return _ours(folder)
-    if (folder / sae_lens.CONFIG).exists():
-        sae = sae_lens.read(folder)
-        sae.provenance["weights_sha256"] = file_hash(folder / sae_lens.WEIGHTS)
+    found = [file for file in FORMATS if (folder / file).exists()]
+    if len(found) > 1:
+        raise DictionaryError(f"{folder} holds several dictionaries: {', '.join(found)}. Give the file that is meant.")
+    if found:
+        sae = FORMATS[found[0]][1](folder, named or str(folder.resolve()))
+        sae.provenance["weights_sha256"] = file_hash(folder / found[0])
         return sae
-    if (folder / "params.npz").exists():
-        sae = gemma_scope.read(folder / "params.npz", str(folder.resolve()))
-        sae.provenance["weights_sha256"] = file_hash(folder / "params.npz")
-        return sae
-    unfinished = folder / "checkpoint.safetensors"
-    if unfinished.exists():
+    there = sorted(p.name for p in folder.iterdir())
+    if "checkpoint.safetensors" in there:
         raise DictionaryError(f"{folder} holds a training run that has not finished. Give its `scope train` command again.")
+    cut = [name for name in there if name.endswith((".incomplete", ".part", ".tmp", ".crdownload"))]
+    if cut:
+        raise DictionaryError(f"{folder} holds a download that was interrupted ({', '.join(cut)}). Fetch it again.")
+    beside = next((name for name in there if name in ("cfg.json", "config.json")), None)
+    if beside:
+        raise DictionaryError(f"{folder} holds {beside} but no {' and no '.join(FORMATS)}. Copy or fetch the whole folder.")
     raise DictionaryError(
-        f"{folder} holds no dictionary: neither {sae_lens.CONFIG} with {sae_lens.WEIGHTS}, nor params.npz.\n"
-        f"  It holds: {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'nothing'}"
+        f"{folder} holds no dictionary: none of {', '.join(FORMATS)}.\n  It holds: {', '.join(there[:12]) or 'nothing'}"
     )
 
 
 def _ours(folder: Path) -> SAE:
-    manifest = sae_lens.read_json(folder / MANIFEST)
-    if manifest.get("schema") != SCHEMA or manifest.get("kind") not in KINDS:
+    manifest = read_json(folder / MANIFEST)
+    kind = manifest.get("kind")
+    if manifest.get("schema") != SCHEMA or kind not in KINDS:
         raise DictionaryError(
-            f"{folder / MANIFEST} has schema {manifest.get('schema')} and kind {manifest.get('kind')!r}; "
+            f"{folder / MANIFEST} has schema {manifest.get('schema')} and kind {kind!r}; "
             f"this version reads schema {SCHEMA} and {', '.join(KINDS)}."
         )
-    sae = sae_lens.read(folder)
+    arrays = sae_lens.stored(folder)
     found, said = file_hash(folder / sae_lens.WEIGHTS), manifest.get("provenance", {}).get("weights_sha256")
     if found != said:
         raise DictionaryError(
             f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
             f"  Copy the folder again, or delete {MANIFEST} to read it as a plain SAELens folder."
         )
-    sae.config = config_from(manifest["kind"], manifest["config"], folder)
-    if (sae.config.d_in, sae.config.d_sae) != tuple(sae.W_enc.shape):
-        raise DictionaryError(f"{folder / MANIFEST} and the weights disagree about the sizes of the dictionary.")
-    sae.site, sae.provenance = manifest["site"], manifest["provenance"]
-    return sae
+    sae = KINDS[kind].sae(config_from(kind, manifest["config"], folder / MANIFEST), manifest["site"])
+    sae.provenance = manifest["provenance"]
+    return fill(sae, arrays, str(folder))
 
 
 def config_from(kind: str, values: dict[str, Any], where: Path | str):
@@ -107,7 +132,7 @@ def config_from(kind: str, values: dict[str, Any], where: Path | str):
     if unknown:
         raise DictionaryError(f"{where} has settings of another version: {', '.join(sorted(unknown))}.")
     try:
-        return config(**values)
+        return config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except (ConfigError, TypeError) as error:
         raise DictionaryError(f"The settings in {where} cannot be: {error}") from None
 
@@ -117,32 +142,31 @@ def _from_hub(name: str) -> SAE:
     if len(parts) < 3 or name.startswith((".", "/", "~")):
         raise DictionaryError(
             f"There is no folder {name}.\n"
-            "  Give a folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id and the folder in it:\n"
-            "  google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+            "  Give a folder that `scope train` wrote or one in the format of "
+            f"{', '.join(whose for whose, _ in FORMATS.values())},\n  or a hub id and the folder in it: "
+            "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
         )
     repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    def fetch(file: str) -> Path:
-        return Path(hf_hub_download(repo, f"{inside}/{file}"))
+    if parts[-1] == "canonical":
+        raise DictionaryError(
+            f"{name} is a name that SAELens keeps for the dictionary with an L0 nearest 100; the hub has no such folder.\n"
+            "  Give the folder itself, e.g. average_l0_82 for layer 12 of width_16k."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        try:
-            npz = fetch("params.npz")
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            fetch(sae_lens.WEIGHTS)
-            return _from_folder(fetch(sae_lens.CONFIG).parent)
-        sae = gemma_scope.read(npz, name)
-        sae.provenance["weights_sha256"] = file_hash(npz)
-        return sae
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        fetched = Path(snapshot_download(repo, allow_patterns=[f"{inside}/{file}" for file in (*FORMATS, *_BESIDE)])) / inside
+        if not fetched.is_dir():
+            raise ValueError(f"{repo} has no dictionary in {inside}, or it was never fetched here and the hub is not reachable")
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise DictionaryError(
             f"There is no folder {name}, and it could not be fetched from the hub as {inside} in {repo}:\n"
             f"  {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         ) from None
+    sae = _from_folder(fetched, name)
+    sae.provenance["source"] = name
+    return sae
 
 
 def file_hash(file: Path) -> str:

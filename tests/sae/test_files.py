@@ -26,7 +26,7 @@ def saved(tmp_path):
 
 
 def arrays(sae: JumpReLUSAE) -> dict[str, np.ndarray]:
-    return {name: p.detach().numpy() for name, p in sae.named_parameters()}
+    return {name: p.detach().contiguous().numpy() for name, p in sae.named_parameters()}
 
 
 def test_a_dictionary_comes_back_as_it_was_saved(saved):
@@ -107,10 +107,12 @@ def test_a_relu_dictionary_is_read_as_jumprelu_with_thresholds_of_zero(saved):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architecture": "topk"}, "topk"),  # P27
-        ({"architecture": "batchtopk"}, "batchtopk"),
+        ({"architecture": "topk"}, "does not say k"),  # P27
+        ({"architecture": "temporal"}, "temporal"),
+        ({"architecture": "standard", "activation_fn_str": "tanh-relu"}, "tanh-relu"),
         ({"normalize_activations": "expected_average_only_in"}, "normalised"),  # P23
-        ({"apply_finetuning_scaling_factor": True}, "fine-tuning"),
+        ({"normalize_activations": "layer_norm"}, "token by token"),
+        ({"metadata": {"hook_name": "blocks.1.attn.hook_z", "hook_head_index": 3}}, "head 3 alone"),
     ],
 )
 def test_p23_p27_a_form_that_would_be_read_wrongly_is_refused(saved, change, said):
@@ -170,7 +172,7 @@ def test_a_folder_copied_half_way_is_known_as_one(saved):
     with pytest.raises(DictionaryError, match="damaged"):
         load_sae(folder)
     (folder / "sae_weights.safetensors").unlink()
-    with pytest.raises(DictionaryError, match="no sae_weights"):
+    with pytest.raises(DictionaryError, match="has no sae_weights"):
         load_sae(folder)
 
 

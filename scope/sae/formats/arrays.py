@@ -1,52 +1,112 @@
-"""From five foreign arrays to a JumpReLU dictionary, once their shapes and values have been held against one another."""
+"""From foreign arrays to a dictionary, once their shapes and values have been held against one another."""
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
-from scope.errors import DictionaryError
-from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.errors import ConfigError, DictionaryError
+from scope.sae.base import SAE
+from scope.sae.kinds import KINDS
 
-NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 
+def build(kind: str, arrays: dict[str, Tensor], where: str, site: str = "", **settings: Any) -> SAE:
+    """A dictionary of `kind` in float32, from arrays by the names of its parameters; `where` names the file in refusals.
 
-def jumprelu_from(arrays: dict[str, Tensor], where: str, site: str = "") -> JumpReLUSAE:
-    """A dictionary of `arrays`, converted to float32; `where` names the file in refusals.
+    Sizes are those of the biases. Where numbers were stored with less than float32's precision, `provenance["stored"]` says so.
 
     Raises:
         DictionaryError: an array is missing, has another shape than the biases ask for (a transposed matrix is named as such),
-            holds NaN or Inf, or the thresholds look like logarithms.
+            holds NaN or Inf, is turned though square, or the thresholds look like logarithms.
     """
-    missing = [name for name in NAMES if name not in arrays]
-    if missing:
-        raise DictionaryError(f"{where} lacks {', '.join(missing)}.\n  It holds: {', '.join(sorted(arrays)) or 'nothing'}")
-    arrays = {name: arrays[name] for name in NAMES}
-    for name in ("b_enc", "b_dec", "threshold"):
+    need(arrays, ("W_enc", "b_enc", "W_dec", "b_dec"), where)
+    for name in ("b_enc", "b_dec"):
         if arrays[name].dim() != 1:
             raise DictionaryError(f"{name} in {where} has shape {tuple(arrays[name].shape)}; it must be one row of numbers.")
+    if arrays["W_enc"].dim() != 2:
+        raise DictionaryError(f"W_enc in {where} has shape {tuple(arrays['W_enc'].shape)}; it must be a matrix.")
     d_sae, d_in = len(arrays["b_enc"]), len(arrays["b_dec"])
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "threshold": (d_sae,)}
-    for name, shape in shapes.items():
+    if kind == "transcoder":  # the width of what is read may differ, and only W_enc knows it
+        rows, columns = arrays["W_enc"].shape
+        settings = {"d_out": d_in, "skip": "W_skip" in arrays, **settings}
+        d_in = rows if columns == d_sae else columns
+    if kind == "jumprelu":
+        settings.setdefault("target_l0", min(32.0, float(d_sae)))
+    try:
+        sae = KINDS[kind].sae(KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings), site)
+    except ConfigError as error:
+        raise DictionaryError(f"What is in {where} cannot be a dictionary of kind {kind}: {error}") from None
+    return fill(sae, arrays, where)
+
+
+def fill(sae: SAE, arrays: dict[str, Tensor], where: str) -> SAE:
+    """Give a dictionary its arrays, checked as `build` says."""
+    wanted = {name: tuple(p.shape) for name, p in sae.named_parameters()}
+    need(arrays, tuple(wanted), where)
+    for name, shape in wanted.items():
         found = tuple(arrays[name].shape)
         if found != shape:
             turned = " It is transposed: turn it and save it again." if found == shape[::-1] != shape else ""
             raise DictionaryError(
-                f"{name} in {where} has shape {found}; with {d_sae} latents over width {d_in} it must be {shape}.{turned}"
+                f"{name} in {where} has shape {found}; with {sae.d_sae} latents over width {sae.d_in} it must be {shape}."
+                + turned
             )
-    arrays = {name: array.to(torch.float32).contiguous() for name, array in arrays.items()}
+    coarse = {name: _name(a.dtype) for name, a in arrays.items() if name in wanted and torch.finfo(a.dtype).bits < 32}
+    arrays = {name: arrays[name].to(torch.float32).contiguous() for name in wanted}
     for name, array in arrays.items():
         bad = int((~torch.isfinite(array)).sum())
         if bad:
             raise DictionaryError(f"{name} in {where} holds {bad} values that are NaN or Inf. Fetch or train it anew.")
-    if (arrays["threshold"] < 0).float().mean() > 0.5:
+    if "threshold" in arrays and (arrays["threshold"] < 0).float().mean() > 0.5:
         raise DictionaryError(
             f"Most thresholds in {where} are negative (median {arrays['threshold'].median():.2g}): were logarithms stored?\n"
             "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
         )
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=min(32.0, float(d_sae))), site)
-    sae.load_state_dict(arrays)
+    if sae.autoencodes and sae.d_in == sae.d_sae:
+        refuse_turned(arrays["W_enc"], arrays["W_dec"], where)
+    for name, p in sae.named_parameters():
+        p.data = arrays[name]  # as they lie in the file: another layout in memory rounds single tokens otherwise than SAELens
+    if coarse:
+        sae.provenance["stored"] = coarse
     return sae
+
+
+def need(arrays: dict[str, Tensor], names: tuple[str, ...], where: str) -> None:
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DictionaryError(f"{where} lacks {', '.join(missing)}.\n  It holds: {', '.join(sorted(arrays)) or 'nothing'}")
+    strange = [name for name in names if not arrays[name].is_floating_point()]
+    if strange:
+        raise DictionaryError(f"{', '.join(strange)} in {where} are stored as {arrays[strange[0]].dtype}; weights are numbers.")
+
+
+def refuse_turned(W_enc: Tensor, W_dec: Tensor, where: str) -> None:
+    """A square matrix has the right shape either way round, but an encoder's columns lie along the decoder's rows (P28).
+
+    Raises:
+        DictionaryError: they lie along the decoder's columns, or the encoder's rows do along its rows or columns.
+    """
+    pairs = {
+        "": (W_enc.T, W_dec),
+        "W_dec is transposed": (W_enc.T, W_dec.T),
+        "W_enc is transposed": (W_enc, W_dec),
+        "W_enc and W_dec are transposed": (W_enc, W_dec.T),
+    }
+    along = {name: cosine_similarity(a, b, dim=1).median().item() for name, (a, b) in pairs.items()}
+    best = max(along, key=lambda name: along[name])
+    if best and along[best] > 0.3 and along[best] > along[""] + 0.2:
+        raise DictionaryError(
+            f"{where} is square ({len(W_enc)} latents over as wide activations) and {best}: encoder and decoder directions of "
+            f"a latent have a median cosine of {along['']:.2f} as stored and of {along[best]:.2f} turned.\n"
+            "  Turn it and save it again."
+        )
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(array))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,25 +1,34 @@
-"""Gemma Scope's releases: one params.npz per dictionary, and a path that says what it is.
+"""Gemma Scope's releases for Gemma 2: one params.npz per dictionary, and a path that says what it is.
 
-    layer_12/width_16k/average_l0_82/params.npz      in google/gemma-scope-2b-pt-res, -mlp, -att
+    layer_12/width_16k/average_l0_82/params.npz      in google/gemma-scope-2b-pt-res, -mlp, -att, -transcoders
+    embedding/width_4k/average_l0_21/params.npz      in google/gemma-scope-2b-pt-res
 
-Encoding is x @ W_enc + b_enc: their scale and pre-encoder bias are folded in already (arXiv:2408.05147, appendix B).
+Encoding is x @ W_enc + b_enc: their scale and pre-encoder bias are folded in already (arXiv:2408.05147, appendix B). Only the
+embedding's dictionaries read embeddings before their factor sqrt(d_in), which is folded in here.
 """
 
+import os
 import re
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scope.errors import DictionaryError
-from scope.sae.formats.arrays import from_numpy, jumprelu_from
+from scope.sae.base import SAE
+from scope.sae.formats.arrays import build, from_numpy
 from scope.sae.jumprelu import JumpReLUSAE
+from scope.sae.kinds import as_jumprelu
+from scope.sae.transcoder import Transcoder
 
+FILE = "params.npz"
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 _KEYS = {"w_enc": "W_enc", "w_dec": "W_dec"}
+_ARRAYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
-def read(file: Path, named: str | None = None) -> JumpReLUSAE:
+def read(file: Path, named: str | None = None) -> SAE:
     """The dictionary in a params.npz. The site is read from the path (`named`, where it is known better than `file`).
 
     Raises:
@@ -32,19 +41,86 @@ def read(file: Path, named: str | None = None) -> JumpReLUSAE:
         if "pickle" in str(error).lower():
             raise DictionaryError(f"{file} holds pickled objects, which could run code when read. They are refused.") from None
         raise DictionaryError(f"{file} cannot be read as an npz archive: {error}") from None
-    except (zipfile.BadZipFile, EOFError, OSError, AttributeError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, AttributeError, TypeError) as error:
         raise DictionaryError(f"{file} is damaged or not an npz archive ({error}). Fetch it again.") from None
     path = named or str(file)
-    sae = jumprelu_from(arrays, str(file), site_of(path))
-    sae.provenance = {"model": {"model": model_of(path)}, "site": sae.site, "format": "gemma_scope", "source": path}
+    site = site_of(path)
+    if "-transcoders" in path:
+        sae = build("transcoder", arrays, str(file), site, site_out=site.replace("ln2.hook_normalized", "hook_mlp_out"))
+    else:
+        sae = build("jumprelu", arrays, str(file), site)
+    if site == "hook_embed":
+        _scale(sae, sae.d_in**0.5)
+    sae.provenance |= {"model": {"model": model_of(path)}, "site": site, "format": "gemma_scope", "source": path}
+    l0 = re.search(r"average_l0_(\d+)", path)
+    if l0:
+        sae.provenance["declared"] = {"l0": float(l0[1]), "from": "the folder's name"}
     return sae
+
+
+def write(sae: SAE, folder: Path) -> list[str]:
+    """Write params.npz, and return what it cannot say.
+
+    Raises:
+        DictionaryError: a dictionary that five arrays with thresholds cannot express.
+    """
+    if isinstance(sae, Transcoder):
+        if sae.config.k or sae.config.skip:
+            what = "a TopK transcoder" if sae.config.k else "a transcoder with an affine skip"
+            raise DictionaryError(f"Gemma Scope's params.npz has no place for {what}. Keep it as --to scope.")
+        made: SAE = sae
+    else:
+        made = as_jumprelu(sae)
+    arrays = {name: p.detach().to("cpu", torch.float32).numpy() for name, p in made.named_parameters()}
+    if sae.site == "hook_embed":
+        root = np.float32(sae.d_in**0.5)
+        arrays |= {"W_enc": arrays["W_enc"] * root, "W_dec": arrays["W_dec"] / root, "b_dec": arrays["b_dec"] / root}
+    aside = folder / (FILE + ".tmp")
+    try:
+        with open(aside, "wb") as handle:
+            np.savez(handle, **{name: arrays[name] for name in _ARRAYS})
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+    os.replace(aside, folder / FILE)
+    lost = ["model, site and training are not in the file: they are said by the path " + suggested_path(sae)]
+    if not isinstance(sae, JumpReLUSAE | Transcoder):
+        lost.append(f"that it was trained as {sae.kind}; it is written with the threshold that stands for it")
+    if sae.config.nested:
+        lost.append(f"the nested widths {', '.join(map(str, sae.config.nested))}")
+    return lost
+
+
+def suggested_path(sae: SAE) -> str:
+    """Where Gemma Scope would lay this dictionary, as far as that is known."""
+    layer = re.search(r"blocks\.(\d+)\.", sae.site)
+    part = next((short for short, site in SITES.items() if sae.site.endswith(site)), "PART")
+    model = re.search(r"gemma-2-(\d+b)(-it)?", str((sae.provenance.get("model") or {}).get("model")))
+    repo = f"gemma-scope-{model[1]}-{'it' if model[2] else 'pt'}-{part}" if model else f"gemma-scope-MODEL-pt-{part}"
+    l0 = (sae.provenance.get("declared") or sae.provenance.get("training") or {}).get("l0")
+    ends = f"average_l0_{round(l0)}" if isinstance(l0, int | float) else "average_l0_N"
+    return f"{repo}/layer_{layer[1] if layer else 'L'}/width_{round(sae.d_sae / 1024)}k/{ends}/{FILE}"
+
+
+@torch.no_grad()
+def _scale(sae: SAE, factor: float) -> None:
+    """Make a dictionary of x / factor into one of x, whose latents stay as they were."""
+    sae.W_enc.div_(factor)
+    sae.W_dec.mul_(factor)
+    sae.b_dec.mul_(factor)
 
 
 def site_of(path: str) -> str:
     """blocks.12.hook_resid_post, from a path of Gemma Scope's form; empty where the path says too little."""
     layer = re.search(r"layer_(\d+)", path)
-    part = re.search(r"gemma-scope-[^/]*?-(res|mlp|att)\b", path)
-    return f"blocks.{layer[1]}.{SITES[part[1]]}" if layer and part else ""
+    part = re.search(r"gemma-scope-[^/]*?-(res|mlp|att|transcoders)\b", path)
+    if part and part[1] == "res" and "/embedding/" in path:
+        return "hook_embed"
+    if not layer or not part:
+        return ""
+    return f"blocks.{layer[1]}.{SITES.get(part[1], 'ln2.hook_normalized')}"
 
 
 def model_of(path: str) -> str:

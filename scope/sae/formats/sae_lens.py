@@ -1,45 +1,76 @@
 """SAELens' folder: cfg.json beside sae_weights.safetensors. It is also the form in which dictionaries are written here.
 
 What is written says `apply_b_dec_to_input: false` and the SAELens version: without that version SAELens takes older
-defaults and subtracts b_dec before encoding.
+defaults and subtracts b_dec before encoding. What is read becomes x @ W_enc + b_enc, whatever its own convention was.
 """
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
-from scope.sae.formats.arrays import jumprelu_from
-from scope.sae.jumprelu import JumpReLUSAE
+from scope.sae.batch_topk import BatchTopKSAE
+from scope.sae.formats.arrays import build
+from scope.sae.formats.files import read_json, read_safetensors, write_json, write_safetensors
+from scope.sae.gated import GatedSAE
+from scope.sae.topk import TopKSAE
+from scope.sae.transcoder import Transcoder
 
-CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 VERSION = "6.54.12"
 """The SAELens whose layout this is."""
 
+_RELU = ("standard", "transcoder", "skip_transcoder")
+_JUMP = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_BATCH = ("batchtopk", "matryoshka_batchtopk")
+READ = (*_RELU, *_JUMP, *_BATCH, "topk", "gated")
 
-def write(sae: SAE, folder: Path) -> None:
-    """Write both files aside, then into place."""
+
+def write(sae: SAE, folder: Path) -> list[str]:
+    """Write both files aside, then into place; what SAELens will not know of the dictionary is returned.
+
+    Raises:
+        DictionaryError: a TopK transcoder, which SAELens has no architecture for.
+    """
+    config, arrays = config_of(sae), arrays_of(sae)
+    write_safetensors(folder / WEIGHTS, arrays)
+    write_json(folder / CONFIG, config)
+    lost = ["how it was trained, and the hashes of model and weights"] if sae.provenance.get("training") else []
+    if isinstance(sae, BatchTopKSAE):
+        lost.append("that it was trained as batch_topk; for SAELens it is a jumprelu with the threshold that stands for it")
+    if sae.config.nested:
+        lost.append(f"the nested widths {', '.join(map(str, sae.config.nested))}")
+    return lost
+
+
+def architecture_of(sae: SAE) -> str:
+    if isinstance(sae, Transcoder):
+        return "jumprelu_skip_transcoder" if sae.config.skip else "jumprelu_transcoder"
+    return "jumprelu" if isinstance(sae, BatchTopKSAE) else sae.kind
+
+
+def arrays_of(sae: SAE) -> dict[str, Tensor]:
+    """What is stored, by SAELens' names: a Gated's b_enc is its b_gate."""
     arrays = {name: p.detach().to("cpu", torch.float32).contiguous() for name, p in sae.named_parameters()}
-    aside = folder / (WEIGHTS + ".tmp")
-    try:
-        save_file(arrays, aside)
-    except (SafetensorError, OSError) as error:
-        aside.unlink(missing_ok=True)
-        raise as_os_error(error) from None
-    into_place(aside, folder / WEIGHTS)
-    write_json(folder / CONFIG, config_of(sae))
+    if isinstance(sae, GatedSAE):
+        arrays["b_gate"] = arrays.pop("b_enc")
+    return arrays
 
 
 def config_of(sae: SAE) -> dict[str, Any]:
     model, recording = sae.provenance.get("model") or {}, sae.provenance.get("recording") or {}
-    return {
-        "architecture": sae.kind,
+    metadata = {
+        "sae_lens_version": VERSION,
+        "model_name": model.get("model", ""),
+        "hook_name": sae.site,
+        "context_size": recording.get("context"),
+        "prepend_bos": True,
+    }
+    config: dict[str, Any] = {
+        "architecture": architecture_of(sae),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "dtype": "float32",
@@ -47,97 +78,174 @@ def config_of(sae: SAE) -> dict[str, Any]:
         "apply_b_dec_to_input": False,
         "normalize_activations": "none",
         "reshape_activations": "hook_z" if sae.site.endswith("attn.hook_z") else "none",
-        "metadata": {
-            "sae_lens_version": VERSION,
-            "model_name": model.get("model", ""),
-            "hook_name": sae.site,
-            "context_size": recording.get("context"),
-            "prepend_bos": True,
-        },
+        "metadata": metadata,
     }
+    if isinstance(sae, BatchTopKSAE):
+        pass
+    elif isinstance(sae, TopKSAE):
+        config |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+    elif isinstance(sae, Transcoder):
+        if sae.config.k:
+            raise DictionaryError(
+                f"This transcoder fires its {sae.config.k} greatest latents on each token; SAELens' go by thresholds or ReLU.\n"
+                "  Keep it as --to scope."
+            )
+        config |= {"d_out": sae.d_out, "reshape_activations": "none"}
+        metadata["hook_name_out"] = sae.site_out
+    return config
 
 
-def read(folder: Path) -> JumpReLUSAE:
-    """The dictionary in a SAELens folder, as x @ W_enc + b_enc whatever its own convention was.
+def stored(folder: Path) -> dict[str, Tensor]:
+    """The arrays of the folder by our names, as they are stored."""
+    arrays = read_safetensors(folder / WEIGHTS)
+    if "log_threshold" in arrays:
+        arrays["threshold"] = arrays.pop("log_threshold").exp()
+    if "b_gate" in arrays:
+        arrays["b_enc"] = arrays.pop("b_gate")
+    return arrays
+
+
+def read(folder: Path) -> SAE:
+    """The dictionary in a SAELens folder, of any architecture in READ.
 
     Raises:
         DictionaryError: files missing or damaged, or a form that cannot be turned into this one without loss.
     """
     config = read_json(folder / CONFIG)
-    try:
-        arrays = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise DictionaryError(f"{folder} holds {CONFIG} but no {WEIGHTS}. Copy or fetch the whole folder.") from None
-    except (SafetensorError, OSError) as error:
-        raise DictionaryError(f"{folder / WEIGHTS} is damaged ({error}). Copy or fetch it again.") from None
-    metadata = config.get("metadata") or {}
-    architecture = config.get("architecture")
-    if architecture == "standard":  # a ReLU is a JumpReLU whose thresholds are 0
-        arrays["threshold"] = torch.zeros_like(arrays["b_enc"])
-    elif architecture != "jumprelu":
+    arrays, where = stored(folder), str(folder)
+    metadata = config.get("metadata") or config
+    architecture = _architecture(config)
+    _refuse_head(metadata, where)
+    settings: dict[str, Any] = {}
+    kind = "transcoder" if "transcoder" in architecture else {"topk": "topk", "gated": "gated"}.get(architecture, "jumprelu")
+    if architecture in _RELU:  # a ReLU is a JumpReLU whose thresholds are 0
+        arrays["threshold"] = torch.zeros(arrays["b_enc"].shape) if "b_enc" in arrays else torch.zeros(0)
+    if architecture in _BATCH and "topk_threshold" not in arrays and "threshold" not in arrays:
         raise DictionaryError(
-            f"{folder} holds a dictionary of architecture {architecture!r}; jumprelu and standard can be read.\n"
-            "  Read as one of these, it would fire on other tokens than it was trained to."
+            f"{folder} is a BatchTopK without the threshold that stands for its k after training (P27).\n"
+            "  Save it in SAELens with save_inference_model."
         )
-    if "log_threshold" in arrays:
-        arrays["threshold"] = arrays.pop("log_threshold").exp()
-    normalize = config.get("normalize_activations", "none")
-    if normalize not in ("none", None):
-        raise DictionaryError(
-            f"{folder} wants its activations normalised ({normalize}), by a number that is not in the folder.\n"
-            "  Fold it into the weights in SAELens (ActivationScaler, or fold_activation_norm_scaling_factor) and save again."
-        )
-    if config.get("apply_finetuning_scaling_factor") or "finetuning_scaling_factor" in arrays:
-        raise DictionaryError(f"{folder} has a fine-tuning factor on its latents, which is not read. Fold it into W_dec first.")
-    sae = jumprelu_from(arrays, str(folder), metadata.get("hook_name") or config.get("hook_name") or "")
-    if subtracts_b_dec(config):
-        with torch.no_grad():
-            sae.b_enc.sub_(sae.b_dec @ sae.W_enc)
-    sae.provenance = {
-        "model": {"model": metadata.get("model_name") or config.get("model_name") or ""},
+    if architecture in _BATCH:
+        kind, settings = "batch_topk", {"k": float(_k(config, where)), "nested": _nested(config)}
+        if "topk_threshold" in arrays:
+            arrays["threshold"] = torch.full(arrays["b_enc"].shape, arrays.pop("topk_threshold").item())
+    if kind == "topk":
+        settings = {"k": int(_k(config, where))}
+    if kind == "transcoder":
+        settings = {"site_out": metadata.get("hook_name_out") or ""}
+    factor = _finetuning(arrays, folder)
+    scale = _input_scale(config, folder)
+    sae = build(kind, arrays, where, metadata.get("hook_name") or metadata.get("hook_point") or "", **settings)
+    _fold(sae, factor, scale, subtracts_b_dec(config), bool(config.get("rescale_acts_by_decoder_norm")))
+    sae.provenance |= {
+        "model": {"model": metadata.get("model_name") or ""},
         "site": sae.site,
         "format": "sae_lens",
-        "source": str(folder),
+        "source": where,
     }
+    declared = _declared(folder, settings.get("k"))
+    if declared:
+        sae.provenance["declared"] = declared
     return sae
 
 
-def subtracts_b_dec(config: dict) -> bool:
-    """Whether b_dec is taken from x before encoding; SAELens before 6.0 did so unless told otherwise."""
-    version = str((config.get("metadata") or {}).get("sae_lens_version") or "0")
-    old = not version.split(".")[0].isdigit() or int(version.split(".")[0]) < 6
-    return bool(config.get("apply_b_dec_to_input", old))
+@torch.no_grad()
+def _fold(sae: SAE, factor: Tensor | None, scale: float | None, subtracts: bool, by_norm: bool) -> None:
+    """Put into the arrays what SAELens does beside them, in the order in which it does it."""
+    if subtracts and sae.autoencodes:
+        shift = sae.b_dec @ sae.W_enc
+        sae.b_enc.sub_(shift)
+        if isinstance(sae, GatedSAE):
+            sae.b_mag.sub_(shift * sae.r_mag.exp())
+    if by_norm and isinstance(sae, TopKSAE):  # latents are chosen, and a threshold is told, as if decoder rows had norm 1
+        SAE.unit_decoder(sae)
+    if scale is not None:
+        sae.W_enc.mul_(scale)
+        sae.W_dec.div_(scale)
+        sae.b_dec.div_(scale)
+    if factor is not None:
+        sae.W_dec.mul_(factor[:, None])
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, or a DictionaryError that names it."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DictionaryError(f"{file} cannot be read as JSON ({error}).") from None
-    if not isinstance(found, dict):
-        raise DictionaryError(f"{file} holds no JSON object.")
+def _architecture(config: dict[str, Any]) -> str:
+    """The architecture's name; before 6.0, a standard one whose activation function was TopK is a TopK.
+
+    Raises:
+        DictionaryError: one that is not read.
+    """
+    found = str(config.get("architecture", "standard"))
+    function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
+    if function == "topk":
+        return "topk"
+    if found not in READ or function not in ("relu", None):
+        named = repr(found) if found not in READ else f"{found!r} with activation function {function!r}"
+        raise DictionaryError(
+            f"This folder holds a dictionary of architecture {named}; {', '.join(READ)} can be read.\n"
+            "  Read as one of these, it would fire on other tokens than it was trained to."
+        )
     return found
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    into_place(aside, file)
+def _refuse_head(metadata: dict[str, Any], where: str) -> None:
+    head = metadata.get("hook_head_index", metadata.get("hook_point_head_index"))
+    if head is not None:
+        raise DictionaryError(f"{where} reads head {head} alone of {metadata.get('hook_name')}, which is no site here.")
 
 
-def as_os_error(error: Exception) -> Exception:
-    """safetensors wraps what the system said ("No space left on device (os error 28)"); give it back with its number."""
-    if isinstance(error, OSError):
-        return error
-    said = str(error)
-    if "os error " in said:
-        return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
-    return error
+def _k(config: dict[str, Any], where: str) -> float:
+    k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k")
+    if not isinstance(k, int | float):
+        raise DictionaryError(f"{where} is a topk that does not say k: read as a ReLU, far more latents would fire (P27).")
+    return k
 
 
-def into_place(aside: Path, file: Path) -> None:
-    """Rename once the bytes are on the disk, so that a crash leaves the old file or the new one."""
-    with open(aside, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(aside, file)
+def _nested(config: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(w for w in config.get("matryoshka_widths") or () if w < config["d_sae"])
+
+
+def _finetuning(arrays: dict[str, Tensor], folder: Path) -> Tensor | None:
+    """The factor on the latents that fine-tuning left; None where there is none, or all are 1."""
+    factor = next((arrays.pop(n) for n in ("scaling_factor", "finetuning_scaling_factor") if n in arrays), None)
+    if factor is None or torch.equal(factor, torch.ones_like(factor)):
+        return None
+    if factor.dim() != 1 or len(factor) != len(arrays.get("b_enc", ())) or not torch.isfinite(factor).all():
+        raise DictionaryError(f"The fine-tuning factor in {folder} has shape {tuple(factor.shape)}; it must be one per latent.")
+    return factor.float()
+
+
+def _input_scale(config: dict[str, Any], folder: Path) -> float | None:
+    """What activations are multiplied with before encoding, where it was not folded in yet.
+
+    Raises:
+        DictionaryError: it is needed and not there, or differs from token to token (P23).
+    """
+    how = config.get("normalize_activations") or "none"
+    if how in ("none", False):
+        return None
+    if how in (True, "expected_average_only_in"):
+        found = config.get("norm_scaling_factor")
+        if (folder / SCALER).exists():
+            found = read_json(folder / SCALER).get("scaling_factor", found)
+        if isinstance(found, int | float) and found > 0:
+            return float(found)
+        raise DictionaryError(
+            f"{folder} wants its activations normalised (to a mean norm of sqrt(d_in)) by a number that is not in the folder.\n"
+            f"  Copy {SCALER} beside it, or fold it in SAELens (fold_activation_norm_scaling_factor) and save again."
+        )
+    raise DictionaryError(
+        f"{folder} wants its activations normalised ({how}), token by token or by a matrix; neither can be folded into weights."
+    )
+
+
+def subtracts_b_dec(config: dict[str, Any]) -> bool:
+    """Whether b_dec is taken from x before encoding; SAELens does so unless told otherwise."""
+    return bool(config.get("apply_b_dec_to_input", True))
+
+
+def _declared(folder: Path, k: float | None) -> dict[str, Any] | None:
+    """L0 by the sparsity file (log10 of how often each latent fired), or by k."""
+    if (folder / SPARSITY).exists():
+        sparsity = read_safetensors(folder / SPARSITY).get("sparsity")
+        if sparsity is not None:
+            return {"l0": (10.0 ** sparsity.double()).sum().item(), "from": SPARSITY}
+    return {"l0": float(k), "from": "its k"} if k else None

@@ -1,0 +1,97 @@
+"""BatchTopK: in training the k x n greatest pre-activations of a batch of n tokens are the latents, so that hard tokens may
+have more; afterwards a latent fires above a threshold, so that a token's latents do not depend on its neighbours.
+
+The threshold follows the smallest value that training kept, as a running mean. Encoding is JumpReLU's, and that is how the
+dictionary is written for others.
+
+Source: Bussmann et al. 2024, arXiv:2412.06410.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scope.errors import ConfigError
+from scope.sae.base import SAE
+from scope.sae.topk import TopKConfig, TopKSAE
+from scope.shapes import Acts
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchTopKConfig(TopKConfig):
+    """A BatchTopK dictionary."""
+
+    k: float = 32.0
+    """Latents that fire per token, on the mean of a batch."""
+
+    follow: float = 0.01
+    """How fast the threshold follows: the share of its way to the batch's smallest kept value that it goes each step."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.follow <= 1:
+            raise ConfigError(f"follow is {self.follow:g}; it is a share, above 0 and at most 1.")
+
+
+class BatchTopKSAE(TopKSAE):
+    """A TopK dictionary whose k holds over a batch, with the threshold that stands for it after training."""
+
+    kind = "batch_topk"
+    config: BatchTopKConfig
+
+    def __init__(self, config: BatchTopKConfig, site: str = ""):
+        super().__init__(config, site)
+        # Followed, not learnt: the same for all latents until decoder norms are folded into it.
+        self.threshold = nn.Parameter(torch.zeros(config.d_sae), requires_grad=False)
+        self.lowest = 0.0
+
+    def encode(self, x: Tensor) -> Tensor:
+        """By the threshold, one token at a time: what the dictionary does once it is trained."""
+        pre = self.pre_activations(x)
+        return torch.relu(pre) * (pre > self.threshold)
+
+    def choose(self, pre: Tensor) -> Tensor:
+        """By rank within the batch: what is trained."""
+        flat = torch.relu(pre).flatten()
+        values, ids = flat.topk(int(self.config.k * (flat.numel() // self.d_sae)), sorted=False)
+        return torch.zeros_like(flat).scatter(0, ids, values).view_as(pre)
+
+    def note(self, latents: Tensor) -> None:
+        super().note(latents)
+        self.lowest = latents[latents > 0].min().item() if self.fired.any() else 0.0
+
+    @torch.no_grad()
+    def initialise(self, sample: Acts, seed: int = 0) -> None:
+        super().initialise(sample, seed)
+        some = sample[: max(64, 2**24 // self.d_sae)]  # all latents on all of the sample might be large
+        kept = self.choose(self.pre_activations(some))
+        self.threshold.fill_(kept[kept > 0].min() if (kept > 0).any() else 0.0)
+
+    @torch.no_grad()
+    def after_step(self, l0: float, progress: float) -> None:
+        super().after_step(l0, progress)
+        self.threshold.add_(self.config.follow * (self.lowest - self.threshold))
+
+    def watched(self) -> dict[str, float]:
+        return super().watched() | {"threshold": self.threshold.median().item()}
+
+    def training_state(self) -> dict[str, Any]:
+        return super().training_state() | {"threshold": self.threshold.detach()}
+
+    @torch.no_grad()
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        super().load_training_state(state)
+        self.threshold.copy_(state["threshold"])
+
+    @torch.no_grad()
+    def fold(self, mean: Tensor, scale: float) -> None:
+        super().fold(mean, scale)
+        self.threshold.mul_(scale)
+
+    @torch.no_grad()
+    def unit_decoder(self) -> None:
+        """Exact, unlike TopK's: with a threshold of its own, scaling a latent changes no decision."""
+        self.threshold.mul_(self.W_dec.norm(dim=1).clamp_min(1e-12))
+        SAE.unit_decoder(self)

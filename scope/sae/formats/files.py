@@ -1,0 +1,66 @@
+"""JSON objects and safetensors as the formats lay them: read or refused by name, written aside and renamed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scope.errors import DictionaryError
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, or a DictionaryError that names it."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DictionaryError(f"{file} cannot be read as JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise DictionaryError(f"{file} holds no JSON object.")
+    return found
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    into_place(aside, file)
+
+
+def read_safetensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file, or a DictionaryError that says whether it is missing, cut short or something else."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise DictionaryError(f"{file.parent} has no {file.name}. Copy or fetch the whole folder.") from None
+    except (SafetensorError, OSError) as error:
+        raise DictionaryError(f"{file} is damaged or was cut short ({error}). Copy or fetch it again.") from None
+
+
+def write_safetensors(file: Path, arrays: dict[str, Tensor]) -> None:
+    aside = file.with_name(file.name + ".tmp")
+    try:
+        save_file(arrays, aside)
+    except (SafetensorError, OSError) as error:
+        aside.unlink(missing_ok=True)
+        raise as_os_error(error) from None
+    into_place(aside, file)
+
+
+def as_os_error(error: Exception) -> Exception:
+    """safetensors wraps what the system said ("No space left on device (os error 28)"); give it back with its number."""
+    if isinstance(error, OSError):
+        return error
+    said = str(error)
+    if "os error " in said:
+        return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
+    return error
+
+
+def into_place(aside: Path, file: Path) -> None:
+    """Rename once the bytes are on the disk, so that a crash leaves the old file or the new one."""
+    with open(aside, "rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(aside, file)

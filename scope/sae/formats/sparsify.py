@@ -1,0 +1,76 @@
+"""sparsify's folder: cfg.json beside sae.safetensors, named after the module whose output is read ("layers.12").
+
+Always TopK. W_dec has a row per latent, the encoder is a linear layer [d_sae d_in]; b_dec is subtracted before encoding, but
+not in a transcoder.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scope.errors import DictionaryError
+from scope.sae.base import SAE
+from scope.sae.formats.arrays import build
+from scope.sae.formats.files import read_json, read_safetensors
+
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+
+_SITES = {"": "hook_resid_post", ".mlp": "mlp.hook_out", ".self_attn": "attn.hook_out", ".attn": "attn.hook_out"}
+_NAMES = {"encoder.weight": "W_enc", "encoder.bias": "b_enc"}
+
+
+def read(folder: Path, named: str | None = None) -> SAE:
+    """The dictionary in such a folder. `named` is the hook point where the folder's name does not say it.
+
+    Raises:
+        DictionaryError: damaged files, groupmax or signed latents, a coder without decoder.
+    """
+    config, where = read_json(folder / CONFIG), str(folder)
+    activation = config.get("activation", "topk")
+    if activation != "topk" or config.get("signed"):
+        what = f"activation {activation!r}" if activation != "topk" else "signed latents"
+        raise DictionaryError(f"{folder} has {what}; of sparsify's dictionaries those with topk are read.")
+    if not isinstance(config.get("k"), int):
+        raise DictionaryError(f"{folder / CONFIG} does not say k, how many latents fire on each token.")
+    stored = read_safetensors(folder / WEIGHTS)
+    arrays = {_NAMES.get(name, name): value for name, value in stored.items()}
+    if stored.get("encoder.weight") is not None and stored["encoder.weight"].dim() == 2:
+        arrays["W_enc"] = stored["encoder.weight"].T
+    hook = (named or str(folder.resolve())).rstrip("/").rsplit("/", 1)[-1]
+    site = site_of(hook)
+    settings: dict[str, Any] = {"k": config["k"]}
+    if config.get("transcode"):
+        arrays["threshold"] = torch.zeros(arrays["b_enc"].shape) if "b_enc" in arrays else torch.zeros(0)
+        # What goes into a module is no site of ours: into the MLP it is its norm's output, gain included.
+        sae = build("transcoder", arrays, where, "", site_out=site, **settings)
+        sae.provenance["reads"] = f"the input of {hook}"
+    else:
+        if "W_skip" in stored:
+            raise DictionaryError(f"{folder} adds a linear map of its input to what it reconstructs, which is no dictionary.")
+        sae = build("topk", arrays, where, site, **settings)
+        with torch.no_grad():
+            sae.b_enc.sub_(sae.b_dec @ sae.W_enc)
+    sae.provenance |= {
+        "model": {"model": _model(folder)},
+        "site": sae.site,
+        "format": "sparsify",
+        "source": where,
+        "declared": {"l0": float(config["k"]), "from": "its k"},
+    }
+    return sae
+
+
+def site_of(hook: str) -> str:
+    """Our site for the output of a module of transformers, named with or without its prefix; empty where there is none."""
+    if hook.endswith("embed_tokens"):
+        return "hook_embed"
+    found = re.search(r"(?:^|\.)(?:layers|h)[._](\d+)(\.\w+)?$", hook)
+    return f"blocks.{found[1]}.{_SITES[found[2] or '']}" if found and (found[2] or "") in _SITES else ""
+
+
+def _model(folder: Path) -> str:
+    """The model that the run's config.json, beside the hook points' folders, names."""
+    above = folder.resolve().parent / "config.json"
+    return str(read_json(above).get("model", "")) if above.exists() else ""
