@@ -6,7 +6,7 @@ Packs are named by slugs, in the address too; a path never leaves the machine an
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
@@ -92,6 +92,19 @@ def pack(slug: str | None = None) -> FeatureStore:
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _open(folder: str, made: int) -> FeatureStore:
     return FeatureStore.open(folder)
+
+
+def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once for each pack that is open and shared by all who look at it, who leave it as it is."""
+    kept = _kept(str(store.folder), id(store))
+    if name not in kept:
+        kept[name] = make()
+    return kept[name]
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _kept(folder: str, opened: int) -> dict[str, Any]:
+    return {}
 
 
 @st.cache_resource(show_spinner=False)

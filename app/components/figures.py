@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from app.components.palette import ELSEWHERE, MARK, RAISED, lowered_or_raised
@@ -126,6 +127,16 @@ def scatter(
     return _figure(points, 300, *axes)
 
 
+def living(table: pd.DataFrame) -> tuple[go.Figure, int, int]:
+    """Strength by frequency of the latents that fired, how many of them are shown, and how many there are."""
+    alive = np.flatnonzero(table["count"].to_numpy() > 0)
+    x, y = (table[name].to_numpy(float)[alive] for name in ("density", "max"))
+    kept = sample(x, y) if len(alive) else np.arange(0)
+    labels = table["label"].iloc[alive[kept]]
+    figure = scatter(alive[kept], x[kept], y[kept], labels, "density", "largest activation", (True, True))
+    return figure, len(kept), len(alive)
+
+
 def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
     """At most `most` indices of points, drawn with a fixed seed so that sparse regions stay and crowded ones thin out."""
     if len(x) <= most:
@@ -166,5 +177,6 @@ def _literal(text: str) -> str:
 
 def show_line(text: str, most: int = 60) -> str:
     """One line of visible glyphs, cut where it grows long."""
-    glyphs = "".join(show(char) if char < " " or not char.isprintable() else char for char in text)
+    text = text[: 2 * most]
+    glyphs = text if text.isprintable() else "".join(char if char.isprintable() else show(char) for char in text)
     return glyphs if len(glyphs) <= most else glyphs[: most - 1] + "…"

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from app.components.plain import number
@@ -19,23 +20,27 @@ def l0(store: FeatureStore) -> float:
 
 def start_here(store: FeatureStore) -> dict[str, int]:
     """A few latents worth opening first, by what makes them so; chosen from the table alone."""
-    table = store.table
-    flagged = table["flags"].str.contains("dead|dense|rare|duplicate")
-    living = table[~flagged] if (~flagged).any() else table[table["count"] > 0]
-    if living.empty:
-        return {}
-    broad = living[living["n_tokens_half"] >= 3]
+    index = store.index
+    fired = index.column("count") > 0
+    living = fired & ~index.flagged(("dead", "dense", "rare", "duplicate"))
+    living = living if living.any() else fired
+    score = index.column("out_score")
+    known = score[living & ~np.isnan(score)]
+    broad = living & (index.column("n_tokens_half") >= 3) & (score >= (np.median(known) if len(known) else np.inf))
+    steerable = np.zeros(store.d_sae, bool)
+    steerable[store.steerable(1).index] = True
     found: dict[str, int] = {}
-    kinds = {
-        "Says what it will write": (store.steerable(1), "out_score"),
-        "Its label explains it best": (living, "label_score"),
-        "One idea, many tokens": (broad[broad["out_score"].rank(pct=True) > 0.5], "logit_kurtosis"),
-        "Fires hardest": (living, "max"),
-    }
-    for name, (rows, column) in kinds.items():
-        rows = rows[column].drop(index=list(found.values()), errors="ignore").dropna()
-        if len(rows):
-            found[name] = int(rows.idxmax())
+    for name, among, column in (
+        ("Says what it will write", steerable, "out_score"),
+        ("Its label explains it best", living, "label_score"),
+        ("One idea, many tokens", broad, "logit_kurtosis"),
+        ("Fires hardest", living, "max"),
+    ):
+        best = index.order(column)
+        best = best[among[best] & ~np.isnan(index.column(column)[best])]
+        latent = next((int(i) for i in best[: len(found) + 1] if i not in found.values()), None)
+        if latent is not None:
+            found[name] = latent
     return found
 
 

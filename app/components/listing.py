@@ -8,6 +8,7 @@ import streamlit as st
 
 from app.components.figures import show_line
 from scope.errors import PackError
+from scope.features.index import Index
 from scope.features.store import FeatureStore
 from scope.features.text import csv_cell, show
 
@@ -59,27 +60,33 @@ def numbers(store: FeatureStore, words: str) -> np.ndarray:
     return np.array(list(dict.fromkeys(ids)), int)
 
 
-def survivors(table: pd.DataFrame, hidden: list[str], span: tuple[float, float], share: float) -> dict[str, np.ndarray]:
-    """Per filter, which latents it leaves."""
-    density = table["density"].to_numpy()
-    low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
-    flags = table["flags"].to_numpy(str)
-    gone = np.zeros(len(table), bool)
-    for flag in hidden:
-        gone |= np.char.find(flags, flag) >= 0
-    return {
-        "Hide": ~gone,
-        "Density": (density >= low) & (density <= high * (1 + 1e-9)),
-        "Top token's share": table["top_token_share"].to_numpy() <= share + 1e-9,
-    }
+def survivors(index: Index, hidden: list[str], span: tuple[float, float], share: float) -> dict[str, np.ndarray]:
+    """Per filter, which latents it leaves; a filter that is wide open is left out."""
+    density, left = index.column("density"), {}
+    if hidden:
+        left["Hide"] = ~index.flagged(hidden)
+    if span[0] > -7 or span[1] < 0:
+        low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
+        left["Density"] = (density >= low) & (density <= high * (1 + 1e-9))
+    if share < 1:
+        left["Top token's share"] = index.column("top_token_share") <= share + 1e-9
+    return left
 
 
-def shown(table: pd.DataFrame, ids: np.ndarray, sort: str, rising: bool) -> np.ndarray:
-    """Ids in the order asked for; latents without the figure come last either way."""
+def narrowed(masks: dict[str, np.ndarray], n: int, without: str = "") -> np.ndarray:
+    """[n] which latents all filters leave, or all but one of them."""
+    return np.logical_and.reduce([np.ones(n, bool), *(mask for name, mask in masks.items() if name != without)])
+
+
+def shown(index: Index, ids: np.ndarray, keep: np.ndarray, sort: str, rising: bool) -> np.ndarray:
+    """Those of `ids` that are kept, in the order asked for; latents without the figure come last either way."""
     if not sort:
+        ids = ids[keep[ids]]
         return ids[::-1] if rising else ids
-    values = table[sort].to_numpy(float)[ids]
-    return ids[np.argsort(np.where(np.isnan(values), np.inf, values if rising else -values), kind="stable")]
+    if len(ids) < len(keep):
+        keep = keep & np.isin(np.arange(len(keep)), ids)
+    order = index.order(sort, rising)
+    return order[keep[order]]
 
 
 class COLUMNS:

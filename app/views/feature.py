@@ -13,7 +13,7 @@ from scope.errors import ScopeError
 store = session.pack()
 asked = session.asked_latent(store)
 if asked is None:
-    asked = next(iter(health.start_here(store).values()), 0)
+    asked = next(iter(session.once(store, "start here", lambda: health.start_here(store)).values()), 0)
 feature = store[asked]
 session.remember(feature.id)
 python = opening(str(store.folder)) + f"feature = pack[{feature.id}]\n"

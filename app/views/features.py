@@ -7,7 +7,7 @@ import streamlit as st
 from app import session
 from app.components import figures
 from app.components.code import copy_as_python, opening
-from app.components.listing import COLUMNS, FILTERS, MODES, SORTS, csv, found, shown, survivors
+from app.components.listing import COLUMNS, FILTERS, MODES, SORTS, csv, found, narrowed, shown, survivors
 from app.components.plain import plain
 from scope.errors import PackError
 
@@ -39,9 +39,8 @@ try:
 except PackError as refusal:
     st.info(plain(refusal))
     hits, beside = np.empty(0, int), pd.DataFrame()
-masks = survivors(table, hidden, span, share)
-keep = np.logical_and.reduce(list(masks.values()))[hits]
-latents = shown(table, hits[keep], SORTS[sort], rising)
+masks = survivors(store.index, hidden, span, share)
+latents = shown(store.index, hits, narrowed(masks, store.d_sae), SORTS[sort], rising)
 
 with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents")
@@ -63,9 +62,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
 st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS}
 
 if not len(latents) and len(hits):
-    without = {
-        name: int(np.logical_and.reduce([m for other, m in masks.items() if other != name])[hits].sum()) for name in masks
-    }
+    without = {name: int(narrowed(masks, store.d_sae, without=name)[hits].sum()) for name in masks}
     name, back = max(without.items(), key=lambda item: item[1])
     st.info(f"The filters leave nothing of {len(hits):,} found. Without “{name}” {back:,} would be shown.")
     st.button(

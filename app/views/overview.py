@@ -31,7 +31,7 @@ if report is None:
         "one, and `scope features` puts it here."
     )
 
-guides = health.start_here(store)
+guides = session.once(store, "start here", lambda: health.start_here(store))
 if guides:
     st.markdown(
         "##### Start here",
@@ -47,7 +47,8 @@ with left:
     heading("How often latents fire", opening(str(store.folder)) + "pack.table['density'].describe()", "py density")
     dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= 0.1).sum())
     told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on more than 10 % of tokens (blue)."
-    st.plotly_chart(figures.density(table["density"].to_numpy()), config=figures.SMALL, key="density", alt=told)
+    figure = session.once(store, "densities", lambda: figures.density(table["density"].to_numpy()))
+    st.plotly_chart(figure, config=figures.SMALL, key="density", alt=told)
     st.caption(told)
 with right:
     heading(
@@ -56,20 +57,8 @@ with right:
         "py scatter",
         meaning="Click a point.",
     )
-    alive = table[table["count"] > 0]
-    kept = alive.iloc[figures.sample(*(alive[c].to_numpy() for c in ("density", "max")))] if len(alive) else alive
-    figure = figures.scatter(
-        kept.index.to_numpy(),
-        kept["density"].to_numpy(),
-        kept["max"].to_numpy(),
-        kept["label"],
-        "density",
-        "largest activation",
-        (True, True),
-    )
-    told = f"{len(kept):,} of {len(alive):,} living latents." + (
-        " Crowded regions are thinned." if len(kept) < len(alive) else ""
-    )
+    figure, kept, alive = session.once(store, "strength by frequency", lambda: figures.living(table))
+    told = f"{kept:,} of {alive:,} living latents." + (" Crowded regions are thinned." if kept < alive else "")
     picked = st.plotly_chart(figure, config=figures.SMALL, key="scatter", on_select="rerun", selection_mode="points", alt=told)
     st.caption(told)
     if picked.selection.points:

@@ -22,7 +22,8 @@ if "f" in st.query_params and st.session_state.get("steer from") != st.query_par
     st.session_state["steer from"] = st.query_params["f"]
     latents[:] = [asked]
 if not latents:
-    latents.append(asked if asked is not None else next(iter(health.start_here(store).values()), 0))
+    guides = session.once(store, "start here", lambda: health.start_here(store))
+    latents.append(asked if asked is not None else next(iter(guides.values()), 0))
 
 
 def add_row() -> None:

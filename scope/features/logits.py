@@ -31,7 +31,8 @@ def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26)
 
     `directions` are [n d_model] in the residual stream; control tokens are left out. Blocks of about `memory` bytes.
     """
-    gain = 1 + model.ln_final.weight.float()
+    direct = getattr(model, "direct_logits", None)  # of models with other norms than ours
+    gain = None if direct else 1 + model.ln_final.weight.float()
     unembedding = model.W_U.float()
     special = _special(model)
     k = min(k, unembedding.shape[1] - len(special))
@@ -39,7 +40,7 @@ def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26)
     parts: list[list[np.ndarray]] = [[], [], [], [], []]
     for some in directions.float().split(block):
         unit = some / some.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        logits = (unit * gain) @ unembedding
+        logits = direct(unit) if direct else (unit * gain) @ unembedding
         logits -= logits.mean(-1, keepdim=True)
         variance = logits.square().mean(-1)
         kurtosis = logits.pow(4).mean(-1) / variance.square().clamp(min=1e-30) - 3

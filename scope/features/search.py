@@ -22,16 +22,26 @@ def find(store: "FeatureStore", text: str) -> pd.DataFrame:
     wanted = text.strip().casefold()
     if not wanted:
         raise PackError("Nothing to look for: the text is empty. Give a word, as in find('dogs').")
-    table = store.table
-    label, token = table["label"].str.casefold(), table["top_token"].str.casefold()
-    words = label.str.split(r"[^\w']+", regex=True)
-    exact = (token.str.strip() == wanted) | words.map(lambda found: wanted in found)
-    inside = label.str.contains(wanted, regex=False) | token.str.contains(wanted, regex=False)
-    promoted = table["promotes"].map(lambda tokens: any(wanted in t.casefold() for t in tokens))
+    table, index = store.table, store.index
+    label, token = index.text("label"), index.text("top_token")
+    exact = token.equal(wanted) | label.with_word(wanted)
+    inside = label.containing(wanted) | token.containing(wanted)
+    promoted = _among(store.relation("promoted_id"), store.words_with(wanted), len(store.vocab))
     rank = np.select([exact, inside, promoted], [0, 1, 2], 3)
-    where = np.select([exact | inside, promoted], ["label", "promotes"], "")
-    hits = table.assign(found_in=where, rank=rank)[rank < 3]
-    return hits.sort_values(["rank", "top_token_share"], ascending=[True, False], kind="stable")[["found_in", *_SHOWN]]
+    latents = np.flatnonzero(rank < 3)
+    order = np.lexsort((-index.column("top_token_share")[latents], rank[latents]))
+    latents = latents[order]
+    where = np.where(rank[latents] < 2, "label", "promotes")
+    hits = table.iloc[latents][_SHOWN]
+    hits.insert(0, "found_in", where)
+    return hits
+
+
+def _among(ids: np.ndarray, wanted: np.ndarray, d_vocab: int) -> np.ndarray:
+    """[d_sae] whether one of the latent's ids is wanted."""
+    listed = np.zeros(d_vocab + 1, bool)
+    listed[wanted] = True
+    return listed[ids].any(1)  # the empty place -1 reads the last one, which is never wanted
 
 
 _COMMON = 100  # tokens so frequent that a text with more of them says nothing
@@ -44,14 +54,18 @@ def steerable(store: "FeatureStore", n: int, words: bool = True) -> pd.DataFrame
     a space, a single letter or one of the commonest tokens of the corpus: their effect is large and hard to see. Where
     nothing is left, all that fired are ranked.
     """
-    table = store.table
-    chosen = (table["count"] > 0) & ~table["flags"].str.contains("dead|dense|rare|duplicate")
+    index = store.index
+    fired = index.column("count") > 0
+    chosen = fired & ~index.flagged(("dead", "dense", "rare", "duplicate"))
     if words:
         common = set(store.pieces(np.argsort(-store.token_totals, kind="stable")[:_COMMON]))
-        telling = table["promotes"].map(lambda tokens: [sum(map(str.isalpha, t)) > 1 and t not in common for t in tokens[:5]])
-        chosen &= telling.map(lambda found: bool(found) and all(found))
-    chosen = chosen if chosen.any() else table["count"] > 0
-    return table[chosen].nlargest(n, "out_score")
+        dull = [sum(map(str.isalpha, piece)) < 2 or piece in common for piece in store.vocab]
+        five = store.relation("promoted_id")[:, :5]
+        chosen &= (five >= 0).any(1) & ~_among(five, np.flatnonzero(dull), len(store.vocab))
+    chosen = chosen if chosen.any() else fired
+    best = index.order("out_score")
+    best = best[chosen[best] & ~np.isnan(index.column("out_score")[best])]
+    return store.table.iloc[best[:n]]
 
 
 def token_ids(store: "FeatureStore", token: str) -> np.ndarray:
@@ -60,11 +74,10 @@ def token_ids(store: "FeatureStore", token: str) -> np.ndarray:
     Raises:
         PackError: no piece of the vocabulary is this token.
     """
-    exact = [i for i, piece in enumerate(store.vocab) if piece == token]
+    exact = store.ids_of.get(token, [])
     if exact and token != token.strip():
         return np.array(exact)
-    wanted = token.strip().casefold()
-    loose = [i for i, piece in enumerate(store.vocab) if wanted and piece.strip().casefold() == wanted]
+    loose = store.loose_ids_of.get(token.strip().casefold(), []) if token.strip() else []
     if not loose and not exact:
         raise PackError(
             f"No token of this vocabulary is {token!r}. Longer words are split into several; try a part, or find({token!r})."
@@ -75,11 +88,14 @@ def token_ids(store: "FeatureStore", token: str) -> np.ndarray:
 def fires_on(store: "FeatureStore", token: str) -> pd.DataFrame:
     """Latents with this token among their most frequent ones, ranked by P(fires | token) x P(token | fires)."""
     ids, counts = store.relation("token_id"), store.relation("token_count")
-    here = np.where(np.isin(ids, token_ids(store, token)), counts, 0).sum(1)
+    wanted = token_ids(store, token)
+    some = np.flatnonzero(_among(ids, wanted, len(store.vocab)))
+    here = np.zeros(store.d_sae, counts.dtype)
+    here[some] = np.where(np.isin(ids[some], wanted), counts[some], 0).sum(1)
     latents = np.flatnonzero(here)
-    stood = max(int(store.token_totals[token_ids(store, token)].sum()), 1)
+    stood = max(int(store.token_totals[wanted].sum()), 1)
     table = store.table.iloc[latents]
-    given_fires = here[latents] / table["count"].to_numpy()
+    given_fires = here[latents] / np.maximum(table["count"].to_numpy(), 1)
     given_token = here[latents] / stood
     lift = given_fires / (stood / max(store.n_tokens, 1))
     hits = table[_SHOWN].assign(p_fires_given_token=given_token, p_token_given_fires=given_fires, lift=lift)
@@ -89,14 +105,17 @@ def fires_on(store: "FeatureStore", token: str) -> pd.DataFrame:
 def promotes(store: "FeatureStore", token: str) -> pd.DataFrame:
     """Latents with this token among the ten they promote most, ranked by logit; `measured` is the rise of its probability."""
     wanted = token_ids(store, token)
-    logits = _best(store.relation("promoted_id"), store.relation("promoted_logit"), wanted)
-    rises = _best(store.relation("measured_id"), store.relation("measured_rise"), wanted)
+    logits = _best(store, "promoted_id", "promoted_logit", wanted)
+    rises = _best(store, "measured_id", "measured_rise", wanted)
     latents = np.flatnonzero(~np.isnan(logits) | ~np.isnan(rises))
     hits = store.table.iloc[latents][_SHOWN].assign(logit=logits[latents], measured=rises[latents])
     return hits.sort_values(["logit", "measured"], ascending=False, kind="stable", na_position="last")
 
 
-def _best(ids: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _best(store: "FeatureStore", ids: str, values: str, wanted: np.ndarray) -> np.ndarray:
     """[d_sae] the largest value at a wanted id, NaN where there is none."""
-    best = np.where(np.isin(ids, wanted), values, -np.inf).max(1, initial=-np.inf)
-    return np.where(np.isfinite(best), best, np.nan)
+    ids, values = store.relation(ids), store.relation(values)
+    some = np.flatnonzero(_among(ids, wanted, len(store.vocab)))
+    best = np.full(store.d_sae, np.nan)
+    best[some] = np.where(np.isin(ids[some], wanted), values[some], -np.inf).max(1, initial=-np.inf)
+    return best

@@ -13,6 +13,7 @@ import pandas as pd
 from scope.errors import PackError
 from scope.features import search
 from scope.features.feature import Feature
+from scope.features.index import Index
 from scope.features.layout import FILES, RELATIONS, load_json, read_manifest, verify
 
 
@@ -66,6 +67,11 @@ class FeatureStore:
         return table
 
     @cached_property
+    def index(self) -> Index:
+        """Orders, flags and texts of the table, ready to be asked."""
+        return Index(self.table)
+
+    @cached_property
     def health(self) -> dict[str, Any] | None:
         """The evaluation report and the training curves, where they were given."""
         return load_json(self.folder / "health.json") if "health.json" in self.manifest["files"] else None
@@ -101,6 +107,25 @@ class FeatureStore:
 
     def pieces(self, ids) -> list[str]:
         return [self.vocab[i] if 0 <= i < len(self.vocab) else f"<{i}>" for i in map(int, ids)]
+
+    def words_with(self, text: str) -> np.ndarray:
+        """Ids of the pieces that hold a text, whatever its case."""
+        wanted = text.casefold()
+        return np.array([i for i, piece in enumerate(self._folded) if wanted in piece], int)
+
+    @cached_property
+    def ids_of(self) -> dict[str, list[int]]:
+        """Ids by piece, to the letter."""
+        return _places(self.vocab)
+
+    @cached_property
+    def loose_ids_of(self) -> dict[str, list[int]]:
+        """Ids by piece, without regard to case and outer spaces."""
+        return _places([piece.strip() for piece in self._folded])
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        return [piece.casefold() for piece in self.vocab]
 
     def __len__(self) -> int:
         return self.d_sae
@@ -212,3 +237,10 @@ class FeatureStore:
 
     def __repr__(self) -> str:
         return f"FeatureStore({self.title}, {self.n_tokens:,} tokens, {str(self.folder)!r})"
+
+
+def _places(texts: list[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        places.setdefault(text, []).append(i)
+    return places

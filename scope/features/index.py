@@ -1,0 +1,117 @@
+"""What makes a table of a million latents answer at once: flags as bits, orders that are kept, texts matched piece by piece.
+
+Everything is built on first use and kept with the store; nothing here is written to disk.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from threading import RLock
+
+import numpy as np
+import pandas as pd
+
+FLAGS = ("dead", "dense", "rare", "single-token", "duplicate", "output")
+"""Flags by their bit."""
+
+
+class Index:
+    """Over the columns of one table. Safe to share between threads."""
+
+    def __init__(self, table: pd.DataFrame):
+        self.table = table
+        self._lock = RLock()
+        self._columns: dict[str, np.ndarray] = {}
+        self._orders: dict[str, np.ndarray] = {}
+        self._pieces: dict[str, Pieces] = {}
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers as float64."""
+        with self._lock:
+            if name not in self._columns:
+                self._columns[name] = self.table[name].to_numpy(np.float64)
+            return self._columns[name]
+
+    def order(self, name: str, rising: bool = False) -> np.ndarray:
+        """All ids by this column, falling or rising, equal ones by id; those without the figure come last either way."""
+        key = f"{name} {'up' if rising else 'down'}"
+        with self._lock:
+            if key not in self._orders:
+                values = self.column(name)
+                self._orders[key] = order_of(values if rising else -values)
+            return self._orders[key]
+
+    @cached_property
+    def bits(self) -> np.ndarray:
+        """[d_sae] one bit a flag, in the order of FLAGS."""
+        codes, texts = pd.factorize(self.table["flags"])
+        known = np.array([sum(1 << i for i, flag in enumerate(FLAGS) if flag in text.split(",")) for text in texts], np.uint8)
+        return known[codes]
+
+    def flagged(self, flags: Sequence[str]) -> np.ndarray:
+        """[d_sae] whether a latent bears any of these flags."""
+        mask = np.uint8(sum(1 << FLAGS.index(flag) for flag in flags))
+        return (self.bits & mask) != 0
+
+    def text(self, name: str) -> "Pieces":
+        """A column of texts, to be searched."""
+        with self._lock:
+            if name not in self._pieces:
+                self._pieces[name] = Pieces(self.table[name])
+            return self._pieces[name]
+
+
+class Pieces:
+    """A column of texts of which many are equal: each different one is looked at once, whatever its case."""
+
+    def __init__(self, column: pd.Series):
+        import pyarrow as pa
+
+        self.codes, texts = pd.factorize(column)
+        self.folded = [str(text).casefold() for text in texts]
+        self._arrow = pa.array(self.folded, pa.large_string())
+
+    def containing(self, wanted: str) -> np.ndarray:
+        """[rows] whether the text holds `wanted`, which is case-folded already."""
+        return self._over(self._holding(wanted))
+
+    def equal(self, wanted: str) -> np.ndarray:
+        """[rows] whether the text is `wanted`, but for outer spaces."""
+        holding = self._holding(wanted)
+        return self._over(self._refined(holding, lambda text: text.strip() == wanted))
+
+    def with_word(self, wanted: str) -> np.ndarray:
+        """[rows] whether one of the text's words is `wanted`."""
+        holding = self._holding(wanted)
+        return self._over(self._refined(holding, lambda text: wanted in re.split(r"[^\w']+", text)))
+
+    def _holding(self, wanted: str) -> np.ndarray:
+        import pyarrow.compute as pc
+
+        return pc.match_substring(self._arrow, wanted).to_numpy(zero_copy_only=False)
+
+    def _refined(self, holding: np.ndarray, test) -> np.ndarray:
+        found = holding.copy()
+        for i in np.flatnonzero(holding):
+            found[i] = test(self.folded[i])
+        return found
+
+    def _over(self, found: np.ndarray) -> np.ndarray:
+        return found[self.codes]
+
+
+def order_of(values: np.ndarray) -> np.ndarray:
+    """The order that sorts `values` upwards, equal ones by place, NaN last: np.argsort(values, kind="stable"), faster.
+
+    Value and place share one 64-bit key: the lowest bits of the value make room for the place. What is rounded together by
+    that is sorted once more.
+    """
+    values = np.where(np.isnan(values), np.inf, values) + 0.0  # + 0 makes one zero of both
+    bits = values.view(np.int64)
+    rising = (bits ^ ((bits >> 63) & np.int64(2**63 - 1))).view(np.uint64) ^ np.uint64(1 << 63)
+    room = np.uint64(max(len(values) - 1, 1).bit_length())
+    keys = ((rising >> room) << room) | np.arange(len(values), dtype=np.uint64)
+    keys.sort()
+    order = (keys & np.uint64((1 << int(room)) - 1)).astype(np.int64)
+    ordered = values[order]
+    return order if (ordered[1:] >= ordered[:-1]).all() else order[np.argsort(ordered, kind="stable")]

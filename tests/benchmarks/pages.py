@@ -1,0 +1,244 @@
+"""How fast a large pack is browsed: the store's answers, the table's filters and sorts, and the script time of every page.
+
+    python -m tests.benchmarks.pages [--latents 131072] [--rows 1048576] [--pages]
+
+Writes a pack of made-up numbers (only its size matters here) into a temporary folder, times each answer, and prints the
+median, the 95th percentile and the memory of the process. `--pages` runs the pages themselves, as the server would.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from scope.features.index import Index, order_of
+from scope.features.layout import N_BINS, PackArrays, write_pack
+from scope.features.store import FeatureStore
+from scope.features.table import COLUMNS
+
+N_TOP, N_BANDED, N_RANDOM, HALF = 12, 15, 8, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--latents", type=int, default=131_072)
+    parser.add_argument("--rows", type=int, default=1_048_576)
+    parser.add_argument("--repeat", type=int, default=20)
+    parser.add_argument("--pages", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pack = Path(folder) / "large.pack"
+        large_pack(pack, args.latents)
+        size = sum(file.stat().st_size for file in pack.iterdir())
+        print(f"a pack of {args.latents:,} latents, {size / 1e6:,.0f} MB")
+        answers(pack, args.repeat)
+        if args.pages:
+            pages(pack, args.repeat)
+    rows(args.rows, args.repeat)
+    print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+
+
+def timed(name: str, call: Callable[[int], object], n: int) -> None:
+    seconds = []
+    for i in range(n):
+        started = time.perf_counter()
+        call(i)
+        seconds.append(time.perf_counter() - started)
+    first, rest = seconds[0], sorted(seconds[1:])
+    p95 = rest[min(len(rest) - 1, int(0.95 * len(rest)))]
+    told = f"first {1000 * first:8.1f} ms   median {1000 * rest[len(rest) // 2]:7.1f}   p95 {1000 * p95:7.1f}"
+    print(f"{name:42} {told}", flush=True)
+
+
+def answers(pack: Path, n: int) -> None:
+    from app.components import health, listing
+
+    started = time.perf_counter()
+    store = FeatureStore.open(pack)
+    assert len(store.table) == store.d_sae
+    print(f"{'opening, with the table':42} {1000 * (time.perf_counter() - started):8.1f} ms")
+    ids = np.random.default_rng(1).integers(0, store.d_sae, n)
+    timed("a latent: row, examples, relations", lambda i: whole(store, int(ids[i])), n)
+    timed("find a word", lambda i: store.find(store.vocab[500 + i].strip()), n)
+    timed("fires on a token", lambda i: store.fires_on(store.vocab[500 + i]), n)
+    timed("promotes a token", lambda i: store.promotes(store.vocab[500 + i]), n)
+    timed("start here", lambda i: health.start_here(store), n)
+    timed("tiles", lambda i: health.tiles(store), n)
+    everything = np.arange(store.d_sae)
+    timed("filters", lambda i: listing.survivors(store.index, ["dead", "dense"], (-5.0, -1.0), 0.9), n)
+    timed("sort by density", lambda i: listing.shown(store.index, everything, everything >= 0, "density", bool(i % 2)), n)
+    timed("CSV of the whole result", lambda i: listing.csv(store.table), 2)
+
+
+def whole(store: FeatureStore, latent: int) -> None:
+    feature = store[latent]
+    assert all(len(part) for part in (feature.row, feature.histogram, feature.neighbours, feature.tokens))
+    for group in feature.groups:
+        feature.examples(group, 12)
+
+
+def rows(n: int, repeat: int) -> None:
+    """Filters and sorts over a table of `n` rows."""
+    from app.components import listing
+
+    table = made_up_table(n, np.random.default_rng(0), [f" w{i}" for i in range(4096)])
+    index, everything = Index(table), np.arange(n)
+    print(f"a table of {n:,} rows, {table.memory_usage(deep=True).sum() / 1e6:,.0f} MB in memory")
+
+    def narrowed(i: int) -> np.ndarray:
+        return listing.narrowed(listing.survivors(index, ["dead", "dense"], (-5.0 - 0.01 * i, -1.0), 0.9), n)
+
+    timed("filter", narrowed, repeat)
+    every = everything >= 0
+    by = ("density", "max", "out_score")
+    timed("sort, by a column not asked for before", lambda i: order_of(index.column(by[i % 3])), repeat)
+    timed("sort", lambda i: listing.shown(index, everything, every, by[i % 3], bool(i % 2)), repeat)
+    timed("filter, then sort", lambda i: listing.shown(index, everything, narrowed(i), "max", False), repeat)
+
+
+def pages(pack: Path, n: int) -> None:
+    """Script time of each page, run as Streamlit runs it, without a browser."""
+    import json
+    import os
+
+    import streamlit.testing.v1.local_script_runner as runner
+    from streamlit import config
+    from streamlit.runtime.scriptrunner.script_cache import ScriptCache
+    from streamlit.testing.v1 import AppTest
+
+    config.set_option("runner.magicEnabled", False)  # as `scope app` sets it
+    compiled = ScriptCache()  # the server compiles a page once; the tester would each time
+    runner.ScriptCache = lambda: compiled
+    os.environ["SCOPE_PACKS"] = json.dumps([str(pack)])
+    rng = np.random.default_rng(2)
+    d_sae = FeatureStore.open(pack).d_sae
+    main_script = str(Path(__file__).parents[2] / "app" / "main.py")
+    for page in sorted((Path(main_script).parent / "views").glob("*.py")):
+        if page.stem.startswith("_"):
+            continue
+        at = AppTest.from_file(main_script, default_timeout=60)
+
+        def visit(i: int, at=at, page=page) -> None:
+            if page.stem in ("feature", "steer"):
+                at.query_params["f"] = str(int(rng.integers(d_sae)))
+            at.switch_page(f"views/{page.name}").run()
+            assert not at.exception, at.exception
+
+        timed(f"page {page.stem}", visit, n)
+
+
+def made_up_table(n: int, rng: np.random.Generator, words: list[str]) -> pd.DataFrame:
+    """Columns of the right kinds and of usual ranges."""
+    count = np.floor(10 ** rng.uniform(-1, 5, n)).astype(np.int64)
+    largest = np.where(count > 0, rng.lognormal(1, 1, n), 0.0)
+    tops = np.array(words, object)[rng.integers(len(words), size=n)]
+    nearest = rng.integers(0, n, n)
+    lists = np.array(words, object)[rng.integers(len(words), size=(n, 10))]
+    kinds = np.array(["", "dense", "rare", "single-token", "duplicate", "rare,single-token", "output"], object)
+    columns = {
+        "count": count,
+        "density": count / 3_000_000,
+        "top_token": tops,
+        "top_token_share": rng.random(n),
+        "promotes": list(lists),
+        "suppresses": list(lists[:, ::-1]),
+        "n_tokens": rng.integers(1, 500, n),
+        "n_tokens_half": rng.integers(1, 50, n),
+        "nearest": nearest,
+        "label": [f"fires on{word}" for word in tops],
+        "label_source": ["token statistics"] * n,
+        "flags": np.where(count == 0, "dead", kinds[rng.integers(len(kinds), size=n)]),
+    }
+    for name in COLUMNS:
+        if name not in columns:
+            columns[name] = largest * rng.random(n) if name in ("max", "mean", "p50", "p90", "p99") else rng.random(n)
+    return pd.DataFrame(columns)[list(COLUMNS)]
+
+
+def large_pack(out: Path, d_sae: int, n_ctx: int = 256, seed: int = 0) -> None:
+    """A pack of `d_sae` latents whose numbers mean nothing and whose sizes are usual."""
+    rng = np.random.default_rng(seed)
+    words = [f" w{i}" for i in range(8192)]
+    n_contexts = 4096
+    contexts = rng.integers(4, len(words), (n_contexts, n_ctx), dtype=np.int32)
+    places = N_TOP + N_BANDED + N_RANDOM
+    group = np.repeat(np.array([1, 2, 3], np.uint8), [N_TOP, N_BANDED, N_RANDOM])
+    band = np.where(group == 2, np.arange(places) % 5, 255).astype(np.uint8)
+    value = -np.sort(-rng.lognormal(1, 1, (d_sae, places)).astype(np.float32), axis=1)
+    acts = np.lib.format.open_memmap(out.parent / "acts.npy", "w+", np.float32, (d_sae, places, 2 * HALF + 1))
+    for start in range(0, d_sae, 8192):
+        part = acts[start : start + 8192]
+        part[:] = np.where(rng.random(part.shape) < 0.06, rng.random(part.shape, np.float32), 0)
+        part[:, :, HALF] = value[start : start + 8192]
+    examples = {
+        "position": rng.integers(0, n_contexts * n_ctx, (d_sae, places)),
+        "group": np.broadcast_to(group, (d_sae, places)),
+        "band": np.broadcast_to(band, (d_sae, places)),
+        "value": value,
+        "acts": acts,
+        "histogram": rng.poisson(3, (d_sae, N_BINS)).astype(np.uint32),
+        "band_edges": np.sort(rng.random((d_sae, 6)).astype(np.float32), axis=1),
+        "band_count": rng.integers(1, 500, (d_sae, 5)),
+        "band_mass": rng.random((d_sae, 5)),
+    }
+
+    def ids(width: int, high: int) -> np.ndarray:
+        return rng.integers(0, high, (d_sae, width), dtype=np.int32)
+
+    def falling(width: int) -> np.ndarray:
+        return -np.sort(-rng.random((d_sae, width), np.float32), axis=1)
+
+    relations = {
+        "neighbour_id": ids(10, d_sae),
+        "neighbour_cos": falling(10),
+        "cofiring_id": ids(10, d_sae),
+        "cofiring_p": falling(10),
+        "cofiring_lift": falling(10) * 100,
+        "token_id": ids(32, len(words)),
+        "token_count": -np.sort(-rng.integers(1, 1000, (d_sae, 32)), axis=1),
+        "token_sum": rng.random((d_sae, 32)) * 1000,
+        **{f"{name}_id": ids(10, len(words)) for name in ("promoted", "suppressed", "measured")},
+        **{f"{name}_logit": falling(10) for name in ("promoted", "suppressed")},
+        "measured_rise": falling(10) * 0.1,
+    }
+    manifest = {
+        "site": "blocks.2.hook_resid_post",
+        "model": {"model": "made-up", "revision": None, "weights_sha256": "none", "tokenizer_sha256": "none"},
+        "dictionary": {"weights_sha256": "none", "site": "blocks.2.hook_resid_post"},
+        "corpus": {"name": "made-up numbers", "seed": seed},
+        "n_tokens": 3_000_000,
+        "n_contexts": n_contexts,
+        "n_ctx": n_ctx,
+        "pad": 0,
+        "window": HALF,
+        "histogram": {"low": 900, "bins": N_BINS},
+        "norm_median": 10.0,
+        "excluded": ["<bos>", "special", "padding"],
+        "flags": {"dense": 0.1, "rare": 10, "single_token": 0.8, "duplicate": 0.9},
+        "output_score": {"strength": 0.5, "null_mean": 0.001, "null_p95": 0.01, "prompts": 2},
+        "made": {"scope": "benchmark", "date": "2026-01-01"},
+    }
+    write_pack(
+        out,
+        PackArrays(
+            table=made_up_table(d_sae, rng, words),
+            examples=examples,
+            relations=relations,
+            token_totals=np.bincount(contexts.ravel(), minlength=len(words)),
+            contexts=contexts,
+            documents=np.zeros_like(contexts),
+            document_names=["made-up.txt"],
+            vocab=words,
+            manifest=manifest,
+        ),
+    )
+    (out.parent / "acts.npy").unlink()
+
+
+if __name__ == "__main__":
+    main()
