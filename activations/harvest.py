@@ -22,6 +22,9 @@ from activations.corpus import Corpus
 from activations.errors import ActivationsError, RecordingError, UnknownSiteError
 from activations.files import only_writer
 from activations.hdf5 import ITEM_BYTES
+from activations.outliers import Survey, survey
+from activations.ranks import Ranks, is_held, only_rank, refuse_strangers, wait_for_manifest
+from activations.remote import STAGING, Remote, folder_for, is_url
 from activations.run import OnProgress, Run
 from activations.shards import size
 from activations.store import ActivationStore
@@ -71,6 +74,9 @@ class HarvestConfig:
     exclude: tuple[str, ...] = RULES
     """Tokens whose activations are not stored: bos, special (control and turn tokens), pad."""
 
+    outlier_times: float = 10.0
+    """Rows with a norm above so many medians of their site are outliers: stored, flagged, left out of training. 0: no rule."""
+
     def __post_init__(self):
         for name in ("tokens", "batch_contexts", "shard_rows"):
             if getattr(self, name) < 1:
@@ -79,6 +85,8 @@ class HarvestConfig:
             raise ActivationsError(f"context is {self.context}; <bos> and one token of text need at least 2.")
         if self.dtype not in ("bfloat16", "float32"):
             raise ActivationsError(f"dtype is {self.dtype!r}; activations are stored as bfloat16 or float32.")
+        if self.outlier_times != 0 and not self.outlier_times > 1:
+            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
         unknown = sorted(set(self.exclude) - set(RULES))
         if unknown:
             raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
@@ -90,31 +98,105 @@ class Plan:
 
     sites: dict[str, int]
     tokens: int
+    recorded: int
+    """Tokens that are there already."""
+
     bytes_per_token: int
     nbytes: int
-    free: int
+    free: int | None
+    """Bytes free where it goes; None for a store that does not say."""
+
+    survey: Survey | None
+    """The first look at the corpus; None where nothing had to be looked at."""
+
+    ranks: int = 1
+
+    @property
+    def seconds(self) -> float | None:
+        """An estimate of the time that the rest takes: the model alone, as fast as in the survey on each of the ranks."""
+        left = max(0, self.tokens - self.recorded)
+        return left / self.survey.tokens_per_second / self.ranks if self.survey else None
 
 
-def plan(recorder: Recorder, config: HarvestConfig, out: Path) -> Plan:
-    """Sites, size and room.
+def plan(
+    recorder: Recorder,
+    tokenizer: TextTokenizer,
+    corpus: Corpus,
+    config: HarvestConfig,
+    out: str | Path,
+    provenance: dict,
+    timed: bool = True,
+    staging: Path = STAGING,
+) -> Plan:
+    """Sites, size, room and time. Whatever can be refused before work begins is refused here.
 
     Raises:
         UnknownSiteError: a pattern that matches no site.
-        RecordingError: the disk has less room than what is still to be recorded.
+        CorpusError: the corpus holds no text.
+        RecordingError: the context is longer than the model reads, the disk has less room than what is still to be recorded,
+            something else lies there, or another process is writing it; activations are NaN or Inf.
     """
     sites = match_sites(config.sites, recorder.sites())
+    longest = getattr(getattr(recorder, "cfg", None), "n_ctx", None)
+    if longest and config.context > longest:
+        raise RecordingError(
+            f"Contexts of {config.context} tokens do not fit: this model reads {longest} at most.\n"
+            f"  Give --context {longest} or less."
+        )
+    config = replace(config, sites=tuple(sites))
     per_token = sum(width * ITEM_BYTES[config.dtype] + 4 for width in sites.values()) + 20
     tokens = recording.contexts_for(config.tokens, config.context) * config.context
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    folder, remote = _places(out, staging)
+    if remote:
+        remote.begin(folder)
+    _refuse_writers(folder)
+    there = recording.continues(folder, _manifest(sites, tokenizer, corpus, config, provenance))
+    recorded = recording.read_recording(folder) if there else None
+    done = recorded.n_contexts * config.context if recorded else 0
+    left = 0 if recorded and recorded.exhausted else max(0, tokens - done)
+    free = _room(folder, remote, left, per_token, config.shard_rows)
+    look = left and (timed or not there)
+    return Plan(
+        sites=sites,
+        tokens=tokens,
+        recorded=tokens - left,
+        bytes_per_token=per_token,
+        nbytes=tokens * per_token,
+        free=free,
+        survey=survey(recorder, tokenizer, corpus, config, tuple(sites), timed) if look else None,
+        ranks=Ranks.of_environment().world,
+    )
+
+
+def _room(folder: Path, remote: Remote | None, left: int, per_token: int, shard_rows: int) -> int | None:
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    done = recording.read_recording(out).n_contexts * config.context if (out / recording.MANIFEST).exists() else 0
-    needed = max(0, tokens - done) * per_token
+    needed = left * per_token
+    if remote:
+        needed = min(needed, 2 * shard_rows * per_token)  # one being made, one being sent
     if needed > free:
         raise RecordingError(
-            f"{tokens:,} tokens at {per_token:,} bytes need {size(needed)} more; {size(free)} are free in {there}.\n"
-            "  Lower --tokens, record fewer sites, or give another disk to --out."
+            f"{left:,} tokens at {per_token:,} bytes need {size(needed)} more{' for staging' if remote else ''}; "
+            f"{size(free)} are free in {there}.\n"
+            f"  {'Give a smaller --shard-rows, or another disk to --staging.' if remote else _SMALLER}"
         )
-    return Plan(sites=sites, tokens=tokens, bytes_per_token=per_token, nbytes=tokens * per_token, free=free)
+    return None if remote else free
+
+
+_SMALLER = "Lower --tokens, record fewer sites, or give another disk to --out."
+
+
+def _places(out: str | Path, staging: Path) -> tuple[Path, Remote | None]:
+    """The folder in which shards are made, and the store to which they go, if they do."""
+    if is_url(out):
+        return folder_for(str(out), staging), Remote(str(out))
+    return Path(out), None
+
+
+def _refuse_writers(folder: Path) -> None:
+    if Ranks.of_environment().leads and is_held(folder / "recording.lock"):
+        with only_writer(folder):  # raises, and says who
+            pass
 
 
 def match_sites(patterns: Sequence[str], known: dict[str, int]) -> dict[str, int]:
@@ -153,25 +235,42 @@ def harvest(
     tokenizer: TextTokenizer,
     corpus: Corpus,
     config: HarvestConfig,
-    out: Path,
+    out: str | Path,
     provenance: dict,
     on_progress: OnProgress | None = None,
-) -> ActivationStore:
+    planned: Plan | None = None,
+    staging: Path = STAGING,
+) -> ActivationStore | None:
     """Record `config.tokens` tokens of a corpus into `out`, or what is still missing there. Stop it at any time.
+
+    `out` is a folder, or an address such as s3://bucket/recording, for which shards are made in a folder below `staging`.
+    Under torchrun each process makes its share of the shards; all but rank 0 return None, rank 0 when all is done. `planned`
+    spares what `plan` has done already.
 
     Raises:
         UnknownSiteError: a site that the model does not have.
         CorpusError: the corpus holds no text.
         RecordingError: `out` holds something else, is being written, or its disk is full; activations are NaN or Inf.
     """
-    out = Path(out)
-    planned = plan(recorder, config, out)
-    config = replace(config, sites=tuple(planned.sites))
-    out.mkdir(parents=True, exist_ok=True)
-    with only_writer(out):
-        recorded = recording.begin(out, _manifest(planned.sites, tokenizer, corpus, config, provenance))
-        Run(recorder, tokenizer, corpus, config, out, recorded, on_progress).run()
-    return ActivationStore.open(out)
+    ranks = Ranks.of_environment()
+    folder, remote = _places(out, staging)
+    if ranks.leads:
+        planned = planned or plan(recorder, tokenizer, corpus, config, out, provenance, timed=False, staging=staging)
+    sites = match_sites(config.sites, recorder.sites())
+    config = replace(config, sites=tuple(sites))
+    manifest = _manifest(sites, tokenizer, corpus, config, provenance)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_rank(folder, ranks):
+        if planned and ranks.leads:
+            refuse_strangers(folder, ranks)
+            manifest["outliers"] = planned.survey.rule(config.outlier_times) if planned.survey else None
+            recorded = recording.begin(folder, manifest)
+            if remote:
+                remote.push(folder / recording.MANIFEST)
+        else:
+            recorded = wait_for_manifest(folder, manifest, ranks, remote)
+        Run(recorder, tokenizer, corpus, config, folder, recorded, on_progress, ranks, remote).run()
+    return ActivationStore.open(out) if ranks.leads else None
 
 
 def _manifest(sites: dict[str, int], tokenizer: TextTokenizer, corpus: Corpus, config: HarvestConfig, provenance: dict) -> dict:

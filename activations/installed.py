@@ -78,6 +78,12 @@ def docstrings(package: str, at_least: int = 200) -> Iterator[tuple[str, str]]:
                 yield name, f"{name}\n\n{inspect.cleandoc(doc)}"
 
 
+def without_name(text: str) -> str:
+    """A docstring as `docstrings` gives it without the qualified name above it: inherited ones are then the same text."""
+    first, _, rest = text.partition("\n\n")
+    return rest if rest and all(part.isidentifier() for part in first.split(".")) else text
+
+
 def sources(package: str, at_least: int = 400, at_most: int = 200_000) -> Iterator[tuple[str, str]]:
     """(file name, its text) of a package's sources."""
     for path in package_files(package):

@@ -3,8 +3,10 @@
 manifest.json     written before the first shard; everything that must be equal for a run to continue this recording
 journal.jsonl     one line per sealed shard, appended after the shard is on the disk under its name
 shard-00000.h5    see shards.py; shard-00007-24.h5 is a last shard that holds only its first 24 contexts so far
-open.json         how far the shard that is being written has come; gone when it is sealed
+open-00003.json   how far shard 3, which is being written, has come; gone when it is sealed
 recording.lock    who writes, while somebody does
+
+While several processes write there are more, see ranks.py; for a recording in an object store, see remote.py.
 """
 
 import platform
@@ -16,11 +18,12 @@ from typing import Any
 from activations.errors import RecordingError
 from activations.files import read_journal, read_json, write_json
 
-FORMAT, VERSION = "activations", 1
-MANIFEST, JOURNAL, OPEN = "manifest.json", "journal.jsonl", "open.json"
+FORMAT, VERSION = "activations", 2
+_OLD = 1  # its manifest has no checksum, and its sums are CRC-32
+MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 
 _MADE_FROM = ("model", "tokenizer", "corpus")
-_CONFIG = ("sites", "context", "shard_rows", "dtype", "seed", "exclude")
+_CONFIG = ("sites", "context", "shard_rows", "dtype", "seed", "exclude", "outlier_times")
 _LAYOUT = ("widths", "packing")
 
 
@@ -55,11 +58,13 @@ def read_recording(folder: Path) -> Recorded:
     if not path.is_file():
         there = "which does not exist" if not folder.exists() else "which has no manifest.json"
         raise RecordingError(f"There is no recording in {folder}, {there}.\n  To make one: scope harvest --out {folder}")
-    manifest = read_json(path)
+    manifest = read_json(path, checked=False)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RecordingError(f"{path} is not the manifest of a recording. Give the folder that `scope harvest` wrote.")
-    if manifest["version"] != VERSION:
-        raise RecordingError(f"{folder} is a recording of version {manifest['version']}; this program reads version {VERSION}.")
+    if manifest.get("version") not in (_OLD, VERSION):
+        version = manifest.get("version")
+        raise RecordingError(f"{folder} is a recording of version {version}; this program reads versions {_OLD} and {VERSION}.")
+    manifest = read_json(path, checked=manifest["version"] != _OLD)
     entries, good = read_journal(folder / JOURNAL)
     at = 0
     for entry in entries:
@@ -86,7 +91,7 @@ def must_continue(folder: Path, old: dict, new: dict) -> None:
     Raises:
         RecordingError: names every difference, what is recorded and what was asked.
     """
-    old, new = _identity(old), _identity(new)
+    old, new = _identity(old), _identity(new, like=old)
     differences = list(_differences("", old, new))
     if differences:
         raise RecordingError(
@@ -96,6 +101,27 @@ def must_continue(folder: Path, old: dict, new: dict) -> None:
         )
 
 
+def continues(folder: Path, new: dict) -> bool:
+    """Whether a recording of these things is there already, to be gone on with; False where a new one begins.
+
+    Raises:
+        RecordingError: another recording is there, or something else.
+    """
+    if not (folder / MANIFEST).exists():
+        _refuse_strangers(folder)
+        return False
+    recorded = read_recording(folder)
+    if not recorded.entries and not any(folder.glob("journal.rank*.jsonl")) and not is_of(recorded.manifest, new):
+        return False  # nothing was recorded under the old one
+    must_continue(folder, recorded.manifest, new)
+    return True
+
+
+def is_of(old: dict, new: dict) -> bool:
+    """Whether two manifests are of one recording."""
+    return _identity(old) == _identity(new, like=old)
+
+
 def begin(folder: Path, new: dict) -> Recorded:
     """Write the manifest of a new recording, or check that it continues the one that is there.
 
@@ -103,22 +129,13 @@ def begin(folder: Path, new: dict) -> Recorded:
     context (`continued`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / MANIFEST).exists():
-        strangers = [p.name for p in folder.iterdir() if p.name not in ("recording.lock", MANIFEST + ".tmp")]
-        if strangers:
-            raise RecordingError(
-                f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"
-                "  Give a new folder to --out."
-            )
+    if not continues(folder, new):
+        for path in folder.glob("open-*.json"):
+            path.unlink()
         write_json(folder / MANIFEST, new)
         return Recorded(new, [], 0)
     recorded = read_recording(folder)
     old = recorded.manifest
-    if not recorded.entries and _identity(old) != _identity(new):
-        write_json(folder / MANIFEST, new)  # nothing was recorded under the old one
-        (folder / OPEN).unlink(missing_ok=True)
-        return Recorded(new, [], 0)
-    must_continue(folder, old, new)
     merged = old | {"config": old["config"] | {"tokens": max(old["config"]["tokens"], new["config"]["tokens"])}}
     made = {"versions": new["versions"], "batch_contexts": new["config"]["batch_contexts"]}
     last = {"versions": old["versions"], "batch_contexts": old["config"]["batch_contexts"]}
@@ -141,9 +158,21 @@ def _has_work(recorded: Recorded, new: dict) -> bool:
     return not recorded.exhausted and recorded.n_contexts < contexts_for(config["tokens"], config["context"])
 
 
-def _identity(manifest: dict) -> dict:
+def _refuse_strangers(folder: Path) -> None:
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    strangers = [name for name in names if not name.endswith(".lock") and name != MANIFEST + ".tmp"]
+    if strangers:
+        raise RecordingError(
+            f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"
+            "  Give a new folder to --out."
+        )
+
+
+def _identity(manifest: dict, like: dict | None = None) -> dict:
+    """What must be equal. Of a setting that did not exist when the recording `like` began, nothing is asked."""
+    config = [key for key in _CONFIG if key in (like or manifest)["config"]]
     made_from = {key: manifest[key] for key in _MADE_FROM}
-    return made_from | {key: manifest["config"][key] for key in _CONFIG} | {key: manifest["layout"][key] for key in _LAYOUT}
+    return made_from | {key: manifest["config"][key] for key in config} | {key: manifest["layout"][key] for key in _LAYOUT}
 
 
 def _differences(name: str, old: Any, new: Any):

@@ -1,12 +1,13 @@
 """One harvest under way: shard after shard, each a pure function of the manifest and its number.
 
-What a crash can leave: a torn journal line, a file that no line lists, an open shard. The next run drops the first two and
-goes on with the third where its watermark stands.
+What a crash can leave: a torn journal line, a file that no line lists, an open shard, a sealed one that was not sent yet. The
+next run drops the first two and goes on with the others where they stand.
 """
 
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,59 +19,103 @@ import torch
 
 from activations.contexts import Cursor, Packed, Packer, kept_positions
 from activations.errors import ActivationsError, CorpusError, RecordingError
-from activations.files import append_line, journal_line, read_json, write_json, write_whole
+from activations.files import read_json, write_json
 from activations.hdf5 import ITEM_BYTES, skeleton
-from activations.manifest import FORMAT, JOURNAL, OPEN, VERSION, Recorded, contexts_for
+from activations.manifest import FORMAT, JOURNAL, Recorded, contexts_for
+from activations.outliers import counts
+from activations.ranks import Ledger, Ranks, held
+from activations.remote import Remote
 from activations.shards import ShardReader, ShardWriter
 
 OnProgress = Callable[[int, int, dict], None]
 
 _WATERMARK_SECONDS = 20.0  # at most so much work is lost to kill -9
+_SAY_SECONDS = 1.0
 
 
 class Run:
-    """One run over a folder that is locked and whose manifest fits."""
+    """One process's part of a run over a folder that is locked and whose manifest fits."""
 
-    def __init__(self, recorder, tokenizer, corpus, config, out, recorded: Recorded, on_progress):
+    def __init__(
+        self,
+        recorder,
+        tokenizer,
+        corpus,
+        config,
+        out: Path,
+        recorded: Recorded,
+        on_progress: OnProgress | None,
+        ranks: Ranks = Ranks(),
+        remote: Remote | None = None,
+    ):
         self.recorder, self.tokenizer, self.corpus, self.config, self.out = recorder, tokenizer, corpus, config, out
-        self.manifest, self.entries = recorded.manifest, recorded.entries
+        self.manifest, self.recorded, self.ranks, self.remote = recorded.manifest, recorded, ranks, remote
+        self.ledger = Ledger(out, recorded, ranks, remote)
         self.on_progress = on_progress or (lambda done, total, numbers: None)
         layout = self.manifest["layout"]
         self.per_shard, self.segment_rows = layout["contexts_per_shard"], layout["segment_rows"]
+        self.row_bytes = sum(w * ITEM_BYTES[config.dtype] for w in layout["widths"].values())
         self.n_contexts = contexts_for(config.tokens, config.context)
-        self.recorded, self.journal_bytes = recorded, recorded.journal_bytes
-        self.started, self.stored = time.monotonic(), 0
+        self.started, self.stored, self.said = time.monotonic(), 0, time.monotonic()
+        self.open = (0, 0)  # the shard under way, and its contexts so far
 
     def run(self) -> None:
         self._clean()
-        done = self.recorded.n_contexts
-        if self.recorded.exhausted or done >= self.n_contexts:
-            return
-        partial = self.entries[-1] if self.entries and done % self.per_shard else None
-        before = self.entries[:-1] if partial else self.entries
-        cursor = Cursor(**before[-1]["cursor"]) if before else Cursor()
+        self._send_sealed()
+        holes = not all(map(held, self.recorded.entries))
+        if holes:  # a damaged shard was moved aside; it is made as it was, whatever the budget is now
+            self.n_contexts = max(self.n_contexts, self.recorded.n_contexts)
+        if holes or (not self.recorded.exhausted and self.recorded.n_contexts < self.n_contexts):
+            n_contexts, exhausted = self._walk()
+            if self.ranks.leads:
+                self.ledger.wait_for(n_contexts, self.per_shard, self._tell)
+                if exhausted:
+                    self.ledger.mark_exhausted()
+        elif self.ranks.leads:
+            self.ledger.commit()
+        self.ledger.clean()
+
+    def _walk(self) -> tuple[int, bool]:
+        """Pack the whole rest of the corpus up to the budget, run what is ours. (contexts there are, corpus ended)."""
+        start, cursor, rows = self._start()
         packer = Packer(self.corpus.documents(self.config.seed), self.tokenizer, self.config.context, cursor)
-        for number in range(len(before), -(-self.n_contexts // self.per_shard)):
+        for number in range(start, -(-self.n_contexts // self.per_shard)):
             first = number * self.per_shard
             opened = packer.opened
             packed = packer.take(min(self.per_shard, self.n_contexts - first))
             if not len(packed.tokens):
                 if number == 0:
                     raise CorpusError(f"The corpus {self.corpus.spec} holds no text, so there is nothing to record.")
-                self._mark_exhausted()
-                return
-            self._shard(number, first, opened, packed, partial)
-            partial = None
+                return first, True
+            kept = kept_positions(packed.tokens, packed.documents, self.config.exclude, self.tokenizer)
+            if self.ranks.owns(number) and not self._finished(number, len(packed.tokens)):
+                self._shard(number, first, opened, rows, packed, kept)
+            rows += int(kept.sum())
             if packed.exhausted:
-                return
+                return first + len(packed.tokens), True
+        return self.n_contexts, False
 
-    def _shard(self, number: int, first: int, opened: int, packed: Packed, partial: dict | None) -> None:
+    def _start(self) -> tuple[int, Cursor, int]:
+        """(the first shard that is not whole, where the corpus stands there, rows before it)."""
+        number = 0
+        while self._finished(number, self.per_shard):
+            number += 1
+        if number == 0:
+            return 0, Cursor(), 0
+        before = self.ledger.done[number - 1]
+        return number, Cursor(**before["cursor"]), before["rows"][1]
+
+    def _finished(self, number: int, contexts: int) -> bool:
+        return held(self.ledger.done.get(number)) >= contexts
+
+    def _shard(self, number: int, first: int, opened: int, rows: int, packed: Packed, kept: np.ndarray) -> None:
         n = len(packed.tokens)
-        kept = kept_positions(packed.tokens, packed.documents, self.config.exclude, self.tokenizer)
-        rows = self.entries[-1 if partial is None else -2]["rows"][1] if number else 0
+        partial = self.ledger.done.get(number)
+        partial = partial if held(partial) else None
         name = f"shard-{number:05d}" + ("" if n == self.per_shard else f"-{n}") + ".h5"
-        resumed = self._resumable(name, packed.tokens)
+        resumed = self._resumable(number, name, packed.tokens)
         shard = self._writer(self.out / name, n, int(kept.sum()), packed.names, keep=resumed > 0)
+        self.open = number, 0
         try:
             self._put_rows(shard, first, packed, kept)
             done = self._take_over(shard, resumed, partial, packed.tokens, kept)
@@ -78,7 +123,7 @@ class Run:
             entry = shard.seal()
         except KeyboardInterrupt:
             with suppress(ActivationsError, OSError):
-                self._watermark(shard, packed.tokens)
+                self._watermark(shard, number, packed.tokens)
             shard.close()
             raise
         except BaseException:
@@ -91,11 +136,13 @@ class Run:
             "documents": [opened, packed.cursor.documents],
             "cursor": asdict(packed.cursor),
             "exhausted": packed.exhausted,
+            "outliers": counts(shard.norms, self.manifest.get("outliers")),
         }
-        self._commit(entry, partial)
+        self._commit(number, entry)
 
     def _writer(self, path: Path, n: int, n_rows: int, names: list[str], keep: bool) -> ShardWriter:
-        context, dtype = self.config.context, self.config.dtype
+        context, dtype, version = self.config.context, self.config.dtype, self.manifest["version"]
+        sums = "uint32" if version == 1 else "uint64"  # a recording goes on in the form in which it began
         datasets: dict[str, tuple[tuple[int, ...], str]] = {
             "tokens": ((n, context), "int32"),
             "documents": ((n, context), "int32"),
@@ -105,8 +152,8 @@ class Run:
         for site, width in self.manifest["layout"]["widths"].items():
             datasets[f"acts/{site}"] = ((n_rows, width), dtype)
             datasets[f"norms/{site}"] = ((n_rows,), "float32")
-            datasets[f"sums/{site}"] = ((-(-n_rows // self.segment_rows),), "uint32")
-        shard = ShardWriter(path, skeleton({"format": FORMAT, "version": VERSION}, datasets), self.segment_rows, keep)
+            datasets[f"sums/{site}"] = ((-(-n_rows // self.segment_rows),), sums)
+        shard = ShardWriter(path, skeleton({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
         shard.put("document_names", np.frombuffer(_names(names), np.uint8))
         return shard
 
@@ -131,9 +178,11 @@ class Run:
                 x = shard.rounded(site, recorded[site].flatten(0, 1))
                 shard.append(site, x.index_select(0, chosen.to(x.device)))
             shard.contexts = stop
-            self._tell(number * self.per_shard + stop, len(chosen))
+            self.stored += len(chosen) * self.row_bytes
+            self.open = number, stop
+            self._tell()
             if time.monotonic() - marked > _WATERMARK_SECONDS:
-                self._watermark(shard, tokens)
+                self._watermark(shard, number, tokens)
                 marked = time.monotonic()
 
     def _take_over(self, shard: ShardWriter, resumed: int, partial: dict | None, tokens: np.ndarray, kept: np.ndarray) -> int:
@@ -145,6 +194,8 @@ class Run:
             return resumed
         if partial is None:
             return 0
+        if self.remote and not (self.out / partial["file"]).exists():
+            self.remote.fetch(partial["file"], self.out / partial["file"])
         old = ShardReader(self.out, partial, self.segment_rows)
         before = old.small("tokens")
         whole = len(before) // self.config.batch_contexts * self.config.batch_contexts  # a shorter batch may round otherwise
@@ -156,54 +207,90 @@ class Run:
         shard.contexts = whole
         return whole
 
-    def _watermark(self, shard: ShardWriter, tokens: np.ndarray) -> None:
+    def _watermark(self, shard: ShardWriter, number: int, tokens: np.ndarray) -> None:
         """Note how far the open shard has come, after what it holds is on the disk."""
         shard.flush()
         n = shard.contexts // self.config.batch_contexts * self.config.batch_contexts
-        write_json(self.out / OPEN, {"file": shard.path.name, "contexts": n, "tokens": _digest(tokens)})
+        write_json(self._mark(number), {"file": shard.path.name, "contexts": n, "tokens": _digest(tokens)})
 
-    def _resumable(self, name: str, tokens: np.ndarray) -> int:
-        path = self.out / OPEN
+    def _resumable(self, number: int, name: str, tokens: np.ndarray) -> int:
+        path = self._mark(number)
         if not path.exists() or not (self.out / (name + ".tmp")).exists():
             return 0
         mark = read_json(path)
         return mark["contexts"] if mark["file"] == name and mark["tokens"] == _digest(tokens) else 0
 
-    def _commit(self, entry: dict, partial: dict | None) -> None:
-        path = self.out / JOURNAL
-        if partial is None:
-            append_line(path, entry)
-            self.entries = [*self.entries, entry]
+    def _commit(self, number: int, entry: dict) -> None:
+        """List a sealed shard; one for a store is sent first, and noted here until it has arrived."""
+        if self.remote:
+            staged = self.out / f"staged-{number:05d}.json"
+            write_json(staged, entry)
+            self._mark(number).unlink(missing_ok=True)
+            self.remote.push(self.out / entry["file"])
+            self.ledger.add(entry)
+            (self.out / entry["file"]).unlink()
+            staged.unlink()
         else:
-            self.entries = [*self.entries[:-1], entry]
-            write_whole(path, b"".join(map(journal_line, self.entries)))
-            if partial["file"] != entry["file"]:
-                (self.out / partial["file"]).unlink(missing_ok=True)
-        (self.out / OPEN).unlink(missing_ok=True)
+            self.ledger.add(entry)
+            self._mark(number).unlink(missing_ok=True)
 
-    def _mark_exhausted(self) -> None:
-        """The corpus ended exactly with the last shard: say so in its line."""
-        self.entries = [*self.entries[:-1], self.entries[-1] | {"exhausted": True}]
-        write_whole(self.out / JOURNAL, b"".join(map(journal_line, self.entries)))
+    def _send_sealed(self) -> None:
+        """Send the shards that an earlier run sealed and could not send."""
+        for staged in sorted(self.out.glob("staged-*.json")) if self.remote else ():
+            number = int(staged.stem.removeprefix("staged-"))
+            entry = read_json(staged)
+            path = self.out / entry["file"]
+            if not self.ranks.owns(number):
+                continue
+            if path.exists() and path.stat().st_size == entry["bytes"]:
+                self._commit(number, entry)
+            staged.unlink(missing_ok=True)
 
     def _clean(self) -> None:
-        """Remove what a crash left: a torn journal line, files that no line lists and that cannot be continued."""
+        """Remove what a crash left of ours: a torn journal line, files that no line lists and that cannot be continued."""
         journal = self.out / JOURNAL
-        if journal.exists() and journal.stat().st_size > self.journal_bytes:
-            os.truncate(journal, self.journal_bytes)
-        listed = {entry["file"] for entry in self.entries}
-        mark = self.out / OPEN
-        going_on = read_json(mark)["file"] + ".tmp" if mark.exists() else ""
-        for path in self.out.iterdir():
-            stray_shard = path.name.startswith("shard-") and path.suffix == ".h5" and path.name not in listed
-            if stray_shard or (path.suffix == ".tmp" and path.name != going_on):
+        if self.ranks.leads and journal.exists() and journal.stat().st_size > self.recorded.journal_bytes:
+            os.truncate(journal, self.recorded.journal_bytes)
+        listed = {entry["file"] for entry in [*self.recorded.entries, *self.ledger.done.values()]}
+        listed |= {read_json(staged)["file"] for staged in self.out.glob("staged-*.json")}
+        for path in sorted(self.out.glob("shard-*")):
+            number = re.match(r"shard-(\d+)", path.name)
+            if number is None or not self.ranks.owns(int(number[1])):
+                continue
+            mark = self._mark(int(number[1]))
+            going_on = mark.exists() and path.name == read_json(mark)["file"] + ".tmp"
+            if (path.suffix == ".h5" and path.name not in listed) or (path.suffix == ".tmp" and not going_on):
                 path.unlink()
+        strays = ["open-*.json.tmp", "manifest.json.tmp", "journal.jsonl.tmp", "open.json"]
+        for path in [p for pattern in strays if self.ranks.world == 1 for p in self.out.glob(pattern)]:
+            path.unlink()
+        for mark in self.out.glob("open-*.json"):
+            if self.ranks.owns(int(mark.stem[5:])) and not (self.out / (read_json(mark)["file"] + ".tmp")).exists():
+                mark.unlink()
 
-    def _tell(self, contexts: int, n_rows: int) -> None:
-        self.stored += n_rows * sum(w * ITEM_BYTES[self.config.dtype] for w in self.manifest["layout"]["widths"].values())
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        done, total = contexts * self.config.context, self.n_contexts * self.config.context
-        self.on_progress(done, total, {"MB/s": self.stored / seconds / 1e6})
+    def _mark(self, number: int) -> Path:
+        return self.out / f"open-{number:05d}.json"
+
+    def _tell(self) -> None:
+        """Say how far all ranks are: rank 0 to whoever looks, the others to rank 0."""
+        now = time.monotonic()
+        if not self.ranks.leads:
+            if now - self.said > _SAY_SECONDS:
+                self.said = now
+                self.ledger.say(*self.open)
+            return
+        if self.ranks.world > 1 and now - self.said > _SAY_SECONDS:
+            self.said = now
+            self.ledger.refresh()
+        number, contexts = self.open
+        sealed = sum(map(held, self.ledger.done.values()))
+        mine = max(0, contexts - held(self.ledger.done.get(number)))
+        done = min(self.n_contexts, sealed + mine + self.ledger.under_way())
+        seconds = max(now - self.started, 1e-9)
+        numbers = {"MB/s": self.stored * self.ranks.world / seconds / 1e6}
+        if self.ranks.world > 1:
+            numbers["ranks"] = self.ranks.world
+        self.on_progress(done * self.config.context, self.n_contexts * self.config.context, numbers)
 
 
 def _names(names: list[str]) -> bytes:

@@ -76,13 +76,17 @@ class Command:
 
     def _harvest(self, model, corpus, site: str):
         from activations.harvest import HarvestConfig, harvest
-        from scope.cli.progress import progress_bar
+        from scope.cli.progress import console, progress_bar
 
         config = HarvestConfig(
             sites=(site,), tokens=self.tokens, context=min(256, model.cfg.n_ctx), batch_contexts=16, seed=self.seed
         )
         with progress_bar("Harvesting", unit="tokens") as on_progress:
-            return harvest(model, model.tokenizer, corpus, config, self.out / "recording", model.provenance, on_progress)
+            store = harvest(model, model.tokenizer, corpus, config, self.out / "recording", model.provenance, on_progress)
+        if store.exhausted and store.tokens.size < self.tokens:
+            ended = f"the corpus ended at {store.tokens.size:,} of {self.tokens:,} tokens; the demo goes on with these."
+            console.print(f"[yellow]note:[/] {ended}")
+        return store
 
     def _train(self, store, site: str):
         from scope.cli.progress import progress_bar

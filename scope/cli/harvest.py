@@ -97,7 +97,7 @@ class Command:
         model = load_model(self.model, dtype=self.compute_dtype, device=self.device, revision=self.revision)
         given = {f.name: getattr(self.config, f.name) for f in fields(HarvestConfig)}
         config = HarvestConfig(**given | {"sites": self.config.sites or (middle_residual(model.sites()),)})
-        planned = plan(model, config, self.out)
+        planned = plan(model, model.tokenizer, corpus, config, self.out, model.provenance)
         console.print(describe(planned, self.out))
         if not agreed(planned, self.yes):
             return

@@ -6,6 +6,7 @@ import pytest
 
 from activations.corpus import Document, in_turn, mixed, open_corpus
 from activations.errors import CorpusError
+from activations.installed import without_name
 
 
 def texts(spec, **kwargs) -> list[str]:
@@ -137,3 +138,95 @@ def test_a_link_that_leads_nowhere_is_left_out_of_a_folder(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
     assert texts(tmp_path) == ["a"]
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub of one data set, whose files lie in a folder here; everything but the network is the real `datasets`."""
+    import datasets
+
+    for config, texts_ in (("plain", ["one", "two", "three"]), ("other", ["vier"])):
+        (tmp_path / config).mkdir()
+        (tmp_path / config / "train.jsonl").write_text("".join(json.dumps({"body": t, "n": 1}) + "\n" for t in texts_))
+    asked = []
+    real = datasets.load_dataset
+
+    def load_dataset(name, config=None, *, split, revision, streaming):
+        asked.append((name, config, split, revision, streaming))
+        return real(
+            "json", data_files={split: str(tmp_path / (config or "plain") / "train.jsonl")}, split=split, streaming=streaming
+        )
+
+    class Info:
+        sha = "abc123"
+
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name: Info)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    return asked
+
+
+def test_a_hub_data_set_is_streamed_at_the_commit_it_had_when_it_was_opened(hub):
+    corpus = open_corpus("owner/name", field="body")
+    assert [d.text for d in corpus.documents()] == ["one", "two", "three"]
+    assert [d.name for d in corpus.documents()] == ["owner/name:0", "owner/name:1", "owner/name:2"]
+    assert corpus.identity == {"kind": "hub", "name": "owner/name", "split": "train", "revision": "abc123", "field": "body"}
+    assert hub == [("owner/name", None, "train", "abc123", True)]
+
+
+def test_a_hub_data_set_may_name_its_configuration_and_split(hub):
+    corpus = open_corpus("owner/name:other:train", field="body")
+    assert texts("owner/name:other:train", field="body") == ["vier"]
+    assert corpus.identity["config"] == "other"
+
+
+def test_a_field_that_a_hub_data_set_does_not_have_is_refused_with_those_it_has(hub):
+    with pytest.raises(CorpusError, match=r'no text in a field "text"\. It has body, n'):
+        texts("owner/name")
+
+
+def _refuse(kind):
+    import httpx
+    from huggingface_hub import errors
+
+    if kind == "offline":
+        raise errors.OfflineModeIsEnabled("Cannot reach https://huggingface.co: offline mode is enabled.")
+    if kind == "connection":
+        raise httpx.ConnectError("Name or service not known")
+    response = httpx.Response(401, request=httpx.Request("GET", "https://huggingface.co/api/datasets/owner/name"))
+    raise {"gated": errors.GatedRepoError, "missing": errors.RepositoryNotFoundError}[kind](
+        "401 Client Error", response=response
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("offline", "the hub cannot be reached.*Without a network: a file"),
+        ("connection", "the hub cannot be reached.*Without a network: a file"),
+        ("gated", r"owner/name is gated\. Accept its terms at https://huggingface.co/datasets/owner/name"),
+        ("missing", "there is no data set owner/name, or it is private"),
+    ],
+)
+def test_a_hub_that_does_not_give_the_text_is_told_with_the_way_out(hub, monkeypatch, kind, named):
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name: _refuse(kind))
+    with pytest.raises(CorpusError, match=f"(?s){named}"):
+        open_corpus("owner/name")
+
+
+def test_a_stream_that_breaks_off_is_told_by_its_record(hub, monkeypatch):
+    def broken(*args, **kwargs):
+        def records():
+            yield {"text": "one"}
+            raise ConnectionError("reset by peer")
+
+        return records()
+
+    monkeypatch.setattr("datasets.load_dataset", broken)
+    with pytest.raises(CorpusError, match=r"(?s)owner/name broke off at record 1: .*reset by peer.*What is recorded is kept"):
+        texts("owner/name")
+
+
+def test_the_qualified_name_above_a_docstring_is_no_part_of_what_is_compared():
+    assert without_name("numpy.matrix.sum\n\nReturns the sum.\n\nMore.") == "Returns the sum.\n\nMore."
+    assert without_name("A tale.\n\nOnce upon a time.") == "A tale.\n\nOnce upon a time."
+    assert without_name("name") == "name"

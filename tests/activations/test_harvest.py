@@ -145,7 +145,7 @@ def test_nan_is_refused_with_shard_site_and_row_p35(tmp_path):
     rows = clean.rows_of_context(32 + 5 * 4)  # the model fails at position 5 of the sixth batch of the second shard
     row = rows.start + int(np.flatnonzero(clean.positions[rows] == 5)[0]) - clean.starts[1]
     with pytest.raises(RecordingError, match=rf"a is NaN or Inf at row {row} of shard-00001\.h5"):
-        record(tmp_path / "r", model=Arithmetic(nan_after=2048 + 5 * 256))
+        record(tmp_path / "r", model=Arithmetic(nan_after=1024 + 2048 + 5 * 256))
     store = ActivationStore.open(tmp_path / "r")
     assert store.n_contexts == 32
     assert store.verify() == []

@@ -169,3 +169,10 @@ def test_a_line_without_text_is_refused_by_its_file(tmp_path, line):
     (tmp_path / "bad.jsonl").write_text(f'"good"\n{line}\n')
     with pytest.raises(CorpusError, match=r"bad\.jsonl"):
         build_corpus([str(tmp_path)], tmp_path / "out", d_vocab=340, n_ctx=32)
+
+
+def test_a_docstring_that_is_inherited_is_one_text_whatever_stands_above_it():
+    train, held = split_documents(
+        [("docs", "a.One.sum\n\nThe sum."), ("docs", "b.Two.sum\n\nThe sum."), ("docs", "b.Two.x\n\nNo sum.")]
+    )
+    assert len(train.get("docs", [])) + len(held) == 2

@@ -1,0 +1,184 @@
+"""Several processes on one recording, under torchrun and without it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from activations.errors import RecordingError
+from activations.files import only_writer
+from activations.ranks import Ranks
+from activations.store import ActivationStore
+from tests.activations.toy import Arithmetic, contents, record
+
+ROOT = Path(__file__).parents[2]
+
+HARVEST = """
+import os, sys, time
+from itertools import pairwise
+from pathlib import Path
+from activations.ranks import Ranks
+from tests.activations import toy
+
+folder, tokens, mark = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+ranks = Ranks.of_environment()
+
+class Mortal(toy.Arithmetic):
+    def record(self, tokens, sites):
+        if ranks.rank == 1 and self.ran > 3000 and mark.name == "kill" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), 9)
+        if mark.name == "slow":
+            time.sleep(0.05)
+        return super().record(tokens, sites)
+
+toy.record(folder, tokens=tokens, model=Mortal())
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "r"
+    record(folder)
+    return contents(folder)
+
+
+def torchrun(n: int, folder: Path, tokens: int = 12_000, mark: str = "none", restarts: int = 0) -> subprocess.Popen:
+    script = folder.parent / "harvest.py"
+    script.write_text(HARVEST)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*command, str(script), str(folder), str(tokens), str(folder.parent / mark)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    return said
+
+
+def ranked(monkeypatch, rank: int, world: int) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", world), ("LOCAL_RANK", rank)):
+        monkeypatch.setenv(name, str(value))
+
+
+def test_two_ranks_make_byte_for_byte_the_recording_of_one_process(tmp_path, whole):
+    finish(torchrun(2, tmp_path / "r"))
+    assert contents(tmp_path / "r") == whole
+
+
+def test_a_rank_that_is_killed_is_started_again_and_no_byte_differs(tmp_path, whole):
+    said = finish(torchrun(2, tmp_path / "r", mark="kill", restarts=2))
+    assert (tmp_path / "kill").exists(), said
+    assert contents(tmp_path / "r") == whole
+
+
+def test_a_rank_that_dies_without_a_restart_ends_the_run_and_one_process_goes_on(tmp_path, whole):
+    process = torchrun(2, tmp_path / "r", mark="kill")
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    model = Arithmetic()
+    record(tmp_path / "r", model=model)
+    assert contents(tmp_path / "r") == whole
+    assert model.ran < 12_000 - 3000  # what the ranks had finished is not run again
+
+
+def test_a_recording_of_three_ranks_is_extended_by_one_and_again_by_two(tmp_path, whole):
+    finish(torchrun(3, tmp_path / "r", tokens=3000))
+    record(tmp_path / "r", tokens=7000)
+    finish(torchrun(2, tmp_path / "r"))
+    assert contents(tmp_path / "r") == whole
+
+
+def test_sigterm_to_torchrun_leaves_what_another_number_of_ranks_continues(tmp_path, whole):
+    process = torchrun(2, tmp_path / "r", mark="slow")
+    patience = time.monotonic() + 60
+    while not list((tmp_path / "r").glob("shard-*.h5")) and time.monotonic() < patience:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    finish(torchrun(3, tmp_path / "r"))
+    assert contents(tmp_path / "r") == whole
+
+
+def test_shards_finished_out_of_turn_are_not_shown_to_a_reader_and_not_made_twice(tmp_path, whole, monkeypatch):
+    record(tmp_path / "r", tokens=2048)  # shard 0: rank 0 has begun
+    ranked(monkeypatch, 2, 3)
+    assert record(tmp_path / "r") is None
+    assert ActivationStore.open(tmp_path / "r").n_contexts == 32
+    assert (tmp_path / "r" / "journal.rank0002.jsonl").exists()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    model = Arithmetic()
+    record(tmp_path / "r", model=model)
+    assert contents(tmp_path / "r") == whole
+    assert model.ran == (188 - 32 - 32 - 28) * 64  # shards 0, 2 and 5 were there
+
+
+def test_rank_0_does_not_wait_for_ever_for_a_rank_that_has_left(tmp_path, monkeypatch):
+    from activations import ranks
+
+    monkeypatch.setattr(ranks, "_START", 1.0)
+    ranked(monkeypatch, 0, 2)
+    with pytest.raises(RecordingError, match="Rank 1 of 2 has left before its shards were finished"):
+        record(tmp_path / "r")
+
+
+def test_a_rank_refuses_a_recording_that_rank_0_began_from_something_else(tmp_path, monkeypatch):
+    from activations import ranks
+
+    record(tmp_path / "r", tokens=2000)
+    monkeypatch.setattr(ranks, "_PATIENCE", 0.2)
+    ranked(monkeypatch, 1, 2)
+    with pytest.raises(RecordingError, match="seed: recorded 0, asked 1"):
+        record(tmp_path / "r", seed=1)
+
+
+def test_a_rank_that_another_run_left_behind_keeps_others_out(tmp_path):
+    record(tmp_path / "r", tokens=2000)
+    with only_writer(tmp_path / "r", "rank0003.lock"), pytest.raises(RecordingError, match="is being written by process"):
+        record(tmp_path / "r")
+
+
+def test_ranks_are_those_of_torchrun_and_nonsense_is_refused(monkeypatch):
+    assert Ranks.of_environment() == Ranks(0, 1, 0)
+    ranked(monkeypatch, 1, 4)
+    assert Ranks.of_environment() == Ranks(1, 4, 1)
+    monkeypatch.setenv("RANK", "4")
+    with pytest.raises(RecordingError, match="RANK is 4 and WORLD_SIZE 4"):
+        Ranks.of_environment()
+
+
+def test_the_bar_of_rank_0_counts_what_the_others_have_done(tmp_path, monkeypatch):
+    record(tmp_path / "r", tokens=2048)
+
+    def other():
+        environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
+        script = tmp_path / "harvest.py"
+        script.write_text(HARVEST)
+        subprocess.run(
+            [sys.executable, str(script), str(tmp_path / "r"), "12000", "none"], cwd=ROOT, env=environment, check=True
+        )
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    ranked(monkeypatch, 0, 2)
+    told = []
+    record(tmp_path / "r", on_progress=lambda done, total, numbers: told.append((done, total, numbers["ranks"])))
+    thread.join()
+    assert told[-1] == (188 * 64, 188 * 64, 2)
+    assert all(a[0] <= b[0] for a, b in pairwise(told))
