@@ -142,9 +142,9 @@ class _Run:
         self.on_progress(self.done, self.total, {})
 
     def _real(self, tokens: Tokens) -> Mask:
-        real = tokens != self.model.cfg.pad
-        real[:, 0] = True
-        return real
+        text = tokens != self.model.cfg.pad
+        text[:, 0] = True
+        return text.flip(1).cumsum(1).flip(1) > 0  # padding is what no text follows: some models end documents with its id
 
     def _record(self, tokens: Tokens, stop: int | None) -> tuple[Tensor, Mask, Tensor | None]:
         """Activations [batch pos d_in], which of them count, and the logits if the model runs to its end (`stop` None)."""

@@ -22,11 +22,14 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
-) -> Gemma:
-    """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id.
+    streamed: bool = False,
+):
+    """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
+    whatever TransformerLens loads under that name, with the same face (scope/models/lens.py).
 
     Weights are mapped from disk and converted tensor by tensor: at no time are there two copies. Norms, softmax and rotary
-    angles are computed in float32 whatever the dtype.
+    angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read when a run
+    comes to it: for models larger than memory (scope/models/streamed.py).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another architecture.
@@ -34,14 +37,25 @@ def load_model(
     """
     dtype = _dtype(dtype)
     device = _device(device)
+    if str(model).startswith("lens:"):
+        if streamed:
+            raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint of Gemma 2 can be streamed.")
+        from scope.models.lens import load
+
+        return load(str(model).removeprefix("lens:"), dtype, device, revision)
     folder = find_checkpoint(str(model), revision)
     raw = read_config(folder)
     config = GemmaConfig.from_hf(raw, str(model))
     tokenizer = Tokenizer.from_folder(folder)
     files = weight_files(folder)
-    with torch.device("meta"):
-        loaded = Gemma(config, tokenizer)
-    load_weights(loaded, files, dtype, device)
+    if streamed:
+        from scope.models.streamed import StreamedGemma
+
+        loaded = StreamedGemma(config, tokenizer, files, dtype, device)
+    else:
+        with torch.device("meta"):
+            loaded = Gemma(config, tokenizer)
+        load_weights(loaded, files, dtype, device)
     loaded.provenance = {
         "model": _name(str(model)),
         "revision": revision or (folder.name if folder.parent.name == "snapshots" else None),
