@@ -8,9 +8,10 @@ Source: Rajamanoharan et al. 2024, arXiv:2407.14435; the recipe at scale, arXiv:
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
@@ -21,6 +22,10 @@ from scope.shapes import Acts, Scalar
 GAIN = 20.0
 """How fast the weight of the L0 penalty follows its target: e-folds per run and e-fold of L0 away from it."""
 
+_STATE = ("l0_weight", "base_weight", "mean_l0", "progress", "centre", "lead")
+_ROWS = 256  # of a weight matrix at a time, so that what is computed from them stays in the processor's cache
+_SMALLEST = 1e-12  # threshold, where its logarithm is taken
+
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLUConfig(SAEConfig):
@@ -30,10 +35,25 @@ class JumpReLUConfig(SAEConfig):
     """Latents meant to fire per token. The weight of the L0 penalty is moved during training until this is so."""
 
     l0_weight: float | None = None
-    """A fixed weight of the L0 penalty (Gemma Scope's lambda), warmed up linearly, instead of a target."""
+    """A fixed weight of the penalty (Gemma Scope's lambda), warmed up linearly, instead of one that is moved."""
+
+    penalty: Literal["l0", "quadratic"] = "l0"
+    """What the weight is multiplied with: latents per token; or their squared distance from target_l0, token by token,
+    times 2 / target_l0 (Gemma Scope 2)."""
+
+    frequency_scale: float | None = None
+    """Share of tokens beyond which firing becomes dear: adds sum(p ** 2) / frequency_scale over the latents' frequencies p
+    to the L0 before the weight, against latents that always fire. None adds nothing; 0.1 is mild."""
 
     bandwidth: float = 0.05
     """Width of the window around a threshold that gives it gradient."""
+
+    threshold_form: Literal["direct", "log"] = "direct"
+    """What Adam moves: the threshold, kept at 0 or more, or its logarithm, which is positive by itself but crosses orders
+    of magnitude slowly."""
+
+    start_threshold: float | None = None
+    """All thresholds at the start; None measures each so that start_l0 holds."""
 
     threshold_rate: float = 4.0
     """Learning rate of the thresholds as a multiple of the weights'."""
@@ -48,6 +68,9 @@ class JumpReLUConfig(SAEConfig):
     decoder: Literal["unit", "free"] = "unit"
     """Decoder rows kept at norm 1 while training, or free and made unit at the end."""
 
+    start_norm: float = 1.0
+    """Norm of the decoder's rows, and of the encoder's, at the start. Rows that are free and start small turn faster."""
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.target_l0 <= self.d_sae:
@@ -58,6 +81,12 @@ class JumpReLUConfig(SAEConfig):
             raise ConfigError(f"bandwidth is {self.bandwidth:g}; a window must be wider than 0 or no threshold learns.")
         if self.threshold_rate < 0 or self.start_l0 < 1 or not 0 <= self.anneal <= 1:
             raise ConfigError("threshold_rate must be at least 0, start_l0 at least 1, and anneal between 0 and 1.")
+        if self.frequency_scale is not None and not self.frequency_scale > 0:
+            raise ConfigError(f"frequency_scale is {self.frequency_scale:g}; give a share of tokens above 0, or leave it out.")
+        if self.start_threshold is not None and not self.start_threshold > 0:
+            raise ConfigError(f"start_threshold is {self.start_threshold:g}; a threshold must start above 0 to learn.")
+        if self.start_norm <= 0 or (self.decoder == "unit" and self.start_norm != 1):
+            raise ConfigError(f"start_norm is {self.start_norm:g}; it must be above 0, and 1 unless decoder is free.")
 
 
 class Gate(torch.autograd.Function):
@@ -107,6 +136,8 @@ class JumpReLUSAE(SAE):
         super().__init__(config, site)
         self.threshold = nn.Parameter(torch.zeros(config.d_sae))
         self.l0_weight, self.base_weight, self.mean_l0, self.progress = 0.0, 0.01 / config.target_l0, 0.0, 0.0
+        self.centre = config.target_l0
+        self.lead = 0.0  # of the quadratic's centre on the target, as a share of it
         self.rates = {"threshold": config.threshold_rate}
 
     def encode(self, x: Tensor) -> Tensor:
@@ -114,20 +145,42 @@ class JumpReLUSAE(SAE):
         return torch.relu(pre) * (pre > self.threshold)
 
     def losses(self, x: Acts) -> dict[str, Scalar]:
-        """Squared error per token, and the present weight times L0."""
+        """Squared error per token, the weighted penalty on L0 and, if asked for, on frequencies."""
         pre = self.pre_activations(x)
         latents = Jump.apply(pre, self.threshold, self.config.bandwidth)
-        l0 = Gate.apply(pre, self.threshold, self.config.bandwidth).sum(1).mean()
-        return {"error": (self.decode(latents) - x).square().sum(1).mean(), "sparsity": self.l0_weight * l0}
+        fires = Gate.apply(pre, self.threshold, self.config.bandwidth)
+        return self.errors(latents, x) | self.penalties(fires.sum(1), fires.mean(0))
+
+    def penalties(self, l0: Float[Tensor, " tok"], frequency: Float[Tensor, " d_sae"]) -> dict[str, Scalar]:
+        """The terms that are paid for firing, from the L0 of each token and the share of tokens on which each latent fires."""
+        c = self.config
+        paid = l0 if c.penalty == "l0" else (2 / c.target_l0) * (l0 - self.centre).square()
+        terms = {"sparsity": self.l0_weight * paid.mean()}
+        if c.frequency_scale is not None:
+            terms["frequency"] = self.l0_weight / c.frequency_scale * frequency.square().sum()
+        return terms
+
+    def price(self, l0: Float[Tensor, " tok"]) -> Tensor | float:
+        """What one more latent on a token adds to its "sparsity": the derivative, one for each token or one for all."""
+        c = self.config
+        return self.l0_weight if c.penalty == "l0" else self.l0_weight * (4 / c.target_l0) * (l0 - self.centre)
+
+    def surcharge(self, frequency: Float[Tensor, " d_sae"]) -> Tensor | float:
+        """What one more token adds to a latent's share of "frequency", times the number of tokens: again the derivative."""
+        scale = self.config.frequency_scale
+        return 0.0 if scale is None else 2 * self.l0_weight / scale * frequency
 
     @torch.no_grad()
     def initialise(self, sample: Acts, seed: int = 0) -> None:
-        """Unit decoder rows in random directions, a tied encoder, and thresholds at which each latent fires equally often."""
+        """Decoder rows in random directions, a tied encoder, and thresholds at which each latent fires equally often."""
         c = self.config
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(c.d_sae, c.d_in, generator=generator).to(self.W_dec)
-        self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+        self.W_dec.copy_(c.start_norm * rows / rows.norm(dim=1, keepdim=True))
         self.W_enc.copy_(self.W_dec.T)
+        if c.start_threshold is not None:
+            self.threshold.fill_(c.start_threshold)
+            return
         share = min(0.5, c.start_l0 * c.target_l0 / c.d_sae)
         kth = max(1, round(share * len(sample)))
         for start in range(0, c.d_sae, 1024):  # a slice of latents at a time: the sample times all latents may be large
@@ -136,16 +189,23 @@ class JumpReLUSAE(SAE):
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """With unit rows, drop the part of the gradient that would only lengthen them (P33)."""
+        """With unit rows, drop the part of the gradient that would only lengthen them (P33). Where Adam is to move the
+        thresholds' logarithms, the parameter holds these until `after_step`."""
         if self.config.decoder == "unit" and self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
-            self.W_dec.grad.sub_(along * self.W_dec)
+            for row, gradient in zip(self.W_dec.split(_ROWS), self.W_dec.grad.split(_ROWS), strict=True):
+                gradient.addcmul_(row, (gradient * row).sum(1, keepdim=True), value=-1.0)
+        if self.config.threshold_form == "log" and self.threshold.grad is not None:
+            self.threshold.grad.mul_(self.threshold)
+            self.threshold.clamp_min_(_SMALLEST).log_()
 
     @torch.no_grad()
     def after_step(self, l0: float, progress: float) -> None:
         """Restore unit rows and positive thresholds, and move the weight of the penalty."""
         if self.config.decoder == "unit":
-            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True))
+            for row in self.W_dec.split(_ROWS):
+                row.div_(row.norm(dim=1, keepdim=True))
+        if self.config.threshold_form == "log" and self.threshold.grad is not None:
+            self.threshold.exp_()
         self.threshold.clamp_min_(0.0)
         self._control(l0, progress)
 
@@ -154,7 +214,8 @@ class JumpReLUSAE(SAE):
 
         Towards a target, the weight is controlled: `base_weight` grows while the running mean of L0 lies above the
         target of the moment and falls while below, and the weight answers at once too. That target falls
-        geometrically from start_l0 times the final one. A fixed weight rises linearly.
+        geometrically from start_l0 times the final one. The quadratic penalty pulls by itself, to a little above its
+        centre, so there the centre is moved instead. A fixed weight rises linearly.
         """
         c, done = self.config, progress - self.progress
         self.progress = progress
@@ -167,18 +228,23 @@ class JumpReLUSAE(SAE):
         off = max(-1.0, min(1.0, math.log(max(self.mean_l0, 1e-3) / target)))
         usual = 0.1 / c.target_l0  # a tenth of the variance, were it spread over the latents that fire
         gain = max(0.003, min(0.1, GAIN * done))
+        if c.penalty == "quadratic":
+            self.lead = max(-10.0, min(1.0, self.lead - gain * off))
+            self.centre, self.l0_weight = target * (1.0 + self.lead), usual
+            return
         self.base_weight = max(1e-3 * usual, min(1e3 * usual, self.base_weight * math.exp(gain * off)))
         self.l0_weight = self.base_weight * math.exp(off)
 
-    def training_state(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("l0_weight", "base_weight", "mean_l0", "progress")}
+    def training_state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _STATE}
 
-    def load_training_state(self, state: dict[str, float]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def watched(self) -> dict[str, float]:
-        return {"l0_weight": self.l0_weight, "threshold": self.threshold.detach().median().item()}
+        centre = {"l0_centre": self.centre} if self.config.penalty == "quadratic" else {}
+        return {"l0_weight": self.l0_weight, **centre, "threshold": self.threshold.detach().median().item()}
 
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: float) -> None:

@@ -1,22 +1,34 @@
-"""The engines compute one and the same gradient."""
+"""The engines compute one and the same gradient, and the screen misses nothing."""
+
+import math
 
 import pytest
 import torch
 
 from scope.sae.engine import Autograd, JumpReLUEngine
+from scope.sae.engines.screen import Screen
+from scope.sae.engines.workspace import Workspace
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 
+PENALTIES = {
+    "l0": {},
+    "quadratic": {"penalty": "quadratic"},
+    "frequency": {"frequency_scale": 0.1},
+    "both": {"penalty": "quadratic", "frequency_scale": 0.05},
+}
 
-def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float) -> tuple[JumpReLUSAE, torch.Tensor]:
+
+def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float, **settings) -> tuple[JumpReLUSAE, torch.Tensor]:
     generator = torch.Generator().manual_seed(d_in)
     x = torch.randn(203, d_in, generator=generator, dtype=torch.float64) / d_in**0.5
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=l0, start_l0=1.0, bandwidth=bandwidth)).double()
+    config = JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=l0, start_l0=1.0, bandwidth=bandwidth, **settings)
+    sae = JumpReLUSAE(config).double()
     sae.initialise(x)
     with torch.no_grad():
         sae.b_enc.normal_(0, 0.05, generator=generator)
         sae.b_dec.normal_(0, 0.05, generator=generator)
         sae.W_dec.mul_(1.3)
-    sae.l0_weight = 0.03
+    sae.l0_weight, sae.centre = 0.03, 0.8 * l0
     return sae, x
 
 
@@ -24,21 +36,80 @@ def gradients(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in sae.named_parameters()}
 
 
-@pytest.mark.parametrize("way", ["dense", "sparse"])
-@pytest.mark.parametrize(("d_in", "d_sae", "l0", "bandwidth"), [(16, 64, 6.0, 0.2), (8, 8, 4.0, 0.5), (24, 96, 1.0, 1e-3)])
-def test_gradients_by_hand_equal_autograd_in_float64(way, d_in, d_sae, l0, bandwidth):
-    sae, x = prepared(d_in, d_sae, l0, bandwidth)
+def engine_of(sae: JumpReLUSAE, way: str, **options) -> JumpReLUEngine:
+    """Rows of 64: of 203, three whole slices and a rest."""
+    engine = JumpReLUEngine(sae, rows=64, screen=torch.float32 if way == "sparse, float32" else torch.bfloat16, **options)
+    engine.share = 1.0 if way == "dense" else 0.0
+    return engine
+
+
+@pytest.mark.parametrize("way", ["dense", "sparse", "sparse, float32"])
+@pytest.mark.parametrize("penalty", list(PENALTIES))
+@pytest.mark.parametrize(("d_in", "d_sae", "l0", "bandwidth"), [(16, 64, 6.0, 0.2), (8, 9, 4.0, 0.5), (24, 96, 1.0, 1e-3)])
+def test_gradients_by_hand_equal_autograd_in_float64(way, penalty, d_in, d_sae, l0, bandwidth):
+    sae, x = prepared(d_in, d_sae, l0, bandwidth, **PENALTIES[penalty])
     reference = Autograd(sae).gradients(x)
     expected = gradients(sae)
-    engine = JumpReLUEngine(sae, rows=64)  # 203 rows: three whole slices and a rest
-    engine.share = 1.0 if way == "dense" else 0.0
-    batch = engine.gradients(x)
+    batch = engine_of(sae, way).gradients(x)
     for name, gradient in gradients(sae).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-13, msg=name)
-    assert batch.l0 == reference.l0
+    assert batch.l0 == pytest.approx(reference.l0, rel=1e-14)
     assert batch.error == pytest.approx(reference.error, rel=1e-12)
     assert batch.terms == pytest.approx(reference.terms)
     assert torch.equal(batch.fired, reference.fired)
+
+
+def test_the_ways_agree_in_float32_but_for_rounding():
+    sae, x = prepared(96, 1024, 8.0, 0.02)
+    sae, x = sae.float(), x.float()
+    engine_of(sae, "dense").gradients(x)
+    expected = gradients(sae)
+    batch = engine_of(sae, "sparse").gradients(x)
+    assert batch.candidates < 1024 / 8
+    for name, gradient in gradients(sae).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_what_is_found_does_not_depend_on_the_screens_precision():
+    sae, x = prepared(96, 1024, 8.0, 0.02)
+    sae, x = sae.float(), x.float()
+    engine_of(sae, "sparse").gradients(x)
+    expected = gradients(sae)
+    engine_of(sae, "sparse, float32").gradients(x)
+    for name, gradient in gradients(sae).items():
+        assert torch.equal(gradient, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_the_screen_finds_every_latent_above_its_cut_by_however_little(dtype, scale):
+    generator = torch.Generator().manual_seed(1)
+    x = scale * torch.randn(40, 128, generator=generator, dtype=torch.float64)
+    x[0] *= 300.0  # a token of huge norm must not hide the others' candidates, nor they its own
+    w = torch.randn(256, 128, generator=generator, dtype=torch.float64)
+    # every number just below the middle between two bfloat16, so that all roundings go down together
+    rounded = x.abs().bfloat16().double()
+    x = rounded * (1 + 2.0**-9 * 0.99)
+    w = w.abs().bfloat16().double() * (1 + 2.0**-9 * 0.99)
+    exact = x @ w.T
+    for token in range(0, 40, 7):
+        cut = exact[token] * (1 - 1e-12)
+        found = torch.zeros(40 * 256, dtype=torch.bool)
+        found[Screen(Workspace(), dtype).candidates(x, w, cut)] = True
+        missed = (exact > cut) & ~found.view(40, 256)
+        assert not missed.any()
+        assert found.view(40, 256)[token].all()
+
+
+def test_the_screen_lets_through_little_beside_the_candidates():
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(500, 768, generator=generator) / math.sqrt(768)
+    w = torch.randn(2048, 768, generator=generator)
+    w /= w.norm(dim=1, keepdim=True)
+    exact = x @ w.T
+    cut = exact.flatten().kthvalue(500 * (2048 - 16)).values.expand(2048)
+    found = len(Screen(Workspace(), torch.bfloat16).candidates(x, w, cut))
+    assert (exact > cut).sum() <= found < 1.5 * (exact > cut).sum()
 
 
 def test_a_batch_on_which_nothing_fires_still_teaches_the_decoder_bias():
@@ -47,9 +118,7 @@ def test_a_batch_on_which_nothing_fires_still_teaches_the_decoder_bias():
         sae.threshold.fill_(100.0)
     Autograd(sae).gradients(x)
     expected = gradients(sae)
-    engine = JumpReLUEngine(sae)
-    engine.share = 0.0
-    assert engine.gradients(x).l0 == 0
+    assert engine_of(sae, "sparse").gradients(x).l0 == 0
     for name, gradient in gradients(sae).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
@@ -60,3 +129,79 @@ def test_the_dense_way_is_left_once_few_latents_are_candidates():
     assert engine.share is None
     assert engine.gradients(x).candidates < 512 / 8
     assert engine.share < 1 / 8
+
+
+def test_gradients_lie_in_memory_as_their_parameters_do():
+    """Fused Adam goes through memory and does not look at strides."""
+    sae, x = prepared(16, 64, 6.0, 0.2)
+    for way in ("dense", "sparse"):
+        engine_of(sae, way).gradients(x)
+        assert {name: p.grad.stride() for name, p in sae.named_parameters()} == {
+            name: p.stride() for name, p in sae.named_parameters()
+        }
+    assert sae.W_enc.T.is_contiguous()  # one latent's weights side by side
+
+
+def halves(sae: JumpReLUSAE) -> list[JumpReLUSAE]:
+    """Two dictionaries with half of the latents each, and all of b_dec."""
+    made, middle = [], sae.d_sae // 2
+    for some in (slice(0, middle), slice(middle, sae.d_sae)):
+        config = JumpReLUConfig(
+            d_in=sae.d_in,
+            d_sae=middle,
+            target_l0=sae.config.target_l0,
+            bandwidth=sae.config.bandwidth,
+            penalty=sae.config.penalty,
+            frequency_scale=sae.config.frequency_scale,
+        )
+        half = JumpReLUSAE(config).double()
+        with torch.no_grad():
+            half.W_enc.copy_(sae.W_enc[:, some])
+            half.W_dec.copy_(sae.W_dec[some])
+            half.b_enc.copy_(sae.b_enc[some])
+            half.threshold.copy_(sae.threshold[some])
+            half.b_dec.copy_(sae.b_dec)
+        half.load_training_state(sae.training_state())
+        made.append(half)
+    return made
+
+
+@pytest.mark.parametrize("penalty", list(PENALTIES))
+@pytest.mark.parametrize("ways", [("dense", "dense"), ("sparse", "sparse"), ("dense", "sparse")])
+def test_two_halves_of_a_dictionary_that_add_up_what_they_reconstruct_have_the_gradients_of_the_whole(ways, penalty):
+    sae, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
+    Autograd(sae).gradients(x)
+    expected, parts = gradients(sae), halves(sae)
+    said: list[list[torch.Tensor]] = [[], []]
+
+    def listen(rank):
+        def reduce(partial):
+            said[rank].append(partial.clone())
+            return partial
+
+        return reduce
+
+    def answer(rank):
+        others = iter(said[1 - rank])
+        return lambda partial: partial + next(others)
+
+    for rank in (0, 1):  # first what each would send, then, with what the other sent, the step
+        engine_of(parts[rank], ways[rank], reduce=listen(rank)).gradients(x)
+    batches = [engine_of(parts[rank], ways[rank], reduce=answer(rank)).gradients(x) for rank in (0, 1)]
+    for name, whole in expected.items():
+        found = [part.get_parameter(name).grad for part in parts]
+        joined = found[0] if name == "b_dec" else torch.cat(found, dim=1 if name == "W_enc" else 0)
+        torch.testing.assert_close(joined, whole, rtol=1e-10, atol=1e-13, msg=name)
+    assert batches[0].l0 == batches[1].l0 == pytest.approx((sae.encode(x) > 0).sum(1).double().mean().item())
+    assert batches[0].error == pytest.approx(batches[1].error)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("penalty", list(PENALTIES))
+def test_gradients_on_a_gpu_equal_those_of_the_cpu_in_float64(penalty):
+    sae, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
+    Autograd(sae).gradients(x)
+    expected = gradients(sae)
+    JumpReLUEngine(sae.cuda(), rows=64).gradients(x.cuda())
+    for name, gradient in gradients(sae).items():
+        torch.testing.assert_close(gradient.cpu(), expected[name], rtol=1e-10, atol=1e-12, msg=name)

@@ -1,0 +1,31 @@
+"""The reference engine: `sae.losses(x)` and a backward pass. It serves every kind, and tests hold the faster ones to it."""
+
+from typing import Any
+
+import torch
+
+from scope.sae.base import SAE
+from scope.sae.engines.base import Batch
+from scope.shapes import Acts
+
+
+class Autograd:
+    def __init__(self, sae: SAE):
+        self.sae = sae
+
+    def gradients(self, x: Acts) -> Batch:
+        self.sae.zero_grad(set_to_none=True)
+        terms = self.sae.losses(x)
+        torch.stack(list(terms.values())).sum().backward()
+        with torch.no_grad():
+            latents = self.sae.encode(x)
+            fired = (latents > 0).sum(0)
+            error = (self.sae.decode(latents) - x).square().sum(1).mean().item()
+        l0 = fired.sum().item() / len(x)
+        return Batch({name: term.item() for name, term in terms.items()}, error, l0, fired)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        pass
