@@ -24,7 +24,7 @@ from activations.files import only_writer
 from activations.hdf5 import ITEM_BYTES
 from activations.outliers import Survey, survey
 from activations.ranks import Ranks, is_held, only_rank, refuse_strangers, wait_for_manifest
-from activations.remote import STAGING, Remote, folder_for, is_url
+from activations.remote import STAGING, Remote, address, folder_for
 from activations.run import OnProgress, Run
 from activations.shards import size
 from activations.store import ActivationStore
@@ -188,9 +188,8 @@ _SMALLER = "Lower --tokens, record fewer sites, or give another disk to --out."
 
 def _places(out: str | Path, staging: Path) -> tuple[Path, Remote | None]:
     """The folder in which shards are made, and the store to which they go, if they do."""
-    if is_url(out):
-        return folder_for(str(out), staging), Remote(str(out))
-    return Path(out), None
+    url = address(out)
+    return (folder_for(url, staging), Remote(url)) if url else (Path(out), None)
 
 
 def _refuse_writers(folder: Path) -> None:

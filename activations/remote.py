@@ -8,11 +8,13 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from activations.bits import WAY_OUT
 from activations.errors import RecordingError
 from activations.files import write_whole
 
@@ -25,8 +27,14 @@ FETCHED = Path("runs/fetched")
 _TRIES, _PAUSE = 3, 0.5  # a store that says no is asked again after 0.5 s, then 1 s
 
 
-def is_url(place: str | Path) -> bool:
-    return isinstance(place, str) and "://" in place
+def address(place: str | Path) -> str | None:
+    """The address that is meant, also where a Path has eaten a slash of it; None for a folder here."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(/?)(.+)", str(place))
+    if not found or Path(place).exists():
+        return None
+    return (
+        f"{found[1]}://{found[3]}" if found[2] or found[1] not in ("file", "local") else f"{found[1]}:///{found[3].lstrip('/')}"
+    )
 
 
 def folder_for(url: str, below: Path) -> Path:
@@ -187,6 +195,7 @@ class Mirror:
     def __init__(self, url: str, below: Path = FETCHED):
         self.remote, self.folder = Remote(url), folder_for(url, below)
         names = self.remote.sizes()
+        self.bytes = names
         if "manifest.json" not in names:
             raise RecordingError(
                 f"There is no recording in {url}, which has no manifest.json.\n  To make one: scope harvest --out {url}"
@@ -196,12 +205,23 @@ class Mirror:
             if name in names:
                 self.remote.pull(self.folder, name, replace=True)
 
+    def must_have(self, entry: dict) -> None:
+        """
+        Raises:
+            RecordingError: the store lacks a shard, or has half of it.
+        """
+        there = self.bytes.get(entry["file"])
+        if there != entry["bytes"]:
+            had = "is missing" if there is None else f"has {there} bytes"
+            raise RecordingError(f"{entry['file']} {had} in {self.remote.url}; {entry['bytes']} were sealed. {WAY_OUT}")
+
     def have(self, entry: dict) -> None:
         """See that a shard is here.
 
         Raises:
             RecordingError: the store lacks it, has half of it, or the disk has no room for it.
         """
+        self.must_have(entry)
         path = self.folder / entry["file"]
         if path.exists() and path.stat().st_size == entry["bytes"]:
             return
@@ -209,7 +229,7 @@ class Mirror:
         if free < entry["bytes"]:
             raise RecordingError(
                 f"{entry['file']} of {self.remote.url} has {entry['bytes']:,} bytes; {free:,} are free in {self.folder}.\n"
-                "  Make room there, or fetch the recording to another disk: scope recording fetch."
+                "  Make room there; the folder may be a link to another disk."
             )
         self.remote.fetch(entry["file"], path)
 

@@ -40,6 +40,7 @@ class Sealed(Protocol):
     n_rows: int
     starts: list[int]
 
+    def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray: ...
     def reader(self, shard: int) -> ShardReader: ...
 
 
@@ -71,6 +72,7 @@ class Batches:
         seed: int = 0,
         epochs: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        outliers: bool = True,
     ):
         if batch_size < 1:
             raise RecordingError(f"batch_size is {batch_size}; it must be at least 1.")
@@ -78,7 +80,6 @@ class Batches:
         self.single = isinstance(site, str)
         self.sites = (site,) if isinstance(site, str) else tuple(site)
         self.widths = [store.sites[s] for s in self.sites]
-        self.n_rows = store.n_rows
         self.row = 0
         self._ended = False
 
@@ -88,8 +89,18 @@ class Batches:
         ends = np.array([e["rows"][1] - e["rows"][0] for e in store.entries])[self._shard]
         self._rows = np.minimum(store.segment_rows, ends - self._segment * store.segment_rows).astype(np.int32)
 
+        self._flagged = {} if outliers else self._find_flagged()
+        self._given = self._rows.copy()  # how many rows of each segment come out
+        for segment, rows in self._flagged.items():
+            self._given[segment] -= len(rows)
+        self.left_out = store.n_rows - int(self._given.sum())
+        """Rows that never come out, because the rule of the recording flags them as outliers."""
+        self.n_rows = store.n_rows - self.left_out
+        if not self.n_rows:
+            raise RecordingError(f"All {store.n_rows} rows are outliers by the rule of the recording; nothing is left to read.")
+
         row_bytes = sum(self.widths) * ITEM_BYTES[store.dtype]
-        whole = self.n_rows * row_bytes <= memory_bytes
+        whole = store.n_rows * row_bytes <= memory_bytes
         per_pool = max(1, memory_bytes // 2 // (row_bytes * store.segment_rows))
         self.n_pools = 1 if whole else -(-len(self._shard) // per_pool)
 
@@ -152,19 +163,41 @@ class Batches:
             lengths = self._rows[segments]
             inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             rows = np.repeat(first, lengths) + inside
-            yield rows[self.order_within(len(rows), epoch, number)]
+            yield rows[self.order_within(segments, epoch, number)]
 
-    def order_within(self, n: int, epoch: int, number: int) -> np.ndarray:
-        """The order in which the n rows of a pool come out."""
-        return permutation(n, self.seed, epoch, 1, number)
+    def order_within(self, segments: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        """The order in which the rows of a pool come out, as places among its rows in the order of the recording."""
+        segments = np.sort(segments)
+        n = self.rows_in(segments)
+        order = permutation(n, self.seed, epoch, 1, number)
+        if n == self._rows[segments].sum():
+            return order
+        given = np.ones(int(self._rows[segments].sum()), bool)
+        starts = np.cumsum(self._rows[segments]) - self._rows[segments]
+        for place in np.flatnonzero(self._rows[segments] != self._given[segments]):
+            given[starts[place] + self._flagged[int(segments[place])]] = False
+        return np.flatnonzero(given)[order]
 
     def rows_in(self, segments: np.ndarray) -> int:
-        return int(self._rows[segments].sum())
+        """How many rows of some segments come out."""
+        return int(self._given[segments].sum())
+
+    def _find_flagged(self) -> dict[int, np.ndarray]:
+        """The rows that are left out, counted from the first of their segment, for each segment that has any."""
+        found: dict[int, np.ndarray] = {}
+        begins = np.searchsorted(self._shard, np.arange(len(self.store.entries)))
+        for i in range(len(self.store.entries)):
+            rows = self.store.outlier_rows(i, self.sites)
+            segments = rows // self.store.segment_rows
+            for segment in np.unique(segments):
+                found[int(begins[i] + segment)] = rows[segments == segment] - segment * self.store.segment_rows
+        return found
 
     def room(self) -> list[np.ndarray]:
         """Memory for a pool, one array per site."""
-        largest = self.n_rows if self.n_pools == 1 else -(-len(self._shard) // self.n_pools) * self.store.segment_rows
-        return [np.empty((min(largest, self.n_rows), w), NUMPY[self.store.dtype]) for w in self.widths]
+        n_rows = int(self._rows.sum())
+        largest = n_rows if self.n_pools == 1 else -(-len(self._shard) // self.n_pools) * self.store.segment_rows
+        return [np.empty((min(largest, n_rows), w), NUMPY[self.store.dtype]) for w in self.widths]
 
     def read(self, segments: np.ndarray, into: list[np.ndarray]) -> list[Tensor]:
         """The rows of some segments as stored, in the order of the recording; neighbours are read in one piece."""
@@ -235,7 +268,7 @@ class _Pools:
         last = self.batches.epochs is not None and epoch + 1 >= self.batches.epochs
         if self.batches.n_pools == 1:
             tensors = self.pool[0] if self.pool else self._load(epoch, number)[0]
-            self.pool = tensors, self.batches.order_within(len(tensors[0]), epoch, number)
+            self.pool = tensors, self.batches.order_within(self._deal(epoch)[0][number], epoch, number)
         else:
             waiting = self.coming[1].result() if self.coming else None  # nobody else writes into a pool from here on
             taken = waiting if self.coming and self.coming[0] == (epoch, number) else None
@@ -253,7 +286,7 @@ class _Pools:
         else:
             self.rooms.append(self.rooms.pop(0))
         tensors = self.batches.read(self._deal(epoch)[0][number], self.rooms[-1])
-        return tensors, self.batches.order_within(len(tensors[0]), epoch, number)
+        return tensors, self.batches.order_within(self._deal(epoch)[0][number], epoch, number)
 
 
 def gather(out: Tensor, stored: Tensor, rows: Tensor) -> None:

@@ -19,6 +19,8 @@ from activations.bits import WAY_OUT, to_float
 from activations.errors import HolesWarning, RecordingError, UnknownSiteError
 from activations.hdf5 import NUMPY
 from activations.manifest import Recorded, read_recording
+from activations.outliers import flagged
+from activations.remote import Mirror, address
 from activations.sealed import Fault, ShardReader
 from activations.shuffle import MEMORY_BYTES, Batches
 
@@ -60,6 +62,7 @@ class ActivationStore:
         self.exhausted = recorded.exhausted
         self.n_rows, self.n_contexts = (self.entries[-1][key][1] if self.entries else 0 for key in ("rows", "contexts"))
         self.starts = [entry["rows"][0] for entry in self.entries]
+        self.mirror: Mirror | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._last: ShardReader | None = None
         self._lock = Lock()  # the shuffled reader reads ahead in a thread
@@ -68,28 +71,34 @@ class ActivationStore:
     def open(cls, folder: str | Path, whole: bool = True) -> "ActivationStore":
         """Open a recording. Every shard must be there and of its length, unless `whole` is False, as for `verify`.
 
+        An address such as s3://bucket/recording is read through runs/fetched, to which a shard comes when it is first read.
         Warns with HolesWarning where shards were moved aside by `scope recording repair`; the rest can be read.
 
         Raises:
             RecordingError: no recording, an empty one, or one whose files are missing, cut short or damaged.
         """
-        folder = Path(folder)
+        url = address(folder)
+        mirror = Mirror(url) if url else None
+        folder = mirror.folder if mirror else Path(folder)
         recorded = read_recording(folder)
         if not recorded.entries:
             raise RecordingError(
                 f"The recording in {folder} holds nothing yet: no shard is finished.\n  Give the same `scope harvest` again."
             )
         store = cls(folder, recorded)
+        store.mirror = mirror
         if store.left_out:
             warnings.warn(store.holes, HolesWarning, stacklevel=2)
         if not store.entries:
             raise RecordingError(f"Nothing of {folder} can be read: {store.holes}")
-        for i, entry in enumerate(store.entries) if whole else ():
+        for entry in store.entries if mirror and whole else ():
+            mirror.must_have(entry)
+        for i, entry in enumerate(store.entries) if whole and not mirror else ():
             path = folder / entry["file"]
             found = path.stat().st_size if path.exists() else None
             if found != entry["bytes"]:
                 store.reader(i)  # raises, and says why
-        if whole:
+        if whole and not mirror:
             store._last = store.reader(len(store.entries) - 1)  # a writer that extends the recording replaces this file
         return store
 
@@ -136,6 +145,8 @@ class ActivationStore:
             return self._last
         with self._lock:
             if index not in self._readers:
+                if self.mirror:
+                    self.mirror.have(self.entries[index])
                 self._readers[index] = ShardReader(self.folder, self.entries[index], self.segment_rows)
             self._readers.move_to_end(index)
             if len(self._readers) > _OPEN_SHARDS:
@@ -229,6 +240,30 @@ class ActivationStore:
         """Rows whose norm is more than `times` the median: attention sinks and the like, which can decide a mean alone."""
         return np.flatnonzero(self.row_norms(site) > times * self.norms(site).median)
 
+    @property
+    def outlier_rule(self) -> dict | None:
+        """The rule that flags rows of huge norm, with its sample and thresholds; None for a recording without one."""
+        return self.manifest.get("outliers")
+
+    def outliers(self, site: str) -> np.ndarray:
+        """bool [row]: which rows the recording's rule flags at a site. They are stored like all others."""
+        self.width(site)
+        rule = self.outlier_rule
+        return flagged(self.row_norms(site), rule["threshold"][site] if rule else None)
+
+    def n_outliers(self, site: str) -> int:
+        """How many rows the rule flags at a site, as the journal counted them."""
+        self.width(site)
+        return sum(entry.get("outliers", {}).get(site, 0) for entry in self.entries)
+
+    def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray:
+        """int64: rows of entry `index`, counted from its first, that are flagged at any of the sites."""
+        rule, found = self.outlier_rule, [np.empty(0, np.int64)]
+        for site in sites if rule else ():
+            if self.entries[index].get("outliers", {}).get(site, 0):
+                found.append(np.flatnonzero(flagged(self.reader(index).small(f"norms/{site}"), rule["threshold"][site])))
+        return np.unique(np.concatenate(found))
+
     def shuffled(
         self,
         site: str | tuple[str, ...],
@@ -236,14 +271,16 @@ class ActivationStore:
         seed: int = 0,
         epochs: int | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        outliers: bool = False,
     ) -> Batches:
         """Batches float32 [batch_size width] in a seeded random order, without end unless `epochs` is given.
 
-        Given several sites, a batch is a tuple of tensors whose rows belong to the same tokens. See `Batches`.
+        Given several sites, a batch is a tuple of tensors whose rows belong to the same tokens. Rows that the recording's rule
+        flags at any of the sites are left out, and counted in `left_out`, unless `outliers` is set. See `Batches`.
         """
         for name in (site,) if isinstance(site, str) else site:
             self.width(name)
-        return Batches(self, site, batch_size, seed, epochs, memory_bytes)
+        return Batches(self, site, batch_size, seed, epochs, memory_bytes, outliers)
 
     def verify(self, on_progress: Callable[[int, int, dict], None] | None = None) -> list[str]:
         """Read every byte of every shard; what fails its checksum, in words. Empty means that all is as it was sealed."""
