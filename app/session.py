@@ -86,7 +86,9 @@ def pack(slug: str | None = None) -> FeatureStore:
     """
     folder = registry()[slug or current()].absolute()
     manifest = folder / "manifest.json"
-    return _open(str(folder), manifest.stat().st_mtime_ns if manifest.exists() else 0)
+    store = _open(str(folder), manifest.stat().st_mtime_ns if manifest.exists() else 0)
+    store.refresh()
+    return store
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)

@@ -7,6 +7,7 @@ relations.h5      neighbours, co-firing, tokens, promoted and suppressed tokens
 contexts.npy      token ids [n_contexts context]        documents.npy, documents.json   where each token came from
 vocab.json.gz     the piece of every id, so that no tokenizer is needed to read the pack
 health.json       (optional) the evaluation report and the training curves
+notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
 """
 
 import gzip
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
+from scope.features.notes import FILE, Notes
 
 SCHEMA = 1
 N_BINS = 160
@@ -115,7 +118,25 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for name in [*names, "manifest.json"]:
         _sync(aside / name)
+    _take_along(out, aside, manifest)
     _swap(aside, out)
+
+
+def owner_of(manifest: dict[str, Any]) -> str:
+    """The hash of the dictionary that a pack shows: what its notes belong to."""
+    described = manifest["dictionary"]
+    return str(described.get("parameters_sha256") or described.get("weights_sha256"))
+
+
+def _take_along(out: Path, new: Path, manifest: dict[str, Any]) -> None:
+    """Notes on the same dictionary go into the new pack; those on another are put beside it, under a name of their own."""
+    if not (out / FILE).exists():
+        return
+    try:
+        Notes(out, owner_of(manifest)).copy_to(new)
+    except PackError:
+        for file in out.glob(FILE + "*"):
+            shutil.copy2(file, out.with_name(f"{out.name}.{int(time.time())}.{file.name}"))
 
 
 def _gzipped(text: str) -> bytes:

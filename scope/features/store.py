@@ -14,7 +14,8 @@ from scope.errors import PackError
 from scope.features import search
 from scope.features.feature import Feature
 from scope.features.index import Index
-from scope.features.layout import FILES, RELATIONS, load_json, read_manifest, verify
+from scope.features.layout import FILES, RELATIONS, load_json, owner_of, read_manifest, verify
+from scope.features.notes import Notes
 
 
 class FeatureStore:
@@ -64,7 +65,29 @@ class FeatureStore:
             raise PackError(f"{self.folder / 'features.parquet'} is damaged: {error}. Make the pack again.") from None
         if len(table) != self.d_sae:
             raise PackError(f"features.parquet of {self.folder} has {len(table)} rows; the manifest says {self.d_sae}.")
+        return self._labelled(table)
+
+    @cached_property
+    def notes(self) -> Notes:
+        """Labels, notes and stars, which may be written at any time."""
+        return Notes(self.folder, owner_of(self.manifest))
+
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with the labels that people and models gave in place of those that came with the pack."""
+        self._notes_read = self.notes.version()
+        for i, label in self.notes.labels().items():
+            if 0 <= i < len(table):
+                score = np.nan if label.score is None else label.score
+                for column, value in (("label", label.text), ("label_source", label.source), ("label_score", score)):
+                    table.iat[i, table.columns.get_loc(column)] = value
         return table
+
+    def refresh(self) -> None:
+        """Read the table again if labels were written since, here or by another process."""
+        with self._lock:
+            if "table" in self.__dict__ and self.notes.version() != self._notes_read:
+                del self.__dict__["table"]
+                self.__dict__.pop("index", None)
 
     @cached_property
     def index(self) -> Index:

@@ -58,7 +58,7 @@ def show(token: str, mark_space: bool = False) -> str:
         return f"⟨{byte[1]}⟩"
     if token and not token.strip(" "):
         return "␣" * len(token)
-    glyphs = "".join(_glyph(token, i) for i in range(len(token)))
+    glyphs = token if token.isprintable() else "".join(_glyph(token, i) for i in range(len(token)))
     if glyphs and unicodedata.combining(glyphs[0]):
         glyphs = "◌" + glyphs
     if mark_space:
