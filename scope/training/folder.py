@@ -21,8 +21,9 @@ _FREE = {"save_every", "log_every"}
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
-    source = {k: v for k, v in sae.provenance.items() if k not in ("training", "versions", "weights_sha256")}
+    source = {k: v for k, v in sae.provenance.items() if k not in ("training", "versions", "weights_sha256", "preset")}
     return {
+        "preset": sae.provenance.get("preset"),
         "kind": sae.kind,
         "site": sae.site,
         "dictionary": asdict(sae.config),
@@ -38,7 +39,8 @@ def refuse_another(out: Path, described: dict[str, Any]) -> None:
     """
     before = out / RUN
     if before.exists():
-        changed = differences(_completed(read_json(before)), _plain(described))
+        then, now = _completed(read_json(before)), _plain(described)
+        changed = differences(then | {"preset": None}, now | {"preset": None})  # a name; what it stands for is compared
         if changed:
             raise ConfigError(
                 f"{out} holds a training with other settings:\n  "

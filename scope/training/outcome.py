@@ -31,9 +31,7 @@ def outcome(sae: SAE, config: TrainConfig, log: list[dict], dead: float) -> dict
             f"The run of {tokens:,} tokens is shorter than dead_after ({config.dead_after:,}), so no latent can count as dead."
         )
     if (rise := steps_of(config.warmup, config.steps)) >= config.steps:
-        notes.append(
-            f"The warm-up of {rise:,} steps is as long as the run of {config.steps:,}: the peak rate came last, or never."
-        )
+        notes.append(f"The warm-up of {rise:,} steps is as long as the run of {config.steps:,}: its peak was hardly used.")
     return {"l0": l0, "fvu": fvu, "dead": dead, "tokens": tokens, "notes": notes}
 
 

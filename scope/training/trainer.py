@@ -69,9 +69,9 @@ def train_all(
 ) -> list[SAE]:
     """Train several dictionaries in one pass over the same batches; each ends in the bits in which it would have ended alone.
 
-    `batches` gives [tokens width], or a tuple of those whose `batches.sites` say which is which. `out` is the folder of them all,
-    which holds the checkpoint. All are stopped, continued and finished together. With `ranks`, every process that takes part
-    calls this; those that do not write return nothing.
+    `batches` gives [tokens width], or a tuple of those whose `batches.sites` say which is which. `out` is the folder of them
+    all, which holds the checkpoint. All are stopped, continued and finished together. With `ranks`, every process that takes
+    part calls this; those that do not write return nothing.
 
     Raises: as `train`, and
         ConfigError: configs that do not share one pass; a division over processes that cannot be.
@@ -183,8 +183,8 @@ class _Run:
         where = getattr(self.batches, "where", None)
         lies = f", which is {where(row, len(x))}" if where else ""
         raise ConfigError(
-            f"The activations of {learner.whole.site or 'this site'} hold NaN or Inf: row {row} of the batch of step {self.step}"
-            f"{lies}. One such row spoils all.\n"
+            f"The activations of {learner.whole.site or 'this site'} hold NaN or Inf: row {row} of the batch of step "
+            f"{self.step}{lies}. One such row spoils all.\n"
             "  `scope recording verify` finds where they lie on the disk; record them again, in float32 if they overflowed."
         )
 
@@ -263,13 +263,14 @@ class _Run:
             dealt = other.stem.split("-of-")
             if len(dealt) == 2 and int(dealt[1]) != self.ranks.world:
                 raise ConfigError(
-                    f"{self.out} was begun with the dictionaries dealt to {dealt[1]} processes, and there are {self.ranks.world}.\n"
+                    f"{self.out} was begun with the dictionaries dealt to {dealt[1]} processes; now there are "
+                    f"{self.ranks.world}.\n"
                     f"  Start {dealt[1]} (torchrun --nproc-per-node {dealt[1]} … --parallel site), or give another --out."
                 )
             if len(dealt) == 1 and self.checkpoint.name != CHECKPOINT:
                 raise ConfigError(
-                    f"{self.out} was begun without dealing the dictionaries to processes. Go on without --parallel site, or give "
-                    "another --out."
+                    f"{self.out} was begun without dealing the dictionaries to processes.\n"
+                    "  Go on without --parallel site, or give another --out."
                 )
 
 

@@ -1,0 +1,93 @@
+"""What a training will need in memory, said and held against what there is before it begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scope.errors import ConfigError
+from scope.sae.config import SAEConfig
+from scope.sae.jumprelu import JumpReLUConfig
+from scope.sae.kinds import make_sae
+
+_SLICE = 512  # tokens that an engine without a graph takes at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Bytes are those of this process."""
+
+    dictionaries: int
+    parameters: int
+    weights: int
+    optimiser: int
+    """Gradients and both moments of Adam."""
+
+    work: int
+    """What a step computes in."""
+
+    reading: int
+    """What is held to shuffle."""
+
+    free: int | None
+    """None where the system does not say."""
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.optimiser + self.work
+
+
+def plan(configs: Sequence[SAEConfig], batch_size: int, reading: int, device: torch.device, split: int = 1) -> Plan:
+    """`split` is the number of processes over which widths are split; `reading` the bytes held to shuffle, on the CPU."""
+    parameters = work = 0
+    for config in configs:
+        with torch.device("meta"):
+            parameters += sum(p.numel() for p in make_sae(config).parameters()) // split
+        by_hand = isinstance(config, JumpReLUConfig) and not config.nested
+        width = config.d_sae // split
+        work += 12 * _SLICE * width + 2 * width * config.d_in if by_hand else 24 * batch_size * width
+    return Plan(
+        dictionaries=len(configs),
+        parameters=parameters,
+        weights=4 * parameters,
+        optimiser=12 * parameters,
+        work=work,
+        reading=reading,
+        free=free_memory(device),
+    )
+
+
+def refuse_what_does_not_fit(planned: Plan, device: torch.device) -> None:
+    """
+    Raises:
+        ConfigError: more memory is needed than is free.
+    """
+    needed = planned.needed + (planned.reading if device.type == "cpu" else 0)
+    if planned.free is not None and needed > planned.free:
+        raise ConfigError(
+            f"This training needs {needed / 1e9:.1f} GB, and {planned.free / 1e9:.1f} GB are free on {device}.\n"
+            "  Train fewer dictionaries at once or narrower ones, lower --shuffle-mb, or use several processes: torchrun with\n"
+            "  --parallel site deals the dictionaries to them, --parallel width splits each."
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be had on a device without anything being pushed out; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as lines:
+            found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    except OSError:
+        return None
+    limits = [found, _cgroup_room()]
+    return min((n for n in limits if n is not None), default=None)
+
+
+def _cgroup_room() -> int | None:
+    """What a container's limit leaves."""
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            return int(limit.read()) - int(used.read())
+    except (OSError, ValueError):
+        return None

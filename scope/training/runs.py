@@ -1,0 +1,118 @@
+"""Trainings found in folders: what each is, how far it came, and what it came to. Damaged ones are listed as such."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scope.sae.files import MANIFEST
+from scope.training.folder import RUN
+from scope.training.interrupt import is_held
+from scope.training.progress import read_log
+
+
+@dataclass(kw_only=True)
+class Training:
+    """One dictionary's training. What is not known is None; means are of the last line of the log, or the last tenth."""
+
+    folder: str
+    state: str
+    """finished, running, stopped (at a step), or damaged."""
+
+    site: str | None = None
+    kind: str | None = None
+    preset: str | None = None
+    d_sae: int | None = None
+    target: float | None = None
+    """The L0 that is wanted, or k; None where a weight of the penalty is fixed."""
+
+    l0: float | None = None
+    fvu: float | None = None
+    dead: float | None = None
+    step: int = 0
+    steps: int | None = None
+    tokens_per_second: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_trainings(folders: Sequence[Path]) -> list[Training]:
+    """Every training in the folders and below them, in the order of their paths."""
+    found = {path.parent: None for folder in folders for path in _descriptions(Path(folder))}
+    return [read_training(folder) for folder in sorted(found)]
+
+
+def read_training(folder: Path) -> Training:
+    """What the folder of one training says. Nothing in it is changed, and whoever trains there is not disturbed."""
+    notes: list[str] = []
+    described = _json(folder / RUN, notes)
+    if described is None:
+        return Training(folder=str(folder), state="damaged", notes=notes)
+    rows = read_log(folder)
+    written = _lines(folder)
+    if written > len(rows) + 1:
+        notes.append(f"log.jsonl is damaged after line {len(rows)} of {written}.")
+    dictionary, how = described.get("dictionary") or {}, described.get("training") or {}
+    fixed = dictionary.get("l0_weight") is not None or dictionary.get("l1_weight") is not None
+    training = Training(
+        folder=str(folder),
+        state=_state(folder),
+        site=described.get("site"),
+        kind=described.get("kind"),
+        preset=described.get("preset"),
+        d_sae=dictionary.get("d_sae"),
+        target=None if fixed else dictionary.get("target_l0") or dictionary.get("k"),
+        steps=how.get("steps"),
+        notes=notes,
+    )
+    if rows:
+        last = rows[-1]
+        training.step, training.tokens_per_second = last["step"], last.get("tokens_per_second")
+        training.l0, training.fvu, training.dead = last.get("l0"), last.get("error"), last.get("dead")
+    if training.state == "finished":
+        _add_outcome(training, folder)
+    return training
+
+
+def _add_outcome(training: Training, folder: Path) -> None:
+    result = ((_json(folder / MANIFEST, training.notes) or {}).get("provenance") or {}).get("training") or {}
+    for name in ("l0", "fvu", "dead"):
+        setattr(training, name, result.get(name, getattr(training, name)))
+    training.step = training.steps or training.step
+    training.notes += result.get("notes", [])
+
+
+def _state(folder: Path) -> str:
+    """A folder of several has its lock and its checkpoint one level up."""
+    if (folder / MANIFEST).exists() and not list(folder.glob("checkpoint*.safetensors")):
+        return "finished"
+    return "running" if is_held(folder) or is_held(folder.parent) else "stopped"
+
+
+def _descriptions(folder: Path) -> Iterator[Path]:
+    if (folder / RUN).exists():
+        yield folder / RUN
+    elif folder.is_dir():
+        yield from sorted(folder.rglob(RUN))
+
+
+def _lines(folder: Path) -> int:
+    try:
+        return len((folder / "log.jsonl").read_text(errors="replace").splitlines())
+    except OSError:
+        return 0
+
+
+def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        notes.append(f"{file.name} cannot be read: {error}.")
+        return None
+    if not isinstance(found, dict):
+        notes.append(f"{file.name} is not what a training writes.")
+        return None
+    return found
