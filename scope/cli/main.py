@@ -10,9 +10,11 @@ import sys
 COMMANDS = {
     "demo": "The whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.",
     "harvest": "Record activations of a model on a corpus into HDF5 shards.",
-    "recording": "Show or verify a recording.",
-    "train": "Train a sparse dictionary (JumpReLU) on a recording.",
+    "recording": "Show, verify, repair or convert a recording.",
+    "train": "Train sparse dictionaries on a recording, or straight from a running model.",
+    "runs": "Compare trainings: finished, running, stopped.",
     "evaluate": "Score a dictionary beside its nulls.",
+    "convert": "Write a dictionary in another format: SAELens, Gemma Scope, or this project's.",
     "features": "Collect everything the browser shows about each latent into a pack.",
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
@@ -70,7 +72,8 @@ def _parse(name: str, argv: list[str]):
     keep_freed_memory()
     import tyro
 
-    command = importlib.import_module(f"scope.cli.{name}").Command
+    module = importlib.import_module(f"scope.cli.{name}")
+    command = module.command_for(argv) if hasattr(module, "command_for") else module.Command
     return tyro.cli(command, prog=f"scope {name}", args=argv)
 
 
