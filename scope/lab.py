@@ -6,7 +6,7 @@ lab[1208]
 lab.steer(1208, 0.5).compare("My favourite hobby is", n=3)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +19,20 @@ from scope.features.store import FeatureStore
 from scope.models.generate import SamplingConfig, generate
 from scope.models.load import load_model
 from scope.sae.files import load_sae
-from scope.steering.editing import Editing, check_dictionary, resolve
+from scope.steering.attribution import Attribution, attribute
+from scope.steering.bridge import steered_transformers
+from scope.steering.cost import Cost, cost
+from scope.steering.dose import Sweep
+from scope.steering.editing import Editing
+from scope.steering.effects import Effects, effects
 from scope.steering.gauge import Gauge
-from scope.steering.interventions import Add, Edit, Edits
+from scope.steering.interventions import Ablate, Add, Direction, Edit, Edits
+from scope.steering.resolve import check_dictionary, resolve
 from scope.steering.run import SteeringRun
-from scope.steering.steer import steer
-from scope.steering.sweep import Sweep, sweep
+from scope.steering.steer import OnToken, check_sites, steer
+from scope.steering.sweep import estimate, sweep
 
+_CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
 DEMO = Path("runs/demo")
 
 
@@ -64,6 +71,8 @@ class Lab:
                 "Collect its features again."
             )
         self.pack, self.sae, self._model, self._device = pack, sae, model, device
+        self.dictionaries: dict[str, Any] = {sae.site: sae}
+        self._gauges: dict[str, Gauge] = {}
 
     @cached_property
     def model(self):
@@ -77,6 +86,36 @@ class Lab:
             model = load_model(str(model or self.pack.manifest["model"].get("model") or "bundled"), device=self._device)
         check_dictionary(model, self.sae)
         return model
+
+    def add(self, dictionary: Any) -> "Lab":
+        """Take in a dictionary of another site (a folder or an SAE), to steer or to look at beside the lab's own.
+
+        Raises:
+            DictionaryError: it is of another model, or its site has one.
+        """
+        sae = load_sae(dictionary, self._device) if isinstance(dictionary, str | Path) else dictionary
+        if sae.site in self.dictionaries:
+            raise DictionaryError(f"This lab has a dictionary at {sae.site} already.")
+        check_dictionary(self.model, sae)
+        self.dictionaries[sae.site] = sae
+        return self
+
+    def gauges(self, edits: Edits) -> dict[str, Gauge]:
+        """What strengths are measured against, by site: from the pack, and for other sites on the pack's first contexts."""
+        own = self.pack.site
+        here = [e for e in edits if e.site in (None, own)]
+        found = {own: Gauge.of_pack(self.pack, Edits(here).latents())}
+        for site in {*self.dictionaries, *(e.site for e in edits if e.site)} - {own}:
+            if site not in self._gauges:
+                self.model.match(site)
+                self._gauges[site] = Gauge.on_contexts(self.model, site, self.pack.contexts[:_CONTEXTS])
+            found[site] = self._gauges[site]
+        return found
+
+    def direction(self, toward: Sequence[str], away: Sequence[str], probe: bool = False, site: str | None = None) -> Direction:
+        """From the prompts of `away` to those of `toward`: a difference of means, or a probe's weights. For `steer`."""
+        make = Direction.probe if probe else Direction.between
+        return make(self.model, site or self.sae.site, toward, away)
 
     def find(self, text: str):
         """Latents whose label, top token or promoted tokens contain the text."""
@@ -108,6 +147,34 @@ class Lab:
         target = target.id if isinstance(target, Feature) else target
         return Steering(self, Edits.of(Add(target, strength, **how)))
 
+    def attribute(
+        self, prompt: str, token: str | int | None = None, other: str | int | None = None, site: str | None = None, **how: Any
+    ) -> Attribution:
+        """Which latents make the model say `token` rather than `other` after the prompt; see `scope.steering.attribution`."""
+        return attribute(self.model, self._dictionary(site), prompt, token, other, pack=self._labels(site), **how)
+
+    def effects(self, target: Any, prompt: str, strength: float | None = None, **how: Any) -> Effects:
+        """What an edit does to the next token after a prompt, and to latents further on; see `scope.steering.effects`.
+
+        A latent's number or a Feature alone means that it is ablated; with a strength, that it is added.
+        """
+        target = target.id if isinstance(target, Feature) else target
+        if isinstance(target, Edit | Edits | list | tuple):
+            edits = Edits.of(target)
+        else:
+            edits = Edits.of(Ablate(target) if strength is None else Add(target, strength))
+        gauges = self.gauges(edits)
+        later = how.pop("downstream", tuple(d for s, d in self.dictionaries.items() if s != self.sae.site))
+        return effects(self.model, [*self.dictionaries.values()], edits, prompt, gauges=gauges, downstream=later, **how)
+
+    def _dictionary(self, site: str | None):
+        if site is not None and site not in self.dictionaries:
+            raise DictionaryError(f"This lab has no dictionary at {site}; it has {', '.join(self.dictionaries)}.")
+        return self.dictionaries[site or self.sae.site]
+
+    def _labels(self, site: str | None) -> FeatureStore | None:
+        return self.pack if site in (None, self.pack.site) else None
+
     def generate(self, prompts: str | Sequence[str], n: int = 1, **sampling: Any) -> list[str]:
         """Texts from the model, with whatever edits are at work around the call."""
         found = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -130,31 +197,62 @@ class Steering:
         return Steering(self.lab, self.edits + (other.edits if isinstance(other, Steering) else other))
 
     def gauge(self) -> Gauge:
-        """What the strengths are measured against, from the pack."""
-        return Gauge.of_pack(self.lab.pack, self.edits.latents())
+        """What the strengths at the lab's own site are measured against, from the pack."""
+        return self.lab.gauges(self.edits)[self.lab.pack.site]
 
-    def compare(self, prompts: str | Sequence[str], n: int = 1, arms: Sequence[str] = (), **sampling: Any) -> SteeringRun:
+    def compare(
+        self,
+        prompts: str | Sequence[str],
+        n: int = 1,
+        arms: Sequence[str] = (),
+        instruction: str | None = None,
+        on_token: OnToken | None = None,
+        **sampling: Any,
+    ) -> SteeringRun:
         """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.steer`."""
-        given = {"arms": tuple(arms)} if arms else {}
-        gauges = {self.lab.pack.site: self.gauge()}
-        return steer(self.lab.model, self.lab.sae, self.edits, prompts, SamplingConfig(**sampling), n=n, gauges=gauges, **given)
+        how = {"arms": tuple(arms)} if arms else {}
+        how |= {"instruction": instruction, "on_token": on_token}
+        return steer(*self._with(prompts), SamplingConfig(**sampling), n=n, gauges=self.lab.gauges(self.edits), **how)
 
     def sweep(
-        self, prompts: Sequence[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
+        self,
+        prompts: Sequence[str],
+        strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+        n: int = 1,
+        arms: Sequence[str] | None = None,
+        on_progress: Callable[[int, int, dict], None] | None = None,
+        **sampling: Any,
     ) -> Sweep:
-        """The same comparison over several strengths: a dose-response beside its control, and a strength to use."""
-        gauges = {self.lab.pack.site: self.gauge()}
-        return sweep(
-            self.lab.model, self.lab.sae, self.edits, prompts, strengths, SamplingConfig(**sampling), n=n, gauges=gauges
-        )
+        """The same comparison over several strengths: a dose-response beside its controls, and a strength to use."""
+        how = {"n": n, "arms": arms, "gauges": self.lab.gauges(self.edits), "on_progress": on_progress}
+        return sweep(*self._with(prompts), strengths, SamplingConfig(**sampling), **how)
+
+    def estimate(
+        self, prompts: Sequence[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
+    ) -> float:
+        """Seconds that such a sweep will take on this machine."""
+        return estimate(*self._with(prompts), strengths, SamplingConfig(**sampling), n=n, gauges=self.lab.gauges(self.edits))
+
+    def cost(self, texts: Sequence[str]) -> Cost:
+        """What the edits cost on ordinary texts: the loss with them, without, and with a random direction of the same size."""
+        return cost(*self._with(texts), gauges=self.lab.gauges(self.edits))
+
+    def _with(self, prompts: str | Sequence[str]) -> tuple:
+        return self.lab.model, [*self.lab.dictionaries.values()], self.edits, prompts
+
+    def _editing(self) -> Editing:
+        lab, gauges = self.lab, self.lab.gauges(self.edits)
+        check_sites(lab.model, lab.dictionaries, self.edits)
+        return Editing(lab.model, lab.dictionaries, [resolve(edit, lab.dictionaries, gauges) for edit in self.edits])
+
+    def on(self, model: Any):
+        """A context manager in which a `transformers` model of the same weights is steered: its `generate`, its forward."""
+        return steered_transformers(model, self._editing(), self.lab.model)
 
     def __enter__(self) -> Editing:
         """Installs the hooks; what it yields counts what they do (`.report()`)."""
-        lab, saes = self.lab, {self.lab.sae.site: self.lab.sae}
-        gauges = {lab.pack.site: self.gauge()}
-        editing = Editing(lab.model, saes, [resolve(edit, saes, gauges) for edit in self.edits])
-        stack = ExitStack()
-        stack.enter_context(lab.model.hooks(editing.hooks(), must_fire=False))
+        editing, stack = self._editing(), ExitStack()
+        stack.enter_context(self.lab.model.hooks(editing.hooks(), must_fire=False))
         self._entered.append(stack)
         return editing
 

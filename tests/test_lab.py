@@ -1,3 +1,4 @@
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -73,14 +74,76 @@ def test_a_sweep_tells_every_strength_beside_its_control_and_judges_its_choice_o
     swept = lab.steer(3).sweep(["the dog", "a cat", "my sister", "the moon"], [0.25, 1.0], max_new_tokens=5)
     table = swept.to_frame()
     assert set(table["strength"]) == {0.25, 1.0}
-    assert set(table["arm"]) == {"plain", "steered", "random"}
-    assert len(table) <= 2 * 3 * 4
+    assert set(table["direction"]) == {"plain", "steered", "random", "random:1", "random:2", "other", "prompt"}
+    assert set(table["arm"]) == {"plain", "steered", "random", "other", "prompt"}
+    assert len(table) <= 2 * 7 * 4
     assert swept.best["strength"] in (0.25, 1.0)
     assert swept.best["chosen_on"] == swept.best["told_on"] == 2
     held_out = table[(table["strength"] == swept.best["strength"]) & (table["prompt_index"] % 2 == 1)]
     assert swept.best["score"] == pytest.approx(held_out[held_out["arm"] == "steered"]["score"].mean())
-    assert len(swept.plot().data) == 6
+    assert swept.best["random"] == pytest.approx(held_out[held_out["arm"] == "random"]["score"].mean())
+    assert len(swept.plot().data) == 4 * 4
     assert "on the other 2" in str(swept)
+
+
+def test_a_latent_is_replaced_in_the_other_arm_by_one_that_fires_as_often(lab):
+    run = lab.steer(3).compare("the dog", arms=("plain", "steered", "other"), **FEW)
+    (other,) = run.others["other"]
+    density = lab.pack.table["density"].to_numpy()
+    nearer = (abs(np.log(density[density > 0] / density[3])) < abs(np.log(density[other] / density[3]))).sum()
+    assert nearer <= 41
+    assert not any("not known" in note for note in run.notes)
+
+
+def test_directions_between_prompts_steer_at_any_site_of_the_stream(lab):
+    toward, away = ["the dog", "a dog"], ["the moon", "my sister"]
+    for probe in (False, True):
+        direction = lab.direction(toward, away, probe=probe, site="blocks.2.hook_resid_post")
+        run = lab.steer(direction, 0.5).compare("the dog", **FEW)
+        assert run["steered"].report.mean_norm == pytest.approx(0.5, rel=1e-3)
+        assert "tokens of the pack" in run.gauges["blocks.2.hook_resid_post"].source
+        with lab.steer(direction, 0.5):
+            assert lab.generate("the dog", **FEW) == run.texts()["steered"]
+
+
+def test_a_dictionary_of_another_site_joins_the_lab(folder):
+    lab = scope.open(folder)
+    later = random_sae(lab.model.cfg.d_model, site="blocks.2.hook_resid_post", seed=5)
+    later.provenance = dict(lab.sae.provenance)
+    lab.add(later)
+    both = lab.steer(Add(3, 0.5, site=lab.sae.site)) + Add(7, 0.4, site=later.site)
+    run = both.compare("the dog", **FEW)
+    assert {e["site"] for e in run["steered"].report.edits} == {lab.sae.site, later.site}
+    found = lab.effects(Ablate(3, site=lab.sae.site), "the dog runs")
+    assert {row["site"] for row in found.downstream} <= {later.site}
+    assert lab.attribute("the dog runs", site=later.site).site == later.site
+    with pytest.raises(DictionaryError, match="has a dictionary at"):
+        lab.add(later)
+    with pytest.raises(DictionaryError, match="no dictionary at blocks"):
+        lab.attribute("the dog", site="blocks.0.hook_resid_post")
+
+
+def test_the_lab_attributes_and_ablates_with_labels(lab):
+    found = lab.attribute("the dog runs to the")
+    assert set(found.to_frame()["label"]) - {""} <= set(lab.pack.table["label"])
+    latent = found.top(1)[0]
+    ablated, added = lab.effects(latent, "the dog runs to the"), lab.effects(lab[latent], "the dog runs to the", 0.5)
+    assert (ablated.edits[0].kind, added.edits[0].kind) == ("ablate", "add")
+    assert ablated.kl >= 0
+
+
+def test_the_cost_is_the_loss_on_ordinary_texts(lab):
+    told = lab.steer(3, 0.8).cost(["the dog runs to the river", "my sister counts 12 apples"])
+    assert told.n_tokens == sum(
+        len(lab.model.tokenizer.encode(t)) - 1 for t in ("the dog runs to the river", "my sister counts 12 apples")
+    )
+    assert told.steered != told.plain
+    nothing = lab.steer(3, 0.0).cost(["the dog runs to the river"])
+    assert nothing.steered == pytest.approx(nothing.plain)
+
+
+def test_a_sweep_is_told_beforehand_how_long_it_takes(lab):
+    assert 0 < lab.steer(3).estimate(["the dog", "a cat"], [0.5, 1.0], max_new_tokens=8) < 60
 
 
 def test_a_folder_that_is_no_lab_is_refused_with_what_it_lacks(tmp_path):

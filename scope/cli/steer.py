@@ -192,7 +192,7 @@ def print_run(run, console) -> None:
         figures.add_column(arm.name, justify="right")
     figures.add_column("")
     for name, meaning, values in show.figures(run):
-        figures.add_row(name, *(f"{v:.3f}" for v in values), Text(meaning, style="dim"))
+        figures.add_row(name, *(map(show.number, values)), Text(meaning, style="dim"))
     console.print(figures)
     for line in show.self_check(run):
         console.print(Text(line, style="dim"))

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from scope.steering.editing import Report, Resolved
 from scope.steering.gauge import Gauge
+from scope.steering.report import Report
+from scope.steering.resolve import Resolved
 
 STRONG = 1.0
 """Beyond this many typical norms texts usually break down; the useful window is narrow and near 0.5."""
@@ -72,6 +73,9 @@ def _idle(told: dict) -> str | None:
         return (
             f"[{name}] {told['target']} was active at 0 of {told['condition_held']} positions, so there was nothing to change."
         )
+    if name.startswith(("cap", "floor")):
+        side = "below" if name.startswith("cap") else "above"
+        return f"[{name}] The projection was {side} that already at all {told['condition_held']} positions."
     if name.startswith("at least"):
         return f"[{name}] {told['target']} was at least that strong already at all {told['condition_held']} positions."
     return f"[{name}] Its strength came to 0 at all {told['condition_held']} positions."

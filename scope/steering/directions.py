@@ -11,6 +11,8 @@ from torch import Tensor
 
 from scope.errors import EditError
 
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -39,32 +41,68 @@ class Direction:
     @classmethod
     def between(cls, model, site: str, toward: Sequence[str], away: Sequence[str], name: str = "") -> "Direction":
         """Mean activation over the prompts of `toward` minus that over `away`, each prompt counting once, <bos> left out."""
-        if not toward or not away:
-            raise EditError("A difference of means needs prompts on both sides.")
-        means = [torch.stack([_mean(model, site, prompt) for prompt in prompts]).mean(0) for prompts in (toward, away)]
-        return cls(tuple((means[0] - means[1]).tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}")
+        sides = [_means(model, site, prompts) for prompts in (toward, away)]
+        difference = sides[0].mean(0) - sides[1].mean(0)
+        return cls(tuple(difference.tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}")
 
     @classmethod
-    def from_file(cls, file: str | Path, site: str) -> "Direction":
-        """From a .npy file, a .json list, or a .safetensors file with a single tensor."""
+    def probe(
+        cls, model, site: str, toward: Sequence[str], away: Sequence[str], ridge: float = 1.0, name: str = ""
+    ) -> "Direction":
+        """A linear probe that tells the prompts of `toward` from those of `away`: ridge regression on each prompt's mean.
+
+        Unlike a difference of means it gives little weight to features in which prompts of one side differ anyway. The share
+        of prompts that it tells rightly, each left out in its turn, stands in the name beside the share of the larger side,
+        which is what guessing reaches. `ridge` is in units of the mean squared length of the centred means.
+        """
+        sides = [_means(model, site, prompts) for prompts in (toward, away)]
+        x, y = torch.cat(sides).double(), torch.cat([torch.ones(len(sides[0])), -torch.ones(len(sides[1]))]).double()
+        x = x - x.mean(0)
+        gram = x @ x.T
+        scale = gram.diagonal().mean()
+        if not scale > 0:
+            raise EditError("All prompts of the probe are alike at this site, so nothing tells them apart.")
+        inverse = torch.linalg.inv(gram + scale * (1 + ridge * torch.eye(len(x), dtype=torch.float64)))
+        weights = inverse @ y
+        left_out = y - weights / inverse.diagonal()  # what the fit without prompt i says of prompt i
+        right, guess = float((left_out.sign() == y).double().mean()), max(len(side) for side in sides) / len(y)
+        told = f"leave-one-out accuracy {right:.2f}, guessing {guess:.2f}"
+        return cls(tuple((weights @ x).tolist()), site, f"{name or f'probe for {toward[0]!r}'} ({told})")
+
+    @classmethod
+    def of_latent(cls, sae, latent: int) -> "Direction":
+        """A latent's decoder row, to be edited as a direction: `Scale` of it rescales the whole component along the row."""
+        if not 0 <= latent < sae.d_sae:
+            raise EditError(f"There is no latent {latent}: this dictionary's run from 0 to {sae.d_sae - 1}.")
+        return cls(tuple(sae.W_dec[latent].detach().float().tolist()), sae.site, f"row of latent {latent}")
+
+    @classmethod
+    def from_file(cls, file: str | Path, site: str, key: str | None = None) -> "Direction":
+        """From a .npy or .json file with one vector, or from an .npz or .safetensors file; `key` says which of several.
+
+        Raises:
+            EditError: no vector, several without `key`, or a pickle, which is never opened: it may run code.
+        """
         file = Path(file)
+        if file.suffix in _PICKLES:
+            raise EditError(
+                f"{file} is a pickle, which can run code when it is opened, so it is not. Save the vector anew:\n"
+                "  safetensors.torch.save_file({'direction': vector}, 'direction.safetensors')"
+            )
         try:
-            if file.suffix == ".npy":
-                values = np.load(file, allow_pickle=False)
-            elif file.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                (tensor,) = load_file(file).values()
-                values = tensor.float().numpy()
-            else:
-                import json
-
-                values = np.asarray(json.loads(file.read_text()), dtype=np.float64)
-        except (OSError, ValueError, TypeError) as error:
-            raise EditError(f"{file} cannot be read as a vector (.npy, .json, .safetensors): {error}") from None
+            found = _arrays(file)
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            kinds = ".npy, .npz, .json, .safetensors"
+            raise EditError(f"{file} cannot be read as a vector ({kinds}): {error}") from None
+        if key is None and len(found) == 1:
+            key = next(iter(found))
+        if key not in found:
+            which = "say which with key=" if key is None else f"none is {key!r}"
+            raise EditError(f"{file} holds {', '.join(map(repr, found)) or 'nothing'}; {which}.")
+        values = found[key]
         if values.ndim != 1:
             raise EditError(f"{file} holds an array of shape {values.shape}; a direction has one dimension.")
-        return cls(tuple(values.tolist()), site, file.stem)
+        return cls(tuple(values.tolist()), site, f"{file.stem}: {key}" if len(found) > 1 else file.stem)
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(np.asarray(self.vector).tobytes()).hexdigest()[:8]
@@ -74,8 +112,34 @@ class Direction:
         return self.name
 
 
-def _mean(model, site: str, prompt: str) -> Tensor:
-    tokens = model.to_tokens(prompt)
-    if tokens.shape[1] < 2:
-        raise EditError("A prompt of a difference of means is empty.")
-    return model.record(tokens, [site])[site][0, 1:].float().mean(0)
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    """Every array of a file by name; a file that holds one vector has the name ""."""
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return {name: tensor.double().numpy() for name, tensor in load_file(file).items()}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+    if file.suffix == ".npz":
+        with np.load(file, allow_pickle=False) as saved:
+            return {name: saved[name].astype(np.float64) for name in saved.files}
+    if file.suffix == ".npy":
+        return {"": np.load(file, allow_pickle=False).astype(np.float64)}
+    import json
+
+    return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
+
+
+def _means(model, site: str, prompts: Sequence[str]) -> Tensor:
+    """[prompt width] each prompt's mean activation, <bos> left out."""
+    if isinstance(prompts, str) or not prompts:
+        raise EditError("A direction between prompts needs a list of prompts on both sides.")
+    means = []
+    for prompt in prompts:
+        tokens = model.to_tokens(prompt)
+        if tokens.shape[1] < 2:
+            raise EditError("A prompt of a direction between prompts is empty.")
+        means.append(model.record(tokens, [site])[site][0, 1:].float().mean(0))
+    return torch.stack(means)

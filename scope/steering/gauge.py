@@ -4,9 +4,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from scope.errors import EditError
+
+_ALIKE, _KEPT = 40, 8  # of the latents nearest in density, how many are drawn from, and how many are kept
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Gauge:
     maximum: dict[int, float] = field(default_factory=dict)
     p99: dict[int, float] = field(default_factory=dict)
     """Of the activations of a latent where it fires; concept scores are shares of it."""
+    like: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """For a latent, others drawn among those that fire about as often: what takes its place in the arm "other"."""
 
     def __post_init__(self):
         if not 0 < self.rho < float("inf"):
@@ -38,6 +43,14 @@ class Gauge:
         return cls(float(norms.median()), f"measured on the {len(norms)} prompt tokens only")
 
     @classmethod
+    def on_contexts(cls, model, site: str, contexts: Any) -> "Gauge":
+        """From whole contexts of token ids [n context] that begin with <bos>, such as the first of a pack's."""
+        tokens = torch.as_tensor(np.asarray(contexts, dtype=np.int64), device=model.device)
+        special = torch.tensor(sorted({model.cfg.bos, model.cfg.pad, *model.cfg.eos}), device=model.device)
+        norms = model.record(tokens, [site])[site].float().norm(dim=-1)[~torch.isin(tokens, special)]
+        return cls(float(norms.median()), f"measured on {len(norms):,} tokens of the pack")
+
+    @classmethod
     def of_pack(cls, pack: Any, latents: Iterable[int]) -> "Gauge":
         """From a feature pack (anything with `norm_median`, `n_tokens`, `d_sae` and a `table`), for the latents to be edited.
 
@@ -46,7 +59,9 @@ class Gauge:
         known = sorted({i for i in latents if 0 <= i < pack.d_sae and pack.table["max"].iloc[i] > 0})
         columns = {name: pack.table[name] for name in ("max", "p99")}
         maximum, p99 = ({i: float(column.iloc[i]) for i in known} for column in columns.values())
-        return cls(float(pack.norm_median), f"feature pack, {pack.n_tokens:,} tokens", maximum, p99)
+        density = pack.table["density"].to_numpy(dtype=float)
+        like = {i: _alike(density, i) for i in known}
+        return cls(float(pack.norm_median), f"feature pack, {pack.n_tokens:,} tokens", maximum, p99, like)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,4 +69,13 @@ class Gauge:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "Gauge":
         by_latent = {name: {int(k): float(v) for k, v in raw.get(name, {}).items()} for name in ("maximum", "p99")}
-        return cls(float(raw["rho"]), str(raw["source"]), **by_latent)
+        like = {int(k): tuple(int(i) for i in v) for k, v in raw.get("like", {}).items()}
+        return cls(float(raw["rho"]), str(raw["source"]), **by_latent, like=like)
+
+
+def _alike(density: np.ndarray, latent: int) -> tuple[int, ...]:
+    """Some of the latents whose density is nearest in ratio; which, follows from the latent's number alone."""
+    living = np.flatnonzero((density > 0) & (np.arange(len(density)) != latent))
+    distance = np.abs(np.log(density[living] / density[latent]))
+    near = living[np.argsort(distance, kind="stable")[:_ALIKE]]
+    return tuple(int(i) for i in np.random.default_rng(latent).permutation(near)[:_KEPT])

@@ -2,19 +2,21 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope.errors import EditError
 from scope.models.generate import SamplingConfig
 from scope.steering import show
-from scope.steering.editing import Report
 from scope.steering.gauge import Gauge
 from scope.steering.interventions import Edits, edit_from
+from scope.steering.judge import By, Judged, judge, typical_pmi
+from scope.steering.report import Report
 from scope.steering.scores import Scores
 
-SCHEMA = 1
+SCHEMA = 2
+READS = (1, 2)  # runs of schema 1 lack some scores and arms
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Arm:
-    """All texts made in one way: "plain", "steered", or "random" (the same amounts along a random direction)."""
+    """All texts made in one way: "plain", "steered", or a control; see `scope.steering.steer.ARMS`."""
 
     name: str
     samples: list[Sample]
@@ -42,7 +44,7 @@ class Arm:
     def mean(self, score: str, target: str | None = None) -> float:
         """A score's mean over the texts that have one; nan if none has."""
         found = [getattr(s.scores, score) for s in self.samples if s.scores]
-        values = [v[target] for v in found] if target is not None else found
+        values = [v for v in ([v[target] for v in found] if target is not None else found) if v is not None]
         return sum(values) / len(values) if values else math.nan
 
 
@@ -65,6 +67,12 @@ class SteeringRun:
     model: dict[str, Any]
     dictionaries: dict[str, dict[str, Any]]
     versions: dict[str, str]
+    instruction: str | None = None
+    """What stood before each prompt in the arm "prompt"."""
+    others: dict[str, list[int]] = field(default_factory=dict)
+    """Per arm "other" the latents that took the edited ones' places, in the order of `edits`."""
+    stopped_after: int | None = None
+    """Steps, if somebody stopped the generation."""
 
     def __getitem__(self, name: str) -> Arm:
         for arm in self.arms:
@@ -75,6 +83,19 @@ class SteeringRun:
     def texts(self) -> dict[str, list[str]]:
         """Arm -> its texts."""
         return {arm.name: [s.text for s in arm.samples] for arm in self.arms}
+
+    def judged(self, target: str | None = None, by: By = "share") -> dict[str, list[Judged | None]]:
+        """Arm -> concept, relevance, fluency and score of each text, beside the plain arm's; see `scope.steering.judge`.
+
+        Raises:
+            EditError: the run has no plain arm.
+        """
+        plain, target = self["plain"].samples, target or next(iter(self.promoted))
+        pmi = typical_pmi(plain)
+        return {
+            arm.name: [judge(mine, other, pmi, target, by) for mine, other in zip(arm.samples, plain, strict=True)]
+            for arm in self.arms
+        }
 
     def same_texts(self, other: "SteeringRun") -> bool:
         """Whether both wrote the same, token by token, in every arm."""
@@ -94,11 +115,7 @@ class SteeringRun:
         }
         text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
         if file is not None:
-            file = Path(file)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(file.name + ".tmp")
-            aside.write_text(text, encoding="utf-8")
-            aside.replace(file)
+            write_whole(Path(file), text)
         return text
 
     @classmethod
@@ -114,8 +131,8 @@ class SteeringRun:
             schema = raw.get("schema")
         except (OSError, ValueError, AttributeError) as error:
             raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
-        if schema != SCHEMA:
-            raise EditError(f"This run was saved with schema {schema}; this version reads {SCHEMA}.")
+        if schema not in READS:
+            raise EditError(f"This run was saved with schema {schema}; this version reads {' and '.join(map(str, READS))}.")
         try:
             sampling = {**raw["sampling"], "stop": tuple(raw["sampling"]["stop"])}
             return cls(
@@ -123,7 +140,7 @@ class SteeringRun:
                 sampling=SamplingConfig(**sampling),
                 gauges={site: Gauge.from_dict(g) for site, g in raw["gauges"].items()},
                 arms=[_arm(a) for a in raw["arms"]],
-                **{name: raw[name] for name in _PLAIN},
+                **{name: raw[name] for name in _PLAIN if name in raw or schema == SCHEMA},
             )
         except (KeyError, TypeError) as error:
             raise EditError(f"The saved run lacks something, or holds what this version does not know: {error}.") from None
@@ -147,7 +164,9 @@ class SteeringRun:
             n=self.n,
             gauges=self.gauges,
             control_seed=self.control_seed,
+            instruction=self.instruction,
             any_model=True,
+            on_token=None if self.stopped_after is None else lambda step, ids: step + 1 >= self.stopped_after,
         )
         for site, made_with in self.dictionaries.items():
             _same(f"dictionary at {site}", made_with, again.dictionaries.get(site, {}))
@@ -161,6 +180,15 @@ class SteeringRun:
 
 
 _PLAIN = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
+_PLAIN += ("instruction", "others", "stopped_after")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Aside, then renamed: nobody ever sees half a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
 
 
 def _arm(raw: dict[str, Any]) -> Arm:

@@ -1,6 +1,7 @@
 """A run as text and as HTML: arms side by side, where they part, and the figures that say whether to believe it."""
 
 import html
+import math
 import unicodedata
 from typing import TYPE_CHECKING
 
@@ -24,13 +25,35 @@ def figures(run: "SteeringRun") -> list[tuple[str, str, list[float]]]:
             (f"promoted tokens, {target}", "share of new tokens", [a.mean("share", target) for a in run.arms]),
             (f"their probability, {target}", "mean, given by the arm itself", [a.mean("mass", target) for a in run.arms]),
         ]
-    return [
-        *rows,
-        ("log-probability", "nats a token, under the unsteered model", [a.mean("log_prob") for a in run.arms]),
-        ("repetition", "share of repeated 4-grams", [a.mean("repetition") for a in run.arms]),
-        ("KL to plain", "nats a step", [a.mean("kl") for a in run.arms]),
+    means = {name: [a.mean(name) for a in run.arms] for name in ("log_prob", "repetition", "distinct", "off_target", "kl")}
+    rows += [
+        ("log-probability", "nats a token, under the unsteered model", means["log_prob"]),
+        ("repetition", "share of repeated 4-grams", means["repetition"]),
+        ("different pairs", "share of token pairs that are different ones", means["distinct"]),
+        ("off target", "other latents that the edit moves, mean a text", means["off_target"]),
+        ("KL to plain", "nats a step", means["kl"]),
         ("edit / norm", "mean length of the edit", [a.report.mean_norm if a.report else 0.0 for a in run.arms]),
     ]
+    if any(a.name == "plain" for a in run.arms):
+        judged = run.judged()
+        for name, meaning in (
+            ("relevance", "what the prompt says about the text, over plain"),
+            ("fluency", "likely, not repeated, over plain"),
+            ("score", "harmonic mean: promoted tokens added, relevance, fluency"),
+        ):
+            values = [_mean([getattr(one, name) for one in judged[a.name] if one]) for a in run.arms]
+            rows.append((name, meaning, values))
+    return [row for row in rows if not all(map(math.isnan, row[2]))]
+
+
+def _mean(values: list[float | None]) -> float:
+    found = [v for v in values if v is not None]
+    return sum(found) / len(found) if found else math.nan
+
+
+def number(value: float) -> str:
+    """Three places, and a dash where there is none to show."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def edit_lines(run: "SteeringRun") -> list[str]:
@@ -59,14 +82,16 @@ def as_text(run: "SteeringRun") -> str:
         lines.append(f"  ... and {len(run['steered'].samples) - _SHOWN} more")
     width = max(len(name) for name, _, _ in figures(run))
     lines += ["", f"{'':<{width}}  " + "".join(f"{a.name:>10}" for a in run.arms)]
-    lines += [f"{name:<{width}}  " + "".join(f"{v:>10.3f}" for v in values) for name, _, values in figures(run)]
+    lines += [f"{name:<{width}}  " + "".join(f"{number(v):>10}" for v in values) for name, _, values in figures(run)]
     lines += ["", *self_check(run), *[f"Note: {note}" for note in run.notes]]
     return "\n".join(lines)
 
 
 def self_check(run: "SteeringRun") -> list[str]:
     """What the hooks counted, one line an edited arm; a counting that does not add up would show here."""
-    return [f"{arm.name}: {arm.report.line()}." for arm in run.arms if arm.report]
+    lines = [f"{arm.name}: {arm.report.line()}." for arm in run.arms if arm.report]
+    lines += [f"{arm}: written along latents {', '.join(map(str, ids))} instead." for arm, ids in run.others.items()]
+    return [*lines, *([f'prompt: began with "{visible(run.instruction)}"'] if run.instruction else [])]
 
 
 def as_html(run: "SteeringRun") -> str:
@@ -79,7 +104,7 @@ def as_html(run: "SteeringRun") -> str:
         rows.append("<tr>" + "".join(f"<td {cell}>{_marked(a.name, a.samples[i])}</td>" for a in run.arms) + "</tr>")
     scores = "".join(
         f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
-        + "".join(f'<td style="text-align:right;padding:2px 8px">{v:.3f}</td>' for v in values)
+        + "".join(f'<td style="text-align:right;padding:2px 8px">{number(v)}</td>' for v in values)
         + "</tr>"
         for name, meaning, values in figures(run)
     )

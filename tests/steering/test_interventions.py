@@ -6,21 +6,25 @@ import torch
 
 from scope.errors import EditError
 from scope.models.hooks import HookPoint, RunState
+from scope.steering.controls import random_frame
 from scope.steering.directions import Direction
-from scope.steering.editing import Editing, random_frame, resolve
+from scope.steering.editing import Editing
 from scope.steering.interventions import (
     KINDS,
     Ablate,
     Add,
     AtLeast,
+    Cap,
     Clamp,
     Edits,
+    Floor,
     Positions,
     ProjectOut,
     Scale,
     When,
     edit_from,
 )
+from scope.steering.resolve import resolve
 from tests.steering.conftest import SITE
 
 
@@ -52,6 +56,12 @@ FORMULAS = {
     "at least": (AtLeast(3, 0.7, unit="raw"), lambda x, f, d, unit: x + (0.7 - f).clamp(min=0) * d),
     "ablate": (Ablate(3), lambda x, f, d, unit: x - f * d),
     "scale": (Scale(3, -1.0), lambda x, f, d, unit: x - 2 * f * d),
+    "cap": (Cap(3, 0.1), lambda x, f, d, unit: x + ((x @ unit).clamp(max=0.8) - x @ unit)[..., None] * unit),
+    "floor": (Floor(3, -0.1), lambda x, f, d, unit: x + ((x @ unit).clamp(min=-0.8) - x @ unit)[..., None] * unit),
+    "floor, raw": (
+        Floor(3, 0.5, unit="raw"),
+        lambda x, f, d, unit: x + ((x @ unit).clamp(min=0.5 * d.norm()) - x @ unit)[..., None] * unit,
+    ),
     "project out": (ProjectOut(3), lambda x, f, d, unit: x - (x @ unit)[..., None] * unit),
 }
 
@@ -94,8 +104,26 @@ def test_a_direction_is_read_by_projection(tiny_model, sae, gauge, x):
         (Ablate(direction), x - p * unit),
         (ProjectOut(direction), x - p * unit),
         (Scale(direction, 0.5), x - 0.5 * p * unit),
+        (Cap(direction, 0.05), x + (p.clamp(max=0.4) - p) * unit),
+        (Floor(direction, 0.05), x + (p.clamp(min=0.4) - p) * unit),
     ]:
         torch.testing.assert_close(apply(tiny_model, sae, edit, x, gauge)[0][:, 1:], expected[:, 1:])
+
+
+def test_rescaling_the_component_along_a_latents_row_is_scaling_its_direction(tiny_model, sae, gauge, x):
+    row = Direction.of_latent(sae, 3)
+    unit = sae.W_dec[3] / sae.W_dec[3].norm()
+    edited, _ = apply(tiny_model, sae, Scale(row, 0.25, positions="all"), x, gauge)
+    along = (x @ unit)[..., None] * unit
+    torch.testing.assert_close(edited, (x - along) + 0.25 * along)
+
+
+def test_a_cap_and_a_floor_together_hold_the_projection_between_them(tiny_model, sae, gauge, x):
+    direction = Direction(tuple(range(1, 33)), SITE, "ramp")
+    edited, _ = apply(tiny_model, sae, Cap(direction, 0.2) + Floor(direction, -0.1), x, gauge)
+    inside = (edited @ direction.unit())[:, 1:]
+    assert float(inside.max()) == pytest.approx(0.2 * 8.0, rel=1e-4)
+    assert float(inside.min()) == pytest.approx(-0.1 * 8.0, rel=1e-4)
 
 
 def test_a_condition_confines_an_edit_to_positions_where_another_latent_fires(tiny_model, sae, gauge, x):

@@ -7,8 +7,10 @@ import torch
 from scope.errors import DictionaryError, EditError, TokensError
 from scope.models.generate import SamplingConfig, generate
 from scope.steering.directions import Direction
-from scope.steering.editing import Editing, LatentReader, resolve
+from scope.steering.editing import Editing
 from scope.steering.interventions import Ablate, Add, AtLeast, Clamp, Edits, ProjectOut, Scale, When
+from scope.steering.reader import LatentReader
+from scope.steering.resolve import resolve
 from scope.steering.run import SteeringRun
 from scope.steering.scores import as_generation, promoted, repetition
 from scope.steering.steer import first_difference, steer
@@ -115,7 +117,7 @@ def test_what_is_no_saved_run_is_refused(text):
 
 def test_different_random_directions_write_different_texts(tiny_model, sae, gauge):
     arms = ("plain", "steered", "random", "random:1", "random:2")
-    run = steer(tiny_model, sae, Add(3, 0.9), PROMPTS, SHORT, arms=arms, gauges=gauge)
+    run = steer(tiny_model, sae, Add(3, 0.9), PROMPTS, SHORT, arms=arms, n=4, gauges=gauge)
     texts = [tuple(map(tuple, (s.new_ids for s in run[a].samples))) for a in arms[2:]]
     assert len(set(texts)) == 3
 

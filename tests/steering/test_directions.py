@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from scope.errors import EditError
+from scope.steering.directions import Direction
+from scope.steering.gauge import Gauge
+from tests.steering.conftest import SITE
+
+TOWARD = ["the dog runs to the river", "the dog looks at nothing", "a dog sings"]
+AWAY = ["my sister counts 12 apples", "an angry crowd asks for a value", "the old king breaks the red house", "a list"]
+
+
+def means(model, prompts):
+    return torch.stack([model.record(model.to_tokens(p), [SITE])[SITE][0, 1:].mean(0) for p in prompts]).double()
+
+
+def test_a_probe_is_ridge_regression_on_each_prompts_mean(tiny_model):
+    probe = Direction.probe(tiny_model, SITE, TOWARD, AWAY, ridge=0.5)
+    x = torch.cat([means(tiny_model, TOWARD), means(tiny_model, AWAY)])
+    y = torch.tensor([1.0] * 3 + [-1.0] * 4, dtype=torch.float64)
+    x = x - x.mean(0)
+    scale = (x @ x.T).diagonal().mean()
+    features = torch.cat([x, torch.full((7, 1), float(scale.sqrt()))], 1)  # the constant is one more feature
+    weights = torch.linalg.solve(features.T @ features + 0.5 * scale * torch.eye(33, dtype=torch.float64), features.T @ y)
+    torch.testing.assert_close(torch.tensor(probe.vector, dtype=torch.float64), weights[:32], rtol=1e-3, atol=1e-6)
+
+
+def test_the_accuracy_of_a_probe_is_of_prompts_left_out_and_stands_beside_guessing(tiny_model):
+    probe = Direction.probe(tiny_model, SITE, TOWARD, AWAY)
+    x = torch.cat([means(tiny_model, TOWARD), means(tiny_model, AWAY)])
+    y = torch.tensor([1.0] * 3 + [-1.0] * 4, dtype=torch.float64)
+    x = x - x.mean(0)
+    scale = (x @ x.T).diagonal().mean()
+    features, right = torch.cat([x, torch.full((7, 1), float(scale.sqrt()))], 1), 0
+    for i in range(7):
+        keep = torch.arange(7) != i
+        seen = features[keep]
+        weights = torch.linalg.solve(seen.T @ seen + scale * torch.eye(33, dtype=torch.float64), seen.T @ y[keep])
+        right += int((features[i] @ weights).sign() == y[i])
+    assert f"leave-one-out accuracy {right / 7:.2f}, guessing {4 / 7:.2f}" in probe.name
+
+
+def test_prompts_that_nothing_tells_apart_make_no_probe(tiny_model):
+    with pytest.raises(EditError, match="nothing tells them apart"):
+        Direction.probe(tiny_model, SITE, ["the dog"], ["the dog"])
+
+
+@pytest.mark.parametrize("make", [Direction.between, Direction.probe])
+def test_a_side_without_prompts_is_refused(tiny_model, make):
+    with pytest.raises(EditError, match="a list of prompts on both sides"):
+        make(tiny_model, SITE, [], ["the dog"])
+    with pytest.raises(EditError, match="a list of prompts on both sides"):
+        make(tiny_model, SITE, "the dog", ["a cat"])
+    with pytest.raises(EditError, match="is empty"):
+        make(tiny_model, SITE, [""], ["a cat"])
+
+
+def test_of_several_vectors_in_a_file_one_must_be_named(tmp_path):
+    np.savez(tmp_path / "a.npz", first=np.array([1.0, 2.0]), second=np.array([3.0, 4.0]))
+    save_file({"first": torch.tensor([1.0, 2.0]), "second": torch.tensor([3.0, 4.0])}, tmp_path / "a.safetensors")
+    for name in ("a.npz", "a.safetensors"):
+        assert Direction.from_file(tmp_path / name, SITE, key="second").vector == (3.0, 4.0)
+        with pytest.raises(EditError, match="'first', 'second'; say which with key="):
+            Direction.from_file(tmp_path / name, SITE)
+        with pytest.raises(EditError, match="none is 'third'"):
+            Direction.from_file(tmp_path / name, SITE, key="third")
+
+
+def test_a_pickle_is_refused_unopened(tmp_path):
+    for name in ("direction.pt", "direction.pkl", "direction.bin"):
+        torch.save({"direction": torch.ones(2)}, tmp_path / name)
+        with pytest.raises(EditError, match=r"is a pickle, which can run code[\s\S]*safetensors"):
+            Direction.from_file(tmp_path / name, SITE)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.json", "a.safetensors", "missing.npy"])
+def test_a_damaged_file_is_refused(tmp_path, name):
+    if name != "missing.npy":
+        (tmp_path / name).write_bytes(b"\x00\x01 not this")
+    with pytest.raises(EditError, match="cannot be read as a vector"):
+        Direction.from_file(tmp_path / name, SITE)
+
+
+def test_a_matrix_is_no_direction(tmp_path):
+    np.save(tmp_path / "m.npy", np.ones((2, 3)))
+    with pytest.raises(EditError, match=r"shape \(2, 3\)"):
+        Direction.from_file(tmp_path / "m.npy", SITE)
+
+
+def test_the_typical_norm_on_contexts_leaves_special_tokens_out(tiny_model):
+    tokens = torch.tensor([[2, 50, 51, 52, 0], [2, 60, 61, 1, 0]])
+    norms = tiny_model.record(tokens, [SITE])[SITE].norm(dim=-1)
+    expected = torch.cat([norms[0, 1:4], norms[1, 1:3]]).median()
+    assert Gauge.on_contexts(tiny_model, SITE, tokens.numpy()).rho == pytest.approx(float(expected))

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from scope.errors import EditError
+from scope.models.generate import SamplingConfig
+from scope.steering.directions import Direction
+from scope.steering.dose import Sweep
+from scope.steering.interventions import Ablate, Add
+from scope.steering.statistics import choose, interval
+from scope.steering.sweep import estimate, sweep
+from tests.steering.conftest import SITE
+
+SHORT = SamplingConfig(max_new_tokens=5, temperature=1.0, top_p=None, repetition_penalty=1.0)
+PROMPTS = ["the dog", "a cat", "my sister"]
+
+
+def row(strength, arm, prompt, score):
+    return {"strength": strength, "arm": arm, "prompt_index": prompt, "text_index": prompt, "score": score}
+
+
+def test_the_strength_is_chosen_on_even_prompts_and_told_on_odd_ones():
+    scores = {
+        (0.5, 0): 0.1,
+        (0.5, 1): 0.9,
+        (0.5, 2): 0.3,
+        (0.5, 3): 0.7,
+        (1.0, 0): 0.4,
+        (1.0, 1): 0.2,
+        (1.0, 2): 0.2,
+        (1.0, 3): 0.4,
+    }
+    rows = [row(s, "steered", p, score) for (s, p), score in scores.items()]
+    rows += [row(s, "random", p, 0.1) for s, p in scores] + [row(s, "random", p, 0.3) for s, p in scores]
+    best = choose(rows)
+    assert best["strength"] == 1.0
+    assert best["score_there"] == pytest.approx(0.3)
+    assert best["score"] == pytest.approx(0.3)
+    assert best["random"] == pytest.approx(0.2)
+    assert best["difference"] == pytest.approx(0.1)
+    assert (best["chosen_on"], best["told_on"]) == (2, 2)
+
+
+def test_texts_of_one_prompt_count_as_one_in_the_interval():
+    rows = [row(1.0, "steered", p, 0.4 + 0.1 * p) for p in (0, 1, 3) for _ in range(10)]
+    rows += [row(1.0, "random", p, 0.0) for p in (0, 1, 3)]
+    best = choose(rows)
+    assert (best["low"], best["high"]) == pytest.approx(interval(np.array([0.5, 0.7])))
+    assert best["told_on"] == 2
+
+
+def test_a_saved_sweep_is_read_back_whole_and_replays_to_the_same_texts(tiny_model, sae, gauge, tmp_path):
+    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.9], SHORT, gauges=gauge)
+    swept.to_json(tmp_path / "sweep.json")
+    read = Sweep.from_json(tmp_path / "sweep.json")
+    assert read == swept
+    assert read.rows == swept.rows
+    assert read.replay(tiny_model, sae).same_texts(swept)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 9, "sweep": [0.5]}', "no such file"])
+def test_what_is_no_saved_sweep_is_refused(text):
+    with pytest.raises(EditError, match="No sweep can be read"):
+        Sweep.from_json(text)
+
+
+def test_the_summary_pairs_each_control_by_text_and_averages_random_directions(tiny_model, sae, gauge):
+    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.9], SHORT, n=2, gauges=gauge)
+    table, summary = swept.to_frame(), swept.summary().set_index("measure")
+    random = table[table["arm"] == "random"]
+    assert len(random) == 3 * 3 * 2
+    assert summary.loc["kl", "random"] == pytest.approx(random["kl"].mean())
+    steered = table[table["arm"] == "steered"].set_index("text_index")["share"]
+    other = table[table["arm"] == "other"].set_index("text_index")["share"]
+    assert summary.loc["share", "steered - other"] == pytest.approx((steered - other).mean())
+    assert "<table" in swept._repr_html_()
+
+
+def test_ctrl_c_keeps_the_strengths_that_were_finished(tiny_model, sae, gauge):
+    calls = []
+
+    def press(step, ids):
+        calls.append(step)
+        if len(calls) == 8:  # in the second strength
+            raise KeyboardInterrupt
+
+    arms = ("plain", "steered", "random")
+    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.6, 0.9], SHORT, arms=arms, gauges=gauge, on_token=press)
+    assert swept.stopped
+    assert swept.strengths == (0.3,)
+    assert "Stopped before all strengths were done" in str(swept)
+
+
+def test_progress_tells_strength_and_seconds_left(tiny_model, sae, gauge):
+    told = []
+    arms = ("plain", "steered", "random")
+    sweep(
+        tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.6], SHORT, arms=arms, gauges=gauge, on_progress=lambda *t: told.append(t)
+    )
+    assert [(done, total, numbers["strength"]) for done, total, numbers in told] == [(1, 2, 0.3), (2, 2, 0.6)]
+    assert told[0][2]["seconds_left"] > 0 == told[1][2]["seconds_left"]
+
+
+def test_a_direction_without_a_dictionary_is_swept_without_the_other_arm(tiny_model):
+    edit = Add(Direction(tuple(range(1, 33)), SITE), 0.5)
+    assert "other" not in sweep(tiny_model, None, edit, PROMPTS, [0.5], SHORT).arms
+
+
+def test_the_estimate_grows_with_the_number_of_strengths(tiny_model, sae, gauge):
+    long = SamplingConfig(max_new_tokens=24)
+    one = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5], long, gauges=gauge)
+    many = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5] * 20, long, gauges=gauge)
+    assert 0 < one < many
+
+
+REFUSED = {
+    "needs at least two prompts": lambda m, s: sweep(m, s, Add(3, 0.5), ["the dog"], [0.5], SHORT),
+    "and a strength": lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [], SHORT),
+    "None of these edits has a strength": lambda m, s: sweep(m, s, Ablate(3), PROMPTS, [0.5], SHORT),
+    'must hold "plain" and "random"': lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [0.5], SHORT, arms=("plain", "steered")),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_sweep_that_can_tell_nothing_is_refused(tiny_model, sae, message):
+    with pytest.raises(EditError, match=message):
+        REFUSED[message](tiny_model, sae)
