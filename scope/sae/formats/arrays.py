@@ -32,7 +32,7 @@ def build(kind: str, arrays: dict[str, Tensor], where: str, site: str = "", **se
         rows, columns = arrays["W_enc"].shape
         settings = {"d_out": d_in, "skip": "W_skip" in arrays, **settings}
         d_in = rows if columns == d_sae else columns
-    if kind == "jumprelu":
+    if kind in ("jumprelu", "gated"):  # not known of a foreign one, and of no use once trained
         settings.setdefault("target_l0", min(32.0, float(d_sae)))
     try:
         sae = KINDS[kind].sae(KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings), site)
@@ -85,22 +85,18 @@ def need(arrays: dict[str, Tensor], names: tuple[str, ...], where: str) -> None:
 def refuse_turned(W_enc: Tensor, W_dec: Tensor, where: str) -> None:
     """A square matrix has the right shape either way round, but an encoder's columns lie along the decoder's rows (P28).
 
+    That both are turned cannot be seen in them, only in activations.
+
     Raises:
-        DictionaryError: they lie along the decoder's columns, or the encoder's rows do along its rows or columns.
+        DictionaryError: they lie along the decoder's columns.
     """
-    pairs = {
-        "": (W_enc.T, W_dec),
-        "W_dec is transposed": (W_enc.T, W_dec.T),
-        "W_enc is transposed": (W_enc, W_dec),
-        "W_enc and W_dec are transposed": (W_enc, W_dec.T),
-    }
-    along = {name: cosine_similarity(a, b, dim=1).median().item() for name, (a, b) in pairs.items()}
-    best = max(along, key=lambda name: along[name])
-    if best and along[best] > 0.3 and along[best] > along[""] + 0.2:
+    stored = cosine_similarity(W_enc.T, W_dec, dim=1).median().item()
+    turned = max(cosine_similarity(a, b, dim=1).median().item() for a, b in ((W_enc.T, W_dec.T), (W_enc, W_dec)))
+    if turned > max(0.3, stored + 0.2):
         raise DictionaryError(
-            f"{where} is square ({len(W_enc)} latents over as wide activations) and {best}: encoder and decoder directions of "
-            f"a latent have a median cosine of {along['']:.2f} as stored and of {along[best]:.2f} turned.\n"
-            "  Turn it and save it again."
+            f"{where} is square ({len(W_enc)} latents over as wide activations), and W_enc or W_dec is transposed: the two "
+            f"directions of a latent have a median cosine of {stored:.2f} as stored and of {turned:.2f} turned.\n"
+            "  Turn the one that is wrong and save it again: W_enc is [d_in d_sae], W_dec is [d_sae d_in]."
         )
 
 

@@ -6,6 +6,7 @@ subtract the decoder's bias before encoding; that is folded into the encoder her
 
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that are refused below
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DictionaryError(f"{file.parent} has no {file.name}. Copy or fetch the whole folder.") from None
     except pickle.UnpicklingError:

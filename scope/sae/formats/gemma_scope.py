@@ -35,7 +35,7 @@ def read(file: Path, named: str | None = None) -> SAE:
         DictionaryError: not an npz, one that holds pickles, or arrays that do not fit together.
     """
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with open(file, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             arrays = {_KEYS.get(name, name): from_numpy(archive[name]) for name in archive.files}
     except ValueError as error:
         if "pickle" in str(error).lower():

@@ -1,0 +1,85 @@
+"""From any format that is read to one that is written: what is lost is said, and what was written is read back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from scope.errors import ConfigError, DictionaryError
+from scope.sae.base import SAE
+from scope.sae.files import FORMATS, MANIFEST, load_sae, save_sae
+from scope.sae.formats import gemma_scope, sae_lens
+from scope.sae.formats.arrays import build
+from scope.sae.kinds import as_jumprelu
+from scope.sae.transcoder import Transcoder
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did. `furthest` is the greatest difference of any number of the dictionary once it was read back."""
+
+    sae: SAE
+    folder: Path
+    lost: list[str] = field(default_factory=list)
+    furthest: float = 0.0
+
+
+def _write_scope(sae: SAE, folder: Path) -> list[str]:
+    save_sae(sae, folder)
+    return []
+
+
+TARGETS: dict[str, Callable[[SAE, Path], list[str]]] = {
+    "scope": _write_scope,
+    "sae_lens": sae_lens.write,
+    "gemma_scope": gemma_scope.write,
+}
+
+
+def convert(source: Path | str, out: Path | str, to: str, site: str | None = None) -> Converted:
+    """Write the dictionary at `source` (anything that `load_sae` takes) into the folder `out` in another format.
+
+    `site` names where it reads, for sources that do not say.
+
+    Raises:
+        DictionaryError: nothing that can be read, a dictionary that the target cannot express, one already in `out`.
+        ConfigError: an unknown target.
+    """
+    if to not in TARGETS:
+        raise ConfigError(f"{to!r} is no format that is written; there are {', '.join(TARGETS)}.")
+    out = Path(out).expanduser()
+    there = [name for name in (MANIFEST, *FORMATS) if (out / name).exists()]
+    if there:
+        raise DictionaryError(f"{out} already holds {', '.join(there)}. Give another folder; nothing is overwritten.")
+    sae = load_sae(source)
+    if site is not None:
+        sae.site = sae.provenance["site"] = site
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lost = TARGETS[to](sae, out)
+    except DictionaryError:
+        if not any(out.iterdir()):
+            out.rmdir()
+        raise
+    return Converted(sae, out, lost, _furthest(sae, out, to))
+
+
+def _furthest(sae: SAE, folder: Path, to: str) -> float:
+    """Read back what was written; how far the number that differs most lies from what was meant."""
+    if to != "gemma_scope":
+        meant, back = sae, load_sae(folder)
+    elif isinstance(sae, Transcoder):
+        meant, back = sae, _transcoder_back(sae, folder)
+    else:
+        meant, back = as_jumprelu(sae), gemma_scope.read(folder / gemma_scope.FILE, gemma_scope.suggested_path(sae))
+    there = dict(back.named_parameters())
+    return max((p.detach() - there[name].detach()).abs().max().item() for name, p in meant.named_parameters())
+
+
+def _transcoder_back(sae: Transcoder, folder: Path) -> SAE:
+    import numpy as np
+
+    with np.load(folder / gemma_scope.FILE, allow_pickle=False) as archive:
+        arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    return build("transcoder", arrays, str(folder), sae.site, site_out=sae.site_out)

@@ -1,0 +1,520 @@
+"""Each format as its own library writes it, read here; and what is written here, read there. The bytes are laid by hand."""
+
+import json
+import os
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from scope.cli.main import run as scope
+from scope.errors import ConfigError, DictionaryError
+from scope.sae.convert import convert
+from scope.sae.files import load_sae, save_sae
+from scope.sae.kinds import KINDS
+from tests.sae.test_kinds import SITE, X, lens, random_kind
+
+
+def arrays(sae) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone().contiguous() for name, p in sae.named_parameters()}
+
+
+def write_json(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+# SAELens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("site", [SITE, "blocks.1.attn.hook_z"])
+def test_saelens_loads_every_kind_that_we_write_and_encodes_bit_for_bit_the_same(kind, site, tmp_path):
+    sae = random_kind(kind)
+    sae.site = site
+    sae = load_sae(save_sae(sae, tmp_path))
+    theirs = lens("SAE").load_from_disk(str(tmp_path))
+    x = X.view(40, 2, 3) if theirs.cfg.reshape_activations == "hook_z" else X
+    assert torch.equal(theirs.encode(x), sae.encode(X))
+    assert torch.equal(theirs.encode(x[:1]), sae.encode(X[:1]))
+    assert torch.equal(theirs(x).reshape(40, -1), sae(X))
+
+
+@pytest.mark.parametrize("name", ["Standard", "JumpReLU", "TopK", "Gated", "JumpReLUTranscoder", "SkipTranscoder"])
+def test_what_saelens_writes_of_any_architecture_we_encode_bit_for_bit_the_same(name, tmp_path):
+    end = "" if "Transcoder" in name else "SAE"
+    more = {"k": 3} if name == "TopK" else {"d_out": 4} if "Transcoder" in name else {}
+    theirs = lens(name + end)(lens(f"{name}{end}Config")(d_in=6, d_sae=20, apply_b_dec_to_input=False, **more))
+    _randomise(theirs)
+    theirs.cfg.metadata.hook_name, theirs.cfg.metadata.hook_name_out = SITE, "blocks.1.hook_mlp_out"
+    theirs.save_model(str(tmp_path))
+    ours = load_sae(tmp_path)
+    assert torch.equal(ours.encode(X), theirs.encode(X))
+    torch.testing.assert_close(ours(X), theirs(X))
+    assert ours.site == SITE
+    assert getattr(ours, "site_out", "blocks.1.hook_mlp_out") == "blocks.1.hook_mlp_out"
+
+
+@pytest.mark.parametrize("name", ["BatchTopK", "MatryoshkaBatchTopK"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_p27_saelens_batch_topk_is_read_with_its_threshold_as_a_checkpoint_and_as_saved_for_inference(name, rescale, tmp_path):
+    more = {"matryoshka_widths": [5, 20]} if name.startswith("Mat") else {}
+    config = lens(f"{name}TrainingSAEConfig")
+    theirs = lens(f"{name}TrainingSAE")(config(d_in=6, d_sae=20, k=2.5, rescale_acts_by_decoder_norm=rescale, **more))
+    _randomise(theirs)
+    theirs.topk_threshold = torch.tensor(0.7, dtype=torch.double)
+    theirs.save_model(str(tmp_path / "checkpoint"))
+    theirs.save_inference_model(str(tmp_path / "inference"))
+    inference = lens("SAE").load_from_disk(str(tmp_path / "inference"))
+    for folder in ("checkpoint", "inference"):
+        ours = load_sae(tmp_path / folder)
+        torch.testing.assert_close(ours.encode(X), inference.encode(X))
+        torch.testing.assert_close(ours(X), inference(X))
+    checkpoint = load_sae(tmp_path / "checkpoint")
+    assert (checkpoint.kind, checkpoint.config.k) == ("batch_topk", 2.5)
+    assert checkpoint.config.nested == ((5,) if more else ())
+
+
+def test_p24_saelens_topk_chosen_by_decoder_norm_has_the_norms_folded_in(tmp_path):
+    theirs = lens("TopKSAE")(lens("TopKSAEConfig")(d_in=6, d_sae=20, k=3, rescale_acts_by_decoder_norm=True))
+    _randomise(theirs)
+    theirs.save_model(str(tmp_path))
+    ours = load_sae(tmp_path)
+    torch.testing.assert_close(ours.encode(X), theirs.encode(X))
+    torch.testing.assert_close(ours(X), theirs(X))
+    torch.testing.assert_close(ours.W_dec.norm(dim=1), torch.ones(20))
+
+
+def test_p23_a_scale_that_lies_beside_the_weights_is_folded_into_them_as_saelens_folds_it(tmp_path):
+    theirs = lens("GatedSAE")(
+        lens("GatedSAEConfig")(d_in=6, d_sae=20, apply_b_dec_to_input=True, normalize_activations="expected_average_only_in")
+    )
+    _randomise(theirs)
+    theirs.save_model(str(tmp_path))
+    write_json(tmp_path / "activation_scaler.json", {"scaling_factor": 0.25, "has_whitening": False})
+    ours = load_sae(tmp_path)
+    torch.testing.assert_close(ours.encode(X), theirs.encode(X * 0.25))
+    torch.testing.assert_close(ours(X), theirs(X * 0.25) / 0.25)
+    theirs.fold_activation_norm_scaling_factor(0.25)
+    torch.testing.assert_close(ours(X), theirs(X))
+
+
+def test_p25_a_gated_dictionary_that_subtracts_its_b_dec_has_both_paths_shifted(tmp_path):
+    theirs = lens("GatedSAE")(lens("GatedSAEConfig")(d_in=6, d_sae=20, apply_b_dec_to_input=True))
+    _randomise(theirs)
+    theirs.save_model(str(tmp_path))
+    torch.testing.assert_close(load_sae(tmp_path).encode(X), theirs.encode(X))
+
+
+def old_folder(tmp_path, config, **more):
+    """A SAELens folder as versions before 6 wrote it: no metadata, older names."""
+    sae = random_kind("jumprelu")
+    stored = arrays(sae) | more
+    save_file({k: v for k, v in stored.items() if v is not None}, tmp_path / "sae_weights.safetensors")
+    config = {"d_in": 6, "d_sae": 20, "dtype": "float32", "hook_point": SITE, "model_name": "gemma-2-2b"} | config
+    write_json(tmp_path / "cfg.json", config)
+    return sae
+
+
+def test_p27_an_older_standard_dictionary_with_topk_as_its_activation_function_is_a_topk(tmp_path):
+    config = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}
+    sae = old_folder(tmp_path, config, threshold=None)
+    ours = load_sae(tmp_path)
+    assert (ours.kind, ours.site, ours.provenance["declared"]["l0"]) == ("topk", SITE, 3.0)
+    theirs = lens("SAE").load_from_disk(str(tmp_path))
+    torch.testing.assert_close(ours.encode(X), theirs.encode(X))
+    assert not torch.equal(ours.encode(X), sae.encode(X))
+
+
+def test_a_fine_tuning_factor_goes_into_the_decoder_and_one_of_ones_is_none(tmp_path):
+    config = {"architecture": "jumprelu", "apply_b_dec_to_input": False, "finetuning_scaling_factor": True}
+    factor = torch.linspace(0.5, 2, 20)
+    sae = old_folder(tmp_path, config, scaling_factor=factor)
+    ours = load_sae(tmp_path)
+    torch.testing.assert_close(ours(X), (sae.encode(X) * factor) @ sae.W_dec + sae.b_dec)
+    old_folder(tmp_path, config, scaling_factor=torch.ones(20))
+    assert torch.equal(load_sae(tmp_path)(X), sae(X))
+    old_folder(tmp_path, config, scaling_factor=torch.ones(7) * 2)
+    with pytest.raises(DictionaryError, match="one per latent"):
+        load_sae(tmp_path)
+
+
+def test_p30_declared_l0_is_read_from_the_sparsity_file(tmp_path):
+    old_folder(tmp_path, {"architecture": "jumprelu", "apply_b_dec_to_input": False})
+    save_file({"sparsity": torch.full((20,), -1.0)}, tmp_path / "sparsity.safetensors")
+    assert load_sae(tmp_path).provenance["declared"]["l0"] == pytest.approx(2.0)
+
+
+def _randomise(module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.5)
+            if name == "threshold":
+                p.abs_()
+
+
+# Gemma Scope
+
+
+def npz(folder, stored):
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: value.numpy() for name, value in stored.items()})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("path", "site"),
+    [
+        ("gemma-scope-2b-pt-res/layer_3/width_16k/average_l0_59", "blocks.3.hook_resid_post"),
+        ("gemma-scope-2b-pt-att/layer_3/width_16k/average_l0_59", "blocks.3.attn.hook_z"),
+        ("gemma-scope-9b-it-res/layer_20/width_131k/average_l0_59", "blocks.20.hook_resid_post"),
+        ("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_59", "hook_embed"),
+        ("gemma-scope-2b-pt-transcoders/layer_3/width_16k/average_l0_59", "blocks.3.ln2.hook_normalized"),
+    ],
+)
+def test_gemma_scope_files_load_identically_here_and_in_saelens(path, site, tmp_path, monkeypatch):
+    folder = npz(tmp_path / "google" / path, arrays(random_kind("jumprelu")))
+    ours, theirs = load_sae(folder), _saelens_gemma_scope(folder, path, monkeypatch)
+    assert (ours.site, ours.provenance["declared"]["l0"]) == (site, 59.0)
+    assert theirs.cfg.metadata.hook_name == site
+    x = X.view(40, 2, 3) if site.endswith("hook_z") else X
+    assert torch.equal(ours.encode(X), theirs.encode(x))
+    if site != "hook_embed":  # whose b_dec SAELens leaves in units of the unscaled embedding
+        assert torch.equal(ours(X), theirs(x).reshape(40, -1))
+
+
+def _saelens_gemma_scope(folder, path, monkeypatch):
+    """SAELens' own loader of these files, fed with this one instead of the hub."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sae_lens.loading import pretrained_sae_loaders as loaders
+    monkeypatch.setattr(loaders, "hf_hub_download", lambda **asked: str(folder / "params.npz"))
+    repo, inside = path.split("/", 1)
+    kind = "gemma_2_transcoder" if "transcoders" in repo else "gemma_2_sae"
+    overrides = {"d_in": 6, "d_sae": 20} | ({"d_out": 6} if "transcoders" in repo else {})
+    config, state, _ = getattr(loaders, f"{kind}_huggingface_loader")(f"google/{repo}", inside, "cpu", False, overrides)
+    theirs = lens("SAE").from_dict(loaders.handle_config_defaulting(config))
+    theirs.load_state_dict(state)
+    return theirs
+
+
+def test_p11_the_embeddings_dictionary_reads_embeddings_times_their_factor(tmp_path):
+    sae = random_kind("jumprelu")
+    ours = load_sae(npz(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21", arrays(sae)))
+    root = 6**0.5
+    torch.testing.assert_close(ours.encode(root * X), sae.encode(X))
+    torch.testing.assert_close(ours(root * X), root * sae(X))
+
+
+def test_p29_coarse_numbers_are_widened_and_said(tmp_path):
+    stored = arrays(random_kind("jumprelu"))
+    ours = load_sae(npz(tmp_path / "half", {name: a.half() for name, a in stored.items()}))
+    assert ours.W_enc.dtype == torch.float32
+    assert ours.provenance["stored"]["threshold"] == "float16"
+    save_file({name: a.bfloat16() for name, a in stored.items()}, tmp_path / "sae_weights.safetensors")
+    write_json(tmp_path / "cfg.json", {"architecture": "jumprelu", "d_in": 6, "d_sae": 20, "apply_b_dec_to_input": False})
+    assert set(load_sae(tmp_path).provenance["stored"].values()) == {"bfloat16"}
+
+
+def test_p28_a_square_decoder_that_is_turned_is_told_by_its_encoder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(32, 32, generator=generator), dim=1)
+    right = {"W_enc": rows.T, "W_dec": rows, "b_enc": torch.zeros(32), "b_dec": torch.zeros(32), "threshold": torch.ones(32)}
+    load_sae(npz(tmp_path / "right", right))
+    with pytest.raises(DictionaryError, match="W_enc or W_dec is transposed"):
+        load_sae(npz(tmp_path / "turned", right | {"W_dec": rows.T}))
+    with pytest.raises(DictionaryError, match="W_enc or W_dec is transposed"):
+        load_sae(npz(tmp_path / "turned_encoder", right | {"W_enc": rows}))
+
+
+def test_a_file_cut_short_is_known_as_one(tmp_path):
+    folder = npz(tmp_path / "d", arrays(random_kind("jumprelu")))
+    file = folder / "params.npz"
+    file.write_bytes(file.read_bytes()[:-200])
+    with pytest.raises(DictionaryError, match="damaged"):
+        load_sae(folder)
+    file.rename(folder / "params.npz.incomplete")
+    with pytest.raises(DictionaryError, match="interrupted"):
+        load_sae(folder)
+
+
+# Gemma Scope 2
+
+
+def scope_2(folder, stored, **config):
+    folder.mkdir(parents=True)
+    lower = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
+    save_file({lower.get(name, name): value.contiguous() for name, value in stored.items()}, folder / "params.safetensors")
+    write_json(folder / "config.json", {"architecture": "jump_relu", "model_name": "gemma-v3-1b-pt"} | config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"),
+    [
+        ("model.layers.12.output", "blocks.12.hook_resid_post"),
+        ("model.layers.12.self_attn.o_proj.input", "blocks.12.attn.hook_z"),
+        ("model.layers.12.post_feedforward_layernorm.output", "blocks.12.hook_mlp_out"),
+    ],
+)
+def test_gemma_scope_2_is_read_by_its_config(hook, site, tmp_path):
+    sae = random_kind("jumprelu")
+    folder = scope_2(tmp_path / "layer_12_width_16k_l0_medium", arrays(sae), hf_hook_point_in=hook)
+    ours = load_sae(folder)
+    assert torch.equal(ours(X), sae(X))
+    assert (ours.site, ours.provenance["declared"]["l0"]) == (site, [30.0, 60.0])
+
+
+def test_gemma_scope_2s_transcoder_predicts_its_output_and_adds_its_affine_map(tmp_path):
+    sae = random_kind("transcoder")
+    stored = arrays(sae)
+    stored["W_skip"] = stored["W_skip"].T
+    config = {
+        "hf_hook_point_in": "model.layers.3.pre_feedforward_layernorm.output",
+        "hf_hook_point_out": "model.layers.3.post_feedforward_layernorm.output",
+        "affine_connection": True,
+    }
+    ours = load_sae(scope_2(tmp_path / "layer_3_width_16k_l0_big_affine", stored, **config))
+    assert torch.equal(ours(X), sae(X))
+    assert (ours.site, ours.site_out) == ("", "blocks.3.hook_mlp_out")  # its input lies after the norm's gain: no site here
+    assert "pre_feedforward" in ours.provenance["reads"]
+
+
+def test_p27_a_cross_layer_transcoder_is_refused(tmp_path):
+    stored = arrays(random_kind("jumprelu"))
+    stored["W_dec"] = stored["W_dec"][:, None].repeat(1, 4, 1)
+    with pytest.raises(DictionaryError, match="4 layers"):
+        load_sae(scope_2(tmp_path / "clt", stored))
+
+
+# dictionary_learning
+
+
+def learning(folder, name, stored, **trainer):
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(stored, folder / "ae.pt")
+    trainer = {"dict_class": name, "layer": 3, "lm_name": "google/gemma-2-2b", "submodule_name": "resid_post_layer_3"} | trainer
+    write_json(folder / "config.json", {"trainer": trainer, "buffer": {"io": "out", "ctx_len": 128}})
+    return folder
+
+
+def linear(sae, **more):
+    """The arrays as torch's linear layers hold them."""
+    stored = {"encoder.weight": sae.W_enc.detach().T.contiguous(), "decoder.weight": sae.W_dec.detach().T.contiguous()}
+    return stored | {name: value.detach() for name, value in more.items()}
+
+
+def test_dictionary_learnings_relu_subtracts_its_bias_and_is_read_with_unit_rows(tmp_path):
+    sae = random_kind("jumprelu")
+    stored = linear(sae, **{"encoder.bias": sae.b_enc, "bias": sae.b_dec})
+    ours = load_sae(learning(tmp_path, "AutoEncoder", stored))
+    latents = torch.relu((X - sae.b_dec) @ sae.W_enc + sae.b_enc) * sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(ours.encode(X), latents)
+    torch.testing.assert_close(ours.W_dec.norm(dim=1), torch.ones(20))
+    assert ours.site == "blocks.3.hook_resid_post"
+    assert ours.provenance["model"]["model"] == "google/gemma-2-2b"
+
+
+def test_dictionary_learnings_newer_relu_subtracts_nothing(tmp_path):
+    sae = random_kind("jumprelu")
+    stored = linear(sae, **{"encoder.bias": sae.b_enc, "decoder.bias": sae.b_dec})
+    ours = load_sae(learning(tmp_path, "AutoEncoderNew", stored))
+    torch.testing.assert_close(ours.encode(X), torch.relu(X @ sae.W_enc + sae.b_enc))
+
+
+def test_dictionary_learnings_jumprelu_topk_batch_topk_and_gated_are_read_as_what_they_are(tmp_path):
+    jump, topk, gated = random_kind("jumprelu"), random_kind("topk"), random_kind("gated")
+    assert torch.equal(load_sae(learning(tmp_path / "j", "JumpReluAutoEncoder", arrays(jump))).encode(X), jump.encode(X))
+    k = {"k": torch.tensor(3, dtype=torch.int), "threshold": torch.tensor(0.4)}
+    stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec}) | k
+    ours = load_sae(learning(tmp_path / "t", "AutoEncoderTopK", stored))
+    torch.testing.assert_close(ours.encode(X), topk.encode(X - topk.b_dec))
+    ours = load_sae(learning(tmp_path / "b", "BatchTopKSAE", stored))
+    pre = topk.pre_activations(X - topk.b_dec)
+    torch.testing.assert_close(ours.encode(X), torch.relu(pre) * (pre > 0.4))
+    names = {"decoder_bias": gated.b_dec, "r_mag": gated.r_mag, "gate_bias": gated.b_enc, "mag_bias": gated.b_mag}
+    ours = load_sae(learning(tmp_path / "g", "GatedAutoEncoder", linear(gated, **names)))
+    torch.testing.assert_close(ours.encode(X), gated.encode(X - gated.b_dec))
+
+
+def test_p27_a_batch_topk_whose_threshold_was_never_set_is_refused(tmp_path):
+    topk = random_kind("topk")
+    stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
+    stored |= {"k": torch.tensor(3, dtype=torch.int), "threshold": torch.tensor(-1.0)}
+    with pytest.raises(DictionaryError, match="never set"):
+        load_sae(learning(tmp_path, "BatchTopKSAE", stored))
+
+
+def test_dictionary_learnings_matryoshka_keeps_its_groups_as_nested_widths(tmp_path):
+    stored = arrays(random_kind("topk"))
+    stored |= {"k": torch.tensor(3), "threshold": torch.tensor(0.4), "group_sizes": torch.tensor([5, 5, 10])}
+    assert load_sae(learning(tmp_path, "MatryoshkaBatchTopKSAE", stored)).config.nested == (5, 10)
+
+
+class Harm:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_p49_an_ae_pt_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learning(tmp_path, "AutoEncoder", {})
+    (tmp_path / "ae.pt").write_bytes(pickle.dumps({"bias": Harm()}))
+    with pytest.raises(DictionaryError, match="refused"):
+        load_sae(tmp_path)
+    torch.save({"bias": Harm()}, tmp_path / "ae.pt")
+    with pytest.raises(DictionaryError, match="refused"):
+        load_sae(tmp_path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_an_ae_pt_cut_short_alone_or_of_an_unknown_class_is_refused(tmp_path):
+    learning(tmp_path, "IdentityDict", {})
+    with pytest.raises(DictionaryError, match="IdentityDict"):
+        load_sae(tmp_path)
+    learning(tmp_path, "AutoEncoder", arrays(random_kind("topk")))
+    whole = (tmp_path / "ae.pt").read_bytes()
+    (tmp_path / "ae.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DictionaryError, match=r"damaged|refused"):
+        load_sae(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(DictionaryError, match=r"without config\.json"):
+        load_sae(tmp_path)
+
+
+# sparsify
+
+
+def sparse(folder, sae, **config):
+    folder.mkdir(parents=True)
+    stored = arrays(sae)
+    stored = {"encoder.weight": stored["W_enc"].T.contiguous(), "encoder.bias": stored["b_enc"]} | {
+        name: stored[name] for name in ("W_dec", "b_dec", "W_skip") if name in stored
+    }
+    save_file(stored, folder / "sae.safetensors")
+    write_json(folder / "cfg.json", {"activation": "topk", "k": 3, "num_latents": 20, "d_in": 6, "transcode": False} | config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hook", "site"), [("layers.5", "blocks.5.hook_resid_post"), ("layers.5.mlp", "blocks.5.mlp.hook_out"), ("other", "")]
+)
+def test_sparsifys_topk_subtracts_b_dec_and_reads_the_output_of_the_module_it_is_named_after(hook, site, tmp_path):
+    sae = random_kind("topk")
+    ours = load_sae(sparse(tmp_path / hook, sae))
+    assert (ours.kind, ours.site, ours.config.k) == ("topk", site, 3)
+    torch.testing.assert_close(ours.encode(X), sae.encode(X - sae.b_dec))
+
+
+def test_sparsifys_transcoder_subtracts_nothing_and_names_what_it_predicts(tmp_path):
+    sae = random_kind("transcoder", d_out=6, k=3)
+    ours = load_sae(sparse(tmp_path / "layers.5.mlp", sae, transcode=True, skip_connection=True))
+    torch.testing.assert_close(ours(X), sae(X))
+    assert (ours.kind, ours.site_out) == ("transcoder", "blocks.5.mlp.hook_out")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"activation": "groupmax"}, "groupmax"), ({"signed": True}, "signed"), ({"k": None}, "k")]
+)
+def test_sparsifys_other_kinds_are_refused(change, said, tmp_path):
+    with pytest.raises(DictionaryError, match=said):
+        load_sae(sparse(tmp_path / "layers.5", random_kind("topk"), **change))
+
+
+# Converting
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("to", ["scope", "sae_lens"])
+def test_a_round_trip_is_the_same_to_the_bit(kind, to, tmp_path):
+    sae = random_kind(kind)
+    save_sae(sae, tmp_path / "a")
+    done = convert(tmp_path / "a", tmp_path / "b", to)
+    assert done.furthest == 0
+    back = convert(tmp_path / "b", tmp_path / "c", "scope").sae
+    assert torch.equal(back(X), load_sae(tmp_path / "a")(X))
+    assert back.kind == ("jumprelu" if (kind, to) == ("batch_topk", "sae_lens") else kind)
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "batch_topk", "gated"])
+def test_what_thresholds_can_express_goes_to_gemma_scope_and_what_is_lost_is_said(kind, tmp_path):
+    sae = random_kind(kind, nested=(5,))
+    save_sae(sae, tmp_path / "a")
+    done = convert(tmp_path / "a", tmp_path / "b", "gemma_scope")
+    assert done.furthest == 0
+    torch.testing.assert_close(load_sae(tmp_path / "b").encode(X), sae.encode(X), rtol=1e-5, atol=1e-6)
+    told = " ".join(done.lost)
+    assert "layer_1/width_0k" in told
+    assert "nested widths 5" in told
+    assert ("trained as" in told) is (kind != "jumprelu")
+
+
+def test_gemma_scope_to_ours_and_back_is_the_same_file_content(tmp_path):
+    stored = arrays(random_kind("jumprelu"))
+    source = npz(tmp_path / "gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_59", stored)
+    convert(source, tmp_path / "ours", "scope")
+    convert(tmp_path / "ours", tmp_path / "back", "gemma_scope")
+    with np.load(tmp_path / "back" / "params.npz") as archive:
+        assert all(np.array_equal(archive[name], value.numpy()) for name, value in stored.items())
+
+
+def test_p27_topk_cannot_be_said_in_gemma_scopes_format_and_leaves_nothing_behind(tmp_path):
+    save_sae(random_kind("topk"), tmp_path / "a")
+    with pytest.raises(DictionaryError, match="sae_lens"):
+        convert(tmp_path / "a", tmp_path / "b", "gemma_scope")
+    assert not (tmp_path / "b").exists()
+    save_sae(random_kind("transcoder"), tmp_path / "t")
+    with pytest.raises(DictionaryError, match="skip"):
+        convert(tmp_path / "t", tmp_path / "b", "gemma_scope")
+
+
+def test_converting_overwrites_nothing_and_knows_its_targets(tmp_path):
+    save_sae(random_kind("topk"), tmp_path / "a")
+    with pytest.raises(DictionaryError, match="already holds"):
+        convert(tmp_path / "a", tmp_path / "a", "sae_lens")
+    with pytest.raises(ConfigError, match="gemma_scope"):
+        convert(tmp_path / "a", tmp_path / "b", "onnx")
+
+
+def test_the_command_says_what_it_wrote_and_a_hub_id_without_the_hub_is_refused(tmp_path, capsys):
+    save_sae(random_kind("batch_topk"), tmp_path / "a")
+    assert scope(["convert", str(tmp_path / "a"), str(tmp_path / "b"), "--to", "sae_lens"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bit for bit the same" in said
+    assert "not kept: that it was trained as batch_topk" in said
+    assert (
+        scope(["convert", "google/gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_59", str(tmp_path / "c"), "--to", "scope"])
+        == 2
+    )
+    assert "could not be fetched" in capsys.readouterr().err
+    with pytest.raises(DictionaryError, match="SAELens keeps"):
+        load_sae("google/gemma-scope-2b-pt-res/layer_20/width_16k/canonical")
+
+
+def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path, monkeypatch):
+    """As huggingface_hub lays it, so that what was fetched once is found without a network."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--google--gemma-scope-2b-pt-mlp"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("a" * 40)
+    sae = random_kind("jumprelu")
+    npz(repo / "snapshots" / ("a" * 40) / "layer_2" / "width_16k" / "average_l0_7", arrays(sae))
+    name = "google/gemma-scope-2b-pt-mlp/layer_2/width_16k/average_l0_7"
+    ours = load_sae(name)
+    assert torch.equal(ours(X), sae(X))
+    assert (ours.site, ours.provenance["source"]) == ("blocks.2.hook_mlp_out", name)
+    assert ours.provenance["model"]["model"] == "google/gemma-2-2b"
