@@ -15,6 +15,8 @@ from activations.errors import RecordingError
 
 _COPY = "Restore it from a copy, or record again into another folder."
 
+_REPAIR = "`scope recording repair` gives up the shard of that line and keeps the rest; or restore the file from a copy."
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder survive a power cut."""
@@ -84,15 +86,23 @@ def read_journal(path: Path) -> tuple[list[dict], int]:
         return [], 0
     data = path.read_bytes()
     entries, good = [], 0
-    for number, line in enumerate(data.splitlines(keepends=True), 1):
-        if not line.endswith(b"\n"):
-            break  # torn by a crash while it was written
-        crc, _, text = line[:-1].partition(b" ")
+    *lines, _torn = data.split(b"\n")  # what follows the last line feed was cut short by a crash
+    for number, line in enumerate(lines, 1):
+        crc, _, text = line.partition(b" ")
         if crc != f"{zlib.crc32(text):08x}".encode():
-            raise RecordingError(f"{path} is damaged: line {number} fails its checksum.\n  {_COPY}")
+            raise RecordingError(f"{path} is damaged: line {number} fails its checksum.\n  {_REPAIR}")
         entries.append(json.loads(text))
-        good += len(line)
+        good += len(line) + 1
     return entries, good
+
+
+def salvage_journal(path: Path) -> list[dict | None]:
+    """The entries of a journal, None for each whole line that fails its checksum."""
+    found: list[dict | None] = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        crc, _, text = line.partition(b" ")
+        found.append(json.loads(text) if crc == f"{zlib.crc32(text):08x}".encode() else None)
+    return found
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,11 +22,11 @@ from activations.contexts import Cursor, Packed, Packer, kept_positions
 from activations.errors import ActivationsError, CorpusError, RecordingError
 from activations.files import read_json, write_json
 from activations.hdf5 import ITEM_BYTES, skeleton
-from activations.manifest import FORMAT, JOURNAL, Recorded, contexts_for
+from activations.manifest import FORMAT, JOURNAL, Recorded, contexts_for, versions
 from activations.outliers import counts
 from activations.ranks import Ledger, Ranks, held
 from activations.remote import Remote
-from activations.shards import ShardReader, ShardWriter
+from activations.shards import ShardReader, ShardWriter, layout
 
 OnProgress = Callable[[int, int, dict], None]
 
@@ -110,8 +111,9 @@ class Run:
 
     def _shard(self, number: int, first: int, opened: int, rows: int, packed: Packed, kept: np.ndarray) -> None:
         n = len(packed.tokens)
-        partial = self.ledger.done.get(number)
-        partial = partial if held(partial) else None
+        old = self.ledger.done.get(number)
+        partial, lost = (old, None) if held(old) else (None, old)
+        _same_text(lost, packed.tokens)
         name = f"shard-{number:05d}" + ("" if n == self.per_shard else f"-{n}") + ".h5"
         resumed = self._resumable(number, name, packed.tokens)
         shard = self._writer(self.out / name, n, int(kept.sum()), packed.names, keep=resumed > 0)
@@ -138,21 +140,15 @@ class Run:
             "exhausted": packed.exhausted,
             "outliers": counts(shard.norms, self.manifest.get("outliers")),
         }
+        if lost and lost["contexts"] == entry["contexts"] and lost["datasets"] not in ({}, entry["datasets"]):
+            entry["remade"] = versions()  # the same text, and not the same bits: another machine, or other libraries
         self._commit(number, entry)
 
     def _writer(self, path: Path, n: int, n_rows: int, names: list[str], keep: bool) -> ShardWriter:
         context, dtype, version = self.config.context, self.config.dtype, self.manifest["version"]
         sums = "uint32" if version == 1 else "uint64"  # a recording goes on in the form in which it began
-        datasets: dict[str, tuple[tuple[int, ...], str]] = {
-            "tokens": ((n, context), "int32"),
-            "documents": ((n, context), "int32"),
-            "document_names": ((len(_names(names)),), "uint8"),
-        }
-        datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
-        for site, width in self.manifest["layout"]["widths"].items():
-            datasets[f"acts/{site}"] = ((n_rows, width), dtype)
-            datasets[f"norms/{site}"] = ((n_rows,), "float32")
-            datasets[f"sums/{site}"] = ((-(-n_rows // self.segment_rows),), sums)
+        widths = self.manifest["layout"]["widths"]
+        datasets = layout(n, context, n_rows, _names(names), widths, dtype, self.segment_rows, sums)
         shard = ShardWriter(path, skeleton({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
         shard.put("document_names", np.frombuffer(_names(names), np.uint8))
         return shard
@@ -291,6 +287,17 @@ class Run:
         if self.ranks.world > 1:
             numbers["ranks"] = self.ranks.world
         self.on_progress(done * self.config.context, self.n_contexts * self.config.context, numbers)
+
+
+def _same_text(lost: dict | None, tokens: np.ndarray) -> None:
+    """A shard in quarantine is made again from the text it had.
+
+    Raises:
+        RecordingError: the corpus gives another one.
+    """
+    made = (lost or {}).get("datasets", {}).get("tokens")
+    if made and tuple(made["shape"]) == tokens.shape and zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != made["crc32"]:
+        raise RecordingError(f"The corpus no longer gives the text of {lost['file']}. Record into another folder.")
 
 
 def _names(names: list[str]) -> bytes:

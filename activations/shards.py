@@ -30,7 +30,7 @@ from activations.files import sync_folder
 from activations.hdf5 import NUMPY, Skeleton, crc_of_gaps
 from activations.sealed import ShardReader
 
-__all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "size", "to_float"]
+__all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "layout", "size", "to_float"]
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
 _NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache
@@ -40,6 +40,30 @@ _FULL = {
     errno.EDQUOT: "your quota is used up",
     errno.EFBIG: "files may not be that large here",
 }
+
+
+def layout(
+    n_contexts: int,
+    context: int,
+    n_rows: int,
+    names: bytes,
+    widths: dict[str, int],
+    dtype: str,
+    segment_rows: int,
+    sums: str = "uint64",
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The datasets of a shard, name -> (shape, dtype), in the order in which they lie."""
+    datasets: dict[str, tuple[tuple[int, ...], str]] = {
+        "tokens": ((n_contexts, context), "int32"),
+        "documents": ((n_contexts, context), "int32"),
+        "document_names": ((len(names),), "uint8"),
+    }
+    datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
+    for site, width in widths.items():
+        datasets[f"acts/{site}"] = ((n_rows, width), dtype)
+        datasets[f"norms/{site}"] = ((n_rows,), "float32")
+        datasets[f"sums/{site}"] = ((-(-n_rows // segment_rows),), sums)
+    return datasets
 
 
 class NonFiniteError(RecordingError):

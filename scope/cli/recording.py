@@ -1,8 +1,9 @@
-"""`scope recording`: what a recording holds, and whether every byte of it is as it was written."""
+"""`scope recording`: what a recording holds, whether every byte of it is as it was written, and its ways in and out."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -14,34 +15,133 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Show or verify a recording.
+    """Show, verify, repair or convert a recording.
 
-    `show` prints what it was made from and what it holds. `verify` reads every byte against its checksum and names the shard,
-    the site and the rows of whatever fails.
+    `show` prints what it was made from and what it holds. `verify` reads every byte against its checksum and names the
+    shard, the site and the rows of whatever fails. `repair` moves damaged shards into quarantine/ inside the recording: the
+    rest can be read and trained on, and the same `scope harvest` as before makes them again. `convert` writes a recording as
+    SAELens' cached activations or as safetensors, and makes a recording of either.
     """
 
-    action: tyro.conf.Positional[Literal["show", "verify"]]
+    action: tyro.conf.Positional[Literal["show", "verify", "repair", "convert"]]
     """What to do."""
 
     recording: tyro.conf.Positional[Path]
-    """Folder that `scope harvest` wrote."""
+    """Folder that `scope harvest` wrote; for convert also a folder of SAELens' cached activations, or of safetensors."""
+
+    out: Path | None = None
+    """convert: a new folder."""
+
+    to: Literal["sae-lens", "safetensors"] = "sae-lens"
+    """convert: what to make of a recording."""
+
+    site: str | None = None
+    """convert to sae-lens: which site. May be left out if the recording holds one only."""
+
+    window: Annotated[int | None, tyro.conf.arg(aliases=["--context"])] = None
+    """convert to sae-lens: rows to a window, which SAELens calls context_size."""
+
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """convert to a recording: how to store; by default so that nothing is lost."""
 
     def run(self) -> None:
-        from activations.errors import RecordingError
+        from activations.errors import HolesWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HolesWarning)  # each action says it in its own way
+            {"show": self._show, "verify": self._verify, "repair": self._repair, "convert": self._convert}[self.action]()
+
+    def _show(self) -> None:
         from activations.store import ActivationStore
+        from scope.cli.progress import console
+
+        console.print(summary(ActivationStore.open(self.recording)))
+
+    def _verify(self) -> None:
+        from activations.errors import RecordingError
+        from activations.repair import examine
         from scope.cli.progress import console, progress_bar
 
-        if self.action == "show":
-            console.print(summary(ActivationStore.open(self.recording)))
-            return
-        store = ActivationStore.open(self.recording, whole=False)
         with progress_bar("Verifying", unit="bytes") as on_progress:
-            faults = store.verify(on_progress)
-        if faults:
-            raise RecordingError("\n  ".join([f"{_counted(len(faults), 'fault')} in {self.recording}:", *faults]))
-        console.print(
-            f"{self.recording}: {_counted(len(store.entries), 'shard')}, {store.n_rows:,} rows, all as they were written."
-        )
+            found = examine(self.recording, on_progress)
+        for note in found.notes:
+            console.print(f"[yellow]note:[/] {note}")
+        for hole in found.quarantined:
+            console.print(
+                f"[yellow]note:[/] shard {hole['shard']}, rows {_span(hole['rows'])}, is in quarantine: {hole['why'][0]}"
+            )
+        if found.damaged:
+            faults = [fault.text for damage in found.damaged for fault in damage.faults]
+            lost = "\n".join(
+                f"  shard {d.shard} ({d.file}) holds rows {_span(d.rows)}: {_counted(len(d.faults), 'fault')}"
+                for d in found.damaged
+            )
+            raise RecordingError(
+                "\n  ".join([f"{_counted(len(faults), 'fault')} in {self.recording}:", *faults[:40]])
+                + (f"\n  and {len(faults) - 40} more" if len(faults) > 40 else "")
+                + f"\n{lost}\n  `scope recording repair {self.recording}` moves {_counted(len(found.damaged), 'shard')} aside; "
+                "the rest can then be read."
+            )
+        console.print(f"{self.recording}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
+
+    def _repair(self) -> None:
+        from activations.repair import examine, repair
+        from scope.cli.progress import console, progress_bar
+
+        with progress_bar("Repairing", unit="bytes") as on_progress:
+            moved = repair(self.recording, on_progress)
+        for damage in moved:
+            where = f"moved to {damage.moved}" if damage.moved else "there was no file to move"
+            console.print(f"shard {damage.shard}, rows {_span(damage.rows)}: {where}")
+            for fault in damage.faults:
+                console.print(f"  {fault.text}", style="dim")
+        found = examine(self.recording) if moved else None
+        if found is None:
+            console.print(f"{self.recording}: nothing is damaged, nothing was moved.")
+        else:
+            console.print(
+                f"{self.recording}: {found.rows:,} rows in {_counted(found.shards, 'shard')} can be read, numbered without the "
+                f"{_counted(len(found.quarantined), 'shard')} in quarantine.\n"
+                "  To make what is missing again, give the same `scope harvest` as before."
+            )
+
+    def _convert(self) -> None:
+        from activations.export import to_sae_lens, to_safetensors
+        from activations.importing import import_activations
+        from activations.shards import size
+        from activations.store import ActivationStore
+        from scope.cli.progress import console, progress_bar
+        from scope.errors import ConfigError
+
+        if self.out is None:
+            raise ConfigError("convert writes a new folder: say which with --out.")
+        if not (self.recording / "manifest.json").is_file():
+            with progress_bar("Importing", unit="rows") as on_progress:
+                store = import_activations(self.recording, self.out, self.dtype, on_progress)
+            console.print(summary(store))
+            return
+        store = ActivationStore.open(self.recording)
+        if store.left_out:
+            console.print(f"[yellow]note:[/] {store.holes}")
+        with progress_bar("Exporting", unit="rows") as on_progress:
+            if self.to == "safetensors":
+                made = to_safetensors(store, self.out, on_progress)
+            else:
+                made = to_sae_lens(store, self._one_site(store), self.out, self.window, on_progress)
+        console.print(f"{made.folder}: {made.rows:,} rows, {size(made.nbytes)} in {_counted(made.files, 'file')}.")
+        if made.window:
+            console.print(f"  For SAELens: cached_activations_path={str(made.folder)!r}, context_size={made.window}")
+        if made.left_over:
+            console.print(
+                f"[yellow]note:[/] the last {_counted(made.left_over, 'row')} fill no window of {made.window}: left out."
+            )
+
+    def _one_site(self, store: "ActivationStore") -> str:
+        from scope.errors import ConfigError
+
+        if self.site is None and len(store.sites) > 1:
+            raise ConfigError(f"SAELens caches one site: say which with --site. {store.folder} holds {', '.join(store.sites)}.")
+        return self.site or next(iter(store.sites))
 
 
 def summary(store: "ActivationStore") -> "Table":
@@ -51,25 +151,24 @@ def summary(store: "ActivationStore") -> "Table":
     from activations.shards import size
 
     manifest, config = store.manifest, store.manifest["config"]
-    corpus = manifest["corpus"]
-    short = len(store.tokens) and int((store.documents < 0).sum())
+    corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())
     table = Table(title=str(store.folder), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     model = manifest["model"]
-    table.add_row("model", f"{model.get('model')}  weights {str(model.get('weights_sha256'))[:12]}  in {model.get('dtype')}")
-    table.add_row("corpus", ", ".join(f"{k} {_short(v)}" for k, v in corpus.items()) + f", order seed {config['seed']}")
-    table.add_row(
-        "tokens",
-        f"{store.tokens.size:,} in {store.n_contexts:,} contexts of {store.context}, {len(store.document_names):,} documents",
-    )
-    left_out = store.tokens.size - store.n_rows
-    table.add_row(
-        "rows", f"{store.n_rows:,}; left out: {left_out:,} by {', '.join(config['exclude']) or 'no rule'} ({short:,} padding)"
-    )
-    dropped = store.entries[-1]["cursor"]["dropped"]
-    if dropped:
-        table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
+    weights = f"  weights {str(model['weights_sha256'])[:12]}" if model.get("weights_sha256") else ""
+    computed = f"  in {model['dtype']}" if model.get("dtype") else ""
+    table.add_row("model", f"{model.get('model') or 'unknown'}{weights}{computed}")
+    if "imported" in manifest:
+        table.add_row("imported", f"from {manifest['imported']['from']}; unknown: {', '.join(unknown) or 'nothing'}")
+        table.add_row("rows", f"{store.n_rows:,}")
+    else:
+        table.add_row("corpus", ", ".join(f"{k} {_short(v)}" for k, v in corpus.items()) + f", order seed {config['seed']}")
+        _text_rows(table, store)
+    if store.left_out:
+        lost = sum(hole["rows"][1] - hole["rows"][0] for hole in store.left_out)
+        shards = ", ".join(str(hole["shard"]) for hole in store.left_out)
+        table.add_row("[yellow]missing[/]", f"{lost:,} rows of shard {shards}, in quarantine; `scope harvest` makes them again")
     table.add_row(
         "size", f"{size(sum(e['bytes'] for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
     )
@@ -81,6 +180,26 @@ def summary(store: "ActivationStore") -> "Table":
             f"largest {norms.max:.4g}; {sinks:,} rows above 10 medians",
         )
     return table
+
+
+def _text_rows(table: "Table", store: "ActivationStore") -> None:
+    config = store.manifest["config"]
+    short = len(store.tokens) and int((store.documents < 0).sum())
+    table.add_row(
+        "tokens",
+        f"{store.tokens.size:,} in {store.n_contexts:,} contexts of {store.context}, {len(store.document_names):,} documents",
+    )
+    left_out = store.tokens.size - store.n_rows
+    table.add_row(
+        "rows", f"{store.n_rows:,}; left out: {left_out:,} by {', '.join(config['exclude']) or 'no rule'} ({short:,} padding)"
+    )
+    dropped = store.journal[-1].get("cursor", {}).get("dropped", 0)
+    if dropped:
+        table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
+
+
+def _span(rows) -> str:
+    return f"{rows[0]:,} to {rows[1] - 1:,}"
 
 
 def _counted(n: int, noun: str) -> str:
