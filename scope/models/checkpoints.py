@@ -5,9 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from scope.errors import CheckpointError
+from scope.models.stored import read_header
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
@@ -40,21 +39,41 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    """Raises CheckpointError for whatever the hub, or the way to it, answers but the files."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    way_out = "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), endpoint=hub))
     except GatedRepoError:
-        raise CheckpointError(f"{name} is gated: accept its licence on the hub, then run `hf auth login`.") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(f"There is no folder {name} here, and no such repository on the hub.") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{name} is no folder here and cannot be fetched from the hub: {reason}\n"
-            "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
+            f"{name} is gated: accept its licence on {hub}/{name}, then run `hf auth login` or set HF_TOKEN."
         ) from None
+    except RevisionNotFoundError:
+        raise CheckpointError(f"{name} has no branch, tag or commit {revision!r} on {hub}.") from None
+    except RepositoryNotFoundError:
+        raise CheckpointError(
+            f"There is no folder {name} here, and no such repository on {hub}, or it is private and HF_TOKEN is not set."
+        ) from None
+    except HFValidationError as error:
+        raise CheckpointError(f"There is no folder {name} here, and the hub takes no such name: {error}") from None
+    except OfflineModeIsEnabled:
+        raise CheckpointError(f"{name} is no folder here and the hub is switched off (HF_HUB_OFFLINE).\n{way_out}") from None
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{name} is no folder here, and {hub} cannot be reached.\n{way_out}") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{name} is no folder here and cannot be fetched from {hub}: {reason}\n{way_out}") from None
 
 
 def read_config(folder: Path) -> dict:
@@ -75,7 +94,10 @@ def weight_files(folder: Path) -> dict[str, Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = json.loads(index.read_text())["weight_map"]
+        try:
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}. Fetch it again.") from None
         missing = sorted({f for f in weight_map.values() if not (folder / f).exists()})
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
@@ -96,11 +118,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def _names(file: Path) -> list[str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is damaged or cut short ({error}). Fetch it again.") from None
+    return list(read_header(file)[1])
 
 
 def hash_files(files) -> str:

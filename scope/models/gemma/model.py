@@ -135,10 +135,8 @@ class Gemma(NamedWeights, TakesText, Generates):
         resid = self.run_blocks(self.embed_tokens(tokens), positions, real if padded else None, cache, stop_at_layer)
         if stop_at_layer is not None:
             return resid
-        if return_type is None:  # only for those who listen there
-            normalized = self.ln_final(resid)
-            (self.unembed if self.unembed.hook_out.has_hooks() else self.unembed.hook_in)(normalized)
-            return None
+        if return_type is None:
+            return self.read_out(resid)
         logits = self.logits_of(resid)
         if return_type == "logits":
             return logits
@@ -175,14 +173,27 @@ class Gemma(NamedWeights, TakesText, Generates):
         key_pos, key_real = (positions, real) if cache is None else (cache.positions, cache.real)
         key_real = None if real is None else key_real
         sights = {w: Sight(positions, key_pos, key_real, w) for w in {None, self.cfg.window}}
+        for layer in range(start_at_layer, self.stop_of(stop_at_layer)):
+            block = self.blocks[layer]
+            resid = block(resid, rotary, sights[block.window], cache.layers[layer] if cache else None)
+        return resid
+
+    def stop_of(self, stop_at_layer: int | None) -> int:
+        """How many blocks a run passes; a negative number counts from the last, None means all.
+
+        Raises:
+            ConfigError: a layer that this model does not have.
+        """
         n = len(self.blocks)
         stop = n if stop_at_layer is None else stop_at_layer + n if stop_at_layer < 0 else stop_at_layer
         if not 0 <= stop <= n:
             raise ConfigError(f"stop_at_layer is {stop_at_layer}; this model has blocks 0 to {n - 1}.")
-        for layer in range(start_at_layer, stop):
-            block = self.blocks[layer]
-            resid = block(resid, rotary, sights[block.window], cache.layers[layer] if cache else None)
-        return resid
+        return stop
+
+    def read_out(self, resid: Resid) -> None:
+        """What follows the last block, as far as somebody listens there."""
+        normalized = self.ln_final(resid)
+        (self.unembed if self.unembed.hook_out.has_hooks() else self.unembed.hook_in)(normalized)
 
     def logits_of(self, resid: Resid) -> Logits:
         """Final norm, tied unembedding, soft cap: the logits of a stream that left the last block."""

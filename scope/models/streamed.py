@@ -1,0 +1,251 @@
+"""A model larger than memory: its weights stay on disk, and one block at a time is read while a large batch passes it.
+
+What is resident: one block in the compute dtype, the residual stream of the whole batch, what is recorded, and the
+temporaries of a few thousand tokens. A batch of many thousand tokens pays for reading each block once.
+"""
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from scope.errors import CheckpointError, ConfigError
+from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import FLOW, Gemma
+from scope.models.gemma.names import Embedding, Unembed
+from scope.models.gemma.weights import hf_names
+from scope.models.parts.cache import ModelCache
+from scope.models.stored import Reader, StoredTensor, stored_tensors
+from scope.shapes import Logits, Mask, Positions, Resid, Tokens
+
+TOKENS_AT_ONCE = 4096
+"""Tokens whose temporaries exist at one time, in whole contexts."""
+
+_VOCABULARY_PIECE = 8192
+
+
+class Weights:
+    """A checkpoint's tensors under our names, read when asked for, in one dtype, on one device.
+
+    Raises:
+        CheckpointError: a tensor that is missing, unknown or of another shape; not finite, when it is first read.
+    """
+
+    def __init__(self, files: dict[str, Path], shapes: dict[str, tuple[int, ...]], n_layers: int, dtype, device):
+        names, there = hf_names(n_layers), stored_tensors(files)
+        missing = [theirs for theirs in names.values() if theirs not in there]
+        if missing:
+            raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors, first {missing[0]}. It is incomplete.")
+        unknown = sorted(set(there) - set(names.values()) - {"lm_head.weight"})
+        if unknown:
+            raise CheckpointError(f"The checkpoint holds tensors no Gemma 2 has: {', '.join(unknown[:4])}.")
+        for ours, shape in shapes.items():
+            if there[names[ours]].shape != shape:
+                found = there[names[ours]].shape
+                raise CheckpointError(f"{names[ours]} has shape {found} where config.json asks for {shape}.")
+        self.dtype, self.device = dtype, torch.device(device)
+        self.stored = {ours: there[theirs] for ours, theirs in names.items()}
+        self.reader = Reader(list(there.values()))
+        self.whole: set[str] = set()  # what was found finite
+        self.ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self.reading: Future | None = None
+        if "lm_head.weight" in there:
+            self._check_tied(there["lm_head.weight"])
+
+    def read(self, name: str, into: Tensor, first_row: int = 0) -> Tensor:
+        return self.reader.read(self.stored[name], into, first_row)
+
+    def read_whole(self, name: str, into: Tensor) -> Tensor:
+        self.read(name, into)
+        if name not in self.whole:
+            self.check_finite(name, into)
+            self.whole.add(name)
+        return into
+
+    def pieces(self, name: str, rows: int) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of a matrix, in one buffer."""
+        n, width = self.stored[name].shape
+        buffer = torch.empty(min(rows, n), width, dtype=self.dtype, device=self.device)
+        for first in range(0, n, len(buffer)):
+            piece = self.read(name, buffer[: min(len(buffer), n - first)], first)
+            if name not in self.whole:
+                self.check_finite(name, piece)
+            yield first, piece
+        self.whole.add(name)
+
+    def check_finite(self, name: str, values: Tensor) -> None:
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):  # makes no copy, and NaN is passed on
+            raise CheckpointError(f"{self.stored[name].name} holds NaN or infinite values; the checkpoint is damaged.")
+
+    def read_ahead(self, names: list[str]) -> None:
+        """Begin to bring these into the system's cache."""
+        self.reading = self.ahead.submit(self.reader.read_ahead, [self.stored[name] for name in names])
+
+    def await_reading(self) -> None:
+        if self.reading is not None:
+            self.reading.result()
+
+    def _check_tied(self, head: StoredTensor) -> None:
+        same = head.shape == self.stored["embed.weight"].shape
+        for first, rows in self.pieces("embed.weight", _VOCABULARY_PIECE) if same else ():
+            same = same and torch.equal(self.reader.read(head, torch.empty_like(rows), first), rows)
+        if not same:
+            raise CheckpointError("lm_head.weight differs from the embedding; Gemma 2 ties them, so this is another model.")
+
+
+class StreamedEmbedding(Embedding):
+    """Reads only the rows that the tokens need."""
+
+    def __init__(self, d_vocab: int, d_model: int, weights: Weights):
+        super().__init__(d_vocab, d_model)
+        self.weights = weights
+
+    def forward(self, tokens: Tokens) -> Resid:
+        ids, where = tokens.cpu().unique(return_inverse=True)
+        rows = torch.empty(len(ids), self.embedding_dim, dtype=self.weights.dtype)
+        for row, i in zip(rows, ids.tolist(), strict=True):
+            self.weights.read("embed.weight", row, i)
+        self.weights.check_finite("embed.weight", rows)
+        scale = torch.tensor(math.sqrt(self.embedding_dim), dtype=self.weights.dtype)
+        return (rows * scale)[where].to(self.weights.device)
+
+
+class StreamedUnembed(Unembed):
+    """Reads the embedding in pieces of the vocabulary."""
+
+    def __init__(self, embed: StreamedEmbedding):
+        super().__init__(embed)
+        self.weights = embed.weights
+
+    def forward(self, normalized: Resid) -> Logits:
+        x = self.hook_in(normalized)
+        scores = x.new_empty(*x.shape[:-1], self.weights.stored["embed.weight"].shape[0])
+        for first, rows in self.weights.pieces("embed.weight", _VOCABULARY_PIECE):
+            scores[..., first : first + len(rows)] = x @ rows.T
+        return self.hook_out(scores)
+
+
+def _refused(name: str) -> property:
+    def refuse(self):
+        raise ConfigError(f"A streamed model keeps no weights in memory, so it has no {name}. Load it without streamed=True.")
+
+    return property(refuse)
+
+
+class StreamedGemma(Gemma):
+    """A Gemma 2 that reads each block when it is needed. Hooks, sites and numbers are those of the resident model.
+
+    `record` is what it is for: the batch passes a block in slices of about TOKENS_AT_ONCE tokens, and hooks that are
+    installed meanwhile see a slice at a time (`hook.run` agrees). Any other call runs the whole batch at once, without
+    gradients.
+    """
+
+    def __init__(self, config: GemmaConfig, tokenizer, files: dict[str, Path], dtype: torch.dtype, device):
+        self._weights = None
+        with torch.device("meta"):
+            super().__init__(config, tokenizer)
+        shapes = {name: tuple(p.shape) for name, p in self.named_parameters()}
+        self._weights = Weights(files, shapes, config.n_layers, dtype, device)
+        with torch.device("meta"):
+            self.embed = StreamedEmbedding(config.d_vocab, config.d_model, self._weights)
+            self.unembed = StreamedUnembed(self.embed)
+        self.setup_hooks(FLOW)
+        self.cfg.note_place(self.dtype, self.device)
+        parameters = self.blocks[0].named_parameters()
+        self.slots = {name: torch.empty(p.shape, dtype=dtype, device=self.device) for name, p in parameters}
+        gain = self._weights.read_whole("ln_final.weight", torch.empty(config.d_model, dtype=dtype, device=self.device))
+        self.ln_final.weight = nn.Parameter(gain, requires_grad=False)
+
+    device = property(lambda self: self._weights.device if self._weights else torch.device("meta"))
+    dtype = property(lambda self: self._weights.dtype if self._weights else torch.float32)
+    W_E, W_U, W_Q, W_K, W_V, W_O = map(_refused, ("W_E", "W_U", "W_Q", "W_K", "W_V", "W_O"))
+    W_gate, W_in, W_out = map(_refused, ("W_gate", "W_in", "W_out"))
+
+    def _apply(self, fn, recurse: bool = True):
+        raise ConfigError("A streamed model keeps its weights on disk; give dtype and device to load_model.")
+
+    @contextmanager
+    def resident(self, layer: int, following: int | None):
+        """Within the block, this layer's weights are in memory; meanwhile the bytes of the `following` one are read ahead."""
+        self._weights.await_reading()
+        block, parameters = self.blocks[layer], dict(self.blocks[layer].named_parameters())
+        try:
+            for name, slot in self.slots.items():
+                self._weights.read_whole(f"blocks.{layer}.{name}", slot)
+                _put(block, name, nn.Parameter(slot, requires_grad=False))
+            if following is not None:
+                self._weights.read_ahead([f"blocks.{following}.{name}" for name in self.slots])
+            yield
+        finally:
+            for name, meta in parameters.items():
+                _put(block, name, meta)
+
+    @torch.no_grad()
+    def forward(self, *args, **kwargs):
+        """As the resident model's, without gradients."""
+        return super().forward(*args, **kwargs)
+
+    @torch.no_grad()
+    def record(self, tokens: Tokens, sites) -> dict[str, Tensor]:
+        """The activations at `sites` for tokens [batch pos], each [batch pos width] (heads concatenated).
+
+        Reads each block once, up to the last that a site needs. Give it as many contexts as memory holds the stream of.
+        """
+        names, kept = self.match(list(sites)), {}
+        self.check(tokens)
+        n_batch, n_pos = tokens.shape
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        positions = self.positions_of(real, padded=False)
+        step = max(1, TOKENS_AT_ONCE // n_pos)
+        slices = [slice(start, start + step) for start in range(0, n_batch, step)]
+        at = slices[0]
+
+        def keep(x: Tensor, hook) -> None:
+            x = x.flatten(2)
+            if hook.name not in kept:
+                kept[hook.name] = x.new_empty(n_batch, n_pos, x.shape[-1])
+            kept[hook.name][at] = x
+
+        def each() -> Iterator[slice]:
+            nonlocal at
+            for at in slices:
+                self.run.tokens, self.run.positions, self.run.real = tokens[at], positions[at], real[at]
+                yield at
+
+        stop = self.layers_for(names)
+        n = len(self.blocks) if stop is None else stop
+        with self.hooks([(names, keep)]):
+            resid = torch.empty(n_batch, n_pos, self.cfg.d_model, dtype=self.dtype, device=self.device)
+            for rows in each():
+                resid[rows] = self.embed_tokens(tokens[rows])
+            for layer in range(n):
+                with self.resident(layer, layer + 1 if layer + 1 < n else None):
+                    for rows in each():
+                        resid[rows] = super().run_blocks(resid[rows], positions[rows], None, None, layer + 1, layer)
+            for rows in each() if stop is None else ():
+                self.read_out(resid[rows])
+        return {site: kept[site] for site in sites}
+
+    def run_blocks(
+        self,
+        resid: Resid,
+        positions: Positions,
+        real: Mask | None,
+        cache: ModelCache | None = None,
+        stop_at_layer: int | None = None,
+        start_at_layer: int = 0,
+    ) -> Resid:
+        stop = self.stop_of(stop_at_layer)
+        for layer in range(start_at_layer, stop):
+            with self.resident(layer, layer + 1 if layer + 1 < stop else None):
+                resid = super().run_blocks(resid, positions, real, cache, layer + 1, layer)
+        return resid
+
+
+def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, leaf = name.rsplit(".", 1)
+    setattr(module.get_submodule(owner), leaf, parameter)
