@@ -63,6 +63,15 @@ def read_json(path: Path, checked: bool = True) -> Any:
     return value
 
 
+def is_sound(path: Path) -> bool:
+    """Whether `read_json` would read it."""
+    try:
+        read_json(path)
+    except RecordingError:
+        return False
+    return True
+
+
 def journal_line(entry: dict) -> bytes:
     """One entry as it lies in a journal: CRC-32 in hex, a space, JSON, a line feed."""
     text = json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from activations.errors import RecordingError
-from activations.files import append_line, journal_line, only_writer, read_json, salvage_journal, sync_folder, write_whole
+from activations.files import (
+    append_line,
+    is_sound,
+    journal_line,
+    only_writer,
+    read_json,
+    salvage_journal,
+    sync_folder,
+    write_whole,
+)
 from activations.manifest import JOURNAL, read_recording
 from activations.ranks import Ranks, is_held, refuse_strangers
 from activations.sealed import Fault
@@ -79,7 +87,7 @@ def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Da
         refuse_strangers(folder, Ranks())
         lost = _mend_journal(folder)
         for path in sorted(folder.glob("open*.json")):
-            if not _reads(path):
+            if not is_sound(path):
                 _move(folder, path.name, {"why": ["it fails its checksum; the open shard begins anew"]})
         recorded = read_recording(folder)
         store = ActivationStore(folder, recorded)
@@ -115,19 +123,11 @@ def _notes(folder: Path, recorded) -> list[str]:
                 f"{path.name} is here, but {JOURNAL} does not list it: a run was stopped, or the journal lost its end."
             )
     for path in sorted(folder.glob("open*.json")):
-        if not _reads(path):
+        if not is_sound(path):
             found.append(
                 f"{path.name} fails its checksum; `scope recording repair` moves it aside, and the open shard begins anew."
             )
     return found
-
-
-def _reads(path: Path) -> bool:
-    try:
-        read_json(path)
-    except RecordingError:
-        return False
-    return True
 
 
 def _mend_journal(folder: Path) -> list[Damage]:

@@ -20,7 +20,7 @@ import torch
 
 from activations.contexts import Cursor, Packed, Packer, kept_positions
 from activations.errors import ActivationsError, CorpusError, RecordingError
-from activations.files import read_json, write_json
+from activations.files import is_sound, read_json, write_json
 from activations.hdf5 import ITEM_BYTES, skeleton
 from activations.manifest import FORMAT, JOURNAL, Recorded, contexts_for, versions
 from activations.outliers import counts
@@ -247,6 +247,9 @@ class Run:
         journal = self.out / JOURNAL
         if self.ranks.leads and journal.exists() and journal.stat().st_size > self.recorded.journal_bytes:
             os.truncate(journal, self.recorded.journal_bytes)
+        for mark in self.out.glob("open-*.json"):
+            if self.ranks.owns(int(mark.stem[5:])) and not is_sound(mark):
+                mark.unlink()  # that shard begins anew
         listed = {entry["file"] for entry in [*self.recorded.entries, *self.ledger.done.values()]}
         listed |= {read_json(staged)["file"] for staged in self.out.glob("staged-*.json")}
         for path in sorted(self.out.glob("shard-*")):

@@ -1,0 +1,196 @@
+"""Every file of a recording, flipped and cut: what is wrong is named, no reader crashes, and no row comes out wrong."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from activations.errors import RecordingError
+from activations.repair import examine
+from activations.store import ActivationStore
+from tests.activations.toy import contents, record
+
+FILES = ("manifest.json", "journal.jsonl", "shard-00000.h5", "shard-00005-28.h5", "recording.lock")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound") / "r"
+    store = record(folder)
+    return folder, {site: store[site][:] for site in store.sites}, store.token_ids
+
+
+@pytest.fixture
+def folder(sound, tmp_path):
+    shutil.copytree(sound[0], tmp_path / "r")
+    return tmp_path / "r"
+
+
+def read_all(folder) -> tuple[dict[str, torch.Tensor], np.ndarray] | RecordingError:
+    """Every row of every site and every token, or the refusal."""
+    try:
+        store = ActivationStore.open(folder)
+        return {site: store[site][:] for site in store.sites}, store.token_ids
+    except RecordingError as error:
+        return error
+
+
+def complaints(folder) -> list[str]:
+    """What `verify` says of a folder."""
+    try:
+        found = examine(folder)
+    except RecordingError as error:
+        return [str(error)]
+    return [fault.text for damage in found.damaged for fault in damage.faults] + found.notes
+
+
+def test_the_list_of_files_is_that_of_a_recording(folder):
+    assert {p.name for p in folder.iterdir()} - {f"shard-{i:05d}.h5" for i in range(1, 5)} == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+@pytest.mark.parametrize("bits", [0x01, 0x20, 0xFF])
+@pytest.mark.parametrize("where", [0.0, 0.02, 0.37, 0.5, 0.81, 0.9999])
+def test_a_flipped_byte_is_named_by_verify_and_gives_no_reader_a_wrong_row(folder, sound, name, bits, where):
+    data = bytearray((folder / name).read_bytes())
+    data[min(int(where * len(data)), len(data) - 1)] ^= bits
+    (folder / name).write_bytes(data)
+    said = complaints(folder)
+    assert said
+    assert all(name in text for text in said if "does not list it" not in text)
+    found = read_all(folder)
+    if isinstance(found, RecordingError):
+        assert name in str(found)
+        return
+    _, rows, ids = sound
+    for site, x in found[0].items():
+        assert torch.equal(x, rows[site][: len(x)])
+    assert np.array_equal(found[1], ids[: len(found[1])])
+
+
+def test_every_single_byte_of_manifest_and_journal_is_under_a_checksum(folder):
+    for name in ("manifest.json", "journal.jsonl"):
+        whole = (folder / name).read_bytes()
+        for at in range(0, len(whole), 1 if name == "manifest.json" else 7):
+            (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            assert complaints_of_reading(folder), f"byte {at} of {name}"
+        (folder / name).write_bytes(whole)
+
+
+def complaints_of_reading(folder) -> list[str]:
+    from activations.manifest import read_recording
+    from activations.repair import _notes
+
+    try:
+        return _notes(folder, read_recording(folder))
+    except RecordingError as error:
+        return [str(error)]
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+@pytest.mark.parametrize("cut", [1, 100, 0.5, 1.0])
+def test_a_cut_tail_is_named_by_verify_and_gives_no_reader_a_wrong_row(folder, sound, name, cut):
+    length = (folder / name).stat().st_size
+    os.truncate(folder / name, length - (int(cut * length) if isinstance(cut, float) else cut))
+    said = complaints(folder)
+    assert said
+    assert any(name in text for text in said)
+    found = read_all(folder)
+    if isinstance(found, RecordingError):
+        assert name in str(found) or "holds nothing yet" in str(found)
+        return
+    assert name == "journal.jsonl"
+    assert all(torch.equal(x, sound[1][site][: len(x)]) for site, x in found[0].items())
+
+
+def test_what_the_lock_file_says_is_for_people_only(folder, sound):
+    (folder / "recording.lock").write_bytes(b"\xff\x00 nonsense")
+    assert complaints(folder) == []
+    assert torch.equal(read_all(folder)[0]["a"], sound[1]["a"])
+    record(folder, tokens=13_000)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_watermark_costs_the_open_shard_and_no_more(tmp_path, monkeypatch, damage):
+    record(tmp_path / "whole")
+
+    def stop(done, total, numbers):
+        if done >= 2048 + 1024:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record(tmp_path / "r", on_progress=stop)
+    (mark,) = (tmp_path / "r").glob("open*.json")
+    data = bytearray(mark.read_bytes())
+    data[20] ^= 1
+    mark.write_bytes({"flip": bytes(data), "cut": bytes(data[:-9]), "empty": b""}[damage])
+    assert mark.name in complaints(tmp_path / "r")[0]
+    record(tmp_path / "r")
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+def test_a_journal_that_lost_its_end_is_noticed_and_the_same_harvest_completes_it(folder):
+    before = contents(folder)
+    lines = (folder / "journal.jsonl").read_bytes().split(b"\n")
+    (folder / "journal.jsonl").write_bytes(b"\n".join(lines[:3]) + b"\n")
+    assert any("shard-00003.h5 is here, but journal.jsonl does not list it" in text for text in complaints(folder))
+    record(folder)
+    assert contents(folder) == before
+
+
+def test_a_file_size_limit_is_a_refusal_and_the_same_command_continues_where_there_is_room(tmp_path):
+    code = f"from pathlib import Path; from tests.activations.toy import record; record(Path({str(tmp_path / 'r')!r}))"
+    limit = 120_000  # a shard of this recording has 240 kB
+
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    ended = subprocess.run([sys.executable, "-c", code], preexec_fn=limited, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "RecordingError" in ended.stderr
+    assert "files may not be that large here" in ended.stderr
+    assert not list((tmp_path / "r").glob("shard-*"))
+    record(tmp_path / "r")
+    record(tmp_path / "whole")
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fails_at", [1, 3, 30])
+def test_a_disk_that_fills_while_rows_are_written_behind_is_a_refusal(tmp_path, monkeypatch, fails_at):
+    """The thread that writes finds the disk full; the harvest ends with what it said, and keeps what was sealed."""
+    write, calls = os.pwrite, 0
+
+    def full(fd, data, offset):
+        nonlocal calls
+        calls += len(data) > 8000  # rows, not headers
+        if len(data) > 8000 and calls > fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RecordingError, match="the disk is full"):
+        record(tmp_path / "r")
+    monkeypatch.undo()
+    assert not list((tmp_path / "r").glob("*.tmp"))
+    record(tmp_path / "r")
+    record(tmp_path / "whole")
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
+def test_a_store_that_is_open_reads_on_while_a_writer_replaces_the_last_shard(tmp_path):
+    record(tmp_path / "r", tokens=3000)
+    store = ActivationStore.open(tmp_path / "r")
+    before = (tmp_path / "r" / store.entries[-1]["file"]).name
+    record(tmp_path / "r", tokens=9000)
+    assert not (tmp_path / "r" / before).exists()
+    longer = ActivationStore.open(tmp_path / "r")
+    assert torch.equal(store["a"][:], longer["a"][: store.n_rows])
+    assert np.array_equal(store.token_ids, longer.token_ids[: store.n_rows])
