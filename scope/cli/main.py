@@ -5,7 +5,11 @@ Nothing heavy is imported before a command is chosen, so that `scope --help` ans
 
 import errno
 import importlib
+import os
 import sys
+import time
+
+_COURTESY = 3.0  # seconds in which the first process may say the same, and torchrun end all the others
 
 COMMANDS = {
     "demo": "The whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.",
@@ -18,6 +22,7 @@ COMMANDS = {
     "features": "Collect everything the browser shows about each latent into a pack.",
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
+    "attribute": "Which latents make the model say one token rather than another.",
     "pretrain": "Train a small Gemma 2 from nothing, as the bundled one was made.",
 }
 
@@ -43,7 +48,8 @@ def run(argv: list[str]) -> int:
     try:
         _parse(name, rest).run()
     except KeyboardInterrupt:
-        print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
+        if _speaks():
+            print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away, as with `| head`
@@ -52,9 +58,17 @@ def run(argv: list[str]) -> int:
         message = _refusal(error)
         if message is None:
             raise
+        if not _speaks():
+            time.sleep(_COURTESY)
+            name = f"{name} (rank {os.environ['RANK']})"
         print(f"scope {name}: {message}", file=sys.stderr)
         return 2
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this is the only process or, under torchrun, the first."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def usage() -> str:

@@ -1,4 +1,4 @@
-"""`scope steer`: one comparison, printed arm beside arm."""
+"""`scope steer`: one comparison, printed arm beside arm, or a sweep over strengths."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from scope.models.generate import SamplingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Generate with latents pushed up or down, beside plain text and a random direction of the same size.
+    """Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
     Every arm draws the same noise, so texts differ only by what the edit does. Below them stands what was edited, and how the
     texts score: by the feature itself, by the tokens that it promotes, and as language.
@@ -23,12 +23,27 @@ class Command:
     latent: tuple[int, ...] = ()
     """Latents to edit. Without any, the best candidates of the pack are listed."""
 
+    direction: Path | None = None
+    """Edit this direction instead of latents: a vector in a .npy, .npz, .json or .safetensors file."""
+
+    key: str | None = None
+    """Which of several vectors in that file."""
+
+    toward: tuple[str, ...] = ()
+    """Edit the difference of means between these prompts ..."""
+
+    away: tuple[str, ...] = ()
+    """... and these."""
+
     strength: tuple[float, ...] = (0.5,)
     """One for all latents, or one for each, in --unit. Below 0 pushes the other way. With --edit scale, the factor."""
 
-    edit: Literal["add", "clamp", "at-least", "ablate", "project-out", "scale"] = "add"
+    edit: Literal["add", "clamp", "at-least", "ablate", "project-out", "scale", "cap", "floor"] = "add"
     """What to do: add along the latent's direction; set its activation; raise it to at least; remove its contribution;
-    remove the whole direction; multiply its contribution."""
+    remove the whole direction; multiply its contribution; hold what lies along the direction below or above."""
+
+    when: str | None = None
+    """Only where another latent is active: its number, or as in 7:2.5 its number and the activation it must exceed."""
 
     unit: Literal["norm", "raw", "max"] = "norm"
     """Of the strength: fractions of the site's typical residual norm, the latent's own activation, multiples of its maximum."""
@@ -41,6 +56,16 @@ class Command:
 
     n: int = 1
     """Texts for each prompt and arm."""
+
+    arms: tuple[str, ...] = ("plain", "steered", "random")
+    """What to write: plain, steered, random (further ones as random:1), other (another latent that fires as often), prompt
+    (nothing edited, but asked for in the prompt)."""
+
+    instruction: str | None = None
+    """What the arm "prompt" begins with; by default, Talk about the promoted words."""
+
+    sweep: tuple[float, ...] = ()
+    """Strengths to try in turn, each beside all controls; the best is chosen on half of the prompts and told on the others."""
 
     model: str = "bundled"
     """Model: bundled, a checkpoint's folder, or a hub id."""
@@ -74,51 +99,83 @@ class Command:
         sae = load_sae(self.sae, self.device)
         if self.replay:
             return self._replay(load_model(self.model, device=self.device), sae, console)
-        edits, gauge = self._edits(), self._gauge(sae)
+        self._check_targets()
+        gauge = self._gauge(sae)
+        if self.latent:
+            self._edits(sae, None)  # refuses before the model is loaded
         model = load_model(self.model, device=self.device)
-        run = steer(
-            model,
-            sae,
-            edits,
-            self.prompt,
-            self.sampling,
-            n=self.n,
-            gauges=gauge,
-            control_seed=self.control_seed,
-            any_model=self.any_model,
-        )
-        print_run(run, console)
+        edits = self._edits(sae, model)
+        how = {"n": self.n, "gauges": gauge, "control_seed": self.control_seed, "instruction": self.instruction}
+        if self.sweep:
+            made = self._sweep(model, sae, edits, how, console)
+        else:
+            made = steer(model, sae, edits, self.prompt, self.sampling, self.arms, any_model=self.any_model, **how)
+            print_run(made, console)
         if self.json:
-            run.to_json(self.json)
+            made.to_json(self.json)
             console.print(f"Written to {self.json}; to make it again: scope steer --sae {self.sae} --replay {self.json}")
         return None
 
-    def _edits(self):
-        """One edit for each latent.
+    def _sweep(self, model, sae, edits, how, console):
+        """Every strength in turn, said beforehand how long."""
+        from rich.text import Text
+
+        from scope.steering.steer import USUAL
+        from scope.steering.sweep import estimate, sweep
+
+        how = {**how, "any_model": self.any_model, "arms": None if self.arms == USUAL else self.arms}
+        seconds = estimate(model, sae, edits, self.prompt, self.sweep, self.sampling, **how)
+        console.print(f"{len(self.sweep)} strengths, about {max(1, round(seconds))} s")
+
+        def told(done, total, numbers):
+            left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
+            console.print(f"  strength {numbers['strength']:g} done{left}")
+
+        made = sweep(model, sae, edits, self.prompt, self.sweep, self.sampling, on_progress=told, **how)
+        console.print(Text(str(made)))
+        return made
+
+    def _check_targets(self) -> None:
+        """That exactly one kind of target was given.
 
         Raises:
-            EditError: no latent, or strengths that do not pair with latents.
+            EditError: none, several, or half of one.
         """
         from scope.errors import EditError
-        from scope.steering.interventions import KINDS, Edits
 
-        if not self.latent:
+        given = [bool(self.latent), self.direction is not None, bool(self.toward or self.away)]
+        if not any(given):
             raise EditError(f"Say which latent to edit, as in --latent 12.{self._candidates()}")
-        if len(self.strength) not in (1, len(self.latent)):
-            raise EditError(
-                f"{len(self.latent)} latents and {len(self.strength)} strengths: give one strength, or one for each."
-            )
+        if sum(given) > 1:
+            raise EditError("Give --latent, or --direction, or --toward and --away: one run edits one kind of target.")
+        if bool(self.toward) != bool(self.away):
+            raise EditError("A difference of means needs prompts on both sides: --toward and --away.")
+
+    def _edits(self, sae, model):
+        """One edit for each target.
+
+        Raises:
+            EditError: strengths that do not pair with latents, or an edit that cannot be.
+        """
+        from scope.errors import EditError
+        from scope.steering.directions import Direction
+        from scope.steering.interventions import KINDS, Edits, When
+
+        targets = list(self.latent)
+        if self.direction is not None:
+            targets = [Direction.from_file(self.direction, sae.site, self.key)]
+        elif self.toward:
+            targets = [Direction.between(model, sae.site, self.toward, self.away)]
+        if len(self.strength) not in (1, len(targets)):
+            raise EditError(f"{len(targets)} latents and {len(self.strength)} strengths: give one strength, or one for each.")
         kind = KINDS[self.edit.replace("-", " ")]
-        strengths = self.strength if len(self.strength) > 1 else self.strength * len(self.latent)
-        with_strength = {"add", "clamp", "at-least"}
-        return Edits(
-            kind(latent, strength, positions=self.positions, unit=self.unit)
-            if self.edit in with_strength
-            else kind(latent, strength, positions=self.positions)
-            if self.edit == "scale"
-            else kind(latent, positions=self.positions)
-            for latent, strength in zip(self.latent, strengths, strict=True)
-        )
+        how = {"positions": self.positions, "when": When.of(self.when) if self.when else None}
+        strengths = self.strength if len(self.strength) > 1 else self.strength * len(targets)
+        if kind.has_amount:
+            return Edits(kind(t, s, unit=self.unit, **how) for t, s in zip(targets, strengths, strict=True))
+        if kind.kind == "scale":
+            return Edits(kind(t, s, **how) for t, s in zip(targets, strengths, strict=True))
+        return Edits(kind(t, **how) for t in targets)
 
     def _pack(self):
         from scope.features.store import FeatureStore
@@ -145,7 +202,9 @@ class Command:
                 f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}; the dictionary {self.sae} has "
                 f"{sae.d_sae} at {sae.site}.\n  Give the dictionary's own pack with --pack."
             )
-        return Gauge.of_pack(pack, self.latent)
+        from scope.steering.interventions import When
+
+        return Gauge.of_pack(pack, [*self.latent, *([When.of(self.when).latent] if self.when else [])])
 
     def _candidates(self) -> str:
         pack = self._pack()
@@ -156,17 +215,30 @@ class Command:
         return "\n".join([f" With the highest output scores in {pack.folder}:", *lines])
 
     def _replay(self, model, sae, console) -> None:
+        from rich.text import Text
+
+        from scope.errors import EditError
+        from scope.steering.dose import Sweep
         from scope.steering.run import SteeringRun
 
-        saved = SteeringRun.from_json(self.replay)
+        try:
+            saved = Sweep.from_json(self.replay)
+        except EditError:
+            saved = SteeringRun.from_json(self.replay)
         again = saved.replay(model, sae)
-        print_run(again, console)
+        if isinstance(again, Sweep):
+            console.print(Text(str(again)))
+        else:
+            print_run(again, console)
+        versions = (saved.runs[0] if isinstance(saved, Sweep) else saved).versions
         if saved.same_texts(again):
             console.print("[green]The texts are the same, token by token, as those that were saved.[/]")
         else:
+            import torch
+
             console.print(
-                f"[yellow]The texts differ from those that were saved[/] with torch {saved.versions.get('torch')}; "
-                f"this is torch {again.versions['torch']}. Another machine or another number of threads rounds differently."
+                f"[yellow]The texts differ from those that were saved[/] with torch {versions.get('torch')}; "
+                f"this is torch {torch.__version__}. Another machine or another number of threads rounds differently."
             )
 
 

@@ -46,6 +46,14 @@ class When:
         object.__setattr__(self, "latent", whole(self.latent))
         object.__setattr__(self, "above", number(self.above, "above"))
 
+    @classmethod
+    def of(cls, written: str) -> "When":
+        """From how it is written: "7", or "7:2.5"."""
+        latent, _, above = written.partition(":")
+        if not latent.strip().isdecimal():
+            raise EditError(f"The condition is {written!r}; write a latent, as in 7, or what it must exceed too, as in 7:2.5.")
+        return cls(int(latent), number(above or 0.0, "above"))
+
     def __str__(self) -> str:
         return f"where latent {self.latent} > {self.above:g}"
 

@@ -55,7 +55,45 @@ def test_without_a_latent_the_best_candidates_are_listed(steer):
     assert len(err.splitlines()) >= 9
 
 
+def test_a_direction_from_a_file_or_from_prompts_is_steered_under_a_condition(steer, tmp_path):
+    import numpy as np
+
+    np.save(tmp_path / "probe.npy", np.arange(1.0, 33.0))
+    code, out, _ = steer("--direction", f"{tmp_path}/probe.npy", "--when", "7:0.1", "--prompt", "the dog")
+    assert code == 0
+    assert "add probe" in out
+    assert "where latent 7 > 0.1" in " ".join(out.split())
+    code, out, _ = steer("--toward", "the dog", "a dog", "--away", "the moon", "--edit", "cap", "--prompt", "a cat")
+    assert code == 0
+    assert "cap 'the dog' minus 'the moon'" in " ".join(out.split())
+
+
+def test_a_sweep_is_estimated_printed_saved_and_replayed(steer, tmp_path):
+    file = tmp_path / "sweep.json"
+    given = ["--latent", "3", "--sweep", "0.3", "0.9", "--prompt", "the dog", "a cat", "--json", str(file)]
+    code, out, _ = steer(*given)
+    assert code == 0
+    for said in ("2 strengths, about", "strength 0.9 done", "scores best on 1 of the prompts", "other", "prompt"):
+        assert said in out
+    code, out, _ = steer("--replay", str(file))
+    assert code == 0
+    assert "The texts are the same, token by token" in " ".join(out.split())
+
+
+def test_control_arms_are_named_on_the_command_line(steer):
+    arms = ["--arms", "plain", "steered", "other", "prompt", "--instruction", "the river. "]
+    code, out, _ = steer("--latent", "3", "--prompt", "the dog", *arms)
+    assert code == 0
+    assert "written along latents" in out
+    assert 'began with "the river. "' in out
+
+
 REFUSED = {
+    "one run edits one kind of target": ["--latent", "3", "--toward", "a", "--away", "b"],
+    "prompts on both sides": ["--toward", "a"],
+    "is a pickle": ["--direction", "probe.pt"],
+    "There is no arm 'louder'": ["--latent", "3", "--arms", "plain", "steered", "louder"],
+    "write a latent, as in 7": ["--latent", "3", "--when", "dogs"],
     "no latent 999": ["--latent", "999"],
     "There are no positions 'nowhere'": ["--latent", "3", "--positions", "nowhere"],
     "A prompt is empty": ["--latent", "3", "--prompt", " "],

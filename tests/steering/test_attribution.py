@@ -74,21 +74,21 @@ def test_integrated_rows_add_up_to_the_logit_difference_itself(tiny_model, sae):
 def test_ablated_rows_are_exact_and_what_parts_do_only_together_is_a_row(tiny_model, sae):
     found = attribute(tiny_model, sae, PROMPT, 60, 70, method="ablation", exact=5, nulls=2)
     tokens, x, latents, error = parts(tiny_model, sae)
-    whole = difference(tiny_model, tokens, x, 60, 70)
+    whole = value(tiny_model, tokens, x, 60, 70)
     rows = rows_of(found)
     alone = [row.latent for row in found.rows if row.latent is not None]
     assert len(alone) == 5
     for latent in alone:
-        removed = difference(tiny_model, tokens, x - latents[:, latent, None] * sae.W_dec[latent], 60, 70)
-        assert rows[f"latent {latent}"] == pytest.approx(float(whole - removed), abs=1e-4)
-    assert rows["error"] == pytest.approx(float(whole - difference(tiny_model, tokens, x - error, 60, 70)), abs=1e-4)
+        removed = value(tiny_model, tokens, x - latents[:, latent, None] * sae.W_dec[latent], 60, 70)
+        assert rows[f"latent {latent}"] == pytest.approx(whole - removed, abs=1e-4)
+    assert rows["error"] == pytest.approx(whole - value(tiny_model, tokens, x - error, 60, 70), abs=1e-4)
     others = latents.clone()
     others[:, alone] = 0
     n = int((others.amax(0) > 0).sum())
-    together = difference(tiny_model, tokens, x - others @ sae.W_dec, 60, 70)
-    assert rows[f"{n} other latents"] == pytest.approx(float(whole - together), abs=1e-4)
+    together = value(tiny_model, tokens, x - others @ sae.W_dec, 60, 70)
+    assert rows[f"{n} other latents"] == pytest.approx(whole - together, abs=1e-4)
     assert found.gap == pytest.approx(0, abs=1e-5)
-    assert sum(rows.values()) == pytest.approx(float(whole), abs=1e-4)
+    assert sum(rows.values()) == pytest.approx(whole, abs=1e-4)
 
 
 def test_on_a_model_that_is_linear_after_the_site_all_three_methods_agree(tiny_model, sae, monkeypatch):

@@ -1,0 +1,85 @@
+"""`scope attribute`: which latents make the model say one token rather than another."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Take a logit difference apart: a row for each latent, for the dictionary's error and for its bias; they add up.
+
+    Every latent stands beside its null, what a random direction in its place comes to.
+    """
+
+    prompt: str
+    """Text after which the next token is asked about."""
+
+    token: str | None = None
+    """The token to explain, with its leading space; by default the likeliest."""
+
+    other: str | None = None
+    """The token that it is compared with; by default the likeliest besides."""
+
+    method: Literal["gradient", "integrated", "ablation"] = "gradient"
+    """gradient times activation (fast, linear); its mean on the way from the dictionary's bias (adds up to the logit
+    difference itself); taking away each latent by itself (exact, slow)."""
+
+    steps: int = 32
+    """Points of the integral."""
+
+    exact: int = 32
+    """Latents to take away one by one; the rest go together."""
+
+    sae: Path = Path("runs/demo/dictionary")
+    """Dictionary: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
+
+    pack: Path | None = None
+    """Feature pack, for labels; by default the folder pack/ beside the dictionary, if it is there."""
+
+    model: str = "bundled"
+    """Model: bundled, a checkpoint's folder, or a hub id."""
+
+    device: str = "cpu"
+    """Where to run: cpu, cuda."""
+
+    csv: Path | None = None
+    """Write every row here."""
+
+    any_model: bool = False
+    """Allow a dictionary that was trained on other weights than the model's."""
+
+    def run(self) -> None:
+        from rich.text import Text
+
+        from scope.cli.progress import console
+        from scope.features.store import FeatureStore
+        from scope.models.load import load_model
+        from scope.sae.files import load_sae
+        from scope.steering.attribution import attribute
+
+        sae = load_sae(self.sae, self.device)
+        beside = self.pack or self.sae.parent / "pack"
+        pack = FeatureStore.open(beside) if self.pack or (beside / "manifest.json").exists() else None
+        if pack is not None and (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
+            from scope.errors import PackError
+
+            raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
+        model = load_model(self.model, device=self.device)
+        how = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
+        found = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **how)
+        console.print(Text(str(found)))
+        if self.csv:
+            self.csv.parent.mkdir(parents=True, exist_ok=True)
+            table = found.to_frame()
+            for column in ("name", "strongest", "label"):  # a spreadsheet would run what begins like a formula
+                table[column] = table[column].map(
+                    lambda text: f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
+                )
+            table.to_csv(self.csv, index=False)
+            console.print(f"Written to {self.csv}")
+
+
+def _inert(text: str) -> str:
+    """A spreadsheet would run what begins like a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
