@@ -32,6 +32,7 @@ page = st.navigation(
         st.Page("views/features.py", title="Features", url_path="features"),
         st.Page("views/feature.py", title="Feature", url_path="feature"),
         st.Page("views/steer.py", title="Steer", url_path="steer"),
+        st.Page("views/health.py", title="Health", url_path="health"),
     ],
     position="top",
 )

@@ -23,6 +23,7 @@ PAGES = {
     "features": "views/features.py",
     "feature": "views/feature.py",
     "steer": "views/steer.py",
+    "health": "views/health.py",
 }
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""

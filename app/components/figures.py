@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from app.components.palette import ELSEWHERE, MARK, RAISED, lowered_or_raised
+from app.components.palette import ELSEWHERE, MARK, RAISED, SERIES, lowered_or_raised
 from scope.features.text import show
 
 SMALL = {"displayModeBar": False}
@@ -146,6 +146,69 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
     crowd = np.bincount(cell, minlength=4096)[cell]
     keys = np.random.default_rng(0).exponential(size=len(x)) * crowd  # weighted sampling, weight 1 / crowd
     return np.sort(np.argpartition(keys, most)[:most])
+
+
+def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> go.Figure:
+    """One line a pack, over tokens."""
+    traces = [
+        {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": _literal(slug), "line": {"color": colour, "width": 2}}
+        for (slug, (x, y)), colour in zip(lines.items(), SERIES, strict=False)
+    ]
+    low, high = (extreme([v for _, y in lines.values() for v in y if v > 0 or not log], default=1.0) for extreme in (min, max))
+    ticks = _round_values(low, high) if log else []
+    scale = (
+        {"type": "log", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
+        if len(ticks) > 1
+        else {"type": "log"}
+        if log
+        else {}
+    )
+    return _figures(traces, 240, {"title": _title("tokens")}, {"title": _title(name), **scale})
+
+
+def pareto(points: dict[str, tuple[float, float]]) -> go.Figure:
+    """FVU over L0, one named point a pack."""
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": [x],
+            "y": [y],
+            "text": [_literal(slug)],
+            "textposition": "top center",
+            "cliponaxis": False,
+            "name": _literal(slug),
+            "marker": {"color": colour, "size": 11},
+        }
+        for (slug, (x, y)), colour in zip(points.items(), SERIES, strict=False)
+    ]
+    return _figures(
+        traces, 280, {"title": _title("L0"), "rangemode": "tozero"}, {"title": _title("FVU"), "rangemode": "tozero"}
+    )
+
+
+def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> go.Figure:
+    """How the latents of each pack are spread over one figure: steps, as shares of the living latents."""
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "line": {"shape": "hvh", "color": colour, "width": 2},
+            "x": (edges[1:] + edges[:-1]) / 2,
+            "y": counts / max(counts.sum(), 1),
+            "name": _literal(slug),
+            "fill": "tozeroy" if len(each) == 1 else "none",
+        }
+        for (slug, (edges, counts)), colour in zip(each.items(), SERIES, strict=False)
+    ]
+    ticks = {"tickvals": list(range(-7, 1)), "ticktext": [f"{100 * 10.0**p:.6g} %" for p in range(-7, 1)]} if log else {}
+    return _figures(traces, 240, ticks, {"title": _title("share of latents"), "tickformat": ".0%"})
+
+
+def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
+    """Several traces; a legend where there are several."""
+    figure = _figure({}, height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15})
+    return go.Figure({"data": traces, "layout": figure.layout})
 
 
 def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f") -> go.Figure:

@@ -121,3 +121,102 @@ def scores(report: dict[str, Any]) -> pd.DataFrame:
         if row[ARMS["sae"]]:
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def counted(report: dict[str, Any]) -> str:
+    """On how much text a report was made, and what it left out."""
+    counts, made = report.get("counted", {}), report.get("provenance", {})
+    told = [f"{counts[name]:,} {name}" for name in ("contexts", "tokens") if name in counts]
+    return "; ".join([", ".join(told), *(str(made[name]) for name in ("rule",) if name in made)])
+
+
+def point(store: FeatureStore) -> tuple[float, float] | None:
+    """(L0, FVU) of the evaluation in a pack."""
+    report = evaluation(store)
+    own = report["arms"]["sae"] if report else {}
+    return None if own.get("l0") is None or own.get("fvu") is None else (float(own["l0"]), float(own["fvu"]))
+
+
+def certificate(store: FeatureStore) -> pd.DataFrame | None:
+    """What the check of the dictionary against its model found, a row a fact; None where none was made."""
+    found = (store.health or {}).get("certificate")
+    if not found:
+        return None
+    return pd.DataFrame([{"what": name, "found": str(value)} for name, value in _flat(found)])
+
+
+def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, part in value.items():
+        pairs += _flat(part, f"{before}{name} ") if isinstance(part, dict) else [(before + name, part)]
+    return pairs
+
+
+CURVES = (("FVU", "error", True), ("L0", "l0", True), ("share of dead latents", "dead", False))
+"""(name, column of the training log, log axis)."""
+
+
+def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """(tokens, values) of one column of the training log; rows without it are left out."""
+    kept = [row for row in rows if isinstance(row.get(key), int | float) and "tokens" in row]
+    return [row["tokens"] for row in kept], [row[key] for row in kept]
+
+
+SPREADS = (
+    (
+        "How often they fire",
+        "density",
+        "Share of tokens on which a latent fires, on a log scale; silent ones have no place there.",
+    ),
+    (
+        "Nearest direction",
+        "nearest_cos",
+        "Largest cosine of a latent's decoder direction with another's: near 1 is a duplicate.",
+    ),
+    ("Encoder along decoder", "enc_dec_cos", "Cosine between a latent's encoder column and its decoder row."),
+)
+
+
+def spread(store: FeatureStore, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(edges, counts) of a column over the latents that fired."""
+    values = store.index.column(column)[store.index.column("count") > 0]
+    values = values[np.isfinite(values)]
+    if column == "density":
+        return np.linspace(-7, 0, 57), np.histogram(np.log10(np.maximum(values, 1e-7)), np.linspace(-7, 0, 57))[0]
+    edges = np.linspace(min(0.0, float(values.min(initial=0))), 1, 41)
+    return edges, np.histogram(values, edges)[0]
+
+
+def geometry(store: FeatureStore) -> str:
+    """Decoder and encoder in a line."""
+    norms, nearest = store.index.column("dec_norm"), store.index.column("nearest_cos")
+    limit = float((store.manifest.get("flags") or {}).get("duplicate", 0.9))
+    return (
+        f"Decoder norms {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; {np.nanmean(nearest >= limit):.1%} of latents have "
+        f"another within cosine {limit:g}; {dead_share(store):.1%} never fired in {store.n_tokens:,} tokens "
+        f"(density below {3 / max(store.n_tokens, 1):.1e}, 95 % bound)."
+    )
+
+
+def matched(store: FeatureStore, other: FeatureStore) -> str | None:
+    """How many latents of one pack have a counterpart in another, told by what both promote; None for other vocabularies.
+
+    Decoder directions do not lie in a pack; the ten most promoted tokens do, and two latents that promote the same ones
+    write the same thing.
+    """
+    if store.vocab != other.vocab:
+        return None
+    mine, theirs = (pack.relation("promoted_id")[pack.index.column("count") > 0] for pack in (store, other))
+    holders: dict[int, list[int]] = {}
+    for j, row in enumerate(theirs.tolist()):
+        for token in row:
+            holders.setdefault(token, []).append(j)
+    best = []
+    for row in mine[:: max(1, len(mine) // 4096)].tolist():
+        shared: dict[int, int] = {}
+        for token in row:
+            for j in holders.get(token, ()):
+                shared[j] = shared.get(j, 0) + 1
+        best.append(max(shared.values(), default=0))
+    half = np.mean(np.array(best) >= 5)
+    return f"{half:.0%} of this pack's living latents share at least five of their ten promoted tokens with one of the other's."

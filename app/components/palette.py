@@ -4,6 +4,8 @@ MARK = "#CF7A00"
 """Bars and points that carry one quantity; legible on light and dark pages."""
 ELSEWHERE = "#8A8F98"
 RAISED, LOWERED = "#2A7FBA", "#D55E00"
+SERIES = (MARK, "#2A7FBA", "#2E9E73", "#B0609B")
+"""Several packs in one figure, told apart by the colour-blind too."""
 
 
 def lowered_or_raised(value: float) -> str:

@@ -1,0 +1,91 @@
+"""Is this dictionary sound? Its scores beside their nulls, how it learnt, how its latents are spread; beside other packs."""
+
+import streamlit as st
+
+from app import session
+from app.components import figures, health
+from app.components.code import heading, opening
+from app.components.plain import plain
+
+store = session.pack()
+known = [slug for slug in session.registry() if slug != session.current()]
+beside = st.multiselect(
+    "Beside", known, key="beside", bind="query-params", max_selections=3, placeholder="Up to three other packs"
+)
+packs = {session.current(): store, **{slug: session.pack(slug) for slug in beside}}
+python = opening(str(store.folder))
+
+heading(
+    "Scores", python + "pack.health['evaluation']['arms']", "py scores", meaning="Each beside what it would be without skill."
+)
+for slug, each in packs.items():
+    report = health.evaluation(each)
+    if len(packs) > 1:
+        st.caption(f"**{plain(slug)}** · {plain(each.site)} · {each.d_sae:,} latents")
+    if report is None:
+        st.info(f"No evaluation lies in {plain(slug)}. This makes one, and `scope features` puts it into the pack:")
+        st.code("scope evaluate DICTIONARY --model MODEL", language=None)
+        continue
+    st.dataframe(health.scores(report), hide_index=True, alt=f"Scores of {slug} beside their nulls", key=f"scores {slug}")
+    st.caption(plain(health.counted(report)))
+    for note in report.get("notes", []):
+        st.caption(f":material/info: {plain(note)}")
+
+if len(packs) > 1:
+    heading(
+        "Sparsity against error", "", "py pareto", meaning="Lower and further left is better; only packs with an evaluation."
+    )
+    points = {slug: health.point(each) for slug, each in packs.items()}
+    points = {slug: point for slug, point in points.items() if point is not None}
+    if len({(packs[slug].model_name, packs[slug].site) for slug in points}) > 1:
+        st.caption("These packs read different sites or models: their errors are shares of different variances.")
+    st.plotly_chart(figures.pareto(points), config=figures.SMALL, key="pareto", alt="L0 against FVU, one point a pack")
+
+rows = health.certificate(store)
+if rows is not None:
+    heading(
+        "Certificate",
+        python + "pack.health['certificate']",
+        "py certificate",
+        meaning="What a check of site, scale and model found.",
+    )
+    st.dataframe(rows, hide_index=True, alt="The certificate of this dictionary")
+
+curves = {slug: (each.health or {}).get("training") for slug, each in packs.items()}
+curves = {slug: rows for slug, rows in curves.items() if rows}
+if curves:
+    heading(
+        "How it learnt",
+        python + "pack.health['training']",
+        "py training",
+        meaning="Means over the steps between two lines of the log.",
+    )
+    columns = st.columns(3)
+    for column, (name, key, log) in zip(columns, health.CURVES, strict=True):
+        with column:
+            figure = figures.curves({slug: health.curve(rows, key) for slug, rows in curves.items()}, name, log)
+            st.plotly_chart(figure, config=figures.SMALL, key=f"curve {key}", alt=f"{name} while training")
+else:
+    st.caption(
+        "No training curve lies in this pack: its dictionary was not trained by `scope train`, or its log was not beside it."
+    )
+
+left, middle, right = st.columns(3)
+for place, (name, column, meaning) in zip((left, middle, right), health.SPREADS, strict=True):
+    with place:
+        heading(name, python + f"pack.table[{column!r}]", f"py {column}", meaning=meaning)
+        spread = {
+            slug: session.once(each, f"spread {column}", lambda e=each, c=column: health.spread(e, c))
+            for slug, each in packs.items()
+        }
+        st.plotly_chart(
+            figures.spreads(spread, log=column == "density"), config=figures.SMALL, key=f"spread {column}", alt=name
+        )
+st.caption(plain(health.geometry(store)))
+
+if len(packs) == 2:
+    other = next(each for slug, each in packs.items() if slug != session.current())
+    matched = session.once(store, f"matched {other.folder}", lambda: health.matched(store, other))
+    if matched is not None:
+        heading("Latents that both have", "", "py matched", meaning="Best cosine between decoder directions, over all pairs.")
+        st.caption(plain(matched))

@@ -1,0 +1,51 @@
+"""The Health page: scores beside nulls, training curves, spreads, and several packs beside one another."""
+
+import numpy as np
+
+from app.components import health
+from scope.features.store import FeatureStore
+from tests.app.conftest import said
+from tests.features.toy_pack import make_toy_pack
+
+ARMS = {"sae": {"fvu": 0.12, "delta_loss": 0.05, "l0": 30.0}, "random": {"fvu": 0.81}, "pca": {"fvu": 0.31}}
+LOG = [{"step": s, "tokens": 1000 * s, "error": 1 / s, "l0": 100 / s, "dead": 0.0} for s in range(1, 9)]
+
+
+def test_a_pack_without_scores_says_which_command_makes_them(open_app):
+    at = open_app("health")
+    assert not at.exception
+    assert "scope evaluate" in said(at)
+    assert any("No training curve" in caption.value for caption in at.caption)
+
+
+def test_two_packs_stand_beside_one_another(open_app, tmp_path):
+    packs = [tmp_path / "one.pack", tmp_path / "two <b>.pack"]
+    for n, pack in enumerate(packs):
+        arms = ARMS | {"sae": ARMS["sae"] | {"fvu": 0.12 + 0.1 * n}}
+        make_toy_pack(pack, seed=n, health={"evaluation": {"arms": arms}, "training": LOG})
+    at = open_app("health", packs=packs, pack="one")
+    at.multiselect[0].set_value(["two-b"]).run()
+    assert not at.exception
+    frames = [frame.value.set_index("score") for frame in at.dataframe if "score" in frame.value]
+    assert [frame.loc["FVU, pooled", "dictionary"] for frame in frames] == ["0.120", "0.220"]
+    assert len(at.get("plotly_chart")) == 1 + 3 + 3  # the two against each other, curves, spreads
+
+
+def test_the_spreads_count_every_latent_that_fired(toy_folder):
+    store = FeatureStore.open(toy_folder)
+    alive = int((store.table["count"] > 0).sum())
+    for _, column, _ in health.SPREADS:
+        edges, counts = health.spread(store, column)
+        assert len(edges) == len(counts) + 1
+        assert counts.sum() == alive
+
+
+def test_a_pack_matches_itself_wholly(toy_folder):
+    store = FeatureStore.open(toy_folder)
+    assert health.matched(store, store).startswith("100%")
+
+
+def test_a_curve_leaves_out_lines_without_the_figure():
+    x, y = health.curve([{"tokens": 1, "l0": 2.0}, {"tokens": 2}, {"tokens": 3, "l0": np.nan}], "l0")
+    assert x == [1, 3]
+    assert y[0] == 2.0
