@@ -1,8 +1,8 @@
 """How fast recordings are written and read, beside the disk, numpy and SAELens: python -m tests.benchmarks.recordings
 
 Every row is measured in turns with a plain row of the same bytes, since a disk's own speed moves by a factor of two; trust the
-ratios. Rates are of payload as stored, GB/s of 10^9 bytes. Written means on the disk: fsync is inside the timer. Cold means that
-the files were put out of the page cache before (posix_fadvise); warm that they lie in it.
+ratios. Rates are of payload as stored, GB/s of 10^9 bytes. Written means on the disk: fsync is inside the timer. Cold means
+that the files were put out of the page cache before (posix_fadvise); warm that they lie in it.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activations.harvest import HarvestConfig, harvest
+from activations.harvest import HarvestConfig, harvest, match_sites
 from activations.store import ActivationStore
 from scope.cli.memory import keep_freed_memory
 from tests.activations.toy import ByteTokenizer, numbers
@@ -74,9 +74,10 @@ def write_memmap(folder: Path, model: Given, tokens: int) -> None:
 
 def write_sae_lens(folder: Path, x: torch.Tensor, shards: int) -> int:
     """What CacheActivationsRunner does with each buffer, by its own method: one site in float32. Returns bytes."""
-    from sae_lens import CacheActivationsRunner
     from types import SimpleNamespace
+
     from datasets import Array2D, Features, Sequence, Value
+    from sae_lens import CacheActivationsRunner
 
     hook, n = "blocks.0.hook_resid_post", x.shape[0]
     runner = CacheActivationsRunner.__new__(CacheActivationsRunner)
@@ -134,6 +135,18 @@ def read_shuffled(store: ActivationStore, sites, memory_bytes: int) -> int:
     for batch in store.shuffled(sites, BATCH, epochs=1, memory_bytes=memory_bytes):
         total += sum(x.numel() * 2 for x in (batch if isinstance(batch, tuple) else (batch,)))
     return total
+
+
+def read_on(store: ActivationStore, sites: tuple[str, ...], memory_bytes: int) -> tuple[int, float]:
+    """(bytes, seconds) of all but the first two pools, whose memory is new to the process: how fast a long run is fed."""
+    batches, total, began = store.shuffled(sites, BATCH, epochs=1, memory_bytes=memory_bytes), 0, 0.0
+    first = 2 * store.n_rows // batches.n_pools
+    for batch in batches:
+        if began:
+            total += sum(x.numel() * 2 for x in batch)
+        elif batches.row >= first:
+            began = time.perf_counter()
+    return total, time.perf_counter() - began
 
 
 def read_memmap(folder: Path, tokens: int, rows: int) -> int:
@@ -208,8 +221,9 @@ def writing(place: Path, tokens: int, rounds: int) -> dict:
         shutil.rmtree(place / "memmap", ignore_errors=True)
         table.add("numpy.memmap", timed(lambda: write_memmap(place / "memmap", model, tokens), nbytes), "plain sequential")
         if i < 1:
-            x = next(iter(model.acts.values()))
-            rate = timed(lambda: write_sae_lens(place / "sae_lens", x, max(1, tokens // BATCH // 2)))
+            rate = timed(
+                lambda: write_sae_lens(place / "sae_lens", next(iter(model.acts.values())), max(1, tokens // BATCH // 2))
+            )
             table.add("SAELens, one site, float32", rate, "plain sequential")
     return table.show(f"Writing {nbytes / 1e9:.1f} GB: {SITES} sites of {WIDTH}, bfloat16")
 
@@ -235,12 +249,15 @@ def reading(place: Path, tokens: int, rounds: int) -> dict:
             measure(
                 "shuffled, all sites aligned", lambda: read_shuffled(opened(), tuple(store.sites), memory), "plain sequential"
             )
+            if how == "cold":
+                cool(place / "recording")
+            done, seconds = read_on(opened(), tuple(store.sites), memory)
+            table.add(f"{how}: the same after two pools", done / seconds / 1e9, f"{how}: plain sequential")
             measure("shuffled, one site", lambda: read_shuffled(opened(), one, memory // SITES), "plain sequential")
             measure("in order, float32 batches", lambda: read_in_order(opened()), "plain sequential")
             rows = tokens if how == "warm" else min(tokens, 2 * BATCH)
-            measure(
-                "numpy.memmap, random rows", lambda: read_memmap(place / "memmap", tokens, rows), "plain sequential", "memmap"
-            )
+            random_rows = lambda rows=rows: read_memmap(place / "memmap", tokens, rows)  # noqa: E731
+            measure("numpy.memmap, random rows", random_rows, "plain sequential", "memmap")
     half = max(1, tokens // BATCH // 2) * BATCH
     table.add(
         "warm: SAELens' loader, float32", timed(lambda: read_sae_lens(place / "sae_lens", half // 2)), "warm: plain sequential"
@@ -260,13 +277,14 @@ def harvesting(place: Path, tokens: int, rounds: int) -> dict:
     packed = torch.from_numpy(Packer(corpus.documents(0), model.tokenizer, CONTEXT).take(tokens // CONTEXT).tokens).long()
     found = {}
     for name, pattern in (("one residual", "blocks.2.hook_resid_post"), ("all residuals", "blocks.*.hook_resid_post")):
+        sites = tuple(match_sites((pattern,), model.sites()))
         config = HarvestConfig(sites=(pattern,), tokens=tokens, context=CONTEXT, batch_contexts=BATCH_CONTEXTS)
         alone, stored = [], []
         for _ in range(rounds):
             began = time.perf_counter()
             with torch.no_grad():
                 for batch in packed.split(BATCH_CONTEXTS):
-                    model.record(batch, [s for s in model.sites() if __import__("fnmatch").fnmatch(s, pattern)])
+                    model.record(batch, sites)
             alone.append(time.perf_counter() - began)
             began = time.perf_counter()
             harvest(model, model.tokenizer, corpus, config, place / "bundled", model.provenance)
@@ -303,7 +321,7 @@ def main() -> None:
             found["read"] = reading(place, args.tokens, args.rounds)
         if "harvest" in args.parts:
             print("\nHarvesting the bundled model")
-            found["harvest"] = harvesting(place, args.tokens, args.rounds)
+            found["harvest"] = harvesting(place, 2 * args.tokens, args.rounds)
     finally:
         shutil.rmtree(place)
     if args.json:
