@@ -109,6 +109,7 @@ class Plan:
     survey: Survey | None
     """The first look at the corpus; None where nothing had to be looked at."""
 
+    context: int
     ranks: int = 1
 
     @property
@@ -164,6 +165,7 @@ def plan(
         nbytes=tokens * per_token,
         free=free,
         survey=survey(recorder, tokenizer, corpus, config, tuple(sites), timed) if look else None,
+        context=config.context,
         ranks=Ranks.of_environment().world,
     )
 
@@ -212,14 +214,14 @@ def match_sites(patterns: Sequence[str], known: dict[str, int]) -> dict[str, int
         if not found:
             near = get_close_matches(pattern, known, n=6, cutoff=0.3) or list(known)[:6]
             raise UnknownSiteError(
-                f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  It has: {', '.join(_families(known))}\n"
+                f"This model has no site {pattern}.\n  Nearest: {', '.join(near)}\n  It has: {', '.join(families(known))}\n"
                 "  Globs and `all` work too."
             )
         wanted.update(found)
     return {site: width for site, width in known.items() if site in wanted}
 
 
-def _families(known: Sequence[str] | dict[str, int]) -> list[str]:
+def families(known: Sequence[str] | dict[str, int]) -> list[str]:
     """The sites with their numbers of blocks drawn together: blocks.0-3.hook_resid_post."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for site in known:

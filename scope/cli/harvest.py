@@ -5,14 +5,19 @@ import signal
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from activations.harvest import HarvestConfig, Plan
+from activations.remote import STAGING
 
-_ASK_ABOVE = 2_000_000_000  # bytes
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_ASK_ABOVE, _ASK_AFTER = 2_000_000_000, 600  # bytes, seconds
+_STREAMED_TOKENS = 16_384  # a batch, if none is given: enough for reading to cost less than computing
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
 
 
@@ -58,16 +63,18 @@ class Command:
 
     Stop it whenever you like, with Ctrl-C, SIGTERM or worse: the same command continues, and the recording is byte for byte
     that of an uninterrupted run. With a larger --tokens it extends the recording. A changed model, corpus or form is refused.
+    On several processes: torchrun --nproc-per-node N -m scope.cli harvest ...
     """
 
     model: str = "bundled"
     """The model: bundled, a folder with a Hugging Face checkpoint of Gemma 2, or a hub id."""
 
     corpus: str = "bundled"
-    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub id owner/name[:split]."""
+    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub data set
+    owner/name, owner/name:split, owner/name:config:split."""
 
-    out: Path = Path("runs/recording")
-    """Folder for the recording."""
+    out: str = "runs/recording"
+    """Folder for the recording, or an address such as s3://bucket/recording, to which shards are sent whole."""
 
     config: Annotated[_Flags, tyro.conf.arg(name="")] = field(default_factory=_Flags)
 
@@ -83,26 +90,49 @@ class Command:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
+    streamed: bool = False
+    """Keep the weights on disk and read one block at a time, for a model larger than memory: each batch of 16,384 tokens, or
+    of --batch-contexts, reads them once."""
+
+    staging: Path = STAGING
+    """Folder below which the shards for an address are made before they are sent."""
+
     yes: bool = False
-    """Do not ask before a recording of more than 2 GB."""
+    """Do not ask before more than 2 GB or ten minutes."""
 
     def run(self) -> None:
+        from contextlib import nullcontext
+
         from activations.corpus import open_corpus
         from activations.harvest import harvest, plan
+        from activations.ranks import Ranks
         from scope.cli.progress import console, progress_bar
+        from scope.cli.room import refuse_without_room
         from scope.models.load import load_model
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop leaves as clean as Ctrl-C
+        leave_in_order()
+        ranks = Ranks.of_environment()
         corpus = open_corpus(self.corpus, self.text_field)
-        model = load_model(self.model, dtype=self.compute_dtype, device=self.device, revision=self.revision)
+        device = f"cuda:{ranks.local}" if self.device == "cuda" and ranks.world > 1 else self.device
+        if not self.streamed and device == "cpu":
+            refuse_without_room(self.model, self.compute_dtype, self.revision)
+        made = {"dtype": self.compute_dtype, "device": device, "revision": self.revision, "streamed": self.streamed}
+        model = load_model(self.model, **made)
         given = {f.name: getattr(self.config, f.name) for f in fields(HarvestConfig)}
+        if self.streamed and self.config.batch_contexts == HarvestConfig.batch_contexts:
+            given["batch_contexts"] = max(1, _STREAMED_TOKENS // self.config.context)
         config = HarvestConfig(**given | {"sites": self.config.sites or (middle_residual(model.sites()),)})
-        planned = plan(model, model.tokenizer, corpus, config, self.out, model.provenance)
-        console.print(describe(planned, self.out))
-        if not agreed(planned, self.yes):
+        made_of = model, model.tokenizer, corpus, config, self.out, model.provenance
+        planned = None
+        if ranks.leads:
+            planned = plan(*made_of, staging=self.staging)
+            console.print(describe(planned, self.out))
+            if not agreed(planned, self.yes):
+                return
+        with progress_bar("Harvesting", unit="tokens") if ranks.leads else nullcontext() as on_progress:
+            store = harvest(*made_of, on_progress, planned, self.staging)
+        if store is None:
             return
-        with progress_bar("Harvesting", unit="tokens") as on_progress:
-            store = harvest(model, model.tokenizer, corpus, config, self.out, model.provenance, on_progress)
         from scope.cli.recording import summary
 
         console.print(summary(store))
@@ -111,34 +141,81 @@ class Command:
             console.print(f"[yellow]note:[/] {ended}")
 
 
+def leave_in_order() -> None:
+    """Ctrl-C and SIGTERM, as a scheduler sends it, stop once; torchrun sends both, and the second must not break the order."""
+
+    def stop(number: int, frame) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
 def middle_residual(sites: dict[str, int]) -> str:
     """The residual stream after the middle layer."""
     residuals = [site for site in sites if site.endswith("hook_resid_post")]
     return residuals[len(residuals) // 2]
 
 
-def describe(planned: Plan, out: Path) -> str:
-    """The plan in one sentence."""
+def describe(planned: Plan, out: str) -> "Table":
+    """The plan on one screen."""
+    from rich.table import Table
+
+    from activations.harvest import families
     from activations.shards import size
 
-    names = list(planned.sites)
-    listed = ", ".join(names) if len(names) <= 3 else f"{len(names)} sites ({names[0]} to {names[-1]})"
-    return (
-        f"{out}: {planned.tokens:,} tokens of {listed}, {planned.bytes_per_token:,} bytes a token, "
-        f"{size(planned.nbytes)} in all; {size(planned.free)} are free."
-    )
+    table = Table(title=out, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    n = len(planned.sites)
+    widths = sorted(set(planned.sites.values()))
+    wide = f"{widths[0]}" if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
+    table.add_row("sites", f"{', '.join(families(planned.sites))}  ({n:,} site{'s' * (n != 1)}, {wide} wide)")
+    there = f"; {planned.recorded:,} are there" if planned.recorded else ""
+    table.add_row("tokens", f"{planned.tokens:,} at {planned.bytes_per_token:,} bytes a token{there}")
+    room = f"; {size(planned.free)} are free" if planned.free is not None else ""
+    table.add_row("size", f"{size(planned.nbytes)}{room}")
+    if planned.seconds is not None and planned.survey:
+        rate = f"{planned.survey.tokens_per_second * planned.ranks:,.0f} tokens/s"
+        sample = planned.survey.contexts * planned.context
+        each = f" with {planned.ranks} processes, if each is as fast as this one" if planned.ranks > 1 else ""
+        table.add_row(
+            "time", f"about {duration(planned.seconds)} at {rate}{each}: an estimate from the first {sample:,} tokens"
+        )
+    elif planned.recorded >= planned.tokens:
+        table.add_row("time", "none: all of it is there")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 40 s, 5 min, 3 h 20 min, 2 days 4 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"
 
 
 def agreed(planned: Plan, yes: bool) -> bool:
-    """Whether to go on: small recordings need no leave.
+    """Whether to go on: what is small and quick needs no leave.
 
     Raises:
         ConfigError: leave is needed and there is nobody to ask.
     """
     from scope.errors import ConfigError
 
-    if yes or planned.nbytes <= _ASK_ABOVE:
+    left = planned.bytes_per_token * max(0, planned.tokens - planned.recorded)
+    large, slow = left > _ASK_ABOVE, (planned.seconds or 0) > _ASK_AFTER
+    if yes or not (large or slow):
         return True
-    if not sys.stdin.isatty():
+    if planned.ranks > 1 or not sys.stdin.isatty():
+        if not large:
+            return True
         raise ConfigError("That is more than 2 GB, and there is no terminal to ask at. Add --yes.")
     return input("Go on? [y/N] ").strip().lower() in ("y", "yes")

@@ -24,7 +24,10 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
-    """Within the block, call what it yields as (done, total, numbers); the bar stays when the work is done."""
+    """Within the block, call what it yields as (done, total, numbers); the bar stays when the work is done.
+
+    It is drawn with the first call: what is refused before is not said under a bar.
+    """
     columns = (
         TextColumn("[bold]{task.description:<12}"),
         BarColumn(bar_width=24),
@@ -33,14 +36,23 @@ def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[numbers]}", style="cyan"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as bar:
-        task = bar.add_task(title, total=None, numbers="")
+    bar = Progress(*columns, console=console, refresh_per_second=4)
+    task = bar.add_task(title, total=None, numbers="")
+    drawn = False
 
-        def on_progress(done: int, total: int, numbers: dict | None = None) -> None:
-            shown = "  ".join(f"{name} {_value(value)}" for name, value in (numbers or {}).items())
-            bar.update(task, completed=done, total=total, numbers=shown)
+    def on_progress(done: int, total: int, numbers: dict | None = None) -> None:
+        nonlocal drawn
+        if not drawn:
+            drawn = True
+            bar.start()
+        shown = "  ".join(f"{name} {_value(value)}" for name, value in (numbers or {}).items())
+        bar.update(task, completed=done, total=total, numbers=shown)
 
+    try:
         yield on_progress
+    finally:
+        if drawn:
+            bar.stop()
 
 
 def _value(value) -> str:

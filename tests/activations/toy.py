@@ -6,6 +6,7 @@ import torch
 
 from activations.corpus import Corpus, Document
 from activations.harvest import HarvestConfig, harvest
+from activations.remote import STAGING
 
 WIDTHS = {"a": 32, "b.x": 16, "b.y": 7}
 
@@ -55,7 +56,9 @@ def config(**changes) -> HarvestConfig:
     return HarvestConfig(**small | changes)
 
 
-def record(out: Path, corpus: Corpus | None = None, model=None, provenance=None, on_progress=None, **changes):
+def record(
+    out: Path | str, corpus: Corpus | None = None, model=None, provenance=None, on_progress=None, staging=STAGING, **changes
+):
     return harvest(
         model or Arithmetic(),
         ByteTokenizer(),
@@ -64,6 +67,7 @@ def record(out: Path, corpus: Corpus | None = None, model=None, provenance=None,
         out,
         provenance or {"model": "toy"},
         on_progress,
+        staging=staging,
     )
 
 

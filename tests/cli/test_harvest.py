@@ -1,10 +1,14 @@
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 
+from activations.files import only_writer
+from activations.harvest import Plan
+from activations.outliers import Survey
 from activations.store import ActivationStore
-from scope.cli.harvest import count, middle_residual
+from scope.cli.harvest import agreed, count, duration, middle_residual
 from scope.cli.main import run
 
 
@@ -32,7 +36,10 @@ def test_the_middle_residual_is_recorded_when_no_site_is_named(tmp_path, scope_h
     assert list(store.sites) == ["blocks.2.hook_resid_post"]
     assert store.tokens.size == 2016
     assert store.manifest["model"]["model"] == "tiny"
-    assert "2,016 tokens of blocks.2.hook_resid_post" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "sites blocks.2.hook_resid_post (1 site, 32 wide)" in shown
+    assert "tokens 2,016 at 88 bytes a token" in shown
+    assert re.search(r"size \d+ kB; .* are free time about .* tokens/s: an estimate from the first 512 tokens", shown)
 
 
 def test_several_sites_are_recorded_in_one_pass_each_in_its_place(tmp_path, scope_harvest, tiny_model):
@@ -63,7 +70,8 @@ def test_a_larger_budget_extends_and_a_changed_corpus_is_refused(tmp_path, scope
     [
         (["--site", "blocks.9.hook_resid_post"], "no site blocks.9.hook_resid_post"),
         (["--corpus", "nowhere.txt"], "There is no corpus nowhere.txt"),
-        (["--context", "65"], "65 tokens do not fit"),
+        (["--context", "65"], "Contexts of 65 tokens do not fit: this model reads 64 at most"),
+        (["--out", "nosuch://bucket/r"], "nosuch://bucket/r cannot be opened"),
         (["--tokens", "9000B"], "are free in"),
         (["--dtype", "int8"], "int8"),
     ],
@@ -74,9 +82,10 @@ def test_bad_input_gets_a_message_and_exit_code_2(scope_harvest, capsys, flags, 
     except SystemExit as stopped:  # the parser's own refusals
         code = stopped.code
     assert code == 2
-    shown = capsys.readouterr().err
-    assert message in " ".join(shown.split())
-    assert "Traceback" not in shown
+    said = capsys.readouterr()
+    assert message in " ".join(said.err.split())
+    assert "Traceback" not in said.err
+    assert "Harvesting" not in said.out  # no bar was drawn
 
 
 def test_a_file_where_the_recording_should_go_is_a_message_and_exit_code_2(tmp_path, scope_harvest, capsys):
@@ -118,3 +127,63 @@ def test_a_number_that_is_none_is_refused():
 def test_the_middle_residual_of_a_model_with_layers_has_as_many_below_as_above():
     sites = {f"blocks.{i}.hook_resid_post": 1 for i in range(5)} | {"ln_final.hook_normalized": 1}
     assert middle_residual(sites) == "blocks.2.hook_resid_post"
+
+
+@pytest.mark.parametrize("change", ["corpus", "seed", "model", "lock"])
+def test_no_bar_is_drawn_before_a_refusal(tmp_path, scope_harvest, corpus, tiny_model, capsys, change):
+    assert scope_harvest("--tokens", "1000") == 0
+    assert "Harvesting" in capsys.readouterr().out
+    flags = ["--tokens", "4000"]
+    with only_writer(tmp_path / "r") if change == "lock" else nullcontext():
+        if change == "corpus":
+            corpus.write_text('{"text": "something else"}')
+        elif change == "seed":
+            flags += ["--seed", "3"]
+        elif change == "model":
+            tiny_model.provenance = tiny_model.provenance | {"weights_sha256": "another"}
+        assert scope_harvest(*flags) == 2
+    said = capsys.readouterr()
+    assert "Harvesting" not in said.out
+    named = {
+        "corpus": "corpus.sha256",
+        "seed": "seed: recorded 0, asked 3",
+        "model": "model.weights_sha256: recorded random-0, asked",
+    }
+    assert named.get(change, "is being written by process") in said.err
+
+
+def test_a_finished_recording_is_told_to_be_there_and_the_model_does_not_run(scope_harvest, tiny_model, monkeypatch, capsys):
+    assert scope_harvest("--tokens", "1000") == 0
+    monkeypatch.setattr(tiny_model, "record", None)
+    assert scope_harvest("--tokens", "1000") == 0
+    assert "none: all of it is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gigabytes", "seconds", "asked"), [(1, 10, False), (3, 10, True), (1, 1000, True)])
+def test_leave_is_asked_for_what_is_large_or_slow(monkeypatch, gigabytes, seconds, asked):
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    look = Survey(contexts=16, rows=4000, median={}, tokens_per_second=1000.0)
+    tokens = 1000 * seconds
+    made = {"sites": {}, "tokens": tokens, "recorded": 0, "bytes_per_token": gigabytes * 10**9 // tokens, "nbytes": 0}
+    planned = Plan(**made, free=None, survey=look, context=256)
+    assert agreed(planned, yes=False) is not asked
+    assert len(questions) == asked
+    assert agreed(planned, yes=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.2, "1 s"), (80, "80 s"), (600, "10 min"), (12_000, "3 h 20 min"), (190_000, "2 days 4 h")]
+)
+def test_durations_are_said_as_people_say_them(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_a_recording_goes_to_a_store_and_is_shown_from_there(tmp_path, scope_harvest, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    url = f"file://{tmp_path}/bucket/r"
+    assert scope_harvest("--tokens", "1000", "--out", url) == 0
+    assert (tmp_path / "bucket" / "r" / "journal.jsonl").exists()
+    assert run(["recording", "show", url]) == 0
+    assert "blocks.2.hook_resid_post" in capsys.readouterr().out
