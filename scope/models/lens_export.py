@@ -39,7 +39,7 @@ class HookedRoot(HookedRootModule):
         self._held = (model,)  # in a tuple: a registered module would have its hook points renamed
         self.cfg = model.cfg
         self.tokenizer = None if model.tokenizer is None else hf_tokenizer(model.tokenizer, model.cfg.n_ctx)
-        # In dictionaries, as TransformerLens looks them up: as submodules they would stand where blocks and ln_final are passed on.
+        # In dictionaries, where TransformerLens looks them up: submodules would stand where blocks and ln_final are passed on.
         self.hook_dict = {name: LensPoint() for name in model.hook_dict}
         self.mod_dict: dict[str, nn.Module] = dict(self.hook_dict)
         for name, point in self.hook_dict.items():

@@ -27,9 +27,9 @@ def load_model(
     """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
     whatever TransformerLens loads under that name, with the same face (scope/models/lens.py).
 
-    Weights are mapped from disk and converted tensor by tensor: at no time are there two copies. Norms, softmax and rotary
-    angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read when a run
-    comes to it: for models larger than memory (scope/models/streamed.py).
+    Weights are read and converted tensor by tensor, each into its place: at no time are there two copies. Norms, softmax
+    and rotary angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read
+    when a run comes to it: for models larger than memory (scope/models/streamed.py).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another architecture.

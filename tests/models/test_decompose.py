@@ -36,7 +36,7 @@ def both(caches, method, *args, **kwargs):
 
 @pytest.mark.parametrize("pos_slice", [None, -1, (2, 9, 3), [1, 5]], ids=str)
 @pytest.mark.parametrize(
-    "method, kwargs",
+    ("method", "kwargs"),
     [
         ("accumulated_resid", {}),
         ("accumulated_resid", {"incl_mid": True, "apply_ln": True}),
@@ -52,7 +52,7 @@ def test_sublayers_are_taken_apart_as_transformer_lens_does(caches, method, kwar
 
 
 @pytest.mark.parametrize(
-    "method, kwargs",
+    ("method", "kwargs"),
     [
         ("stack_head_results", {}),
         ("stack_head_results", {"layer": 2, "incl_remainder": True, "pos_slice": -1}),
@@ -72,7 +72,7 @@ def test_heads_and_neurons_before_the_post_norm_are_transformer_lens_own(caches,
 
 
 @pytest.mark.parametrize("expand_neurons", [True, False])
-@pytest.mark.parametrize("layer, mlp_input, whole", [(-1, False, ("resid_post", -1)), (2, True, ("resid_mid", 2))])
+@pytest.mark.parametrize(("layer", "mlp_input", "whole"), [(-1, False, ("resid_post", -1)), (2, True, ("resid_mid", 2))])
 @torch.no_grad()
 def test_every_part_of_the_stream_adds_up_to_it_where_transformer_lens_parts_do_not(
     caches, expand_neurons, layer, mlp_input, whole
@@ -106,7 +106,7 @@ def test_logit_attributions_equal_those_of_transformer_lens_with_its_norms_folde
     torch.testing.assert_close(last[0], ours[:, 1, -1], **CLOSE)
 
 
-@pytest.mark.parametrize("layer, mlp_input", [(-1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("layer", "mlp_input"), [(-1, False), (2, False), (2, True)])
 @torch.no_grad()
 def test_a_norm_applied_to_parts_is_the_norm_of_their_sum(caches, layer, mlp_input):
     mine, lens, _ = caches
@@ -146,13 +146,15 @@ def test_without_its_batch_dimension_a_batch_of_one_is_taken_apart_alike(caches)
     tokens = some_tokens(model.cfg, batch=1)
     kept = model.run_with_cache(tokens)[1]
     bare = model.run_with_cache(tokens, remove_batch_dim=True)[1]
-    assert not bare.has_batch_dim and bare["resid_post", 0].dim() == 2
+    assert not bare.has_batch_dim
+    assert bare["resid_post", 0].dim() == 2
     for method in ("decompose_resid", "stack_head_results", "get_full_resid_decomposition"):
         torch.testing.assert_close(getattr(bare, method)(apply_ln=True), getattr(kept, method)(apply_ln=True)[:, 0])
     with pytest.raises(ConfigError, match="holds 3 sequences"):
         model.run_with_cache(some_tokens(model.cfg), remove_batch_dim=True)
     one = model.run_with_cache(some_tokens(model.cfg))[1].apply_slice_to_batch_dim(1)
-    assert one["pattern", 1].shape == (4, 23, 23) and not one.has_batch_dim
+    assert one["pattern", 1].shape == (4, 23, 23)
+    assert not one.has_batch_dim
 
 
 @torch.no_grad()
@@ -163,12 +165,13 @@ def test_a_cache_of_chosen_positions_holds_those_alone(caches):
     assert torch.equal(last["pattern", 1], full["pattern", 1][:, :, -2:])
     assert torch.equal(last["z", 1], full["z", 1][:, -2:])
     plain = model.run_with_cache(tokens, return_cache_object=False)[1]
-    assert type(plain) is dict and set(plain) == set(full)
+    assert type(plain) is dict
+    assert set(plain) == set(full)
     assert last.to("cpu")["embed"].device.type == "cpu"
 
 
 @pytest.mark.parametrize(
-    "short, full",
+    ("short", "full"),
     [
         ("k6", "blocks.6.attn.hook_k"),
         ("scale4ln1", "blocks.4.ln1.hook_scale"),

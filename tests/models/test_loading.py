@@ -1,7 +1,10 @@
 """Loading: whole and equal, or refused with what is wrong; nothing half-loaded."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from scope.errors import CheckpointError, ConfigError
 from scope.models.checkpoints import weights_hash
 from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.model import Gemma
+from scope.models.gemma.weights import hf_names
 from scope.models.load import load_model
 from tests.conftest import random_gemma
 from tests.models.twins import save_checkpoint, some_tokens
@@ -106,6 +111,11 @@ def test_provenance_names_the_weights_and_changes_with_them(folder):
         ({"hidden_activation": "relu"}, "activation 'relu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope scaling"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope scaling"),
+        ({"layer_types": ["chunked_attention"] * 4}, "layers of type chunked_attention"),
+        ({"use_bidirectional_attention": True}, "both directions"),
+        ({"quantization_config": {"bits": 4}}, "quantised weights"),
         ({"attention_bias": True}, "attention biases"),
         ({"hidden_size": "absent"}, "says nothing of 'hidden_size'"),
         ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
@@ -166,6 +176,143 @@ def test_an_index_that_names_tensors_its_files_lack_is_refused(sharded):
 def test_a_place_that_is_no_checkpoint_is_refused(folder, name, says):
     with pytest.raises(CheckpointError, match=says):
         load_model(name.format(folder=folder))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"weights": {}}'])
+def test_an_index_that_cannot_be_read_is_refused(sharded, damage):
+    (sharded / "model.safetensors.index.json").write_text(damage)
+    with pytest.raises(CheckpointError, match="cannot be read as an index"):
+        load_model(str(sharded))
+
+
+def test_weights_beyond_float16_are_refused_there_and_load_in_bfloat16(folder):
+    edit_weights(folder, lambda t: t[UP].__setitem__((0, 0), 1e5))
+    with pytest.raises(CheckpointError, match=rf"{UP} holds NaN(.|\n)*bfloat16"):
+        load_model(str(folder), dtype="float16")
+    assert load_model(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_rope_settings_that_scale_nothing_are_accepted(folder):
+    edit_config(folder, rope_scaling={"rope_type": "default"}, rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    assert load_model(str(folder)).cfg.rope_theta == 500.0
+
+
+def test_a_file_that_changes_after_loading_changes_no_weight(folder):
+    model = load_model(str(folder))
+    tokens = some_tokens(model.cfg)
+    before = model(tokens)
+    file = folder / "model.safetensors"
+    with open(file, "r+b") as opened:
+        opened.seek(file.stat().st_size - 4096)
+        opened.write(b"\xff" * 4096)
+    assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+@torch.no_grad()
+def test_a_model_on_another_device_computes_the_same(folder, device):
+    if not getattr(torch, device).is_available():
+        pytest.skip(f"this machine has no {device}")
+    here, there = load_model(str(folder)), load_model(str(folder), device=device)
+    assert there.cfg.device.type == there.to_tokens("the dog").device.type == device
+    tokens = some_tokens(here.cfg)
+    torch.testing.assert_close(there(tokens.to(device)).cpu(), here(tokens), rtol=0, atol=1e-4)
+
+
+PEAK = """
+import sys, torch
+from scope.models.load import load_model
+
+def memory(name):  # of this process alone; getrusage's would begin at its parent's
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1])
+
+load_model("bundled")("what loading anything takes is taken before")
+kept = []
+for dtype in ("bfloat16", "float32"):
+    before = memory("VmRSS")
+    kept.append(load_model(sys.argv[1], dtype=dtype))
+    print(memory("VmHWM") - before, sum(p.numel() * p.element_size() for p in kept[-1].parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read where Linux tells it")
+def test_loading_takes_the_memory_of_the_weights_and_no_second_copy(tmp_path, toy_tokenizer):
+    """A bfloat16 checkpoint of two files, as bfloat16 and then, beside it, as float32."""
+    config = GemmaConfig(
+        d_model=512, n_layers=4, n_heads=8, n_kv_heads=4, d_head=64, d_mlp=2048, d_vocab=96_000, query_scalar=64
+    )
+    with torch.device("meta"):
+        model = Gemma(config)
+    save_checkpoint(model.to_empty(device="cpu").apply(zero), tmp_path, toy_tokenizer, torch.bfloat16, shards=2)
+    run = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    for line, least in zip(run.stdout.splitlines(), (120e6, 240e6), strict=True):
+        peak, weights = map(int, line.split())
+        assert weights > least, run.stdout
+        assert 0.9 * weights < peak < 1.15 * weights + 40e6, run.stdout
+
+
+def zero(module):
+    for p in module.parameters(recurse=False):
+        torch.nn.init.zeros_(p)
+
+
+SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp", "query_scalar")
+PUBLISHED = {
+    "google/gemma-2-2b": ((2304, 26, 8, 4, 256, 9216, 256), {"torch_dtype": "float32"}, 288, 2.61e9),
+    "google/gemma-2-2b-it": ((2304, 26, 8, 4, 256, 9216, 256), {"eos_token_id": [1, 107]}, 288, 2.61e9),
+    "google/gemma-2-9b": ((3584, 42, 16, 8, 256, 14336, 256), {"torch_dtype": "float32"}, 464, 9.24e9),
+    "google/gemma-2-9b-it": ((3584, 42, 16, 8, 256, 14336, 256), {"sliding_window_size": 4096}, 464, 9.24e9),
+    "google/gemma-2-27b": ((4608, 46, 32, 16, 128, 36864, 144), {"torch_dtype": "float32"}, 508, 27.2e9),
+    "google/gemma-2-27b-it": ((4608, 46, 32, 16, 128, 36864, 144), {}, 508, 27.2e9),
+    "google/shieldgemma-2b": ((2304, 26, 8, 4, 256, 9216, 256), {}, 288, 2.61e9),
+    "google/shieldgemma-9b": ((3584, 42, 16, 8, 256, 14336, 224), {}, 464, 9.24e9),
+    "google/shieldgemma-27b": ((4608, 46, 32, 16, 128, 36864, 144), {}, 508, 27.2e9),
+    "google/datagemma-rig-27b-it": ((4608, 46, 32, 16, 128, 36864, 144), {"cache_implementation": "hybrid"}, 508, 27.2e9),
+    "google/datagemma-rag-27b-it": ((4608, 46, 32, 16, 128, 36864, 144), {"cache_implementation": "hybrid"}, 508, 27.2e9),
+}
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_the_config_of_every_published_checkpoint_gives_its_model(name):
+    """As released: no layer_types, no rope_parameters, both names of the activation, torch_dtype."""
+    shape, more, n_tensors, n_params = PUBLISHED[name]
+    d, layers, heads, kv, d_head, d_mlp, scalar = shape
+    raw = {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        "hidden_size": d,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "head_dim": d_head,
+        "intermediate_size": d_mlp,
+        "query_pre_attn_scalar": scalar,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-06,
+        "attention_bias": False,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "torch_dtype": "bfloat16",
+        **more,
+    }
+    config = GemmaConfig.from_hf(raw, name)
+    assert tuple(getattr(config, field) for field in SHAPE) == shape
+    assert (config.n_ctx, config.window, config.attn_cap, config.final_cap, config.d_vocab) == (8192, 4096, 50, 30, 256000)
+    assert config.layer_types[:3] == ("local", "global", "local")
+    assert config.eos == ((1, 107) if "eos_token_id" in more else (1,))
+    with torch.device("meta"):
+        model = Gemma(config)
+    assert len(hf_names(layers)) == len(list(model.parameters())) == n_tensors
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(n_params, rel=2e-3)
+    assert model.sites()["blocks.3.attn.hook_z"] == heads * d_head
 
 
 def test_files_that_are_missing_or_unreadable_are_named(folder):

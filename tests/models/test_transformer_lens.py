@@ -192,12 +192,13 @@ def test_the_config_answers_to_transformer_lens_names(pair):
 
 def test_the_config_tells_where_the_weights_are_and_of_which_kind_they_are_after_a_move(tiny_model):
     config = tiny_model.cfg
-    assert config.dtype == torch.float32 and config.device == torch.device("cpu")
+    assert config.dtype == torch.float32
+    assert config.device == torch.device("cpu")
     tiny_model.to(torch.bfloat16)
     assert tiny_model.cfg.dtype == torch.bfloat16
 
 
 def test_what_rotary_positions_make_needless_is_absent_and_says_why(tiny_model):
-    with pytest.raises(AttributeError, match="no W_pos. Positions turn queries"):
-        tiny_model.W_pos
+    with pytest.raises(AttributeError, match=r"no W_pos\. Positions turn queries"):
+        _ = tiny_model.W_pos
     assert not hasattr(tiny_model, "pos_embed")

@@ -8,6 +8,7 @@ import torch
 from scope.errors import CheckpointError, ConfigError
 
 FAMILIES = ("gemma2",)
+_LAYER_TYPES = {"sliding_attention": "local", "full_attention": "global"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +92,27 @@ class GemmaConfig:
         if kind not in FAMILIES:
             raise CheckpointError(
                 f"{where} holds a model of type {kind!r}; scope computes {', '.join(FAMILIES)}.\n"
-                "  Give a Gemma 2 checkpoint, or --model bundled."
+                "  Give a Gemma 2 checkpoint, --model bundled, or --model lens:NAME for a model that TransformerLens loads."
             )
         activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
         if activation not in ("gelu_pytorch_tanh", "gelu"):  # released configs write either and mean the tanh form
             raise CheckpointError(f"{where} asks for activation {activation!r}; a Gemma 2 has gelu_pytorch_tanh.")
         rope = raw.get("rope_parameters") or {}
-        scaling = raw.get("rope_scaling") or ({} if rope.get("rope_type", "default") == "default" else rope)
+        scaling = next((r for r in (raw.get("rope_scaling"), rope) if r and _rope_kind(r) != "default"), None)
         if scaling:
             raise CheckpointError(f"{where} asks for rope scaling {scaling}; only unscaled rotary positions are computed.")
         if raw.get("attention_bias"):
             raise CheckpointError(f"{where} has attention biases, which no Gemma 2 has.")
+        if raw.get("use_bidirectional_attention"):
+            raise CheckpointError(f"{where} asks for attention in both directions; only causal attention is computed.")
+        if raw.get("quantization_config"):
+            raise CheckpointError(
+                f"{where} holds quantised weights, which are not read. Give the checkpoint they were made from."
+            )
+        if strange := sorted(set(raw.get("layer_types") or ()) - set(_LAYER_TYPES)):
+            raise CheckpointError(f"{where} has layers of type {', '.join(strange)}; a Gemma 2 has {', '.join(_LAYER_TYPES)}.")
         eos = raw.get("eos_token_id", 1)
-        types = tuple("local" if t == "sliding_attention" else "global" for t in raw.get("layer_types") or ())
+        types = tuple(_LAYER_TYPES[t] for t in raw.get("layer_types") or ())
         try:
             return cls(
                 d_model=raw["hidden_size"],
@@ -131,7 +140,7 @@ class GemmaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a config.json that transformers reads as the same model."""
-        types = {"local": "sliding_attention", "global": "full_attention"}
+        types = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
         scalar = (
             int(self.query_scalar) if self.query_scalar == int(self.query_scalar) else self.query_scalar
         )  # theirs is an int
@@ -165,3 +174,8 @@ class GemmaConfig:
             "use_cache": True,
             "dtype": "bfloat16",
         }
+
+
+def _rope_kind(rope: dict[str, Any]) -> str:
+    """What a rope_scaling or rope_parameters asks for; older files write `type`, and some a factor alone."""
+    return rope.get("rope_type") or rope.get("type") or ("factor" if "factor" in rope else "default")
