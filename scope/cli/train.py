@@ -134,6 +134,7 @@ def command_for(argv: list[str]) -> type:
     if sizes["steps"] and sizes["tokens"]:
         raise ConfigError("--steps and --tokens both say how long to train. Give one of them.")
     config = KINDS[kind].config
+    _refuse_flags_of_other_kinds(argv, kind)
     d_sae = sizes["d-sae"] or next(f.default for f in fields(config) if f.name == "d_sae")
     preset = preset if preset in PRESETS else "small-budget"
     train, sae = resolve(preset, kind, d_sae, sizes["tokens"], sizes["steps"], sizes["batch-size"])
@@ -146,6 +147,18 @@ def command_for(argv: list[str]) -> type:
     command = make_dataclass("Command", made, bases=(_Base,), frozen=True)
     command.__doc__ = _Base.__doc__
     return command
+
+
+def _refuse_flags_of_other_kinds(argv: list[str], kind: str) -> None:
+    own = {f.name for f in fields(KINDS[kind].config)}
+    for arg in argv:
+        name = arg.partition("=")[0].removeprefix("--").replace("-", "_")
+        others = [k for k in TRAINABLE if any(f.name == name for f in fields(KINDS[k].config))]
+        if arg.startswith("--") and name not in own and others:
+            raise ConfigError(
+                f"{arg.partition('=')[0]} is a flag of {', '.join(others)}, and this is {kind}. Give --kind {others[0]}, or "
+                f"leave it out.\n  `scope train --kind {kind} --help` lists the flags of {kind}."
+            )
 
 
 def _number(text: str | None) -> int | None:

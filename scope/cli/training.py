@@ -55,8 +55,19 @@ def run(command) -> None:
             console.print(summary(job.out, sae))
         for note in source.notes(batches, how):
             console.print(f"[yellow]note:[/] {note}")
+    except RuntimeError as error:
+        if not ranks.talks or not _lost_another(error):
+            raise
+        raise ConfigError(
+            "Another process of this training ended, so this one had to.\n"
+            "  Give the same command to go on from the last checkpoint."
+        ) from None
     finally:
         leave()
+
+
+def _lost_another(error: RuntimeError) -> bool:
+    return isinstance(error, torch.distributed.DistError) or "onnection" in str(error)  # gloo's own have no type
 
 
 def _refuse_flags(command, world: int) -> None:
@@ -166,7 +177,8 @@ def said(planned: Plan, sites: list[str], how, source: _Source, ranks: Ranks) ->
 
     n, tokens = len(sites), how.steps * how.batch_size
     length = f"{tokens:,} tokens in {how.steps:,} steps of {how.batch_size:,}"
-    many = f"{n} dictionaries over {len(set(sites))} sites" if n > 1 else f"one dictionary over {sites[0]}"
+    over = sites[0] if len(set(sites)) == 1 else f"{len(set(sites))} sites"
+    many = f"{n} dictionaries over {over}" if n > 1 else f"One dictionary over {over}"
     moments = f"{size(planned.weights)} of weights, {size(planned.optimiser)} of gradients and Adam"
     free = f"; {size(planned.free)} are free" if planned.free is not None else ""
     ways = {

@@ -253,6 +253,7 @@ class _Run:
     def _finish(self) -> list[SAE]:
         found = [sae for learner in self.learners if (sae := learner.finish())]
         if self.ranks.writes:
+            self.checkpoint.with_name(self.checkpoint.name + ".tmp").unlink(missing_ok=True)  # of a kill amid saving
             self.checkpoint.unlink(missing_ok=True)
         self.ranks.wait()
         return found

@@ -1,0 +1,90 @@
+"""Batches from a running model: the rows that a recording would hold, well mixed, and the same again from any place."""
+
+import json
+
+import pytest
+import torch
+
+from activations.corpus import open_corpus
+from activations.errors import ActivationsError, RecordingError
+from activations.harvest import HarvestConfig, harvest
+from activations.live import LiveBatches, LiveConfig
+
+SITES = ("blocks.1.hook_resid_post", "blocks.2.attn.hook_z")
+SMALL = LiveConfig(context=16, batch_contexts=4, outlier_times=0.0)
+
+
+@pytest.fixture
+def corpus(tmp_path, toy_text):
+    (tmp_path / "toy.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in toy_text))
+    return open_corpus(str(tmp_path / "toy.jsonl"))
+
+
+def live(model, corpus, sites=SITES, size=64, config=SMALL, seed=0, memory=80 * 16 * 80 * 2):
+    return LiveBatches(model, model.tokenizer, corpus, sites, size, config, seed, memory)
+
+
+def take(batches, n):
+    return [batch for _, batch in zip(range(n), batches, strict=False)]
+
+
+def test_the_rows_are_those_of_a_recording_each_once_and_aligned(tmp_path, tiny_model, corpus):
+    config = HarvestConfig(sites=SITES, tokens=3200, context=16, batch_contexts=4, outlier_times=0.0)
+    store = harvest(tiny_model, tiny_model.tokenizer, corpus, config, tmp_path / "recording", tiny_model.provenance)
+    n = store.n_rows // 64
+    got = [torch.cat(part) for part in zip(*take(live(tiny_model, corpus), n), strict=True)]
+    rows = {tuple(row): i for i, row in enumerate(store[SITES[0]][:].tolist())}
+    found = [rows[tuple(row)] for row in got[0].tolist() if tuple(row) in rows]
+    assert len(found) > 0.9 * n * 64  # the last pool reaches beyond the recording
+    at = [i for i, row in enumerate(got[0].tolist()) if tuple(row) in rows]
+    assert torch.equal(store[SITES[1]][torch.tensor(found)], got[1][at])
+
+
+def test_p36_from_any_place_kept_the_next_batches_are_those_that_would_have_come(tiny_model, corpus):
+    one = live(tiny_model, corpus)
+    stream = iter(one)
+    places, batches = [], []
+    for _ in range(60):  # several pools, and beyond the end of some
+        places.append(json.loads(json.dumps(one.state_dict())))
+        batches.append(next(stream))
+    assert places[-1]["pool"] > 1
+    for at in (0, 7, 33, 59):
+        other = live(tiny_model, corpus)
+        other.load_state_dict(places[at])
+        assert all(torch.equal(a, b) for a, b in zip(next(iter(other)), batches[at], strict=True))
+    with pytest.raises(RecordingError, match="seed: 0 then, 1 now"):
+        live(tiny_model, corpus, seed=1).load_state_dict(places[7])
+
+
+def test_a_corpus_that_ends_is_read_again_in_another_order(tiny_model, tmp_path):
+    (tmp_path / "short.txt").write_text("the dog runs to the river. a cat looks at the red house. " * 40)
+    batches = live(tiny_model, open_corpus(str(tmp_path / "short.txt")), SITES[:1])
+    take(batches, 100)
+    assert batches.passes > 1
+
+
+def test_p37_neighbours_do_not_come_together(tiny_model, corpus):
+    batches = live(tiny_model, corpus, SITES[:1], memory=200 * 16 * 32 * 2)
+    next(iter(batches))
+    order = batches._pool()[1][:64]
+    contexts = order // 15  # rows of a context follow one another before they are mixed
+    alike = (contexts[:, None] == contexts[None]).sum() - 64
+    assert alike < 3 * 64 * 63 * 15 / len(batches._pool()[1])
+    with pytest.raises(ActivationsError, match="not mixed by fewer than"):
+        live(tiny_model, corpus, memory=20_000)
+
+
+def test_outliers_are_left_out_by_the_rule_of_harvesting(tiny_model, corpus):
+    loose, strict = (
+        live(tiny_model, corpus, SITES[:1], config=LiveConfig(context=16, batch_contexts=4, outlier_times=t)) for t in (0, 1.2)
+    )
+    n, kept = len(loose._pool()[0][0]), len(strict._pool()[0][0])
+    assert 0 < kept < n
+    norms = strict._pool()[0][0].float().norm(dim=1)
+    assert norms.max() <= strict._thresholds[SITES[0]]
+
+
+@pytest.mark.parametrize("wrong", [{"context": 1}, {"dtype": "int8"}, {"exclude": ("eos",)}, {"outlier_times": 0.5}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ActivationsError):
+        LiveConfig(**wrong)

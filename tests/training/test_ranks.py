@@ -1,0 +1,129 @@
+"""Several processes, really started by torchrun: what they train together equals what one trains, and survives any end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from scope.errors import ConfigError
+from scope.sae.files import load_sae
+from scope.sae.topk import TopKConfig, TopKSAE
+from scope.training.checkpoint import load_state
+from scope.training.config import TrainConfig
+from scope.training.ranks import Ranks
+from scope.training.trainer import CHECKPOINT, Job, train_all
+from tests.training.planted import ROOT, SMALL, TwoSites, grid, job, same
+
+GPUS = torch.cuda.device_count()
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(GPUS < 2, reason="needs two GPUs"))]
+
+
+def torchrun(out, modes: str, processes: int = 2, die_at: int = 0, device: str = "cpu") -> int:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", "tests.training.ranks_child", str(out), modes, str(die_at), device]
+    return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=280).returncode
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("alone")
+    return train_all(grid(out), TwoSites(), out)
+
+
+def gap(a, b) -> float:
+    """The largest difference of two dictionaries' parameters, as a share of the parameter's largest number."""
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return max(float((p - q).detach().abs().max() / p.detach().abs().max()) for p, q in pairs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_processes_equal_one_up_to_the_order_of_sums_and_dealt_dictionaries_to_the_bit(tmp_path, alone, device):
+    assert torchrun(tmp_path, "data,width,site", device=device) == 0
+    for name, one in zip("abc", alone, strict=True):
+        assert gap(load_sae(tmp_path / "data" / name), one) < 1e-5
+        assert gap(load_sae(tmp_path / "width" / name), one) < 1e-5
+        if device == "cpu":
+            assert same(load_sae(tmp_path / "site" / name), one)
+    assert not list(tmp_path.rglob("checkpoint*"))
+    assert load_sae(tmp_path / "width" / "a").provenance["training"]["processes"] == 2
+
+
+def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_ends_in_the_same_bits(tmp_path):
+    assert torchrun(tmp_path / "whole", "width") == 0
+    assert torchrun(tmp_path / "killed", "width", die_at=24) != 0
+    state = load_state(tmp_path / "killed" / "width" / CHECKPOINT)
+    assert state["step"] == 21
+    for kept in state["learners"]["0"]["adam"].values():  # of all latents, each process's own: not one share twice
+        assert kept["exp_avg"].shape in [(24, 64), (64, 24), (64,), (24,)]
+    W = state["learners"]["0"]["adam"]["W_dec"]["exp_avg"]
+    assert not torch.equal(W[:32], W[32:])
+    assert torchrun(tmp_path / "killed", "width") == 0
+    for name in "abc":
+        assert same(load_sae(tmp_path / "killed" / "width" / name), load_sae(tmp_path / "whole" / "width" / name))
+
+
+def test_p36_what_two_processes_began_one_can_finish(tmp_path, alone):
+    assert torchrun(tmp_path, "width", die_at=24) != 0
+    finished = train_all(grid(tmp_path / "width"), TwoSites(), tmp_path / "width")
+    assert max(gap(a, b) for a, b in zip(finished, alone, strict=True)) < 1e-5
+
+
+def test_p36_dealt_dictionaries_go_on_only_as_they_were_dealt(tmp_path):
+    (tmp_path / "checkpoint-0-of-2.safetensors").touch()
+    with pytest.raises(ConfigError, match="dealt to 2 processes; now there are 1"):
+        train_all(grid(tmp_path), TwoSites(), tmp_path)
+    with pytest.raises(ConfigError, match="Start 2"):
+        train_all(grid(tmp_path), TwoSites(), tmp_path, None, Ranks("site", 0, 3))
+    (tmp_path / "checkpoint-0-of-2.safetensors").rename(tmp_path / CHECKPOINT)
+    with pytest.raises(ConfigError, match="without dealing"):
+        train_all(grid(tmp_path), TwoSites(), tmp_path, None, Ranks("site", 0, 2))
+
+
+def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
+    for costs in ([1, 1, 1, 1, 1], [100, 1, 1, 1, 1], [1, 1, 1, 1, 100]):
+        dealt = [Ranks("site", r, 3).deal("abcde", costs) for r in range(3)]
+        assert [x for part in dealt for x in part] == list("abcde")
+        assert all(dealt)
+    assert [len(Ranks("site", r, 2).deal("abcd", [1, 1, 1, 1])) for r in range(2)] == [2, 2]
+    with pytest.raises(ConfigError, match="cannot be dealt to 3"):
+        Ranks("site", 0, 3).deal("ab", [1, 1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "made", "said"),
+    [
+        ("data", lambda out: job(out, config=TrainConfig(**{**vars(SMALL), "batch_size": 63})), "shared evenly"),
+        ("data", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "depends on the whole batch"),
+        ("width", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "plain jumprelu"),
+        ("width", lambda out: job(out, d_sae=128, nested=(16,)), "nested widths"),
+        ("width", lambda out: job(out, d_sae=1, target_l0=1.0), "cannot be split"),
+    ],
+)
+def test_a_division_that_would_change_the_result_is_refused(tmp_path, mode, made, said):
+    with pytest.raises(ConfigError, match=said):
+        train_all([made(tmp_path)], TwoSites(), tmp_path, None, Ranks(mode, 0, 2))
+
+
+@pytest.mark.skipif(not GPUS, reason="needs a GPU")
+def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, numbers):
+        if done >= 25:
+            raise Stop
+
+    def jobs(out):
+        made = grid(out)
+        for one in made:
+            one.sae.to("cuda")
+        return made
+
+    whole = train_all(jobs(tmp_path / "whole"), TwoSites(), tmp_path / "whole")
+    with pytest.raises(Stop):
+        train_all(jobs(tmp_path / "stopped"), TwoSites(), tmp_path / "stopped", stop)
+    resumed = train_all(jobs(tmp_path / "stopped"), TwoSites(), tmp_path / "stopped")
+    assert all(same(a, b) for a, b in zip(whole, resumed, strict=True))
