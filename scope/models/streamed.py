@@ -125,7 +125,7 @@ class StreamedUnembed(Unembed):
         x = self.hook_in(normalized)
         scores = x.new_empty(*x.shape[:-1], self.weights.stored["embed.weight"].shape[0])
         for first, rows in self.weights.pieces("embed.weight", _VOCABULARY_PIECE):
-            scores[..., first : first + len(rows)] = x @ rows.T
+            scores[..., first : first + len(rows)] = nn.functional.linear(x, rows)
         return self.hook_out(scores)
 
 
@@ -167,6 +167,10 @@ class StreamedGemma(Gemma):
 
     def _apply(self, fn, recurse: bool = True):
         raise ConfigError("A streamed model keeps its weights on disk; give dtype and device to load_model.")
+
+    def stored_bytes(self, name: str) -> int:
+        """What a parameter takes on the disk."""
+        return self._weights.stored[name].nbytes
 
     @contextmanager
     def resident(self, layer: int, following: int | None):

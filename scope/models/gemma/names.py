@@ -38,7 +38,7 @@ class Unembed(nn.Module):
         self.hook_in, self.hook_out = HookPoint(), HookPoint()
 
     def forward(self, normalized: Resid) -> Logits:
-        return self.hook_out(self.hook_in(normalized) @ self._embed[0].weight.T)
+        return self.hook_out(nn.functional.linear(self.hook_in(normalized), self._embed[0].weight))
 
     W_U = property(lambda self: self._embed[0].weight.T)
     b_U = property(lambda self: self.W_U.new_zeros(self.W_U.shape[1]))
