@@ -77,9 +77,10 @@ def load(name: str, dtype: torch.dtype, device: torch.device, revision: str | No
         else:
             lens = HookedTransformer.from_pretrained_no_processing(name, dtype=dtype, device=str(device), **given)
     except Exception as error:  # whatever the loaders of some fifty families raise
-        reason = str(error).strip().splitlines()
+        reason = (str(error).strip().splitlines() or [""])[0]
+        reason = reason if len(reason) < 160 else f"{reason[:160]} …"  # some list every model there is
         raise CheckpointError(
-            f"TransformerLens cannot load {name}: {type(error).__name__}{': ' + reason[0] if reason else ''}\n"
+            f"TransformerLens cannot load {name}: {type(error).__name__}: {reason}\n"
             "  Give a name that it knows, such as lens:gpt2, or a folder with a checkpoint that transformers reads."
         ) from error
     loaded = recorder(lens.eval(), name=PREFIX + (str(folder.resolve()) if folder.is_dir() else name))
