@@ -312,7 +312,7 @@ def _refuse_what_cannot_be(job: Job, ranks: Ranks) -> None:
         raise ConfigError(f"{d_sae} latents cannot be split over {ranks.world} processes. Start fewer.")
     if ranks.mode == "data" and (kind not in BY_TOKEN or (nested and frequency)):
         raise ConfigError(
-            f"--parallel data averages gradients over tokens; with {what} a gradient depends on the whole batch.\n"
+            f"--parallel data averages gradients over tokens; with {what} what is learnt depends on the whole batch.\n"
             "  Use --parallel site, or one process."
         )
     if ranks.mode == "data" and c.batch_size % ranks.world:

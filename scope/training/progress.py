@@ -27,13 +27,13 @@ class Running:
 
     def __post_init__(self):
         self.silent = torch.zeros(self.d_sae, dtype=torch.long, device=self.device)
-        self.dense = torch.zeros((), dtype=torch.float64, device=self.device)  # stays there: no step waits for it
+        self.dense = torch.zeros((), dtype=torch.long, device=self.device)  # stays there: no step waits for it
         self.sums: dict[str, float] = {}
         self.steps = 0
 
     def add(self, batch: Batch, tokens: int) -> None:
         self.silent.add_(tokens).masked_fill_(batch.fired > 0, 0)
-        self.dense += (batch.fired > 0.1 * tokens).sum().double() / self.d_sae
+        self.dense += (batch.fired > 0.1 * tokens).sum()
         for name, value in (batch.terms | {"error": batch.error, "l0": batch.l0}).items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.steps += 1
@@ -41,12 +41,12 @@ class Running:
     @property
     def dead(self) -> float:
         """Share of latents that have not fired for `dead_after` tokens."""
-        return (self.silent >= self.dead_after).double().mean().item()
+        return (self.silent >= self.dead_after).sum().item() / self.d_sae
 
     def line(self) -> dict[str, float]:
         """The means, under their names; then they start anew."""
         means = {name: value / max(1, self.steps) for name, value in self.sums.items()}
-        means |= {"dense": self.dense.item() / max(1, self.steps), "dead": self.dead}
+        means |= {"dense": self.dense.item() / (self.d_sae * max(1, self.steps)), "dead": self.dead}
         self.sums, self.steps = {}, 0
         self.dense.zero_()
         return means

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from scope.cli.main import run
 from scope.sae.files import load_sae
@@ -58,6 +59,80 @@ def test_given_both_the_text_is_that_of_the_corpus_which_the_recording_does_not_
     assert "held_out" in json.loads((folder / "dictionary" / "evaluation.json").read_text())["provenance"]["text"]
 
 
+def test_every_combination_is_trained_in_one_pass_each_as_if_it_were_alone(folder, capsys):
+    many = ["--site", "all", "--target-l0", "4,6", "--seed", "0,1"]
+    small = ["--d-sae", "64", "--steps", "30", "--batch-size", "64"]
+    assert scope("train", folder / "recording", "--out", folder / "many", *many, *small) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "8 dictionaries over 2 sites" in said
+    assert "of gradients and Adam" in said
+    assert len(list((folder / "many").glob("*/scope.json"))) == 8
+    alone = ["--site", SITE, "--target-l0", "6", "--seed", "1", "--order-seed", "0"]
+    assert scope("train", folder / "recording", "--out", folder / "one", *alone, *small) == 0
+    one, same = load_sae(folder / "one"), load_sae(folder / "many" / f"{SITE}-d64-l0_6-seed1")
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), same.parameters(), strict=True))
+    capsys.readouterr()
+    assert scope("runs", folder) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert table.count("finished") == 9
+    assert scope("runs", folder, "--json") == 0
+    assert {run["target"] for run in json.loads(capsys.readouterr().out)} == {4.0, 6.0}
+
+
+def test_a_running_model_is_read_through_a_buffer_and_nothing_is_stored(folder, capsys):
+    flags = ["--model", "tiny", "--corpus", folder / "toy.jsonl", "--site", "blocks.1.attn.hook_z", "--out", folder / "live"]
+    small = ["--d-sae", "64", "--target-l0", "6", "--tokens", "2k", "--batch-size", "64", "--context", "32"]
+    assert run(["train", *map(str, flags), *small]) == 0
+    sae = load_sae(folder / "live")
+    assert sae.d_in == 48  # 4 heads of 12, side by side: not the width of the stream
+    assert sae.provenance["recording"]["config"]["exclude"] == ["bos", "special", "pad"]
+    assert sae.provenance["model"]["weights_sha256"] == "random-0"
+    assert sae.provenance["training"]["tokens"] == 2048
+    assert not list((folder / "live").rglob("*.h5"))
+
+
+@pytest.mark.parametrize("kind", [["topk", "--k", "6"], ["batch_topk", "--k", "6"], ["gated", "--target-l0", "6"]])
+def test_every_kind_is_trained_by_its_own_flags(folder, kind):
+    small = ["--d-sae", "64", "--steps", "30", "--batch-size", "64"]
+    assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "d", "--kind", *kind, *small) == 0
+    assert load_sae(folder / "d").kind == kind[0]
+
+
+def test_the_preset_and_every_value_that_it_decided_are_written_down(folder):
+    flags = [
+        "--preset",
+        "gemma-scope",
+        "--d-sae",
+        "64",
+        "--steps",
+        "20",
+        "--batch-size",
+        "64",
+        "--l0-weight",
+        "0.001",
+        "--lr",
+        "0.01",
+    ]
+    assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "d", *flags) == 0
+    said = json.loads((folder / "d" / "training.json").read_text())
+    assert said["preset"] == "gemma-scope"
+    assert (said["training"]["lr"], said["training"]["warmup_shape"], said["training"]["pre_bias"]) == (0.01, "cosine", True)
+    assert (said["dictionary"]["bandwidth"], said["dictionary"]["l0_weight"]) == (0.001, 0.001)
+
+
+def test_p35_a_value_that_is_no_number_is_told_with_its_shard_and_row(folder, capsys):
+    from activations.store import ActivationStore
+    from scope.cli.reading import Recorded
+
+    store = ActivationStore.open(folder / "recording")
+    batches = Recorded(store, [SITE], 64, 0, 1 << 20)
+    batch = next(iter(batches))
+    said = batches.where(5, 64)
+    number = int(said.split(" of the recording")[0].removeprefix("row ").replace(",", ""))
+    assert torch.equal(store[SITE][number], batch[5])
+    assert "of its shard shard-00000" in said
+
+
 def test_a_site_that_was_not_recorded_or_not_named_is_said_with_those_that_were(folder, capsys):
     for flags in (["--site", "blocks.3.hook_resid_post"], []):
         assert scope("train", folder / "recording", *flags, "--out", folder / "d", *SMALL) == 2
@@ -71,6 +146,15 @@ def test_a_site_that_was_not_recorded_or_not_named_is_said_with_those_that_were(
         (["--d-in", "31"], "32 wide"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--batch-size", "1000000"], "rows"),
+        (["--tokens", "2k"], "Give one of them"),
+        (["--k", "5"], "is a flag of topk"),
+        (["--preset", "gemma-scope", "--kind", "topk"], "recipe for jumprelu"),
+        (["--parallel", "width"], "torchrun --nproc-per-node 2"),
+        (["--model", "tiny"], "Both a recording and --model"),
+        (["--corpus", "docs"], "a recording brings its own"),
+        (["--device", "cuda:99"], "cannot be used here"),
+        (["--seed", "1,1"], "same value twice"),
+        (["--shuffle-mb", "0"], "shuffle_mb is 0"),
     ],
 )
 def test_settings_that_cannot_be_end_with_a_message_and_exit_code_2(folder, capsys, flags, said):
