@@ -269,12 +269,12 @@ def reading(place: Path, tokens: int, rounds: int) -> dict:
 
 
 def harvesting(place: Path, tokens: int, rounds: int) -> dict:
+    """The bundled model over the bundled corpus, read and packed alike, without storing and with."""
     from activations.contexts import Packer
     from activations.corpus import open_corpus
     from scope.models.load import load_model
 
     model, corpus = load_model("bundled"), open_corpus("bundled")
-    packed = torch.from_numpy(Packer(corpus.documents(0), model.tokenizer, CONTEXT).take(tokens // CONTEXT).tokens).long()
     found = {}
     for name, pattern in (("one residual", "blocks.2.hook_resid_post"), ("all residuals", "blocks.*.hook_resid_post")):
         sites = tuple(match_sites((pattern,), model.sites()))
@@ -283,8 +283,9 @@ def harvesting(place: Path, tokens: int, rounds: int) -> dict:
         for _ in range(rounds):
             began = time.perf_counter()
             with torch.no_grad():
-                for batch in packed.split(BATCH_CONTEXTS):
-                    model.record(batch, sites)
+                packer = Packer(corpus.documents(0), model.tokenizer, CONTEXT)
+                for _ in range(tokens // CONTEXT // BATCH_CONTEXTS):
+                    model.record(torch.from_numpy(packer.take(BATCH_CONTEXTS).tokens).long(), sites)
             alone.append(time.perf_counter() - began)
             began = time.perf_counter()
             harvest(model, model.tokenizer, corpus, config, place / "bundled", model.provenance)
