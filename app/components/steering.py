@@ -126,7 +126,7 @@ def figures(run: SteeringRun) -> None:
     names = [arm.name for arm in run.arms]
     rows = show.figures(run)
     table = {"": [f"{plain(name)}" for name, _, _ in rows]}
-    table |= {name: [f"{values[i]:.3f}" for _, _, values in rows] for i, name in enumerate(names)}
+    table |= {name: [show.number(values[i]) for _, _, values in rows] for i, name in enumerate(names)}
     table["what it is"] = [meaning for _, meaning, _ in rows]
     st.table(table)
 

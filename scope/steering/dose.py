@@ -16,7 +16,7 @@ MEASURES = ("concept", "share", "relevance", "fluency", "log_prob", "repetition"
 _COLOURS = {"steered": "#0072B2", "random": "#888888", "other": "#D55E00", "prompt": "#009E73"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
     """One run a strength, and from them `rows`: an entry a strength, arm and text. `best` is chosen on half of the prompts."""
 
@@ -141,6 +141,8 @@ class Sweep:
             f"difference {best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]."
             + ("\nStopped before all strengths were done." if self.stopped else "")
         )
+
+    __repr__ = __str__
 
     def _shown(self):
         """The summary without the columns that make it too wide for a page."""

@@ -53,6 +53,8 @@ def check_dictionary(model: Gemma, sae: SAE, any_model: bool = False) -> None:
         DictionaryError: its site does not exist there, has another width, or the weights it was trained on are others
             (`any_model` allows these, as for a fine-tune of the same base).
     """
+    if not sae.autoencodes:
+        raise DictionaryError("This is a transcoder: its latents write to another site than it reads, so none is steered here.")
     sites = model.sites()
     if sae.site not in sites:
         known = sorted({name.rsplit(".", 1)[-1] for name in sites if name.startswith("blocks.")})

@@ -48,7 +48,7 @@ class Arm:
         return sum(values) / len(values) if values else math.nan
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SteeringRun:
     """Everything about one comparison. Prints as text, shows as HTML in a notebook, travels as JSON."""
 
@@ -174,6 +174,8 @@ class SteeringRun:
 
     def __str__(self) -> str:
         return show.as_text(self)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return show.as_html(self)

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.steering runs/demo --out runs/benchmarks/steering.json
 
 For `features` latents with the highest output score and as many drawn at random among those that fire: five prompts each,
-three arms with the same noise. The concept score is read by the unsteered model; the interval is a bootstrap over latents,
-which are the independent units here (texts of one latent are not).
+five arms with the same noise: plain, steered, the same push along a random direction, along another latent that fires as
+often, and asking for the promoted words in the prompt. The concept score is read by the unsteered model; the interval is a
+bootstrap over latents, which are the independent units here (texts of one latent are not).
 """
 
 import argparse
@@ -18,35 +19,45 @@ import numpy as np
 from scope.lab import Lab
 from scope.lab import open as open_lab
 from scope.models.generate import SamplingConfig, generate
-from scope.steering.sweep import interval, score
+from scope.steering.statistics import interval
 
 PROMPTS = ["In the morning", "The first thing that", "We have found that", "It is well known", "After a while the"]
-MEASURES = ("concept", "share", "mass", "log_prob", "repetition", "kl", "score")
+MEASURES = ("concept", "share", "mass", "log_prob", "repetition", "off_target", "kl", "relevance", "fluency", "score")
+JUDGED = ("relevance", "fluency", "score")
+ARMS = ("plain", "steered", "random", "other", "prompt")
 
 
 def effect(lab: Lab, latents: list[int], strength: float, tokens: int) -> list[dict]:
     """One row a latent: every measure's mean over the prompts, for each arm."""
     rows = []
     for latent in latents:
-        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens)
+        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, arms=ARMS)
         target, row = f"latent {latent}", {"latent": latent, "label": lab[latent].label}
+        judged = run.judged(target)
         for arm in run.arms:
-            for measure in MEASURES[:-1]:
-                row[f"{arm.name} {measure}"] = arm.mean(measure, target if measure in ("concept", "share", "mass") else None)
-            pairs = zip(arm.samples, run["plain"].samples, strict=True)
-            row[f"{arm.name} score"] = statistics.fmean(score(s, p, target) for s, p in pairs if s.scores and p.scores)
+            for measure in MEASURES:
+                if measure in JUDGED:
+                    values = [getattr(one, measure) for one in judged[arm.name] if one]
+                    known = [v for v in values if v is not None]
+                    row[f"{arm.name} {measure}"] = statistics.fmean(known) if known else float("nan")
+                else:
+                    row[f"{arm.name} {measure}"] = arm.mean(
+                        measure, target if measure in ("concept", "share", "mass") else None
+                    )
         rows.append(row)
     return rows
 
 
 def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Measure -> means of the arms, and steered minus random with its interval over latents."""
+    """Measure -> means of the arms, and steered minus each control with its interval over latents."""
     found = {}
     for measure in MEASURES:
-        arms = {arm: np.array([row[f"{arm} {measure}"] for row in rows]) for arm in ("plain", "steered", "random")}
-        low, high = interval(arms["steered"] - arms["random"])
+        arms = {arm: np.array([row[f"{arm} {measure}"] for row in rows]) for arm in ARMS}
         found[measure] = {arm: float(np.nanmean(v)) for arm, v in arms.items()}
-        found[measure] |= {"difference": float(np.nanmean(arms["steered"] - arms["random"])), "low": low, "high": high}
+        for control in ("random", "other", "prompt"):
+            difference = arms["steered"] - arms[control]
+            low, high = interval(difference)
+            found[measure] |= {f"over {control}": float(np.nanmean(difference)), f"{control} low": low, f"{control} high": high}
     return found
 
 
@@ -96,10 +107,13 @@ def main() -> None:
         rows = effect(lab, latents, args.strength, args.tokens)
         result[name] = {"summary": summary(rows), "rows": rows}
         print(f"\n{len(rows)} latents, {name}; strength {args.strength:g}, {len(PROMPTS)} prompts each")
-        print(f"{'':<12}{'plain':>9}{'steered':>9}{'random':>9}   steered - random [95 % over latents]")
-        for measure, s in result[name]["summary"].items():
-            line = f"{measure:<12}{s['plain']:>9.3f}{s['steered']:>9.3f}{s['random']:>9.3f}"
-            print(f"{line}   {s['difference']:+.3f} [{s['low']:+.3f}, {s['high']:+.3f}]")
+        heads = "".join(f"{arm:>9}" for arm in ARMS)
+        print(f"{'':<12}{heads}   steered minus random, other, prompt [95 % over latents]")
+        for measure, m in result[name]["summary"].items():
+            line = f"{measure:<12}" + "".join(f"{m[arm]:>9.3f}" for arm in ARMS) + "  "
+            for control in ("random", "other", "prompt"):
+                line += f" {m[f'over {control}']:+.3f} [{m[f'{control} low']:+.3f}, {m[f'{control} high']:+.3f}]"
+            print(line)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
 
