@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import DictionaryError, PackError
+from scope.evaluation.certificate import Certificate, certify
 from scope.features.feature import Feature
 from scope.features.store import FeatureStore
 from scope.models.generate import SamplingConfig, generate
@@ -36,10 +37,11 @@ _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measu
 DEMO = Path("runs/demo")
 
 
-def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu") -> "Lab":
+def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu", certify: bool = True) -> "Lab":
     """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
 
-    `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names.
+    `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. With `certify`, the
+    dictionary is checked against it on about 2,000 tokens when it is loaded (`lab.certificate`).
 
     Raises:
         PackError: the folder lacks a pack or a dictionary.
@@ -52,7 +54,8 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
             "  To make one of the bundled model, in a few minutes: scope demo\n"
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
-    return Lab(FeatureStore.open(folder / "pack"), load_sae(folder / "dictionary", device), model, device)
+    dictionary = folder / "dictionary"
+    return Lab(FeatureStore.open(folder / "pack"), load_sae(dictionary, device), model, device, dictionary if certify else None)
 
 
 def _demo() -> Path:
@@ -62,15 +65,19 @@ def _demo() -> Path:
 
 
 class Lab:
-    """`lab.model` is loaded on first use; `lab.sae` and `lab.pack` are there at once."""
+    """`lab.model` is loaded on first use; `lab.sae` and `lab.pack` are there at once.
 
-    def __init__(self, pack: FeatureStore, sae: Any, model: Any = None, device: str = "cpu"):
+    Given `certified`, the folder of the dictionary, the dictionary is checked against the model as that is loaded.
+    """
+
+    def __init__(self, pack: FeatureStore, sae: Any, model: Any = None, device: str = "cpu", certified: Path | None = None):
         if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             raise DictionaryError(
                 f"The pack is about {pack.d_sae} latents at {pack.site}; the dictionary has {sae.d_sae} at {sae.site}. "
                 "Collect its features again."
             )
-        self.pack, self.sae, self._model, self._device = pack, sae, model, device
+        self.pack, self.sae, self._model, self._device, self._certified = pack, sae, model, device, certified
+        self.certificate: Certificate | None = None
         self.dictionaries: dict[str, Any] = {sae.site: sae}
         self._gauges: dict[str, Gauge] = {}
 
@@ -79,12 +86,14 @@ class Lab:
         """The language model.
 
         Raises:
-            DictionaryError: it is not the one that the dictionary was trained on.
+            DictionaryError: it is not the one that the dictionary was trained on, or the dictionary does not fit it.
         """
         model = self._model
         if model is None or isinstance(model, str | Path):
             model = load_model(str(model or self.pack.manifest["model"].get("model") or "bundled"), device=self._device)
         check_dictionary(model, self.sae)
+        if self._certified is not None:
+            self.certificate = certify(model, self.sae, self._certified)
         return model
 
     def add(self, dictionary: Any) -> "Lab":

@@ -17,12 +17,12 @@ MAY_IMPORT = {
     "scope.versions": set(),
     "scope.models": BASE,
     "scope.sae": BASE,
-    "scope.evaluation": MODELS | SAE,
+    "scope.evaluation": MODELS | SAE | {"activations"},
     "scope.steering": MODELS | SAE,
     "scope.training": SAE | {"scope.evaluation.metrics"},
     "scope.features": MODELS | SAE | {"activations", "scope.evaluation.metrics"},
     "scope.pretrain": MODELS | {"activations"},
-    "scope.lab": MODELS | SAE | {"scope.features", "scope.steering"},
+    "scope.lab": MODELS | SAE | {"scope.features", "scope.steering", "scope.evaluation.certificate"},
     "scope.cli": {"activations", "scope"},
     "scope": {"activations", "scope"},  # scope/__init__.py, the public face: names loaded on first use
     "app.components": {

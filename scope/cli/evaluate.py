@@ -36,9 +36,13 @@ class Command:
     json: Path | None = None
     """Where to write all numbers; by default evaluation.json in the dictionary's folder, if that is a folder here."""
 
+    certificate: bool = True
+    """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
+
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
+        from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
         from scope.evaluation.evaluate import evaluate
@@ -50,6 +54,7 @@ class Command:
             raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
         sae = load_sae(self.dictionary)
         model = load_model(self.model)
+        certified(model, sae, self.dictionary, self.certificate)
         tokens, text = self.text(model.tokenizer, model.cfg.n_ctx)
         with progress_bar("Scoring", unit="contexts") as on_progress:
             evaluation = evaluate(model, sae, tokens, self.config, on_progress)

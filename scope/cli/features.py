@@ -45,9 +45,13 @@ class Command:
     device: str = "cpu"
     """Where model and dictionary run: cpu, cuda, cuda:1, mps."""
 
+    certificate: bool = True
+    """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
+
     config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
 
     def run(self) -> None:
+        from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
         from scope.features.collect import collect
@@ -60,9 +64,11 @@ class Command:
         sae = load_sae(self.dictionary, device=self.device)
         if self.site:
             sae.site = self.site
-        health = find_health(Path(self.dictionary), self.evaluation)
+        find_health(Path(self.dictionary), self.evaluation)  # a report that is not there is refused before the work
         store, named = self._recording()
         model = load_model(self.model or named or _named(sae.provenance) or "bundled", device=self.device)
+        certified(model, sae, self.dictionary, self.certificate)
+        health = find_health(Path(self.dictionary), self.evaluation)
         described: dict = {}
         if store is None:
             store, described = self._tokens(model)

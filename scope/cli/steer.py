@@ -87,13 +87,18 @@ class Command:
     replay: Path | None = None
     """Make a saved run again and say whether the texts are the same. Of the other flags only --model, --sae, --device count."""
 
+    certificate: bool = True
+    """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
+
     any_model: bool = False
     """Allow a dictionary that was trained on other weights than the model's, as for a fine-tune of the same base."""
 
     def run(self) -> None:
+        from scope.cli.certificate import certified
         from scope.cli.progress import console
         from scope.models.load import load_model
         from scope.sae.files import load_sae
+        from scope.steering.resolve import check_dictionary
         from scope.steering.steer import steer
 
         sae = load_sae(self.sae, self.device)
@@ -104,6 +109,8 @@ class Command:
         if self.latent:
             self._edits(sae, None)  # refuses before the model is loaded
         model = load_model(self.model, device=self.device)
+        check_dictionary(model, sae, self.any_model)
+        certified(model, sae, self.sae, self.certificate, self.any_model)
         edits = self._edits(sae, model)
         how = {"n": self.n, "gauges": gauge, "control_seed": self.control_seed, "instruction": self.instruction}
         if self.sweep:

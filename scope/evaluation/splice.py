@@ -14,32 +14,55 @@ Replace = Callable[[Tensor], Tensor]
 
 
 def check_fits(model, sae: SAE) -> str:
+    """The dictionary's site, once it is known to exist in this model and to have its width, and to be reconstructed by it.
+
+    Raises:
+        DictionaryError: the dictionary names no site, one that this model lacks, another width, or another model's weights; or
+            it is a transcoder, which reconstructs nothing that it reads.
+    """
+    if not sae.autoencodes:
+        raise DictionaryError(
+            f"This is a transcoder: it reads {sae.site or 'one site'} and predicts {sae.site_out or 'another'}, so it cannot "
+            "stand in for what it reads.\n  Its encode and decode can be used; splicing, scores and steering need a dictionary."
+        )
+    return check_site(model, sae)
+
+
+def check_site(model, sae: SAE, any_model: bool = False) -> str:
     """The dictionary's site, once it is known to exist in this model and to have its width.
 
     Raises:
-        DictionaryError: the dictionary names no site, one that this model lacks, another width, or another model's weights.
+        DictionaryError: the dictionary names no site, one that this model lacks, another width, or another model's weights
+            (`any_model` allows these).
     """
     sites = model.sites()
-    if not sae.site:
-        raise DictionaryError("This dictionary does not say which site it reads. Set sae.site, e.g. blocks.2.hook_resid_post.")
-    if sae.site not in sites:
-        raise DictionaryError(
-            f"This dictionary reads {sae.site}, which this model does not have.{nearest(sae.site, list(sites))}"
-        )
-    if sites[sae.site] != sae.d_in:
-        raise DictionaryError(
-            f"This dictionary reads width {sae.d_in}, and {sae.site} of this model is {sites[sae.site]} wide: "
-            "it was made for another model or site."
-        )
+    for site, width, what in ((sae.site, sae.d_in, "reads"), *_predicted(sae)):
+        if not site:
+            reads = sae.provenance.get("reads")
+            raise DictionaryError(
+                f"This dictionary does not say which site it {what}{f', only: {reads}' if reads else ''}. "
+                "Set sae.site, e.g. blocks.2.hook_resid_post."
+            )
+        if site not in sites:
+            raise DictionaryError(f"This dictionary {what} {site}, which this model does not have.{nearest(site, list(sites))}")
+        if sites[site] != width:
+            raise DictionaryError(
+                f"This dictionary {what} width {width}, and {site} of this model is {sites[site]} wide: "
+                "it was made for another model or site."
+            )
     made = (sae.provenance.get("model") or {}).get("weights_sha256")
     have = (getattr(model, "provenance", None) or {}).get("weights_sha256")
-    if made and have and made != have:
+    if made and have and made != have and not any_model:
         raise DictionaryError(
             f"This dictionary was made for {sae.provenance['model'].get('model')} (weights {made[:12]}); "
             f"this model is {model.provenance.get('model')} (weights {have[:12]}).\n"
             "  Load the model it was made for. To look at another one's activations on purpose, remove sae.provenance['model']."
         )
     return sae.site
+
+
+def _predicted(sae: SAE) -> list[tuple[str, int, str]]:
+    return [] if sae.autoencodes else [(sae.site_out, sae.d_out, "predicts")]
 
 
 def kept_mask(tokens: Tensor, positions: Tensor | None, excluded: Collection[int]) -> Tensor:

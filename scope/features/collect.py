@@ -111,6 +111,8 @@ def collect(
 
 
 def _check(model, sae) -> None:
+    if not sae.autoencodes:
+        raise DictionaryError("This is a transcoder: it does not reconstruct what it reads, so a pack of it would mislead.")
     width = model.sites().get(sae.site)
     if width is None:
         raise DictionaryError(

@@ -10,7 +10,7 @@ _CURVE_POINTS = 400
 
 
 def find_health(dictionary: Path, evaluation: Path | None = None) -> dict[str, Any] | None:
-    """{"evaluation": report, "training": rows of the log}, of what there is; None if there is neither.
+    """{"evaluation": report, "certificate": ..., "training": rows of the log}, of what there is; None if there is nothing.
 
     A report that was named must be there; one that merely lies in the folder must be readable.
 
@@ -21,6 +21,9 @@ def find_health(dictionary: Path, evaluation: Path | None = None) -> dict[str, A
     report = evaluation or dictionary / "evaluation.json"
     if evaluation or report.exists():
         health["evaluation"] = _read(report)
+    certificate = _certificate(dictionary / "certificate.json")
+    if certificate:
+        health["certificate"] = certificate
     log = dictionary / "log.jsonl"
     if log.exists():
         health["training"] = _curve(log)
@@ -34,6 +37,14 @@ def _read(file: Path) -> Any:
         raise PackError(f"There is no evaluation report {file}.\n  To make one: scope evaluate DICTIONARY") from None
     except ValueError as error:
         raise PackError(f"{file} is no JSON: {error}. Make it again: scope evaluate DICTIONARY") from None
+
+
+def _certificate(file: Path) -> dict[str, Any] | None:
+    """What was found when the dictionary was last checked against its model, but for the other readings that were tried."""
+    if not file.exists():
+        return None
+    kept = list((_read(file).get("certificates") or {}).values())
+    return {name: value for name, value in kept[-1].items() if name != "tried"} if kept else None
 
 
 def _curve(log: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def dictionary(tiny_config, toy_tokenizer, tmp_path, monkeypatch):
 
 def flags(dictionary, *more: str) -> list[str]:
     small = ["--score-prompts", "1", "--score-null", "4", "--out", str(dictionary.parent / "pack")]
-    return ["features", str(dictionary), *small, *more]
+    return ["features", str(dictionary), "--no-certificate", *small, *more]  # it is random
 
 
 def test_a_corpus_becomes_a_pack(dictionary, capsys):

@@ -18,7 +18,7 @@ def steer(folder, capsys):
     def command(*flags: str) -> tuple[int, str, str]:
         given = ["--sae", f"{folder}/dictionary", "--model", f"{folder}/checkpoint", "--max-new-tokens", "4"]
         try:
-            code = run(["steer", *given, *flags])
+            code = run(["steer", *given, "--no-certificate", *flags])
         except SystemExit as ended:  # the parser's own refusals
             code = ended.code
         out = capsys.readouterr()

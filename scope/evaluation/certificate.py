@@ -1,0 +1,385 @@
+"""A certificate: that a dictionary does, on a few thousand tokens of a model, what it declares.
+
+It is read at its site as it stands. Where L0 or FVU are not what they should be, or a neighbouring site does better, the ways
+in which it can be misread (`readings`) are tried, and the dictionary is refused with the one that explains it. What was found
+is kept beside the dictionary, by the hashes of both weights, so that it is measured once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.metrics import cosine, fvu, length_bias
+from scope.evaluation.nulls import Moments, RandomDictionary
+from scope.evaluation.readings import Reading, as_it_stands, elsewhere, otherwise
+from scope.evaluation.splice import check_site, kept_mask, specials
+from scope.sae.base import SAE
+from scope.shapes import Tokens
+from scope.versions import version_of
+
+FILE, SCHEMA = "certificate.json", 1
+ELSEWHERE = Path("runs/certificates")
+"""Where certificates go of dictionaries that lie where nothing can be written, or on the hub."""
+
+TOKENS, CONTEXT, SOME = 2048, 128, 512
+"""Tokens on which it is read; of a context; of those on which other readings are tried."""
+
+OUTLIER = 20.0
+"""Times the median norm beyond which a token is left out: no dictionary is trained on these (P2)."""
+
+_ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
+OnProgress = Callable[[int, int, dict], None]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """`fits`, in what words, and the numbers: of the dictionary as it stands, declared, of its null, of what else was tried."""
+
+    fits: bool
+    said: str
+    measured: dict[str, Any]
+    declared: dict[str, Any]
+    null: dict[str, float]
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """All of it in a line: measured beside declared and null."""
+        m, d = self.measured, self.declared
+        l0 = f" (declared {_shown(d['l0'])})" if d.get("l0") is not None else ""
+        error = f" (declared {d['fvu']:.3f})" if d.get("fvu") is not None else ""
+        return (
+            f"{self.said} L0 {m['l0']:.1f}{l0}, FVU {m['fvu']:.3f}{error}, {self.null['fvu']:.3f} with a random dictionary of "
+            f"equal L0, on {m['tokens']:,} tokens"
+        )
+
+
+def certify(
+    model,
+    sae: SAE,
+    where: Path | str | None = None,
+    tokens: Tokens | None = None,
+    *,
+    any_model: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Certificate:
+    """The certificate of `sae` for `model`: the one that is kept, or a new one, which is then kept beside the dictionary.
+
+    `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, by default about 2,000 tokens
+    of the bundled text. `any_model` allows other weights than it was made for, as a fine-tune of the same base.
+
+    Raises:
+        DictionaryError: it does not fit: another model, site or width by name; or it does not do here what it declares, with
+            what was tried and which reading explains it.
+        ConfigError: no tokens were given and the model has no tokenizer.
+    """
+    check_site(model, sae, any_model)
+    key = key_of(model, sae)
+    kept = _kept(where, key)
+    if kept is None:
+        kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
+        _keep(where, key, kept)
+    if not kept.fits:
+        raise DictionaryError(refusal(kept, sae))
+    return kept
+
+
+def refusal(certificate: Certificate, sae: SAE) -> str:
+    shown = [f"    {r['name']}: L0 {r['l0']:.1f}, FVU {r['fvu']:.3g}" for r in certificate.tried[:4]]
+    return "\n".join(
+        [
+            f"This dictionary does not fit at {sae.site}: {certificate.line()}.",
+            *(["  Tried beside it, best first:", *shown] if shown else []),
+            "  To use it all the same, skip the certificate: --no-certificate, or certify=False.",
+        ]
+    )
+
+
+@torch.no_grad()
+def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None) -> Certificate:
+    """Read `sae` on contexts of tokens, and other readings where it does not do as it should. Position 0, special tokens and
+    tokens of huge norm are left out."""
+    sites = model.sites()
+    others = elsewhere(sae, sites)
+    wanted = {sae.site, *(r.site for r in others)} | ({sae.site_out} if not sae.autoencodes else set())
+    acts, outliers = record(model, tokens, sorted(wanted), sae.site)
+    x = acts[sae.site]
+    y = None if sae.autoencodes else acts[sae.site_out]
+    declared = declared_by(sae)
+    own = as_it_stands(sae)
+    measured = measure(own, x, y) | {"tokens": len(x), "outliers": outliers}
+    null = _null(sae, x, measured["l0"]) if sae.autoencodes else {"fvu": 1.0}
+    wrong = problems(measured, declared, null["fvu"])
+    others = [r for i, r in enumerate(others) if not _known(acts[r.site], [x, *(acts[o.site] for o in others[:i])])]
+    trials = others + (otherwise(sae, x, _middle(declared.get("l0"))) if wrong else [])
+    some = torch.arange(0, len(x), max(1, len(x) // SOME))
+    here = measure(own, x[some], None if y is None else y[some])
+    tried: list[dict[str, Any]] = []
+    for done, reading in enumerate(trials):
+        found = measure(reading, acts[reading.site][some], None if y is None else y[some])
+        explains = not problems(found, declared) and _better(found, here, wrong, declared)
+        tried.append({"name": reading.name, "site": reading.site, "remedy": reading.remedy, "explains": explains} | found)
+        if on_progress:
+            on_progress(done + 1, len(trials), {})
+    tried.sort(key=lambda r: (not r["explains"], _distance(r, declared, wrong), r["fvu"]))
+    notes = _notes(model, sae, x, outliers)
+    if declared.get("l0") is None:
+        notes.append("It declares no L0, so thresholds that are all too low or too high cannot be told.")
+    fits, said, more = verdict(wrong, tried, measured, declared)
+    return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae))
+
+
+def _known(x: Tensor, others: list[Tensor]) -> bool:
+    """Whether it is one of the others under a second name: the stream after a block is the stream before the next."""
+    return any(torch.equal(x, other) for other in others)
+
+
+def verdict(
+    wrong: dict[str, str], tried: list[dict[str, Any]], measured: dict[str, Any], declared: dict[str, Any]
+) -> tuple[bool, str, list[str]]:
+    """(whether it fits, in what words, notes)."""
+    right = next((r for r in tried if r["explains"]), None)
+    if right:
+        why = (
+            "; ".join(wrong.values())
+            or f"a neighbouring site leaves {right['fvu']:.3f} where this one leaves {measured['fvu']:.3f}"
+        )
+        return False, f"{right['name']} ({why}). To mend it: {right['remedy']}.", []
+    if not wrong:
+        return True, "It fits.", []
+    l0, expected = measured["l0"], _middle(declared.get("l0"))
+    far = expected is not None and not 0.25 <= l0 / expected <= 4
+    bound = declared.get("fvu")
+    lost = "fvu" in wrong and (bound is None or measured["fvu"] > max(3 * bound + 0.1, 0.3))
+    if far or lost:
+        said = "; ".join(wrong.values())
+        return False, f"{said[:1].upper()}{said[1:]}, and no other reading explains it: was it made for other weights?", []
+    return True, "It fits, less well than declared.", list(wrong.values())
+
+
+def problems(found: dict[str, Any], declared: dict[str, Any], null: float = float("inf")) -> dict[str, str]:
+    """What is not as it should be, by measure. `null` is the FVU that a random dictionary of equal L0 reaches."""
+    wrong, l0, error = {}, declared.get("l0"), declared.get("fvu")
+    if l0 is not None:
+        low, high = l0 if isinstance(l0, list | tuple) else (l0, l0)
+        if not low / 2 <= found["l0"] <= high * 2:
+            wrong["l0"] = f"{found['l0']:.1f} latents fire per token where {_shown(l0)} were declared"
+    limit = min(0.9, 1.5 * error + 0.1) if error is not None else 0.9
+    if not found["fvu"] <= limit:
+        beside = f"where {error:.3f} was declared" if error is not None else "where predicting the mean leaves 1"
+        wrong["fvu"] = f"FVU is {found['fvu']:.3g} {beside}"
+    elif found["fvu"] >= null:
+        wrong["fvu"] = f"FVU is {found['fvu']:.3f}, no better than a random dictionary's {null:.3f}"
+    return wrong
+
+
+def _better(found: dict[str, Any], here: dict[str, Any], wrong: dict[str, str], declared: dict[str, Any]) -> bool:
+    """Whether a reading does so much better that it is the right one: where FVU is too high, by FVU; where only L0 is off, by
+    bringing that back at no cost in FVU to speak of; where all is as declared, or nothing is, by half the FVU at a like L0.
+
+    L0 is held because activations of a greater norm let more latents fire, which lowers FVU anywhere.
+    """
+    if "fvu" in wrong:
+        return found["fvu"] < 0.7 * here["fvu"]
+    if "l0" in wrong:
+        return found["fvu"] < 1.5 * here["fvu"] + 0.05
+    return found["fvu"] < 0.5 * here["fvu"] and found["l0"] < (1.25 if declared.get("l0") else 2.0) * here["l0"]
+
+
+def _distance(found: dict[str, Any], declared: dict[str, Any], wrong: dict[str, str]) -> float:
+    """How far L0 is from what was declared, where that was the trouble; else FVU."""
+    expected = _middle(declared.get("l0"))
+    if "l0" not in wrong or "fvu" in wrong or expected is None:
+        return found["fvu"]
+    return abs(torch.tensor(max(found["l0"], 1e-6) / expected).log().item())
+
+
+def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, Any]:
+    """L0, FVU and length bias of a reading of `x`, which reconstructs `x` or predicts `y`."""
+    latents, predicted, target = 0, [], x if y is None else y
+    for part in x.split(SOME):
+        encoded, x_hat = reading.apply(part)
+        latents += int((encoded > 0).sum())
+        predicted.append(x_hat)
+    x_hat = torch.cat(predicted)
+    if not torch.isfinite(x_hat).all():
+        return {"l0": latents / len(x), "fvu": float("inf"), "cosine": 0.0, "length_bias": None}
+    return {
+        "l0": latents / len(x),
+        "fvu": fvu(target, x_hat).item(),
+        "cosine": cosine(target, x_hat).item(),
+        "length_bias": length_bias(target, x_hat).item(),
+    }
+
+
+def record(model, tokens: Tokens, sites: list[str], own: str) -> tuple[dict[str, Tensor], int]:
+    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at `own`)."""
+    kept: dict[str, list[Tensor]] = {site: [] for site in sites}
+    tokens = tokens.to(model.device).long()
+    for batch in tokens.split(4):
+        found: dict[str, Tensor] = {}
+        real = batch != model.cfg.pad
+        real[:, 0] = True
+        hooks = [(sites, lambda x, hook, found=found: found.__setitem__(hook.name, x.flatten(2).float()))]
+        with model.hooks(hooks):
+            model(batch, stop_at_layer=model.layers_for(sites), attention_mask=real, return_type=None)
+        mask = kept_mask(batch, model.run.positions, specials(model)) & real
+        for site in sites:
+            kept[site].append(found[site][mask])
+    acts = {site: torch.cat(rows) for site, rows in kept.items()}
+    if len(acts[own]) < 64:
+        raise ConfigError(f"Only {len(acts[own])} tokens count; a certificate needs 64 at least. Give more text.")
+    norms = acts[own].norm(dim=1)
+    usual = norms <= OUTLIER * norms.median()
+    return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
+
+
+def sample_text(model, n_tokens: int = TOKENS) -> Tokens:
+    """Contexts of at least so many tokens of the bundled text.
+
+    Raises:
+        ConfigError: the model has no tokenizer.
+    """
+    from activations.contexts import Packer
+    from activations.corpus import open_corpus
+
+    if model.tokenizer is None:
+        raise ConfigError("The model has no tokenizer, so a certificate needs tokens: certify(model, sae, tokens=...).")
+    context = min(CONTEXT, model.cfg.n_ctx)
+    packed = Packer(open_corpus("bundled").documents(0), model.tokenizer, context).take(-(-n_tokens // (context - 1)))
+    return torch.from_numpy(packed.tokens).long()
+
+
+def declared_by(sae: SAE) -> dict[str, Any]:
+    """What the dictionary says of itself: an L0 (or the two ends of a range), an FVU, and where it says so."""
+    if "declared" in sae.provenance:
+        return dict(sae.provenance["declared"])
+    training = sae.provenance.get("training") or {}
+    found = {name: float(training[name]) for name in ("l0", "fvu") if isinstance(training.get(name), int | float)}
+    return found | {"from": "its training"} if found else {}
+
+
+def _middle(l0: Any) -> float | None:
+    return (l0[0] * l0[1]) ** 0.5 if isinstance(l0, list | tuple) else l0
+
+
+def _shown(l0: Any) -> str:
+    return f"{l0[0]:g} to {l0[1]:g}" if isinstance(l0, list | tuple) else f"{l0:.4g}"
+
+
+def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:
+    """FVU of a random dictionary of as many latents (at most 8,192) and equal L0, fitted to the same tokens."""
+    moments = Moments(sae.d_in)
+    moments.add(x)
+    d_sae = min(sae.d_sae, 8192)
+    random = RandomDictionary(moments, d_sae, max(1e-3, min(l0, d_sae / 2)), seed=0)
+    return {"fvu": fvu(x, random(x)).item()}
+
+
+def _notes(model, sae: SAE, x: Tensor, outliers: int) -> list[str]:
+    notes = []
+    if outliers:
+        notes.append(f"{outliers} tokens of more than {OUTLIER:g} times the median norm were left out.")
+    named = str((sae.provenance.get("model") or {}).get("model") or "")
+    have = str((getattr(model, "provenance", None) or {}).get("model") or "")
+    same = named.rstrip("/").rsplit("/", 1)[-1] == have.rstrip("/").rsplit("/", 1)[-1]
+    if named and have and not same:
+        notes.append(f"It was made for {named}, and this is {have}; only the numbers can say whether that matters.")
+    coarse = (sae.provenance.get("stored") or {}).get("threshold")
+    if coarse in _ROUNDING:
+        notes.append(
+            f"Its thresholds were stored as {coarse}: {_undecided(sae, x[:SOME], _ROUNDING[coarse]):.2%} of its firings lie "
+            "within that rounding of their threshold."
+        )
+    return notes
+
+
+def _undecided(sae: SAE, x: Tensor, rounding: float) -> float:
+    """Of the latents that fire, the share whose pre-activation is nearer to the threshold than its stored form can tell."""
+    pre = sae.pre_activations(x)
+    close = ((pre - sae.threshold).abs() <= rounding * sae.threshold.abs()).sum()
+    return (close / (pre > sae.threshold).sum().clamp_min(1)).item()
+
+
+def _provenance(model, sae: SAE) -> dict[str, Any]:
+    about = getattr(model, "provenance", None) or {}
+    return {
+        "model": {name: about.get(name) for name in ("model", "revision", "weights_sha256")},
+        "dictionary": {"weights_sha256": dictionary_hash(sae), "source": sae.provenance.get("source")},
+        "site": sae.site,
+        "rule": f"position 0, special tokens and norms above {OUTLIER:g} medians are left out",
+        "versions": {"scope": version_of(), "torch": torch.__version__},
+    }
+
+
+# Keeping
+
+
+def key_of(model, sae: SAE) -> str | None:
+    """Names model, dictionary and site; None where the model's weights have no hash, and nothing can be kept."""
+    made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
+    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}" if made else None
+
+
+def dictionary_hash(sae: SAE) -> str:
+    """sha256 over names and bytes of its parameters: of what is in memory, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, p in sorted(sae.named_parameters()):
+        digest.update(name.encode())
+        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_for(where: Path | str | None) -> Path | None:
+    """certificate.json beside the dictionary; where that cannot be, a file in runs/certificates; None for one in memory."""
+    if where is None:
+        return None
+    path = Path(where).expanduser()
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    if folder is not None and os.access(folder, os.W_OK) and "snapshots" not in folder.parts:
+        return folder / FILE
+    return ELSEWHERE / f"{hashlib.sha256(str(where).encode()).hexdigest()[:24]}.json"
+
+
+def read(where: Path | str) -> Certificate | None:
+    """The certificate that was made last of the dictionary at `where`; None if there is none, or none of this version."""
+    kept = list(_all(file_for(where)).values())
+    return Certificate(**kept[-1]) if kept else None
+
+
+def _all(file: Path | None) -> dict[str, dict]:
+    if file is None or not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # it is only measured again
+    return content.get("certificates", {}) if content.get("schema") == SCHEMA else {}
+
+
+def _kept(where: Path | str | None, key: str | None) -> Certificate | None:
+    found = _all(file_for(where)).get(key or "")
+    return Certificate(**found) if found else None
+
+
+def _keep(where: Path | str | None, key: str | None, certificate: Certificate) -> None:
+    file = file_for(where)
+    if file is None or key is None:
+        return
+    content = {k: v for k, v in _all(file).items() if k != key} | {key: asdict(certificate)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(file.name + ".tmp")
+        aside.write_text(json.dumps({"schema": SCHEMA, "certificates": content}, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, file)
+    except OSError:
+        return  # a full or read-only disk loses only the time that it saves
