@@ -302,6 +302,10 @@ def _refuse_what_cannot_be(job: Job, ranks: Ranks) -> None:
         raise ConfigError("pre_bias is for kinds with one path through the encoder; gated has two. Leave it out.")
     if not ranks.talks:
         return
+    if kind == "jumprelu" and getattr(job.sae.config, "revive_after", None) is not None:
+        raise ConfigError(
+            "Processes that train one dictionary together do not revive its dead latents. Set revive_after to None."
+        )
     what = f"kind {kind}" if kind not in BY_TOKEN else "nested widths"
     if ranks.mode == "width" and (kind != "jumprelu" or nested):
         raise ConfigError(

@@ -6,10 +6,10 @@ gemma-scope    Gemma Scope (arXiv:2408.05147, section 3.2 and appendix A), JumpR
                1e-8, lr 7e-5, cosine warm-up from a tenth over 1000 steps and no decay; batches of 4096; 4 billion tokens at
                width 16k, 16 at a million, 8 otherwise; bandwidth and start threshold 0.001 for inputs of unit mean square
                norm without a mean taken off; a pre-encoder bias, folded at the end; unit decoder rows, their lengthening
-               gradient dropped; lambda rises linearly over 10,000 steps. Its lambdas are not published: give --l0-weight, or
-               --target-l0 and lambda is moved until that is so. Two things differ: start directions are uniform on the
-               sphere where the paper's are uniform in the cube, and its attention to sequence length lies in the recording.
-               At 7e-5 it needs 10^5 steps or more; in a short run it is the worst of the three.
+               gradient dropped; no dead latent is revived; lambda rises linearly over 10,000 steps. Its lambdas are not
+               published: give --l0-weight, or --target-l0 and lambda is moved until that is so. Two things differ: start
+               directions are uniform on the sphere where the paper's are uniform in the cube, and contexts of 1024 tokens are
+               a matter of the recording. At 7e-5 it needs 10^5 steps or more; in a short run it is the worst of the three.
 gemma-scope-2  Gemma Scope 2 (announced December 2025; the report was not at hand). Known: JumpReLU, a quadratic penalty round a
                target L0, a penalty on latents of high frequency, L0 of 10-20, 30-60 or 90-150 by size. Second hand: learning
                rate, warm-up, Adam and batch as in gemma-scope. Not said: the strengths of both penalties, tokens, and whether
@@ -79,6 +79,7 @@ def _gemma_scope_jumprelu(size: Size) -> dict[str, Any]:
         "threshold_rate": 1.0,
         "start_threshold": 1e-3,
         "start_l0": 1.0,
+        "revive_after": None,
         "anneal": min(1.0, 10_000 / size.steps),
         "decoder": "unit",
     }

@@ -51,7 +51,9 @@ class TwoSites:
 
 
 def job(out: Path, site: str = SITES[0], config: TrainConfig = SMALL, **changes: Any) -> Job:
-    sae = JumpReLUSAE(JumpReLUConfig(**{"d_in": WIDTHS[site], "d_sae": 64, "target_l0": 4.0, **changes}), site)
+    sae = JumpReLUSAE(
+        JumpReLUConfig(**{"d_in": WIDTHS[site], "d_sae": 64, "target_l0": 4.0, "revive_after": None, **changes}), site
+    )
     sae.provenance = {"model": {"model": "tiny"}, "site": site}
     return Job(sae, config, out)
 

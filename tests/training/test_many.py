@@ -161,15 +161,15 @@ def test_a_grid_is_every_combination_and_its_names_say_which():
     assert [c.name for c in swept] == ["s-d64-lambda0.001", "s-d64-lambda0.002"]
 
 
-def test_the_memory_that_is_needed_is_known_before_and_more_than_there_is_is_refused():
-    configs = [job(None, d_sae=64).sae.config] * 3
+def test_the_memory_that_is_needed_is_known_before_and_more_than_there_is_is_refused(tmp_path):
+    configs = [job(tmp_path, d_sae=64).sae.config] * 3
     cpu = torch.device("cpu")
     planned = plan(configs, 64, 1000, cpu)
     each = 2 * 24 * 64 + 2 * 64 + 24
     assert (planned.dictionaries, planned.parameters, planned.weights) == (3, 3 * each, 12 * each)
     assert planned.optimiser == 3 * planned.weights
     refuse_what_does_not_fit(planned, cpu)
-    huge = plan([job(None, d_sae=64).sae.config.__class__(d_in=4096, d_sae=2**26)], 64, 0, cpu)
+    huge = plan([job(tmp_path, d_sae=64).sae.config.__class__(d_in=4096, d_sae=2**26)], 64, 0, cpu)
     with pytest.raises(ConfigError, match="GB are free"):
         refuse_what_does_not_fit(huge, cpu)
 
@@ -179,7 +179,7 @@ def test_a_pre_encoder_bias_has_the_gradient_of_its_formula_and_is_folded_away(t
     from scope.training.ranks import Ranks
 
     config = TrainConfig(**{**vars(SMALL), "pre_bias": True})
-    made = job(tmp_path, config=config)
+    made = job(tmp_path, config=config, bandwidth=0.05)
     made.sae.double()
     learner = Learner(made, Ranks())
     x = planted(200)[0].double() / 100

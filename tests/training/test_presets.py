@@ -22,6 +22,7 @@ def test_gemma_scope_is_the_paper():
     assert (config.center, config.pre_bias) == (False, True)
     sae = JumpReLUConfig(d_in=256, d_sae=2**14, **dictionary)
     assert (sae.bandwidth, sae.start_threshold, sae.threshold_rate, sae.decoder) == (1e-3, 1e-3, 1.0, "unit")
+    assert sae.revive_after is None
     assert sae.anneal * config.steps == pytest.approx(10_000)
     assert resolve("gemma-scope", "jumprelu", 2**20)[0]["steps"] * 4096 == pytest.approx(16e9, rel=1e-5)
 

@@ -99,6 +99,7 @@ def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
         ("data", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "depends on the whole batch"),
         ("width", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "plain jumprelu"),
         ("width", lambda out: job(out, d_sae=128, nested=(16,)), "nested widths"),
+        ("data", lambda out: job(out, revive_after=1000), "do not revive"),
         ("width", lambda out: job(out, d_sae=1, target_l0=1.0), "cannot be split"),
     ],
 )
