@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scope.errors import ConfigError
 from scope.sae.base import SAE
 from scope.sae.config import SAEConfig
+from scope.sae.revival import Revival, Start, start_anew
 from scope.shapes import Acts, Scalar
 
 GAIN = 20.0
@@ -24,6 +25,7 @@ GAIN = 20.0
 
 _STATE = ("l0_weight", "base_weight", "mean_l0", "progress", "centre", "lead")
 _ROWS = 256  # of a weight matrix at a time, so that what is computed from them stays in the processor's cache
+_BANDWIDTH = 1.1
 _SMALLEST = 1e-12  # threshold, where its logarithm is taken
 
 
@@ -45,8 +47,9 @@ class JumpReLUConfig(SAEConfig):
     """Share of tokens beyond which firing becomes dear: adds sum(p ** 2) / frequency_scale over the latents' frequencies p
     to the L0 before the weight, against latents that always fire. None adds nothing; 0.1 is mild."""
 
-    bandwidth: float = 0.05
-    """Width of the window around a threshold that gives it gradient."""
+    bandwidth: float | None = None
+    """Width of the window around a threshold that gives it gradient; None takes 1.1 / sqrt(d_in), about the spread that
+    pre-activations have by chance."""
 
     threshold_form: Literal["direct", "log"] = "direct"
     """What Adam moves: the threshold, kept at 0 or more, or its logarithm, which is positive by itself but crosses orders
@@ -71,13 +74,19 @@ class JumpReLUConfig(SAEConfig):
     start_norm: float = 1.0
     """Norm of the decoder's rows, and of the encoder's, at the start. Rows that are free and start small turn faster."""
 
+    revive_after: int | None = 50_000
+    """Tokens of silence after which a latent starts anew, on a token that is badly reconstructed, in the first part of the run.
+    None leaves it dead. Only engines without a graph, and one process, revive."""
+
     def __post_init__(self):
         super().__post_init__()
+        if self.revive_after is not None and self.revive_after < 1:
+            raise ConfigError(f"revive_after is {self.revive_after}; give a number of tokens, or None to leave latents dead.")
         if not 0 < self.target_l0 <= self.d_sae:
             raise ConfigError(f"target_l0 is {self.target_l0:g}; {self.d_sae} latents have an L0 between 0 and {self.d_sae}.")
         if self.l0_weight is not None and self.l0_weight < 0:
             raise ConfigError(f"l0_weight is {self.l0_weight:g}; a negative penalty would reward firing. Give 0 or more.")
-        if self.bandwidth <= 0:
+        if self.bandwidth is not None and self.bandwidth <= 0:
             raise ConfigError(f"bandwidth is {self.bandwidth:g}; a window must be wider than 0 or no threshold learns.")
         if self.threshold_rate < 0 or self.start_l0 < 1 or not 0 <= self.anneal <= 1:
             raise ConfigError("threshold_rate must be at least 0, start_l0 at least 1, and anneal between 0 and 1.")
@@ -135,9 +144,12 @@ class JumpReLUSAE(SAE):
     def __init__(self, config: JumpReLUConfig, site: str = ""):
         super().__init__(config, site)
         self.threshold = nn.Parameter(torch.zeros(config.d_sae))
+        self.bandwidth = _BANDWIDTH / config.d_in**0.5 if config.bandwidth is None else config.bandwidth
         self.l0_weight, self.base_weight, self.mean_l0, self.progress = 0.0, 0.01 / config.target_l0, 0.0, 0.0
         self.centre = config.target_l0
         self.lead = 0.0  # of the quadratic's centre on the target, as a share of it
+        self.revival = Revival(config.d_sae, config.revive_after) if config.revive_after is not None else None
+        self.start: Start | None = None
         self.rates = {"threshold": config.threshold_rate}
 
     def encode(self, x: Tensor) -> Tensor:
@@ -147,8 +159,8 @@ class JumpReLUSAE(SAE):
     def losses(self, x: Acts) -> dict[str, Scalar]:
         """Squared error per token, the weighted penalty on L0 and, if asked for, on frequencies."""
         pre = self.pre_activations(x)
-        latents = Jump.apply(pre, self.threshold, self.config.bandwidth)
-        fires = Gate.apply(pre, self.threshold, self.config.bandwidth)
+        latents = Jump.apply(pre, self.threshold, self.bandwidth)
+        fires = Gate.apply(pre, self.threshold, self.bandwidth)
         return self.errors(latents, x) | self.penalties(fires.sum(1), fires.mean(0))
 
     def penalties(self, l0: Float[Tensor, " tok"], frequency: Float[Tensor, " d_sae"]) -> dict[str, Scalar]:
@@ -185,7 +197,7 @@ class JumpReLUSAE(SAE):
         kth = max(1, round(share * len(sample)))
         for start in range(0, c.d_sae, 1024):  # a slice of latents at a time: the sample times all latents may be large
             pre = sample @ self.W_enc[:, start : start + 1024]
-            self.threshold[start : start + 1024] = pre.topk(kth, dim=0).values[-1].clamp_min(c.bandwidth / 2)
+            self.threshold[start : start + 1024] = pre.topk(kth, dim=0).values[-1].clamp_min(self.bandwidth / 2)
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -207,7 +219,17 @@ class JumpReLUSAE(SAE):
         if self.config.threshold_form == "log" and self.threshold.grad is not None:
             self.threshold.exp_()
         self.threshold.clamp_min_(0.0)
+        if self.start is not None:
+            start_anew(self.start, self.W_enc, self.b_enc, self.W_dec, self.threshold)
+            self.start = None
         self._control(l0, progress)
+
+    def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None:
+        """Called by an engine that knows what its batch's reconstruction was wrong by, x_hat - x times any positive number;
+        silent latents may then start anew after the step."""
+        if self.revival is not None:
+            share = self.config.target_l0 / self.d_sae
+            self.start = self.revival.observe(x, surplus, fired, share, self.progress)
 
     def _control(self, l0: float, progress: float) -> None:
         """Set the weight of the penalty for the next step.
@@ -236,11 +258,14 @@ class JumpReLUSAE(SAE):
         self.l0_weight = self.base_weight * math.exp(off)
 
     def training_state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _STATE}
+        revival = {"revival": self.revival.state()} if self.revival else {}
+        return {name: getattr(self, name) for name in _STATE} | revival
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         for name in _STATE:
             setattr(self, name, state[name])
+        if self.revival:
+            self.revival.load_state(state["revival"])
 
     def watched(self) -> dict[str, float]:
         centre = {"l0_centre": self.centre} if self.config.penalty == "quadratic" else {}

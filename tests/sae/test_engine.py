@@ -148,7 +148,7 @@ def halves(sae: JumpReLUSAE) -> list[JumpReLUSAE]:
             d_in=sae.d_in,
             d_sae=middle,
             target_l0=sae.config.target_l0,
-            bandwidth=sae.config.bandwidth,
+            bandwidth=sae.bandwidth,
             penalty=sae.config.penalty,
             frequency_scale=sae.config.frequency_scale,
         )

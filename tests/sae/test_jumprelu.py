@@ -99,9 +99,61 @@ def test_a_fixed_weight_rises_linearly_and_stays():
     assert seen == pytest.approx([0.125, 0.25, 0.375, *[0.5] * 7])
 
 
+def paid(sae: JumpReLUSAE, l0: list[float], frequency: list[float]) -> dict[str, float]:
+    return {name: term.item() for name, term in sae.penalties(torch.tensor(l0), torch.tensor(frequency)).items()}
+
+
+def test_the_quadratic_penalty_is_twice_the_squared_distance_over_the_target_token_by_token():
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=16, target_l0=4.0, penalty="quadratic"))
+    sae.l0_weight = 0.5
+    assert paid(sae, [4.0, 4.0], [0.0])["sparsity"] == 0
+    assert paid(sae, [2.0, 6.0], [0.0])["sparsity"] == pytest.approx(0.5 * 2 / 4 * 4)  # though their mean is the target
+    assert sae.price(torch.tensor([2.0, 6.0])).tolist() == pytest.approx([-1.0, 1.0])  # 0.5 * 2 / 4 * 2 * (-2 and 2)
+
+
+def test_a_latent_that_always_fires_pays_for_its_frequency_and_a_rare_one_hardly():
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=3, target_l0=1.0, frequency_scale=0.1))
+    sae.l0_weight = 0.5
+    assert paid(sae, [1.0], [1.0, 0.1, 0.01]) == pytest.approx({"sparsity": 0.5, "frequency": 0.5 * (1 + 0.01 + 0.0001) / 0.1})
+    assert sae.surcharge(torch.tensor([1.0, 0.1])).tolist() == pytest.approx([10.0, 1.0])
+
+
+def test_the_quadratics_centre_moves_below_the_target_while_l0_lies_above_it():
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=64, target_l0=10.0, penalty="quadratic", anneal=0.0))
+    for step in range(1, 11):
+        sae.after_step(12.0, step / 10)
+    assert sae.centre < 10.0
+    assert sae.watched()["l0_centre"] == sae.centre
+
+
+def test_a_threshold_in_logarithms_is_moved_in_them_and_stays_positive():
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=2, target_l0=1.0, threshold_form="log"))
+    with torch.no_grad():
+        sae.threshold.copy_(torch.tensor([0.5, 0.001]))
+    sae.threshold.grad = torch.tensor([3.0, 3.0])
+    sae.W_dec.data.fill_(1.0)
+    sae.before_step()
+    assert sae.threshold.grad.tolist() == pytest.approx([1.5, 0.003])  # d/d log t = t d/dt
+    with torch.no_grad():
+        sae.threshold.sub_(0.1)  # what an optimiser would do
+    sae.after_step(1.0, 0.1)
+    assert sae.threshold.tolist() == pytest.approx([0.5 * 0.904837, 0.001 * 0.904837])
+
+
+def test_rows_start_at_the_norm_and_thresholds_at_the_value_asked_for():
+    sample = torch.randn(100, 16, generator=torch.Generator().manual_seed(1)) / 4
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=16, d_sae=64, decoder="free", start_norm=0.1, start_threshold=0.001))
+    sae.initialise(sample)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((64,), 0.1))
+    assert sae.threshold.tolist() == pytest.approx([0.001] * 64)
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"target_l0": 0.0}, {"target_l0": 65.0}, {"bandwidth": 0.0}, {"d_sae": 0}, {"start_l0": 0.5}, {"l0_weight": -1.0}],
+    [
+        *({"target_l0": 0.0}, {"target_l0": 65.0}, {"bandwidth": 0.0}, {"d_sae": 0}, {"start_l0": 0.5}, {"l0_weight": -1.0}),
+        *({"start_norm": 0.1}, {"frequency_scale": 0.0}, {"start_threshold": 0.0}),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigError):

@@ -27,12 +27,13 @@ tests/benchmarks). On a GPU dense matrices are, at the widths that fit one."""
 
 @dataclass
 class Seen:
-    """Sums over a batch, on its device: squared error, L0 of each token, tokens per latent, candidates."""
+    """Sums over a batch, on its device: squared error, L0 of each token, tokens per latent, candidates; and u."""
 
     squares: Tensor
     l0: Tensor
     fired: Tensor
     candidates: Tensor
+    u: Acts
 
 
 class JumpReLUEngine:
@@ -64,6 +65,8 @@ class JumpReLUEngine:
         few = self.share is not None and self.share < SPARSE_BELOW and x.device.type == "cpu"
         seen = (self._sparse if few else self._dense)(x)
         l0 = seen.l0.to(x.dtype)
+        if self.reduce is None and self.average is None:
+            sae.observe(x, seen.u, seen.fired)
         terms = sae.penalties(l0, self._frequency(seen.fired, n))
         numbers = torch.stack(
             [seen.squares, l0.sum().double(), seen.candidates.double(), *(t.double() for t in terms.values())]
@@ -91,7 +94,7 @@ class JumpReLUEngine:
         """From sums over each latent's window: of h, of the tokens' prices, and of ones."""
         sae = self.sae
         paid = prices + sae.surcharge(self._frequency(fired, n)) * near
-        sae.threshold.grad = -(sae.threshold * at_threshold + paid / n) / sae.config.bandwidth
+        sae.threshold.grad = -(sae.threshold * at_threshold + paid / n) / sae.bandwidth
 
     def _dense(self, x: Acts) -> Seen:
         sae, n, dtype = self.sae, len(x), x.dtype
@@ -101,15 +104,15 @@ class JumpReLUEngine:
         candidates = torch.zeros((), dtype=torch.long, device=x.device)
         fired = torch.zeros(sae.d_sae, dtype=torch.long, device=x.device)
         at_threshold, prices, in_windows = (torch.zeros_like(sae.threshold) for _ in range(3))
-        l0s = []
-        for part in x.split(self.rows):
+        l0s, residuals = [], self.workspace.take("residual", *x.shape, dtype=dtype)
+        for part, into_part in zip(x.split(self.rows), residuals.split(self.rows), strict=True):
             shape = (len(part), sae.d_sae)
             pre = torch.addmm(sae.b_enc, part, sae.W_enc, out=self.workspace.take("pre", *shape, dtype=dtype))
             fires = pre > sae.threshold
-            near = in_window(pre, sae.threshold, sae.config.bandwidth)
+            near = in_window(pre, sae.threshold, sae.bandwidth)
             latents = pre.mul_(fires)
-            partial = torch.mm(latents, sae.W_dec, out=self.workspace.take("residual", *part.shape, dtype=dtype))
-            residual = self._summed(partial).add_(sae.b_dec).sub_(part)
+            partial = torch.mm(latents, sae.W_dec, out=into_part)
+            residual = torch.sub(self._summed(partial).add_(sae.b_dec), part, out=into_part)
             l0s.append(self._summed(fires.sum(1).to(dtype)))
             squares += torch.linalg.vector_norm(residual, dtype=torch.float64).square()
             u = residual.mul_(2 / n)
@@ -130,7 +133,7 @@ class JumpReLUEngine:
         if not isinstance(price := sae.price(l0), Tensor):
             prices = price * in_windows
         self._set_threshold(at_threshold, prices, in_windows, fired, n)
-        return Seen(squares, l0, fired, candidates)
+        return Seen(squares, l0, fired, candidates, residuals)
 
     def _sparse(self, x: Acts) -> Seen:
         sae, n, d_sae = self.sae, len(x), self.sae.d_sae
@@ -139,7 +142,7 @@ class JumpReLUEngine:
         latents, tokens, pre = find(self.screen, x, sae)
         threshold = sae.threshold.index_select(0, latents)
         at = (pre > threshold).nonzero().squeeze(1)
-        near = in_window(pre, threshold, sae.config.bandwidth).nonzero().squeeze(1)
+        near = in_window(pre, threshold, sae.bandwidth).nonzero().squeeze(1)
         fires, on, values = latents.index_select(0, at), tokens.index_select(0, at), pre.index_select(0, at)
         u, squares, l0 = self._residual(x, fires, on, values)
         u.mul_(2 / n)
@@ -155,7 +158,7 @@ class JumpReLUEngine:
         else:
             prices = price * in_windows
         self._set_threshold(sums(h.index_select(0, near), inside, d_sae), prices, in_windows, fired, n)
-        return Seen(squares, l0, fired, torch.tensor(len(latents), device=x.device))
+        return Seen(squares, l0, fired, torch.tensor(len(latents), device=x.device), u)
 
     def _residual(self, x: Acts, fires: Tensor, on: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_hat - x in the workspace, its sum of squares, and L0 of each token."""

@@ -18,7 +18,7 @@ def find(screen: Screen, x: Acts, sae: JumpReLUSAE) -> tuple[Tensor, Tensor, Ten
     The pre-activations are dot products in the dictionary's own precision, and what does not reach the window is dropped,
     so the result depends in no way on the screen's rounding.
     """
-    lowest = sae.threshold - sae.config.bandwidth / 2
+    lowest = sae.threshold - sae.bandwidth / 2
     flat = screen.candidates(x, sae.W_enc.T, lowest - sae.b_enc)
     tokens = (flat // sae.d_sae).int()
     latents, order = torch.sort((flat % sae.d_sae).int(), stable=True)
