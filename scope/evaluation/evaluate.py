@@ -21,6 +21,9 @@ from scope.shapes import Mask, Tokens
 
 OnProgress = Callable[[int, int, dict], None]
 
+OUTLIER_TIMES = 10.0
+"""A counted token whose norm is above so many medians is an outlier: counted, and FVU is given without it too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -175,9 +178,11 @@ class _Run:
         self.counts = torch.zeros(self.sae.d_sae, dtype=torch.long)
         self.all_x: Sums | None = None
         self.all_l0 = 0
+        norms = []
         for tokens in self.batches:
             x, mask, _ = self._record(tokens, self.model.layers_for([self.site]))
             self.moments.add(x[mask])
+            norms.append(x[mask].norm(dim=1).cpu())
             latents = self.sae.encode(x[mask])
             self.counts += (latents > 0).sum(0).cpu()
             everything = x[self._real(tokens)]
@@ -189,6 +194,8 @@ class _Run:
             self._tick(len(tokens))
         if self.moments.n < 2:
             raise ConfigError("No token counts: all are at position 0 or special.")
+        self.outlier_above = OUTLIER_TIMES * torch.cat(norms).median().item()
+        self.ordinary = Sums(self.moments.mean.to(self.model.device))
 
     def _arms(self) -> list[_Arm]:
         m, mean = self.moments, self.moments.mean.to(self.model.device)
@@ -219,6 +226,9 @@ class _Run:
             errors[mask] = (flat - x_hat).double().square().sum(1)
             arm.error += list(errors.sum(1).cpu())
             if arm.name == "sae":
+                usual = flat.norm(dim=1) <= self.outlier_above
+                if usual.any():
+                    self.ordinary.add(flat[usual], x_hat[usual])
                 firing = torch.zeros_like(mask, dtype=torch.long)
                 firing[mask] = l0(self.sae.encode(flat))
                 self.l0s += [row[kept].cpu() for row, kept in zip(firing, mask, strict=True)]
@@ -263,6 +273,12 @@ class _Run:
         arms["sae"]["interval"]["l0"] = bootstrap(by_context, n, c.seed, c.resamples)
         assert self.all_x is not None
         arms["sae"]["with_bos"] = {"fvu": self.all_x.result()["fvu"], "l0": self.all_l0 / self.all_x.n}
+        arms["sae"]["without_outliers"] = {
+            "fvu": self.ordinary.result()["fvu"],
+            "left_out": int(n.sum()) - self.ordinary.n,
+            "rule": f"norm > {OUTLIER_TIMES:g} x the median of the counted tokens",
+            "above": self.outlier_above,
+        }
         if c.nulls:
             arms["pca"]["l0"] = float(next(a.replace.k for a in self.arms if a.name == "pca"))
             arms["random"]["l0"] = self._random_l0()
@@ -333,6 +349,12 @@ def _notes(arms: dict[str, dict[str, Any]], latents: dict[str, Any], sae: SAE) -
         notes.append(f"Reconstructions are {bias or 0:.2f} times as long as they should be: is a scale missing?")
     if own["with_bos"]["fvu"] > 2 * own["fvu"] + 0.05:
         notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not made for <bos>.")
+    usual = own["without_outliers"]
+    if usual["left_out"] and not 0.9 < usual["fvu"] / max(own["fvu"], 1e-12) < 1.1:
+        notes.append(
+            f"{usual['left_out']} counted tokens have a {usual['rule']}: FVU is {own['fvu']:.3f} with them and "
+            f"{usual['fvu']:.3f} without."
+        )
     said = sae.provenance.get("training") or {}
     for name, now in (("l0", own["l0"]), ("fvu", own["fvu"])):
         then = said.get(name)

@@ -57,6 +57,27 @@ def test_losses_are_those_of_the_model_run_by_hand(tiny_model, tokens, site):
     assert evaluation["l0"] == pytest.approx((sae.encode(x) > 0).sum(1).float().mean().item())
 
 
+def test_p2_a_token_of_huge_norm_in_the_middle_is_counted_and_the_fvu_without_it_stands_beside(tiny_model, tokens):
+    with torch.no_grad():
+        tokens[0, 7] = 300
+        tokens[tokens == 300] = 301
+        tokens[0, 7] = 300
+        tiny_model.embed.weight[300] *= 200
+    sae = perfect("blocks.0.hook_resid_pre")
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
+    x = tiny_model.record(tokens, ["blocks.0.hook_resid_pre"])["blocks.0.hook_resid_pre"][:, 1:].flatten(0, 1)
+    usual = x[x.norm(dim=1) <= 10 * x.norm(dim=1).median()]
+    assert len(usual) == len(x) - 1
+    without = evaluation["without_outliers"]
+    assert without["left_out"] == 1
+    assert without["fvu"] == pytest.approx(fvu(usual, sae(usual)).item(), rel=1e-4)
+    assert evaluation["fvu"] == pytest.approx(fvu(x, sae(x)).item(), rel=1e-4)
+    assert evaluation["fvu"] < without["fvu"] / 2
+    assert any("1 counted tokens have a norm > 10 x the median" in note for note in evaluation.notes)
+
+
 def test_p41_a_dictionary_that_is_no_better_than_chance_is_said_to_be(tiny_model, tokens):
     sae = perfect()
     generator = torch.Generator().manual_seed(5)
