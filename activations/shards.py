@@ -7,6 +7,12 @@
     sums/SITE                            [segment]           XXH3 of every `segment_rows` rows of acts/SITE (once CRC-32)
     document_names                       [byte]              JSON list of the documents that start here
 
+There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks it
+on rows as computed: on the bundled model (width 256, 250 steps, two seeds) the FVU was 0.2115 and 0.2148 with bfloat16 where
+float32 gave 0.2114 and 0.2148; int8 with a scale per 64 values gave 0.2114 and 0.2147, all far within what a seed changes. So
+bfloat16 is the default. int8 would halve the disk again, but its rounding takes longer than writing the bytes that it saves,
+and it has not been shown to be harmless where a few dimensions are huge, as in wide models.
+
 The file is an ordinary HDF5 file. `sealed.py` reads it. While rows are rounded, measured and summed, the ones before them are
 written by a thread, which has the disk begin at once; at most 64 MiB, or one batch if that is more, wait for it.
 """
