@@ -1,6 +1,8 @@
 """Edits at work: installed as hooks, and counted while they act."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from scope.errors import EditError
 from scope.models.gemma.model import Gemma
-from scope.models.hooks import HookPoint
+from scope.models.hooks import HookPoint, RunState
 from scope.sae.base import SAE
 from scope.steering.controls import random_frame
 from scope.steering.interventions import Direction
@@ -72,21 +74,15 @@ class _SiteEdits:
         )
         conditions = [e.edit.when.latent for e in edits if e.edit.when]
         self.conditions = LatentReader(sae, conditions) if conditions else None
-        self.steps: list[Tensor] = []  # per step [row]: seen, edited, sum of norms, largest norm
-        self.per_edit: list[Tensor] = []  # per step [edit]: in the rule, condition held, reading above 0, acted
+        self.steps: list[_Step] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
-        mine, run = x[self.rows].float(), hook.run
-        coefficients, told = self._coefficients(mine, run)
-        delta = coefficients @ self.write
-        norms = delta.norm(dim=-1)
-        seen = EVERYWHERE.mask(run, self.bos, self.eos)[self.rows]
-        edited = norms > 0
-        self.steps.append(torch.stack([seen.sum(1).float(), edited.sum(1).float(), norms.sum(1), norms.amax(1)]))
-        self.per_edit.append(told)
-        changed = (mine + delta).to(x.dtype)
-        if not torch.isfinite(norms).all() or not torch.isfinite(changed).all():
+        mine = x[self.rows].float()
+        step = self._step(mine, hook.run)
+        self.steps.append(step)
+        changed = (mine + step.coefficients @ self.write).to(x.dtype)
+        if not torch.isfinite(changed).all():
             raise EditError(
                 f"The edit at {self.site} makes numbers that are not finite in {str(x.dtype).removeprefix('torch.')}. "
                 "Lower its strength (0.5 is half the site's typical norm), or load the model in float32."
@@ -97,19 +93,21 @@ class _SiteEdits:
         x[self.rows] = changed
         return x
 
-    def _coefficients(self, x: Tensor, run) -> tuple[Tensor, Tensor]:
-        """[row pos edit] of what is added, zero outside an edit's positions; and the counts that go into the report."""
+    def _step(self, x: Tensor, run: RunState) -> "_Step":
+        """[row pos edit] of what is added, zero outside an edit's positions, and what the report is counted from later: a
+        generation should not wait for its bookkeeping."""
         needs_latents = self.reader is not None and any(
             e.edit.reads == "activation" and not p for e, p in zip(self.edits, self.projected, strict=True)
         )
         latents = self.reader(x) if needs_latents else None
         held = self.conditions(x) if self.conditions else None
-        columns, told, masks, n_latent, n_when = [], [], {}, 0, 0
+        columns, readings, rules, masks, known, n_latent, n_when = [], [], [], [], {}, 0, 0
         for i, (resolved, projected) in enumerate(zip(self.edits, self.projected, strict=True)):
             edit = resolved.edit
-            if edit.positions not in masks:
-                masks[edit.positions] = edit.positions.mask(run, self.bos, self.eos, self.special)[self.rows]
-            mask = in_rule = masks[edit.positions]
+            if edit.positions not in known:
+                known[edit.positions] = edit.positions.mask(run, self.bos, self.eos, self.special)[self.rows]
+            mask = known[edit.positions]
+            rules.append(mask)
             reading = x @ self.probe[i] if projected else x.new_zeros(x.shape[:2])
             if not isinstance(edit.latent, Direction):
                 if not projected and latents is not None:
@@ -118,12 +116,32 @@ class _SiteEdits:
             if edit.when:
                 mask = mask & (held[..., n_when] > edit.when.above)
                 n_when += 1
-            column = torch.where(mask, edit.coefficient(reading, resolved.amount), 0.0)
-            columns.append(column)
-            told.append(torch.stack([in_rule.sum(), mask.sum(), (mask & (reading > 0)).sum(), (column != 0).sum()]))
-        return torch.stack(columns, -1), torch.stack(told)
+            columns.append(torch.where(mask, edit.coefficient(reading, resolved.amount), 0.0))
+            readings.append(reading)
+            masks.append(mask)
+        return _Step(copy(run), torch.stack(columns, -1), readings, rules, masks)
 
     def tally(self) -> dict[str, Any]:
-        steps = torch.stack(self.steps).cpu() if self.steps else torch.zeros(0, 4, 0)
-        counts = torch.stack(self.per_edit).sum(0).cpu() if self.per_edit else torch.zeros(len(self.edits), 4)
-        return {"site": self.site, "rho": self.rho, "steps": steps, "edits": self.edits, "counts": counts.tolist()}
+        """What a `Report` is made of: per step [row] seen, edited, sum of norms, largest norm; per edit the counts."""
+        steps, counts = [], torch.zeros(len(self.edits), 4)
+        for step in self.steps:
+            norms = (step.coefficients @ self.write).norm(dim=-1)
+            seen = EVERYWHERE.mask(step.run, self.bos, self.eos)[self.rows]
+            steps.append(torch.stack([seen.sum(1).float(), (norms > 0).sum(1).float(), norms.sum(1), norms.amax(1)]))
+            for i, (rule, mask, reading) in enumerate(zip(step.rules, step.masks, step.readings, strict=True)):
+                acted = step.coefficients[..., i] != 0
+                found = [rule.sum(), mask.sum(), (mask & (reading > 0)).sum(), acted.sum()]
+                counts[i] += torch.stack(found).cpu()
+        told = torch.stack(steps).cpu() if steps else torch.zeros(0, 4, 0)
+        return {"site": self.site, "rho": self.rho, "steps": told, "edits": self.edits, "counts": counts.tolist()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What one call saw and did: the coefficients, and per edit its reading, its rule, and where its condition held too."""
+
+    run: RunState
+    coefficients: Tensor
+    readings: list[Tensor]
+    rules: list[Tensor]
+    masks: list[Tensor]
