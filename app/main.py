@@ -31,6 +31,7 @@ page = st.navigation(
         st.Page("views/overview.py", title="Overview", default=True),
         st.Page("views/features.py", title="Features", url_path="features"),
         st.Page("views/feature.py", title="Feature", url_path="feature"),
+        st.Page("views/prompt.py", title="Prompt", url_path="prompt"),
         st.Page("views/steer.py", title="Steer", url_path="steer"),
         st.Page("views/health.py", title="Health", url_path="health"),
     ],
@@ -41,8 +42,10 @@ try:
         sidebar()
         status = st.empty()
     status.caption(model_status())
-    page.run()
-    status.caption(model_status())  # the page may have loaded it
+    try:
+        page.run()
+    finally:
+        status.caption(model_status())  # the page may have loaded it
 except ScopeError as refusal:
     what, _, way_out = str(refusal).partition("\n")
     st.error(plain(what), icon=":material/error:")

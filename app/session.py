@@ -22,6 +22,7 @@ PAGES = {
     "overview": "views/overview.py",
     "features": "views/features.py",
     "feature": "views/feature.py",
+    "prompt": "views/prompt.py",
     "steer": "views/steer.py",
     "health": "views/health.py",
 }

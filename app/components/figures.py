@@ -148,6 +148,25 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
     return np.sort(np.argpartition(keys, most)[:most])
 
 
+def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labels: Sequence[str]) -> go.Figure:
+    """Latents by tokens, 0 to 1; the name of each latent stands at its row, its label under the pointer."""
+    heat = {
+        "type": "heatmap",
+        "z": shares,
+        "zmin": 0,
+        "zmax": 1,
+        "colorscale": [[0, "rgba(207,122,0,0.0)"], [0.02, "rgba(207,122,0,0.25)"], [1, MARK]],
+        "showscale": False,
+        "customdata": [[_literal(show_line(label))] * len(tokens) for label in labels],
+        "hovertemplate": "%{customdata}<br>%{z:.0%} of its maximum<extra></extra>",
+        "xgap": 1,
+        "ygap": 1,
+    }
+    x = {"tickvals": list(range(len(tokens))), "ticktext": [_literal(t) for t in tokens], "tickangle": -60, "showgrid": False}
+    y = {"tickvals": list(range(len(names))), "ticktext": list(names), "autorange": "reversed", "showgrid": False}
+    return _figure(heat, 110 + 20 * max(len(names), 1), x, y)
+
+
 def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> go.Figure:
     """One line a pack, over tokens."""
     traces = [

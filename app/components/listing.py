@@ -145,3 +145,10 @@ def csv(table: pd.DataFrame) -> bytes:
     for column in ("label", "label_source", "top_token", "promotes", "suppresses", "flags"):
         texts[column] = [csv_cell(show_line(text, 10_000)) for text in texts[column]]
     return texts.to_csv(index_label="id").encode("utf-8")
+
+
+def frame_csv(rows: pd.DataFrame) -> bytes:
+    """Any table as CSV; no cell can be run as a formula."""
+    texts = rows.select_dtypes(exclude="number").columns
+    safe = rows.assign(**{name: [csv_cell(show_line(str(text), 10_000)) for text in rows[name]] for name in texts})
+    return safe.to_csv(index_label=rows.index.name or "id").encode("utf-8")

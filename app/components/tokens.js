@@ -14,12 +14,16 @@ function strip(row, index, options, setTriggerValue) {
   text.setAttribute("aria-label", "tokens; arrow keys tell the value of each");
   const told = element("span", "told");
   told.setAttribute("aria-live", "polite");
-  const spans = row.cells.map(([glyphs, step, value, marks, breaks]) => {
+  const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
     const made = element("span", "tok", glyphs);
     if (step) made.classList.add("s" + step);
     if (marks.includes("p")) made.classList.add("peak");
     if (marks.includes("d")) made.classList.add("steered");
     if (value) made.title = value;
+    if (options.pick) {
+      made.classList.add("pickable");
+      made.addEventListener("click", () => setTriggerValue("picked", start));
+    }
     text.append(made);
     if (options.breaks) for (let n = 0; n < breaks; n++) text.append(document.createElement("br"));
     return made;
@@ -39,6 +43,11 @@ function strip(row, index, options, setTriggerValue) {
   text.addEventListener("pointerleave", () => tell(-1));
   text.addEventListener("blur", () => tell(-1));
   text.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && options.pick && here >= 0) {
+      event.preventDefault();
+      setTriggerValue("picked", row.cells[here][5]);
+      return;
+    }
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!move) return;
     event.preventDefault();

@@ -56,7 +56,7 @@ def row(
         high = max((float(v) for v in values[start:stop]), default=0.0)
         marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
         breaks = text.count("\n")
-        cells.append([show(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks])
+        cells.append([show(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start])
     return {"cells": cells, "value": value, "notes": [show(note) for note in notes]}
 
 
@@ -77,9 +77,16 @@ def example_row(example: Example, largest: float, window: int, unit: str = "") -
 
 
 def strips(
-    rows: list[dict[str, Any]], *, key: str, breaks: bool = False, action: str = "", on_action: Callable[[], None] | None = None
+    rows: list[dict[str, Any]],
+    *,
+    key: str,
+    breaks: bool = False,
+    action: str = "",
+    on_action: Callable[[], None] | None = None,
+    pick: bool = False,
 ) -> int | None:
-    """Draw strips; the number of the row whose `action` button was pressed in this run, else None.
+    """Draw strips; the number of the row whose `action` button was pressed in this run, or with `pick` the number of the
+    token that was clicked, else None.
 
     Args:
         breaks: begin a new line where a token holds a line break, besides showing its glyph.
@@ -87,7 +94,7 @@ def strips(
     """
     done = _mount(
         key=key,
-        data={"rows": rows, "breaks": breaks, "action": action},
+        data={"rows": rows, "breaks": breaks, "action": action, "pick": pick},
         on_picked_change=on_action or (lambda: None),
     )
     return None if done.picked is None else int(done.picked)

@@ -9,12 +9,11 @@ import torch
 
 from scope.errors import PackError, TokensError
 from scope.features.collect import weights_hash
+from scope.features.prompt import ranked
 from scope.features.text import escape, show, strip_html, strip_text
 
 if TYPE_CHECKING:
     from scope.features.store import FeatureStore
-
-ORDERS = ("surprise", "value", "share")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +27,10 @@ class TokenView:
     """float32 [pos d_sae]."""
     fvu: float
     """Squared error of the reconstruction over the squared distance from b_dec, both summed over this text's tokens."""
+    counted: np.ndarray
+    """[pos] False at control tokens."""
+    fvu_at: np.ndarray
+    """[pos] the same ratio token by token, NaN at control tokens."""
 
     def values(self, latent: int) -> np.ndarray:
         """A latent's activation at every token."""
@@ -40,22 +43,7 @@ class TokenView:
         value     activation
         share     activation / the latent's maximum in the pack
         """
-        if by not in ORDERS:
-            raise PackError(f"Latents cannot be ranked by {by!r}; there are {', '.join(ORDERS)}.")
-        values = self.latents.max(0) if position is None else self.latents[position]
-        fired, table = np.flatnonzero(values > 0), self.store.table
-        rows = pd.DataFrame({"value": values[fired]}, index=pd.Index(fired, name="id"))
-        rows["share"] = rows["value"] / np.maximum(table["max"].to_numpy()[fired], 1e-12)
-        rows["token"] = [self.pieces[int(self.latents[:, f].argmax()) if position is None else position] for f in fired]
-        if by == "surprise":
-            rows["surprise"] = [self._surprise(int(f), float(values[f])) for f in fired]
-        rows["label"] = table["label"].to_numpy()[fired]
-        return rows.sort_values(by, ascending=False, kind="stable").head(k)
-
-    def _surprise(self, latent: int, value: float) -> float:
-        feature = self.store[latent]
-        stronger = (1 - feature.quantile(value)) * feature.row["count"]
-        return float(np.log10(max(self.store.n_tokens, 1) / max(stronger, 0.5)))
+        return ranked(self, position, by, k, dense=True)
 
     def strip(self, latent: int) -> str:
         """The text as HTML, coloured by one latent."""
@@ -113,7 +101,17 @@ def read(store: "FeatureStore", text: str, model, sae) -> TokenView:
     special = set(model.tokenizer.special_ids)
     counted = torch.tensor([int(i) not in special for i in tokens[0]], device=latents.device)
     x, x_hat = acts[counted], sae.decode(latents[counted])
-    spread = (x - sae.b_dec).square().sum()
-    fvu = float((x - x_hat).square().sum() / spread) if len(x) and spread > 0 else float("nan")
+    spread, error = (x - sae.b_dec).square().sum(-1), (x - x_hat).square().sum(-1)
+    fvu = float(error.sum() / spread.sum()) if len(x) and spread.sum() > 0 else float("nan")
+    fvu_at = torch.full(counted.shape, float("nan"), device=x.device)
+    fvu_at[counted] = error / spread.clamp_min(1e-30)
     latents = torch.where(counted[:, None], latents, 0.0)
-    return TokenView(store, tokens[0].tolist(), model.to_str_tokens(tokens[0]), latents.float().cpu().numpy(), fvu)
+    return TokenView(
+        store,
+        tokens[0].tolist(),
+        model.to_str_tokens(tokens[0]),
+        latents.float().cpu().numpy(),
+        fvu,
+        counted.cpu().numpy(),
+        fvu_at.cpu().numpy(),
+    )

@@ -1,0 +1,83 @@
+"""The Prompt page on a real pack of a tiny model."""
+
+import json
+
+import pytest
+
+from scope.features.prompt import compared, ranked
+from scope.features.store import FeatureStore
+from scope.models.load import load_model
+from scope.sae.files import load_sae
+from tests.app.conftest import said
+from tests.conftest import random_gemma
+from tests.labs import make_lab
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
+    return make_lab(tmp_path_factory.mktemp("prompt") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
+
+
+@pytest.fixture
+def page(open_app, folder):
+    def opened(**params):
+        at = open_app("prompt", packs=[folder / "pack"], **params)
+        at.default_timeout = 120
+        return at
+
+    return opened
+
+
+@pytest.fixture(scope="module")
+def read(folder):
+    store = FeatureStore.open(folder / "pack")
+    model, sae = load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+    return lambda text: store.read(text, model, sae)
+
+
+def test_without_a_text_nothing_is_loaded(page):
+    at = page()
+    assert not at.exception
+    assert not at.dataframe
+    assert any("Nothing leaves this machine" in c.value for c in at.caption)
+
+
+def test_a_text_in_the_address_is_read_and_the_table_is_the_librarys(page, read):
+    at = page(text="the dog ran", dense="true")
+    assert not at.exception
+    wanted = ranked(read("the dog ran"), dense=True)
+    assert len(wanted)
+    table = next(frame.value for frame in at.dataframe if "surprise" in frame.value)
+    assert table["latent"].tolist() == wanted.index.tolist()
+    assert table["value"].tolist() == pytest.approx(wanted["value"].tolist())
+
+
+def test_hostile_text_is_shown_and_never_obeyed(page):
+    at = page(text="<img src=x onerror=alert(1)> the dog")
+    assert not at.exception
+    assert all("<img" not in m.value for m in [*at.markdown, *at.caption])
+    cells = [c for box in at.get("bidi_component") for row in json.loads(box.proto.json)["rows"] for c in row["cells"]]
+    assert any("<" in cell[0] for cell in cells)
+
+
+def test_two_texts_are_compared(page, read):
+    at = page(text="the dog ran", two="true", **{"with": "a cat sat"})
+    assert not at.exception
+    wanted = compared(read("the dog ran"), read("a cat sat"), k=40)
+    table = next(frame.value for frame in at.dataframe if "change" in frame.value)
+    assert table["latent"].tolist() == wanted.index.tolist()
+
+
+def test_an_attribution_adds_up_with_the_error_as_a_row(page):
+    at = page(text="the dog ran")
+    next(b for b in at.button if b.label == "Attribute").click()
+    at.run()
+    assert not at.exception
+    table = next(frame.value for frame in at.dataframe if "effect" in frame.value).set_index("part")["effect"]
+    assert {"error", "bias", "sum"} <= set(table.index)
+    assert table.drop("sum").sum() == pytest.approx(table["sum"], abs=1e-4)
+
+
+def test_a_text_longer_than_the_context_is_refused_with_the_limit(page):
+    at = page(text="the dog " * 60)
+    assert "context" in said(at)
