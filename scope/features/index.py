@@ -25,6 +25,17 @@ class Index:
         self._orders: dict[str, np.ndarray] = {}
         self._pieces: dict[str, Pieces] = {}
 
+    def renewed(self, table: pd.DataFrame, changed: Sequence[str]) -> "Index":
+        """The index of a table that differs from this one's in some columns (not the flags); what is known of the others stays."""
+        new = Index(table)
+        with self._lock:
+            new._columns = {name: values for name, values in self._columns.items() if name not in changed}
+            new._orders = {key: order for key, order in self._orders.items() if key.rsplit(" ", 1)[0] not in changed}
+            new._pieces = {name: pieces for name, pieces in self._pieces.items() if name not in changed}
+            if "bits" in self.__dict__:
+                new.bits = self.bits
+        return new
+
     def column(self, name: str) -> np.ndarray:
         """A column of numbers as float64."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""What people and models say of a pack's latents: labels with their source and score, notes, stars, guesses.
+"""What people and models say of a pack's latents: labels with their source and score, notes, stars, lists, guesses.
 
 One SQLite file in the pack, notes.sqlite, the only one that is written after the pack is made; write-ahead logging lets many
 read while one writes. It belongs to one dictionary: a pack made anew of the same dictionary takes it along, and one of
@@ -8,7 +8,7 @@ another dictionary refuses it, because its words would stand beside other latent
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,10 @@ CREATE TABLE IF NOT EXISTS notes (latent INTEGER PRIMARY KEY, text TEXT NOT NULL
 CREATE TABLE IF NOT EXISTS stars (latent INTEGER PRIMARY KEY, made REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS guesses (id INTEGER PRIMARY KEY, latent INTEGER NOT NULL, correct INTEGER NOT NULL,
     asked INTEGER NOT NULL, made REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS lists (name TEXT NOT NULL, latent INTEGER NOT NULL, made REAL NOT NULL, PRIMARY KEY (name, latent));
 """
+LONGEST_NAME = 80
+"""Characters of a list's name."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,19 @@ class Label:
     score: float | None
     detail: dict[str, Any]
     made: float
+
+
+@dataclass(frozen=True)
+class Said:
+    """Everything that was said of one latent."""
+
+    label: Label | None
+    note: str
+    starred: bool
+    lists: list[str]
+    """Names of the lists it is in, in order of the alphabet."""
+    guessed: tuple[int, int]
+    """(right answers, questions) of all guess games."""
 
 
 class Notes:
@@ -88,9 +104,7 @@ class Notes:
     def _labels(self, where: str = "", *values: Any) -> list[Label]:
         with self._open() as db:
             rows = [] if db is None else db.execute(f"SELECT * FROM labels {where}", values).fetchall()
-        return [
-            Label(latent, text, source, score, json.loads(detail), made) for latent, text, source, score, detail, made in rows
-        ]
+        return [_label(row) for row in rows]
 
     def set_label(
         self, latent: int, text: str, source: str, score: float | None = None, detail: dict[str, Any] | None = None
@@ -106,6 +120,19 @@ class Notes:
                 return
             row = (latent, text, source, score, json.dumps(detail or {}), time.time())
             db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    def about(self, latent: int) -> Said:
+        """All of one latent, in one reading of the file."""
+        with self._open() as db:
+            if db is None:
+                return Said(None, "", False, [], (0, 0))
+            label = db.execute("SELECT * FROM labels WHERE latent = ?", (latent,)).fetchone()
+            note = db.execute("SELECT text FROM notes WHERE latent = ?", (latent,)).fetchone()
+            star = db.execute("SELECT 1 FROM stars WHERE latent = ?", (latent,)).fetchone()
+            lists = db.execute("SELECT name FROM lists WHERE latent = ? ORDER BY name", (latent,)) if _listed(db) else []
+            lists = [name for (name,) in lists]
+            guesses = db.execute(_GUESSED, (latent,)).fetchone()
+        return Said(label and _label(label), note[0] if note else "", bool(star), lists, guesses)
 
     def note(self, latent: int) -> str:
         with self._open() as db:
@@ -141,14 +168,39 @@ class Notes:
         with self._open() as db:
             if db is None:
                 return 0, 0
-            query = "SELECT COALESCE(SUM(correct), 0), COALESCE(SUM(asked), 0) FROM guesses WHERE latent = ?"
-            return db.execute(query, (latent,)).fetchone()
+            return db.execute(_GUESSED, (latent,)).fetchone()
 
     def add_guess(self, latent: int, correct: int, asked: int) -> None:
         with self._open(write=True) as db:
             db.execute(
                 "INSERT INTO guesses (latent, correct, asked, made) VALUES (?, ?, ?, ?)", (latent, correct, asked, time.time())
             )
+
+    def lists(self) -> dict[str, list[int]]:
+        """Latents by the name of each list, in the order in which they were put there; a list without any is none."""
+        found: dict[str, list[int]] = {}
+        with self._open() as db:
+            rows = db.execute("SELECT name, latent FROM lists ORDER BY name, made, rowid") if db and _listed(db) else []
+            for name, latent in rows:
+                found.setdefault(name, []).append(latent)
+        return found
+
+    def add_to_list(self, name: str, latents: Iterable[int]) -> None:
+        """Put latents on a list, which is made by that; those that are there already stay where they are.
+
+        Raises:
+            PackError: a list without a name.
+        """
+        name = name.strip()[:LONGEST_NAME]
+        if not name:
+            raise PackError("A list needs a name.")
+        with self._open(write=True) as db:
+            rows = [(name, int(latent), time.time()) for latent in latents]
+            db.executemany("INSERT OR IGNORE INTO lists VALUES (?, ?, ?)", rows)
+
+    def take_from_list(self, name: str, latents: Iterable[int]) -> None:
+        with self._open(write=True) as db:
+            db.executemany("DELETE FROM lists WHERE name = ? AND latent = ?", [(name, int(latent)) for latent in latents])
 
     def version(self) -> int:
         """Grows with every writing, by whichever process; 0 before the first."""
@@ -165,4 +217,18 @@ class Notes:
         """Everything that people and models said, for an export."""
         labels = [asdict(label) for label in self._labels("ORDER BY latent")]
         notes = [{"latent": i, "text": text} for i, text in self.noted().items()]
-        return {"dictionary": self.dictionary, "labels": labels, "notes": notes, "stars": self.starred()}
+        said = {"labels": labels, "notes": notes, "stars": self.starred(), "lists": self.lists()}
+        return {"dictionary": self.dictionary, **said}
+
+
+_GUESSED = "SELECT COALESCE(SUM(correct), 0), COALESCE(SUM(asked), 0) FROM guesses WHERE latent = ?"
+
+
+def _label(row: tuple) -> Label:
+    latent, text, source, score, detail, made = row
+    return Label(latent, text, source, score, json.loads(detail), made)
+
+
+def _listed(db: sqlite3.Connection) -> bool:
+    """Whether the file knows of lists; those written before there were any do not."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lists'").fetchone() is not None

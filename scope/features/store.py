@@ -18,6 +18,10 @@ from scope.features.layout import FILES, RELATIONS, load_json, owner_of, read_ma
 from scope.features.notes import Notes
 
 
+_SPOKEN = ("label", "label_source", "label_score")
+"""Columns of the table that change when somebody labels a latent."""
+
+
 class FeatureStore:
     """All latents of one dictionary. `store[1208]` is a latent; `store.table` has a row for each.
 
@@ -74,20 +78,32 @@ class FeatureStore:
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with the labels that people and models gave in place of those that came with the pack."""
-        self._notes_read = self.notes.version()
-        for i, label in self.notes.labels().items():
-            if 0 <= i < len(table):
+        self._notes_read, self._own = self.notes.version(), table[list(_SPOKEN)]
+        self._said = self.notes.labels()
+        return table.assign(**self._spoken())
+
+    def _spoken(self) -> dict[str, np.ndarray]:
+        """The columns that labels change, with the labels in them."""
+        own = {column: self._own[column].to_numpy(object, copy=True) for column in _SPOKEN}
+        for i, label in self._said.items():
+            if 0 <= i < self.d_sae:
                 score = np.nan if label.score is None else label.score
-                for column, value in (("label", label.text), ("label_source", label.source), ("label_score", score)):
-                    table.iat[i, table.columns.get_loc(column)] = value
-        return table
+                own["label"][i], own["label_source"][i], own["label_score"][i] = label.text, label.source, score
+        return {**own, "label_score": own["label_score"].astype(np.float64)}
 
     def refresh(self) -> None:
-        """Read the table again if labels were written since, here or by another process."""
+        """Take in the labels that were written since, here or by another process."""
         with self._lock:
-            if "table" in self.__dict__ and self.notes.version() != self._notes_read:
-                del self.__dict__["table"]
-                self.__dict__.pop("index", None)
+            version = self.notes.version()
+            if "table" not in self.__dict__ or version == self._notes_read:
+                return
+            said = self.notes.labels()
+            self._notes_read = version
+            if said != self._said:  # a star or a note changes no table
+                self._said = said
+                self.table = self.table.assign(**self._spoken())
+                if "index" in self.__dict__:
+                    self.index = self.index.renewed(self.table, _SPOKEN)
 
     @cached_property
     def index(self) -> Index:

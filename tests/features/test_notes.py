@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from scope.errors import PackError
-from scope.features.notes import FILE, Notes
+from scope.features.notes import FILE, Notes, Said
 from scope.features.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
@@ -77,3 +77,56 @@ def test_a_damaged_file_is_named_with_the_way_out(pack):
     (pack.folder / FILE).write_bytes(b"not a database at all, and longer than a header would be" * 20)
     with pytest.raises(PackError, match="move it away"):
         Notes(pack.folder, "toy-dictionary").labels()
+
+
+def test_lists_keep_their_order_and_are_gone_with_their_last_latent(pack):
+    notes = pack.notes
+    notes.add_to_list("animals", [7, 1])
+    notes.add_to_list(" animals ", [3, 7])
+    notes.add_to_list("to look at", [1])
+    assert notes.lists() == {"animals": [7, 1, 3], "to look at": [1]}
+    assert notes.about(1).lists == ["animals", "to look at"]
+    notes.take_from_list("to look at", [1])
+    assert list(notes.lists()) == ["animals"]
+    with pytest.raises(PackError, match="needs a name"):
+        notes.add_to_list("  ", [1])
+
+
+def test_all_that_was_said_of_a_latent_is_read_at_once(pack):
+    notes = pack.notes
+    assert notes.about(4) == Said(None, "", False, [], (0, 0))
+    notes.set_label(4, "cats", "you", detail={"author": "ann"})
+    notes.set_note(4, "hm")
+    notes.set_star(4, True)
+    notes.add_guess(4, 8, 10)
+    said = notes.about(4)
+    assert (said.label.text, said.label.detail["author"], said.note, said.starred, said.guessed) == (
+        "cats",
+        "ann",
+        "hm",
+        True,
+        (8, 10),
+    )
+
+
+def test_a_file_from_before_there_were_lists_is_read(pack):
+    pack.notes.set_star(2, True)
+    with sqlite3.connect(pack.folder / FILE) as db:
+        db.execute("DROP TABLE lists")
+    assert pack.notes.lists() == {}
+    assert pack.notes.about(2).starred
+    pack.notes.add_to_list("new", [2])
+    assert pack.notes.lists() == {"new": [2]}
+
+
+def test_a_star_leaves_the_table_and_a_label_renews_only_what_it_changes(pack):
+    table, order = pack.table, pack.index.order("max")
+    pack.notes.set_star(1, True)
+    pack.refresh()
+    assert pack.table is table
+    pack.notes.set_label(1, "canines", "some-model", 0.9)
+    pack.refresh()
+    assert pack[1].label == "canines"
+    assert pack.index.order("max") is order
+    assert pack.index.column("label_score")[1] == 0.9
+    assert pack.find("canines").index.tolist() == [1]
