@@ -1,9 +1,10 @@
 """What the hooks of an arm counted while they acted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from scope.steering.resolve import Resolved
+from scope.steering.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -18,31 +19,35 @@ class Report:
     max_norm: float
     edits: list[dict[str, Any]]
     """Per edit: positions in its rule, where its condition held, where its reading was above 0, where it acted."""
+    edited_at: list[list[int]] = field(default_factory=list)
+    """Per row and step the positions that were edited. After the first step, which is the prompt, a step reads one token."""
 
     @classmethod
-    def of(cls, tallies: list[dict[str, Any]]) -> "Report":
-        """Sites together: a position edited at two sites counts once, as the larger of the sites' counts."""
-        steps = [t["steps"] for t in tallies]
-        edited = torch.stack([s[:, 1] for s in steps]).amax(0)
-        norms = sum(float(s[:, 2].sum()) / t["rho"] for s, t in zip(steps, tallies, strict=True))
-        n_edited = sum(float(s[:, 1].sum()) for s in steps)
+    def of(cls, tally: Tally, edits: list[list[Resolved]]) -> "Report":
+        """From what was counted at each site. A position edited at two sites is one position, and two lengths."""
         keys = ("in_rule", "condition_held", "active", "acted")
-        edits = [
-            {"edit": str(e.edit), "target": e.edit.target, "site": t["site"]}
-            | {k: int(v) for k, v in zip(keys, row, strict=True)}
-            for t in tallies
-            for e, row in zip(t["edits"], t["counts"], strict=True)
-        ]
+        told = []
+        for here, counts in zip(edits, tally.counts, strict=True):
+            for resolved, row in zip(here, counts, strict=True):
+                one = {"edit": str(resolved.edit), "target": resolved.edit.target, "site": resolved.site}
+                told.append(one | dict(zip(keys, row, strict=True)))
+        n_rows = max(map(len, tally.edited), default=0)
+        at = [[run[row] if row < len(run) else 0 for run in tally.edited] for row in range(n_rows)]
+        total, n_edited, largest = tally.norms
         return cls(
-            seen_per_step=[int(n) for n in steps[0][:, 0].sum(1)],
-            edited_per_step=[int(n) for n in edited.sum(1)],
-            edited_per_row=[int(n) for n in edited.sum(0)],
-            mean_norm=norms / n_edited if n_edited else 0.0,
-            max_norm=max(
-                (float(s[:, 3].max()) / t["rho"] for s, t in zip(steps, tallies, strict=True) if s.numel()), default=0.0
-            ),
-            edits=edits,
+            seen_per_step=[sum(rows) for rows in tally.seen],
+            edited_per_step=[sum(rows) for rows in tally.edited],
+            edited_per_row=[sum(steps) for steps in at],
+            mean_norm=total / n_edited if n_edited else 0.0,
+            max_norm=largest,
+            edits=told,
+            edited_at=at,
         )
+
+    def touched(self, row: int, n_new: int) -> list[bool]:
+        """Which of a row's new tokens were edited as they were read. The last one is written and never read."""
+        steps = self.edited_at[row][1 : n_new + 1] if row < len(self.edited_at) else []
+        return [bool(n) for n in steps] + [False] * (n_new - len(steps))
 
     def line(self) -> str:
         """The self-check: what was touched and how hard."""

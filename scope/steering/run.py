@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,19 @@ class SteeringRun:
         except (KeyError, TypeError) as error:
             raise EditError(f"The saved run lacks something, or holds what this version does not know: {error}.") from None
 
-    def replay(self, model, sae) -> "SteeringRun":
+    def replay(self, model, sae, on_token: Callable[[int, list[int | None]], bool | None] | None = None) -> "SteeringRun":
         """Make it again, from what it says of itself. On the same machine and versions the texts are the same.
+
+        `on_token` sees every step and may stop it, as in `scope.steering.steer`.
 
         Raises:
             EditError: the model or a dictionary is not the one that made it.
         """
         from scope.steering.steer import steer
+
+        def watch(step: int, ids: list[int | None]) -> bool:
+            asked = bool(on_token and on_token(step, ids))
+            return asked or (self.stopped_after is not None and step + 1 >= self.stopped_after)
 
         _same("model", self.model, model.provenance)
         again = steer(
@@ -166,7 +173,7 @@ class SteeringRun:
             control_seed=self.control_seed,
             instruction=self.instruction,
             any_model=True,
-            on_token=None if self.stopped_after is None else lambda step, ids: step + 1 >= self.stopped_after,
+            on_token=watch,
         )
         for site, made_with in self.dictionaries.items():
             _same(f"dictionary at {site}", made_with, again.dictionaries.get(site, {}))

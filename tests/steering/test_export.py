@@ -1,0 +1,209 @@
+"""Runs on their shelf, and runs as files for somebody else: what is exported makes the same texts, and obeys nobody."""
+
+import json
+import os
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scope.errors import EditError
+from scope.models.generate import SamplingConfig
+from scope.models.load import load_model
+from scope.sae.files import load_sae
+from scope.steering.directions import Direction
+from scope.steering.export import as_notebook, as_page, as_python
+from scope.steering.gauge import Gauge
+from scope.steering.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
+from scope.steering.runs import Runs
+from scope.steering.steer import steer
+from scope.steering.sweep import sweep
+from tests.conftest import random_gemma
+from tests.labs import save_checkpoint
+from tests.steering.conftest import random_sae
+
+PROMPT = "<i src>'\"\u202e dog"
+HOSTILE = "<img src=x onerror=alert(1)> '\"''' </script>\u202e{0} dog"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_config, toy_tokenizer) -> Path:
+    """A folder with checkpoint/ and dictionary/."""
+    from scope.sae.files import save_sae
+
+    folder = tmp_path_factory.mktemp("export")
+    model = load_model(str(save_checkpoint(random_gemma(tiny_config, toy_tokenizer), folder / "checkpoint")))
+    sae = random_sae(model.cfg.d_model, 48)
+    sae.provenance = {"model": dict(model.provenance), "site": sae.site}
+    save_sae(sae, folder / "dictionary")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(place):
+    return load_model(str(place / "checkpoint")), load_sae(place / "dictionary")
+
+
+@pytest.fixture(scope="module")
+def run(lab):
+    """Every kind of edit, a condition, a direction with a hostile name, a hostile prompt, noise."""
+    model, sae = lab
+    direction = Direction(tuple(np.linspace(-1, 1, sae.d_in).tolist()), sae.site, HOSTILE)
+    edits = [
+        Add(3, 0.5),
+        Add(direction, -0.25, positions="generated"),
+        Clamp(4, 1.5, unit="max"),
+        AtLeast(5, 2.0, unit="raw", when=When(7, 0.125)),
+        Ablate(6, positions="from:2"),
+        ProjectOut(7, positions="last_prompt"),
+        Scale(8, -1.0),
+        Cap(9, 0.5),
+        Floor(10, 0.1),
+    ]
+    gauge = Gauge(8.0, "given", {4: 3.0}, {3: 2.0}, {3: (1, 2)})
+    arms = ("plain", "steered", "random:1", "prompt")
+    sampling = SamplingConfig(max_new_tokens=6, temperature=0.9, top_p=None, seed=3, stop=("zzz",))
+    return steer(model, sae, edits, [PROMPT, "the cat"], sampling, arms, n=2, gauges=gauge, instruction="<i>")
+
+
+def test_the_exported_python_writes_the_same_texts(run, place, capsys):
+    space: dict = {}
+    exec(compile(as_python(run, [str(place / "dictionary")]), "steering.py", "exec"), space)
+    assert "the same texts: True" in capsys.readouterr().out
+    assert space["run"].same_texts(run)
+    assert space["run"].edits == run.edits
+    assert space["run"].gauges == run.gauges
+
+
+def test_a_run_that_was_stopped_is_exported_with_where_it_stopped(lab, place, capsys):
+    stopped = steer(*lab, Add(3, 0.5), "the dog", on_token=lambda step, ids: step == 2)
+    assert stopped.stopped_after == 3
+    exec(compile(as_python(stopped, [str(place / "dictionary")]), "steering.py", "exec"), {})
+    assert "the same texts: True" in capsys.readouterr().out
+
+
+def test_the_exported_python_says_when_the_texts_differ(run, place, capsys):
+    code = as_python(run, [str(place / "dictionary")]).replace("seed=3", "seed=4")
+    exec(compile(code, "steering.py", "exec"), {})
+    assert "the same texts: False" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_exported_notebook_runs_and_writes_the_same_texts(run, place, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    notebook = nbformat.reads(as_notebook(run, [str(place / "dictionary")]), as_version=4)
+    nbformat.validate(notebook)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
+    said = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    assert "the same texts: True" in said
+
+
+def test_the_prose_of_a_notebook_holds_nothing_that_a_run_brought(run):
+    cells = json.loads(as_notebook(run, []))["cells"]
+    prose = "".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    assert "<" not in prose
+    assert "dog" not in prose
+
+
+class Tags(HTMLParser):
+    """Every tag and attribute of a page, and the text outside of them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.attributes, self.text = set(), set(), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_an_exported_page_is_whole_and_obeys_nobody(run, place):
+    page = as_page(run, as_python(run, [str(place / "dictionary")]))
+    seen = Tags(page)
+    assert not seen.tags & {"script", "img", "iframe", "link", "a", "object", "svg", "form", "base", "i"}
+    assert not {name for name in seen.attributes if name.startswith("on")} | (seen.attributes & {"src", "href"})
+    assert "default-src 'none'" in page
+    assert "\u202e" not in page
+    assert "<img src=x onerror=alert(1)>" in seen.text  # shown, as it was written
+    for arm in run.arms:
+        assert arm.name in seen.text
+    assert "edited" in seen.text
+    assert str(run.sampling) in seen.text
+
+
+def test_a_page_underlines_the_tokens_that_were_edited_and_no_others(lab):
+    model, sae = lab
+    made = steer(model, sae, Add(3, 0.5, positions="prompt"), "the dog", SamplingConfig(max_new_tokens=5))
+    assert "underline dotted" not in as_page(made)
+    made = steer(model, sae, Add(3, 0.5), "the dog", SamplingConfig(max_new_tokens=5), n=2)
+    counted = sum(sum(made[arm].report.touched(i, 5)) for arm in ("steered", "random") for i in range(2))
+    assert counted == 2 * 2 * 4  # the last token of each text is written and never read
+    assert as_page(made).count("underline dotted") == counted
+
+
+def test_which_tokens_were_edited_is_told_row_by_row(lab):
+    model, sae = lab
+    made = steer(model, sae, Add(3, 0.5, when=When(7, 0.05)), ["the dog", "a cat sat"], SamplingConfig(max_new_tokens=8), n=2)
+    report = made["steered"].report
+    assert [sum(steps) for steps in report.edited_at] == report.edited_per_row
+    assert [sum(steps) for steps in zip(*report.edited_at, strict=True)] == report.edited_per_step
+
+
+def test_a_sweep_becomes_a_page_with_every_strength(lab):
+    made = sweep(
+        *lab,
+        Add(3, 0.5),
+        ["the dog", "a cat"],
+        [0.25, 0.5],
+        SamplingConfig(max_new_tokens=3),
+        arms=("plain", "steered", "random"),
+    )
+    seen = Tags(as_page(made))
+    assert "Strength 0.25" in seen.text
+    assert "Strength 0.5" in seen.text
+
+
+def test_a_kept_run_is_found_again_and_listed(run, lab, tmp_path):
+    shelf = Runs.of_pack(tmp_path / "pack")
+    assert shelf.names() == []
+    name = shelf.save(run)
+    assert shelf.save(run) == name
+    made = sweep(
+        *lab, Add(3, 0.5), ["the dog", "a cat"], [0.5], SamplingConfig(max_new_tokens=2), arms=("plain", "steered", "random")
+    )
+    other = shelf.save(made)
+    assert set(shelf.names()) == {name, other}
+    assert shelf.load(name).same_texts(run)
+    assert shelf.load(other).same_texts(made)
+    listed, damaged = shelf.newest()
+    assert {one.name: (one.prompt, one.sweep) for one in listed} == {name: (PROMPT, False), other: ("the dog", True)}
+    assert not damaged
+    shelf.forget(name)
+    with pytest.raises(EditError, match="No saved run"):
+        shelf.load(name)
+
+
+def test_a_damaged_run_is_told_apart_and_the_others_are_listed(run, tmp_path):
+    shelf = Runs(tmp_path)
+    name = shelf.save(run)
+    (tmp_path / "0123456789ab.json").write_text("{")
+    (tmp_path / "0123456789cd.json.tmp").write_text("half")
+    listed, damaged = shelf.newest()
+    assert [one.name for one in listed] == [name]
+    assert damaged == ["0123456789ab"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "0123456789AB", "0123456789ab/..", "0123456789ab"])
+def test_a_name_that_is_none_reaches_no_file(tmp_path, name):
+    with pytest.raises(EditError, match="No saved run"):
+        Runs(tmp_path).load(name)
