@@ -1,8 +1,7 @@
 """Edits at work: installed as hooks, and counted while they act."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,16 +13,14 @@ from scope.models.hooks import HookPoint, RunState
 from scope.sae.base import SAE
 from scope.steering.controls import random_frame
 from scope.steering.interventions import Direction
-from scope.steering.positions import Positions
 from scope.steering.reader import LatentReader
 from scope.steering.report import Report
 from scope.steering.resolve import Resolved
-
-EVERYWHERE = Positions("all")
+from scope.steering.tally import Step, Tally
 
 
 class Editing:
-    """All edits of one arm on some rows of a batch: `hooks()` for the model, and a tally of what they did.
+    """All edits of one arm on some rows of a batch: `hooks()` for the model, and a report of what they did.
 
     With a `control` the same amounts go elsewhere. A seed means random directions that have the lengths and the mutual angles
     of the true ones: what such an arm does, any push of that size does. A sequence has the row to write for each edit.
@@ -40,24 +37,40 @@ class Editing:
         self.model, self.rows, self.edits = model, rows, tuple(edits)
         self.sites = tuple(dict.fromkeys(e.site for e in self.edits))
         order = {name: i for i, name in enumerate(model.hook_dict)}
-        self._at = {}
-        for site in sorted(self.sites, key=order.__getitem__):
+        self._at: dict[str, _SiteEdits] = {}
+        for place, site in enumerate(sorted(self.sites, key=order.__getitem__)):
             here = [i for i, e in enumerate(self.edits) if e.site == site]
             elsewhere = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in here])
-            self._at[site] = _SiteEdits(model, saes.get(site), [self.edits[i] for i in here], rows, elsewhere)
+            mine = [self.edits[i] for i in here]
+            self._at[site] = _SiteEdits(model, saes.get(site), mine, rows, elsewhere, place, self._keep)
+        writes, rhos = [at.write for at in self._at.values()], [at.rho for at in self._at.values()]
+        self._tally = Tally(rows, model.cfg.bos, model.cfg.eos[0], writes, rhos)
 
     def hooks(self) -> list[tuple[str, Any]]:
         return [(site, at) for site, at in self._at.items()]
 
-    def report(self) -> "Report":
-        return Report.of([at.tally() for at in self._at.values()])
+    def report(self) -> Report:
+        return Report.of(self._tally.count(), [at.edits for at in self._at.values()])
+
+    def _keep(self, step: Step) -> None:
+        self._tally.keep(step)
 
 
 class _SiteEdits:
     """The edits of one site as a function for its hook point."""
 
-    def __init__(self, model: Gemma, sae: SAE | None, edits: list[Resolved], rows: slice, control: int | Tensor | None):
+    def __init__(
+        self,
+        model: Gemma,
+        sae: SAE | None,
+        edits: list[Resolved],
+        rows: slice,
+        control: int | Tensor | None,
+        place: int,
+        keep: Callable[[Step], None],
+    ):
         self.edits, self.rows, self.rho, self.site = edits, rows, edits[0].rho, edits[0].site
+        self.place, self.keep = place, keep
         words = model.tokenizer
         self.bos, self.eos = model.cfg.bos, model.cfg.eos[0]
         self.special = words.special_ids if words else frozenset()
@@ -74,13 +87,12 @@ class _SiteEdits:
         )
         conditions = [e.edit.when.latent for e in edits if e.edit.when]
         self.conditions = LatentReader(sae, conditions) if conditions else None
-        self.steps: list[_Step] = []
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
         mine = x[self.rows].float()
         step = self._step(mine, hook.run)
-        self.steps.append(step)
+        self.keep(step)
         changed = (mine + step.coefficients @ self.write).to(x.dtype)
         if not torch.isfinite(changed).all():
             raise EditError(
@@ -93,7 +105,7 @@ class _SiteEdits:
         x[self.rows] = changed
         return x
 
-    def _step(self, x: Tensor, run: RunState) -> "_Step":
+    def _step(self, x: Tensor, run: RunState) -> Step:
         """[row pos edit] of what is added, zero outside an edit's positions, and what the report is counted from later: a
         generation should not wait for its bookkeeping."""
         needs_latents = self.reader is not None and any(
@@ -119,29 +131,4 @@ class _SiteEdits:
             columns.append(torch.where(mask, edit.coefficient(reading, resolved.amount), 0.0))
             readings.append(reading)
             masks.append(mask)
-        return _Step(copy(run), torch.stack(columns, -1), readings, rules, masks)
-
-    def tally(self) -> dict[str, Any]:
-        """What a `Report` is made of: per step [row] seen, edited, sum of norms, largest norm; per edit the counts."""
-        steps, counts = [], torch.zeros(len(self.edits), 4)
-        for step in self.steps:
-            norms = (step.coefficients @ self.write).norm(dim=-1)
-            seen = EVERYWHERE.mask(step.run, self.bos, self.eos)[self.rows]
-            steps.append(torch.stack([seen.sum(1).float(), (norms > 0).sum(1).float(), norms.sum(1), norms.amax(1)]))
-            for i, (rule, mask, reading) in enumerate(zip(step.rules, step.masks, step.readings, strict=True)):
-                acted = step.coefficients[..., i] != 0
-                found = [rule.sum(), mask.sum(), (mask & (reading > 0)).sum(), acted.sum()]
-                counts[i] += torch.stack(found).cpu()
-        told = torch.stack(steps).cpu() if steps else torch.zeros(0, 4, 0)
-        return {"site": self.site, "rho": self.rho, "steps": told, "edits": self.edits, "counts": counts.tolist()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What one call saw and did: the coefficients, and per edit its reading, its rule, and where its condition held too."""
-
-    run: RunState
-    coefficients: Tensor
-    readings: list[Tensor]
-    rules: list[Tensor]
-    masks: list[Tensor]
+        return Step(self.place, copy(run), torch.stack(columns, -1), readings, rules, masks)
