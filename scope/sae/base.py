@@ -81,6 +81,10 @@ class SAE(nn.Module, ABC):
             found.append((x_hat - x).square().sum(1).mean())
         return {"error": found[-1], "nested": torch.stack(found[:-1]).sum()}
 
+    def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None:
+        """Called by the engine with each batch: its activations, what their reconstruction was wrong by (x_hat - x, times any
+        positive number), and on how many tokens each latent fired. A kind may revive dead latents from it."""
+
     def before_step(self) -> None:
         """Called when all gradients are there and before the optimiser moves the parameters."""
 

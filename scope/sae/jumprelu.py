@@ -76,7 +76,7 @@ class JumpReLUConfig(SAEConfig):
 
     revive_after: int | None = 50_000
     """Tokens of silence after which a latent starts anew, on a token that is badly reconstructed, in the first part of the run.
-    None leaves it dead. Only engines without a graph, and one process, revive."""
+    None leaves it dead. Processes that share a dictionary do not revive."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -225,8 +225,7 @@ class JumpReLUSAE(SAE):
         self._control(l0, progress)
 
     def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None:
-        """Called by an engine that knows what its batch's reconstruction was wrong by, x_hat - x times any positive number;
-        silent latents may then start anew after the step."""
+        """Silent latents may start anew after the step."""
         if self.revival is not None:
             share = self.config.target_l0 / self.d_sae
             self.start = self.revival.observe(x, surplus, fired, share, self.progress)
@@ -269,7 +268,8 @@ class JumpReLUSAE(SAE):
 
     def watched(self) -> dict[str, float]:
         centre = {"l0_centre": self.centre} if self.config.penalty == "quadratic" else {}
-        return {"l0_weight": self.l0_weight, **centre, "threshold": self.threshold.detach().median().item()}
+        revived = {"revived": float(self.revival.started)} if self.revival else {}
+        return {"l0_weight": self.l0_weight, **centre, "threshold": self.threshold.detach().median().item(), **revived}
 
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: float) -> None:

@@ -1,7 +1,8 @@
 """Latents that have long been silent start anew, each on a token that is badly reconstructed.
 
 What is missing from a token's reconstruction is the direction that the latent takes, in decoder and encoder. Its threshold is
-set so that it fires on that token and on few others. (After the resampling of Bricken et al. 2023, "Towards Monosemanticity".)
+set so that it fires on few tokens: on no more than a latent does on average, and only where at least half as much of the
+direction is present as in its own. (After the resampling of Bricken et al. 2023, "Towards Monosemanticity".)
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Revival:
     """Counts silence, and proposes fresh starts for latents that were silent for `after` tokens."""
 
     def __init__(self, d_sae: int, after: int):
-        self.after, self.tokens, self.last = after, 0, 0.0
+        self.after, self.tokens, self.last, self.started = after, 0, 0.0, 0
         self.silent = torch.zeros(d_sae, dtype=torch.long)
 
     def observe(self, x: Acts, surplus: Acts, fired: Tensor, share: float, progress: float) -> Start | None:
@@ -54,16 +55,18 @@ class Revival:
         chosen = torch.multinomial(badly, len(dead), generator=generator).to(x.device)
         directions = nn.functional.normalize(-surplus[chosen], dim=1)
         self.silent[dead] = 0
+        self.started += len(dead)
         pre = x @ directions.T
-        seldom = pre.topk(max(1, round(share * len(x))), dim=0).values[-1]
-        own = pre.gather(0, chosen[:, None].expand(-1, len(dead))).diagonal()
-        return Start(dead, directions, torch.minimum(torch.maximum(seldom, own / 2), 0.9 * own))
+        often = min(len(x), max(1, round(share * len(x))) + 1)  # the first value that is not to fire
+        own = (x[chosen] * directions).sum(1)
+        return Start(dead, directions, torch.maximum(pre.topk(often, dim=0).values[-1], own / 2))
 
     def state(self) -> dict:
-        return {"silent": self.silent, "tokens": self.tokens, "last": self.last}
+        return {"silent": self.silent, "tokens": self.tokens, "last": self.last, "started": self.started}
 
     def load_state(self, state: dict) -> None:
-        self.silent, self.tokens, self.last = state["silent"], state["tokens"], state["last"]
+        self.silent, self.tokens = state["silent"], state["tokens"]
+        self.last, self.started = state["last"], state["started"]
 
 
 @torch.no_grad()

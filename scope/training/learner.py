@@ -21,6 +21,7 @@ from scope.sae.files import save_sae
 from scope.sae.jumprelu import JumpReLUSAE
 from scope.sae.kinds import kind_of
 from scope.shapes import Acts
+from scope.training.adam import Adam
 from scope.training.checkpoint import Part
 from scope.training.config import TrainConfig
 from scope.training.outcome import outcome
@@ -77,8 +78,8 @@ class Learner:
             for p in self.whole.parameters():
                 p.data = p.data.new_empty(0)
         sae, c = self.sae, self.config
-        groups = [{"params": [p], "peak": c.lr * sae.rates.get(name, 1.0)} for name, p in sae.named_parameters()]
-        self.adam = torch.optim.Adam(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=True)
+        named = dict(sae.named_parameters())
+        self.adam = Adam(named, {name: c.lr * sae.rates.get(name, 1.0) for name in named}, (c.beta1, c.beta2))
         self.engine = self.given or self._engine()
         self.running = Running(sae.d_sae, c.dead_after, self.device)
 
@@ -94,8 +95,6 @@ class Learner:
     def advance(self, x: Acts) -> None:
         """One step on a batch of standardised activations, all processes' rows of it."""
         rows = len(x)
-        for group in self.adam.param_groups:
-            group["lr"] = group["peak"] * self.rate(self.step)
         with self._own_random():
             batch = self._gradients(x[self.ranks.share(rows)] if self.ranks.mode == "data" else x)
             if not math.isfinite(batch.error):
@@ -104,7 +103,7 @@ class Learner:
                     "probably too high.\n  Lower it and give another --out. What was reached before is in its last checkpoint."
                 )
             self.sae.before_step()
-            self.adam.step()
+            self.adam.step(self.rate(self.step))
             self.step += 1
             self.sae.after_step(batch.l0, self.step / self.config.steps)
         self.running.add(batch, rows)
@@ -185,10 +184,9 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """All that its next step depends on; of several processes every one must ask."""
-        moments = {}
-        for name, p in self.sae.named_parameters():
-            kept = self.adam.state[p]
-            moments[name] = {k: self._part(name, v) if v.shape == p.shape else v for k, v in kept.items()}
+        moments = {
+            name: {k: self._part(name, v) if v.dim() else v for k, v in kept.items()} for name, kept in self.adam.moments()
+        }
         running = self.running.state_dict()
         return {
             "step": self.step,
@@ -215,10 +213,8 @@ class Learner:
         for name, buffer in self.whole.named_buffers():
             buffer.copy_(state["buffers"][name])
         self._equip()
-        for name, p in self.sae.named_parameters():
-            kept = {k: self._mine(name, v) if v.dim() else v for k, v in state["adam"][name].items()}
-            # `step` of a fused Adam lies where the parameter does
-            self.adam.state[p] = {k: (torch.empty_like(p).copy_(v) if v.dim() else v.to(p.device)) for k, v in kept.items()}
+        for name, kept in state["adam"].items():
+            self.adam.load_moments(name, {k: self._mine(name, v) if v.dim() else v for k, v in kept.items()})
         self.sae.load_training_state(state["schedule"])
         engines = state["engines"]
         self.engine.load_state(engines[self.ranks.rank if len(engines) == self.ranks.world and self.ranks.talks else 0])

@@ -20,9 +20,9 @@ def outcome(sae: SAE, config: TrainConfig, log: list[dict], dead: float) -> dict
         notes.append(
             f"{dead:.0%} of the latents are dead (silent for {config.dead_after:,} tokens). Try a smaller d_sae, or more L0."
         )
-    revived = sum(row.get("revived", 0) for row in log)
+    revived = log[-1].get("revived", 0) if log else 0
     if revived:
-        notes.append(f"{revived:,.0f} dead latents were revived on the way.")
+        notes.append(f"Silent latents were started anew {revived:,.0f} times on the way.")
     if not config.center and fvu > 0.5:
         notes.append("Activations were not centred, which a large mean activation punishes with dead latents.")
     tokens = config.steps * config.batch_size

@@ -1,7 +1,8 @@
 """Recipes as data: what each says, where it is from, and what it leaves open.
 
 small-budget   Ours, the default: converges within a few million tokens. Learning rate high, decayed over the second half; the
-               target L0 is approached from above and reached. Wider dictionaries get more tokens and a lower rate.
+               target L0 is approached from above and reached. Wider dictionaries get more tokens and a lower rate. Latents
+               silent for a fortieth of the run start anew.
 gemma-scope    Gemma Scope (arXiv:2408.05147, section 3.2 and appendix A), JumpReLU (arXiv:2407.14435). Adam (0, 0.999), eps
                1e-8, lr 7e-5, cosine warm-up from a tenth over 1000 steps and no decay; batches of 4096; 4 billion tokens at
                width 16k, 16 at a million, 8 otherwise; bandwidth and start threshold 0.001 for inputs of unit mean square
@@ -56,6 +57,11 @@ def _small_lr(size: Size) -> dict[str, Any]:
     return {"lr": float(f"{4e-3 * min(1.0, (2048 / size.d_sae) ** 0.5):.2g}")}
 
 
+def _small_revival(size: Size) -> dict[str, Any]:
+    """A fortieth of the run: what fires seldom has time to, and what is dead comes back while there is time to learn."""
+    return {"revive_after": max(50_000, size.tokens // 40)}
+
+
 def _gemma_scope(size: Size) -> dict[str, Any]:
     return {
         "lr": 7e-5,
@@ -103,7 +109,7 @@ PRESETS: dict[str, Preset] = {
         tokens=lambda d_sae: max(2_048_000, 500 * d_sae),
         batch_size=lambda tokens: 1024 if tokens < 16_000_000 else 2048 if tokens < 64_000_000 else 4096,
         training=_small_lr,
-        kinds=dict.fromkeys(("jumprelu", "topk", "batch_topk", "gated"), _nothing),
+        kinds={"jumprelu": _small_revival} | dict.fromkeys(("topk", "batch_topk", "gated"), _nothing),
     ),
     "gemma-scope": Preset(
         says="the paper's recipe, for billions of tokens",

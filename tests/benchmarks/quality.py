@@ -6,8 +6,10 @@ Worlds: "plain" (512 features in 128 dimensions, tests/synthetic.py), "families"
 neighbours together), and "recorded" if a recording is given (its first site). Everyone reads as many rows, centred and scaled
 as its own documentation asks, and is marked on the same held-out rows. Ours is what `scope train` does by default.
 
-A peer whose knob is a coefficient gets the one, of a search on seed 0, with the least FVU among those that come within 7 % of
-the L0 asked for. Each row is appended to --out as it is done, and done rows are not done again; processes may share the file.
+A peer gets the coefficient or learning rate, of a search on seed 0, with the least FVU among those that come within 7 % of
+the L0 asked for; ours gets no search.
+
+Each row is appended to --out as it is done, and done rows are not done again; processes may share the file.
 """
 
 import argparse
@@ -37,13 +39,13 @@ class Data:
 
             store = ActivationStore.open(recording)
             site = next(iter(store.sites))
-            stream = iter(store.shuffled(site, 4096, seed=0, epochs=1))
-            x = torch.cat([next(stream) for _ in range(-(-(steps * BATCH + HELD_OUT) // 4096))])
+            x = torch.cat(list(store.shuffled(site, 4096, seed=0, epochs=1)))  # read more than once if steps ask for more
             self.train, self.held_out, self.d_sae, self.l0 = x[HELD_OUT:], x[:HELD_OUT], 1024, 20.0
         else:
             self.world, self.d_sae, self.l0 = WORLDS[name]
-            self.train, _ = self.world.sample(steps * BATCH, 0)
-            self.held_out, self.sizes = self.world.sample(HELD_OUT, 1)
+            pieces = -(-steps * BATCH // HELD_OUT)
+            self.train = torch.cat([self.world.sample(HELD_OUT, 1 + piece)[0] for piece in range(pieces)])
+            self.held_out, self.sizes = self.world.sample(HELD_OUT, 0)
         self.train, self.held_out = self.train.float(), self.held_out.float()
         mean = self.train.mean(0)
         scale = (self.train - mean).square().sum(1).mean().sqrt()
@@ -77,12 +79,14 @@ def ours(kind: str) -> Callable:
 
 def theirs(make: Callable, scale: Callable[[int], float]) -> Callable:
     def run(data: Data, seed: int, steps: int, coefficient: float | None) -> dict[str, float]:
+        from scope.training.trainer import TensorBatches
+
         torch.manual_seed(seed)
         d_in = data.train.shape[1]
         peer, factor = make(d_in, data.d_sae, data.l0, steps, coefficient), scale(d_in)
-        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed))
-        for i in range(steps):
-            peer.step(data.train[order[i * BATCH : (i + 1) * BATCH]] * factor)
+        stream = iter(TensorBatches(data.train, BATCH, seed))
+        for _ in range(steps):
+            peer.step(next(stream) * factor)
         return data.marks(peer.rows(), peer.encode, peer.decode, factor)
 
     return run
@@ -92,7 +96,8 @@ def _sae_lens(mode: str) -> Callable:
     def make(d_in: int, d_sae: int, l0: float, steps: int, coefficient: float | None):
         from tests.benchmarks.peers import sae_lens_batch_topk, sae_lens_jumprelu
 
-        schedule = {"lr": 1e-3, "lr_decay_steps": steps // 5, "dead_feature_window": 200}
+        lr = coefficient if mode == "batch_topk" else 1e-3
+        schedule = {"lr": lr, "lr_decay_steps": steps // 5, "dead_feature_window": 200}
         common = {"steps": steps, "batch": BATCH, "schedule": schedule}
         if mode == "batch_topk":
             return sae_lens_batch_topk(d_in, d_sae, sae={"k": l0}, **common)
@@ -115,10 +120,10 @@ def _dictionary_learning(d_in: int, d_sae: int, l0: float, steps: int, coefficie
         d_in,
         d_sae,
         steps=steps,
-        lr=1e-3,
+        lr=coefficient,
         bandwidth=0.05,
         target_l0=l0,
-        sparsity_penalty=coefficient,
+        sparsity_penalty=1.0,
         warmup_steps=steps // 20,
         sparsity_warmup_steps=steps // 4,
         decay_start=steps * 4 // 5,
@@ -136,14 +141,15 @@ CONTENDERS: dict[str, tuple[str, Callable, tuple[float, ...]]] = {
     "ours.jumprelu": ("", ours("jumprelu"), ()),
     "ours.batch_topk": ("", ours("batch_topk"), ()),
     "ours.topk": ("", ours("topk"), ()),
-    "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (1.0, 3.0, 10.0, 30.0)),
+    "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (1.0, 3.0, 10.0)),
     "sae_lens.step": ("sae_lens", theirs(_sae_lens("step"), ROOT), (1.0, 2.5, 4.0, 6.0, 10.0)),
     "sae_lens.tanh": ("sae_lens", theirs(_sae_lens("tanh"), ROOT), (1.0, 2.5, 5.0, 10.0, 20.0)),
-    "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), ()),
-    "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (0.3, 1.0, 3.0)),
+    "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), (1e-3, 3e-3)),
+    "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (1e-3, 4e-3, 1e-2)),
     "sparsify.topk": ("sparsify", theirs(_sparsify, UNIT), (1e-3, 3e-3, 1e-2)),
 }
-"""Name -> the package it needs, how it runs, the coefficients (of sparsify, which has none, the learning rates) to search."""
+"""Name -> the package it needs, how it runs, what is searched: coefficients of a penalty, or, where L0 holds by itself,
+learning rates."""
 
 
 def main() -> None:

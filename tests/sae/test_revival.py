@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scope.sae.engine import JumpReLUEngine
+from scope.sae.engine import Autograd, JumpReLUEngine
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from scope.sae.revival import EVERY, UNTIL, Revival
 
@@ -65,6 +65,25 @@ def test_a_dictionary_revives_after_the_step_with_the_strength_of_its_other_late
     assert (fired < 0.1 * len(x)).all()
     torch.testing.assert_close(sae.W_enc.norm(dim=0)[:3], torch.full((3,), 2.0))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(96))
+
+
+@pytest.mark.parametrize("nested", [(), (32,)])
+def test_every_engine_revives_the_same_latents_in_the_same_way(nested):
+    x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64) / 12**0.5
+    started = []
+    for make, share in [(Autograd, None), *([] if nested else [(JumpReLUEngine, 1.0), (JumpReLUEngine, 0.0)])]:
+        config = JumpReLUConfig(d_in=12, d_sae=96, target_l0=2.0, start_l0=1.0, revive_after=400, nested=nested)
+        sae = JumpReLUSAE(config).double()
+        sae.initialise(x)
+        sae.threshold.data.mul_(1.01)[:3] = 100.0  # they start at somebody's pre-activation, and rounding would decide there
+        sae.progress, engine = 0.1, make(sae)
+        engine.share = share
+        engine.gradients(x)
+        started.append(sae.start)
+    for start in started:
+        assert start.latents.tolist() == [0, 1, 2]
+        torch.testing.assert_close(start.directions, started[0].directions)
+        torch.testing.assert_close(start.thresholds, started[0].thresholds)
 
 
 def test_none_leaves_latents_dead():

@@ -58,10 +58,12 @@ def job(out: Path, site: str = SITES[0], config: TrainConfig = SMALL, **changes:
     return Job(sae, config, out)
 
 
-def grid(out: Path) -> list[Job]:
-    """Three dictionaries: two over the first site, of other widths, one over the second with another seed."""
+def grid(out: Path, revive_after: int | None = None) -> list[Job]:
+    """Three dictionaries: two over the first site, of other widths, one over the second with another seed. `revive_after` is
+    that of the second."""
     reseeded = TrainConfig(**{**vars(SMALL), "seed": 3, "order_seed": 0})
-    return [job(out / "a"), job(out / "b", d_sae=96, target_l0=8.0), job(out / "c", SITES[1], reseeded)]
+    second = job(out / "b", d_sae=96, target_l0=8.0, revive_after=revive_after)
+    return [job(out / "a"), second, job(out / "c", SITES[1], reseeded)]
 
 
 def python(code: str, *args: Any, **environment: str) -> subprocess.Popen:

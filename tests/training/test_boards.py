@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ ROW = {"step": 5, "tokens": 320, "error": 0.5, "l0": 4.0}
 
 
 @pytest.mark.parametrize(
-    ("module", "make"), [("torch.utils.tensorboard", TensorBoard), ("wandb", lambda: Wandb("p", None, {}))]
+    ("module", "make"), [("torch.utils.tensorboard", TensorBoard), ("wandb", lambda: Wandb("p", Path("."), {}))]
 )
 def test_a_board_that_is_not_installed_is_refused_with_the_line_that_installs_it(monkeypatch, module, make):
     monkeypatch.setitem(sys.modules, module, None)

@@ -24,12 +24,14 @@ def whole(tmp_path_factory):
     """The three dictionaries of the grid, trained without interruption."""
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("whole")
-    return train_all(grid(out), TwoSites(), out), out
+    return train_all(grid(out, revive_after=64), TwoSites(), out), out
 
 
 def test_each_of_many_ends_in_the_bits_in_which_it_ends_alone(whole, tmp_path):
     together, out = whole
-    for one, sae in zip(grid(tmp_path), together, strict=True):
+    assert read_log(out / "b")[-1]["revived"] > 0  # so this is true of revival too
+    assert "revived" not in read_log(out / "a")[-1]
+    for one, sae in zip(grid(tmp_path, revive_after=64), together, strict=True):
         alone = train_all([one], TwoSites((one.sae.site,)), one.out)[0]
         assert same(alone, sae)
         assert same(load_sae(out / one.out.name), sae)
@@ -50,8 +52,8 @@ def test_p36_many_that_were_stopped_end_in_the_same_bits(whole, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        train_all(grid(tmp_path), TwoSites(), tmp_path, stop)
-    resumed = train_all(grid(tmp_path), TwoSites(), tmp_path)
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, stop)
+    resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     assert all(same(a, b) for a, b in zip(whole[0], resumed, strict=True))
     assert not list(tmp_path.glob("checkpoint*"))
 
@@ -64,7 +66,7 @@ torch.set_num_threads(1)
 from tests.training.planted import TwoSites, grid
 from scope.training.trainer import train_all
 out = Path(sys.argv[1])
-train_all(grid(out), TwoSites(), out, lambda *a: time.sleep(0.15))
+train_all(grid(out, revive_after=64), TwoSites(), out, lambda *a: time.sleep(0.15))
 """
 
 
@@ -81,7 +83,7 @@ def test_p36_killed_again_and_again_at_any_moment_they_end_in_the_same_bits(whol
         if kills == 3 or process.returncode == 0:
             break
     assert kills >= 1
-    resumed = train_all(grid(tmp_path), TwoSites(), tmp_path)
+    resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     assert all(same(a, b) for a, b in zip(whole[0], resumed, strict=True))
 
 
@@ -102,7 +104,7 @@ def write(handle, data):
     written(handle, data)
 checkpoint._write = write
 out = Path(sys.argv[1])
-train_all(grid(out), TwoSites(), out)
+train_all(grid(out, revive_after=64), TwoSites(), out)
 """
 
 
@@ -111,7 +113,7 @@ def test_p36_killed_in_the_middle_of_a_checkpoint_the_one_before_counts(whole, t
     assert python(AMID, tmp_path, place).wait(timeout=100) == -9
     assert list(tmp_path.glob("*.tmp"))
     assert (tmp_path / CHECKPOINT).exists() == (place > 1)
-    resumed = train_all(grid(tmp_path), TwoSites(), tmp_path)
+    resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     assert all(same(a, b) for a, b in zip(whole[0], resumed, strict=True))
     assert not list(tmp_path.glob("checkpoint*"))
 
@@ -122,24 +124,24 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint_leaves_the_one_before_and_say
             raise Stop
 
     with pytest.raises(Stop):
-        train_all(grid(tmp_path), TwoSites(), tmp_path, stop)
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, stop)
     before = (tmp_path / CHECKPOINT).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(OSError, match=r"was not saved; the last one, .* is untouched") as caught:
-            train_all(grid(tmp_path), TwoSites(), tmp_path)
+            train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert not list(tmp_path.glob("*.tmp"))
-    resumed = train_all(grid(tmp_path), TwoSites(), tmp_path)
+    resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     assert all(same(a, b) for a, b in zip(whole[0], resumed, strict=True))
 
 
 def test_random_numbers_that_one_draws_move_no_other(whole, tmp_path):
-    jobs = grid(tmp_path)
+    jobs = grid(tmp_path, revive_after=64)
     greedy = jobs[0].sae.after_step
     jobs[0].sae.after_step = lambda l0, progress: (torch.rand(7), greedy(l0, progress))[1]
     before = torch.get_rng_state()
@@ -207,4 +209,4 @@ def test_a_row_that_is_no_number_is_named_with_its_site(tmp_path):
     batches = TwoSites()
     batches.each[1].rows[:, 3] = float("nan")
     with pytest.raises(ConfigError, match=rf"activations of {SITES[1]} hold NaN or Inf: row 0"):
-        train_all([Job(j.sae, j.config, j.out) for j in grid(tmp_path)], batches, tmp_path)
+        train_all([Job(j.sae, j.config, j.out) for j in grid(tmp_path, revive_after=64)], batches, tmp_path)

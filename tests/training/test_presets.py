@@ -31,6 +31,7 @@ def test_gemma_scope_2_pulls_to_a_target_and_minds_frequencies():
     sae = JumpReLUConfig(d_in=256, d_sae=2**14, **resolve("gemma-scope-2", "jumprelu", 2**14)[1])
     assert (sae.penalty, sae.target_l0) == ("quadratic", 60.0)
     assert sae.frequency_scale
+    assert (sae.bandwidth, sae.revive_after) == (1e-3, None)
 
 
 def test_a_wider_dictionary_gets_more_tokens_and_a_lower_rate_by_default():
@@ -38,6 +39,8 @@ def test_a_wider_dictionary_gets_more_tokens_and_a_lower_rate_by_default():
     assert (narrow["steps"], narrow["batch_size"], narrow["lr"]) == (2000, 1024, 4e-3)
     assert wide["steps"] * wide["batch_size"] > 3 * narrow["steps"] * narrow["batch_size"]
     assert wide["lr"] < narrow["lr"]
+    patience = [resolve("small-budget", "jumprelu", d_sae)[1]["revive_after"] for d_sae in (2048, 16384)]
+    assert patience == [51_200, 204_800]  # a fortieth of the tokens: with 32 of 16384 latents on a token, 400 chances to fire
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,19 @@ def test_p36_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path, at):
     assert without_rate[0] == without_rate[1]
 
 
+def test_p36_a_run_in_which_latents_start_anew_ends_in_the_same_bits_when_it_was_stopped(tmp_path):
+    eager = {"revive_after": 64, "d_sae": 128}
+    whole = train(fresh(**eager), batches(), SMALL, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(fresh(**eager), batches(), SMALL, tmp_path / "stopped", on_progress=stop_at(20))
+    before, after = read_log(tmp_path / "stopped")[-1], read_log(tmp_path / "whole")[-1]
+    assert 0 < before["revived"] < after["revived"]  # some on either side of the stop
+    assert any("anew" in note for note in whole.provenance["training"]["notes"])
+    resumed = train(fresh(**eager), batches(), SMALL, tmp_path / "stopped")
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
 CHILD = """
 import sys, time
 from pathlib import Path

@@ -19,8 +19,9 @@ class Autograd:
         torch.stack(list(terms.values())).sum().backward()
         with torch.no_grad():
             latents = self.sae.encode(x)
-            fired = (latents > 0).sum(0)
-            error = (self.sae.decode(latents) - x).square().sum(1).mean().item()
+            fired, surplus = (latents > 0).sum(0), self.sae.decode(latents) - x
+            error = surplus.square().sum(1).mean().item()
+            self.sae.observe(x, surplus, fired)
         l0 = fired.sum().item() / len(x)
         return Batch({name: term.item() for name, term in terms.items()}, error, l0, fired)
 

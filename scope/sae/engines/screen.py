@@ -53,16 +53,16 @@ class Screen:
     def _above(self, left: Tensor, right: Tensor) -> Tensor:
         shape = (len(left), len(right))
         product = torch.mm(left, right.T, out=self.workspace.take("screen.product", *shape, dtype=left.dtype))
-        above = self.workspace.take("screen.above", *shape, dtype=torch.bool)
-        # the bits of a positive number are those of a positive integer, and integers are compared faster
-        torch.gt(product.view(torch.int16) if left.dtype == torch.bfloat16 else product, 0, out=above)
-        flat = above.view(-1)
-        if len(flat) % 8:
-            return flat.nonzero().squeeze(1)
-        words = flat.view(torch.int64)  # eight answers each: nearly all are no
+        whole = torch.int16 if left.dtype == torch.bfloat16 else torch.int32
+        # a number and the integer of the same bits are positive together, and it is whole numbers that are handled fast
+        positive = product.view(-1).view(whole).clamp_min_(0)
+        several = 8 // positive.element_size()
+        if len(positive) % several:
+            return positive.nonzero().squeeze(1)
+        words = positive.view(torch.int64)  # several answers each: nearly all are no
         some = words.nonzero().squeeze(1)
-        word, place = words.index_select(0, some).view(torch.bool).view(-1, 8).nonzero().unbind(1)
-        return some.index_select(0, word).mul_(8).add_(place)
+        word, place = words.index_select(0, some).view(whole).view(-1, several).nonzero().unbind(1)
+        return some.index_select(0, word).mul_(several).add_(place)
 
 
 @cache
