@@ -134,10 +134,10 @@ def command_for(argv: list[str]) -> type:
     if sizes["steps"] and sizes["tokens"]:
         raise ConfigError("--steps and --tokens both say how long to train. Give one of them.")
     config = KINDS[kind].config
-    _refuse_flags_of_other_kinds(argv, kind)
     d_sae = sizes["d-sae"] or next(f.default for f in fields(config) if f.name == "d_sae")
     preset = preset if preset in PRESETS else "small-budget"
     train, sae = resolve(preset, kind, d_sae, sizes["tokens"], sizes["steps"], sizes["batch-size"])
+    _refuse_flags_of_other_kinds(argv, kind)
     swept = set(SWEPT)
     Sae = flags_of("Sae", config, sae, swept)
     Train = flags_of("Train", TrainConfig, train, swept)

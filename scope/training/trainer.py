@@ -252,6 +252,8 @@ class _Run:
 
     def _finish(self) -> list[SAE]:
         found = [sae for learner in self.learners if (sae := learner.finish())]
+        for p in (p for sae in found for p in sae.parameters()):
+            p.data = p.data.contiguous()  # laid out as it will be read back: sums then round alike
         if self.ranks.writes:
             self.checkpoint.with_name(self.checkpoint.name + ".tmp").unlink(missing_ok=True)  # of a kill amid saving
             self.checkpoint.unlink(missing_ok=True)
