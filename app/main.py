@@ -20,8 +20,16 @@ def sidebar() -> None:
     st.caption("  \n".join(plain(fact) for fact in facts))
 
 
-def model_status() -> str:
-    return "Model loaded" if st.session_state.get("live") else "Model not loaded: browsing needs none; a live action loads it."
+@st.fragment(run_every=2.0)
+def watch(slug: str) -> None:
+    """How far a pack is that is being built; the page opens by itself when it is whole."""
+    state = session.building(slug)
+    if state is None:
+        st.rerun()
+    else:
+        done, total = state
+        st.progress(min(done / total, 1.0), f"{done:,} of {total:,} tokens")
+        st.caption("This line renews itself. A pack is browsed when it is whole, so that no page shows half a count.")
 
 
 st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
@@ -41,13 +49,13 @@ try:
     with st.sidebar:
         sidebar()
         status = st.empty()
-    status.caption(model_status())
+    status.caption(plain(session.model_status()))
     try:
         page.run()
     finally:
-        status.caption(model_status())  # the page may have loaded it
+        status.caption(plain(session.model_status()))  # the page may have loaded it
 except ScopeError as refusal:
-    what, _, way_out = str(refusal).partition("\n")
-    st.error(plain(what), icon=":material/error:")
-    if way_out:
-        st.code(way_out, language=None)
+    session.refuse(refusal)
+    slug = st.session_state.get("pack")
+    if slug and session.building(slug) is not None:
+        watch(slug)

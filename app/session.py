@@ -3,19 +3,21 @@
 Packs are named by slugs, in the address too; a path never leaves the machine and is never taken from an address.
 """
 
+import gc
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import RLock
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
 
-from scope.errors import DictionaryError, PackError
+from app.components.plain import plain
+from app.turns import Turns
+from scope.errors import DictionaryError, PackError, ScopeError
 from scope.features.store import FeatureStore
 
 PAGES = {
@@ -28,6 +30,9 @@ PAGES = {
 }
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
+
+READINGS = 256 * 1024**2
+"""Bytes of readings that a session keeps."""
 
 _MAKE = "scope demo                                       makes one from the bundled model in a few minutes"
 _COLLECT = "scope features DICTIONARY --recording RECORDING  makes one of a dictionary of yours"
@@ -46,6 +51,19 @@ def registry() -> dict[str, Path]:
             slug = f"{first}-{n}"
         names[slug] = folder
     return names
+
+
+def building(slug: str) -> tuple[int, int] | None:
+    """(tokens read, tokens in all) of a pack that is being built and cannot be opened yet; None of any other."""
+    folder = registry().get(slug)
+    state = folder.with_name(folder.name + ".building") / "build.json" if folder else None
+    if folder is None or (folder / "manifest.json").exists() or not state.exists():
+        return None
+    try:
+        told = json.loads(state.read_text())
+        return int(told["done"]), max(int(told["total"]), 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 1
 
 
 def found(runs: Path) -> list[Path]:
@@ -112,27 +130,142 @@ def _kept(folder: str, opened: int) -> dict[str, Any]:
 
 
 @st.cache_resource(show_spinner=False)
-def _lock() -> RLock:
-    """One for the whole process: a model serves one person at a time."""
-    return RLock()
+def turns() -> Turns:
+    """One for the whole process: a model serves one person at a time. It may be used as a lock, too."""
+    return Turns()
+
+
+_lock = turns
 
 
 @contextmanager
 def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
     """Model and dictionary of a pack, loaded on first use and held by this reader alone within the block.
 
+    While another session has the model, the place in the queue is told, with a button that gives it up.
+
     Raises:
-        ScopeError: the model or the dictionary cannot be loaded, or is not the one that made the pack.
+        ScopeError: the model or the dictionary cannot be loaded, is not the one that made the pack, or the memory does not
+            suffice.
+    """
+    ticket = turns().ask()
+    try:
+        _wait(ticket)
+        with spared():
+            yield ready(store)
+    finally:
+        turns().leave(ticket)
+
+
+def ready(store: FeatureStore) -> tuple[Any, Any]:
+    """Model and dictionary of a pack, loaded on first use. Only who has the turn may run them: `live`, or a job.
+
+    Raises:
+        ScopeError: see `live`.
     """
     from scope.features.live import check_same
 
     made = store.manifest["model"]
-    with _lock():
-        model = load_model(made.get("model", "bundled"), made.get("revision"))
-        sae = load_dictionary(dictionary_of(store))
-        check_same(store, model, sae)
-        st.session_state["live"] = True
-        yield model, sae
+    model = load_model(made.get("model", "bundled"), made.get("revision"))
+    sae = load_dictionary(dictionary_of(store))
+    check_same(store, model, sae)
+    _loaded()["model"] = model
+    return model, sae
+
+
+def _wait(ticket: object) -> None:
+    """Until it is this session's turn. A rerun, as by Cancel, ends the waiting: Streamlit raises in `st` calls then."""
+    if turns().before(ticket) == 0:
+        return
+    place = st.container()
+    with place:
+        told = st.empty()
+        st.button("Cancel", key=f"cancel {id(ticket)}", help="Gives up the place in the queue.")
+    while n := turns().before(ticket, wait=0.4):
+        told.info(
+            f"The model is at work for another session; {n} before you. It goes on by itself.", icon=":material/hourglass:"
+        )
+    place.empty()
+
+
+class OutOfMemory(ScopeError):
+    """The model ran, and the memory of the machine or of the GPU did not suffice."""
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """Turn what torch and Python say of missing memory into a refusal with a way out.
+
+    Raises:
+        OutOfMemory: the block asked for more memory than there is.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        signs = ("out of memory", "not enough memory", "alloc")
+        if not isinstance(error, MemoryError) and not any(sign in told.lower() for sign in signs):
+            raise
+        gc.collect()
+        raise OutOfMemory(
+            f"The memory does not suffice for this: {told[:300]}\n"
+            f"  Held now: {memory_of(_loaded().get('model')) or 'no model'}.\n"
+            "  Give a shorter text, fewer texts or fewer new tokens; or make the pack from a smaller model or dictionary.\n"
+            "  Everything else on the pages goes on, and your text is still there."
+        ) from None
+
+
+@st.cache_resource(show_spinner=False)
+def _loaded() -> dict[str, Any]:
+    return {}
+
+
+def memory_of(model: Any) -> str:
+    """As "bundled, 6.5 M parameters, float32, 26 MB"; empty without a model."""
+    if model is None or not hasattr(model, "parameters"):
+        return ""
+    sizes = [(p.numel(), p.element_size(), str(p.dtype).removeprefix("torch.")) for p in model.parameters()]
+    n, held = sum(size for size, _, _ in sizes), sum(size * each for size, each, _ in sizes)
+    kind = sizes[0][2] if sizes else "empty"
+    name = str(getattr(model, "provenance", {}).get("model", "model")).rstrip("/").rsplit("/", 1)[-1]
+    return f"{name}, {n / 1e6:,.1f} M parameters, {kind}, {held / 1e6:,.0f} MB"
+
+
+def model_status() -> str:
+    """What is told of the model under the pack's name."""
+    held = memory_of(_loaded().get("model"))
+    return f"Model ready: {held}" if held else "Model not loaded: browsing needs none; a live action loads it."
+
+
+def reading(store: FeatureStore, text: str) -> Any:
+    """A text read by the model and the dictionary of a pack: a `TokenView`, kept for this session, as many as fit 256 MB.
+
+    Raises:
+        ScopeError: see `live`; or a text that is longer than the context.
+    """
+    kept, key = st.session_state.setdefault("readings", {}), (str(store.folder), id(store), text)
+    if key not in kept:
+        with live(store) as (model, sae), st.spinner("Reading"):
+            made = store.read(text, model, sae)
+        kept[key] = made
+        while len(kept) > 1 and sum(view.latents.nbytes for view in kept.values()) > READINGS:
+            del kept[next(iter(kept))]
+    return kept[key]
+
+
+def cut(store: FeatureStore, text: str) -> tuple[str, int, int]:
+    """(as much of a text as the model takes, its tokens, how many it takes); of use where it was refused as too long."""
+    with live(store) as (model, _):
+        ids = model.tokenizer.encode(text)
+        return model.tokenizer.decode(ids[: model.cfg.n_ctx]), len(ids), model.cfg.n_ctx
+
+
+def refuse(refusal: ScopeError) -> None:
+    """A refusal as pages show it: what is wrong, then the way out to be copied."""
+    what, _, way_out = str(refusal).partition("\n")
+    st.error(plain(what), icon=":material/error:")
+    if way_out:
+        st.code(way_out.strip("\n"), language=None)
 
 
 def load_model(name: str, revision: str | None) -> Any:
@@ -200,6 +333,12 @@ def asked_latent(store: FeatureStore) -> int | None:
     if not re.fullmatch(r"-?\d{1,18}", text.strip()):
         raise PackError(f"{text!r} is no latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
     return store[int(text)].id
+
+
+def steer_these(latents: list[int]) -> None:
+    """Go to the Steer page with these latents as its edits. Ends the run."""
+    st.session_state.setdefault("stacks", {})[current()] = list(latents)
+    go("steer")
 
 
 def remember(latent: int) -> None:

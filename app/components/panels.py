@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -11,8 +12,8 @@ from app.components import figures
 from app.components.plain import number, plain
 from app.components.tokens import example_row, strips
 from scope.errors import PackError
-from scope.features.feature import Feature
-from scope.features.text import show
+from scope.features.feature import Example, Feature
+from scope.features.text import characters, show
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
 MEANING = {
@@ -125,17 +126,18 @@ def output(feature: Feature) -> None:
         )
 
 
-def examples(feature: Feature, on_test: Callable[[str], None]) -> None:
-    """Where it fired, in four honest samples. `on_test` gets the text whose button was pressed."""
+def examples(feature: Feature, on_action: Callable[[str, str], None]) -> None:
+    """Where it fired, in four honest samples. `on_action` gets "test" or "prompt", whichever was pressed, and the text."""
     groups = [name for name in GROUPS if name in feature.groups]
     if not groups:
         st.caption("No examples in this pack.")
         return
+    wanted = st.session_state.pop("group asked", None) or st.session_state.get("group")
+    st.session_state["group"] = wanted if wanted in groups else groups[0]
     with st.container(horizontal=True, vertical_alignment="center"):
         group = st.segmented_control(
             "Examples",
             groups,
-            default=groups[0],
             required=True,
             format_func=GROUPS.get,
             key="group",
@@ -163,12 +165,18 @@ def examples(feature: Feature, on_test: Callable[[str], None]) -> None:
                 example, largest, window, told(feature, bands.get(example.band) if group == "bands" else None, example.value)
             )
         )
-    picked = strips(rows, key=f"examples {feature.id} {group}", breaks=breaks, action="test")
-    if picked is not None and picked < len(found):
-        on_test("".join(token for token in found[picked].tokens if not token.startswith("<0x")).replace("<bos>", ""))
+    picked = strips(rows, key=f"examples {feature.id} {group}", breaks=breaks, actions=("test", "prompt"))
+    if picked is not None and picked[0] < len(found):
+        on_action(picked[1], text_of(found[picked[0]]))
     if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
         st.session_state.setdefault("most", {})[feature.id, group] = most + 24
         st.rerun(scope="fragment")
+
+
+def text_of(example: Example) -> str:
+    """An example as text: bytes made characters again, without control tokens and torn characters."""
+    pieces = [piece for _, _, piece in characters(example.tokens) if not (piece.startswith("<0x") and piece.endswith(">"))]
+    return "".join(piece for piece in pieces if piece not in ("<bos>", "<eos>", "<pad>")).strip()
 
 
 def told(feature: Feature, band: dict | None, value: float) -> str:
@@ -182,42 +190,74 @@ def told(feature: Feature, band: dict | None, value: float) -> str:
     return f"stronger than {weaker:.1f} % of its firings"
 
 
+RELATIONS = {
+    "nearest": ("Nearest", "Cosine between decoder rows."),
+    "together": (
+        "Fire together",
+        "Share of this latent's firings on which the other fires too, and how many times that is its usual density.",
+    ),
+    "same": ("Same token", "Latents whose most frequent token is the same one, and its share of their firings."),
+}
+
+
 def relations(feature: Feature) -> int | None:
-    """Latents that point the same way and latents that fire at the same time; the one that was picked, or None."""
-    table, picked = feature.store.table, None
-    tables = [
-        (
-            "Nearest directions",
-            "Cosine between decoder rows.",
-            [{"latent": j, "cosine": c, "label": table["label"].iat[j]} for j, c in feature.neighbours],
-            {"cosine": st.column_config.NumberColumn(format="%+.3f")},
-        ),
-        (
-            "Fire together",
-            "Share of this latent's firings on which the other fires too, and how many times that is its usual density.",
-            [{"latent": j, "share": p, "lift": lift, "label": table["label"].iat[j]} for j, p, lift in feature.co_firing],
-            {"share": st.column_config.NumberColumn(format="percent"), "lift": st.column_config.NumberColumn(format="%.1f")},
-        ),
-    ]
-    for name, meaning, rows, config in tables:
-        st.markdown(f"###### {name}", help=meaning)
-        if not rows:
-            st.caption("None.")
-            continue
-        frame = pd.DataFrame(rows)
-        frame["label"] = [figures.show_line(text) for text in frame["label"]]
-        chosen = st.dataframe(
-            frame,
-            hide_index=True,
-            column_config=config,
-            key=f"{name} {feature.id}",
-            on_select="rerun",
-            selection_mode="single-row",
-            alt=f"{name}; choose a row to open it",
-        )
-        if chosen.selection.rows:
-            picked = int(frame["latent"].iat[chosen.selection.rows[0]])
-    return picked
+    """Latents that point the same way, fire at the same time or on the same token; the one that is to be opened, or None."""
+    table = feature.store.table
+    kind = st.segmented_control(
+        "Relation",
+        list(RELATIONS),
+        default="nearest",
+        required=True,
+        format_func=lambda k: RELATIONS[k][0],
+        key="relation",
+        label_visibility="collapsed",
+    )
+    if kind == "nearest":
+        rows = [{"latent": j, "cosine": c} for j, c in feature.neighbours]
+    elif kind == "together":
+        rows = [{"latent": j, "share": p, "lift": lift} for j, p, lift in feature.co_firing]
+    else:
+        rows = [{"latent": j, "share": share} for j, share in siblings(feature)]
+    st.caption(RELATIONS[kind][1])
+    if not rows:
+        st.caption("None.")
+        return None
+    frame = pd.DataFrame(rows)
+    frame["label"] = [figures.show_line(table["label"].iat[j]) for j in frame["latent"]]
+    config = {
+        "latent": st.column_config.NumberColumn(format="%d", width=70),
+        "cosine": st.column_config.NumberColumn(format="%+.3f"),
+        "share": st.column_config.NumberColumn(format="percent"),
+        "lift": st.column_config.NumberColumn(format="%.1f"),
+    }
+    chosen = st.dataframe(
+        frame,
+        hide_index=True,
+        column_config={name: column for name, column in config.items() if name in frame},
+        key=f"{kind} {feature.id}",
+        on_select="rerun",
+        selection_mode=["single-row", "single-cell"],
+        alt=f"{RELATIONS[kind][0]}: {len(frame)} latents; a click on a cell opens one, the box beside it shows its examples",
+    ).selection
+    if chosen.cells:
+        return int(frame["latent"].iat[chosen.cells[0][0]])
+    if not chosen.rows:
+        st.caption("Click a cell to open a latent; tick a row to see its examples here.")
+        return None
+    other = feature.store[int(frame["latent"].iat[chosen.rows[0]])]
+    st.caption(f"\\#{other.id} {plain(other.label)}")
+    with guarded():
+        found = other.examples("top", 3)
+        strips([example_row(e, float(other.row["max"]), 12) for e in found], key=f"examples of {other.id}")
+    return None
+
+
+def siblings(feature: Feature, n: int = 10) -> list[tuple[int, float]]:
+    """(latent, share of its firings) of others whose most frequent token is this latent's, the purest first."""
+    pieces, share = feature.store.index.text("top_token"), feature.store.index.column("top_token_share")
+    same = np.flatnonzero((pieces.codes == pieces.codes[feature.id]) & (feature.store.index.column("count") > 0))
+    same = same[same != feature.id] if feature.row["top_token"] else same[:0]
+    return [(int(j), float(share[j])) for j in same[np.argsort(-share[same], kind="stable")][:n]]
 
 
 def tokens(feature: Feature) -> None:

@@ -59,12 +59,16 @@ function strip(row, index, options, setTriggerValue) {
   const foot = element("div", "foot");
   for (const note of row.notes) foot.append(element("bdi", "note", note));
   foot.append(told);
-  if (options.action) {
-    const button = element("button", "", options.action);
-    button.addEventListener("click", () => setTriggerValue("picked", index));
-    foot.append(button);
+  if (options.actions.length) {
+    const group = element("span", "actions");
+    for (const name of options.actions) {
+      const button = element("button", "", name);
+      button.addEventListener("click", () => setTriggerValue("picked", [index, name]));
+      group.append(button);
+    }
+    foot.append(group);
   }
-  if (row.notes.length || options.action || row.cells.length) root.append(foot);
+  root.append(foot);
   return root;
 }
 

@@ -3,7 +3,7 @@
 Token text enters the page by `textContent` alone (tokens.js), so markup in a token is shown and never obeyed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,24 +77,21 @@ def example_row(example: Example, largest: float, window: int, unit: str = "") -
 
 
 def strips(
-    rows: list[dict[str, Any]],
-    *,
-    key: str,
-    breaks: bool = False,
-    action: str = "",
-    on_action: Callable[[], None] | None = None,
-    pick: bool = False,
-) -> int | None:
-    """Draw strips; the number of the row whose `action` button was pressed in this run, or with `pick` the number of the
-    token that was clicked, else None.
+    rows: list[dict[str, Any]], *, key: str, breaks: bool = False, actions: Sequence[str] = (), pick: bool = False
+) -> Any:
+    """Draw strips. In the run in which something was pressed: (number of the row, action) for a button of `actions`, or with
+    `pick` the number of the token that was clicked; else None.
 
     Args:
         breaks: begin a new line where a token holds a line break, besides showing its glyph.
-        action: text of a button on each row; "" for none.
+        actions: buttons on each row.
     """
     done = _mount(
         key=key,
-        data={"rows": rows, "breaks": breaks, "action": action, "pick": pick},
-        on_picked_change=on_action or (lambda: None),
+        data={"rows": rows, "breaks": breaks, "actions": list(actions), "pick": pick},
+        on_picked_change=lambda: None,
     )
-    return None if done.picked is None else int(done.picked)
+    picked = done.picked
+    if isinstance(picked, list | tuple):
+        return int(picked[0]), str(picked[1])
+    return None if picked is None else int(picked)

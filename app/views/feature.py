@@ -1,14 +1,16 @@
-"""One latent: its numbers, what it writes, where it fired, what stands beside it, and a test on your own text."""
+"""One latent: its numbers, what it writes, where it fired, what stands beside it, what people say of it, and your own texts."""
 
 import numpy as np
 import streamlit as st
 
 from app import session
-from app.components import health, panels
+from app.components import guess, health, notes, panels, tested
 from app.components.code import copy_as_python, heading, opening
-from app.components.plain import number, plain
-from app.components.tokens import row, strips
+from app.components.keys import keys
+from app.components.keys import told as told_keys
+from app.components.plain import plain
 from scope.errors import ScopeError
+from scope.features.guess import draw_windows
 
 store = session.pack()
 asked = session.asked_latent(store)
@@ -17,6 +19,8 @@ if asked is None:
 feature = store[asked]
 session.remember(feature.id)
 python = opening(str(store.folder)) + f"feature = pack[{feature.id}]\n"
+with panels.guarded():
+    said = store.notes.about(feature.id)
 
 order = session.results()
 place = order.index(feature.id) if feature.id in order else None
@@ -24,36 +28,53 @@ before, after = (feature.id - 1, feature.id + 1) if place is None else (place - 
 last = (store.d_sae if place is None else len(order)) - 1
 
 
-def test_this(text: str) -> None:
-    st.session_state["text"] = text
-    st.session_state["run"] = True
+def walk(to: int) -> None:
+    """Go to a neighbour in the list, or to the next number without one."""
+    if 0 <= to <= last:
+        session.go("feature", f=to if place is None else order[to])
+
+
+def edit() -> None:
+    st.session_state["editing"] = feature.id
+
+
+def on_example(action: str, text: str) -> None:
+    """What the buttons of an example do with its text."""
+    if action == "prompt":
+        session.go("prompt", text=text[:1500])
+    st.session_state["text"], st.session_state["run"] = text, True
+    st.session_state["each line"] = False
     st.rerun()
 
 
-with st.container(horizontal=True, vertical_alignment="center"):
-    st.subheader(f"\\#{feature.id}  {plain(feature.label)}", anchor=False, width="stretch")
-    if st.button(
-        "Previous", icon=":material/arrow_back:", shortcut="k", disabled=before < 0, help="Within the last list of latents"
-    ):
-        session.go("feature", f=before if place is None else order[before])
-    if st.button(
-        "Next", icon=":material/arrow_forward:", shortcut="j", disabled=after > last, help="Within the last list of latents"
-    ):
-        session.go("feature", f=after if place is None else order[after])
-    if st.button("Random", icon=":material/casino:", shortcut="x", help="A living latent, each equally likely"):
-        session.go("feature", f=store.random(np.random.default_rng()).id)
+editing = st.session_state.get("editing") == feature.id
+if editing:
+    notes.label_editor(feature)
+else:
+    st.subheader(f"\\#{feature.id}  {plain(feature.label)}", anchor=False)
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-    st.caption(
-        f"label from {plain(feature.label_source)}, score {number(feature.row.get('label_score'), '.2f')}", width="content"
-    )
+    st.caption(notes.source(feature, said.label), width="content")
     for flag in feature.flags:
         st.badge(plain(flag), color="orange" if flag in ("dead", "dense", "duplicate") else "gray")
     if place is not None:
         st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
-    session.link("steer", "Steer", icon=":material/explore:", f=feature.id)
+with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    within = "Within the last list of latents" if place is not None else "The number before or after: no list was looked at"
+    if st.button("Previous", icon=":material/arrow_back:", shortcut="k", disabled=before < 0, help=within):
+        walk(before)
+    if st.button("Next", icon=":material/arrow_forward:", shortcut="j", disabled=after > last, help=within):
+        walk(after)
+    if st.button("Random", icon=":material/casino:", shortcut="a", help="A living latent, each equally likely"):
+        session.go("feature", f=store.random(np.random.default_rng()).id)
+    st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, disabled=editing)
+    notes.star(feature, said.starred)
+    if st.button("Steer", icon=":material/explore:", shortcut="s"):
+        session.go("steer", f=feature.id)
     with st.popover("Link", icon=":material/link:", type="tertiary"):
         st.code(session.address("feature", f=feature.id), language=None)
     copy_as_python(python + "feature  # in a notebook, its card", key="py feature")
+    told_keys()
+notes.refused()
 
 if feature.dead:
     st.info(
@@ -74,46 +95,52 @@ else:
 @st.fragment
 def shown_examples() -> None:
     with panels.guarded():
-        panels.examples(feature, test_this)
+        panels.examples(feature, on_example)
 
 
 @st.fragment
-def test() -> None:
+def strengths_and_test() -> None:
+    """The histogram, and your own texts, the strongest of which is marked in it."""
+    kept = st.session_state.setdefault("tested", {}).setdefault((session.current(), feature.id), [])
+    if not feature.dead:
+        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
+        with panels.guarded():
+            panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
+    heading("Test on your texts", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
     text = st.text_area(
-        "Text",
+        "Text to test",
         key="text",
         placeholder="Type a sentence and see where this latent fires.",
         label_visibility="collapsed",
         height=90,
     )
-    pressed = st.button(
-        "Read", icon=":material/play_arrow:", type="primary", help="Runs the model; the first time it has to be loaded."
-    )
-    if not (pressed or st.session_state.pop("run", False)) or not text.strip():
-        return
-    try:
-        with session.live(store) as (model, sae), st.spinner("Reading"):
-            reading = store.read(text, model, sae)
-    except ScopeError as refusal:
-        what, _, way_out = str(refusal).partition("\n")
-        st.error(plain(what))
-        if way_out:
-            st.code(way_out, language=None)
-        return
-    values = reading.values(feature.id)
-    best, high, fired = int(np.argmax(values)), float(values.max()), int((values > 0).sum())
-    shown = row(
-        reading.pieces,
-        values,
-        float(feature.row["max"]),
-        best if high > 0 else None,
-        value=f"{high:.3g}" if high > 0 else "silent",
-    )
-    strips([shown], key="tested")
-    told = f"Fires on {fired} of {len(reading.pieces)} tokens" + (f"; {panels.told(feature, None, high)}." if high > 0 else ".")
-    st.caption(plain(told) + f" The dictionary leaves {reading.fvu:.0%} of this text unexplained (FVU).")
-    if reading.fvu > 0.5:
-        st.warning(f"The dictionary explains only {max(0.0, 1 - reading.fvu):.0%} of this text, so silence here means little.")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        help = "Runs the model; the first time it has to be loaded."
+        pressed = st.button("Read", icon=":material/play_arrow:", type="primary", help=help)
+        each = st.toggle("One text a line", True, key="each line", help=f"Up to {tested.AT_ONCE} at once.")
+    texts = tested.split(text or "", each)
+    if len(texts) > tested.AT_ONCE:
+        st.caption(f"{len(texts)} lines; the first {tested.AT_ONCE} are read.")
+    if (pressed or st.session_state.pop("run", False)) and texts:
+        try:
+            found = [tested.result(t, session.reading(store, t), feature.id) for t in texts[: tested.AT_ONCE]]
+            tested.keep(kept, found)
+        except ScopeError as refusal:
+            session.refuse(refusal)
+        else:
+            st.rerun(scope="fragment")  # the histogram stands above and marks the strongest
+    if kept:
+        chosen = tested.shown(feature, kept)
+        if chosen is not None:
+            session.go("prompt", text=kept[chosen[1]]["text"][:1500])
+
+
+@st.fragment
+def beside() -> None:
+    with panels.guarded():
+        picked = panels.relations(feature)
+        if picked is not None:
+            session.go("feature", f=picked)
 
 
 heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
@@ -129,17 +156,28 @@ with wide:
     else:
         shown_examples()
 with narrow:
-    if not feature.dead:
-        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
-        with panels.guarded():
-            panels.histogram(feature)
-    heading("Test on your text", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
-    test()
+    strengths_and_test()
     heading("On which tokens", python + "feature.tokens", "py tokens")
     with panels.guarded():
         panels.tokens(feature)
     heading("What stands beside it", python + "feature.neighbours, feature.co_firing", "py relations")
-    with panels.guarded():
-        picked = panels.relations(feature)
-        if picked is not None:
-            session.go("feature", f=picked)
+    beside()
+    heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
+    notes.note_and_lists(feature, said.note, said.lists)
+    if not feature.dead:
+        lines = f"from scope.features.guess import draw_windows\n\ndraw_windows(feature, seed=0)\npack.notes.guessed({feature.id})"
+        meaning = "What the label is worth to a person: a detection score of your own."
+        heading("Guess game", python + lines, "py guess", meaning=meaning)
+        guess.game(feature, said.guessed, draw_windows)
+
+pressed = keys(
+    {"ArrowLeft": "before", "ArrowRight": "after", "t": "focus Text to test"}
+    | {str(n): name for n, name in enumerate(panels.GROUPS, 1) if not feature.dead},
+    key="keys",
+    focus=f"Label of #{feature.id}" if editing else "",
+)
+if pressed in ("before", "after"):
+    walk(before if pressed == "before" else after)
+elif pressed in panels.GROUPS:
+    st.session_state["group asked"] = pressed
+    st.rerun()

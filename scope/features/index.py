@@ -26,7 +26,7 @@ class Index:
         self._pieces: dict[str, Pieces] = {}
 
     def renewed(self, table: pd.DataFrame, changed: Sequence[str]) -> "Index":
-        """The index of a table that differs from this one's in some columns (not the flags); what is known of the others stays."""
+        """The index of a table that differs in some columns (not the flags); what is known of the others stays."""
         new = Index(table)
         with self._lock:
             new._columns = {name: values for name, values in self._columns.items() if name not in changed}

@@ -14,9 +14,8 @@ from scope.errors import PackError
 from scope.features import search
 from scope.features.feature import Feature
 from scope.features.index import Index
-from scope.features.layout import FILES, RELATIONS, load_json, owner_of, read_manifest, verify
+from scope.features.layout import FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
 from scope.features.notes import Notes
-
 
 _SPOKEN = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
@@ -197,7 +196,8 @@ class FeatureStore:
             if name not in self._relations:
                 if name not in RELATIONS:
                     raise PackError(f"There is no relation {name}; there are {', '.join(RELATIONS)}.")
-                self._relations[name] = self._read("relations.h5", name)
+                missing = name in LATER and name not in self._open("relations.h5")
+                self._relations[name] = np.zeros((self.d_sae, 0)) if missing else self._read("relations.h5", name)
             return self._relations[name]
 
     def read_example(self, name: str, latent: int) -> np.ndarray:
