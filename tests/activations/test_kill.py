@@ -20,6 +20,6 @@ def test_after_kill_9_at_random_moments_the_resumed_recording_is_byte_for_byte_t
     rng = random.Random(0)
     kills = 0
     while kills < 12:
-        kills += kill_and_resume(tmp_path / "r", rng, most=4)
+        kills += kill_and_resume(tmp_path / "r", rng, most=4).total()
         assert contents(tmp_path / "r") == whole
         shutil.rmtree(tmp_path / "r")
