@@ -20,6 +20,8 @@ COMMANDS = {
     "evaluate": "Score a dictionary beside its nulls.",
     "convert": "Write a dictionary in another format: SAELens, Gemma Scope, or this project's.",
     "features": "Collect everything the browser shows about each latent into a pack.",
+    "label": "Have a language model say what latents mean, and test each label on text it has not seen.",
+    "export": "Write latents as tables, JSON, cards, or for Neuronpedia and SAEDashboard.",
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",

@@ -213,6 +213,7 @@ def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[
     for name in ("promoted", "suppressed"):
         out[f"{name}_id"] = getattr(effects, f"{name}_id", None)
         out[f"{name}_logit"] = getattr(effects, f"{name}_logit", None)
+    out["logit_histogram"], out["logit_ends"] = getattr(effects, "histogram", None), getattr(effects, "ends", None)
     out["measured_id"], out["measured_rise"] = getattr(scores, "measured_id", None), getattr(scores, "measured_rise", None)
     return {name: array for name, array in out.items() if array is not None}
 
@@ -229,7 +230,7 @@ def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals
     count = moments.count
     safe = np.maximum(count, 1)
     mean = moments.sum / safe
-    deviation = np.sqrt(np.maximum(moments.square / safe - mean**2, 0))
+    deviation, skew, kurtosis = _shape(moments, mean)
     nothing = np.full(len(count), np.nan)
     W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
     top = tokens["id"][:, 0]
@@ -241,12 +242,16 @@ def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals
         "max": moments.max.astype(np.float64),
         **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
         "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
+        "skew": skew,
+        "kurtosis": kurtosis,
         "top_token": [vocab[t] if t >= 0 else "" for t in top],
         "top_token_share": tokens["count"][:, 0] / safe,
         "n_tokens": tokens["n_tokens"],
         "n_tokens_half": tokens["n_half"],
         "promotes": _words(relations.get("promoted_id"), vocab, len(count)),
         "suppresses": _words(relations.get("suppressed_id"), vocab, len(count)),
+        "logit_std": nothing if effects is None else effects.deviation.astype(np.float64),
+        "logit_skew": nothing if effects is None else effects.skew.astype(np.float64),
         "logit_kurtosis": nothing if effects is None else effects.kurtosis.astype(np.float64),
         "out_score": nothing if scores is None else scores.score,
         "out_kl": nothing if scores is None else scores.kl,
@@ -262,6 +267,17 @@ def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals
     table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
     _label_by_output(table, relations, vocab)
     return table[list(COLUMNS)]
+
+
+def _shape(moments, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard deviation, skewness, excess kurtosis) of the activations when they fire; NaN where all are equal."""
+    safe = np.maximum(moments.count, 1)
+    second, third, fourth = moments.square / safe, moments.cube / safe, moments.fourth / safe
+    variance = np.maximum(second - mean**2, 0)
+    spread = np.where(variance > 1e-9 * second, variance, np.nan)  # below that, only the rounding of the sums is left
+    skew = (third - 3 * mean * second + 2 * mean**3) / spread**1.5
+    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / spread**2 - 3
+    return np.sqrt(variance), skew, kurtosis
 
 
 def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], vocab: list[str]) -> None:

@@ -70,7 +70,11 @@ RELATIONS = {
     "suppressed_logit": "f4",
     "measured_id": "i4",
     "measured_rise": "f4",  # rise of the probability, mean over prompts
+    "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
+    "logit_ends": "f4",  # [d_sae 2]
 }
+LATER = ("logit_histogram", "logit_ends")
+"""Relations that packs of the first months lack."""
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,9 @@ from torch import Tensor
 from scope.models.parts.cache import LayerCache, ModelCache
 
 
+N_LOGIT_BINS = 40
+
+
 @dataclass(frozen=True, eq=False)
 class TokenEffects:
     """Per direction: the k most promoted and suppressed tokens with their logits, and the shape of all logits."""
@@ -22,7 +25,15 @@ class TokenEffects:
     promoted_logit: np.ndarray
     suppressed_id: np.ndarray
     suppressed_logit: np.ndarray
+    deviation: np.ndarray
+    """Standard deviation over the vocabulary."""
+    skew: np.ndarray
     kurtosis: np.ndarray
+    """Excess kurtosis."""
+    histogram: np.ndarray
+    """[n N_LOGIT_BINS] how many tokens, in bins of equal width from the smallest logit to the largest."""
+    ends: np.ndarray
+    """[n 2] the smallest and the largest logit."""
 
 
 @torch.no_grad()
@@ -37,19 +48,32 @@ def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26)
     special = _special(model)
     k = min(k, unembedding.shape[1] - len(special))
     block = max(1, memory // (4 * unembedding.shape[1]))
-    parts: list[list[np.ndarray]] = [[], [], [], [], []]
+    parts: list[list[np.ndarray]] = [[] for _ in range(9)]
     for some in directions.float().split(block):
         unit = some / some.norm(dim=-1, keepdim=True).clamp(min=1e-12)
         logits = direct(unit) if direct else (unit * gain) @ unembedding
         logits -= logits.mean(-1, keepdim=True)
-        variance = logits.square().mean(-1)
-        kurtosis = logits.pow(4).mean(-1) / variance.square().clamp(min=1e-30) - 3
+        square = logits.square()
+        variance = square.mean(-1)
+        skew = (square * logits).mean(-1) / variance.pow(1.5).clamp(min=1e-30)
+        kurtosis = square.square_().mean(-1) / variance.square().clamp(min=1e-30) - 3
+        histogram, ends = _histogram(logits)
         up, down = logits.clone(), logits
         up[:, special], down[:, special] = -torch.inf, torch.inf
         top, bottom = up.topk(k), down.topk(k, largest=False)
-        for part, found in zip(parts, (top.indices, top.values, bottom.indices, bottom.values, kurtosis), strict=True):
+        shape = (variance.sqrt(), skew, kurtosis, histogram, ends)
+        for part, found in zip(parts, (top.indices, top.values, bottom.indices, bottom.values, *shape), strict=True):
             part.append(found.cpu().numpy())
     return TokenEffects(*(np.concatenate(part) for part in parts))
+
+
+def _histogram(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(counts [n N_LOGIT_BINS], smallest and largest [n 2]) of each row."""
+    low, high = logits.amin(-1, keepdim=True), logits.amax(-1, keepdim=True)
+    at = ((logits - low) * (N_LOGIT_BINS / (high - low).clamp(min=1e-30))).long().clamp_(max=N_LOGIT_BINS - 1)
+    counts = torch.zeros(len(logits), N_LOGIT_BINS, dtype=torch.int32, device=logits.device)
+    counts.scatter_add_(1, at, torch.ones_like(at, dtype=torch.int32))
+    return counts, torch.cat([low, high], -1)
 
 
 def _special(model) -> list[int]:

@@ -274,6 +274,17 @@ class FeatureStore:
 
         return read(self, text, model, sae)
 
+    def export(self, to: str, out: str | Path, latents: str | list[int] | None = None, **more: Any) -> Path:
+        """Write latents to parquet, csv, json, html, neuronpedia or saedashboard; see `scope.features.exports.export`.
+
+        `latents` are ids, or words such as "3,17,40-60", "starred", "out_score:50"; none for all.
+        """
+        from scope.features.choice import chosen
+        from scope.features.exports import export
+
+        some = chosen(self, latents) if isinstance(latents, str) else latents
+        return export(self, to, Path(out), None if some is None else [self[i].id for i in some], **more)
+
     def __repr__(self) -> str:
         return f"FeatureStore({self.title}, {self.n_tokens:,} tokens, {str(self.folder)!r})"
 

@@ -24,12 +24,12 @@ def runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Moments:
-    """Per latent: firings, sum and sum of squares in float64, maximum, histogram, sum per half octave."""
+    """Per latent: firings, sums of the first four powers in float64, maximum, histogram, sum per half octave."""
 
     def __init__(self, d_sae: int, low: int):
         self.low = low
         self.count = np.zeros(d_sae, np.int64)
-        self.sum, self.square = np.zeros(d_sae), np.zeros(d_sae)
+        self.sum, self.square, self.cube, self.fourth = (np.zeros(d_sae) for _ in range(4))
         self.max = np.zeros(d_sae, np.float32)
         self.histogram = np.zeros((d_sae, N_BINS), np.uint32)
         self.mass = np.zeros((d_sae, N_HALVES))
@@ -40,8 +40,10 @@ class Moments:
             return
         fired, value = codes.feature[starts], codes.value.astype(np.float64)
         self.count[fired] += lengths
-        self.sum[fired] += np.add.reduceat(value, starts)
-        self.square[fired] += np.add.reduceat(value * value, starts)
+        square = value * value
+        powers = ((self.sum, value), (self.square, square), (self.cube, square * value), (self.fourth, square * square))
+        for total, power in powers:
+            total[fired] += np.add.reduceat(power, starts)
         self.max[fired] = np.maximum(self.max[fired], np.maximum.reduceat(codes.value, starts))
         keys = codes.feature.astype(np.int64) * N_BINS + bin_of
         order = np.argsort(keys, kind="stable")

@@ -3,11 +3,12 @@
 count            firings                           density      firings / tokens
 mean, max        of the activation when it fires (exact)
 p50 p90 p99      percentiles when it fires, from the histogram: within one bin, 9 %
-cv               standard deviation / mean when it fires
+cv               standard deviation / mean when it fires      skew, kurtosis   of the activation when it fires, excess
 top_token        the token on which it fires most often       top_token_share   its share of the firings
 n_tokens         different tokens on which it fired           n_tokens_half     how many make up half of the firings
 promotes, suppresses   ten tokens each, by weights through the final norm's gain
-logit_kurtosis   excess kurtosis of the direction's logits over the vocabulary: large means a few tokens stand out
+logit_std, logit_skew  standard deviation and skewness of the direction's logits over the vocabulary
+logit_kurtosis   their excess kurtosis: large means a few tokens stand out
 out_score        rise of the summed probability of its ten promoted tokens when the direction is added, mean over prompts
 out_kl           KL(steered || plain) of the next token there, in nats
 nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
@@ -27,8 +28,9 @@ from scope.features.config import Flags
 from scope.features.text import show
 
 COLUMNS = tuple(
-    "count density mean max p50 p90 p99 cv top_token top_token_share n_tokens n_tokens_half promotes suppresses "
-    "logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos label label_source label_score flags".split()
+    "count density mean max p50 p90 p99 cv skew kurtosis top_token top_token_share n_tokens n_tokens_half promotes suppresses "
+    "logit_std logit_skew logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos "
+    "label label_source label_score flags".split()
 )
 
 BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"

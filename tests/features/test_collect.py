@@ -79,6 +79,36 @@ def test_counts_and_moments_are_those_of_all_firings(collected):
     assert pack.n_tokens == brute.keep.sum()
 
 
+def test_the_shape_of_the_activations_is_that_of_all_firings(collected):
+    pack, brute, _ = collected
+    checked = 0
+    for f in range(pack.d_sae):
+        values = np.array([v for _, v in brute.firings(f)])
+        if len(values) > 3 and values.std() > 0.01 * values.mean():
+            standard = (values - values.mean()) / values.std()
+            np.testing.assert_allclose(pack[f].row["skew"], (standard**3).mean(), rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(pack[f].row["kurtosis"], (standard**4).mean() - 3, rtol=1e-3, atol=1e-3)
+            checked += 1
+    assert checked > 20
+    assert np.isnan(pack[0].row["skew"])
+
+
+def test_p44_the_shape_of_the_logits_is_that_over_the_whole_vocabulary(collected, tiny_model):
+    pack, _, sae = collected
+    unit = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).detach()
+    logits = ((unit * (1 + tiny_model.ln_final.weight)) @ tiny_model.W_U).detach().double().numpy()
+    logits -= logits.mean(1, keepdims=True)
+    for f in (0, 5, 17):
+        standard = logits[f] / logits[f].std()
+        row = pack[f].row
+        found = [row["logit_std"], row["logit_skew"], row["logit_kurtosis"]]
+        np.testing.assert_allclose(found, [logits[f].std(), (standard**3).mean(), (standard**4).mean() - 3], rtol=1e-3)
+        counts, ends = pack.relation("logit_histogram")[f], pack.relation("logit_ends")[f]
+        np.testing.assert_allclose(ends, [logits[f].min(), logits[f].max()], rtol=1e-4)
+        assert counts.sum() == logits.shape[1]
+        assert np.abs(counts - np.histogram(logits[f], len(counts))[0]).sum() <= 4  # a logit on an edge may round either way
+
+
 def test_the_histogram_counts_every_firing_in_its_bin(collected):
     pack, brute, _ = collected
     for f in range(pack.d_sae):

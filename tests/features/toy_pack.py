@@ -191,12 +191,16 @@ def _table(brute: Brute, decoder: np.ndarray, relations: dict[str, np.ndarray], 
                 "max": values.max() if len(values) else 0.0,
                 **{f"p{q}": quantiles[q][f] for q in quantiles},
                 "cv": values.std() / values.mean() if len(values) else 0.0,
+                "skew": _standard(values, 3),
+                "kurtosis": _standard(values, 4) - 3,
                 "top_token": VOCAB[counts[0][0]] if counts else "",
                 "top_token_share": counts[0][1] / len(values) if counts else 0.0,
                 "n_tokens": len(counts),
                 "n_tokens_half": int((shares < 0.5).sum()) + 1 if counts else 0,
                 "promotes": [VOCAB[t] for t in relations["promoted_id"][f]],
                 "suppresses": [VOCAB[t] for t in relations["suppressed_id"][f]],
+                "logit_std": rng.random(),
+                "logit_skew": rng.normal(),
                 "logit_kurtosis": rng.normal(),
                 "out_score": rng.random() * 0.05,
                 "out_kl": rng.random(),
@@ -212,3 +216,8 @@ def _table(brute: Brute, decoder: np.ndarray, relations: dict[str, np.ndarray], 
     table = pd.DataFrame(rows)
     table["flags"] = flags(table, Flags(), 0.01)
     return table[list(COLUMNS)]
+
+
+def _standard(values: np.ndarray, power: int) -> float:
+    spread = values.std() if len(values) else 0.0
+    return float((((values - values.mean()) / spread) ** power).mean()) if spread > 0 else float("nan")

@@ -1,0 +1,51 @@
+"""`scope export`: a pack's latents in a form that other programs read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Write latents of a pack as a table, as everything, as cards, or for Neuronpedia or SAEDashboard.
+
+    parquet, csv: the table, a row a latent. json: all that the pack knows. html: cards on a page that needs nothing else.
+    neuronpedia: a folder that its admin panel imports. saedashboard: the JSON that SaeVisData.load_json reads.
+    """
+
+    pack: tyro.conf.Positional[Path]
+    """Pack that `scope features` wrote."""
+
+    to: Literal["parquet", "csv", "json", "html", "neuronpedia", "saedashboard"]
+    """The format."""
+
+    out: Path | None = None
+    """File, or folder for neuronpedia. None: beside the pack, under its name."""
+
+    latents: str | None = None
+    """Which: numbers and ranges (3,17,40-60), starred, COLUMN:N for the foremost N (out_score:50). None: all."""
+
+    name: str | None = None
+    """Name of the set on Neuronpedia, e.g. gemmascope-res-16k. None: made of site and width."""
+
+    def run(self) -> None:
+        from rich.markup import escape
+
+        from scope.cli.progress import console, progress_bar, size
+        from scope.features.choice import chosen
+        from scope.features.exports import SUFFIX, export
+        from scope.features.store import FeatureStore
+
+        store = FeatureStore.open(self.pack)
+        latents = chosen(store, self.latents)
+        folder = self.pack.absolute()
+        out = self.out or folder.with_name(f"{folder.name}.{self.to}{SUFFIX[self.to].replace('.' + self.to, '')}")
+        with progress_bar("Exporting", unit="latents") as on_progress:
+            where = export(store, self.to, out, latents, on_progress, name=self.name)
+        files = [f for f in where.rglob("*") if f.is_file()] if where.is_dir() else [where]
+        written = size(sum(f.stat().st_size for f in files))
+        console.print(f"{len(latents):,} latents, {written}: {escape(str(where))}")
+        if self.to == "neuronpedia":
+            console.print("To load it into a Neuronpedia of your own: its admin panel imports this folder.")

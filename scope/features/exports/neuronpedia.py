@@ -1,0 +1,194 @@
+"""Neuronpedia's export folder: what its admin panel imports and its public data sets are made of.
+
+OUT/MODEL/SOURCE/   release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl         a line each
+    features/batch-0.jsonl.gz      a line a latent: densities, histograms, promoted and suppressed tokens, neighbours
+    activations/batch-0.jsonl.gz   a line an example: the strongest, and some of each strength band
+    explanations/batch-0.jsonl.gz  a line a label that a person or a model gave; those from token statistics stay here
+
+A source is called LAYER-SET, e.g. 20-gemmascope-res-16k. Random firings, near misses and co-firing have no place there.
+"""
+
+import gzip
+import hashlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scope.errors import PackError
+from scope.features.exports.histograms import bars, logit_bars
+from scope.features.exports.tables import OnProgress, dumps, plain
+from scope.features.table import BY_OUTPUT, BY_TOKENS
+
+if TYPE_CHECKING:
+    from scope.features.feature import Example, Feature
+    from scope.features.store import FeatureStore
+
+BATCH = 1024
+"""Latents a file."""
+
+CREATOR = "clkht01d40000jv08hvalcvly"
+"""Neuronpedia's user for what comes from outside; an importing server replaces it by its own."""
+
+_ACTIVATION_KINDS = (("hook_resid", "res"), ("mlp", "mlp"), ("attn", "att"))
+
+
+def neuronpedia_folder(
+    store: "FeatureStore", latents: list[int], out: Path, on_progress: OnProgress | None = None, name: str | None = None
+) -> Path:
+    """Write the folder and return that of the source. `name` is the set's; by default it says kind and width.
+
+    Raises:
+        PackError: the site belongs to no layer, or the name cannot be part of an address.
+    """
+    layer = re.match(r"blocks\.(\d+)\.", store.site)
+    if not layer:
+        raise PackError(f"Neuronpedia orders its sources by layer, and {store.site} belongs to none.")
+    name = name or _set_name(store)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise PackError(f"{name!r} cannot be the name of a set: letters, digits, dots, dashes and underscores only.")
+    model, source = store.model_name.rstrip("/").rsplit("/", 1)[-1], f"{layer[1]}-{name}"
+    folder = out / model / source
+    for part in ("features", "activations", "explanations"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    _heads(store, folder, model, source, name, now)
+    said = {i: label for i, label in store.notes.labels().items() if label.source not in (BY_TOKENS, BY_OUTPUT)}
+    owner = {"modelId": model, "layer": source}
+    for number, start in enumerate(range(0, len(latents), BATCH)):
+        rows: dict[str, list[dict]] = {"features": [], "activations": [], "explanations": []}
+        for latent in latents[start : start + BATCH]:
+            feature = store[latent]
+            which = {**owner, "index": str(latent)}
+            rows["features"].append({**which, **_feature(feature, name, now)})
+            rows["activations"] += [{**which, **row} for row in _activations(feature, f"{source}-{latent}", now)]
+            if latent in said:
+                rows["explanations"].append({**which, **_explanation(said[latent], f"{source}-{latent}", now)})
+        for part, lines in rows.items():
+            with gzip.open(folder / part / f"batch-{number}.jsonl.gz", "wt", encoding="utf-8", compresslevel=5) as f:
+                f.writelines(dumps(line) + "\n" for line in lines)
+        if on_progress:
+            on_progress(min(start + BATCH, len(latents)), len(latents), {})
+    return folder
+
+
+def _set_name(store: "FeatureStore") -> str:
+    kind = next((short for part, short in _ACTIVATION_KINDS if part in store.site), "site")
+    width = f"{store.d_sae // 1024}k" if store.d_sae % 1024 == 0 else str(store.d_sae)
+    return f"scope-{kind}-{width}"
+
+
+def _heads(store: "FeatureStore", folder: Path, model: str, source: str, name: str, now: str) -> None:
+    common = {"creatorId": CREATOR, "createdAt": now}
+    title = f"{store.title}, made with scope"
+    corpus = store.manifest.get("text", {})
+    heads = {
+        "release": {"name": name, "description": title, "creatorName": "scope", "visibility": "PUBLIC", "urls": []},
+        "model": {"id": model, "instruct": model.endswith("-it"), "displayName": model, "displayNameShort": model},
+        "sourceset": {"modelId": model, "name": name, "description": title, "releaseName": name, "creatorName": "scope"},
+        "source": {
+            "id": source,
+            "modelId": model,
+            "setName": name,
+            "hasDashboards": True,
+            "visibility": "PUBLIC",
+            "num_prompts": int(store.manifest["n_contexts"]) if "n_contexts" in store.manifest else len(store.contexts),
+            "num_tokens_in_prompt": store.n_ctx,
+            "dataset": _corpus_name(corpus),
+            "notes": f"weights {store.manifest['dictionary'].get('parameters_sha256')}",
+        },
+    }
+    heads["model"] |= {"owner": "", "layers": 0, "neuronsPerLayer": 0, "visibility": "PUBLIC", "updatedAt": now}
+    heads["sourceset"] |= {"visibility": "PUBLIC", "hasDashboards": True, "type": "", "urls": []}
+    for part, line in heads.items():
+        (folder / f"{part}.jsonl").write_text(dumps({**line, **common}) + "\n", encoding="utf-8")
+
+
+def _corpus_name(text: dict[str, Any]) -> str:
+    """The name of the corpus, however deep the manifest says it."""
+    while isinstance(text, dict):
+        if isinstance(text.get("name"), str):
+            return text["name"]
+        text = text.get("recording") or text.get("corpus") or {}
+        if not text:
+            return ""
+    return str(text)
+
+
+def _feature(feature: "Feature", name: str, now: str) -> dict[str, Any]:
+    row, store = feature.row, feature.store
+    values, heights = bars(*feature.histogram, float(row["max"]))
+    logit_values, logit_heights = logit_bars(*(store.relation(n)[feature.id] for n in ("logit_histogram", "logit_ends")))
+    near = feature.neighbours
+    return {
+        "creatorId": CREATOR,
+        "createdAt": now,
+        "sourceSetName": name,
+        "maxActApprox": round(float(row["max"]), 5),
+        "hasVector": False,
+        "vector": [],
+        "vectorLabel": None,
+        "vectorDefaultSteerStrength": round(float(row["max"]), 5),
+        "hookName": store.site,
+        "topkCosSimIndices": [i for i, _ in near],
+        "topkCosSimValues": [round(cos, 4) for _, cos in near],
+        **{f"neuron_alignment_{part}": [] for part in ("indices", "values", "l1")},
+        **{f"correlated_neurons_{part}": [] for part in ("indices", "pearson", "l1")},
+        **{f"correlated_features_{part}": [] for part in ("indices", "pearson", "l1")},
+        "neg_str": [token for token, _ in feature.suppressed],
+        "neg_values": [round(logit, 4) for _, logit in feature.suppressed],
+        "pos_str": [token for token, _ in feature.promoted],
+        "pos_values": [round(logit, 4) for _, logit in feature.promoted],
+        "frac_nonzero": float(row["density"]),
+        "freq_hist_data_bar_heights": heights,
+        "freq_hist_data_bar_values": values,
+        "logits_hist_data_bar_heights": logit_heights,
+        "logits_hist_data_bar_values": logit_values,
+        "decoder_weights_dist": [],
+    }
+
+
+def _activations(feature: "Feature", key: str, now: str) -> list[dict[str, Any]]:
+    """-1 in place of a band marks the strongest ones, as there."""
+    if feature.dead:
+        return []
+    bands, n = {band["band"]: band for band in feature.bands}, max(feature.store.n_tokens, 1)
+    found = [(e, -1.0, feature.row["max"], -1.0) for e in feature.examples("top", 10_000)]
+    for e in feature.examples("bands", 10_000):
+        band = bands[e.band]
+        found.append((e, band["low"], band["high"], band["count"] / n))
+    rows = []
+    for nth, (example, low, high, share) in enumerate(found):
+        ends = {"binMin": round(float(low), 5), "binMax": round(float(high), 5), "binContains": round(float(share), 8)}
+        rows.append({"id": _id(f"{key}-{nth}"), **_example(example), **ends, "creatorId": CREATOR, "createdAt": now})
+    return rows
+
+
+def _example(example: "Example") -> dict[str, Any]:
+    values = [round(v, 4) for v in plain(example.acts)]
+    return {
+        "tokens": example.tokens,
+        "values": values,
+        "maxValue": max(values),
+        "minValue": min(values),
+        "maxValueTokenIndex": values.index(max(values)),
+        "qualifyingTokenIndex": example.peak,
+        "dataIndex": None,
+        "dataSource": example.document,
+        "dfaValues": [],
+        "dfaTargetIndex": None,
+        "dfaMaxValue": None,
+        "lossValues": [],
+        "logitContributions": None,
+    }
+
+
+def _explanation(label, key: str, now: str) -> dict[str, Any]:
+    by = None if label.source == "you" else label.source
+    about = {"description": label.text, "typeName": None, "explanationModelName": by}
+    return {"id": _id(f"{key}-label"), "authorId": CREATOR, "createdAt": now, **about}
+
+
+def _id(key: str) -> str:
+    """An identifier of the form that the database wants; the same latent's example keeps its own."""
+    return "c" + hashlib.sha256(key.encode()).hexdigest()[:24]

@@ -1,0 +1,46 @@
+"""Cards as one HTML file that needs nothing else: no script, nothing fetched, light or dark as the reader's system is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scope.features.card import card_html
+from scope.features.exports.tables import OnProgress
+from scope.features.text import escape
+
+if TYPE_CHECKING:
+    from scope.features.store import FeatureStore
+
+MOST = 2000
+"""Cards on a page; at about 20 kB each, more is more than a browser opens gladly."""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_BODY = "font-family:sans-serif;margin:24px auto;max-width:960px;padding:0 16px"
+_CARD = "border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:12px 16px;margin:16px 0"
+
+
+def html_file(store: "FeatureStore", latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
+    """A page of cards, in the order given, with where they come from at its head."""
+    with file.open("w", encoding="utf-8", errors="replace") as f:
+        f.write(_head(store, len(latents)))
+        for done, latent in enumerate(latents, 1):
+            f.write(f'<section id="latent-{latent}" style="{_CARD}">{card_html(store[latent], examples=16)}</section>\n')
+            if on_progress:
+                on_progress(done, len(latents), {})
+        f.write("</body></html>\n")
+
+
+def _head(store: "FeatureStore", n: int) -> str:
+    made, dictionary = store.manifest.get("made", {}), store.manifest["dictionary"]
+    told = [
+        f"{n:,} of {store.d_sae:,} latents, counted on {store.n_tokens:,} tokens",
+        f"dictionary {dictionary.get('kind', '')} {str(dictionary.get('parameters_sha256', ''))[:12]}",
+        f"made {made.get('date', '')} with scope {made.get('scope', '')}",
+    ]
+    title = escape(store.title)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f'<title>{title}</title></head>\n<body style="{_BODY}"><h1 style="font-size:20px">{title}</h1>'
+        f'<p style="opacity:.7;font-size:13px">{escape(" · ".join(told))}</p>\n'
+    )
