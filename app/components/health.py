@@ -94,14 +94,22 @@ def reported(store: FeatureStore) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-ARMS = {"sae": "dictionary", "random": "random", "pca": "PCA", "mean": "mean-ablation", "zero": "zero-ablation"}
+ARMS = {
+    "sae": "dictionary",
+    "random": "random",
+    "pca": "PCA",
+    "random_model": "random weights",
+    "mean": "mean-ablation",
+    "zero": "zero-ablation",
+}
 SCORES = {
     "l0": ("L0", ".1f"),
     "fvu": ("FVU, pooled", ".3f"),
     "fvu_per_token": ("FVU, mean over tokens", ".3f"),
     "fvu_per_dimension": ("FVU, mean over dimensions", ".3f"),
     "cosine": ("cosine", ".3f"),
-    "shrinkage": ("shrinkage (1 is none)", ".3f"),
+    "norm_ratio": ("norm ratio (below 1: shrinkage)", ".3f"),
+    "length_bias": ("length bias (1 is none)", ".3f"),
     "delta_loss": ("delta loss, nats", "+.3f"),
     "kl": ("KL, nats", ".3f"),
     "recovered_vs_mean": ("loss recovered, against mean-ablation", ".1%"),
@@ -110,7 +118,7 @@ SCORES = {
 
 
 def scores(report: dict[str, Any]) -> pd.DataFrame:
-    """Each score in a row, the dictionary beside its nulls; intervals are 95 %, over contexts."""
+    """Each score in a row, the dictionary beside its nulls; intervals are 95 %, over documents or contexts."""
     arms, rows = report["arms"], []
     for key, (name, form) in SCORES.items():
         row = {"score": name}
@@ -126,7 +134,7 @@ def scores(report: dict[str, Any]) -> pd.DataFrame:
 def counted(report: dict[str, Any]) -> str:
     """On how much text a report was made, and what it left out."""
     counts, made = report.get("counted", {}), report.get("provenance", {})
-    told = [f"{counts[name]:,} {name}" for name in ("contexts", "tokens") if name in counts]
+    told = [f"{counts[name]:,} {name}" for name in ("documents", "contexts", "tokens") if name in counts]
     return "; ".join([", ".join(told), *(str(made[name]) for name in ("rule",) if name in made)])
 
 

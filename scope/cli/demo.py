@@ -109,7 +109,7 @@ class Command:
         import torch
 
         from activations.errors import CorpusError
-        from activations.heldout import following
+        from activations.heldout import following_documents
         from scope.cli.progress import progress_bar
         from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
 
@@ -120,15 +120,17 @@ class Command:
                 return found
         text: dict[str, Any] = {"corpus": corpus.identity}
         try:
-            held_out = following(store, corpus, model.tokenizer, _HELD_OUT)
+            held_out, documents = following_documents(store, corpus, model.tokenizer, _HELD_OUT)
         except CorpusError:  # a short corpus ends with the recording
-            held_out = store.tokens[:0]
+            held_out, documents = store.tokens[:0], store.documents[:0]
         if len(held_out) >= 2:
-            tokens, text["held_out"] = torch.from_numpy(held_out).long(), "documents after the recording's last"
+            text["held_out"] = "documents after the recording's last"
         else:
-            tokens = torch.from_numpy(np.asarray(store.tokens)).long()
+            held_out, documents = np.asarray(store.tokens), np.asarray(store.documents)
+        tokens, documents = torch.from_numpy(held_out).long(), torch.from_numpy(documents).long()
         with progress_bar("Scoring", unit="contexts") as on_progress:
-            evaluation = evaluate(model, sae, tokens, EvaluateConfig(contexts=_HELD_OUT, seed=self.seed), on_progress)
+            scored = EvaluateConfig(contexts=_HELD_OUT, seed=self.seed)
+            evaluation = evaluate(model, sae, tokens, scored, on_progress, documents=documents)
         evaluation.provenance["text"] = text
         if "held_out" not in text:
             evaluation.notes.append("The corpus is used up: this is the text that the dictionary was trained on, not held out.")

@@ -6,15 +6,16 @@ from typing import Annotated
 
 import tyro
 
-from scope.evaluation.evaluate import EvaluateConfig
+from scope.evaluation.scores import EvaluateConfig
 
 
 @dataclass(frozen=True)
 class Command:
     """Score a dictionary: L0, FVU, cosine, delta loss and KL with its reconstructions spliced into the model.
 
-    Each number stands beside what a random dictionary of equal L0, PCA with as many components, and mean- and zero-ablation
-    reach, with a 95 % interval over contexts.
+    Each number stands beside what a random dictionary of equal L0, PCA with as many components, the dictionary itself on the
+    model with random weights, and mean- and zero-ablation reach, with a 95 % interval over documents. Also with and without
+    position 0, special tokens and tokens of huge norm, and by position in the context.
     """
 
     dictionary: tyro.conf.Positional[str]
@@ -32,6 +33,10 @@ class Command:
 
     context: int = 256
     """Tokens per context, <bos> included, when the text comes from --corpus."""
+
+    beside: tuple[str, ...] = ()
+    """Further dictionaries of the same site, each a column of its own, as one trained from another seed; it is also told how
+    many directions they share."""
 
     json: Path | None = None
     """Where to write all numbers; by default evaluation.json in the dictionary's folder, if that is a folder here."""
@@ -55,21 +60,25 @@ class Command:
         sae = load_sae(self.dictionary)
         model = load_model(self.model)
         certified(model, sae, self.dictionary, self.certificate)
-        tokens, text = self.text(model.tokenizer, model.cfg.n_ctx)
+        others = {name: load_sae(name) for name in self.beside}
+        for name, other in others.items():
+            certified(model, other, name, self.certificate)
+        tokens, documents, text = self.text(model.tokenizer, model.cfg.n_ctx)
         with progress_bar("Scoring", unit="contexts") as on_progress:
-            evaluation = evaluate(model, sae, tokens, self.config, on_progress)
+            evaluation = evaluate(model, sae, tokens, self.config, on_progress, documents=documents, beside=others)
         evaluation.provenance["text"] = text
+        folder = Path(self.dictionary)
+        evaluation.training.extend(training_curve(folder))
         trained_on = (sae.provenance.get("recording") or {}).get("corpus")
         if trained_on and trained_on == text["corpus"] and "held_out" not in text:
             evaluation.notes.append("This is text of the corpus that the dictionary was trained on: not held out.")
         console.print(table(evaluation))
-        folder = Path(self.dictionary)
         file = self.json or (folder / "evaluation.json" if folder.is_dir() else None)
         if file:
-            console.print(f"All numbers: {evaluation.save(file)}")
+            console.print(f"All numbers: {evaluation.save(file)}", soft_wrap=True)
 
     def text(self, tokenizer, n_ctx: int):
-        """(contexts of tokens, what they are).
+        """(contexts of tokens, which document each token is from or None, what text that is).
 
         Raises:
             ConfigError: a recording of another tokenizer, or a context that the model cannot take.
@@ -79,7 +88,8 @@ class Command:
 
         from activations.contexts import Packer
         from activations.corpus import open_corpus
-        from activations.heldout import following
+        from activations.errors import RecordingError
+        from activations.heldout import following_documents
         from activations.store import ActivationStore
         from scope.errors import ConfigError
 
@@ -88,11 +98,28 @@ class Command:
         if store is not None and store.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
             raise ConfigError(f"{self.recording} was made with another tokenizer than {self.model} has. Give its model.")
         if store is not None and corpus is not None:
-            said = {"corpus": corpus.identity, "held_out": "documents after the recording's last"}
-            return torch.from_numpy(following(store, corpus, tokenizer, self.config.contexts)).long(), said
+            said = {"corpus": corpus.identity, "held_out": "documents after the recording's last", "context": store.context}
+            found = following_documents(store, corpus, tokenizer, self.config.contexts)
+            return (*(torch.from_numpy(part).long() for part in found), said)
         if store is not None:
-            return torch.from_numpy(np.asarray(store.tokens)).long(), {"corpus": store.manifest["corpus"]}
+            said = {"corpus": store.manifest["corpus"], "recording": str(self.recording), "context": store.context}
+            try:
+                documents = torch.from_numpy(np.asarray(store.documents)).long()
+            except RecordingError:  # imported from elsewhere, without them
+                documents = None
+            return torch.from_numpy(np.asarray(store.tokens)).long(), documents, said
         if not 2 <= self.context <= n_ctx:
             raise ConfigError(f"context is {self.context}; this model takes 2 to {n_ctx} tokens.")
         packed = Packer(corpus.documents(self.config.seed), tokenizer, self.context).take(4 * self.config.contexts)
-        return torch.from_numpy(packed.tokens).long(), {"corpus": corpus.identity}
+        said = {"corpus": corpus.identity, "context": self.context, "seed": self.config.seed}
+        return torch.from_numpy(packed.tokens).long(), torch.from_numpy(packed.documents).long(), said
+
+
+def training_curve(folder: Path, points: int = 60) -> list[dict]:
+    """Rows of the training log beside a dictionary, evenly thinned, the last among them; [] without one."""
+    from scope.training.progress import read_log
+
+    if not (folder / "log.jsonl").is_file():
+        return []
+    rows = read_log(folder)
+    return rows[::-1][:: max(1, -(-len(rows) // points))][::-1]

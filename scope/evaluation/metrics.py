@@ -4,9 +4,6 @@ FVU has three definitions in use, which differ by more than most dictionaries do
 under its name. Norm outliers such as <bos> decide the pooled one: leave them out before you call.
 """
 
-from dataclasses import dataclass, field
-
-import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -51,6 +48,11 @@ def cosine(x: Acts, x_hat: Acts) -> Scalar:
     return cosine_similarity(x.double(), x_hat.double(), dim=1).mean()
 
 
+def norm_ratio(x: Acts, x_hat: Acts) -> Scalar:
+    """Mean over tokens of the reconstruction's norm over the activation's. Below 1 is shrinkage."""
+    return (x_hat.double().norm(dim=1) / x.double().norm(dim=1).clamp_min(1e-15)).mean()
+
+
 def length_bias(x: Acts, x_hat: Acts) -> Scalar:
     """The factor by which reconstructions are too long, <x_hat, x_hat> / <x, x_hat>: dividing by it brings them nearest to x.
 
@@ -74,63 +76,6 @@ def loss_recovered(loss: float, spliced: float, ablated: float) -> float | None:
     """
     harm = ablated - loss
     return (ablated - spliced) / harm if harm > 0 else None
-
-
-@dataclass
-class Sums:
-    """The float64 sums that FVU, cosine and length bias are made of, so that they can be had over any number of tokens.
-
-    Centred on `mean` while summing; the true mean of what was seen is taken into account at the end, so any `mean`
-    near it is exact.
-    """
-
-    mean: Tensor
-    n: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    cosines: float = 0.0
-    per_token: float = 0.0
-
-    def add(self, x: Acts, x_hat: Acts) -> None:
-        d, e = x.double() - self.mean, (x - x_hat).double()
-        new = {
-            "x": d.sum(0),
-            "xx": d.square().sum(0),
-            "error": e.square().sum(0),
-            "dot": (x.double() * x_hat.double()).sum(),
-            "length": x_hat.double().square().sum(),
-        }
-        self.sums = {k: self.sums[k] + v for k, v in new.items()} if self.sums else new
-        self.cosines += cosine_similarity(x.double(), x_hat.double(), dim=1).sum().item()
-        self.per_token += (e.square().sum(1) / d.square().sum(1).clamp_min(1e-30)).sum().item()
-        self.n += len(x)
-
-    def result(self) -> dict[str, float | None]:
-        """fvu, fvu_per_token (about `mean`), fvu_per_dimension, cosine, length_bias (None where all is zero)."""
-        s = self.sums
-        spread = s["xx"] - s["x"].square() / self.n
-        _nonzero(spread.sum(), self.n)
-        kept = spread > 0
-        return {
-            "fvu": (s["error"].sum() / spread.sum()).item(),
-            "fvu_per_token": self.per_token / self.n,
-            "fvu_per_dimension": (s["error"][kept] / spread[kept]).mean().item(),
-            "cosine": self.cosines / self.n,
-            "length_bias": (s["length"] / s["dot"]).item() if s["dot"] else None,
-        }
-
-
-def bootstrap(
-    numerators: Tensor, denominators: Tensor, seed: int = 0, n: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of sum(numerators) / sum(denominators), resampling the entries: one entry a context (pitfall P40).
-
-    Tokens of one context are not independent, so contexts are what is drawn.
-    """
-    k = len(numerators)
-    draws = torch.randint(k, (n, k), generator=torch.Generator().manual_seed(seed))
-    ratios = numerators.double()[draws].sum(1) / denominators.double()[draws].sum(1)
-    low, high = ratios.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
-    return low, high
 
 
 def _centred(x: Acts) -> Tensor:

@@ -99,5 +99,8 @@ class RandomDictionary:
         pre = (x - self.mean.to(x)) @ self.W_dec.to(x).T
         return torch.relu(pre) * (pre > self.threshold.to(x))
 
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.mean.to(latents) + self.gain * latents @ self.W_dec.to(latents)
+
     def __call__(self, x: Acts) -> Acts:
-        return self.mean.to(x) + self.gain * self.encode(x) @ self.W_dec.to(x)
+        return self.decode(self.encode(x))

@@ -1,18 +1,19 @@
-"""An evaluation as a table that rich can print; whoever calls decides where."""
+"""An evaluation as tables that rich can print; whoever calls decides where."""
 
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scope.evaluation.evaluate import Evaluation
+from scope.evaluation.scores import Evaluation
 
-ARMS = {"sae": "SAE", "random": "random", "pca": "PCA", "mean": "mean", "zero": "zero"}
+ARMS = {"sae": "SAE", "random": "random", "pca": "PCA", "random_model": "rnd-model", "mean": "mean", "zero": "zero"}
 
 LEGEND = {
     "random": "random: a random dictionary of equal L0",
     "pca": "PCA: as many components as the SAE has active latents",
+    "random_model": "rnd-model: the SAE on the model with random weights, at its scale",
     "mean": "mean, zero: ablations",
 }
 
@@ -20,48 +21,128 @@ ROWS = {
     "l0": ("L0", "{:.1f}"),
     "fvu": ("FVU, pooled", "{:.3f}"),
     "fvu_per_token": ("FVU, by token", "{:.3f}"),
-    "fvu_per_dimension": ("FVU, by dimension", "{:.3f}"),
+    "fvu_per_dimension": ("FVU, by dim.", "{:.3f}"),
     "cosine": ("cosine", "{:.3f}"),
+    "norm_ratio": ("norm ratio", "{:.3f}"),
     "length_bias": ("length bias", "{:.3f}"),
-    "delta_loss": ("delta loss, nats", "{:+.3f}"),
-    "kl": ("KL, nats", "{:.3f}"),
-    "recovered_vs_mean": ("recovered vs mean", "{:.1%}"),
-    "recovered_vs_zero": ("recovered vs zero", "{:.1%}"),
+    "delta_loss": ("delta loss", "{:+.3f}"),
+    "kl": ("KL", "{:.3f}"),
+    "recovered_vs_mean": ("kept vs mean", "{:.1%}"),
+    "recovered_vs_zero": ("kept vs zero", "{:.1%}"),
+}
+
+VARIANTS = {
+    "with_bos": "with position 0",
+    "with_special": "and special tokens",
+    "without_outliers": "without huge norms",
 }
 
 
 def table(evaluation: Evaluation) -> Group:
-    """Scores in rows, the dictionary beside its nulls in columns, then what was counted and what must be told.
-
-    Fits a terminal of 80 columns.
+    """Scores in rows, the dictionary beside its nulls in columns, then what is left out, positions, latents, and what must be
+    told. Fits a terminal of 80 columns, unless further dictionaries stand beside.
     """
-    arms = [name for name in ARMS if name in evaluation.arms]
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    drawn.add_column("", no_wrap=True)
+    legend = [text for name, text in LEGEND.items() if name in evaluation.arms]
+    legend += ["losses and KL in nats; kept: loss recovered"]
+    told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
+    told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
+    parts: list[RenderableType] = [_scores(evaluation), Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
+    if evaluation.positions:
+        parts += [_positions(evaluation), Text()]
+    return Group(*parts, *told)
+
+
+def _scores(evaluation: Evaluation) -> Table:
+    further = [name for name in evaluation.arms if name not in ARMS]
+    arms = ["sae", *further, *(name for name in ARMS if name in evaluation.arms and name != "sae")]
+    drawn = _table("")
     for name in arms:
-        drawn.add_column(ARMS[name], justify="right", no_wrap=True)
+        drawn.add_column(ARMS.get(name, name.removeprefix("beside ")), justify="right", no_wrap=True)
         if name == "sae":
             drawn.add_column("95 %", no_wrap=True, style="dim", header_style="dim")
     for key, (label, form) in ROWS.items():
         cells = [_cell(evaluation.arms[name], key, form) for name in arms]
         if any(cells):
-            drawn.add_row(label, cells[0], _interval(evaluation.arms[arms[0]], key, form), *cells[1:])
-    legend = "; ".join(text for name, text in LEGEND.items() if name in arms)
-    told = [Text(line) for line in lines(evaluation)] + [Text(f"note: {n}", "yellow") for n in evaluation.notes]
-    return Group(drawn, Text(legend, "dim"), Text(), *told)
+            drawn.add_row(label, cells[0], _interval(evaluation.arms["sae"], key, form), *cells[1:])
+    return drawn
+
+
+def _variants(evaluation: Evaluation) -> Table:
+    """FVU and L0 with and without the tokens that can decide them (P1, P2)."""
+    own = evaluation.arms["sae"]
+    drawn = _table("what counts")
+    for name in ("tokens", "FVU", "95 %", "by token", "by dim.", "L0"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    rows = {"as above": own | {"tokens": evaluation.counted["tokens"]}}
+    rows |= {label: own[name] for name, label in VARIANTS.items() if (own.get(name) or {}).get("interval")}
+    for label, row in rows.items():
+        cells = [_cell(row, key, ROWS[key][1]) for key in ("fvu_per_token", "fvu_per_dimension", "l0")]
+        fvu = _cell(row, "fvu", ROWS["fvu"][1])
+        drawn.add_row(label, f"{row['tokens']:,}", fvu, _interval(row, "fvu", "{:.3f}"), *cells)
+    return drawn
+
+
+def _positions(evaluation: Evaluation) -> Table:
+    drawn = _table("position")
+    for name in ("tokens", "FVU", "95 %", "L0", "delta loss"):
+        drawn.add_column(name, justify="right", no_wrap=True)
+    for row in evaluation.positions:
+        where = f"{row['from']}" if row["from"] == row["to"] else f"{row['from']}-{row['to']}"
+        where += "" if row["counted"] else " (left out)"
+        cells = [_cell(row, key, ROWS[key][1]) for key in ("l0", "delta_loss")]
+        fvu = _cell(row, "fvu", "{:.3f}")
+        drawn.add_row(where, f"{row['tokens']:,}", fvu, _interval(row, "fvu", "{:.3f}"), *cells)
+    return drawn
 
 
 def lines(evaluation: Evaluation) -> list[str]:
+    """What stands below the tables: how much was counted, firing, directions, training."""
     own, counted, latents = evaluation.arms["sae"], evaluation.counted, evaluation.latents
-    return [
+    units = counted.get("units", "contexts")
+    low, high = latents["interval"]["never_fired"]
+    found = [
         f"{counted['tokens']:,} tokens of {counted['contexts']} contexts; loss without splice {counted['loss']:.3f} nats; "
-        "95 % intervals are over contexts",
-        f"L0 per token: median {own['l0_median']:.0f}, 95th percentile {own['l0_p95']:.0f}",
-        f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here, {latents['dense']:.1%} fired "
-        f"on more than {latents['dense_above']:.0%} of the tokens",
-        f"left out: position 0 and special tokens; counted too, FVU would be {own['with_bos']['fvu']:.3f} "
-        f"and L0 {own['with_bos']['l0']:.1f}",
+        f"95 % intervals are over {counted[units]} {units}; position 0 and special tokens are left out",
+        f"L0 per token: median {own['l0_median']:.0f} {_interval(own, 'l0_median', '{:.0f}')}, 95th percentile "
+        f"{own['l0_p95']:.0f} {_interval(own, 'l0_p95', '{:.0f}')}",
+        f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here ({low:.1%}..{high:.1%} on much more "
+        f"text), {latents['dense']:.1%} {_interval(latents, 'dense', '{:.1%}')} fired on more than "
+        f"{latents['dense_above']:.0%} of the tokens",
+        "latents by density: " + _histogram(latents),
+        f"decoder rows: median cosine of the nearest other {latents['nearest_cosine_median']:.2f} (random directions "
+        f"{latents['nearest_cosine_median_random']:.2f}), {latents['nearest_cosine_above_0.9']:.1%} above 0.9; encoder along "
+        f"decoder {latents['encoder_decoder_cosine_median']:.2f}",
     ]
+    for name, part in latents.get("shared", {}).items():
+        found.append(
+            f"shared with {name}: {part['cosine_above_0.7']:.1%} of the rows have one above cosine 0.7 there, median "
+            f"{part['cosine_median']:.2f} (random directions {part['cosine_above_0.7_random']:.1%}, "
+            f"{part['cosine_median_random']:.2f})"
+        )
+    return found + _training(evaluation.training)
+
+
+def _training(rows: list[dict[str, Any]]) -> list[str]:
+    """A handful of points of the training curve; all of them are in the JSON."""
+    picked = [rows[round(i * (len(rows) - 1) / 4)] for i in range(5)] if len(rows) > 5 else rows
+    told = [f"{row['tokens']:,}: {row['error']:.3f} / {row['l0']:.0f}" for row in picked if "error" in row and "l0" in row]
+    return ["training, tokens: FVU / L0: " + ", ".join(told)] if told else []
+
+
+def _histogram(latents: dict[str, Any]) -> str:
+    """Latents by decade of the share of tokens on which they fire."""
+    edges, counts = latents["density_log10_edges"], latents["density_log10_counts"]
+    decades: dict[int, int] = {}
+    for edge, count in zip(edges, counts, strict=False):
+        if count:
+            decades[int(edge // 1)] = decades.get(int(edge // 1), 0) + count
+    return ", ".join(f"{count:,} from 1e{at}" for at, count in decades.items()) or "none fired"
+
+
+def _table(first: str) -> Table:
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    drawn.add_column(first, no_wrap=True)
+    return drawn
 
 
 def _cell(scores: dict[str, Any], key: str, form: str) -> str:
@@ -70,7 +151,8 @@ def _cell(scores: dict[str, Any], key: str, form: str) -> str:
 
 
 def _interval(scores: dict[str, Any], key: str, form: str) -> str:
-    if scores.get(key) is None or key not in scores["interval"]:
+    ends = scores["interval"].get(key)
+    if scores.get(key) is None or ends is None:
         return ""
-    low, high = scores["interval"][key]
-    return f"[{form.format(low)}, {form.format(high)}]"
+    low, high = (form.format(end).removesuffix("%") for end in ends)
+    return f"{low}..{high}"

@@ -40,7 +40,7 @@ def test_a_recording_becomes_a_dictionary_and_the_dictionary_a_table(folder, cap
     assert "not held out" in said
     scores = json.loads((folder / "dictionary" / "evaluation.json").read_text())
     assert 0 < scores["arms"]["sae"]["fvu"] < 1
-    assert set(scores["arms"]) == {"sae", "random", "pca", "mean", "zero"}
+    assert set(scores["arms"]) == {"sae", "random", "pca", "random_model", "mean", "zero"}
 
 
 def test_text_can_come_from_a_corpus(folder):

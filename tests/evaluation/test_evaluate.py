@@ -1,14 +1,17 @@
 """The whole evaluation on cases whose answer is known, and each number beside its nulls."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.certificate import dictionary_hash
 from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
-from scope.evaluation.metrics import fvu
+from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token
 from scope.evaluation.nulls import PCA, Moments, RandomDictionary
+from scope.evaluation.random_model import randomised
 from scope.evaluation.report import lines, table
 from tests.evaluation.test_splice import SITE, perfect, tokens_of
 
@@ -57,7 +60,7 @@ def test_losses_are_those_of_the_model_run_by_hand(tiny_model, tokens, site):
     assert evaluation["l0"] == pytest.approx((sae.encode(x) > 0).sum(1).float().mean().item())
 
 
-def test_p2_a_token_of_huge_norm_in_the_middle_is_counted_and_the_fvu_without_it_stands_beside(tiny_model, tokens):
+def test_p02_a_token_of_huge_norm_in_the_middle_is_counted_and_the_fvu_without_it_stands_beside(tiny_model, tokens):
     with torch.no_grad():
         tokens[0, 7] = 300
         tokens[tokens == 300] = 301
@@ -76,6 +79,139 @@ def test_p2_a_token_of_huge_norm_in_the_middle_is_counted_and_the_fvu_without_it
     assert evaluation["fvu"] == pytest.approx(fvu(x, sae(x)).item(), rel=1e-4)
     assert evaluation["fvu"] < without["fvu"] / 2
     assert any("1 counted tokens have a norm > 10 x the median" in note for note in evaluation.notes)
+
+
+def test_p01_every_score_is_given_with_and_without_position_0_and_special_tokens(tiny_model, tokens):
+    tokens[2, 9] = tiny_model.cfg.eos[0]
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
+    x = tiny_model.record(tokens, [SITE])[SITE]
+    counted = torch.ones(tokens.shape, dtype=torch.bool)
+    counted[2, 9] = False
+    with_bos = counted.clone()
+    counted[:, 0] = False
+    arms = {"with_bos": with_bos, "with_special": torch.ones_like(counted)}
+    assert evaluation["fvu"] == pytest.approx(fvu(x[counted], sae(x[counted])).item(), rel=1e-5)
+    for name, kept in arms.items():
+        for score, measure in (("fvu", fvu), ("fvu_per_token", fvu_per_token), ("fvu_per_dimension", fvu_per_dimension)):
+            assert evaluation[name][score] == pytest.approx(measure(x[kept], sae(x[kept])).item(), rel=1e-5)
+        assert evaluation[name]["l0"] == pytest.approx((sae.encode(x[kept]) > 0).sum(1).float().mean().item(), rel=1e-6)
+        assert evaluation[name]["tokens"] == int(kept.sum())
+    assert evaluation.counted["tokens"] == int(counted.sum())
+    assert evaluation.provenance["rule"].startswith("position 0 and special tokens")
+
+
+def test_p08_fvu_and_l0_by_position_are_those_of_the_tokens_there(tiny_model, tokens):
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
+    rows = {row["from"]: row for row in evaluation.positions}
+    x = tiny_model.record(tokens, [SITE])[SITE]
+    mean = x[:, 1:].flatten(0, 1).mean(0)
+    for first, last in ((0, 0), (3, 3), (5, 8), (9, 16)):
+        part = x[:, first : last + 1].flatten(0, 1)
+        assert rows[first]["fvu"] == pytest.approx(((part - sae(part)).square().sum() / (part - mean).square().sum()).item())
+        assert rows[first]["tokens"] == len(part)
+    assert sum(row["tokens"] for row in rows.values() if row["counted"]) == evaluation.counted["tokens"]
+
+
+def test_p08_a_bad_first_token_is_pointed_out(tiny_model, tokens):
+    sae = perfect("blocks.0.hook_resid_pre")
+    tokens[:, 1] = 300
+    with torch.no_grad():  # it reconstructs all but the direction of that token
+        away = torch.nn.functional.normalize(tiny_model.embed.weight[300], dim=0)
+        sae.W_dec.sub_(torch.outer(sae.W_dec @ away, away))
+    assert any("At position 1 of a context FVU is" in note for note in evaluate(tiny_model, sae, tokens, CONFIG).notes)
+
+
+def test_p40_intervals_are_over_documents_where_they_are_known_and_said_to_be_over_contexts_where_not(tiny_model, tokens):
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    documents = torch.zeros(tokens.shape, dtype=torch.long)
+    documents[3:] = 1
+    documents[:, 10:] += 2
+    known, unknown = (evaluate(tiny_model, sae, tokens, CONFIG, documents=d) for d in (documents, None))
+    assert (known.counted["units"], known.counted["documents"]) == ("documents", 4)
+    assert (unknown.counted["units"], unknown.counted["contexts"]) == ("contexts", 6)
+    assert known["fvu"] == pytest.approx(unknown["fvu"])
+    assert known["interval"]["fvu"] != unknown["interval"]["fvu"]
+    assert any("over 4 documents only" in note for note in known.notes)
+    assert any("Which document each token is from is not known" in note for note in unknown.notes)
+    one = evaluate(tiny_model, sae, tokens, CONFIG, documents=torch.zeros_like(documents))
+    assert one.counted["units"] == "contexts"
+    with pytest.raises(ConfigError, match="go together"):
+        evaluate(tiny_model, sae, tokens, CONFIG, documents=documents[:3])
+
+
+def test_p41_on_a_model_of_random_weights_it_stands_beside_itself_at_its_own_scale(tiny_model, tokens):
+    before = {name: p.clone() for name, p in tiny_model.named_parameters()}
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    null = evaluate(tiny_model, sae, tokens, CONFIG).arms["random_model"]
+    assert all(torch.equal(p, before[name]) for name, p in tiny_model.named_parameters())
+    other = randomised(tiny_model, tiny_model.layers_for([SITE]), CONFIG.seed)
+    assert not torch.equal(other.blocks[0].attn.W_Q, tiny_model.blocks[0].attn.W_Q)
+    assert other.blocks[3] is tiny_model.blocks[3]
+    x, raw = (m.record(tokens, [SITE])[SITE][:, 1:].flatten(0, 1) for m in (tiny_model, other))
+    scale = (x.square().sum() / raw.square().sum()).sqrt()
+    assert null["scale"] == pytest.approx(scale.item(), rel=1e-4)
+    assert null["fvu"] == pytest.approx(fvu(raw * scale, sae(raw * scale)).item(), rel=1e-4)
+    assert null["interval"]["fvu"][0] <= null["fvu"] <= null["interval"]["fvu"][1]
+
+
+def test_random_weights_keep_the_spread_of_each_matrix_and_follow_their_seed(tiny_model):
+    one, same, other = (randomised(tiny_model, None, seed) for seed in (1, 1, 2))
+    trained = dict(tiny_model.named_parameters())
+    for name, p in one.named_parameters():
+        assert torch.equal(p, dict(same.named_parameters())[name])
+        if p.dim() > 1:
+            assert not torch.equal(p, dict(other.named_parameters())[name])
+            assert p.std().item() == pytest.approx(trained[name].std().item(), rel=0.15)
+        else:
+            assert torch.equal(p, trained[name])
+    assert one.tokenizer is tiny_model.tokenizer
+
+
+def test_p41_another_dictionary_stands_beside_it_with_what_they_share(tiny_model, tokens):
+    sae, other = perfect(), perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+        turned = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(3))).Q
+        other.W_dec.copy_(torch.cat([turned, -turned]))
+        other.W_enc.copy_(other.W_dec.T)
+    evaluation = evaluate(tiny_model, sae, tokens, CONFIG, beside={"itself": sae, "turned": other})
+    assert evaluation.arms["beside itself"]["fvu"] == pytest.approx(evaluation["fvu"])
+    assert evaluation.arms["beside turned"]["fvu"] < 1e-9
+    part = evaluation.latents["shared"]
+    assert part["itself"]["cosine_above_0.7"] == 1.0
+    assert part["turned"]["cosine_median"] < 0.7
+    elsewhere = perfect("blocks.2.hook_resid_post")
+    with pytest.raises(DictionaryError, match="cannot be judged"):
+        evaluate(tiny_model, sae, tokens, CONFIG, beside={"elsewhere": elsewhere})
+
+
+def test_every_number_can_be_made_again_from_what_is_written_beside_it(tiny_model, tokens, tmp_path):
+    """Contexts by number and hash, seeds, config, and the hashes of model and parameters."""
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(0.4)
+    first = evaluate(tiny_model, sae, tokens, EvaluateConfig(contexts=4, batch_contexts=3, resamples=20, seed=3))
+    content = json.loads(first.save(tmp_path / "evaluation.json").read_text())
+    said = content["provenance"]
+    drawn = tokens[said["drawn"]["contexts"]]
+    assert hashlib.sha256(drawn.int().numpy().tobytes()).hexdigest() == said["drawn"]["tokens_sha256"]
+    assert said["parameters_sha256"] == dictionary_hash(sae)
+    assert said["model"]["weights_sha256"] == "random-0"
+    again = evaluate(tiny_model, sae, tokens, EvaluateConfig(**said["config"]))
+    assert json.loads(json.dumps(again.to_json())) == content
+    by_hand = tiny_model.record(drawn, [SITE])[SITE][:, 1:].flatten(0, 1)
+    assert content["arms"]["sae"]["fvu"] == pytest.approx(fvu(by_hand, sae(by_hand)).item(), rel=1e-5)
+    assert set(content["arms"]["sae"]["interval"]) <= {*content["definitions"], "loss", "l0_median", "l0_p95", "norm_ratio"}
 
 
 def test_p41_a_dictionary_that_is_no_better_than_chance_is_said_to_be(tiny_model, tokens):
@@ -109,8 +245,12 @@ def test_intervals_hold_their_numbers_and_everything_goes_through_json(tiny_mode
     with torch.no_grad():
         sae.threshold.fill_(0.4)
     evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
-    for name, (low, high) in evaluation["interval"].items():
-        assert low <= evaluation[name] <= high, name
+    assert {"fvu", "cosine", "norm_ratio", "l0", "l0_median", "l0_p95", "kl", "recovered_vs_mean"} <= set(
+        evaluation["interval"]
+    )
+    for name, ends in evaluation["interval"].items():
+        assert (ends is None) is (evaluation[name] is None), name  # mean-ablation may do no harm to a random model
+        assert ends is None or ends[0] <= evaluation[name] <= ends[1], name
     back = Evaluation.from_json(json.loads(evaluation.save(tmp_path / "evaluation.json").read_text()))
     assert back["fvu"] == evaluation["fvu"]
     assert evaluation.provenance["model"]["weights_sha256"] == "random-0"
@@ -125,7 +265,8 @@ def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
     console.print(table(evaluation))
     console.file.close()
     text = console.export_text()
-    for word in ("SAE", "random dictionary", "PCA", "mean", "zero", "delta loss", "FVU, pooled"):
+    told = ("random dictionary", "PCA", "random weights", "mean", "zero", "delta loss", "FVU, pooled", "norm ratio", "KL")
+    for word in ("SAE", *told, "with position 0", "without huge norms", "1e-", "(left out)"):
         assert word in text
     assert any("position 0" in line for line in lines(evaluation))
 

@@ -1,0 +1,84 @@
+"""What the table of an evaluation alone would let a reader overlook."""
+
+import math
+from typing import Any
+
+from scope.sae.base import SAE
+
+NULLS = {
+    "pca": "PCA with as many components",
+    "random": "a random dictionary",
+    "mean": "mean-ablation",
+    "random_model": "the same dictionary on a model of random weights",
+}
+FEW_UNITS = 20
+
+
+def notes_of(
+    arms: dict[str, dict[str, Any]],
+    counted: dict[str, Any],
+    latents: dict[str, Any],
+    positions: list[dict[str, Any]],
+    sae: SAE,
+) -> list[str]:
+    own = arms["sae"]
+    notes = _no_better(own, arms)
+    if counted[counted["units"]] < FEW_UNITS:
+        notes.append(f"Intervals are over {counted[counted['units']]} {counted['units']} only: they are rough.")
+    if counted["units"] == "contexts":
+        notes.append("Which document each token is from is not known: intervals are over contexts, and may be too narrow.")
+    if latents["never_fired"] > 0.2:
+        notes.append(f"{latents['never_fired']:.0%} of the latents never fired on this text.")
+    bias = own["length_bias"]
+    if bias is None or abs(bias - 1) > 0.1:
+        notes.append(f"Reconstructions are {bias or 0:.2f} times as long as they should be: is a scale missing?")
+    return notes + _left_out(own) + _early(own, positions) + _declared(own, sae)
+
+
+def _no_better(own: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
+    notes = []
+    for null, name in NULLS.items():
+        if null not in arms:
+            continue
+        if own["fvu"] >= arms[null]["fvu"]:
+            notes.append(f"FVU is no better than that of {name}: {own['fvu']:.3f} beside {arms[null]['fvu']:.3f}.")
+        if own["delta_loss"] >= arms[null].get("delta_loss", math.inf):
+            notes.append(f"Delta loss is no better with it than with {name} ({arms[null]['delta_loss']:.3f}).")
+    return notes
+
+
+def _left_out(own: dict[str, Any]) -> list[str]:
+    notes = []
+    if own["with_bos"]["fvu"] > 2 * own["fvu"] + 0.05:
+        notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not made for <bos>.")
+    usual = own["without_outliers"]
+    if usual["left_out"] and not 0.9 < usual.get("fvu", 0.0) / max(own["fvu"], 1e-12) < 1.1:
+        notes.append(
+            f"{usual['left_out']} counted tokens have a {usual['rule']}: FVU is {own['fvu']:.3f} with them and "
+            f"{usual.get('fvu', math.nan):.3f} without."
+        )
+    return notes
+
+
+def _early(own: dict[str, Any], positions: list[dict[str, Any]]) -> list[str]:
+    """Where the first tokens of a context are much worse than the whole (P8)."""
+    bad = [row for row in positions if row["counted"] and row["to"] <= 8 and (row["fvu"] or 0) > 2 * own["fvu"] + 0.02]
+    if not bad:
+        return []
+    worst = max(bad, key=lambda row: row["fvu"])
+    return [f"At position {worst['from']} of a context FVU is {worst['fvu']:.2f}, where {own['fvu']:.2f} is usual."]
+
+
+def _declared(own: dict[str, Any], sae: SAE) -> list[str]:
+    """Where it does not do what it says of itself (P30)."""
+    training = sae.provenance.get("training") or {}
+    notes = []
+    for name in ("l0", "fvu"):
+        now, then, when = own[name], training.get(name), "at the end of its training it was"
+        if then is None:
+            then, when = (sae.provenance.get("declared") or {}).get(name), "declared is"
+        if isinstance(then, int | float) and then > 0 and abs(math.log(max(now, 1e-9) / then)) > math.log(1.3):
+            notes.append(f"{name} is {now:.3g} here; {when} {then:.3g}.")
+        if isinstance(then, list | tuple) and not then[0] / 1.3 <= now <= then[1] * 1.3:
+            notes.append(f"{name} is {now:.3g} here; {when} {then[0]:g} to {then[1]:g}.")
+    return notes

@@ -1,0 +1,99 @@
+"""What an evaluation is asked for, what it says, and what each of its scores means."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scope.errors import ConfigError
+
+DEFINITIONS = {
+    "l0": "latents above zero on a token, mean over tokens; also the least number that half, and 95 %, of the tokens keep to",
+    "fvu": "squared error over all tokens and dimensions / squared distance of the tokens to their mean",
+    "fvu_per_token": "mean over tokens of squared error / squared distance to the mean of the counted tokens",
+    "fvu_per_dimension": "mean over dimensions of squared error / variance; constant dimensions are left out",
+    "cosine": "mean over tokens of the cosine between an activation and its reconstruction",
+    "norm_ratio": "mean over tokens of the reconstruction's norm / the activation's; below 1 is shrinkage",
+    "length_bias": "<x_hat, x_hat> / <x, x_hat> over all tokens: the factor by which reconstructions are too long",
+    "loss": "mean next-token loss in nats with the reconstruction spliced in, at the positions that were replaced",
+    "delta_loss": "loss with the splice - loss without, in nats",
+    "kl": "mean KL divergence of the next-token distribution with the splice from the one without, in nats",
+    "recovered_vs_zero": "(zero-ablated loss - loss) / (zero-ablated loss - loss without splice)",
+    "recovered_vs_mean": "the same with the activations' mean in place of zero",
+    "interval": "95 %: the units named in `counted` drawn anew with replacement, percentiles",
+    "never_fired": "share of latents above zero on no counted token; its interval ends at what is seen here and begins where "
+    "much more text would leave it, by Chao's estimate from the latents seen in one and in two units",
+    "dense": "share of latents above zero on more than `dense_above` of the counted tokens",
+    "nearest_cosine": "greatest cosine of a decoder row with another row of the same dictionary",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How much text a dictionary is scored on, and beside what."""
+
+    contexts: int = 64
+    """Contexts, drawn at random from those given."""
+
+    batch_contexts: int = 8
+    """Contexts that run through the model together."""
+
+    dense_above: float = 0.1
+    """Share of tokens above which a latent counts as dense."""
+
+    nulls: bool = True
+    """Score the random dictionary, PCA and the ablations beside it; without them the numbers have nothing to be read
+    against."""
+
+    random_model: bool = True
+    """Among the nulls, score the dictionary on the same model with random weights. Needs the weights up to the site a second
+    time."""
+
+    resamples: int = 1000
+    """Bootstrap draws of documents for the 95 % intervals."""
+
+    seed: int = 0
+    """Of the contexts drawn, the random dictionary, the random weights, and the bootstrap."""
+
+    def __post_init__(self):
+        if self.contexts < 2 or self.batch_contexts < 1 or self.resamples < 1:
+            raise ConfigError("contexts must be at least 2, since an interval needs several; the others at least 1.")
+        if not 0 < self.dense_above <= 1:
+            raise ConfigError(f"dense_above is {self.dense_above:g}; it is a share of the tokens, above 0 and at most 1.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores by arm ("sae" and its nulls), what was counted, and what a reader must be told. `to_json` keeps all of it.
+
+    `positions` are the same scores by position in the context, `training` the log of the dictionary's training.
+    """
+
+    arms: dict[str, dict[str, Any]]
+    counted: dict[str, Any]
+    latents: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    positions: list[dict[str, Any]] = field(default_factory=list)
+    training: list[dict[str, Any]] = field(default_factory=list)
+    definitions: dict[str, str] = field(default_factory=lambda: dict(DEFINITIONS))
+
+    def __getitem__(self, name: str) -> Any:
+        """A score of the dictionary itself: evaluation["fvu"]."""
+        return self.arms["sae"][name]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Evaluation":
+        return cls(**content)
+
+    def save(self, file: Path | str) -> Path:
+        """Write all of it as JSON, aside and then in place."""
+        file = Path(file)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(file.name + ".tmp")
+        aside.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        aside.replace(file)
+        return file
