@@ -23,7 +23,7 @@ from activations.errors import ActivationsError, RecordingError, UnknownSiteErro
 from activations.files import only_writer
 from activations.hdf5 import ITEM_BYTES
 from activations.outliers import Survey, survey
-from activations.ranks import Ranks, is_held, only_rank, refuse_strangers, wait_for_manifest
+from activations.ranks import Ranks, held, is_held, only_rank, refuse_strangers, wait_for_manifest
 from activations.remote import STAGING, Remote, address, folder_for
 from activations.run import OnProgress, Run
 from activations.shards import size
@@ -155,6 +155,9 @@ def plan(
     recorded = recording.read_recording(folder) if there else None
     done = recorded.n_contexts * config.context if recorded else 0
     left = 0 if recorded and recorded.exhausted else max(0, tokens - done)
+    again = recorded.n_contexts - sum(map(held, recorded.entries)) if recorded else 0  # what repair moved aside
+    left += again * config.context
+    tokens = max(tokens, done) if again else tokens
     free = _room(folder, remote, left, per_token, config.shard_rows)
     look = left and (timed or not there)
     return Plan(

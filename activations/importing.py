@@ -18,6 +18,7 @@ from activations.export import SIDECAR, WholeFolder
 from activations.files import append_line, write_json
 from activations.hdf5 import ITEM_BYTES, skeleton
 from activations.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, versions
+from activations.outliers import counts
 from activations.shards import ShardWriter, layout
 from activations.store import ActivationStore
 
@@ -70,17 +71,21 @@ def import_activations(
     widest = max(foreign.sites.values()) * ITEM_BYTES[dtype]
     segment_rows = min(256, max(8, _SEGMENT_BYTES // widest))
     with WholeFolder(out) as folder:
-        write_json(folder / MANIFEST, _manifest(foreign, source, dtype, segment_rows))
+        manifest = _manifest(foreign, source, dtype, segment_rows)
+        rule = manifest.get("outliers")
+        write_json(folder / MANIFEST, manifest)
         entry: dict = {"rows": [0, 0], "contexts": [0, 0], "documents": [0, 0]}
         for number, chunk in enumerate(foreign.chunks()):
-            entry = _write(folder, number, chunk, foreign, dtype, segment_rows, entry)
+            entry = _write(folder, number, chunk, foreign, dtype, segment_rows, entry, rule)
             append_line(folder / JOURNAL, entry)
             if on_progress:
                 on_progress(entry["rows"][1], foreign.rows, {})
     return ActivationStore.open(out)
 
 
-def _write(out: Path, number: int, chunk: Chunk, foreign: Foreign, dtype: str, segment_rows: int, before: dict) -> dict:
+def _write(
+    out: Path, number: int, chunk: Chunk, foreign: Foreign, dtype: str, segment_rows: int, before: dict, rule: dict | None
+) -> dict:
     n, c, first = len(chunk.context), chunk.n_contexts, before["contexts"][1]
     names = json.dumps(chunk.names).encode()
     datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows)
@@ -107,11 +112,14 @@ def _write(out: Path, number: int, chunk: Chunk, foreign: Foreign, dtype: str, s
         "documents": [before["documents"][1], before["documents"][1] + len(chunk.names)],
         "cursor": {"documents": 0, "offset": 0, "crc32": 0, "dropped": 0},
         "exhausted": True,
+        "outliers": counts(shard.norms, rule),
     }
 
 
 def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> dict:
     was = foreign.sidecar.get("manifest", {})
+    rule = was.get("outliers") or {}
+    known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it says nothing of these rows
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -128,6 +136,7 @@ def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> 
             "seed": was.get("config", {}).get("seed"),
             "exclude": was.get("config", {}).get("exclude", []),
         },
+        "outliers": rule if known else None,
         "layout": {
             "widths": foreign.sites,
             "contexts_per_shard": 0,

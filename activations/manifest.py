@@ -10,6 +10,7 @@ While several processes write there are more, see ranks.py; for a recording in a
 """
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -92,12 +93,12 @@ def must_continue(folder: Path, old: dict, new: dict) -> None:
         RecordingError: names every difference, what is recorded and what was asked.
     """
     old, new = _identity(old), _identity(new, like=old)
-    differences = list(_differences("", old, new))
+    differences = [*_different_sites(old, new), *_differences("", old, new)]
     if differences:
         raise RecordingError(
             f"{folder} holds another recording; it differs from what is asked in:\n"
-            + "\n".join(f"  {name}: recorded {_short(a)}, asked {_short(b)}" for name, a, b in differences)
-            + "\n  Ask for the same, or record into another folder."
+            + "".join(f"  {difference}\n" for difference in differences)
+            + "  Ask for the same, or record into another folder."
         )
 
 
@@ -175,12 +176,25 @@ def _identity(manifest: dict, like: dict | None = None) -> dict:
     return made_from | {key: manifest["config"][key] for key in config} | {key: manifest["layout"][key] for key in _LAYOUT}
 
 
-def _differences(name: str, old: Any, new: Any):
+def _different_sites(old: dict, new: dict) -> list[str]:
+    """How two identities differ in their sites, in one line; takes sites and widths out of both."""
+    (was, widths), (asked, others) = ((made.pop("sites"), made.pop("widths")) for made in (old, new))
+    if was == asked:
+        return list(_differences("widths", widths, others))
+    said = [f"sites: recorded {len(was)}, asked {len(asked)}"]
+    for what, sites, besides in (("not asked", was, asked), ("not recorded", asked, was)):
+        missing = [site for site in sites if site not in besides]
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        said += [f"{what}: {', '.join(missing[:3])}{more}"] if missing else []
+    return ["; ".join(said)]
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted({*old, *new}):
             yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
     elif old != new:
-        yield name, old, new
+        yield f"{name}: recorded {_short(old)}, asked {_short(new)}"
 
 
 def _short(value: Any) -> str:

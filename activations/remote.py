@@ -188,12 +188,14 @@ class Remote:
 class Mirror:
     """A recording in a store, for reading: its manifest and journal here, each shard fetched when it is first asked for.
 
+    Without `keep`, whoever has read a shard is to `let_go` of it.
+
     Raises:
         RecordingError: there is no recording, or the store cannot be reached.
     """
 
-    def __init__(self, url: str, below: Path = FETCHED):
-        self.remote, self.folder = Remote(url), folder_for(url, below)
+    def __init__(self, url: str, below: Path = FETCHED, keep: bool = True):
+        self.remote, self.folder, self.keep = Remote(url), folder_for(url, below), keep
         names = self.remote.sizes()
         self.bytes = names
         if "manifest.json" not in names:
@@ -232,6 +234,11 @@ class Mirror:
                 "  Make room there; the folder may be a link to another disk."
             )
         self.remote.fetch(entry["file"], path)
+
+    def let_go(self, entry: dict) -> None:
+        """Remove the copy of a shard here, unless copies are to be kept."""
+        if not self.keep:
+            (self.folder / entry["file"]).unlink(missing_ok=True)
 
 
 def _is_json(data: bytes) -> bool:

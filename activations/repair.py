@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from activations.errors import RecordingError
 from activations.files import (
     append_line,
     is_sound,
@@ -25,6 +27,7 @@ from activations.files import (
 )
 from activations.manifest import JOURNAL, read_recording
 from activations.ranks import Ranks, is_held, refuse_strangers
+from activations.remote import FETCHED, Mirror, address
 from activations.sealed import Fault
 from activations.store import ActivationStore
 
@@ -61,9 +64,13 @@ class Examined:
 def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examined:
     """Read every byte of every file of a recording against its checksum.
 
+    What lies in a store is fetched shard by shard, even where a copy is here, and not kept.
+
     Raises:
         RecordingError: no recording, or its manifest or journal is damaged; the message names the file.
     """
+    if url := address(folder):
+        return _examine_there(url, on_progress)
     folder = Path(folder)
     recorded = read_recording(folder)
     store = ActivationStore(folder, recorded)
@@ -72,14 +79,29 @@ def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examin
     return Examined(damaged=damaged, quarantined=store.left_out, notes=notes, shards=len(store.entries), rows=store.n_rows)
 
 
+def _examine_there(url: str, on_progress: OnProgress | None) -> Examined:
+    FETCHED.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=FETCHED, prefix="verify-") as below:
+        mirror = Mirror(url, Path(below), keep=False)
+        store = ActivationStore(mirror.folder, read_recording(mirror.folder))
+        store.mirror = mirror
+        damaged = [_damage(store, i, faults) for i, faults in store.faults(on_progress).items()]
+    return Examined(damaged=damaged, quarantined=store.left_out, notes=[], shards=len(store.entries), rows=store.n_rows)
+
+
 def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Damage]:
     """Move every damaged shard into quarantine/ and mark it in the journal. What was moved; nothing is written if all is well.
 
     A journal line that fails its checksum costs its shard, and no more.
 
     Raises:
-        RecordingError: no recording, its manifest is damaged, or it is being written.
+        RecordingError: no recording, its manifest is damaged, it is being written, or it lies in a store.
     """
+    if url := address(folder):
+        raise RecordingError(
+            f"{url} is in a store, and repair moves files within a folder.\n"
+            "  Copy the recording into a folder, repair the copy, and send it back or go on with it here."
+        )
     folder = Path(folder)
     if not folder.is_dir():
         read_recording(folder)  # raises

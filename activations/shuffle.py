@@ -74,8 +74,11 @@ class Batches:
         memory_bytes: int = MEMORY_BYTES,
         outliers: bool = True,
     ):
-        if batch_size < 1:
-            raise RecordingError(f"batch_size is {batch_size}; it must be at least 1.")
+        if batch_size < 1 or (epochs is not None and epochs < 1):
+            wrong = f"batch_size is {batch_size}" if batch_size < 1 else f"epochs is {epochs}"
+            raise RecordingError(f"{wrong}; it must be at least 1.")
+        if not site:
+            raise RecordingError(f"No site is given to read. The recording holds {', '.join(store.sites)}.")
         self.store, self.batch_size, self.seed, self.epochs = store, batch_size, seed, epochs
         self.single = isinstance(site, str)
         self.sites = (site,) if isinstance(site, str) else tuple(site)
@@ -101,7 +104,13 @@ class Batches:
 
         row_bytes = sum(self.widths) * ITEM_BYTES[store.dtype]
         whole = store.n_rows * row_bytes <= memory_bytes
-        per_pool = max(1, memory_bytes // 2 // (row_bytes * store.segment_rows))
+        per_pool = memory_bytes // 2 // (row_bytes * store.segment_rows)
+        if not whole and not per_pool:
+            raise RecordingError(
+                f"memory_bytes is {memory_bytes:,}; two pools of one segment each, {store.segment_rows} rows of these "
+                f"sites, take {2 * row_bytes * store.segment_rows:,}.\n"
+                "  Give more memory, for thousands of segments if rows are to be mixed well, or fewer sites."
+            )
         self.n_pools = 1 if whole else -(-len(self._shard) // per_pool)
 
     @property

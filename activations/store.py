@@ -4,35 +4,27 @@ import bisect
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from activations.bits import WAY_OUT, to_float
 from activations.errors import HolesWarning, RecordingError, UnknownSiteError
 from activations.hdf5 import NUMPY
+from activations.holes import told, without_holes
 from activations.manifest import Recorded, read_recording
+from activations.norms import Norms, lower_median
 from activations.outliers import flagged
 from activations.remote import Mirror, address
+from activations.rows import Rows
 from activations.sealed import Fault, ShardReader
 from activations.shuffle import MEMORY_BYTES, Batches
 
 _OPEN_SHARDS = 64
-
-
-class Norms(NamedTuple):
-    """Norms of a site's stored rows: mean of the squares, median, largest."""
-
-    mean_square: float
-    median: float
-    max: float
 
 
 class ActivationStore:
@@ -52,7 +44,7 @@ class ActivationStore:
 
     def __init__(self, folder: Path, recorded: Recorded):
         self.folder, self.manifest, self.journal = folder, recorded.manifest, recorded.entries
-        self.entries, self.left_out = _without_holes(recorded.entries)
+        self.entries, self.left_out = without_holes(recorded.entries)
         if self.left_out:
             self.manifest = self.manifest | {"left_out": self.left_out}
         self.sites: dict[str, int] = {s: self.manifest["layout"]["widths"][s] for s in self.manifest["config"]["sites"]}
@@ -105,14 +97,7 @@ class ActivationStore:
     @property
     def holes(self) -> str:
         """What is left out, in words; empty for a whole recording."""
-        if not self.left_out:
-            return ""
-        rows = sum(hole["rows"][1] - hole["rows"][0] for hole in self.left_out)
-        shards = ", ".join(str(hole["shard"]) for hole in self.left_out)
-        return (
-            f"{self.folder} is read without {rows:,} of {self.n_rows + rows:,} rows: shard {shards} was damaged and is in "
-            "quarantine. The same `scope harvest` as before makes it again."
-        )
+        return told(self.folder, self.left_out, self.n_rows)
 
     def __repr__(self) -> str:
         holes = f", without shards {[hole['shard'] for hole in self.left_out]}" if self.left_out else ""
@@ -126,8 +111,8 @@ class ActivationStore:
         Raises:
             UnknownSiteError: the recording does not hold that site.
         """
-        self.width(site)
-        return Rows(self, site)
+        shape = self.n_rows, self.width(site)
+        return Rows(site, shape, lambda start, stop: to_float(self.raw(site, start, stop), self.dtype))
 
     def width(self, site: str) -> int:
         if site not in self.sites:
@@ -135,7 +120,7 @@ class ActivationStore:
             raise UnknownSiteError(
                 f"{self.folder} holds no activations of {site}.\n"
                 f"  It holds: {', '.join(near or self.sites)}\n"
-                f"  To record it: scope harvest --sites {site} with another --out"
+                f"  To record it: scope harvest --site {site} with another --out"
             )
         return self.sites[site]
 
@@ -229,7 +214,8 @@ class ActivationStore:
         rows = [entry["rows"][1] - entry["rows"][0] for entry in self.entries]
         squares = [entry["mean_square_norm"][site] for entry in self.entries]
         largest = max(entry["max_norm"][site] for entry in self.entries)
-        return Norms(float(np.average(squares, weights=rows)), self._median(site), largest)
+        median = lower_median(lambda: (self.reader(i).small(f"norms/{site}") for i in range(len(self.entries))), self.n_rows)
+        return Norms(float(np.average(squares, weights=rows)), median, largest)
 
     def row_norms(self, site: str) -> np.ndarray:
         """float32 [row]: the norm of every row."""
@@ -297,6 +283,9 @@ class ActivationStore:
                 faults = [Fault(str(error).removesuffix(" " + WAY_OUT))]
             if faults:
                 found[i] = faults
+            if self.mirror and not self.mirror.keep:
+                self._readers.pop(i, None)
+                self.mirror.let_go(entry)
             done += entry["bytes"]
             if on_progress:
                 on_progress(done, total, {"damaged": len(found)})
@@ -312,83 +301,3 @@ class ActivationStore:
 
     def _whole(self, name: str) -> np.ndarray:
         return np.concatenate([self.reader(i).small(name) for i in range(len(self.entries))])
-
-    def _median(self, site: str) -> float:
-        """The lower median, exactly, in 256 kB whatever the size: norms are positive, so their bits are in their order."""
-        target, low = (self.n_rows - 1) // 2, 0
-        for shift in (16, 0):
-            counts = np.zeros(1 << 16, np.int64)
-            for i in range(len(self.entries)):
-                bits = self.reader(i).small(f"norms/{site}").view(np.uint32)
-                inside = bits >> 16 == low >> 16 if shift == 0 else slice(None)
-                counts += np.bincount((bits[inside] >> shift) & 0xFFFF, minlength=1 << 16)
-            reached = np.cumsum(counts)
-            digit = int(np.searchsorted(reached, target, side="right"))
-            target -= int(reached[digit - 1]) if digit else 0
-            low |= digit << shift
-        return float(np.uint32(low).view(np.float32))
-
-
-class Rows:
-    """One site of a recording as an array of float32 rows."""
-
-    def __init__(self, store: ActivationStore, site: str):
-        self.store, self.site = store, site
-        self.shape = (store.n_rows, store.sites[site])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: int | slice | np.ndarray | Tensor | list[int]) -> Tensor:
-        """float32 [n width] for a slice or an array of row numbers, [width] for one row number."""
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                return self[np.arange(start, stop, step)]
-            return to_float(self.store.raw(self.site, start, max(start, stop)), self.store.dtype)
-        if isinstance(rows, int | np.integer):
-            return self[np.array([rows])][0]
-        wanted = np.asarray(rows)
-        if wanted.dtype == bool:
-            if wanted.shape != (len(self),):
-                raise RecordingError(f"This mask is {wanted.shape}; {self.site} has {len(self)} rows.")
-            wanted = np.flatnonzero(wanted)
-        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
-            raise RecordingError(
-                f"Rows are named by a number, a slice, a mask or a list of numbers, not by {wanted.dtype} {wanted.shape}."
-            )
-        wanted = wanted.astype(np.int64)
-        wanted = np.where(wanted < 0, wanted + len(self), wanted)
-        out = torch.empty((len(wanted), self.shape[1]))
-        order = np.argsort(wanted, kind="stable")
-        for run in np.split(order, np.flatnonzero(np.diff(wanted[order]) > 8) + 1):
-            if len(run):
-                first, last = int(wanted[run[0]]), int(wanted[run[-1]])
-                block = to_float(self.store.raw(self.site, first, last + 1), self.store.dtype)
-                out[torch.from_numpy(run)] = block[torch.from_numpy(wanted[run] - first)]
-        return out
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """float32 [width], row after row."""
-        for start in range(0, len(self), 1024):
-            yield from self[start : start + 1024]
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """All rows as numpy sees them; memory for all of them."""
-        return np.asarray(self[:].numpy(), dtype=dtype)
-
-
-def _without_holes(journal: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Entries of the shards that are there, numbered without holes, and what the others held."""
-    if not any("quarantined" in entry for entry in journal):
-        return journal, []
-    kept, left_out, row, context = [], [], 0, 0
-    for entry in journal:
-        whole = {"rows": entry["rows"], "contexts": entry["contexts"]}
-        if "quarantined" in entry:
-            left_out.append({"shard": entry["shard"], **whole, "why": entry["quarantined"]["why"]})
-            continue
-        rows, contexts = (entry[key][1] - entry[key][0] for key in ("rows", "contexts"))
-        kept.append(entry | {"rows": [row, row + rows], "contexts": [context, context + contexts], "whole": whole})
-        row, context = row + rows, context + contexts
-    return kept, left_out

@@ -136,8 +136,9 @@ class Command:
         from scope.cli.recording import summary
 
         console.print(summary(store))
-        if store.exhausted and store.tokens.size < config.tokens:
-            ended = f"the corpus ended at {store.tokens.size:,} of {config.tokens:,} tokens; all of it is recorded."
+        tokens = store.n_contexts * store.context
+        if store.exhausted and tokens < config.tokens:
+            ended = f"the corpus ended at {tokens:,} of {config.tokens:,} tokens; all of it is recorded."
             console.print(f"[yellow]note:[/] {ended}")
 
 
@@ -218,4 +219,10 @@ def agreed(planned: Plan, yes: bool) -> bool:
         if not large:
             return True
         raise ConfigError("That is more than 2 GB, and there is no terminal to ask at. Add --yes.")
-    return input("Go on? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        said = input("Go on? [y/N] ").strip().lower()
+    except EOFError:  # Ctrl-D
+        said = ""
+    if said not in ("y", "yes"):
+        print("Nothing was recorded.")
+    return said in ("y", "yes")

@@ -129,6 +129,11 @@ class Command:
             else:
                 made = to_sae_lens(store, self._one_site(store), self.out, self.window, on_progress)
         console.print(f"{made.folder}: {made.rows:,} rows, {size(made.nbytes)} in {_counted(made.files, 'file')}.")
+        for site in store.sites if self.to == "sae-lens" else ():
+            if self.site in (None, site) and (n := store.n_outliers(site)):
+                console.print(
+                    f"[yellow]note:[/] {_counted(n, 'row')} of them are outliers by the rule; SAELens will train on them."
+                )
         if made.window:
             console.print(f"  For SAELens: cached_activations_path={str(made.folder)!r}, context_size={made.window}")
         if made.left_over:
@@ -168,31 +173,49 @@ def summary(store: "ActivationStore") -> "Table":
     if store.left_out:
         lost = sum(hole["rows"][1] - hole["rows"][0] for hole in store.left_out)
         shards = ", ".join(str(hole["shard"]) for hole in store.left_out)
-        table.add_row("[yellow]missing[/]", f"{lost:,} rows of shard {shards}, in quarantine; `scope harvest` makes them again")
+        noun = "shard" if len(store.left_out) == 1 else "shards"
+        table.add_row(
+            "[yellow]missing[/]", f"{lost:,} rows of {noun} {shards}, in quarantine; `scope harvest` makes them again"
+        )
     table.add_row(
         "size", f"{size(sum(e['bytes'] for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
     )
     for site, width in store.sites.items():
-        norms, sinks = store.norms(site), len(store.sinks(site))
+        norms, rule = store.norms(site), store.outlier_rule
+        above = f"; {_counted(store.n_outliers(site), 'outlier')} above {rule['threshold'][site] or 0:.4g}" if rule else ""
         table.add_row(
             site,
             f"width {width}; norm: median {norms.median:.4g}, root mean square {norms.mean_square**0.5:.4g}, "
-            f"largest {norms.max:.4g}; {sinks:,} rows above 10 medians",
+            f"largest {norms.max:.4g}{above}",
         )
     return table
 
 
 def _text_rows(table: "Table", store: "ActivationStore") -> None:
-    config = store.manifest["config"]
-    short = len(store.tokens) and int((store.documents < 0).sum())
+    config, tokens = store.manifest["config"], store.n_contexts * store.context
+    short = int((store.reader(len(store.entries) - 1).small("documents") < 0).sum())  # only a last context is padded
     table.add_row(
         "tokens",
-        f"{store.tokens.size:,} in {store.n_contexts:,} contexts of {store.context}, {len(store.document_names):,} documents",
+        f"{tokens:,} in {_counted(store.n_contexts, 'context')} of {store.context}, "
+        f"{_counted(store.journal[-1]['documents'][1], 'document')}",
     )
-    left_out = store.tokens.size - store.n_rows
+    whole = store.journal[-1]["contexts"][1] * store.context
+    if whole < config["tokens"]:
+        why = "the corpus ended there" if store.exhausted else "the same `scope harvest` records the rest"
+        table.add_row(
+            "[yellow]unfinished[/]" if not store.exhausted else "ended", f"{config['tokens']:,} were asked for; {why}"
+        )
     table.add_row(
-        "rows", f"{store.n_rows:,}; left out: {left_out:,} by {', '.join(config['exclude']) or 'no rule'} ({short:,} padding)"
+        "rows",
+        f"{store.n_rows:,}; left out: {tokens - store.n_rows:,} by {', '.join(config['exclude']) or 'no rule'} "
+        f"({short:,} padding)",
     )
+    if rule := store.outlier_rule:
+        table.add_row(
+            "outliers",
+            f"{rule['rule']}; times {rule['times']:g}, sample of {rule['sample']['rows']:,} rows: flagged and stored, left out "
+            "of shuffled reading",
+        )
     dropped = store.journal[-1].get("cursor", {}).get("dropped", 0)
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")

@@ -9,6 +9,7 @@ from activations.errors import RecordingError, UnknownSiteError
 from activations.export import to_sae_lens, to_safetensors
 from activations.importing import import_activations
 from activations.store import ActivationStore
+from tests.activations.test_outliers import Spiked
 from tests.activations.toy import record
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # what sae_lens says on import
@@ -175,6 +176,16 @@ def test_what_holds_no_activations_is_refused_with_what_would_do(tmp_path):
     save_file({"bias": torch.zeros(4)}, tmp_path / "w.safetensors")
     with pytest.raises(RecordingError, match=r"bias \[4\] F32"):
         import_activations(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sae_lens"])
+def test_the_rule_for_outliers_and_the_rows_it_flags_go_out_and_come_back(tmp_path, form):
+    store = record(tmp_path / "r", model=Spiked(), dtype="float32")
+    to_safetensors(store, tmp_path / "out") if form == "safetensors" else to_sae_lens(store, "a", tmp_path / "out", window=1)
+    back = import_activations(tmp_path / "out", tmp_path / "back")
+    assert back.outlier_rule == store.outlier_rule
+    assert np.array_equal(back.outliers("a"), store.outliers("a"))
+    assert back.shuffled("a", 100).left_out == store.n_outliers("a") > 0
 
 
 def test_what_it_was_made_from_goes_along(store, tmp_path):

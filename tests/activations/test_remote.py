@@ -15,6 +15,7 @@ from activations import remote
 from activations.errors import RecordingError
 from activations.harvest import plan
 from activations.remote import address, folder_for
+from activations.repair import examine, repair
 from activations.store import ActivationStore
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 
@@ -171,6 +172,23 @@ def test_a_shard_that_the_store_lost_is_named_when_it_is_opened():
     fsspec.filesystem("memory").rm_file("/bucket/r/shard-00001.h5")
     with pytest.raises(RecordingError, match=r"shard-00001\.h5 is missing in memory://bucket/r"):
         ActivationStore.open("memory://bucket/r")
+
+
+def test_verify_reads_the_store_and_not_the_copy_here_and_keeps_no_copy(tmp_path):
+    record("memory://bucket/r")
+    store = ActivationStore.open("memory://bucket/r")
+    assert len(store["a"][:]) == store.n_rows
+    copies = sorted(p.name for p in store.folder.glob("*.h5"))
+    assert examine("memory://bucket/r").damaged == []
+    fs = fsspec.filesystem("memory")
+    data = bytearray(fs.cat_file("/bucket/r/shard-00002.h5"))
+    data[len(data) // 2] ^= 1
+    fs.pipe_file("/bucket/r/shard-00002.h5", bytes(data))
+    fs.rm_file("/bucket/r/shard-00004.h5")
+    assert [d.file for d in examine("memory://bucket/r").damaged] == ["shard-00002.h5", "shard-00004.h5"]
+    assert sorted(p.name for p in (tmp_path / remote.FETCHED).rglob("*.h5")) == copies
+    with pytest.raises(RecordingError, match="is in a store, and repair moves files within a folder"):
+        repair("memory://bucket/r")
 
 
 def test_a_plan_for_a_store_asks_for_room_to_stage_and_not_for_all(tmp_path):

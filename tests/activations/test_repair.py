@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from activations.errors import HolesWarning, RecordingError
+from activations.harvest import plan
 from activations.repair import examine, repair
 from activations.store import ActivationStore
 from scope.cli.reading import provenance
 from tests.activations.test_store import flip
-from tests.activations.toy import contents, numbers, record
+from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 
 
 @pytest.fixture
@@ -124,6 +125,17 @@ def test_the_same_harvest_makes_quarantined_shards_again_byte_for_byte(folder, s
     assert store.left_out == []
     assert without_quarantine(folder) == before
     assert len(list((folder / "quarantine").glob("shard-*"))) == len(shards)
+
+
+@pytest.mark.filterwarnings("ignore::activations.errors.HolesWarning")
+def test_a_plan_counts_what_is_in_quarantine_as_missing(folder):
+    asked = Arithmetic(), ByteTokenizer(), numbers(), config(sites=("a", "b.x")), folder, {"model": "toy"}
+    assert plan(*asked).recorded == plan(*asked).tokens == 188 * 64
+    damage(folder, 2)
+    repair(folder)
+    again = plan(*asked)
+    assert again.tokens - again.recorded == 32 * 64
+    assert again.survey is not None
 
 
 @pytest.mark.filterwarnings("ignore::activations.errors.HolesWarning")

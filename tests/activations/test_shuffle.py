@@ -78,6 +78,20 @@ def test_a_loop_over_finite_epochs_can_be_repeated_and_goes_on_where_it_was_left
     assert len(rows_of(batches)) == store.n_rows - 1000
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"site": ()}, "No site is given to read. The recording holds a, b.x, b.y"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"memory_bytes": 10_000}, "two pools of one segment each, 256 rows of these sites, take 32,768"),
+    ],
+)
+def test_what_cannot_be_read_so_is_refused_before_the_first_batch(store, asked, said):
+    with pytest.raises(RecordingError, match=said):
+        store.shuffled(**{"site": "a", "batch_size": 100} | asked)
+
+
 def test_a_state_of_another_order_is_refused(store):
     state = store.shuffled("a", 100, seed=5).state_dict()
     with pytest.raises(RecordingError, match="seed: 5 then, 6 now"):

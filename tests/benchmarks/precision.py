@@ -98,7 +98,12 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--outliers", type=float, default=0.0, help="scale four dimensions by this, as wide models have them")
+    parser.add_argument(
+        "--huge",
+        type=float,
+        default=0.0,
+        help="move four dimensions by so many root mean squares of all, as wide models have them",
+    )
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
 
@@ -112,8 +117,8 @@ def main() -> None:
     tokens = torch.from_numpy(packed.tokens).long()
     with torch.no_grad():
         acts = torch.cat([model.record(b, [site])[site][:, 1:].flatten(0, 1) for b in tokens.split(16)])
-    if args.outliers:
-        acts[:, [3, 77, 130, 201]] *= args.outliers
+    if args.huge:
+        acts[:, [3, 77, 130, 201]] += args.huge * acts.square().mean().sqrt()
     held = 48 * 255
     train_rows, held_out = acts[:-held].contiguous(), acts[-held:]
     found: dict[str, dict] = {}
@@ -129,7 +134,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 sae = train_on(stored, seed, args.steps, args.d_sae, args.batch_size, Path(folder) / "d")
             numbers = measures(sae, held_out)
-            if not args.outliers:
+            if not args.huge:
                 numbers["delta_loss"] = delta_loss(model, site, tokens[-24:], sae)
             runs.append(numbers)
         found[name] = {"bytes": nbytes, "error": error, "GB/s of float32": rate, "runs": runs}

@@ -111,6 +111,39 @@ def test_a_recording_is_shown_on_one_screen_and_verified(tmp_path, scope_harvest
     assert f"{path.name} is damaged" in "".join(capsys.readouterr().err.split("\n"))
 
 
+def test_a_recording_that_was_stopped_says_how_much_was_asked_for(tmp_path, scope_harvest, tiny_model, monkeypatch, capsys):
+    record, calls = tiny_model.record, []
+
+    def stop(tokens, sites):
+        calls.append(len(tokens))
+        if sum(calls) > 100:
+            raise KeyboardInterrupt
+        return record(tokens, sites)
+
+    monkeypatch.setattr(tiny_model, "record", stop)
+    assert scope_harvest("--tokens", "4000", "--shard-rows", "1000") == 130
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert run(["recording", "show", str(tmp_path / "r")]) == 0
+    assert "unfinished 4,000 were asked for; the same `scope harvest`" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("key", ["", "n", "y"])
+def test_only_a_yes_goes_on(scope_harvest, monkeypatch, capsys, key):
+    def answer(question):
+        if not key:
+            raise EOFError
+        return key
+
+    monkeypatch.setattr("scope.cli.harvest._ASK_ABOVE", 1000)
+    monkeypatch.setattr("builtins.input", answer)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert scope_harvest("--tokens", "1000") == 0
+    said = capsys.readouterr().out
+    assert ("Nothing was recorded." in said) is (key != "y")
+    assert ("Harvesting" in said) is (key == "y")
+
+
 @pytest.mark.parametrize(
     ("text", "number"), [("200000", 200_000), ("200_000", 200_000), ("200k", 200_000), ("1.5M", 1_500_000)]
 )
