@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from app.components.palette import ELSEWHERE, MARK, RAISED, SERIES, lowered_or_raised
+from scope.features.index import Index
 from scope.features.text import show
 
 SMALL = {"displayModeBar": False}
@@ -125,6 +126,20 @@ def scatter(
         scale = {"type": "log", **labelled} if log else {}
         axes.append({"title": _title(name), **scale})
     return _figure(points, 300, *axes)
+
+
+def chosen(
+    index: Index, labels: pd.Series, latents: np.ndarray, columns: tuple[str, str], names: Sequence[str]
+) -> tuple[int, go.Figure]:
+    """How many of these latents are drawn, and the figure: those without a figure, or without a logarithm, have no place."""
+    latents, logs = np.sort(latents), tuple(column in ("density", "max", "count") for column in columns)
+    x, y = (index.column(column)[latents] for column in columns)
+    placed = np.isfinite(x) & np.isfinite(y)
+    for log, values in zip(logs, (x, y), strict=True):
+        placed &= (values > 0) | (not log)
+    latents, x, y = latents[placed], x[placed], y[placed]
+    kept = sample(x, y) if len(x) else np.arange(0)
+    return len(kept), scatter(latents[kept], x[kept], y[kept], labels.iloc[latents[kept]], *names, logs)
 
 
 def living(table: pd.DataFrame) -> tuple[go.Figure, int, int]:

@@ -1,6 +1,8 @@
 """The table of latents: searching, narrowing, sorting, and what each column shows."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,7 @@ from scope.features.index import Index
 from scope.features.store import FeatureStore
 from scope.features.text import csv_cell, show
 
-MODES = ("anything", "fires on", "promotes", "numbers")
+MODES = ("anything", "label", "fires on", "promotes", "numbers")
 """What a search looks through; these words stand in the address, as those of SORTS do."""
 
 SORTS = {
@@ -29,6 +31,13 @@ SORTS = {
 """Column of the table by its name on the page."""
 
 FILTERS = ("dead", "dense", "rare", "single-token", "duplicate")
+ONLY = ("starred", "labelled", "unlabelled", "output")
+"""What a list may be narrowed to, beside the lists that people made."""
+LEAST = {"Largest activation": "max", "Output score": "out_score", "Label's score": "label_score"}
+"""Figures that may be asked to be at least so large, by their names on the page."""
+WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, "Density": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
+WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
+"""What state opens each filter wide."""
 
 
 def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
@@ -41,6 +50,10 @@ def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.Da
         return np.arange(store.d_sae), pd.DataFrame()
     if mode == "numbers":
         return numbers(store, words), pd.DataFrame()
+    if mode == "label":
+        wanted, texts = words.strip().casefold(), store.index.text("label")
+        inside, exact = texts.containing(wanted), texts.with_word(wanted)
+        return np.concatenate([np.flatnonzero(exact), np.flatnonzero(inside & ~exact)]), pd.DataFrame()
     hits = {"anything": store.find, "fires on": store.fires_on, "promotes": store.promotes}[mode](words)
     extra = [c for c in ("p_fires_given_token", "p_token_given_fires", "lift", "logit", "measured") if c in hits]
     return hits.index.to_numpy(), hits[extra]
@@ -60,16 +73,58 @@ def numbers(store: FeatureStore, words: str) -> np.ndarray:
     return np.array(list(dict.fromkeys(ids)), int)
 
 
-def survivors(index: Index, hidden: list[str], span: tuple[float, float], share: float) -> dict[str, np.ndarray]:
-    """Per filter, which latents it leaves; a filter that is wide open is left out."""
+def only_these(store: FeatureStore, names: Sequence[str]) -> np.ndarray:
+    """[d_sae] latents that are all that is asked: starred, labelled by somebody, flagged as output, on a list of this name."""
+    kept, n = np.ones(store.d_sae, bool), store.d_sae
+    lists = store.notes.lists() if any(name.startswith(LIST) for name in names) else {}
+    for name in names:
+        if name in ("labelled", "unlabelled"):
+            kept &= _marked(store.notes.labels(), n) == (name == "labelled")
+        elif name == "output":
+            kept &= store.index.flagged(["output"])
+        else:
+            kept &= _marked(store.notes.starred() if name == "starred" else lists.get(name.removeprefix(LIST), []), n)
+    return kept
+
+
+LIST = "list: "
+
+
+def _marked(latents: Iterable[int], n: int) -> np.ndarray:
+    mask = np.zeros(n, bool)
+    mask[[i for i in latents if 0 <= i < n]] = True
+    return mask
+
+
+def survivors(
+    index: Index,
+    hidden: Sequence[str],
+    span: tuple[float, float],
+    share: float,
+    least: Mapping[str, float | None] = MappingProxyType({}),
+    only: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Per filter, which latents it leaves; a filter that is wide open is left out.
+
+    Args:
+        span: powers of ten between which the density lies.
+        share: largest share of the top token.
+        least: smallest values by column; latents without the figure are left out by it.
+        only: which latents are left by what people said of them.
+    """
     density, left = index.column("density"), {}
     if hidden:
         left["Hide"] = ~index.flagged(hidden)
+    if only is not None:
+        left["Only"] = only
     if span[0] > -7 or span[1] < 0:
         low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
         left["Density"] = (density >= low) & (density <= high * (1 + 1e-9))
     if share < 1:
         left["Top token's share"] = index.column("top_token_share") <= share + 1e-9
+    for name, column in LEAST.items():
+        if least.get(column) is not None:
+            left[name] = index.column(column) >= least[column]
     return left
 
 
@@ -93,11 +148,12 @@ class COLUMNS:
     """What the table shows of each latent."""
 
     @staticmethod
-    def rows(store: FeatureStore, ids: np.ndarray, beside: pd.DataFrame) -> pd.DataFrame:
+    def rows(store: FeatureStore, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
         table = store.table.iloc[ids]
         rows = pd.DataFrame(
             {
                 "id": ids,
+                "star": ["★" if i in starred else "" for i in ids.tolist()],
                 "label": [show_line(text) for text in table["label"]],
                 "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
                 "max": table["max"].to_numpy(),
@@ -105,11 +161,15 @@ class COLUMNS:
                 "share": table["top_token_share"].to_numpy(),
                 "output score": table["out_score"].to_numpy(float),
                 "promotes": [[show(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
+                "nearest": table["nearest_cos"].to_numpy(float),
+                "label from": [show_line(text, 30) for text in table["label_source"]],
                 "flags": table["flags"].to_numpy(),
             }
         )
+        if not starred:
+            del rows["star"]
         for column in beside.columns:
-            rows.insert(2, column, beside.loc[ids, column].to_numpy())
+            rows.insert(rows.columns.get_loc("label") + 1, column, beside.loc[ids, column].to_numpy())
         return rows
 
     @staticmethod
@@ -122,6 +182,8 @@ class COLUMNS:
         )
         config["max"] = number("max", format="%.3g", help="Largest activation.")
         config["share"] = number("its share", format="percent", help="Share of the firings that are on the top token.")
+        config["star"] = st.column_config.TextColumn("", width=30)
+        config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
         config["promotes"] = st.column_config.ListColumn(
             "promotes", help="By weights, through the final norm's gain.", width="medium"
         )
@@ -134,17 +196,6 @@ class COLUMNS:
         config["logit"] = number("logit", format="%+.2f", help="How far it raises this token's logit, by weights.")
         config["measured"] = number("measured rise", format="%+.4f", help="Rise of this token's probability when it was added.")
         return {name: column for name, column in config.items() if name in rows}
-
-
-def csv(table: pd.DataFrame) -> bytes:
-    """The rows as CSV; no cell can be run as a formula."""
-    texts = table.assign(
-        promotes=[" ".join(map(show, tokens)) for tokens in table["promotes"]],
-        suppresses=[" ".join(map(show, tokens)) for tokens in table["suppresses"]],
-    )
-    for column in ("label", "label_source", "top_token", "promotes", "suppresses", "flags"):
-        texts[column] = [csv_cell(show_line(text, 10_000)) for text in texts[column]]
-    return texts.to_csv(index_label="id").encode("utf-8")
 
 
 def frame_csv(rows: pd.DataFrame) -> bytes:

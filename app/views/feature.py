@@ -165,9 +165,9 @@ with narrow:
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
     notes.note_and_lists(feature, said.note, said.lists)
     if not feature.dead:
-        lines = f"from scope.features.guess import draw_windows\n\ndraw_windows(feature, seed=0)\npack.notes.guessed({feature.id})"
+        lines = "from scope.features.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
         meaning = "What the label is worth to a person: a detection score of your own."
-        heading("Guess game", python + lines, "py guess", meaning=meaning)
+        heading("Guess game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)
         guess.game(feature, said.guessed, draw_windows)
 
 pressed = keys(

@@ -1,18 +1,20 @@
-"""All latents in a table: found by words, tokens or numbers, narrowed, sorted, opened."""
+"""All latents in a table: found by words, tokens or numbers, narrowed, sorted, opened, compared, listed, exported."""
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import session
-from app.components import figures
+from app import downloads, session
+from app.components import compare, figures, listing, notes
 from app.components.code import copy_as_python, opening
-from app.components.listing import COLUMNS, FILTERS, MODES, SORTS, csv, found, narrowed, shown, survivors
+from app.components.listing import COLUMNS, FILTERS, LEAST, LIST, MODES, ONLY, SORTS, WIDE, found, narrowed, shown, survivors
 from app.components.plain import plain
-from scope.errors import PackError
+from scope.errors import PackError, ScopeError
+from scope.features.text import show
 
 ROWS = 100
-CONTROLS = ("q", "in", "sort", "rising", "hide", "d", "share", "view")
+LEASTS = tuple(f"least {column}" for column in LEAST.values())
+CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", *LEASTS)
 AXES = (("Across", "x", "density"), ("Up", "y", "max"))
 
 store = session.pack()
@@ -23,100 +25,161 @@ if not any(key in st.query_params for key in CONTROLS):
         st.session_state.setdefault(key, value)
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:")
+    words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:") or ""
     mode = st.selectbox("in", MODES, key="in", bind="query-params", width=150)
     sort = st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params", width=180)
     rising = st.toggle("Rising", key="rising", bind="query-params")
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    hidden = st.multiselect(
-        "Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help="Flags are explained in the manual."
-    )
-    span = st.slider("Density, powers of ten", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=260)
-    share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params", width=220)
+    flags = "What the flags mean stands in the pack's table: scope.features.table"
+    hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
+    lists = [LIST + name for name in store.notes.lists()]
+    only = st.multiselect("Only", [*ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=show)
+    span = st.slider("Density, powers of ten", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=240)
+    with st.popover("More", icon=":material/filter_alt:"):
+        share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")
+        least = {
+            column: st.number_input(f"{name} at least", value=None, key=f"least {column}", bind="query-params")
+            for name, column in LEAST.items()
+        }
+by_weights = False
+if mode == "promotes":
+    told = "Ranks all latents by the model's own weights, not only those that have the token among their ten. Loads the model."
+    by_weights = st.toggle("All latents, by the live weights", key="live", bind="query-params", help=told)
 
 try:
-    hits, beside = found(store, words or "", mode)
+    if by_weights and words.strip():
+        with session.live(store) as (model, sae):
+            from scope.features.unembedding import promotes_by_weights  # needs torch, which browsing does not
+
+            beside = promotes_by_weights(store, words, model, sae)
+        hits = beside.index.to_numpy()
+    else:
+        hits, beside = found(store, words, mode)
 except PackError as refusal:
     st.info(plain(refusal))
     hits, beside = np.empty(0, int), pd.DataFrame()
-masks = survivors(store.index, hidden, span, share)
+except ScopeError as refusal:
+    session.refuse(refusal)
+    hits, beside = np.empty(0, int), pd.DataFrame()
+masks = survivors(store.index, hidden, span, share, least, listing.only_these(store, only) if only else None)
 latents = shown(store.index, hits, narrowed(masks, store.d_sae), SORTS[sort], rising)
 
+
+def open_latent(latent: int) -> None:
+    session.keep_results(latents.tolist())
+    session.go("feature", f=latent)
+
+
 with st.container(horizontal=True, vertical_alignment="center"):
-    st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents")
+    st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents", width="content")
     look = st.segmented_control(
         "View",
-        ["Table", "Scatter"],
+        ["Table", "Scatter", "Compare"],
         default="Table",
         required=True,
         label_visibility="collapsed",
         key="view",
         bind="query-params",
     )
-    if st.button(
-        "Random", icon=":material/casino:", disabled=not len(latents), help="One of these, each equally likely.", shortcut="x"
-    ):
-        session.keep_results(latents.tolist())
-        session.go("feature", f=int(np.random.default_rng().choice(latents)))
+    told = "One of these, each equally likely."
+    if st.button("Random", icon=":material/casino:", disabled=not len(latents), help=told, shortcut="a"):
+        open_latent(int(np.random.default_rng().choice(latents)))
+    if len(latents):
+        downloads.offered(store, latents)
+    calls = {"anything": "find", "fires on": "fires_on", "promotes": "promotes"}
+    asked = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
+    copy_as_python(opening(str(store.folder)) + asked, key="py table")
+    with st.popover("Link", icon=":material/link:", type="tertiary"):
+        st.code(
+            session.address("features", **{k: v for k, v in st.query_params.to_dict().items() if k != "pack"}), language=None
+        )
+notes.refused()
 
-st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS}
+st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
 
 if not len(latents) and len(hits):
     without = {name: int(narrowed(masks, store.d_sae, without=name)[hits].sum()) for name in masks}
     name, back = max(without.items(), key=lambda item: item[1])
-    st.info(f"The filters leave nothing of {len(hits):,} found. Without “{name}” {back:,} would be shown.")
-    st.button(
-        f"Drop “{name}”",
-        on_click=lambda: st.session_state.update(
-            {"hide": []} if name == "Hide" else {"d": (-7.0, 0.0)} if name == "Density" else {"share": 1.0}
-        ),
-    )
-elif not len(latents) and (words or "").strip():
+    if back:
+        st.info(f"The filters leave nothing of {len(hits):,} found. Without “{name}” {back:,} would be shown.")
+        st.button(f"Drop “{name}”", on_click=lambda: st.session_state.update(WIDE[name]))
+    else:
+        st.info(f"The filters leave nothing of {len(hits):,} found, and it takes more than one of them to do so.")
+        wide = {key: value for name in masks for key, value in WIDE[name].items()}
+        st.button("Drop all filters", on_click=lambda: st.session_state.update(wide))
+elif not len(latents) and words.strip():
     st.info("Nothing found. A word may be split into several tokens; try a part of it. “Anything” is the widest search.")
 
-if len(latents) and look == "Table":
+
+def actions(chosen: list[int]) -> None:
+    """What can be done with the rows that are ticked."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{len(chosen)}** ticked", width="content")
+        if st.button("Steer these", icon=":material/explore:"):
+            session.steer_these(chosen)
+        few = len(chosen) <= compare.MOST
+        told = None if few else f"At most {compare.MOST} stand side by side."
+        if st.button("Compare", icon=":material/compare_arrows:", disabled=not few, help=told):
+            session.keep_results(latents.tolist())
+            session.go("features", view="Compare", ids=",".join(map(str, chosen)))
+        with st.popover("Add to list", icon=":material/playlist_add:"):
+            st.text_input("Name of the list", key="list name", placeholder="to look at again")
+
+            def add() -> None:
+                notes.written(lambda: store.notes.add_to_list(st.session_state["list name"], chosen))
+
+            st.button("Add", on_click=add, type="primary")
+
+
+if look == "Compare":
+    try:
+        given = st.query_params.get("ids", "").strip()
+        ids = listing.numbers(store, given).tolist()[: compare.MOST] if given else []
+    except PackError as refusal:
+        st.info(plain(refusal))
+        ids = []
+    if not ids:
+        st.caption("Tick up to four rows of the table and press Compare.")
+    else:
+        compare.figures(store, ids)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption(plain(compare.shared(store, ids)), width="content")
+            if st.button("Steer these", icon=":material/explore:"):
+                session.steer_these(ids)
+        chosen = compare.side_by_side(store, ids)
+        if chosen is not None:
+            session.keep_results(ids)
+            session.go("feature", f=chosen)
+elif len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)
     page = st.pagination(pages, key="page") if pages > 1 else 1
     here = latents[(page - 1) * ROWS : page * ROWS]
-    rows = COLUMNS.rows(store, here, beside)
+    rows = COLUMNS.rows(store, here, beside, set(store.notes.starred()))
+    above = st.container()
     picked = st.dataframe(
         rows,
         hide_index=True,
         column_config=COLUMNS.config(rows),
         on_select="rerun",
-        selection_mode="single-row",
+        selection_mode=["multi-row", "single-cell"],
         key=f"table {session.current()} {page} {len(latents)}",
         height=min(36 * len(rows) + 40, 720),
-        alt=f"{len(rows)} latents; choose a row to open it",
-    )
-    if picked.selection.rows:
-        session.keep_results(latents.tolist())
-        session.go("feature", f=int(here[picked.selection.rows[0]]))
-    with st.container(horizontal=True):
-        st.download_button(
-            "CSV", lambda: csv(table.iloc[latents]), "latents.csv", "text/csv", icon=":material/download:", type="tertiary"
-        )
-        calls = {
-            "anything": f"pack.find({words!r})",
-            "fires on": f"pack.fires_on({words!r})",
-            "promotes": f"pack.promotes({words!r})",
-        }
-        copy_as_python(
-            opening(str(store.folder)) + (calls.get(mode) if (words or "").strip() and mode in calls else "pack.table"),
-            key="py table",
-        )
+        alt=f"{len(rows)} latents; a click on a cell opens one, boxes at the left choose several",
+    ).selection
+    if picked.cells:
+        open_latent(int(here[picked.cells[0][0]]))
+    with above:
+        if picked.rows:
+            actions([int(here[n]) for n in picked.rows])
+        else:
+            st.caption("Click a cell to open a latent; tick rows to steer, compare or list several.")
 elif len(latents):
     axes = [name for name, column in SORTS.items() if column]
     with st.container(horizontal=True):
         names = [st.selectbox(name, axes, index=axes.index(first), key=key, bind="query-params") for name, key, first in AXES]
     x, y = (SORTS[name] for name in names)
-    rows = table.iloc[np.sort(latents)].dropna(subset=[x, y])
-    logs = tuple(axis in ("density", "max", "count") for axis in (x, y))
-    rows = rows[np.logical_and.reduce([(rows[axis] > 0) | (not log) for axis, log in zip((x, y), logs, strict=True)])]
-    rows = rows.iloc[figures.sample(rows[x].to_numpy(float), rows[y].to_numpy(float))] if len(rows) else rows
-    figure = figures.scatter(rows.index.to_numpy(), rows[x].to_numpy(), rows[y].to_numpy(), rows["label"], *names, logs)
-    picked = st.plotly_chart(figure, key="points", on_select="rerun", selection_mode="points", alt=f"{len(rows):,} latents")
-    st.caption(f"{len(rows):,} of {len(latents):,} latents. Click a point to open it.")
+    drawn, figure = figures.chosen(store.index, table["label"], latents, (x, y), names)
+    picked = st.plotly_chart(figure, key="points", on_select="rerun", selection_mode="points", alt=f"{drawn:,} latents")
+    st.caption(f"{drawn:,} of {len(latents):,} latents. Click a point to open it.")
     if picked.selection.points:
-        session.keep_results(latents.tolist())
-        session.go("feature", f=int(picked.selection.points[0]["customdata"]))
+        open_latent(int(picked.selection.points[0]["customdata"]))

@@ -57,6 +57,7 @@ def timed(name: str, call: Callable[[int], object], n: int) -> None:
 
 def answers(pack: Path, n: int) -> None:
     from app.components import health, listing
+    from scope.features.exports import tables
 
     started = time.perf_counter()
     store = FeatureStore.open(pack)
@@ -72,7 +73,7 @@ def answers(pack: Path, n: int) -> None:
     everything = np.arange(store.d_sae)
     timed("filters", lambda i: listing.survivors(store.index, ["dead", "dense"], (-5.0, -1.0), 0.9), n)
     timed("sort by density", lambda i: listing.shown(store.index, everything, everything >= 0, "density", bool(i % 2)), n)
-    timed("CSV of the whole result", lambda i: listing.csv(store.table), 2)
+    timed("CSV of the whole result", lambda i: tables.csv(store.table), 2)
 
 
 def whole(store: FeatureStore, latent: int) -> None:

@@ -1,0 +1,46 @@
+"""Latents as a file to take along. Files are written when the button is pressed, not before: pages stay fast."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from scope.features.exports import SUFFIX, export
+from scope.features.exports.page import MOST
+from scope.features.store import FeatureStore
+
+OFFERED = {
+    "csv": ("CSV", "text/csv", "the table; no cell can be run as a formula"),
+    "parquet": ("Parquet", "application/vnd.apache.parquet", "the table, lists as lists"),
+    "json": ("JSON", "application/json", "everything: rows, histograms, examples, relations, notes"),
+    "html": ("HTML", "text/html", "cards on one page that needs nothing else"),
+}
+"""(name, media type, what it holds) by format."""
+WHOLE = ("csv", "parquet")
+"""Formats of which the whole result is taken, however long."""
+
+
+def written(store: FeatureStore, to: str, latents: Sequence[int]) -> bytes:
+    """The bytes of an export."""
+    with tempfile.TemporaryDirectory() as folder:
+        return export(store, to, Path(folder) / f"latents{SUFFIX[to]}", [int(i) for i in latents]).read_bytes()
+
+
+def offered(store: FeatureStore, latents: Sequence[int]) -> None:
+    """A popover with a button a format; cards and JSON only of as many latents as a page or a browser holds."""
+    with st.popover("Export", icon=":material/download:", type="tertiary"):
+        st.caption(f"{len(latents):,} latents, in the order of the list.")
+        for to, (name, media, holds) in OFFERED.items():
+            much = to not in WHOLE and len(latents) > MOST
+            st.download_button(
+                name,
+                lambda to=to: written(store, to, latents),
+                f"latents{SUFFIX[to]}",
+                media,
+                icon=":material/download:",
+                type="tertiary",
+                disabled=much,
+                help=f"Up to {MOST:,} latents; for more: scope export" if much else holds,
+                on_click="ignore",
+            )
