@@ -3,9 +3,9 @@
     python -m tests.benchmarks.steering runs/demo --out runs/benchmarks/steering.json
 
 For `features` latents with the highest output score and as many drawn at random among those that fire: five prompts each,
-five arms with the same noise: plain, steered, the same push along a random direction, along another latent that fires as
-often, and asking for the promoted words in the prompt. The concept score is read by the unsteered model; the interval is a
-bootstrap over latents, which are the independent units here (texts of one latent are not).
+five arms with the same noise: plain, steered, the same push along a random direction (another one for each latent), along
+another latent that fires as often, and asking for the promoted words in the prompt. The concept score is read by the unsteered
+model; the interval is a bootstrap over latents, which are the independent units here (texts of one latent are not).
 """
 
 import argparse
@@ -31,19 +31,19 @@ def effect(lab: Lab, latents: list[int], strength: float, tokens: int) -> list[d
     """One row a latent: every measure's mean over the prompts, for each arm."""
     rows = []
     for latent in latents:
-        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, arms=ARMS)
+        arms = [f"random:{latent}" if arm == "random" else arm for arm in ARMS]  # a random direction of its own
+        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, arms=arms)
         target, row = f"latent {latent}", {"latent": latent, "label": lab[latent].label}
         judged = run.judged(target)
         for arm in run.arms:
+            name = arm.name.partition(":")[0]
             for measure in MEASURES:
                 if measure in JUDGED:
                     values = [getattr(one, measure) for one in judged[arm.name] if one]
                     known = [v for v in values if v is not None]
-                    row[f"{arm.name} {measure}"] = statistics.fmean(known) if known else float("nan")
+                    row[f"{name} {measure}"] = statistics.fmean(known) if known else float("nan")
                 else:
-                    row[f"{arm.name} {measure}"] = arm.mean(
-                        measure, target if measure in ("concept", "share", "mass") else None
-                    )
+                    row[f"{name} {measure}"] = arm.mean(measure, target if measure in ("concept", "share", "mass") else None)
         rows.append(row)
     return rows
 
@@ -100,6 +100,7 @@ def main() -> None:
         "drawn at random": [int(i) for i in np.random.default_rng(args.seed).choice(alive.index, args.features, replace=False)],
     }
     result = {"lab": lab.pack.title, "settings": {k: str(v) for k, v in vars(args).items()}, "prompts": PROMPTS}
+    began = time.monotonic()
     result["cost"] = cost(lab, groups["highest output score"][0])
     c = result["cost"]
     print(f"steered / plain generation time: {c['ratio']:.3f}, quartiles of pairs {c['q25']:.3f} and {c['q75']:.3f}")
@@ -114,6 +115,8 @@ def main() -> None:
             for control in ("random", "other", "prompt"):
                 line += f" {m[f'over {control}']:+.3f} [{m[f'{control} low']:+.3f}, {m[f'{control} high']:+.3f}]"
             print(line)
+    result["seconds"] = time.monotonic() - began
+    print(f"\n{result['seconds']:.0f} s")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1))
 
