@@ -136,17 +136,18 @@ def _sparsify(d_in: int, d_sae: int, l0: float, steps: int, coefficient: float |
     return sparsify_topk(d_in, d_sae, k=round(l0), lr=coefficient, warmup=steps // 20, steps=steps)
 
 
+_KEY = ("world", "contender", "seed", "coefficient", "steps")
 UNIT, ROOT = (lambda d_in: 1.0), math.sqrt
 CONTENDERS: dict[str, tuple[str, Callable, tuple[float, ...]]] = {
     "ours.jumprelu": ("", ours("jumprelu"), ()),
     "ours.batch_topk": ("", ours("batch_topk"), ()),
     "ours.topk": ("", ours("topk"), ()),
-    "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (1.0, 3.0, 10.0)),
+    "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (3.0,)),
     "sae_lens.step": ("sae_lens", theirs(_sae_lens("step"), ROOT), (1.0, 2.5, 4.0, 6.0, 10.0)),
     "sae_lens.tanh": ("sae_lens", theirs(_sae_lens("tanh"), ROOT), (1.0, 2.5, 5.0, 10.0, 20.0)),
     "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), (1e-3, 3e-3)),
-    "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (1e-3, 4e-3, 1e-2)),
-    "sparsify.topk": ("sparsify", theirs(_sparsify, UNIT), (1e-3, 3e-3, 1e-2)),
+    "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (4e-3, 1e-2)),
+    "sparsify.topk": ("sparsify", theirs(_sparsify, UNIT), (1e-3, 4e-3)),
 }
 """Name -> the package it needs, how it runs, what is searched: coefficients of a penalty, or, where L0 holds by itself,
 learning rates."""
@@ -179,7 +180,7 @@ def main() -> None:
                 continue
 
             def done(seed: int, coefficient: float | None, run=run, contender=contender, data=data, name=name) -> dict:
-                key = {"world": name, "contender": contender, "seed": seed, "coefficient": coefficient, "steps": args.steps}
+                key = dict(zip(_KEY, (name, contender, seed, coefficient, args.steps), strict=True))
                 for row in rows(args.out):
                     if all(row[k] == v for k, v in key.items()):
                         return row
@@ -204,7 +205,9 @@ def choose(tried: list[dict], l0: float) -> float:
 
 
 def rows(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """Each run once, though two processes may have done it."""
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return list({tuple(row[k] for k in _KEY): row for row in found}.values())
 
 
 def table(done: list[dict], steps: int) -> None:
