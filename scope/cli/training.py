@@ -10,7 +10,6 @@ import torch
 from scope.cli.reading import Recorded, bytes_to_shuffle, live_provenance, match_recorded, provenance
 from scope.errors import ConfigError
 from scope.sae.base import SAE
-from scope.sae.jumprelu import JumpReLUConfig
 from scope.sae.kinds import make_sae
 from scope.training.folder import describe
 from scope.training.learner import Job
@@ -30,7 +29,6 @@ def run(command) -> None:
     mode = command.parallel or ("site" if len(jobs) >= world else "data")
     ranks = join(mode, device)
     try:
-        jobs = _without_revival(jobs, console) if ranks.talks else jobs
         mine = ranks.deal(jobs, [config.d_in * config.d_sae for _, config, _ in jobs])
         own = [s for s in source.sites if any(cell.site == s for cell, *_ in mine)]
         how = mine[0][2]
@@ -66,14 +64,6 @@ def run(command) -> None:
         ) from None
     finally:
         leave()
-
-
-def _without_revival(jobs: list, console) -> list:
-    """Processes that train one dictionary together do not revive its dead latents; say so, and write it down."""
-    changed = [(c, replace(x, revive_after=None) if isinstance(x, JumpReLUConfig) else x, h) for c, x, h in jobs]
-    if changed != jobs and launched()[0] == 0:
-        console.print("[yellow]note:[/] dead latents are not revived where processes share a dictionary: revive_after is none.")
-    return changed
 
 
 def _lost_another(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from scope.errors import ConfigError
 from scope.sae.base import SAE
 from scope.sae.config import SAEConfig
-from scope.sae.revival import Revival, Start, start_anew
+from scope.sae.revival import Revival, Start
 from scope.shapes import Acts, Scalar
 
 GAIN = 20.0
@@ -76,7 +76,7 @@ class JumpReLUConfig(SAEConfig):
 
     revive_after: int | None = 50_000
     """Tokens of silence after which a latent starts anew, on a token that is badly reconstructed, in the first part of the run.
-    None leaves it dead. Processes that share a dictionary do not revive."""
+    None leaves it dead."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,6 +150,7 @@ class JumpReLUSAE(SAE):
         self.lead = 0.0  # of the quadratic's centre on the target, as a share of it
         self.revival = Revival(config.d_sae, config.revive_after) if config.revive_after is not None else None
         self.start: Start | None = None
+        self.usual_share = config.target_l0 / config.d_sae  # of tokens, on which a latent fires in the end
         self.rates = {"threshold": config.threshold_rate}
 
     def encode(self, x: Tensor) -> Tensor:
@@ -219,16 +220,15 @@ class JumpReLUSAE(SAE):
         if self.config.threshold_form == "log" and self.threshold.grad is not None:
             self.threshold.exp_()
         self.threshold.clamp_min_(0.0)
-        if self.start is not None:
-            start_anew(self.start, self.W_enc, self.b_enc, self.W_dec, self.threshold)
+        if self.revival and self.start:
+            self.revival.start_anew(self.start, self.W_enc, self.b_enc, self.W_dec, self.threshold)
             self.start = None
         self._control(l0, progress)
 
     def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None:
         """Silent latents may start anew after the step."""
         if self.revival is not None:
-            share = self.config.target_l0 / self.d_sae
-            self.start = self.revival.observe(x, surplus, fired, share, self.progress)
+            self.start = self.revival.observe(x, surplus, fired, self.usual_share, self.progress)
 
     def _control(self, l0: float, progress: float) -> None:
         """Set the weight of the penalty for the next step.

@@ -5,7 +5,7 @@ Learners that read the same activations share nothing else, so that each ends in
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from scope.sae.engine import Batch, Engine, JumpReLUEngine
 from scope.sae.files import save_sae
 from scope.sae.jumprelu import JumpReLUSAE
 from scope.sae.kinds import kind_of
+from scope.sae.revival import Pool, Revival
 from scope.shapes import Acts
 from scope.training.adam import Adam
 from scope.training.checkpoint import Part
@@ -77,6 +78,8 @@ class Learner:
             self.sae = share_of(self.whole, self.ranks)
             for p in self.whole.parameters():
                 p.data = p.data.new_empty(0)
+        if isinstance(self.sae, JumpReLUSAE) and self.sae.revival and self.ranks.talks:
+            self.sae.revival = Revival(self.sae.d_sae, self.sae.revival.after, pool_of(self.ranks, self.whole.d_sae))
         sae, c = self.sae, self.config
         named = dict(sae.named_parameters())
         self.adam = Adam(named, {name: c.lr * sae.rates.get(name, 1.0) for name in named}, (c.beta1, c.beta2))
@@ -193,13 +196,20 @@ class Learner:
             "parameters": {name: self._part(name, p) for name, p in self.sae.named_parameters()},
             "buffers": dict(self.sae.named_buffers()),
             "adam": moments,
-            "schedule": self.sae.training_state(),
+            "schedule": self._schedule(self.sae.training_state(), self._part),
             "engines": self.ranks.everyones(self.engine.state()),
             "running": running | {"silent": self._part("threshold", running["silent"])},
             "random": self.random,
             "mean": self.mean,
             "scale": self.scale,
         }
+
+    def _schedule(self, state: dict[str, Any], split: Callable[[str, Tensor], Any]) -> dict[str, Any]:
+        """With what is counted by latents split, or put together, as the latents are."""
+        if "revival" not in state or not isinstance(self.sae, JumpReLUSAE):
+            return state
+        revival = state["revival"]
+        return state | {"revival": revival | {"silent": split("threshold", revival["silent"])}}
 
     def _part(self, name: str, tensor: Tensor) -> Tensor | Part:
         if self.ranks.mode == "width" and self.ranks.talks and name in SPLIT:
@@ -215,7 +225,7 @@ class Learner:
         self._equip()
         for name, kept in state["adam"].items():
             self.adam.load_moments(name, {k: self._mine(name, v) if v.dim() else v for k, v in kept.items()})
-        self.sae.load_training_state(state["schedule"])
+        self.sae.load_training_state(self._schedule(state["schedule"], self._mine))
         engines = state["engines"]
         self.engine.load_state(engines[self.ranks.rank if len(engines) == self.ranks.world and self.ranks.talks else 0])
         self.running.load_state_dict(state["running"] | {"silent": self._mine("threshold", state["running"]["silent"])})
@@ -287,6 +297,24 @@ def share_of(sae: SAE, ranks: Ranks) -> SAE:
     return part
 
 
+def pool_of(ranks: Ranks, d_sae: int) -> Pool:
+    """How the processes choose together which latents start anew, and on which tokens: as one would with the whole batch and
+    all latents. Every process is given the sum of parts that are zero elsewhere, so all have the same bits."""
+
+    def placed(mine: Tensor, size: int, at: slice) -> Tensor:
+        whole = mine.new_zeros(size, *mine.shape[1:])
+        whole[at] = mine
+        return ranks.sum(whole)
+
+    def rows(mine: Tensor) -> Tensor:
+        return placed(mine, len(mine) * ranks.world, slice(len(mine) * ranks.rank, len(mine) * (ranks.rank + 1)))
+
+    if ranks.mode == "data":
+        return Pool(batches=ranks.world, rows=rows, counts=lambda fired: ranks.sum(fired.clone()))
+    own = ranks.share(d_sae)
+    return Pool(latents=lambda mine: placed(mine, d_sae, own), first=own.start)
+
+
 BY_TOKEN = ("jumprelu",)
 """Kinds whose gradient is the mean over tokens of each token's own, so that it can be taken over processes."""
 
@@ -298,10 +326,6 @@ def _refuse_what_cannot_be(job: Job, ranks: Ranks) -> None:
         raise ConfigError("pre_bias is for kinds with one path through the encoder; gated has two. Leave it out.")
     if not ranks.talks:
         return
-    if kind == "jumprelu" and getattr(job.sae.config, "revive_after", None) is not None:
-        raise ConfigError(
-            "Processes that train one dictionary together do not revive its dead latents. Set revive_after to None."
-        )
     what = f"kind {kind}" if kind not in BY_TOKEN else "nested widths"
     if ranks.mode == "width" and (kind != "jumprelu" or nested):
         raise ConfigError(

@@ -145,7 +145,7 @@ CONTENDERS: dict[str, tuple[str, Callable, tuple[float, ...]]] = {
     "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (3.0,)),
     "sae_lens.step": ("sae_lens", theirs(_sae_lens("step"), ROOT), (1.0, 2.5, 4.0, 6.0, 10.0)),
     "sae_lens.tanh": ("sae_lens", theirs(_sae_lens("tanh"), ROOT), (1.0, 2.5, 5.0, 10.0, 20.0)),
-    "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), (1e-3, 3e-3)),
+    "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), (3e-3, 1e-2)),
     "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (4e-3, 1e-2)),
     "sparsify.topk": ("sparsify", theirs(_sparsify, UNIT), (1e-3, 4e-3)),
 }

@@ -15,7 +15,7 @@ from tests.training.planted import TwoSites, grid
 def main(out: Path, modes: list[str], die_at: int, device: torch.device) -> None:
     for mode in modes:
         ranks = join(mode, device)
-        jobs = ranks.deal(grid(out / mode), [job.sae.d_sae for job in grid(out / mode)])
+        jobs = ranks.deal(grid(out / mode, revive_after=64), [job.sae.d_sae for job in grid(out / mode, revive_after=64)])
         for one in jobs:
             one.sae.to(device)
         if die_at and ranks.rank == ranks.world - 1:

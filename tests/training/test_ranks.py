@@ -30,7 +30,7 @@ def torchrun(out, modes: str, processes: int = 2, die_at: int = 0, device: str =
 def alone(tmp_path_factory):
     torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("alone")
-    return train_all(grid(out), TwoSites(), out)
+    return train_all(grid(out, revive_after=64), TwoSites(), out)
 
 
 def gap(a, b) -> float:
@@ -67,19 +67,19 @@ def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_en
 
 def test_p36_what_two_processes_began_one_can_finish(tmp_path, alone):
     assert torchrun(tmp_path, "width", die_at=24) != 0
-    finished = train_all(grid(tmp_path / "width"), TwoSites(), tmp_path / "width")
+    finished = train_all(grid(tmp_path / "width", revive_after=64), TwoSites(), tmp_path / "width")
     assert max(gap(a, b) for a, b in zip(finished, alone, strict=True)) < 1e-5
 
 
 def test_p36_dealt_dictionaries_go_on_only_as_they_were_dealt(tmp_path):
     (tmp_path / "checkpoint-0-of-2.safetensors").touch()
     with pytest.raises(ConfigError, match="dealt to 2 processes; now there are 1"):
-        train_all(grid(tmp_path), TwoSites(), tmp_path)
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     with pytest.raises(ConfigError, match="Start 2"):
-        train_all(grid(tmp_path), TwoSites(), tmp_path, None, Ranks("site", 0, 3))
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, Ranks("site", 0, 3))
     (tmp_path / "checkpoint-0-of-2.safetensors").rename(tmp_path / CHECKPOINT)
     with pytest.raises(ConfigError, match="without dealing"):
-        train_all(grid(tmp_path), TwoSites(), tmp_path, None, Ranks("site", 0, 2))
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, Ranks("site", 0, 2))
 
 
 def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
@@ -99,7 +99,6 @@ def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
         ("data", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "depends on the whole batch"),
         ("width", lambda out: Job(TopKSAE(TopKConfig(d_in=24, d_sae=64, k=4)), SMALL, out), "plain jumprelu"),
         ("width", lambda out: job(out, d_sae=128, nested=(16,)), "nested widths"),
-        ("data", lambda out: job(out, revive_after=1000), "do not revive"),
         ("width", lambda out: job(out, d_sae=1, target_l0=1.0), "cannot be split"),
     ],
 )
@@ -118,7 +117,7 @@ def test_on_a_gpu_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
             raise Stop
 
     def jobs(out):
-        made = grid(out)
+        made = grid(out, revive_after=64)
         for one in made:
             one.sae.to("cuda")
         return made

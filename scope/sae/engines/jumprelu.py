@@ -65,8 +65,7 @@ class JumpReLUEngine:
         few = self.share is not None and self.share < SPARSE_BELOW and x.device.type == "cpu"
         seen = (self._sparse if few else self._dense)(x)
         l0 = seen.l0.to(x.dtype)
-        if self.reduce is None and self.average is None:
-            sae.observe(x, seen.u, seen.fired)
+        sae.observe(x, seen.u, seen.fired)
         terms = sae.penalties(l0, self._frequency(seen.fired, n))
         numbers = torch.stack(
             [seen.squares, l0.sum().double(), seen.candidates.double(), *(t.double() for t in terms.values())]
