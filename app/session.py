@@ -260,6 +260,16 @@ def cut(store: FeatureStore, text: str) -> tuple[str, int, int]:
         return model.tokenizer.decode(ids[: model.cfg.n_ctx]), len(ids), model.cfg.n_ctx
 
 
+def as_chat(store: FeatureStore, text: str) -> str:
+    """A text as one turn of a chat, laid out by the model's template.
+
+    Raises:
+        TokensError: the model brings no template.
+    """
+    with live(store) as (model, _):
+        return model.tokenizer.chat([{"role": "user", "content": text}])
+
+
 def refuse(refusal: ScopeError) -> None:
     """A refusal as pages show it: what is wrong, then the way out to be copied."""
     what, _, way_out = str(refusal).partition("\n")

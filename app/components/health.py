@@ -1,12 +1,16 @@
 """The few figures that say whether a dictionary is worth reading, each with what it should be compared to."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from app.components.plain import number
+from scope.errors import PackError
 from scope.features.store import FeatureStore
+from scope.features.text import characters
 
 
 def dead_share(store: FeatureStore) -> float:
@@ -42,6 +46,41 @@ def start_here(store: FeatureStore) -> dict[str, int]:
         if latent is not None:
             found[name] = latent
     return found
+
+
+def telling_text(store: FeatureStore, latents: list[int], longest: int = 120) -> str:
+    """A short text of the pack on which the first of these latents fires, to begin with on the Prompt page; "" without one."""
+    for latent in latents:
+        try:
+            found = store[latent].examples("random", 1) or store[latent].examples("top", 1)
+        except PackError:
+            continue
+        for example in found:
+            tokens = example.tokens[max(0, example.peak - 16) : example.peak + 8]
+            pieces = [piece for _, _, piece in characters(tokens) if not (piece[:1] == "<" and piece[-1:] == ">")]
+            text = " ".join("".join(pieces).split())[:longest]
+            if len(text) > 20:
+                return text
+    return ""
+
+
+def steering_runs(folder: Path, most: int) -> list[str]:
+    """Names of the steering runs that lie beside a pack, newest first."""
+    beside = folder.with_name(folder.name + ".steering")
+    files = sorted(beside.glob("*.json"), key=lambda f: -f.stat().st_mtime) if beside.is_dir() else []
+    return [file.stem for file in files if re.fullmatch(r"[0-9a-f]{12}", file.stem)][:most]
+
+
+def digest(store: FeatureStore) -> str:
+    """The first digits of the dictionary's hash."""
+    described = store.manifest["dictionary"]
+    return str(described.get("parameters_sha256") or described.get("weights_sha256") or "unknown")[:12]
+
+
+def corpus_name(store: FeatureStore) -> str:
+    """What text the pack was collected from, in a word or two."""
+    told = store.manifest.get("corpus") or ((store.manifest.get("text") or {}).get("recording") or {}).get("corpus") or {}
+    return str(told.get("name") or told.get("kind") or "a corpus without a name") if isinstance(told, dict) else str(told)
 
 
 def tiles(store: FeatureStore) -> list[tuple[str, str, str, str]]:

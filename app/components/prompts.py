@@ -1,5 +1,10 @@
 """What the Prompt page draws: tables of latents that can be picked, and an attribution whose rows add up."""
 
+import hashlib
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -7,6 +12,7 @@ import streamlit as st
 
 from app.components.figures import show_line
 from app.components.plain import plain
+from scope.errors import PackError
 from scope.features.text import show
 
 LONGEST = 1500
@@ -15,8 +21,9 @@ LONGEST = 1500
 METHODS = ("gradient", "integrated", "ablation")
 
 _FORMS = {"value": "%.3g", "share": "percent", "quantile": "percent", "surprise": "%.1f"}
-_FORMS |= {"first": "percent", "second": "percent", "change": "%+.2f", "effect": "%+.3f", "null": "%.3f"}
+_FORMS |= {"first": "percent", "second": "percent", "change": "%+.2f", "effect": "%+.3f", "null": "%.3f", "direct": "%+.3f"}
 _HELP = {
+    "direct": "What it adds to the logit of the likeliest next token by the direct path, before the soft cap.",
     "share": "Of its maximum in this pack.",
     "quantile": "Share of its own firings that are weaker.",
     "surprise": "-log10 of the share of all tokens on which it fires at least so strongly.",
@@ -51,6 +58,73 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
         alt=f"{len(shown)} latents; choose a row",
     )
     return int(shown["latent"].iat[picked.selection.rows[0]]) if picked.selection.rows else None
+
+
+def following(tokens: pd.DataFrame, key: str) -> None:
+    """What the model says next, with probabilities."""
+    shown = pd.DataFrame({"token": [piece(token) for token in tokens["token"]], "p": tokens["p"].to_numpy()})
+    config = {"p": st.column_config.ProgressColumn("p", format="percent", min_value=0.0, max_value=1.0)}
+    st.dataframe(shown, hide_index=True, column_config=config, key=key, alt="The likeliest next tokens")
+
+
+def ablated(found: Any) -> None:
+    """What the next token would be without a latent: probabilities before and after, beside the null."""
+    shown = pd.DataFrame(
+        [{"token": piece(t["token"]), **{k: t[k] for k in ("plain", "edited", "change")}} for t in found.tokens]
+    )
+    percent = {k: st.column_config.NumberColumn(k, format="percent") for k in ("plain", "edited")}
+    config = {**percent, "change": st.column_config.NumberColumn("change", format="%+.4f")}
+    st.dataframe(shown, hide_index=True, column_config=config, key="ablated", alt="Next token with and without the latent")
+    null = sorted(found.null_kl)
+    told = f"KL to the plain run {found.kl:.4f} nats"
+    if null:
+        told += f"; ablating {len(null)} others that are as strong here: median {null[len(null) // 2]:.4f}, most {null[-1]:.4f}"
+    st.caption(plain(told + "."))
+    for note in found.notes:
+        st.info(plain(note))
+
+
+def save(folder: Path, texts: list[str], settings: dict[str, Any], made_with: dict[str, Any]) -> str:
+    """Keep a reading's texts and settings beside the pack; its name is the hash of what it holds."""
+    held = {"texts": texts, "settings": settings, "made_with": made_with}
+    name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:12]
+    place = runs(folder)
+    place.mkdir(exist_ok=True)
+    aside = place / f".{name}.writing"
+    aside.write_text(json.dumps(held, indent=1))
+    aside.rename(place / f"{name}.json")
+    return name
+
+
+def load(folder: Path, name: str) -> dict[str, Any]:
+    """A run that was kept.
+
+    Raises:
+        PackError: no such run lies beside this pack, or it cannot be read.
+    """
+    file = runs(folder) / f"{name}.json"
+    if not re.fullmatch(r"[0-9a-f]{12}", name) or not file.exists():
+        raise PackError(f"No saved reading {name!r} lies beside this pack.\n  Readings are kept in {runs(folder)}")
+    try:
+        held = json.loads(file.read_text())
+        return {"texts": [str(t) for t in held["texts"]][:2], "settings": dict(held["settings"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PackError(f"{file} is damaged. Remove it.") from None
+
+
+def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:
+    """(name, beginning of the text) of the runs that were kept, newest first."""
+    files = sorted(runs(folder).glob("*.json"), key=lambda f: -f.stat().st_mtime)[:most] if runs(folder).is_dir() else []
+    found = []
+    for file in files:
+        with suppress(PackError):
+            found.append((file.stem, show_line(" / ".join(load(folder, file.stem)["texts"]))))
+    return found
+
+
+def runs(folder: Path) -> Path:
+    """Where readings are kept: beside the pack, which holds nothing that is not its own."""
+    return folder.with_name(folder.name + ".prompts")
 
 
 def attribution(found: Any, most: int = 12) -> None:

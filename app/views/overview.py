@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import session
-from app.components import figures, health
+from app.components import figures, health, prompts
 from app.components.code import heading, opening
 from app.components.plain import plain, short_name
 
@@ -41,6 +41,16 @@ if guides:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             session.link("feature", f"{name}: \\#{latent} {plain(table['label'].iat[latent])}", f=latent)
             session.link("steer", "steer it", icon=":material/explore:", f=latent)
+    text = session.once(store, "a text", lambda: health.telling_text(store, list(guides.values())))
+    if text:
+        session.link("prompt", f"Which latents fire on “{plain(text)}”?", icon=":material/science:", text=text)
+
+kept = [("prompt", name, text) for name, text in prompts.saved(store.folder, 5)]
+kept += [("steer", name, f"steering run {name}") for name in health.steering_runs(store.folder, 5)]
+if kept:
+    st.markdown("##### Recent runs")
+    for page, name, text in kept:
+        session.link(page, plain(text), icon=":material/history:", run=name)
 
 left, right = st.columns(2)
 with left:
@@ -87,3 +97,7 @@ with st.expander("How these numbers were made"):
             st.error(plain(f"Damaged: {', '.join(bad)}. Copy the pack again, or make it again."))
         else:
             st.success("All files are as they were written.")
+made = store.manifest.get("made", {})
+told = [f"scope {made.get('scope', '?')}, {str(made.get('date', ''))[:10]}", f"dictionary {health.digest(store)}"]
+told += [f"{store.n_tokens:,} tokens of {health.corpus_name(store)}", "nothing on these pages leaves this machine"]
+st.caption(plain(" · ".join(told)))

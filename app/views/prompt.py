@@ -8,65 +8,116 @@ from app.components import figures, listing, prompts
 from app.components.code import copy_as_python, heading, opening
 from app.components.plain import number, plain
 from app.components.tokens import row, strips
-from scope.errors import ScopeError
+from scope.errors import PackError, ScopeError, TokensError
 from scope.features.prompt import ORDERS, POOLS, compared, matrix, ranked
-from scope.steering.attribution import attribute
 
 store = session.pack()
-kept = st.session_state.setdefault("readings", {})
 python = opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
+FIELDS = (("text", "Text"), ("with", "Second text"))
 
 
-def read(text: str):
-    """A text's reading, made once and kept for this session."""
-    key = (session.current(), text)
-    if key not in kept:
-        with session.live(store) as (model, sae), st.spinner("Reading"):
-            made = store.read(text, model, sae)
-        while len(kept) >= 8:
-            del kept[next(iter(kept))]
-        kept[key] = made
-    return kept[key]
+def reopen(run: str) -> None:
+    """Put a saved reading's texts and settings into the page, once."""
+    if st.session_state.get("reopened") == run:
+        return
+    held = prompts.load(store.folder, run)
+    st.session_state["reopened"] = run
+    for (name, _), text in zip(FIELDS, held["texts"], strict=False):
+        st.session_state[name] = text
+    kinds = {"two": bool, "by": str, "dense": bool, "chat": bool}
+    for name, kind in kinds.items():
+        if isinstance(held["settings"].get(name), kind):
+            st.session_state[name] = held["settings"][name]
 
 
 def text_of(name: str, beside: str) -> str:
     """A text area whose content stands in the address while it is short enough to."""
-    if name not in st.session_state:
-        st.session_state[name] = st.query_params.get(name, "")
+    if name in st.query_params and st.session_state.get(f"came {name}") != st.query_params[name]:
+        st.session_state[name] = st.session_state[f"came {name}"] = st.query_params[name]
     text = st.text_area(beside, key=name, height=90, placeholder="The river runs to the sea.")
-    if text and len(text) <= prompts.LONGEST:
-        st.query_params[name] = text
-    elif name in st.query_params:
+    fits = 0 < len(text) <= prompts.LONGEST
+    if fits and st.query_params.get(name) != text:
+        st.query_params[name] = st.session_state[f"came {name}"] = text
+    elif not fits and name in st.query_params:
         del st.query_params[name]
     if len(text) > prompts.LONGEST:
-        st.caption("This text is too long to stand in the address, so a link will not hold it.")
+        st.caption("This text is too long to stand in the address: save the reading to link to it.")
     return text
 
 
-two = st.toggle("Compare two texts", key="two", bind="query-params")
+def shortened(text: str, name: str) -> None:
+    """Offer the part of a text that the model takes."""
+    part, n, most = session.cut(store, text)
+    if n > most:
+        st.caption(f"It has {n:,} tokens, and the model takes {most:,}. This is as far as they reach:")
+        st.text(part[-160:])
+        st.button(f"Read the first {most:,} tokens", on_click=lambda: st.session_state.update({name: part}))
+
+
+def latent_links(latent: int) -> None:
+    with st.container(horizontal=True):
+        session.link("feature", f"Open \\#{latent}", icon=":material/open_in_new:", f=latent)
+        session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", f=latent)
+
+
+if run := st.query_params.get("run"):
+    reopen(run)
+with st.container(horizontal=True):
+    two = st.toggle("Compare two texts", key="two", bind="query-params")
+    chat = st.toggle("As a chat turn", key="chat", bind="query-params", help="Laid out by the model's own chat template.")
 columns = st.columns(2) if two else [st.container()]
 texts = []
-for column, (name, beside) in zip(columns, (("text", "Text"), ("with", "Second text")), strict=False):
+for column, (name, beside) in zip(columns, FIELDS, strict=False):
     with column:
         texts.append(text_of(name, beside))
-st.button("Read", icon=":material/play_arrow:", type="primary", help="Runs the model; the first time it has to be loaded.")
+with st.container(horizontal=True, vertical_alignment="center"):
+    help = "Runs the model; the first time it has to be loaded."
+    st.button("Read", icon=":material/play_arrow:", type="primary", help=help)
+    older = prompts.saved(store.folder)
+    if older:
+        with st.popover(f"Saved readings ({len(older)})", icon=":material/history:", type="tertiary"):
+            for name, text in older:
+                session.link("prompt", plain(text), run=name)
 if not all(text.strip() for text in texts):
     st.caption("Write a text and press Read. Nothing leaves this machine.")
     st.stop()
+read_texts = texts
 try:
-    views = [read(text) for text in texts]
-except ScopeError as refusal:
-    what, _, way_out = str(refusal).partition("\n")
-    st.error(plain(what), icon=":material/error:")
-    if way_out:
-        st.code(way_out, language=None)
+    if chat:
+        read_texts = [session.as_chat(store, text) for text in texts]
+    views = [session.reading(store, text) for text in read_texts]
+except TokensError as refusal:
+    session.refuse(refusal)
+    for text, (name, _) in zip(texts, FIELDS, strict=False):
+        shortened(text, name)
     st.stop()
+except ScopeError as refusal:
+    session.refuse(refusal)
+    st.stop()
+if chat:
+    for text in read_texts:
+        st.text(text)
 
 for number_of, view in enumerate(views):
     if view.fvu > 0.5:
         st.warning(
             f"The dictionary explains only {max(0.0, 1 - view.fvu):.0%} of text {number_of + 1}: its silence means little."
         )
+
+
+def footer(settings: dict) -> None:
+    """Saving, the link, and the lines of Python for all of it."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button("Save reading", icon=":material/bookmark:", help="Texts and settings, beside the pack; the link stays."):
+            made = {name: store.manifest[name] for name in ("model", "dictionary") if name in store.manifest}
+            name = prompts.save(store.folder, texts, settings, made)
+            st.session_state["reopened"] = name
+            session.go("prompt", run=name)
+        with st.popover("Link", icon=":material/link:", type="tertiary"):
+            at = {"run": run} if run else {"text": texts[0][: prompts.LONGEST]}
+            st.code(session.address("prompt", **at), language=None)
+        copy_as_python(python + "view", key="py prompt")
+
 
 if two:
     pool = st.segmented_control("Pooled by", POOLS, default="largest", required=True, key="pool", bind="query-params")
@@ -75,22 +126,31 @@ if two:
     picked = prompts.table(rows, ("first", "second", "change"), key=f"compared {hash(tuple(texts))} {pool}")
     st.caption("Shares of each latent's maximum in this pack.")
     if picked is not None:
-        session.go("feature", f=picked)
-    st.download_button(
-        "CSV", lambda: listing.frame_csv(rows), "differences.csv", "text/csv", icon=":material/download:", type="tertiary"
-    )
+        for n, (column, view) in enumerate(zip(st.columns(2), views, strict=True)):
+            with column:
+                largest = float(store.index.column("max")[picked])
+                strips([row(view.pieces, view.values(picked), largest, value=f"#{picked}")], key=f"differs {n}")
+        latent_links(picked)
+    with st.container(horizontal=True):
+        csv = {"file_name": "differences.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
+        st.download_button("CSV", lambda: listing.frame_csv(rows), **csv)
+        if len(rows) and st.button("Steer the foremost three", icon=":material/explore:", type="tertiary"):
+            session.steer_these([int(i) for i in rows.index[:3]])
+    footer({"two": True, "chat": chat})
     st.stop()
 
 view = views[0]
+orders = [*ORDERS, "direct effect"]
 with st.container(horizontal=True, vertical_alignment="bottom"):
     by = st.segmented_control(
         "Ranked by",
-        ORDERS,
+        orders,
         default="surprise",
         required=True,
         key="by",
         bind="query-params",
-        help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack.",
+        help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack. "
+        "Direct effect: what it adds to the logit of the likeliest next token.",
     )
     dense = st.toggle(
         "Dense latents too", key="dense", bind="query-params", help="Those that fire on more than a tenth of all tokens"
@@ -101,7 +161,24 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 
 place = st.session_state.get("at")
 place = place if place is not None and place < len(view.pieces) else None
-rows = ranked(view, place, by, 20, dense=dense, least=least)
+columns_shown = ("value", "share", "quantile", "surprise")
+towards = ""
+if by == "direct effect":
+    from scope.features.direct import direct_effects
+
+    at = len(view.pieces) - 1 if place is None else place
+    try:
+        with session.live(store) as (model, sae):
+            token, effects = direct_effects(view, model, sae, at)
+    except PackError as refusal:
+        session.refuse(refusal)
+        st.stop()
+    rows = ranked(view, at, "value", store.d_sae, dense=dense, least=least)
+    rows = rows.assign(direct=effects[rows.index]).sort_values("direct", key=np.abs, ascending=False, kind="stable").head(20)
+    columns_shown = ("direct", "value", "share", "surprise")
+    towards = f" Towards {prompts.piece(store.vocab[token])!r}, the likeliest token after token {at}."
+else:
+    rows = ranked(view, place, by, 20, dense=dense, least=least)
 shown = st.session_state.get("shown latent")
 shown = shown if shown in rows.index else (int(rows.index[0]) if len(rows) else None)
 
@@ -117,30 +194,59 @@ if clicked is not None and clicked != place:
 with st.container(horizontal=True, vertical_alignment="center"):
     told = "all tokens" if place is None else f"token {place}, {plain(prompts.piece(view.pieces[place]))}"
     error = view.fvu if place is None else view.fvu_at[place]
-    st.caption(f"Latents on **{told}**; colour: #{shown}; unexplained there (FVU): {number(error, '.0%')}.", width="content")
+    colour = f"; colour: #{shown}" if shown is not None else ""
+    st.caption(
+        f"Latents on **{told}**{colour}; unexplained there (FVU): {number(error, '.0%')}." + plain(towards), width="content"
+    )
     if place is not None and st.button("All tokens", type="tertiary"):
         st.session_state["at"] = None
         st.rerun()
 
-if rows.empty:
-    st.info("Nothing fires here under these filters.")
-else:
-    call = f"from scope.features.prompt import ranked\nranked(view, {place}, {by!r})"
-    heading("Latents", python + call, "py ranked")
-    picked = prompts.table(
-        rows, ("value", "share", "quantile", "surprise"), key=f"ranked {hash(texts[0])} {place} {by} {dense} {least}"
-    )
-    if picked is not None:
-        st.session_state["shown latent"] = picked
+left, right = st.columns([3, 2], gap="medium")
+with left:
+    if rows.empty:
+        st.info("Nothing fires here under these filters.")
+    else:
+        call = f"from scope.features.prompt import ranked\nranked(view, {place}, {by!r})"
+        if by == "direct effect":
+            call = f"from scope.features.direct import direct_effects\ndirect_effects(view, model, sae, {place})"
+        heading("Latents", python + call, "py ranked")
+        picked = prompts.table(rows, columns_shown, key=f"ranked {hash(read_texts[0])} {place} {by} {dense} {least}")
+        if picked is not None:
+            st.session_state["shown latent"] = picked
+            if picked != shown:
+                st.rerun()
         with st.container(horizontal=True):
-            session.link("feature", f"Open \\#{picked}", icon=":material/open_in_new:", f=picked)
-            session.link("steer", f"Steer \\#{picked}", icon=":material/explore:", f=picked)
-        if picked != shown:
-            st.rerun()
-    with st.container(horizontal=True):
-        st.download_button(
-            "CSV", lambda: listing.frame_csv(rows), "latents.csv", "text/csv", icon=":material/download:", type="tertiary"
-        )
+            csv = {"file_name": "latents.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
+            st.download_button("CSV", lambda: listing.frame_csv(rows), **csv)
+            if st.button("Steer the foremost three", icon=":material/explore:", type="tertiary"):
+                session.steer_these([int(i) for i in rows.index[:3]])
+with right:
+    call = f"from scope.features.direct import next_tokens\nnext_tokens(view, model, {place})"
+    heading("What comes next", python + call, "py next", meaning="Likeliest tokens after the chosen one, or after the last.")
+    key = ("next", id(view), place)
+    if st.session_state.get("next", (None,))[0] != key:
+        from scope.features.direct import next_tokens
+
+        with session.live(store) as (model, _):
+            st.session_state["next"] = (key, next_tokens(view, model, place))
+    prompts.following(st.session_state["next"][1], key=f"following {hash(read_texts[0])} {place}")
+    if shown is not None:
+        lines = f"from scope import Ablate\nfrom scope.steering.effects import effects\neffects(model, sae, Ablate({shown}), "
+        st.caption(plain(f"#{shown} {store[shown].label}"))
+        latent_links(shown)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            ablate = st.button(f"Ablate #{shown}", icon=":material/content_cut:", help="Runs the text once without it.")
+            copy_as_python(python + lines + "'a text')", key="py ablate")
+        if ablate:
+            from scope.steering.effects import effects
+            from scope.steering.interventions import Ablate
+
+            with session.live(store) as (model, sae), st.spinner("Ablating"):
+                st.session_state["ablated"] = (read_texts[0], shown, effects(model, sae, Ablate(shown), read_texts[0]))
+        was, which, found = st.session_state.get("ablated", ("", None, None))
+        if found is not None and (was, which) == (read_texts[0], shown):
+            prompts.ablated(found)
 
 left, right = st.columns([3, 2], gap="medium")
 with left:
@@ -150,7 +256,7 @@ with left:
         "py matrix",
         meaning="Share of its maximum; click a cell.",
     )
-    latents, shares = matrix(view, 20, by, dense=dense)
+    latents, shares = matrix(view, 20, by if by in ORDERS else "surprise", dense=dense)
     figure = figures.matrix(
         shares, [f"#{i}" for i in latents], [prompts.piece(p) for p in view.pieces], list(store.table["label"].iloc[latents])
     )
@@ -162,7 +268,7 @@ with left:
 with right:
     heading(
         "What decides the next token",
-        opening(str(store.folder)) + prompts.attribution_code(texts[0]),
+        opening(str(store.folder)) + prompts.attribution_code(read_texts[0]),
         "py attribution",
         meaning="A logit difference taken apart; with the error as a row, the rows add up.",
     )
@@ -172,20 +278,19 @@ with right:
         method = st.selectbox("Method", prompts.METHODS, key="method", width=140)
         go = st.button("Attribute", icon=":material/functions:")
     if go:
+        from scope.steering.attribution import attribute
+
         try:
             with session.live(store) as (model, sae), st.spinner("Attributing"):
                 st.session_state["attribution"] = (
-                    texts[0],
-                    attribute(model, sae, texts[0], token or None, other or None, method=method, pack=store, exact=16),
+                    read_texts[0],
+                    attribute(model, sae, read_texts[0], token or None, other or None, method=method, pack=store, exact=16),
                 )
         except ScopeError as refusal:
-            st.error(plain(refusal), icon=":material/error:")
+            session.refuse(refusal)
     asked, found = st.session_state.get("attribution", ("", None))
-    if found is not None and asked == texts[0]:
+    if found is not None and asked == read_texts[0]:
         prompts.attribution(found)
     else:
         st.caption("Which latents make the model say this token rather than the other, by gradient or by ablating each.")
-with st.container(horizontal=True):
-    with st.popover("Link", icon=":material/link:", type="tertiary"):
-        st.code(session.address("prompt", text=texts[0][: prompts.LONGEST]), language=None)
-    copy_as_python(python + "view", key="py prompt")
+footer({"two": False, "by": by, "dense": dense, "chat": chat})
