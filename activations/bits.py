@@ -21,6 +21,7 @@ WAY_OUT = (
 
 
 _READ_AHEAD = 1 << 20  # reads above this are announced
+_NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache
 
 
 class _Crc32:
@@ -68,6 +69,19 @@ def to_tensor(raw: np.ndarray, dtype: str) -> Tensor:
 def to_raw(stored: Tensor) -> np.ndarray:
     """A tensor as numpy sees its bits: bfloat16 as uint16."""
     return stored.view(torch.int16).numpy().view(np.uint16) if stored.dtype == torch.bfloat16 else stored.numpy()
+
+
+def row_norms(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 [row]: Euclidean norms of stored rows; not finite where a value is not, or where its square overflows.
+
+    In one thread, whatever torch may have: it would share out each small step, and on a busy machine wait after each.
+    """
+    norms = np.empty(len(raw), np.float32)
+    for at in range(0, len(raw), _NORM_ROWS):
+        part = raw[at : at + _NORM_ROWS]
+        wide = (part.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else part
+        np.einsum("ij,ij->i", wide, wide, out=norms[at : at + _NORM_ROWS])
+    return np.sqrt(norms, out=norms)
 
 
 def read_rows(fd: int, place: Place, start: int, stop: int, path: Path) -> np.ndarray:

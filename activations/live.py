@@ -17,8 +17,8 @@ from activations.contexts import Cursor, Packer, TextTokenizer, kept_positions
 from activations.corpus import Corpus
 from activations.errors import ActivationsError, CorpusError, RecordingError
 from activations.harvest import RULES, Recorder
+from activations.order import permutation
 from activations.outliers import flagged, survey
-from activations.shuffle import permutation
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _FEWEST = 8  # contexts in a pool: with fewer, batches would be of neighbours

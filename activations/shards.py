@@ -7,14 +7,20 @@
     sums/SITE                            [segment]           XXH3 of every `segment_rows` rows of acts/SITE (once CRC-32)
     document_names                       [byte]              JSON list of the documents that start here
 
-There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks it
-on rows as computed: on the bundled model (width 256, 250 steps, two seeds) the FVU was 0.2115 and 0.2148 with bfloat16 where
-float32 gave 0.2114 and 0.2148; int8 with a scale per 64 values gave 0.2114 and 0.2147, all far within what a seed changes. So
-bfloat16 is the default. int8 would halve the disk again, but its rounding takes longer than writing the bytes that it saves,
-and it has not been shown to be harmless where a few dimensions are huge, as in wide models.
+There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks
+it on rows as computed. FVU by seed (64,005 rows of the bundled model, width 256, 250 steps, two seeds), as the model computes,
+and with four dimensions moved by 50 root mean squares (`--huge 50`), as some are in the residual streams of wide models:
 
-The file is an ordinary HDF5 file. `sealed.py` reads it. While rows are rounded, measured and summed, the ones before them are
-written by a thread, which has the disk begin at once; at most 64 MiB, or one batch if that is more, wait for it.
+    float32               0.2095  0.2116      0.2096  0.2116
+    bfloat16              0.2094  0.2115      0.2093  0.2119
+    int8, scale per 64    0.2097  0.2118      0.2139  0.2156
+    fp8, scale per row    0.2089  0.2116      0.2188  0.2211
+
+So bfloat16 is the default: a dictionary cannot tell it from float32. 8 bits would halve the disk again where no dimension is
+huge; where some are, they cost two to four times what a seed does. Who wants the last bit of a float32 model asks for that.
+
+The file is an ordinary HDF5 file. `sealed.py` reads it. Rows are measured and summed by one thread and written by another,
+which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
 """
 
 import errno
@@ -30,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activations.bits import CHECKSUM, read_rows, size, to_float, to_raw, to_tensor
+from activations.bits import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
 from activations.errors import RecordingError
 from activations.files import sync_folder
 from activations.hdf5 import NUMPY, Skeleton, crc_of_gaps
@@ -39,7 +45,6 @@ from activations.sealed import ShardReader
 __all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "layout", "size", "to_float"]
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
-_NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache
 _WAITING_BYTES = 64 << 20  # rows that may wait for the writing thread
 _FULL = {
     errno.ENOSPC: "the disk is full",
@@ -94,8 +99,8 @@ class ShardWriter:
         self.sums = {s: np.zeros(p.shape, NUMPY[p.dtype]) for s in self.sites for p in [bones.places[f"sums/{s}"]]}
         self.crc: dict[str, int] = {}
         self.begun: dict[str, Any] = {}  # checksums of the segments that are not full yet
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="shard")
-        self.waiting: deque[tuple[int, Future]] = deque()
+        self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
+        self.waiting: deque[tuple[int, list[Future]]] = deque()
         self.contexts = 0  # how many are in, for whoever notes how far this has come
         self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
         try:
@@ -121,13 +126,9 @@ class ShardWriter:
         """Store the next rows [n width] of a site, rounded to the dtype of the recording; leave `x` as it is afterwards.
 
         Raises:
-            NonFiniteError: a value is NaN or Inf; the message names the row.
+            NonFiniteError: a value is NaN or Inf, here or in rows that were waiting; the message names the row.
         """
-        place = self.bones.places[f"acts/{site}"]
-        stored = self.rounded(site, x).cpu().contiguous()
-        self._count(site, stored)
-        offset = place.offset + (self.rows[site] - len(stored)) * place.row_bytes
-        self._queue(to_raw(stored), offset)
+        self._queue(site, to_raw(self.rounded(site, x).cpu().contiguous()))
 
     def rounded(self, site: str, x: Tensor) -> Tensor:
         """Activations in the dtype in which the recording stores them; picking rows afterwards moves fewer bytes."""
@@ -138,32 +139,28 @@ class ShardWriter:
         place = self.bones.places[f"acts/{site}"]
         step = max(self.segment_rows, _BLOCK // place.row_bytes)
         for start in range(0, n_rows, step):
-            raw = read(start, min(start + step, n_rows))
-            self._count(site, to_tensor(raw, place.dtype))
-            if write:
-                self._queue(raw, place.offset + start * place.row_bytes)
+            self._queue(site, read(start, min(start + step, n_rows)), write)
 
     def own(self, site: str) -> Callable[[int, int], np.ndarray]:
         """A reader of what an earlier process left in this file, for `take`."""
         place = self.bones.places[f"acts/{site}"]
         return lambda start, stop: read_rows(self.fd, place, start, stop, self.aside)
 
-    def _count(self, site: str, stored: Tensor) -> None:
-        first = self.rows[site]
-        parts = stored.split(_NORM_ROWS)
-        norms = torch.cat([part.float().square().sum(1) for part in parts]).sqrt_()
-        if not bool(norms.isfinite().all()):
-            wide = stored.double()
+    def _count(self, site: str, raw: np.ndarray, first: int) -> None:
+        """Norms and checksums of rows that stand from row `first` on."""
+        dtype = self.bones.places[f"acts/{site}"].dtype
+        norms = row_norms(raw, dtype)
+        if not np.isfinite(norms).all():
+            wide = to_float(raw, dtype).double()
             bad = (~wide.isfinite().all(1)).nonzero()
             if len(bad):
                 raise NonFiniteError(
-                    f"{site} is NaN or Inf at row {first + int(bad[0])} of {self.path.name} ({len(bad)} of {len(stored)} rows "
+                    f"{site} is NaN or Inf at row {first + int(bad[0])} of {self.path.name} ({len(bad)} of {len(raw)} rows "
                     "of that batch).\n  Load the model in float32 or bfloat16, or leave that site out."
                 )
-            norms = wide.norm(dim=1).float()  # finite values whose squares overflow float32
-        self.norms[site][first : first + len(stored)] = norms.numpy()
-        self._sum(site, first, to_raw(stored))
-        self.rows[site] = first + len(stored)
+            norms = wide.norm(dim=1).float().numpy()  # finite values whose squares overflow float32
+        self.norms[site][first : first + len(raw)] = norms
+        self._sum(site, first, raw)
 
     def _sum(self, site: str, first: int, raw: np.ndarray) -> None:
         m, sums, at = self.segment_rows, self.sums[site], 0
@@ -214,7 +211,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Let go of the unfinished file and leave it for a later process."""
-        self.thread.shutdown(wait=True, cancel_futures=True)  # before the file goes, and its number to another
+        for thread in (self.counting, self.writing):
+            thread.shutdown(wait=True, cancel_futures=True)  # before the file goes, and its number to another
         if getattr(self, "fd", -1) >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -224,15 +222,24 @@ class ShardWriter:
         self.close()
         self.aside.unlink(missing_ok=True)
 
-    def _queue(self, raw: np.ndarray, offset: int) -> None:
-        """Have the thread write rows, and wait while too many are on their way."""
-        self.waiting.append((raw.nbytes, self.thread.submit(self._write_through, raw, offset)))
-        while self.waiting and (self.waiting[0][1].done() or sum(n for n, _ in self.waiting) > _WAITING_BYTES):
-            self.waiting.popleft()[1].result()
+    def _queue(self, site: str, raw: np.ndarray, write: bool = True) -> None:
+        """Have the threads count and write the next rows of a site, and wait while too many are on their way."""
+        place, first = self.bones.places[f"acts/{site}"], self.rows[site]
+        self.rows[site] += len(raw)
+        begun = [self.counting.submit(self._count, site, raw, first)]
+        if write:
+            begun.append(self.writing.submit(self._write_through, raw, place.offset + first * place.row_bytes))
+        self.waiting.append((raw.nbytes, begun))
+        while self.waiting and (_done(self.waiting[0][1]) or sum(n for n, _ in self.waiting) > _WAITING_BYTES):
+            self._await_first()
 
     def _settle(self) -> None:
         while self.waiting:
-            self.waiting.popleft()[1].result()
+            self._await_first()
+
+    def _await_first(self) -> None:
+        for future in self.waiting.popleft()[1]:
+            future.result()
 
     def _write_through(self, raw: np.ndarray, offset: int) -> None:
         self._write(raw, offset)
@@ -257,6 +264,10 @@ class ShardWriter:
             f"  It needs {size(self.bones.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )
+
+
+def _done(futures: list[Future]) -> bool:
+    return all(future.done() for future in futures)
 
 
 def _mean_square(norms: np.ndarray) -> float:

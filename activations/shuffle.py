@@ -1,14 +1,12 @@
 """Shuffled reading: seeded, in bounded memory, resumable to the row.
 
-The recording is cut into its segments (runs of 8 to 256 neighbouring rows, about 64 kB). Each epoch they are put in a random
-order and dealt into pools that fit the memory; a pool is read whole, and its rows come out in a random order while the next
-pool is read behind. Where the stream stands is one number, and every batch a pure function of it.
+`order.py` says which rows come when. A pool of them is read whole, and its rows come out while the next pool is read behind.
+Where the stream stands is one number, and every batch a pure function of it.
 """
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,11 +14,11 @@ from torch import Tensor
 
 from activations.bits import read_into, to_tensor
 from activations.errors import RecordingError
-from activations.hdf5 import ITEM_BYTES, NUMPY
-from activations.sealed import ShardReader
+from activations.hdf5 import NUMPY
+from activations.order import Order, Sealed
 
 _LOT, _AHEAD = 32, 8  # runs of segments announced to the disk at once, and how many such lots ahead
-_GATHER_BYTES = 1 << 19  # rows brought together at once: they stay in the cache until they are widened
+_GATHER_BYTES = 4 << 20  # rows brought together at once: still in the cache when they are widened, yet few waits for threads
 
 MEMORY_BYTES = 512 << 20
 """What the pools of one reader may hold, all together."""
@@ -29,38 +27,29 @@ Pool = tuple[list[Tensor], np.ndarray]
 """The rows of a pool, one tensor [row width] per site, and the order in which they come out."""
 
 
-@runtime_checkable
-class Sealed(Protocol):
-    """What is read: an ActivationStore."""
-
-    entries: list[dict]
-    sites: dict[str, int]
-    dtype: str
-    segment_rows: int
-    n_rows: int
-    starts: list[int]
-
-    def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray: ...
-    def reader(self, shard: int) -> ShardReader: ...
-
-
 class Batches:
     """Batches of rows in a random order; `for` goes on where the state stands, and starts over after the last epoch.
 
     Every row comes once an epoch. A recording that fits `memory_bytes` is shuffled perfectly. A larger one is shuffled
     within pools of memory_bytes / 2 whose segments are drawn from all of it: two rows of a batch then share a segment with a
-    probability of 1 / (segments in a pool), 1 / 4096 at the defaults, whatever the width and the length of the recording.
+    probability of 1 / (segments in a pool). At the defaults that is 1 / 4096 for one site, whatever its width and the length of
+    the recording; for n sites read together n / 4096, so give them n times the memory.
 
-    Measured beside independent draws, for batches of 4096 from 4.2 million rows in documents of 1024 (bfloat16; the variance is
-    that of a batch's mean over that of independent rows, where rows of one document correlate with 0.2):
+    Measured for batches of 4096 from 4.2 million rows in documents of 1024 (bfloat16). Pairs of rows of one document, and pairs
+    of neighbouring rows, are over those of independent draws, which have 4096 and 4 a batch; the variance is that of a batch's
+    mean over that of independent rows, where rows of one document correlate with 0.2:
 
-        width   memory   pairs of one document   documents in a batch   variance
-        any     all fits           1.00                 2590              1.20
-        2304    755 MB             1.65                 2129              1.33
-        2304    512 MiB            1.91                 1959              1.38
-        256     512 MiB            1.86                 1983              1.37
+        sites  width   memory     pairs of one document   neighbours   documents in a batch   variance
+        any    any     all fits            1.00                1               2590             1.20
+        1      2304    755 MB              1.65               48               2129             1.33
+        1      2304    512 MiB             1.91               68               1959             1.38
+        1      256     512 MiB             1.86                8               1983             1.37
+        8      2304    512 MiB             8.29              536                493             2.66
+        8      2304    4 GiB               1.91               68               1959             1.38
 
-    A buffer of 755 MB that is refilled in order gives 16 to 17 and 4.3. `python -m tests.benchmarks.mixing` repeats this.
+    A buffer of 755 MB that is refilled in order gives 16 to 17 pairs and a variance of 4.3 for one site. So most of what is left
+    of the order is a few neighbours: at 68, every fifteenth row of a batch has its successor in it.
+    `python -m tests.benchmarks.mixing` repeats this.
     Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batch that is handed out.
     """
 
@@ -85,33 +74,10 @@ class Batches:
         self.widths = [store.sites[s] for s in self.sites]
         self.row = 0
         self._ended = False
-
-        counts = [-(-(e["rows"][1] - e["rows"][0]) // store.segment_rows) for e in store.entries]
-        self._shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self._segment = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
-        ends = np.array([e["rows"][1] - e["rows"][0] for e in store.entries])[self._shard]
-        self._rows = np.minimum(store.segment_rows, ends - self._segment * store.segment_rows).astype(np.int32)
-
-        self._flagged = {} if outliers else self._find_flagged()
-        self._given = self._rows.copy()  # how many rows of each segment come out
-        for segment, rows in self._flagged.items():
-            self._given[segment] -= len(rows)
-        self.left_out = store.n_rows - int(self._given.sum())
+        self.plan = Order(store, self.sites, seed, memory_bytes, outliers)
+        self.n_rows, self.n_pools = self.plan.n_rows, self.plan.n_pools
+        self.left_out = self.plan.left_out
         """Rows that never come out, because the rule of the recording flags them as outliers."""
-        self.n_rows = store.n_rows - self.left_out
-        if not self.n_rows:
-            raise RecordingError(f"All {store.n_rows} rows are outliers by the rule of the recording; nothing is left to read.")
-
-        row_bytes = sum(self.widths) * ITEM_BYTES[store.dtype]
-        whole = store.n_rows * row_bytes <= memory_bytes
-        per_pool = memory_bytes // 2 // (row_bytes * store.segment_rows)
-        if not whole and not per_pool:
-            raise RecordingError(
-                f"memory_bytes is {memory_bytes:,}; two pools of one segment each, {store.segment_rows} rows of these "
-                f"sites, take {2 * row_bytes * store.segment_rows:,}.\n"
-                "  Give more memory, for thousands of segments if rows are to be mixed well, or fewer sites."
-            )
-        self.n_pools = 1 if whole else -(-len(self._shard) // per_pool)
 
     @property
     def epoch(self) -> int:
@@ -157,64 +123,22 @@ class Batches:
                 yield batch[0] if self.single else batch
         self._ended = True
 
-    def deal(self, epoch: int) -> list[np.ndarray]:
-        """The segments of each pool of an epoch."""
-        if self.n_pools == 1:
-            return [np.arange(len(self._shard))]
-        return np.array_split(permutation(len(self._shard), self.seed, epoch), self.n_pools)
-
     def order(self, epoch: int) -> Iterator[np.ndarray]:
         """Which rows of the recording come out in an epoch, in their order, pool by pool; reads nothing."""
-        starts = np.array(self.store.starts)
-        for number, segments in enumerate(self.deal(epoch)):
-            segments = np.sort(segments)
-            first = starts[self._shard[segments]] + self._segment[segments].astype(np.int64) * self.store.segment_rows
-            lengths = self._rows[segments]
-            inside = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-            rows = np.repeat(first, lengths) + inside
-            yield rows[self.order_within(segments, epoch, number)]
-
-    def order_within(self, segments: np.ndarray, epoch: int, number: int) -> np.ndarray:
-        """The order in which the rows of a pool come out, as places among its rows in the order of the recording."""
-        segments = np.sort(segments)
-        n = self.rows_in(segments)
-        order = permutation(n, self.seed, epoch, 1, number)
-        if n == self._rows[segments].sum():
-            return order
-        given = np.ones(int(self._rows[segments].sum()), bool)
-        starts = np.cumsum(self._rows[segments]) - self._rows[segments]
-        for place in np.flatnonzero(self._rows[segments] != self._given[segments]):
-            given[starts[place] + self._flagged[int(segments[place])]] = False
-        return np.flatnonzero(given)[order]
-
-    def rows_in(self, segments: np.ndarray) -> int:
-        """How many rows of some segments come out."""
-        return int(self._given[segments].sum())
-
-    def _find_flagged(self) -> dict[int, np.ndarray]:
-        """The rows that are left out, counted from the first of their segment, for each segment that has any."""
-        found: dict[int, np.ndarray] = {}
-        begins = np.searchsorted(self._shard, np.arange(len(self.store.entries)))
-        for i in range(len(self.store.entries)):
-            rows = self.store.outlier_rows(i, self.sites)
-            segments = rows // self.store.segment_rows
-            for segment in np.unique(segments):
-                found[int(begins[i] + segment)] = rows[segments == segment] - segment * self.store.segment_rows
-        return found
+        return self.plan.of_epoch(epoch)
 
     def room(self) -> list[np.ndarray]:
         """Memory for a pool, one array per site."""
-        n_rows = int(self._rows.sum())
-        largest = n_rows if self.n_pools == 1 else -(-len(self._shard) // self.n_pools) * self.store.segment_rows
-        return [np.empty((min(largest, n_rows), w), NUMPY[self.store.dtype]) for w in self.widths]
+        return [np.empty((self.plan.most_rows, w), NUMPY[self.store.dtype]) for w in self.widths]
 
     def read(self, segments: np.ndarray, into: list[np.ndarray]) -> list[Tensor]:
         """The rows of some segments as stored, in the order of the recording; neighbours are read in one piece."""
         segments = np.sort(segments)
-        breaks = (np.diff(segments) != 1) | (np.diff(self._shard[segments]) != 0)
+        shard, within = self.plan.shard[segments], self.plan.segment[segments]
+        breaks = (np.diff(segments) != 1) | (np.diff(shard) != 0)
         edges = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(segments)]])
-        at = np.concatenate([[0], np.cumsum(self._rows[segments])])[edges].tolist()
-        firsts, shards = self._segment[segments[edges[:-1]]].tolist(), self._shard[segments[edges[:-1]]].tolist()
+        at = np.concatenate([[0], np.cumsum(self.plan.rows[segments])])[edges].tolist()
+        firsts, shards = within[edges[:-1]].tolist(), shard[edges[:-1]].tolist()
         views = [memoryview(array).cast("B") for array in into]
         row_bytes = [array.strides[0] for array in into]
         offsets = {
@@ -268,8 +192,8 @@ class _Pools:
 
     def _deal(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         if epoch not in self.dealt:
-            pools = self.batches.deal(epoch)
-            starts = np.cumsum([0] + [self.batches.rows_in(p) for p in pools])[:-1]
+            pools = self.batches.plan.deal(epoch)
+            starts = np.cumsum([0] + [self.batches.plan.rows_in(p) for p in pools])[:-1]
             self.dealt = {e: d for e, d in self.dealt.items() if e == epoch - 1} | {epoch: (pools, starts)}
         return self.dealt[epoch]
 
@@ -277,7 +201,7 @@ class _Pools:
         last = self.batches.epochs is not None and epoch + 1 >= self.batches.epochs
         if self.batches.n_pools == 1:
             tensors = self.pool[0] if self.pool else self._load(epoch, number)[0]
-            self.pool = tensors, self.batches.order_within(self._deal(epoch)[0][number], epoch, number)
+            self.pool = tensors, self.batches.plan.within(self._deal(epoch)[0][number], epoch, number)
         else:
             waiting = self.coming[1].result() if self.coming else None  # nobody else writes into a pool from here on
             taken = waiting if self.coming and self.coming[0] == (epoch, number) else None
@@ -295,7 +219,7 @@ class _Pools:
         else:
             self.rooms.append(self.rooms.pop(0))
         tensors = self.batches.read(self._deal(epoch)[0][number], self.rooms[-1])
-        return tensors, self.batches.order_within(self._deal(epoch)[0][number], epoch, number)
+        return tensors, self.batches.plan.within(self._deal(epoch)[0][number], epoch, number)
 
 
 def gather(out: Tensor, stored: Tensor, rows: Tensor) -> None:
@@ -306,12 +230,3 @@ def gather(out: Tensor, stored: Tensor, rows: Tensor) -> None:
     step = max(1, _GATHER_BYTES // (stored.shape[1] * stored.itemsize))
     for at in range(0, len(rows), step):
         out[at : at + step] = stored.index_select(0, rows[at : at + step])
-
-
-def permutation(n: int, *key: int) -> np.ndarray:
-    """The same order of n things for the same key, on every machine and with every NumPy.
-
-    NumPy promises to keep the raw output of a bit generator, but not the methods of Generator: the order is that of raw draws.
-    """
-    draws = np.random.PCG64(np.random.SeedSequence([n, *key])).random_raw(n)
-    return np.argsort(draws, kind="stable")

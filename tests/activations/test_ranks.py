@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -15,31 +14,12 @@ from activations.errors import RecordingError
 from activations.files import only_writer
 from activations.ranks import Ranks
 from activations.store import ActivationStore
+from tests.activations.processes import start_ranks
 from tests.activations.toy import Arithmetic, contents, record
 
 ROOT = Path(__file__).parents[2]
 
-HARVEST = """
-import os, sys, time
-from itertools import pairwise
-from pathlib import Path
-from activations.ranks import Ranks
-from tests.activations import toy
-
-folder, tokens, mark = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-ranks = Ranks.of_environment()
-
-class Mortal(toy.Arithmetic):
-    def record(self, tokens, sites):
-        if ranks.rank == 1 and self.ran > 3000 and mark.name == "kill" and not mark.exists():
-            mark.touch()
-            os.kill(os.getpid(), 9)
-        if mark.name == "slow":
-            time.sleep(0.05)
-        return super().record(tokens, sites)
-
-toy.record(folder, tokens=tokens, model=Mortal())
-"""
+SCRIPT = "import sys; from tests.activations.processes import harvest; harvest(*sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +29,14 @@ def whole(tmp_path_factory):
     return contents(folder)
 
 
-def torchrun(n: int, folder: Path, tokens: int = 12_000, mark: str = "none", restarts: int = 0) -> subprocess.Popen:
-    script = folder.parent / "harvest.py"
-    script.write_text(HARVEST)
+def torchrun(n: int, folder: Path, deed: str, restarts: int = 0) -> subprocess.Popen:
+    (folder.parent / "harvest.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1", str(folder.parent / "harvest.py")]
     return subprocess.Popen(
-        [*command, str(script), str(folder), str(tokens), str(folder.parent / mark)],
+        [*command, str(folder), "12000", deed],
         cwd=ROOT,
-        env=environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -77,20 +55,18 @@ def ranked(monkeypatch, rank: int, world: int) -> None:
 
 
 def test_two_ranks_make_byte_for_byte_the_recording_of_one_process(tmp_path, whole):
-    finish(torchrun(2, tmp_path / "r"))
+    assert start_ranks(2, tmp_path / "r").codes() == [0, 0]
     assert contents(tmp_path / "r") == whole
 
 
-def test_a_rank_that_is_killed_is_started_again_and_no_byte_differs(tmp_path, whole):
-    said = finish(torchrun(2, tmp_path / "r", mark="kill", restarts=2))
-    assert (tmp_path / "kill").exists(), said
+def test_under_torchrun_a_rank_that_is_killed_is_started_again_and_no_byte_differs(tmp_path, whole):
+    said = finish(torchrun(2, tmp_path / "r", "die", restarts=2))
+    assert (tmp_path / "died").exists(), said
     assert contents(tmp_path / "r") == whole
 
 
 def test_a_rank_that_dies_without_a_restart_ends_the_run_and_one_process_goes_on(tmp_path, whole):
-    process = torchrun(2, tmp_path / "r", mark="kill")
-    process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert start_ranks(2, tmp_path / "r", deed="die").codes() == [1, -9]
     model = Arithmetic()
     record(tmp_path / "r", model=model)
     assert contents(tmp_path / "r") == whole
@@ -98,20 +74,21 @@ def test_a_rank_that_dies_without_a_restart_ends_the_run_and_one_process_goes_on
 
 
 def test_a_recording_of_three_ranks_is_extended_by_one_and_again_by_two(tmp_path, whole):
-    finish(torchrun(3, tmp_path / "r", tokens=3000))
+    assert start_ranks(3, tmp_path / "r", tokens=3000).codes() == [0, 0, 0]
     record(tmp_path / "r", tokens=7000)
-    finish(torchrun(2, tmp_path / "r"))
+    assert start_ranks(2, tmp_path / "r").codes() == [0, 0]
     assert contents(tmp_path / "r") == whole
 
 
 def test_sigterm_to_torchrun_leaves_what_another_number_of_ranks_continues(tmp_path, whole):
-    process = torchrun(2, tmp_path / "r", mark="slow")
+    process = torchrun(2, tmp_path / "r", "dawdle")
     patience = time.monotonic() + 60
     while not list((tmp_path / "r").glob("shard-*.h5")) and time.monotonic() < patience:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    finish(torchrun(3, tmp_path / "r"))
+    assert contents(tmp_path / "r") != whole
+    assert start_ranks(3, tmp_path / "r").codes() == [0, 0, 0]
     assert contents(tmp_path / "r") == whole
 
 
@@ -166,19 +143,10 @@ def test_ranks_are_those_of_torchrun_and_nonsense_is_refused(monkeypatch):
 def test_the_bar_of_rank_0_counts_what_the_others_have_done(tmp_path, monkeypatch):
     record(tmp_path / "r", tokens=2048)
 
-    def other():
-        environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
-        script = tmp_path / "harvest.py"
-        script.write_text(HARVEST)
-        subprocess.run(
-            [sys.executable, str(script), str(tmp_path / "r"), "12000", "none"], cwd=ROOT, env=environment, check=True
-        )
-
-    thread = threading.Thread(target=other)
-    thread.start()
+    other = start_ranks(2, tmp_path / "r", only=[1])
     ranked(monkeypatch, 0, 2)
     told = []
     record(tmp_path / "r", on_progress=lambda done, total, numbers: told.append((done, total, numbers["ranks"])))
-    thread.join()
+    assert other.codes() == [0]
     assert told[-1] == (188 * 64, 188 * 64, 2)
     assert all(a[0] <= b[0] for a, b in pairwise(told))

@@ -1,8 +1,5 @@
 """Recordings in an object store: memory://, file://, and a store that fails midway."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,6 +14,7 @@ from activations.harvest import plan
 from activations.remote import address, folder_for
 from activations.repair import examine, repair
 from activations.store import ActivationStore
+from tests.activations.processes import start_ranks
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 
 
@@ -199,18 +197,6 @@ def test_a_plan_for_a_store_asks_for_room_to_stage_and_not_for_all(tmp_path):
 
 
 def test_two_ranks_send_to_one_store_what_one_process_would(tmp_path, whole):
-    code = "import sys; from tests.activations.toy import record; record(sys.argv[1])"
-    (tmp_path / "harvest.py").write_text(code)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        str(tmp_path / "harvest.py"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([*command, f"file://{tmp_path}/there"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ranks = start_ranks(2, f"file://{tmp_path}/there", staging=tmp_path / "staging")
+    assert ranks.codes() == [0, 0]
     assert stored(f"file://{tmp_path}/there") == whole

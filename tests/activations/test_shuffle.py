@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from activations.errors import RecordingError
-from activations.shuffle import permutation
+from activations.order import permutation
 from activations.store import ActivationStore
 from tests.activations.toy import record
 

@@ -5,7 +5,6 @@ The open shard is noted every few milliseconds instead of every 20 s: most runs 
 """
 
 import argparse
-import multiprocessing
 import random
 import shutil
 import tempfile
@@ -14,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from activations import run
+from tests.activations.processes import server
 from tests.activations.toy import contents, record
 
 BATCHES, BATCH_TOKENS = 47, 256  # of the toy's recording
@@ -23,11 +23,9 @@ NOTED = 0.005  # seconds from one note of the open shard to the next
 def kill_and_resume(folder: Path, rng: random.Random, most: int) -> Counter:
     """Start a harvest again and again, killing it at a random moment, until it ends by itself.
 
-    Counts the kills, by what they left: an open shard that is noted, one that is not, or sealed shards alone. Children are
-    forked from a server that has imported everything and run nothing, so that each starts at once.
+    Counts the kills, by what they left: an open shard that is noted, one that is not, or sealed shards alone.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.activations.toy"])
+    context = server()
     left: Counter = Counter()
     reached = 0
     while True:

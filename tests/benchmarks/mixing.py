@@ -7,28 +7,24 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from activations.shuffle import MEMORY_BYTES, Batches
+from activations.order import Order
+from activations.shuffle import MEMORY_BYTES
 
 ROWS, DOCUMENT, BATCH, SHARD, ICC = 1 << 22, 1024, 4096, 65_536, 0.2
 
 
-def measure(width: int, memory_bytes: int) -> dict[str, float]:
-    """Same-document pairs of a batch over those of independent draws, documents in a batch, and the variance of a batch's mean
-    over that of independent rows, where rows of one document correlate with 0.2."""
+def measure(width: int, memory_bytes: int, n_sites: int = 1) -> dict[str, float]:
+    """Same-document pairs of a batch over those of independent draws, documents in a batch, pairs of neighbouring rows over
+    those of independent draws, and the variance of a batch's mean over that of independent rows, where rows of one document
+    correlate with 0.2."""
     entries = [{"rows": [a, a + SHARD]} for a in range(0, ROWS, SHARD)]
     segment_rows = min(256, max(8, 65_536 // (2 * width)))
-    store = SimpleNamespace(
-        entries=entries,
-        sites={"x": width},
-        dtype="bfloat16",
-        segment_rows=segment_rows,
-        n_rows=ROWS,
-        starts=[e["rows"][0] for e in entries],
-        reader=None,
-    )
-    batches = Batches(store, "x", BATCH, memory_bytes=memory_bytes)
+    sites = {f"site {i}": width for i in range(n_sites)}
+    store = SimpleNamespace(entries=entries, sites=sites, dtype="bfloat16", segment_rows=segment_rows, n_rows=ROWS)
+    store.starts = [e["rows"][0] for e in entries]
+    order = Order(store, tuple(sites), seed=0, memory_bytes=memory_bytes, outliers=True)
     pairs, documents, n, neighbours = 0.0, 0, 0, 0
-    for rows in batches.order(0):
+    for rows in order.of_epoch(0):
         full = rows[: len(rows) // BATCH * BATCH].reshape(-1, BATCH)
         for batch in full:
             counts = np.bincount(batch // DOCUMENT)
@@ -40,7 +36,7 @@ def measure(width: int, memory_bytes: int) -> dict[str, float]:
     independent = (DOCUMENT - 1) / (ROWS - 1)
     return {
         "segment": segment_rows,
-        "pools": batches.n_pools,
+        "pools": order.n_pools,
         "pairs": same / independent,
         "documents": documents / n,
         "neighbours": neighbours / n / (BATCH * (BATCH - 1) / ROWS),
@@ -49,8 +45,11 @@ def measure(width: int, memory_bytes: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print("width  memory    segment pools  same-document pairs  documents/batch  neighbours  variance of the mean")
-    for width, memory in ((2304, 755_000_000), (2304, MEMORY_BYTES), (256, MEMORY_BYTES), (2304, 1 << 36)):
-        m = measure(width, memory)
-        place = f"{width:5d}  {memory / 1e6:6.0f} MB {m['segment']:7.0f} {m['pools']:5.0f}"
-        print(f"{place}  {m['pairs']:19.2f}  {m['documents']:15.0f}  {m['neighbours']:10.2f}  {m['variance']:20.2f}")
+    print("sites width  memory    segment pools  same-document pairs  documents/batch  neighbours  variance of the mean")
+    settings = (1, 2304, 1 << 36), (1, 2304, 755_000_000), (1, 2304, MEMORY_BYTES), (1, 256, MEMORY_BYTES)
+    for n_sites, width, memory in (*settings, (8, 2304, MEMORY_BYTES), (8, 2304, 8 * MEMORY_BYTES)):
+        m = measure(width, memory, n_sites)
+        place = f"{n_sites:5d} {width:5d}  {memory / 1e6:6.0f} MB {m['segment']:7.0f} {m['pools']:5.0f}"
+        print(
+            f"{place}  {m['pairs']:19.2f}  {m['documents']:15.0f}  {m['neighbours']:10.2f}  {m['variance']:20.2f}", flush=True
+        )

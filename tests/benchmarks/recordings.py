@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from activations.harvest import HarvestConfig, harvest, match_sites
+from activations.harvest import HarvestConfig, harvest, match_sites, plan
 from activations.store import ActivationStore
 from scope.cli.memory import keep_freed_memory
 from tests.activations.toy import ByteTokenizer, numbers
@@ -269,40 +269,47 @@ def reading(place: Path, tokens: int, rounds: int) -> dict:
 
 
 def harvesting(place: Path, tokens: int, rounds: int) -> dict:
-    """The bundled model over the bundled corpus, read and packed alike, without storing and with."""
+    """The bundled model over the bundled corpus, read and packed alike, without storing and with.
+
+    The first look at 4,096 tokens, which every harvest takes once whatever its length, is told apart.
+    """
     from activations.contexts import Packer
     from activations.corpus import open_corpus
     from scope.models.load import load_model
 
-    model, corpus = load_model("bundled"), open_corpus("bundled")
+    model, corpus, out = load_model("bundled"), open_corpus("bundled"), place / "bundled"
     found = {}
     for name, pattern in (("one residual", "blocks.2.hook_resid_post"), ("all residuals", "blocks.*.hook_resid_post")):
-        sites = tuple(match_sites((pattern,), model.sites()))
         config = HarvestConfig(sites=(pattern,), tokens=tokens, context=CONTEXT, batch_contexts=BATCH_CONTEXTS)
-        alone, stored = [], []
+        made_of = model, model.tokenizer, corpus, config, out, model.provenance
+        times: dict[str, list[float]] = {"alone": [], "first look": [], "harvest": []}
         for _ in range(rounds):
+            packer = Packer(corpus.documents(0), model.tokenizer, CONTEXT)
             began = time.perf_counter()
             with torch.no_grad():
-                packer = Packer(corpus.documents(0), model.tokenizer, CONTEXT)
                 for _ in range(tokens // CONTEXT // BATCH_CONTEXTS):
-                    model.record(torch.from_numpy(packer.take(BATCH_CONTEXTS).tokens).long(), sites)
-            alone.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            harvest(model, model.tokenizer, corpus, config, place / "bundled", model.provenance)
-            stored.append(time.perf_counter() - began)
-            shutil.rmtree(place / "bundled")
-        cost = statistics.median(stored) / statistics.median(alone) - 1
-        found[name] = {"model alone, s": alone, "harvest, s": stored, "cost": cost}
+                    batch = torch.from_numpy(packer.take(BATCH_CONTEXTS).tokens).long()
+                    model.record(batch, tuple(match_sites((pattern,), model.sites())))
+            looked = time.perf_counter()
+            planned = plan(*made_of, timed=False)
+            ready = time.perf_counter()
+            harvest(*made_of, planned=planned)
+            for kind, spent in zip(times, (looked - began, ready - looked, time.perf_counter() - ready), strict=True):
+                times[kind].append(spent)
+            shutil.rmtree(out)
+        alone, look, stored = map(statistics.median, times.values())
+        found[name] = {f"{kind}, s": spent for kind, spent in times.items()} | {"cost": stored / alone - 1}
         print(
-            f"{name}: model alone {statistics.median(alone):.2f} s, harvest {statistics.median(stored):.2f} s, cost {cost:+.1%}"
+            f"{name}: model alone {alone:.2f} s, harvest {stored:.2f} s, cost {stored / alone - 1:+.1%}; once {look:.2f} s more"
         )
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=65_536, help="tokens recorded; 36,864 bytes each")
+    parser.add_argument("--tokens", type=int, default=32_768, help="tokens recorded; 36,864 bytes each")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--harvested", type=int, default=32_768, help="tokens of the bundled model")
     parser.add_argument(
         "--place", type=Path, default=None, help="folder on the disk to measure; default: the system's temporary one"
     )
@@ -310,6 +317,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None, help="also write the figures here")
     args = parser.parse_args()
     keep_freed_memory()  # as `scope` does
+    began = time.monotonic()
     warnings.simplefilter("ignore")
     import datasets
 
@@ -322,9 +330,11 @@ def main() -> None:
             found["read"] = reading(place, args.tokens, args.rounds)
         if "harvest" in args.parts:
             print("\nHarvesting the bundled model")
-            found["harvest"] = harvesting(place, 2 * args.tokens, args.rounds)
+            found["harvest"] = harvesting(place, args.harvested, args.rounds)
     finally:
         shutil.rmtree(place)
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"\nAll in {time.monotonic() - began:.0f} s with {threads} threads; load average {load:.1f}.")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 
