@@ -67,7 +67,8 @@ class Command:
     """
 
     model: str = "bundled"
-    """The model: bundled, a folder with a Hugging Face checkpoint of Gemma 2, or a hub id."""
+    """The model: bundled, a folder with a Hugging Face checkpoint of Gemma 2, a hub id, or, for what TransformerLens loads,
+    lens:gpt2 or lens:FOLDER."""
 
     corpus: str = "bundled"
     """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub data set

@@ -7,8 +7,6 @@ with the nearest names, and a hook that never fired is an error at the end of it
 
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,104 +15,9 @@ from scope.errors import ConfigError, UnknownSite
 from scope.models.activation_cache import ActivationCache
 from scope.models.decompose import Slice, cut
 from scope.models.hook_names import nearest as nearest
+from scope.models.hook_point import HookFn, HookPoint, Installed, RunState
 
-HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-
-
-@dataclass
-class RunState:
-    """What is flowing right now, for hooks that must know where they are: all [batch pos], positions absolute, <bos> at 0."""
-
-    tokens: Tensor | None = None
-    positions: Tensor | None = None
-    real: Tensor | None = None
-    prompt_lengths: Tensor | None = None
-    """[batch] real tokens of each prompt while generating; None means that everything is prompt."""
-
-
-@dataclass(eq=False)
-class Installed:
-    """One function on one hook point, and how often it has run."""
-
-    fn: HookFn
-    permanent: bool = False
-    fired: int = 0
-
-
-class HookPoint(nn.Module):
-    """The identity, until somebody listens. `name` is its full path in the model, e.g. blocks.3.hook_resid_post.
-
-    What passes a point `on_request` is computed only while somebody listens there, so it is left out where no names are
-    given; a name or a filter that selects it gets it.
-    """
-
-    def __init__(self, on_request: bool = False):
-        super().__init__()
-        self.name, self.on_request = "", on_request
-        self.ctx: dict[str, Any] = {}
-        self.run = RunState()
-        self.fwd_hooks: list[Installed] = []
-        self.bwd_hooks: list[Installed] = []
-
-    def has_hooks(self) -> bool:
-        return bool(self.fwd_hooks or self.bwd_hooks)
-
-    def layer(self) -> int:
-        """Index of the block this point lies in, from 0."""
-        parts = self.name.split(".")
-        if parts[0] != "blocks":
-            raise ConfigError(f"{self.name} lies outside the blocks, so it has no layer.")
-        return int(parts[1])
-
-    def add_hook(self, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> Installed:
-        """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
-        if dir not in ("fwd", "bwd"):
-            raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
-        installed = Installed(fn, is_permanent)
-        hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
-        hooks.insert(0 if prepend else len(hooks), installed)
-        return installed
-
-    def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
-        for name in ("fwd", "bwd"):
-            if dir in (name, "both"):
-                hooks = getattr(self, f"{name}_hooks")
-                hooks[:] = [h for h in hooks if h.permanent and not including_permanent]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.fwd_hooks or self.bwd_hooks):
-            return x
-        for installed in tuple(self.fwd_hooks):
-            installed.fired += 1
-            replaced = installed.fn(x, self)
-            if replaced is not None:
-                if replaced.shape != x.shape:
-                    raise ConfigError(
-                        f"A hook on {self.name} returned shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there."
-                    )
-                x = replaced
-        if self.bwd_hooks and x.requires_grad:
-            x.register_hook(self._backward)
-        return x
-
-    def looked(self, x: Tensor) -> tuple[Tensor, bool]:
-        """What the hooks make of x, and whether they only looked: neither replaced it nor wrote into it."""
-        version = x._version
-        seen = self(x)
-        return seen, seen is x and x._version == version
-
-    def _backward(self, grad: Tensor) -> Tensor:
-        for installed in tuple(self.bwd_hooks):
-            installed.fired += 1
-            replaced = installed.fn(grad, self)
-            grad = grad if replaced is None else replaced
-        return grad
-
-
-def exactly(value: Tensor, through: Tensor) -> Tensor:
-    """`value` to the last bit, with the gradients of `through`, which is the same number computed another way."""
-    return value.detach() + (through - through.detach()) if through.requires_grad else value
 
 
 class HookedModule(nn.Module):
@@ -161,8 +64,10 @@ class HookedModule(nn.Module):
                 raise UnknownSite(f"This model has no hook point {name}.{nearest(name, list(self.hook_dict))}")
         return [name for name in self.hook_dict if name in set(wanted)]
 
-    def add_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False) -> list[Installed]:
-        return [self.hook_dict[n].add_hook(fn, dir, is_permanent) for n in self.match(name)]
+    def add_hook(
+        self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False
+    ) -> list[Installed]:
+        return [self.hook_dict[n].add_hook(fn, dir, is_permanent, prepend) for n in self.match(name)]
 
     def add_perma_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd") -> list[Installed]:
         return self.add_hook(name, fn, dir, is_permanent=True)
@@ -236,18 +141,7 @@ class HookedModule(nn.Module):
         names = self.match(names_filter)
         if names_filter is None and stop is not None:
             names = [n for n in names if self.reached(n, stop)]
-        tensors: dict[str, Tensor] = {}
-
-        def keep(suffix: str):
-            def fn(x: Tensor, hook: HookPoint) -> None:
-                queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
-                kept = cut(x.detach(), pos_slice, queries)
-                tensors[hook.name + suffix] = kept.to(device) if device else kept
-
-            return fn
-
-        fwd = [(names, keep(""))]
-        bwd = [(names, keep("_grad"))] if incl_bwd else []
+        tensors, fwd, bwd = self.get_caching_hooks(names, incl_bwd, device, pos_slice=pos_slice)
         with self.hooks(fwd, bwd, reset_hooks_end, must_fire=names_filter is not None, clear_contexts=clear_contexts):
             out = self(*args, **kwargs)
             if incl_bwd:
@@ -255,6 +149,45 @@ class HookedModule(nn.Module):
         cache = ActivationCache(tensors, self)
         cache = cache.remove_batch_dim() if remove_batch_dim else cache
         return out, cache if return_cache_object else cache.tensors
+
+    def get_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+        pos_slice: Slice = None,
+    ) -> tuple[dict[str, Tensor], list, list]:
+        """(a dictionary, forward hooks, backward hooks): while these are installed, each run fills the dictionary."""
+        tensors = {} if cache is None else cache
+
+        def keep(suffix: str):
+            def fn(x: Tensor, hook: HookPoint) -> None:
+                queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
+                kept = cut(x.detach(), pos_slice, queries)
+                kept = kept[0] if remove_batch_dim else kept
+                tensors[hook.name + suffix] = kept.to(device) if device else kept
+
+            return fn
+
+        names = self.match(names_filter)
+        return tensors, [(names, keep(""))], [(names, keep("_grad"))] if incl_bwd else []
+
+    def add_caching_hooks(
+        self,
+        names_filter: NamesFilter = None,
+        incl_bwd: bool = False,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Installs hooks that fill the dictionary which is returned, at each run until `reset_hooks()`."""
+        tensors, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
+        for dir, pairs in (("fwd", fwd), ("bwd", bwd)):
+            for names, fn in pairs:
+                self.add_hook(names, fn, dir)
+        return tensors
 
     def reached(self, name: str, stop_at_layer: int) -> bool:
         """Whether a run that stops before block `stop_at_layer` passes this hook point."""

@@ -83,14 +83,16 @@ class Tokenizer:
         """The piece of every id, in order."""
         return self.pieces(range(len(self)))
 
-    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Turns laid out by the checkpoint's own template; it already begins with <bos>.
+    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **given) -> str:
+        """Turns laid out by the checkpoint's own template; it already begins with <bos>. `given` is what else a template
+        asks for, such as the guideline of a ShieldGemma.
 
         Raises:
-            TokensError: the checkpoint brings no template.
+            TokensError: the checkpoint brings no template, or its template refuses the turns or cannot be read.
         """
         if not self.chat_template:
             raise TokensError("This checkpoint has no chat template; give it plain text, or use an instruction-tuned one.")
+        from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: str):
@@ -98,7 +100,13 @@ class Tokenizer:
 
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         env.globals["raise_exception"] = refuse
-        template = env.from_string(self.chat_template)
-        return template.render(
-            messages=messages, add_generation_prompt=add_generation_prompt, bos_token="<bos>", eos_token="<eos>"
-        )
+        known = {
+            "messages": messages,
+            "add_generation_prompt": add_generation_prompt,
+            "bos_token": "<bos>",
+            "eos_token": "<eos>",
+        }
+        try:
+            return env.from_string(self.chat_template).render(known | given)
+        except TemplateError as error:
+            raise TokensError(f"The chat template of this checkpoint cannot be used here: {error}") from None

@@ -3,9 +3,10 @@
     python -m tests.benchmarks.models [--model 2b bundled] [--dtype float32 bfloat16] [--what forward cache decode]
 
 "2b" has Gemma 2 2B's proportions with two layers and a small vocabulary, random weights and a window shorter than the longer
-texts; "bundled" is the model that ships. All three hold the same weights and take turns; the figures are medians, and a ratio
-above 1 says how many times longer the other takes. transformers runs eager attention: it refuses SDPA for a soft cap, which
-the run checks. TransformerLens gets names_filter, and, where it says so, stop_at_layer.
+texts; "bundled" is the model that ships. All hold the same weights and take turns; the figures are medians, and a ratio above 1
+says how many times longer the other takes. transformers runs eager attention: it refuses SDPA for a soft cap, which the run
+checks. Its flex attention, which may cap, is tried too with --flex (it compiles, which takes minutes). TransformerLens gets
+names_filter, and, in the last column, stop_at_layer. "Equal" says how far the results are apart.
 """
 
 import argparse
@@ -21,13 +22,16 @@ import torch
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import hf_names
+from scope.models.lens import hooked_transformer
 from scope.models.load import load_model
 
 TWO_B = GemmaConfig(
     d_model=2304, n_layers=2, n_heads=8, n_kv_heads=4, d_head=256, d_mlp=9216, d_vocab=16384, n_ctx=2048, window=256
 )
-SHAPES = {"2b": [(1, 128), (1, 512), (1, 1024), (8, 128), (8, 512)], "bundled": [(1, 64), (1, 256), (8, 64), (8, 256)]}
-DECODE = {"2b": [(1, 64, 24), (8, 64, 12)], "bundled": [(1, 64, 96), (8, 64, 96)]}
+SHAPES = {"2b": [(1, 128), (1, 512), (4, 128)], "bundled": [(1, 64), (1, 256), (8, 256)]}
+CACHED = {"2b": [(1, 128)], "bundled": [(1, 64), (8, 256)]}
+DECODE = {"2b": [(1, 32, 12), (8, 32, 6)], "bundled": [(1, 64, 64), (8, 64, 64)]}
+PEERS = ("transformers", "flex", "TransformerLens", "stop_at_layer")
 
 
 @dataclass
@@ -37,9 +41,10 @@ class Three:
     ours: Gemma
     transformers: torch.nn.Module
     lens: torch.nn.Module | None
+    flex: torch.nn.Module | None = None
 
 
-def make(name: str, dtype: torch.dtype, lens: bool) -> Three:
+def make(name: str, dtype: torch.dtype, lens: bool, flex: bool = False) -> Three:
     if name == "bundled":
         ours = load_model("bundled", dtype=dtype)
     else:
@@ -49,63 +54,26 @@ def make(name: str, dtype: torch.dtype, lens: bool) -> Three:
             for p in ours.parameters():
                 p.normal_(0, 0.1 if p.dim() == 1 else p.shape[1] ** -0.5, generator=generator)
         ours = ours.to(dtype).eval()
-    theirs = _transformers(ours, dtype)
-    return Three(ours, theirs, _lens(ours, theirs, dtype) if lens else None)
+    peers = [
+        transformers_twin(ours, dtype, kind) if wanted else None for kind, wanted in (("eager", 1), ("flex_attention", flex))
+    ]
+    return Three(ours, peers[0], hooked_transformer(ours) if lens else None, peers[1])
 
 
-def _transformers(ours: Gemma, dtype: torch.dtype) -> torch.nn.Module:
+def transformers_twin(ours: Gemma, dtype: torch.dtype, attention: str = "eager") -> torch.nn.Module:
+    """transformers' Gemma 2 of the same weights, the rotary frequencies in float32 as from_pretrained leaves them."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     config = Gemma2Config(**{k: v for k, v in ours.cfg.to_hf().items() if k not in ("architectures", "model_type", "dtype")})
-    config._attn_implementation = "eager"
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    theirs = Gemma2ForCausalLM(config).eval()
-    torch.set_default_dtype(default)
-    theirs.model.rotary_emb.inv_freq = theirs.model.rotary_emb.inv_freq.float()
+    theirs = Gemma2ForCausalLM._from_config(config, attn_implementation=attention).eval()
+    frequencies = theirs.model.rotary_emb.inv_freq
+    theirs = theirs.to(dtype)
+    theirs.model.rotary_emb.inv_freq = frequencies.float()
     names = dict(theirs.named_parameters())
     with torch.no_grad():
         for mine, name in hf_names(ours.cfg.n_layers).items():
             names[name].copy_(ours.get_parameter(mine))
     return theirs
-
-
-def _lens(ours: Gemma, theirs: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
-
-    c = ours.cfg
-    config = HookedTransformerConfig(
-        d_model=c.d_model,
-        n_layers=c.n_layers,
-        n_heads=c.n_heads,
-        n_key_value_heads=c.n_kv_heads,
-        d_head=c.d_head,
-        d_mlp=c.d_mlp,
-        d_vocab=c.d_vocab,
-        n_ctx=c.n_ctx,
-        eps=c.eps,
-        act_fn="gelu_pytorch_tanh",
-        normalization_type="RMS",
-        final_rms=True,
-        gated_mlp=True,
-        positional_embedding_type="rotary",
-        rotary_base=int(c.rope_theta),
-        rotary_dim=c.d_head,
-        attn_scale=c.query_scalar**0.5,
-        attn_scores_soft_cap=c.attn_cap,
-        output_logits_soft_cap=c.final_cap,
-        use_local_attn=True,
-        window_size=c.window,
-        attn_types=list(c.layer_types),
-        use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM",
-        device="cpu",
-        dtype=dtype,
-    )
-    lens = HookedTransformer(config)
-    lens.load_state_dict(convert_gemma_weights(theirs, config), strict=False)
-    return lens.eval()
 
 
 def take_turns(runs: dict[str, Callable], seconds: float) -> dict[str, float]:
@@ -121,18 +89,27 @@ def take_turns(runs: dict[str, Callable], seconds: float) -> dict[str, float]:
     return {name: statistics.median(t) for name, t in times.items()}
 
 
-def row(what: str, times: dict[str, float]) -> None:
+def head() -> None:
+    print(f"| what | model | dtype | batch x tokens | ours | {' | '.join(PEERS)} | equal |")
+    print("|" + "---|" * (6 + len(PEERS)), flush=True)
+
+
+def row(what: str, label: str, size: str, times: dict[str, float], equal: str) -> None:
     ours = times["ours"]
-    others = [f"{name} {times[name] / ours:.2f}x" for name in times if name != "ours"]
-    print(f"| {what} | {1000 * ours:,.1f} ms | {' | '.join(others)} |", flush=True)
+    others = [f"{times[peer] / ours:.2f}x" if peer in times else "" for peer in PEERS]
+    print(f"| {what} | {label} | {size} | {1000 * ours:,.1f} ms | {' | '.join(others)} | {equal} |", flush=True)
 
 
 def forward(three: Three, label: str, shapes, seconds: float) -> None:
     for batch, length in shapes:
-        tokens = _tokens(three.ours, batch, length)
-        runs = {"ours": lambda t=tokens: three.ours(t), "transformers": lambda t=tokens: three.transformers(t, use_cache=False)}
+        t = _tokens(three.ours, batch, length)
+        runs = {"ours": lambda t=t: three.ours(t), "transformers": lambda t=t: three.transformers(t, use_cache=False)}
+        if three.flex is not None:
+            runs["flex"] = lambda t=t: three.flex(t, use_cache=False)
+        if three.lens is not None:
+            runs["TransformerLens"] = lambda t=t: three.lens(t)
         gap = (runs["ours"]() - runs["transformers"]().logits).abs().max()
-        row(f"forward, {label}, {batch} x {length} (logits within {gap:.0e})", take_turns(runs, seconds))
+        row("forward", label, f"{batch} x {length}", take_turns(runs, seconds), f"{gap:.0e}" if gap else "to the bit")
 
 
 def cache(three: Three, label: str, shapes, seconds: float) -> None:
@@ -148,13 +125,18 @@ def cache(three: Three, label: str, shapes, seconds: float) -> None:
             "ours": lambda t=t: three.ours.run_with_cache(t, names_filter=residuals),
             "TransformerLens": lambda t=t: three.lens.run_with_cache(t, names_filter=residuals),
         }
-        row(f"run_with_cache of all residuals, {label}, {batch} x {length}", take_turns(runs, seconds))
+        row("run_with_cache, all residuals", label, f"{batch} x {length}", take_turns(runs, seconds), _gap(runs, site))
         runs = {
-            "ours": lambda t=t: three.ours.record(t, [site]),
+            "ours": lambda t=t: (None, three.ours.record(t, [site])),
             "TransformerLens": lambda t=t: three.lens.run_with_cache(t, names_filter=site),
-            "with stop_at_layer": lambda t=t: three.lens.run_with_cache(t, names_filter=site, stop_at_layer=layer + 1),
+            "stop_at_layer": lambda t=t: three.lens.run_with_cache(t, names_filter=site, stop_at_layer=layer + 1),
         }
-        row(f"record of {site}, {label}, {batch} x {length}", take_turns(runs, seconds))
+        row(f"record {site}", label, f"{batch} x {length}", take_turns(runs, seconds), _gap(runs, site))
+
+
+def _gap(runs: dict[str, Callable], site: str) -> str:
+    ours, lens = (runs[name]()[1][site].float() for name in ("ours", "TransformerLens"))
+    return f"{(ours - lens).abs().max() / lens.abs().max():.0e} of the largest"
 
 
 def decode(three: Three, label: str, shapes, seconds: float) -> None:
@@ -169,7 +151,7 @@ def decode(three: Three, label: str, shapes, seconds: float) -> None:
             "TransformerLens": lambda t=t, g=greedy: three.lens.generate(t, stop_at_eos=False, verbose=False, **g),
         }
         same = (runs["ours"]() == runs["transformers"]()).float().mean()
-        row(f"{new} tokens after {batch} x {length}, {label} ({same:.0%} the same)", take_turns(runs, seconds))
+        row(f"{new} tokens, cached", label, f"{batch} x {length}", take_turns(runs, seconds), f"{same:.0%} of tokens")
 
 
 def _tokens(model: Gemma, batch: int, length: int) -> torch.Tensor:
@@ -195,24 +177,25 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--what", nargs="+", default=["forward", "cache", "decode"])
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each row, at least three rounds")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each row, at least three rounds")
     parser.add_argument("--tokens", type=int, default=1 << 30, help="leave out rows of more tokens than this")
+    parser.add_argument("--flex", action="store_true", help="transformers' flex attention too, which is compiled first")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
+    began = time.perf_counter()
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{threads}; transformers {'refuses' if refuses_sdpa() else 'accepts'} SDPA for Gemma 2", flush=True)
+    print(f"{threads}; transformers {'refuses' if refuses_sdpa() else 'accepts'} SDPA for Gemma 2\n", flush=True)
+    head()
     for name in args.model:
         for dtype in args.dtype:
-            three = make(name, getattr(torch, dtype), lens=args.what != ["forward"])
-            label = f"{name} {dtype}"
-            shapes = [s for s in SHAPES[name] if s[0] * s[1] <= args.tokens]
-            for what, run in {"forward": forward, "cache": cache}.items():
+            three = make(name, getattr(torch, dtype), args.what != ["forward"], args.flex)
+            label = f"{name} | {dtype}"
+            for what, run, shapes in (("forward", forward, SHAPES), ("cache", cache, CACHED), ("decode", decode, DECODE)):
                 if what in args.what:
-                    run(three, label, shapes, args.seconds)
-            if "decode" in args.what:
-                decode(three, label, DECODE[name], args.seconds)
+                    run(three, label, [s for s in shapes[name] if s[0] * s[1] <= args.tokens], args.seconds)
             del three
             gc.collect()
+    print(f"\n{time.perf_counter() - began:.0f} s in all")
 
 
 if __name__ == "__main__":

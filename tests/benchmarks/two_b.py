@@ -8,7 +8,6 @@ Every part is a process of its own, so that no memory is shared and each can be 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-SITE, LAST = "blocks.12.hook_resid_post", "blocks.25.hook_resid_post"
+from tests.benchmarks.streamed import last_site, memory, some_contexts, weights
+
+SITE = "blocks.12.hook_resid_post"
 PARTS = ("make", "ours", "theirs", "compare", "streamed")
 
 
@@ -67,11 +68,12 @@ def ours(folder: Path, args) -> None:
         started = time.perf_counter()
         model.generate(tokens, 8, do_sample=False, stop_at_eos=False)
         wrote = time.perf_counter() - started
-    recorded = model.record(tokens, [LAST])[LAST]
-    torch.save({"logits": logits.float(), SITE: cache[SITE].float(), LAST: recorded}, folder / "ours.pt")
-    over = peak() - weights(folder)
+    over = memory("VmHWM") - weights(folder)
     print(f"ours: loaded in {loaded:.1f} s, {tokens.numel()} tokens in {ran:.2f} s, 8 more in {wrote:.2f} s; ", end="")
-    print(f"peak {peak() / 1e9:.2f} GB, weights and {over / 1e9:.2f} GB")
+    print(f"peak {memory('VmHWM') / 1e9:.2f} GB, weights and {over / 1e9:.2f} GB")
+    site, batch = last_site(model.cfg.n_layers), some_contexts(args.contexts[0], model.cfg.d_vocab)
+    torch.save(model.record(batch, [site])[site], folder / "resident.pt")
+    torch.save({"logits": logits.float(), SITE: cache[SITE].float()}, folder / "ours.pt")
 
 
 def theirs(folder: Path, args) -> None:
@@ -92,7 +94,7 @@ def theirs(folder: Path, args) -> None:
     site = out.hidden_states[int(SITE.split(".")[1]) + 1]
     torch.save({"logits": out.logits.float(), SITE: site.float()}, folder / "theirs.pt")
     print(f"transformers: loaded in {loaded:.1f} s, {tokens.numel()} tokens in {ran:.2f} s, 8 more in {wrote:.2f} s; ", end="")
-    print(f"peak {peak() / 1e9:.2f} GB")
+    print(f"peak {memory('VmHWM') / 1e9:.2f} GB")
 
 
 def compare(folder: Path, args) -> None:
@@ -106,32 +108,10 @@ def compare(folder: Path, args) -> None:
 
 
 def streamed(folder: Path, args) -> None:
-    import resource
+    """As tests.benchmarks.streamed, of the whole model."""
+    from tests.benchmarks import streamed
 
-    from scope.models.load import load_model
-
-    limit = weights(folder) // 2
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    cold(folder)
-    speed = disk_speed(folder)
-    cold(folder)
-    model = load_model(str(folder), dtype="bfloat16", streamed=True)
-    tokens = torch.randint(7, model.cfg.d_vocab, (args.contexts, 256), generator=torch.Generator().manual_seed(2))
-    started = time.perf_counter()
-    model.record(tokens, [LAST])
-    seconds = time.perf_counter() - started
-    read = weights(folder) - model.stored_bytes("embed.weight")
-    print(f"streamed: {tokens.numel():,} tokens through {len(model.blocks)} blocks in {seconds:.1f} s, ", end="")
-    print(f"{tokens.numel() / seconds:,.0f} tokens/s, {read / seconds / 1e9:.2f} GB/s of weights, ", end="")
-    print(f"where this disk gives {speed / 1e9:.2f} GB/s to a reader that does nothing else")
-    print(f"memory {peak() / 1e9:.2f} GB, limit {limit / 1e9:.2f} GB, weights {weights(folder) / 1e9:.2f} GB")
-    again = time.perf_counter()
-    alone = model.record(short(model.cfg.d_vocab), [LAST])[LAST]
-    again = time.perf_counter() - again
-    if (folder / "ours.pt").exists():
-        same = torch.equal(alone, torch.load(folder / "ours.pt")[LAST])
-        said = "equal to the last bit" if same else "NOT equal"
-        print(f"a batch of {alone.shape[1]} tokens takes {again:.1f} s; it and the resident run are {said}")
+    streamed.streamed(folder, args.contexts)
 
 
 def short(d_vocab: int) -> torch.Tensor:
@@ -140,38 +120,11 @@ def short(d_vocab: int) -> torch.Tensor:
     return tokens
 
 
-def weights(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def peak() -> int:
-    """The most memory that this process had resident, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def cold(folder: Path) -> None:
-    """Have the system forget what it holds of the files."""
-    for file in folder.glob("*.safetensors"):
-        descriptor = os.open(file, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
-
-
-def disk_speed(folder: Path, nbytes: int = 1 << 30) -> float:
-    """Bytes a second of plain reading, from files that the system does not hold."""
-    buffer, done, started = bytearray(1 << 22), 0, time.perf_counter()
-    with open(next(folder.glob("*.safetensors")), "rb", buffering=0) as file:
-        while done < nbytes and (got := file.readinto(buffer)):
-            done += got
-    return done / (time.perf_counter() - started)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--part", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--contexts", type=int, default=8, help="of 256 tokens, in the streamed batch")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1, 8], help="of 256 tokens, in streamed batches")
     parser.add_argument("--layers", type=int, default=26)
     parser.add_argument("--vocabulary", type=int, default=256000)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
@@ -179,7 +132,8 @@ def main() -> None:
     if args.here:
         globals()[args.part[0]](args.folder, args)
         return
-    sizes = ["--contexts", str(args.contexts), "--layers", str(args.layers), "--vocabulary", str(args.vocabulary)]
+    sizes = ["--layers", str(args.layers), "--vocabulary", str(args.vocabulary)]
+    sizes += ["--contexts", *(str(n) for n in args.contexts)]
     for part in args.part:
         command = [sys.executable, "-m", "tests.benchmarks.two_b", "--folder", str(args.folder), "--part", part, *sizes]
         subprocess.run([*command, "--here"], check=True)

@@ -44,6 +44,31 @@ def test_cached_logits_equal_those_of_the_whole_text_far_beyond_the_window(tiny_
     assert cache.layers[0].k.shape[1] == tiny_model.cfg.window - 1
 
 
+@pytest.mark.parametrize("hooks", list(HOOKS))
+@torch.no_grad()
+def test_what_sets_a_cached_run_apart_is_rounding_alone(tiny_model, hooks):
+    """In float64 it is the same to twelve digits, with unequal prompts, a window of 8 and edits by absolute position."""
+    model = tiny_model.double()
+    rows = [model.words.encode(p) for p in PROMPTS]
+    longest, n_new = max(map(len, rows)), 30
+    new = torch.randint(7, model.cfg.d_vocab, (len(rows), n_new), generator=torch.Generator().manual_seed(0))
+    pads = [longest - len(row) for row in rows]
+    prompt = torch.tensor([[0] * pad + row for pad, row in zip(pads, rows, strict=True)])
+    tokens = torch.cat([prompt, new], 1)
+    mask = torch.arange(tokens.shape[1])[None] >= torch.tensor(pads)[:, None]
+    cache, at = model.new_cache(), longest
+    with model.hooks(HOOKS[hooks]):
+        whole = model(tokens, attention_mask=mask)
+        pieces = [model(prompt, attention_mask=mask[:, :at], cache=cache)]
+        for n in range(n_new):
+            pieces.append(model(new[:, n : n + 1], attention_mask=mask[:, at + n : at + n + 1], cache=cache))
+        alone = [model(tokens[i : i + 1, pad:]) for i, pad in enumerate(pads)]
+    cached = torch.cat(pieces, 1)
+    torch.testing.assert_close(cached[mask], whole[mask], rtol=0, atol=1e-12)
+    for i, pad in enumerate(pads):
+        torch.testing.assert_close(cached[i : i + 1, pad:], alone[i], rtol=0, atol=1e-12)
+
+
 def test_a_prompt_generates_the_same_alone_and_in_a_batch(tiny_model):
     sampling = SamplingConfig(max_new_tokens=12, seed=3)
     together = generate(tiny_model, PROMPTS, sampling, noise_rows=1)

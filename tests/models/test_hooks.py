@@ -126,6 +126,64 @@ def test_a_cache_of_a_run_that_stops_holds_what_was_passed(tiny_model, tokens):
     assert "ln_final.hook_scale" not in cache
 
 
+@torch.no_grad()
+def test_a_run_may_start_at_the_stream_of_a_layer(tiny_model, tokens):
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[0, :4] = False
+    for given in ({}, {"attention_mask": mask}):
+        logits, cache = tiny_model.run_with_cache(tokens, **given)
+        assert torch.equal(tiny_model(cache["resid_pre", 2], start_at_layer=2, **given), logits)
+        assert torch.equal(tiny_model(cache["resid_post", -1], start_at_layer=4, **given), logits)
+        stopped = tiny_model(cache["resid_pre", 1], start_at_layer=1, stop_at_layer=3, **given)
+        assert torch.equal(stopped, cache["resid_pre", 3])
+    _, later = tiny_model.run_with_cache(cache["resid_pre", 2], start_at_layer=-2)
+    assert {n.split(".")[1] for n in later if n.startswith("blocks")} == {"2", "3"}
+    with pytest.raises(ConfigError, match="no tokens to take a loss of"):
+        tiny_model(cache["resid_pre", 2], start_at_layer=2, return_type="loss")
+    with pytest.raises(ConfigError, match="takes the stream there"):
+        tiny_model(tokens, start_at_layer=2)
+    with pytest.raises(ConfigError, match="blocks 0 to 3"):
+        tiny_model(cache["resid_pre", 2], start_at_layer=9)
+
+
+def test_caching_hooks_stay_until_a_reset_and_hold_the_last_run(tiny_model, tokens):
+    def stream(name):
+        return "resid_post" in name
+
+    kept = tiny_model.add_caching_hooks(stream, incl_bwd=True)
+    tiny_model(tokens[:1], return_type="loss").backward()
+    tiny_model(tokens, return_type="loss").backward()
+    _, cache = tiny_model.run_with_cache(
+        tokens, names_filter=lambda name: "resid_post" in name, incl_bwd=True, return_type="loss"
+    )
+    assert set(kept) == set(cache)
+    assert all(torch.equal(kept[name], cache[name]) for name in kept)
+    tiny_model.reset_hooks()
+    assert not any(point.has_hooks() for point in tiny_model.hook_points())
+
+
+@torch.no_grad()
+def test_a_cache_goes_to_a_device_or_loses_its_batch_dimension_on_request(tiny_model, tokens):
+    _, cache = tiny_model.run_with_cache(tokens[:1], device="meta", remove_batch_dim=True, return_cache_object=False)
+    assert type(cache) is dict
+    assert {x.device.type for x in cache.values()} == {"meta"}
+    assert cache[RESID].shape == (11, 32)
+    out, _ = tiny_model.run_with_cache(tokens, return_type=None)
+    assert out is None
+    with pytest.raises(ConfigError, match="holds 2 sequences"):
+        tiny_model.run_with_cache(tokens, remove_batch_dim=True)
+
+
+@torch.no_grad()
+def test_modules_of_torch_may_hook_an_idle_hook_point(tiny_model, tokens):
+    seen = []
+    handle = tiny_model.hook_dict[RESID].register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    tiny_model(tokens)
+    handle.remove()
+    tiny_model(tokens)
+    assert seen == [(2, 11, 32)]
+
+
 def test_names_filter_takes_a_name_a_list_or_a_function(tiny_model, tokens):
     for names in (RESID, [RESID], lambda name: name == RESID):
         _, cache = tiny_model.run_with_cache(tokens, names_filter=names)

@@ -109,6 +109,8 @@ def test_provenance_names_the_weights_and_changes_with_them(folder):
     [
         ({"model_type": "llama"}, r"model of type 'llama'; scope computes gemma2"),
         ({"hidden_activation": "relu"}, "activation 'relu'"),
+        ({"hidden_activation": "gelu"}, "activation 'gelu'"),
+        ({"hidden_activation": None, "hidden_act": "silu"}, "activation 'silu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "rope scaling"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope scaling"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope scaling"),
@@ -117,6 +119,8 @@ def test_provenance_names_the_weights_and_changes_with_them(folder):
         ({"use_bidirectional_attention": True}, "both directions"),
         ({"quantization_config": {"bits": 4}}, "quantised weights"),
         ({"attention_bias": True}, "attention biases"),
+        ({"num_attention_heads": "4"}, "holds something that is no number"),
+        ({"vocab_size": None}, "holds something that is no number"),
         ({"hidden_size": "absent"}, "says nothing of 'hidden_size'"),
         ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
         ({"intermediate_size": 64}, r"has shape \(48, 32\) where config.json asks for \(64, 32\)"),
@@ -190,6 +194,11 @@ def test_weights_beyond_float16_are_refused_there_and_load_in_bfloat16(folder):
     with pytest.raises(CheckpointError, match=rf"{UP} holds NaN(.|\n)*bfloat16"):
         load_model(str(folder), dtype="float16")
     assert load_model(str(folder), dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_an_old_name_of_the_activation_means_its_tanh_form_as_transformers_reads_it(folder):
+    edit_config(folder, hidden_act="gelu", hidden_activation=None)
+    load_model(str(folder))
 
 
 def test_rope_settings_that_scale_nothing_are_accepted(folder):

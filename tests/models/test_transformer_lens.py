@@ -169,6 +169,35 @@ def test_weights_have_transformer_lens_names_and_layouts(pair):
     assert torch.equal(ours.accumulated_bias(2), lens.accumulated_bias(2))
 
 
+@torch.no_grad()
+def test_switches_losses_and_products_of_weights_are_transformer_lens_own(pair):
+    ours, lens = pair
+    tokens = some_tokens(ours.cfg)
+    switches = ("attn_result", "split_qkv_input", "hook_mlp_in")
+    for model in pair:
+        for switch in switches:
+            getattr(model, f"set_use_{switch}")(True)
+    raw = {f"blocks.{i}.{part}.hook_out" for i in range(ours.cfg.n_layers) for part in ("attn", "mlp")}
+    _, cache = ours.run_with_cache(tokens)
+    logits, expected = lens.run_with_cache(tokens)
+    assert set(cache) - raw == set(expected.keys())
+    same(cache["result", 1], expected["result", 1], "result")
+    recorded = ours.record(tokens, list(ours.sites()))
+    assert {name: x.shape[-1] for name, x in recorded.items()} == ours.sites()
+    for model in pair:
+        for switch in switches:
+            getattr(model, f"set_use_{switch}")(False)
+    assert not ours.cfg.use_attn_result
+    assert ours.match(None) == [n for n, point in ours.hook_dict.items() if not point.on_request]
+    for per_token in (False, True):
+        mine, theirs = (model.loss_fn(logits, tokens, per_token=per_token) for model in pair)
+        torch.testing.assert_close(mine, theirs)
+    for name in ("QK", "OV"):
+        torch.testing.assert_close(getattr(ours, name).AB, getattr(lens, name).AB, rtol=1e-4, atol=1e-5)
+    resid = cache["resid_pre", 2]
+    torch.testing.assert_close(ours(resid, start_at_layer=2), lens(resid, start_at_layer=2), rtol=0, atol=1e-4)
+
+
 def test_the_config_answers_to_transformer_lens_names(pair):
     ours, lens = pair
     for name in (
@@ -184,7 +213,8 @@ def test_the_config_answers_to_transformer_lens_names(pair):
             "n_devices",
         ),
         *("use_normalization_before_and_after", "parallel_attn_mlp", "rotary_dim", "rotary_base", "original_architecture"),
-        *("default_prepend_bos", "attn_scale", "attention_dir"),
+        *("default_prepend_bos", "attn_scale", "attention_dir", "use_attn_result", "use_split_qkv_input", "use_hook_mlp_in"),
+        *("ungroup_grouped_query_attention", "scale_attn_by_inverse_layer_idx", "num_experts", "from_checkpoint"),
     ):
         assert getattr(ours.cfg, name) == getattr(lens.cfg, name), name
     assert str(ours.cfg.device) == str(lens.cfg.device)

@@ -73,6 +73,9 @@ class GemmaConfig:
     use_attn_scale = use_local_attn = use_normalization_before_and_after = property(lambda self: True)
     gated_mlp = final_rms = tie_word_embeddings = uses_rms_norm = property(lambda self: True)
     attn_only = parallel_attn_mlp = rotary_adjacent_pairs = use_qk_norm = property(lambda self: False)
+    use_attn_result = use_split_qkv_input = use_attn_in = use_hook_mlp_in = False  # what model.set_use_...() changes
+    ungroup_grouped_query_attention = post_embedding_ln = scale_attn_by_inverse_layer_idx = from_checkpoint = False
+    num_experts = rotary_base_local = None
     rotary_dim = property(lambda self: self.d_head)
     rotary_base = property(lambda self: self.rope_theta)
     attention_dir = property(lambda self: "causal")
@@ -95,7 +98,8 @@ class GemmaConfig:
                 "  Give a Gemma 2 checkpoint, --model bundled, or --model lens:NAME for a model that TransformerLens loads."
             )
         activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
-        if activation not in ("gelu_pytorch_tanh", "gelu"):  # released configs write either and mean the tanh form
+        meant = activation == "gelu" and not raw.get("hidden_activation")  # older files say so and mean the tanh form
+        if activation != "gelu_pytorch_tanh" and not meant:
             raise CheckpointError(f"{where} asks for activation {activation!r}; a Gemma 2 has gelu_pytorch_tanh.")
         rope = raw.get("rope_parameters") or {}
         scaling = next((r for r in (raw.get("rope_scaling"), rope) if r and _rope_kind(r) != "default"), None)
@@ -137,6 +141,8 @@ class GemmaConfig:
             )
         except KeyError as missing:
             raise CheckpointError(f"config.json of {where} says nothing of {missing}.") from None
+        except TypeError as error:
+            raise CheckpointError(f"config.json of {where} holds something that is no number or list: {error}.") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a config.json that transformers reads as the same model."""

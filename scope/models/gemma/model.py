@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from scope.errors import ConfigError, TokensError
 from scope.models.gemma.config import GemmaConfig
+from scope.models.gemma.habits import Habits, next_token_loss
 from scope.models.gemma.names import Embedding, NamedWeights, Unembed
 from scope.models.generate import Generates
-from scope.models.hooks import HookPoint
+from scope.models.hook_point import HookPoint
 from scope.models.parts.attention import Attention, Inputs
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap, soft_cap_
@@ -78,7 +78,7 @@ class Block(nn.Module):
         return tuple(self.ln1(part) for part in parts)
 
 
-class Gemma(NamedWeights, TakesText, Generates):
+class Gemma(NamedWeights, Habits, TakesText, Generates):
     """A Gemma 2 language model. `model(tokens)` gives logits [batch pos d_vocab]; sites are named as in TransformerLens."""
 
     def __init__(self, config: GemmaConfig, tokenizer=None):
@@ -98,12 +98,13 @@ class Gemma(NamedWeights, TakesText, Generates):
 
     def forward(
         self,
-        tokens: Tokens | str | list[str],
+        tokens: Tokens | Resid | str | list[str],
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
         attention_mask: Mask | None = None,
         cache: ModelCache | None = None,
         *,
+        start_at_layer: int | None = None,
         loss_per_token: bool = False,
         prepend_bos: bool = True,
         padding_side: Side = "right",
@@ -111,18 +112,25 @@ class Gemma(NamedWeights, TakesText, Generates):
         """Logits, the mean next-token loss ("loss"), "both", or nothing; with `stop_at_layer`, the stream before that block.
 
         Text is tokenised with <bos>. Positions count real tokens only, so padding on either side changes nothing. Given a
-        cache, `tokens` continue it. A negative `stop_at_layer` counts from the last block. `loss_per_token` gives the loss
-        of each next token [batch pos-1], in nats, 0 where it or the token before it is padding.
+        cache, `tokens` continue it. A negative `stop_at_layer` counts from the last block. With `start_at_layer`, what comes
+        first is not tokens but the stream [batch pos d_model] before that block. `loss_per_token` gives the loss of each
+        next token [batch pos-1], in nats, 0 where it or the token before it is padding.
 
         Raises:
             TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
-            ConfigError: an unknown return_type, or a layer that this model does not have.
+            ConfigError: an unknown return_type, a layer that this model does not have, or a loss without tokens.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise ConfigError(f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.')
         if not isinstance(tokens, Tensor):
             attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+        if start_at_layer is not None:
+            if return_type in ("loss", "both"):
+                raise ConfigError("A run that starts at a stream has no tokens to take a loss of. Ask for logits.")
+            if not tokens.is_floating_point():
+                raise ConfigError(f"A run that starts at layer {start_at_layer} takes the stream there; these are tokens.")
+            stream, tokens = tokens, tokens.new_zeros(tokens.shape[:2], dtype=torch.long)
         self.check(tokens, cache)
         padded = attention_mask is not None or (cache is not None and cache.padded)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
@@ -131,8 +139,10 @@ class Gemma(NamedWeights, TakesText, Generates):
             cache.extend(positions, real)
             cache.padded = padded
         if not torch.compiler.is_compiling():
-            self.run.tokens, self.run.positions, self.run.real = tokens, positions, real
-        resid = self.run_blocks(self.embed_tokens(tokens), positions, real if padded else None, cache, stop_at_layer)
+            self.run.tokens, self.run.positions, self.run.real = None if start_at_layer is not None else tokens, positions, real
+        resid = self.embed_tokens(tokens) if start_at_layer is None else stream
+        start = 0 if start_at_layer is None else self.stop_of(start_at_layer)
+        resid = self.run_blocks(resid, positions, real if padded else None, cache, stop_at_layer, start)
         if stop_at_layer is not None:
             return resid
         if return_type is None:
@@ -229,13 +239,8 @@ class Gemma(NamedWeights, TakesText, Generates):
         widths = {"hook_q": heads, "hook_k": kv, "hook_v": kv, "hook_z": heads, "hook_rot_q": heads, "hook_rot_k": kv}
         widths |= {"hook_pre": c.d_mlp, "hook_pre_linear": c.d_mlp, "hook_post": c.d_mlp, "hook_scale": 1}
         widths |= {"unembed.hook_out": c.d_vocab}
+        widths |= dict.fromkeys(("hook_result", "hook_attn_in", "hook_q_input"), c.n_heads * c.d_model)
+        widths |= dict.fromkeys(("hook_k_input", "hook_v_input"), c.n_kv_heads * c.d_model)
         skipped = ("hook_attn_scores", "hook_pattern")  # as wide as the text is long
         names = {name: name.rsplit(".", 1)[-1] for name in self.match(None)}
         return {name: widths.get(name, widths.get(last, c.d_model)) for name, last in names.items() if last not in skipped}
-
-
-def next_token_loss(logits: Logits, tokens: Tokens, real: Mask, per_token: bool = False) -> Tensor:
-    """Cross-entropy in nats of each real token after a real one: the mean, or [batch pos-1] with 0 elsewhere."""
-    counted = real[:, 1:] & real[:, :-1]
-    losses = cross_entropy(logits[:, :-1][counted].float(), tokens[:, 1:][counted], reduction="none" if per_token else "mean")
-    return torch.zeros(counted.shape, device=losses.device).masked_scatter(counted, losses) if per_token else losses

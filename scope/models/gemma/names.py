@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scope.models.hooks import HookPoint
+from scope.models.hook_point import HookPoint
 from scope.shapes import Logits, Resid, Tokens
 
 _ABSENT = {

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scope.models.hooks import HookPoint, exactly
+from scope.models.hook_point import HookPoint, exactly
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.layers import soft_cap, soft_cap_
 from scope.models.parts.rope import Angles, rotate
@@ -16,6 +16,7 @@ Results = Float[Tensor, "batch pos head d_model"]
 KvInputs = Float[Tensor, "batch pos kv d_model"]
 Inputs = tuple[Results, KvInputs, KvInputs]
 Grouped = Float[Tensor, "batch kv group pos d_head"]
+PerKv = Float[Tensor, "batch kv key d_head"]
 
 
 _NUMBERS = {"cpu": 1 << 19}  # scores that exist at once while nobody listens to them: what a cache near the core holds
@@ -70,6 +71,8 @@ class Attention(nn.Module):
         all there, and those that the mask would throw away are not computed."""
         batch, n_keys = len(q), k.shape[1]
         k, v = self.ready(k), self.ready(v)
+        if q.shape[1] == 1 and sight.real is None and n_keys <= (sight.window or n_keys):
+            return self.attend_to_all(q, k, v)
         grouped, z = self.grouped(q), torch.empty_like(q, memory_format=torch.contiguous_format)
         numbers = _NUMBERS.get(q.device.type, _NUMBERS_ELSEWHERE)
         for piece in sight.pieces(n_keys, numbers, batch * self.n_heads):
@@ -85,11 +88,19 @@ class Attention(nn.Module):
             z[:, piece.queries] = part.view(batch, self.n_heads, -1, self.d_head).transpose(1, 2)
         return z
 
+    def attend_to_all(self, q: Heads, k: PerKv, v: PerKv) -> Heads:
+        """The same for one new token, which sees every key: nothing is hidden, nothing to cut."""
+        scores = q.reshape(len(q), self.n_kv_heads, -1, self.d_head) @ k.transpose(2, 3)
+        soft_cap_(scores.mul_(self.scale), self.cap)
+        wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
+        pattern = torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
+        return (pattern @ v).reshape(q.shape)
+
     def grouped(self, q: Heads) -> Grouped:
         """Query head h reads key-value head h // group: heads that share one become more queries of it."""
         return q.transpose(1, 2).unflatten(1, (self.n_kv_heads, self.n_heads // self.n_kv_heads))
 
-    def ready(self, k: Keys) -> Float[Tensor, "batch kv key d_head"]:
+    def ready(self, k: Keys) -> PerKv:
         """Head by head, each in one stretch: products of strided matrices round otherwise, and slower."""
         k = k.transpose(1, 2)
         return k if k.stride()[-2:] == (self.d_head, 1) else k.contiguous()

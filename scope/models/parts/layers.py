@@ -3,10 +3,12 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, rms_norm
 
-from scope.models.hooks import HookPoint, exactly
+from scope.models.hook_point import HookPoint, exactly
 from scope.shapes import Resid
+
+_FEW = 1 << 17  # numbers; beyond them writing over what is there pays
 
 
 class RMSNorm(nn.Module):
@@ -22,9 +24,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        idle = not (torch.is_grad_enabled() or self.hook_scale.has_hooks() or self.hook_normalized.has_hooks())
+        if idle and (x.numel() < _FEW or x.device.type != "cpu"):  # on a CPU the same steps, called once
+            gain = 1.0 + self.weight.to(x32.dtype)
+            return rms_norm(x32, gain.shape, gain, self.eps).type_as(x)
         squares = x32.square()
         inverse = torch.rsqrt(squares.mean(-1, keepdim=True) + self.eps)
-        if not (torch.is_grad_enabled() or self.hook_scale.has_hooks() or self.hook_normalized.has_hooks()):
+        if idle:
             return torch.mul(x32, inverse, out=squares).mul_(1.0 + self.weight.to(x32.dtype)).type_as(x)
         normalized = self.hook_normalized(self._divided(x32, inverse) if self.hook_scale.has_hooks() else x32 * inverse)
         return (normalized * (1.0 + self.weight.to(x32.dtype))).type_as(x)
