@@ -9,7 +9,7 @@ _HOME = {
     "load_model": "scope.models.load",
     "generate": "scope.models.generate",
     "SamplingConfig": "scope.models.generate",
-    "load_sae": "scope.sae.files",
+    "load_sae": "scope.evaluation.load",
     "save_sae": "scope.sae.files",
     "JumpReLUConfig": "scope.sae.jumprelu",
     "train": "scope.training.trainer",

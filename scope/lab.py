@@ -41,7 +41,7 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
     """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
 
     `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. With `certify`, the
-    dictionary is checked against it on about 2,000 tokens when it is loaded (`lab.certificate`).
+    dictionary is checked against it on about 2,000 tokens when it is loaded (`lab.certificate`); without, the lab says so.
 
     Raises:
         PackError: the folder lacks a pack or a dictionary.
@@ -97,15 +97,19 @@ class Lab:
         return model
 
     def add(self, dictionary: Any) -> "Lab":
-        """Take in a dictionary of another site (a folder or an SAE), to steer or to look at beside the lab's own.
+        """Take in a dictionary of another site (a folder or an SAE), to steer or to look at beside the lab's own. One from
+        a folder is certified, as the lab's own was.
 
         Raises:
-            DictionaryError: it is of another model, or its site has one.
+            DictionaryError: it is of another model or does not fit it, or its site has one.
         """
-        sae = load_sae(dictionary, self._device) if isinstance(dictionary, str | Path) else dictionary
+        folder = dictionary if isinstance(dictionary, str | Path) else None
+        sae = dictionary if folder is None else load_sae(folder, self._device)
         if sae.site in self.dictionaries:
             raise DictionaryError(f"This lab has a dictionary at {sae.site} already.")
         check_dictionary(self.model, sae)
+        if folder is not None and self._certified is not None:
+            certify(self.model, sae, folder)
         self.dictionaries[sae.site] = sae
         return self
 
@@ -191,7 +195,8 @@ class Lab:
         return [g.text for g in made]
 
     def __repr__(self) -> str:
-        return f"Lab({self.pack.title})"
+        unchecked = "" if self._certified is not None else ", dictionary not checked against the model"
+        return f"Lab({self.pack.title}{unchecked})"
 
 
 @dataclass

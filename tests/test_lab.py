@@ -36,6 +36,11 @@ def test_five_lines_open_find_show_and_steer(lab):
     assert [len(arm.samples) for arm in run.arms] == [3, 3, 3]
 
 
+def test_a_lab_that_was_not_checked_says_so(lab, folder):
+    assert "not checked against the model" in repr(lab)
+    assert "not checked" not in repr(scope.open(folder))
+
+
 def test_strengths_are_measured_against_the_pack(lab):
     run = lab.steer(3, 0.5).compare("the dog", **FEW)
     assert run.sheet[0]["strength"] == pytest.approx(0.5)

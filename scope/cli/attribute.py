@@ -46,12 +46,16 @@ class Command:
     csv: Path | None = None
     """Write every row here."""
 
+    certificate: bool = True
+    """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
+
     any_model: bool = False
     """Allow a dictionary that was trained on other weights than the model's."""
 
     def run(self) -> None:
         from rich.text import Text
 
+        from scope.cli.certificate import certified
         from scope.cli.progress import console
         from scope.features.store import FeatureStore
         from scope.models.load import load_model
@@ -66,6 +70,7 @@ class Command:
 
             raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
         model = load_model(self.model, device=self.device)
+        certified(model, sae, self.sae, self.certificate, self.any_model)
         how = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
         found = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **how)
         console.print(Text(str(found)))

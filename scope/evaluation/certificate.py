@@ -2,14 +2,12 @@
 
 It is read at its site as it stands. Where L0 or FVU are not what they should be, or a neighbouring site does better, the ways
 in which it can be misread (`readings`) are tried, and the dictionary is refused with the one that explains it. What was found
-is kept beside the dictionary, by the hashes of both weights, so that it is measured once.
+is kept beside the dictionary (`kept`), by the hashes of both weights and of the rule, so that it is measured once.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.kept import Certificate, dictionary_hash, find, keep, key_of, shown
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.evaluation.nulls import Moments, RandomDictionary
 from scope.evaluation.readings import Reading, as_it_stands, elsewhere, otherwise
@@ -24,10 +23,6 @@ from scope.evaluation.splice import check_site, kept_mask, specials
 from scope.sae.base import SAE
 from scope.shapes import Tokens
 from scope.versions import version_of
-
-FILE, SCHEMA = "certificate.json", 1
-ELSEWHERE = Path("runs/certificates")
-"""Where certificates go of dictionaries that lie where nothing can be written, or on the hub."""
 
 TOKENS, CONTEXT, SOME = 2048, 128, 512
 """Tokens on which it is read; of a context; of those on which other readings are tried."""
@@ -37,30 +32,6 @@ OUTLIER = 20.0
 
 _ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 OnProgress = Callable[[int, int, dict], None]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """`fits`, in what words, and the numbers: of the dictionary as it stands, declared, of its null, of what else was tried."""
-
-    fits: bool
-    said: str
-    measured: dict[str, Any]
-    declared: dict[str, Any]
-    null: dict[str, float]
-    tried: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def line(self) -> str:
-        """All of it in a line: measured beside declared and null."""
-        m, d = self.measured, self.declared
-        l0 = f" (declared {_shown(d['l0'])})" if d.get("l0") is not None else ""
-        error = f" (declared {d['fvu']:.3f})" if d.get("fvu") is not None else ""
-        return (
-            f"{self.said} L0 {m['l0']:.1f}{l0}, FVU {m['fvu']:.3f}{error}, {self.null['fvu']:.3f} with a random dictionary of "
-            f"equal L0, on {m['tokens']:,} tokens"
-        )
 
 
 def certify(
@@ -83,14 +54,25 @@ def certify(
         ConfigError: no tokens were given and the model has no tokenizer.
     """
     check_site(model, sae, any_model)
-    key = key_of(model, sae)
-    kept = _kept(where, key)
+    key = key_of(model, sae, rule_hash(model, sae, tokens))
+    kept = find(where, key)
     if kept is None:
         kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
-        _keep(where, key, kept)
+        keep(where, key, kept)
     if not kept.fits:
         raise DictionaryError(refusal(kept, sae))
     return kept
+
+
+def rule_hash(model, sae: SAE, tokens: Tokens | None = None) -> str:
+    """sha256 of what decides beside the weights: the rules themselves, the text, and what the dictionary declares."""
+    digest = hashlib.sha256()
+    for module in ("certificate", "readings", "nulls", "metrics"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    tokenizer = getattr(model.tokenizer, "sha256", None)
+    text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
+    digest.update(json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode())
+    return digest.hexdigest()
 
 
 def refusal(certificate: Certificate, sae: SAE) -> str:
@@ -172,7 +154,7 @@ def problems(found: dict[str, Any], declared: dict[str, Any], null: float = floa
     if l0 is not None:
         low, high = l0 if isinstance(l0, list | tuple) else (l0, l0)
         if not low / 2 <= found["l0"] <= high * 2:
-            wrong["l0"] = f"{found['l0']:.1f} latents fire per token where {_shown(l0)} were declared"
+            wrong["l0"] = f"{found['l0']:.1f} latents fire per token where {shown(l0)} were declared"
     limit = min(0.9, 1.5 * error + 0.1) if error is not None else 0.9
     if not found["fvu"] <= limit:
         beside = f"where {error:.3f} was declared" if error is not None else "where predicting the mean leaves 1"
@@ -272,10 +254,6 @@ def _middle(l0: Any) -> float | None:
     return (l0[0] * l0[1]) ** 0.5 if isinstance(l0, list | tuple) else l0
 
 
-def _shown(l0: Any) -> str:
-    return f"{l0[0]:g} to {l0[1]:g}" if isinstance(l0, list | tuple) else f"{l0:.4g}"
-
-
 def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:
     """FVU of a random dictionary of as many latents (at most 8,192) and equal L0, fitted to the same tokens."""
     moments = Moments(sae.d_in)
@@ -319,67 +297,3 @@ def _provenance(model, sae: SAE) -> dict[str, Any]:
         "rule": f"position 0, special tokens and norms above {OUTLIER:g} medians are left out",
         "versions": {"scope": version_of(), "torch": torch.__version__},
     }
-
-
-# Keeping
-
-
-def key_of(model, sae: SAE) -> str | None:
-    """Names model, dictionary and site; None where the model's weights have no hash, and nothing can be kept."""
-    made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
-    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}" if made else None
-
-
-def dictionary_hash(sae: SAE) -> str:
-    """sha256 over names and bytes of its parameters: of what is in memory, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, p in sorted(sae.named_parameters()):
-        digest.update(name.encode())
-        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_for(where: Path | str | None) -> Path | None:
-    """certificate.json beside the dictionary; where that cannot be, a file in runs/certificates; None for one in memory."""
-    if where is None:
-        return None
-    path = Path(where).expanduser()
-    folder = path if path.is_dir() else path.parent if path.is_file() else None
-    if folder is not None and os.access(folder, os.W_OK) and "snapshots" not in folder.parts:
-        return folder / FILE
-    return ELSEWHERE / f"{hashlib.sha256(str(where).encode()).hexdigest()[:24]}.json"
-
-
-def read(where: Path | str) -> Certificate | None:
-    """The certificate that was made last of the dictionary at `where`; None if there is none, or none of this version."""
-    kept = list(_all(file_for(where)).values())
-    return Certificate(**kept[-1]) if kept else None
-
-
-def _all(file: Path | None) -> dict[str, dict]:
-    if file is None or not file.exists():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # it is only measured again
-    return content.get("certificates", {}) if content.get("schema") == SCHEMA else {}
-
-
-def _kept(where: Path | str | None, key: str | None) -> Certificate | None:
-    found = _all(file_for(where)).get(key or "")
-    return Certificate(**found) if found else None
-
-
-def _keep(where: Path | str | None, key: str | None, certificate: Certificate) -> None:
-    file = file_for(where)
-    if file is None or key is None:
-        return
-    content = {k: v for k, v in _all(file).items() if k != key} | {key: asdict(certificate)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(file.name + ".tmp")
-        aside.write_text(json.dumps({"schema": SCHEMA, "certificates": content}, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, file)
-    except OSError:
-        return  # a full or read-only disk loses only the time that it saves

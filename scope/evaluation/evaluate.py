@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from scope.errors import ConfigError, DictionaryError
-from scope.evaluation.certificate import dictionary_hash
+from scope.evaluation.kept import dictionary_hash
 from scope.evaluation.latents import geometry, shared
 from scope.evaluation.metrics import kl, l0, loss_recovered
 from scope.evaluation.notes import notes_of

@@ -15,7 +15,9 @@ def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
 @pytest.fixture
 def attribute(folder, capsys):
     def command(*flags: str) -> tuple[int, str, str]:
-        code = run(["attribute", "--sae", f"{folder}/dictionary", "--model", f"{folder}/checkpoint", *flags])
+        code = run(
+            ["attribute", "--sae", f"{folder}/dictionary", "--model", f"{folder}/checkpoint", "--no-certificate", *flags]
+        )
         out = capsys.readouterr()
         return code, out.out, out.err
 

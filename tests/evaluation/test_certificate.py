@@ -12,7 +12,10 @@ import torch
 from scope.cli.main import run as scope
 from scope.errors import DictionaryError
 from scope.evaluation import certificate
-from scope.evaluation.certificate import certify, examine, read, record, sample_text
+from scope.evaluation.certificate import certify, examine, record, sample_text
+from scope.evaluation.kept import read
+from scope.evaluation.load import UncheckedWarning
+from scope.evaluation.load import load_sae as load_for
 from scope.models.load import load_model
 from scope.sae.files import load_sae, save_sae
 from scope.sae.jumprelu import JumpReLUConfig
@@ -266,6 +269,38 @@ def test_a_certificate_lies_beside_the_dictionary_and_is_made_once_for_model_wei
             certify(model, sae, tmp_path, tokens)
     assert len(runs) == 2
     assert len(json.loads((tmp_path / "certificate.json").read_text())["certificates"]) == 3
+
+
+def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_declared_changes(
+    model, made, tokens, tmp_path, monkeypatch
+):
+    sae = load_sae(save_sae(made(), tmp_path))
+    runs = []
+    monkeypatch.setattr(certificate, "examine", lambda *given: runs.append(given) or examine(*given))
+    certify(model, sae, tmp_path, tokens)
+    certify(model, sae, tmp_path, tokens)
+    assert len(runs) == 1
+    certify(model, sae, tmp_path, tokens[:7])
+    monkeypatch.setattr(certificate, "OUTLIER", 19.0)
+    certify(model, sae, tmp_path, tokens)
+    sae.provenance["declared"] = sae.provenance["declared"] | {"fvu": 0.11}
+    certify(model, sae, tmp_path, tokens)
+    assert len(runs) == 4
+    assert certify(model, sae, tmp_path, tokens).declared["fvu"] == 0.11
+
+
+def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model, made, tokens, tmp_path):
+    save_sae(made(), tmp_path / "right")
+    assert load_for(tmp_path / "right", model=model, tokens=tokens).site == POST
+    assert read(tmp_path / "right").fits
+    wrong = made()
+    wrong.site = "blocks.2.hook_resid_mid"
+    save_sae(wrong, tmp_path / "wrong")
+    with pytest.raises(DictionaryError, match=f"it reads {POST}"):
+        load_for(tmp_path / "wrong", model=model, tokens=tokens)
+    with pytest.warns(UncheckedWarning, match="was not checked"):
+        assert load_for(tmp_path / "wrong", model=model, certify=False).site == wrong.site
+    assert load_for(tmp_path / "wrong").site == wrong.site
 
 
 def test_one_of_the_hubs_cache_is_kept_apart_and_a_damaged_one_is_made_anew(model, made, tokens, tmp_path, monkeypatch):

@@ -1,0 +1,43 @@
+"""`scope.load_sae`: a dictionary, and, given the model that it is for, the check that it fits there."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from scope.evaluation.certificate import certify as certificate_for
+from scope.sae.base import SAE
+from scope.sae.files import load_sae as load
+from scope.shapes import Tokens
+
+
+class UncheckedWarning(UserWarning):
+    """A dictionary was loaded for a model without the check that it fits, because that was asked for."""
+
+
+def load_sae(
+    folder_or_id: Path | str,
+    device: str = "cpu",
+    *,
+    model: Any = None,
+    certify: bool = True,
+    any_model: bool = False,
+    tokens: Tokens | None = None,
+) -> SAE:
+    """A dictionary from whatever `scope.sae.files.load_sae` reads: a folder, a file of weights, a hub id with the folder in it.
+
+    With a `model` it is certified for it on about 2,000 tokens (`tokens`, by default bundled text), once: what was found lies
+    beside the dictionary. `certify=False` skips that, with an UncheckedWarning; `any_model` allows other weights than it was
+    made for, as a fine-tune of the same base.
+
+    Raises:
+        DictionaryError: nothing that can be read; or it does not fit the model, with the reading that explains it.
+        ConfigError: a device that this machine does not have, or a model without a tokenizer and no tokens.
+    """
+    sae = load(folder_or_id, device)
+    if model is None:
+        return sae
+    if certify:
+        certificate_for(model, sae, folder_or_id, tokens, any_model=any_model)
+    else:
+        warnings.warn(f"{folder_or_id} was not checked against the model: certify=False.", UncheckedWarning, stacklevel=2)
+    return sae
