@@ -21,7 +21,8 @@ PENALTIES = {
 def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float, **settings) -> tuple[JumpReLUSAE, torch.Tensor]:
     generator = torch.Generator().manual_seed(d_in)
     x = torch.randn(203, d_in, generator=generator, dtype=torch.float64) / d_in**0.5
-    config = JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=l0, start_l0=1.0, bandwidth=bandwidth, **settings)
+    settings |= {"bandwidth": bandwidth, "revive_after": None}
+    config = JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=l0, start_l0=1.0, **settings)
     sae = JumpReLUSAE(config).double()
     sae.initialise(x)
     with torch.no_grad():
@@ -151,6 +152,7 @@ def halves(sae: JumpReLUSAE) -> list[JumpReLUSAE]:
             bandwidth=sae.bandwidth,
             penalty=sae.config.penalty,
             frequency_scale=sae.config.frequency_scale,
+            revive_after=None,
         )
         half = JumpReLUSAE(config).double()
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scope.sae.engines.base import Batch
 from scope.sae.engines.screen import Screen
-from scope.sae.engines.sparse import compressed, dots, find, into, sums, weighted_rows
+from scope.sae.engines.sparse import compressed, dots, find, sums, weighted_rows, weighted_rows_into
 from scope.sae.engines.workspace import Workspace
 from scope.sae.jumprelu import JumpReLUSAE, in_window
 from scope.shapes import Acts
@@ -137,7 +137,8 @@ class JumpReLUEngine:
     def _sparse(self, x: Acts) -> Seen:
         sae, n, d_sae = self.sae, len(x), self.sae.d_sae
         for p in (sae.W_enc, sae.W_dec):
-            p.grad = None  # they come anew, and two of each would be the most memory of the step
+            if p.grad is None:
+                p.grad = torch.empty_like(p)
         latents, tokens, pre = find(self.screen, x, sae)
         threshold = sae.threshold.index_select(0, latents)
         at = (pre > threshold).nonzero().squeeze(1)
@@ -147,8 +148,8 @@ class JumpReLUEngine:
         u.mul_(2 / n)
         h = dots(latents, tokens, sae.W_dec, u)
         d_pre, starts = h.index_select(0, at), compressed(fires, d_sae)
-        into(sae.W_dec, weighted_rows(u, on, starts, values))
-        into(sae.W_enc, weighted_rows(x, on, starts, d_pre).T)
+        weighted_rows_into(sae.W_dec.grad, u, on, starts, values)
+        weighted_rows_into(sae.W_enc.grad.T, x, on, starts, d_pre)
         sae.b_dec.grad, sae.b_enc.grad = u.sum(0), sums(d_pre, fires, d_sae)
         inside, price, fired = latents.index_select(0, near), sae.price(l0), starts.diff().long()
         in_windows = torch.bincount(inside, minlength=d_sae).to(x.dtype)

@@ -4,11 +4,12 @@ import warnings
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from scope.sae.engines.screen import Screen
 from scope.sae.jumprelu import JumpReLUSAE
 from scope.shapes import Acts
+
+_GROUPS = 1024
 
 
 def find(screen: Screen, x: Acts, sae: JumpReLUSAE) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,9 +60,9 @@ def weighted_rows(rows: Tensor, chosen: Tensor, starts: Tensor, weights: Tensor)
     return torch.embedding_bag(rows, chosen, starts, False, 0, False, weights, True)[0]
 
 
-def into(p: Parameter, gradient: Tensor) -> None:
-    """Make `gradient` that of `p`, in the layout of `p`, which the optimiser relies on."""
-    if gradient.stride() == p.stride():
-        p.grad = gradient
-    else:
-        p.grad = torch.empty_like(p).copy_(gradient)
+def weighted_rows_into(out: Tensor, rows: Tensor, chosen: Tensor, starts: Tensor, weights: Tensor) -> None:
+    """The same, some groups at a time, into memory that is there: large results that come and go scatter what is free."""
+    for i in range(0, len(out), _GROUPS):
+        some = starts[i : i + _GROUPS + 1]
+        first, last = int(some[0]), int(some[-1])
+        out[i : i + _GROUPS] = weighted_rows(rows, chosen[first:last], some - first, weights[first:last])
