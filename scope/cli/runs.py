@@ -52,18 +52,21 @@ def _show(found) -> None:
     for name in (["kind"] if kinds else []) + ["width", "L0", "target", "FVU", "dead", "tok/s"]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    group = None
+    sites, group = {t.site for t in found}, None
     for t in found:
         folder = Path(t.folder)
         if folder.parent != group:  # a training of many has a folder of its own; its dictionaries stand below
             group = folder.parent
             table.add_row(f"[dim]{escape(str(group))}/[/]")
-        site = "" if not t.site or folder.name.startswith(t.site) else f" [dim]{escape(t.site)}[/]"
+        told_already = not t.site or len(sites) == 1 or folder.name.startswith(t.site)
+        site = "" if told_already else f" [dim]{escape(t.site)}[/]"
         numbers = [(t.kind, "s"), (t.d_sae, ","), (t.l0, ".1f"), (t.target, "g"), (t.fvu, ".3f"), (t.dead, ".1%")]
         cells = ["-" if value is None else format(value, form) for value, form in numbers[0 if kinds else 1 :]]
         speed = "-" if t.tokens_per_second is None else f"{t.tokens_per_second:,.0f}"
         at = f"{t.state} at {t.step:,} of {t.steps:,}" if t.state in ("stopped", "running") and t.steps else t.state
         table.add_row(f"  {escape(folder.name)}{site}", *cells, speed, at)
+    if len(sites) == 1 and found[0].site:
+        console.print(f"All over {escape(found[0].site)}:")
     console.print(table)
     told: dict[str, list[str]] = {}
     for t in found:
