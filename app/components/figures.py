@@ -190,13 +190,11 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str,
     ]
     low, high = (extreme([v for _, y in lines.values() for v in y if v > 0 or not log], default=1.0) for extreme in (min, max))
     ticks = _round_values(low, high) if log else []
-    scale = (
-        {"type": "log", "tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
-        if len(ticks) > 1
-        else {"type": "log"}
-        if log
-        else {}
-    )
+    scale: dict[str, Any] = {"type": "log"} if log else {"rangemode": "tozero"}
+    if len(ticks) > 1:
+        scale |= {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
+    elif not log and high <= 0:
+        scale |= {"range": [0, 1]}
     return _figures(traces, 240, {"title": _title("tokens")}, {"title": _title(name), **scale})
 
 
@@ -235,7 +233,7 @@ def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> go.Fig
         }
         for (slug, (edges, counts)), colour in zip(each.items(), SERIES, strict=False)
     ]
-    ticks = {"tickvals": list(range(-7, 1)), "ticktext": [f"{100 * 10.0**p:.6g} %" for p in range(-7, 1)]} if log else {}
+    ticks = {"tickvals": list(range(-6, 1, 2)), "ticktext": [f"{100 * 10.0**p:.6g} %" for p in range(-6, 1, 2)]} if log else {}
     return _figures(traces, 240, ticks, {"title": _title("share of latents"), "tickformat": ".0%"})
 
 

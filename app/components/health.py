@@ -52,14 +52,15 @@ def telling_text(store: FeatureStore, latents: list[int], longest: int = 120) ->
     """A short text of the pack on which the first of these latents fires, to begin with on the Prompt page; "" without one."""
     for latent in latents:
         try:
-            found = store[latent].examples("random", 1) or store[latent].examples("top", 1)
+            found = store[latent].examples("random", 8)
         except PackError:
             continue
         for example in found:
             tokens = example.tokens[max(0, example.peak - 16) : example.peak + 8]
             pieces = [piece for _, _, piece in characters(tokens) if not (piece[:1] == "<" and piece[-1:] == ">")]
             text = " ".join("".join(pieces).split())[:longest]
-            if len(text) > 20:
+            words = {word for word in text.split() if word.isalpha()}
+            if len(words) >= 4 and sum(map(len, words)) > len(text) / 2:
                 return text
     return ""
 

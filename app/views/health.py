@@ -50,6 +50,11 @@ if rows is not None:
         meaning="What a check of site, scale and model found.",
     )
     st.dataframe(rows, hide_index=True, alt="The certificate of this dictionary")
+else:
+    st.caption(
+        "No certificate lies in this pack: whether site, scale and model are the right ones was not checked when it was made. "
+        "`scope evaluate` and `scope features` check it, and the next pack of this dictionary takes it along."
+    )
 
 curves = {slug: (each.health or {}).get("training") for slug, each in packs.items()}
 curves = {slug: rows for slug, rows in curves.items() if rows}

@@ -99,5 +99,5 @@ with st.expander("How these numbers were made"):
             st.success("All files are as they were written.")
 made = store.manifest.get("made", {})
 told = [f"scope {made.get('scope', '?')}, {str(made.get('date', ''))[:10]}", f"dictionary {health.digest(store)}"]
-told += [f"{store.n_tokens:,} tokens of {health.corpus_name(store)}", "nothing on these pages leaves this machine"]
+told += [f"{store.n_tokens:,} tokens of the corpus {health.corpus_name(store)}", "nothing on these pages leaves this machine"]
 st.caption(plain(" · ".join(told)))
