@@ -41,7 +41,7 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
     shown = pd.DataFrame({"latent": rows.index, **{name: rows[name].to_numpy() for name in figures}})
     if "token" in rows:
         shown.insert(1, "token", [piece(token) for token in rows["token"]])
-    shown["label"] = [show_line(text) for text in rows["label"]]
+    shown.insert(shown.columns.get_loc(figures[0]) + 1, "label", [show_line(text, 40) for text in rows["label"]])
     config = {
         name: st.column_config.NumberColumn(name, format=_FORMS[name], help=_HELP.get(name))
         for name in figures

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import session
+from app import prompting, session
 from app.components import figures, listing, prompts
 from app.components.code import copy_as_python, heading, opening
 from app.components.plain import number, plain
@@ -164,17 +164,12 @@ place = place if place is not None and place < len(view.pieces) else None
 columns_shown = ("value", "share", "quantile", "surprise")
 towards = ""
 if by == "direct effect":
-    from scope.features.direct import direct_effects
-
     at = len(view.pieces) - 1 if place is None else place
     try:
-        with session.live(store) as (model, sae):
-            token, effects = direct_effects(view, model, sae, at)
+        token, rows = prompting.by_direct_effect(store, view, at, 20, dense=dense, least=least)
     except PackError as refusal:
         session.refuse(refusal)
         st.stop()
-    rows = ranked(view, at, "value", store.d_sae, dense=dense, least=least)
-    rows = rows.assign(direct=effects[rows.index]).sort_values("direct", key=np.abs, ascending=False, kind="stable").head(20)
     columns_shown = ("direct", "value", "share", "surprise")
     towards = f" Towards {prompts.piece(store.vocab[token])!r}, the likeliest token after token {at}."
 else:
@@ -224,29 +219,11 @@ with left:
 with right:
     call = f"from scope.features.direct import next_tokens\nnext_tokens(view, model, {place})"
     heading("What comes next", python + call, "py next", meaning="Likeliest tokens after the chosen one, or after the last.")
-    key = ("next", id(view), place)
-    if st.session_state.get("next", (None,))[0] != key:
-        from scope.features.direct import next_tokens
-
-        with session.live(store) as (model, _):
-            st.session_state["next"] = (key, next_tokens(view, model, place))
-    prompts.following(st.session_state["next"][1], key=f"following {hash(read_texts[0])} {place}")
+    prompts.following(prompting.following(store, view, place), key=f"following {hash(read_texts[0])} {place}")
     if shown is not None:
-        lines = f"from scope import Ablate\nfrom scope.steering.effects import effects\neffects(model, sae, Ablate({shown}), "
         st.caption(plain(f"#{shown} {store[shown].label}"))
         latent_links(shown)
-        with st.container(horizontal=True, vertical_alignment="center"):
-            ablate = st.button(f"Ablate #{shown}", icon=":material/content_cut:", help="Runs the text once without it.")
-            copy_as_python(python + lines + "'a text')", key="py ablate")
-        if ablate:
-            from scope.steering.effects import effects
-            from scope.steering.interventions import Ablate
-
-            with session.live(store) as (model, sae), st.spinner("Ablating"):
-                st.session_state["ablated"] = (read_texts[0], shown, effects(model, sae, Ablate(shown), read_texts[0]))
-        was, which, found = st.session_state.get("ablated", ("", None, None))
-        if found is not None and (was, which) == (read_texts[0], shown):
-            prompts.ablated(found)
+        prompting.ablation(store, read_texts[0], shown)
 
 left, right = st.columns([3, 2], gap="medium")
 with left:
@@ -266,31 +243,5 @@ with left:
     if chosen.selection.points:
         session.go("feature", f=latents[int(chosen.selection.points[0]["y"])])
 with right:
-    heading(
-        "What decides the next token",
-        opening(str(store.folder)) + prompts.attribution_code(read_texts[0]),
-        "py attribution",
-        meaning="A logit difference taken apart; with the error as a row, the rows add up.",
-    )
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        token = st.text_input("Token", key="token", placeholder="the likeliest", width=130)
-        other = st.text_input("against", key="other", placeholder="the next one", width=130)
-        method = st.selectbox("Method", prompts.METHODS, key="method", width=140)
-        go = st.button("Attribute", icon=":material/functions:")
-    if go:
-        from scope.steering.attribution import attribute
-
-        try:
-            with session.live(store) as (model, sae), st.spinner("Attributing"):
-                st.session_state["attribution"] = (
-                    read_texts[0],
-                    attribute(model, sae, read_texts[0], token or None, other or None, method=method, pack=store, exact=16),
-                )
-        except ScopeError as refusal:
-            session.refuse(refusal)
-    asked, found = st.session_state.get("attribution", ("", None))
-    if found is not None and asked == read_texts[0]:
-        prompts.attribution(found)
-    else:
-        st.caption("Which latents make the model say this token rather than the other, by gradient or by ablating each.")
+    prompting.attribution(store, read_texts[0])
 footer({"two": False, "by": by, "dense": dense, "chat": chat})
