@@ -138,6 +138,7 @@ class Command:
         return evaluation
 
     def _features(self, model, sae, store):
+        from scope.cli.certificate import certified
         from scope.cli.progress import progress_bar
         from scope.errors import PackError
         from scope.features.collect import CollectConfig, collect, weights_hash
@@ -153,6 +154,7 @@ class Command:
         except PackError:
             pass  # none yet, or one that was not finished: it is made now
         config = CollectConfig(seed=self.seed)
+        certificate = certified(model, sae, dictionary, True)
         with progress_bar("Collecting", unit="tokens") as on_progress:
             return collect(
                 model,
@@ -161,7 +163,7 @@ class Command:
                 config,
                 folder,
                 on_progress,
-                health=find_health(dictionary),
+                health=find_health(dictionary, certificate=certificate),
                 dictionary=str(dictionary.resolve()),
             )
 

@@ -15,7 +15,8 @@ class Command:
 
     One pass over the activations of a recording, or of a model on a corpus, gathers all latents at once; then each
     latent's effect on the next token is measured beside random directions. The pack can be browsed without the model:
-    scope app PACK. Stopped, the same command goes on where it stopped.
+    scope app PACK. Stopped, the same command goes on where it stopped. Several processes share the work, on one machine or
+    with one disk: torchrun --nproc-per-node N -m scope.cli features ...
     """
 
     dictionary: tyro.conf.Positional[str]
@@ -51,6 +52,7 @@ class Command:
     config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
 
     def run(self) -> None:
+        from activations.ranks import Ranks
         from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
@@ -61,17 +63,21 @@ class Command:
 
         if (self.recording is None) == (self.corpus is None):
             raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
-        sae = load_sae(self.dictionary, device=self.device)
+        ranks = Ranks.of_environment()
+        device = f"cuda:{ranks.local}" if self.device == "cuda" and ranks.world > 1 else self.device
+        sae = load_sae(self.dictionary, device=device)
         if self.site:
             sae.site = self.site
         find_health(Path(self.dictionary), self.evaluation)  # a report that is not there is refused before the work
         store, named = self._recording()
-        model = load_model(self.model or named or _named(sae.provenance) or "bundled", device=self.device)
-        certified(model, sae, self.dictionary, self.certificate)
-        health = find_health(Path(self.dictionary), self.evaluation)
+        model = load_model(self.model or named or _named(sae.provenance) or "bundled", device=device)
+        certificate = certified(model, sae, self.dictionary, self.certificate) if ranks.leads else None
+        health = find_health(Path(self.dictionary), self.evaluation, certificate)
         described: dict = {}
         if store is None:
             store, described = self._tokens(model)
+        if ranks.leads:
+            _plan(console, self.config, model, sae, store, ranks)
         with progress_bar("Collecting", unit="tokens") as on_progress:
             pack = collect(
                 model,
@@ -79,12 +85,14 @@ class Command:
                 store,
                 self.config,
                 self.out,
-                on_progress,
+                on_progress if ranks.leads else None,
                 health=health,
                 corpus=described,
                 dictionary=str(Path(self.dictionary).resolve()) if Path(self.dictionary).exists() else self.dictionary,
+                ranks=ranks,
             )
-        _report(console, pack)
+        if pack is not None:
+            _report(console, pack)
 
     def _recording(self):
         """(store, the model that it names), or nothing when a corpus is read."""
@@ -116,6 +124,27 @@ def _named(described: dict) -> str | None:
     """The model that a provenance names."""
     model = described.get("model") or described.get("model_name")
     return model.get("model") if isinstance(model, dict) else model
+
+
+def _plan(console, config: CollectConfig, model, sae, store, ranks) -> None:
+    """What it will take, in a line."""
+    from scope.cli.progress import size
+    from scope.features.plan import plan
+
+    recorded = hasattr(store, "n_rows")
+    n_ctx = int(store.tokens.shape[1]) if recorded else int(store.shape[1])
+    there = int(store.n_rows) if recorded else store.numel()
+    n_tokens = there if config.tokens is None else min(there, config.tokens)
+    training = (sae.provenance or {}).get("training") or {}
+    l0 = training.get("l0") if isinstance(training.get("l0"), int | float) else None
+    found = plan(sae.W_dec.shape[0], sae.W_enc.shape[0], model.cfg.d_vocab, n_tokens, n_ctx, config, l0)
+    shared = f", shared by {ranks.world} processes" if ranks.world > 1 else ""
+    console.print(
+        f"{n_tokens:,} tokens{shared}: at most {size(found.peak)} of memory beside model and dictionary, "
+        f"{size(found.building)} of disk while it is built, about {size(found.pack)} for the pack",
+        style="dim",
+        highlight=False,
+    )
 
 
 def _report(console, pack) -> None:

@@ -39,7 +39,7 @@ def _part(store: "FeatureStore", part: str) -> list[int]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise PackError(f"{part} runs backwards; ranges go upwards, as {last}-{first}.")
-        store[first], store[last]  # noqa: B018 - refuses what the pack does not have
+        store[first], store[last]
         return list(range(first, last + 1))
     if match := re.fullmatch(r"([a-z]\w*):(\d{1,9})", part):
         return _foremost(store, match[1], int(match[2]))

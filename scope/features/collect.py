@@ -18,14 +18,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from activations.ranks import Ranks
 from activations.store import ActivationStore
 from scope.errors import DictionaryError
-from scope.features import passes
+from scope.features import passes, share
 from scope.features.codes import edges
-from scope.features.config import NEUTRAL, CollectConfig
+from scope.features.config import CollectConfig
 from scope.features.layout import N_BINS, PackArrays, refuse_foreign, write_pack
-from scope.features.logits import OutputScores, TokenEffects, neighbours, output_scores, token_effects
+from scope.features.logits import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.passes import NEAR, Statistics
+from scope.features.scoring import measure
 from scope.features.source import Source, from_recording, from_tokens, require_tokens
 from scope.features.store import FeatureStore
 from scope.features.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, flags, label, output_label, percentile
@@ -47,8 +49,12 @@ def collect(
     health: dict[str, Any] | None = None,
     corpus: dict[str, Any] | None = None,
     dictionary: str | None = None,
-) -> FeatureStore:
+    ranks: Ranks | None = None,
+) -> FeatureStore | None:
     """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
+
+    With `ranks` of several processes, each is to be given the same arguments and encodes its share; the first one writes the
+    pack and returns it, the others return None when their share is done. Memory and disk: `scope.features.plan`.
 
     `health` (an evaluation report, training curves) is stored as it is; `corpus` describes given tokens; `dictionary` is
     where the dictionary lies, a hint for those who open the pack later.
@@ -58,7 +64,7 @@ def collect(
         UnknownSite: the recording or the model has no such site.
         PackError: the recording is another model's, `out` is no pack, or another process is building it.
     """
-    config, out = config or CollectConfig(), Path(out)
+    config, out, ranks = config or CollectConfig(), Path(out), ranks or Ranks()
     refuse_foreign(out)
     _check(model, sae)
     if isinstance(store, Tensor):
@@ -75,18 +81,25 @@ def collect(
         "chunk_tokens": config.chunk_tokens,
         **source.described,
     }
+    if not ranks.leads:
+        share.assist(model, sae, source, identity, out, config.chunk_tokens, ranks)
+        return None
     began = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     n_ctx = source.contexts.shape[1]
     with workshop(out, identity, n_ctx, source.n_tokens) as place:
+        if ranks.world > 1:
+            share.encode_share(sae, source, place, config.chunk_tokens, ranks, on_progress)
+        missing = share.missing_chunk(place, ranks)
         found = passes.gather(
-            sae, source, place, config.sizes, config.chunk_tokens, model.cfg.d_vocab, config.seed, on_progress
+            sae, source, place, config.sizes, config.chunk_tokens, model.cfg.d_vocab, config.seed, on_progress, missing
         )
-        examples, relations, tokens = _look_up(sae, source, place, found, config)
+        examples, relations, tokens, controls = _look_up(sae, source, place, found, config)
         rho = float(np.median(np.concatenate(found.norms)))
         directions = sae.W_dec.detach().float()
         effects = _effects(model, directions)
-        scores, null = _scores(model, sae.site, directions, effects, rho, found, config, on_progress)
+        count, blocks = found.moments.count, share.Blocks(model, sae, place, ranks)
+        scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         near_id, near_cos = neighbours(directions)
         relations |= {"neighbour_id": near_id, "neighbour_cos": near_cos, **_outputs(effects, scores)}
         vocab = _vocab(model)
@@ -99,6 +112,7 @@ def collect(
             examples=examples,
             relations=relations,
             token_totals=totals,
+            controls=controls,
             contexts=source.contexts,
             documents=source.documents,
             document_names=source.document_names,
@@ -140,7 +154,7 @@ def weights_hash(sae) -> str:
 
 
 def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfig):
-    """(examples, co-firing and token relations, token statistics)."""
+    """(examples, co-firing and token relations, token statistics, control windows)."""
     sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
     d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
 
@@ -150,7 +164,8 @@ def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfi
     chosen = passes.choose(found, edges(found.low))
     tokens = found.tokens.result(d_sae)
     candidates = passes.near_candidates(source, tokens["id"], tokens["count"], found.moments.count, config.seed)
-    near, relations = passes.near_and_cofiring(found, candidates, again, n_positions)
+    middles = passes.control_positions(source, sizes, config.seed)
+    near, relations, controls = passes.near_and_cofiring(found, candidates, again, n_positions, middles)
     starts, lengths = passes.runs(near.group)
     chosen.put(near, near.group, sizes.start(NEAR) + np.arange(len(near)) - np.repeat(starts, lengths), NEAR)
     shape = (d_sae, sizes.places, 2 * sizes.window + 1)
@@ -159,53 +174,12 @@ def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfi
     passes.fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
     examples = {**vars(chosen), "acts": acts, "histogram": found.moments.histogram}
     relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
-    return examples, relations, tokens
+    return examples, relations, tokens, controls
 
 
 def _effects(model, directions: Tensor) -> TokenEffects | None:
     """None where the site does not lie in the residual stream: its directions have no logits."""
     return token_effects(model, directions) if directions.shape[1] == model.cfg.d_model else None
-
-
-def _scores(
-    model, site: str, directions: Tensor, effects: TokenEffects | None, rho: float, found, config, on_progress
-) -> tuple[OutputScores | None, dict[str, Any]]:
-    """Output scores, and the same for random directions."""
-    if effects is None or config.score_prompts == 0 or model.tokenizer is None:
-        why = "left out" if not config.score_prompts else "the site is not in the residual stream, or there is no tokenizer"
-        return None, {"prompts": 0, "why": why}
-    prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
-    length = config.score_strength * rho
-    generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(config.score_null, directions.shape[1], generator=generator).to(directions.device)
-    null = {"strength": config.score_strength, "length": length, "prompts": len(prompts), "random": config.score_null}
-    if config.score_null:
-        aimless = output_scores(model, site, noise, token_effects(model, noise).promoted_id, length, prompts)
-        null["null_mean"], null["null_p95"] = float(aimless.score.mean()), float(np.quantile(aimless.score, 0.95))
-        null["null_kl"] = float(aimless.kl.mean())
-    chosen = _scored(found, config)
-    null["latents"] = len(chosen)
-    report = (lambda done, total, numbers: on_progress(done, total, {"output scores": done})) if on_progress else None
-    some = output_scores(model, site, directions[chosen], effects.promoted_id[chosen], length, prompts, on_progress=report)
-    return _spread(some, chosen, len(directions)), null
-
-
-def _scored(found: Statistics, config: CollectConfig) -> np.ndarray:
-    """Latents to measure: all, or the most frequent of those that are not dense."""
-    count, n = found.moments.count, sum(map(len, found.norms))
-    if config.score_latents is None or config.score_latents >= len(count):
-        return np.arange(len(count))
-    order = np.argsort(np.where(count / max(n, 1) >= config.flags.dense, -1, count) * -1, kind="stable")
-    return np.sort(order[: config.score_latents])
-
-
-def _spread(some: OutputScores, rows: np.ndarray, n: int) -> OutputScores:
-    """Scores of some latents as those of all: NaN and -1 for the rest."""
-    k = some.measured_id.shape[1]
-    every = OutputScores(np.full(n, np.nan), np.full(n, np.nan), np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32))
-    for name, column in vars(every).items():
-        column[rows] = getattr(some, name)
-    return every
 
 
 def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[str, np.ndarray]:
@@ -319,6 +293,7 @@ def _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
         "pad": int(model.cfg.pad),
         "excluded": "<bos>, control tokens and padding: latents are not counted there",
         "window": config.sizes.window,
+        "control_half": config.sizes.control_half,
         "histogram": {"low": found.low, "bins": N_BINS},
         "norm_median": rho,
         "norm_p99": float(np.quantile(norms, 0.99)),

@@ -40,6 +40,8 @@ class Sizes:
     """Most frequent tokens."""
     cofiring: int = 10
     """Latents that fire together with it."""
+    controls: int = 256
+    """Windows of text, the same for all latents, of which it is kept who fires in them: what labels are tested on."""
     cofiring_sample: int = 64
     """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
 
@@ -48,6 +50,11 @@ class Sizes:
             least = 1 if name in ("bands", "tokens") else 0
             if value < least:
                 raise ConfigError(f"sizes.{name} is {value}; it must be at least {least}.")
+
+    @property
+    def control_half(self) -> int:
+        """Tokens on either side of a control window's middle."""
+        return min(16, self.window)
 
     @property
     def places(self) -> int:

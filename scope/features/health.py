@@ -1,6 +1,7 @@
 """What is known of a dictionary beside its latents: the evaluation report and the training curve, found in its folder."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ from scope.errors import PackError
 _CURVE_POINTS = 400
 
 
-def find_health(dictionary: Path, evaluation: Path | None = None) -> dict[str, Any] | None:
+def find_health(dictionary: Path, evaluation: Path | None = None, certificate: Any = None) -> dict[str, Any] | None:
     """{"evaluation": report, "certificate": ..., "training": rows of the log}, of what there is; None if there is nothing.
 
-    A report that was named must be there; one that merely lies in the folder must be readable.
+    A report that was named must be there; one that merely lies in the folder must be readable. `certificate` is what was just
+    found, a dataclass; without it, the one that was last kept in the folder.
 
     Raises:
         PackError: the report is missing or no JSON.
@@ -21,9 +23,9 @@ def find_health(dictionary: Path, evaluation: Path | None = None) -> dict[str, A
     report = evaluation or dictionary / "evaluation.json"
     if evaluation or report.exists():
         health["evaluation"] = _read(report)
-    certificate = _certificate(dictionary / "certificate.json")
-    if certificate:
-        health["certificate"] = certificate
+    fits = asdict(certificate) if certificate else _certificate(dictionary / "certificate.json")
+    if fits:
+        health["certificate"] = {name: value for name, value in fits.items() if name != "tried"}
     log = dictionary / "log.jsonl"
     if log.exists():
         health["training"] = _curve(log)
@@ -44,7 +46,7 @@ def _certificate(file: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     kept = list((_read(file).get("certificates") or {}).values())
-    return {name: value for name, value in kept[-1].items() if name != "tried"} if kept else None
+    return kept[-1] if kept else None
 
 
 def _curve(log: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ examples.h5       one chunk a latent, each with its own checksum: examples, thei
 relations.h5      neighbours, co-firing, tokens, promoted and suppressed tokens
 contexts.npy      token ids [n_contexts context]        documents.npy, documents.json   where each token came from
 vocab.json.gz     the piece of every id, so that no tokenizer is needed to read the pack
-health.json       (optional) the evaluation report and the training curves
+README.txt        this, at length, for those who read a pack without this program
+health.json       (optional) the evaluation report, the certificate and the training curves
 notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
 """
 
@@ -28,6 +29,7 @@ import pandas as pd
 
 from scope.errors import PackError
 from scope.features.notes import FILE, Notes
+from scope.features.readme import TEXT
 
 SCHEMA = 1
 N_BINS = 160
@@ -73,6 +75,7 @@ RELATIONS = {
     "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
     "logit_ends": "f4",  # [d_sae 2]
 }
+CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
 LATER = ("logit_histogram", "logit_ends")
 """Relations that packs of the first months lack."""
 
@@ -93,6 +96,8 @@ class PackArrays:
     vocab: list[str]
     manifest: dict[str, Any]
     health: dict[str, Any] | None = None
+    controls: dict[str, np.ndarray] | None = None
+    """Windows of text: "position" [n] of their middles, "latent" [start[i] : start[i + 1]] those that fire in window i."""
 
 
 def write_pack(out: Path, arrays: PackArrays) -> None:
@@ -107,13 +112,14 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
     aside.mkdir(parents=True)
     arrays.table.rename_axis("id").to_parquet(aside / "features.parquet")
     _write_examples(aside / "examples.h5", arrays.examples)
-    _write_relations(aside / "relations.h5", arrays.relations, arrays.token_totals)
+    _write_relations(aside / "relations.h5", arrays)
     small = np.uint16 if len(arrays.vocab) <= 1 << 16 else np.uint32
     np.save(aside / "contexts.npy", np.asarray(arrays.contexts).astype(small, copy=False), allow_pickle=False)
     np.save(aside / "documents.npy", np.asarray(arrays.documents).astype(np.int32, copy=False), allow_pickle=False)
     (aside / "documents.json").write_text(json.dumps(arrays.document_names))
     (aside / "vocab.json.gz").write_bytes(_gzipped(json.dumps(arrays.vocab)))
-    names = [*FILES]
+    (aside / "README.txt").write_text(TEXT)
+    names = [*FILES, "README.txt"]
     if arrays.health is not None:
         (aside / "health.json").write_text(json.dumps(arrays.health))
         names.append("health.json")
@@ -156,11 +162,19 @@ def _write_examples(file: Path, arrays: dict[str, np.ndarray]) -> None:
             _write_dataset(f, name, arrays[name], dtype, rows=1)
 
 
-def _write_relations(file: Path, arrays: dict[str, np.ndarray], token_totals: np.ndarray) -> None:
+def _write_relations(file: Path, arrays: PackArrays) -> None:
     with h5py.File(file, "w", libver="v110") as f:
         for name, dtype in RELATIONS.items():
-            _write_dataset(f, name, arrays.get(name, np.zeros((len(arrays["token_id"]), 0))), dtype, rows=256)
-        f.create_dataset("token_totals", data=token_totals.astype("i8"), chunks=True, fletcher32=True, compression="gzip")
+            nothing = np.zeros((len(arrays.table), 0))
+            _write_dataset(f, name, arrays.relations.get(name, nothing), dtype, rows=256)
+        whole = {"token_totals": arrays.token_totals.astype("i8")}
+        for name, array in (arrays.controls or {}).items():
+            whole[f"control_{name}"] = array.astype(CONTROLS[name])
+        for name, array in whole.items():
+            if len(array):
+                f.create_dataset(name, data=array, chunks=True, fletcher32=True, compression="gzip")
+            else:
+                f.create_dataset(name, data=array)
 
 
 def _write_dataset(f: h5py.File, name: str, array: np.ndarray, dtype: str, rows: int) -> None:

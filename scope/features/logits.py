@@ -13,7 +13,6 @@ from torch import Tensor
 
 from scope.models.parts.cache import LayerCache, ModelCache
 
-
 N_LOGIT_BINS = 40
 
 

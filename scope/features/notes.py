@@ -110,16 +110,24 @@ class Notes:
         self, latent: int, text: str, source: str, score: float | None = None, detail: dict[str, Any] | None = None
     ) -> None:
         """Keep a label; an empty text takes it back. What a person wrote is only replaced by a person ("you")."""
-        text = text.strip()[:LONGEST]
+        self.set_labels([(latent, text, source, score, detail)])
+
+    def set_labels(self, labels: Iterable[tuple[int, str, str, float | None, dict[str, Any] | None]]) -> None:
+        """Many at once, as (latent, text, source, score, detail); all are kept, or none."""
+        rows = list(labels)
+        if not rows:
+            return
         with self._open(write=True) as db:
-            if not text:
-                db.execute("DELETE FROM labels WHERE latent = ?", (latent,))
-                return
-            before = db.execute("SELECT source FROM labels WHERE latent = ?", (latent,)).fetchone()
-            if before and before[0] == "you" != source:
-                return
-            row = (latent, text, source, score, json.dumps(detail or {}), time.time())
-            db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", row)
+            for latent, text, source, score, detail in rows:
+                text = text.strip()[:LONGEST]
+                if not text:
+                    db.execute("DELETE FROM labels WHERE latent = ?", (latent,))
+                    continue
+                before = db.execute("SELECT source FROM labels WHERE latent = ?", (latent,)).fetchone()
+                if before and before[0] == "you" != source:
+                    continue
+                row = (latent, text, source, score, json.dumps(detail or {}), time.time())
+                db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def about(self, latent: int) -> Said:
         """All of one latent, in one reading of the file."""

@@ -1,6 +1,6 @@
 """The passes over the codes: one that gathers all statistics, one that looks things up for the examples chosen.
 
-Memory: a chunk of latents while it is encoded (4 bytes x chunk_tokens x d_sae, twice), the shortlists (about 40 bytes x
+Memory: latents of a stretch while it is encoded (about 1 GB at most), the shortlists (about 40 bytes x
 (top + random + half octaves x per_band) x living latents), 16 bytes a (latent, token) pair up to 8 M pairs, the token ids.
 """
 
@@ -28,6 +28,7 @@ from scope.features.streams import (
 from scope.features.workshop import Chunk, Workshop
 
 TOP, BANDS, RANDOM, NEAR = 1, 2, 3, 4
+_DENSE = 1 << 27  # latents [tok d_sae] that are computed at once, whatever the chunk: half a gigabyte, and as much again
 _OCCURRENCES = 64  # of a token, drawn uniformly, among which near misses are looked for
 
 
@@ -47,22 +48,34 @@ def encode(sae, source: Source, a: int, b: int) -> Chunk:
     """
     device = sae.W_enc.device
     acts = source.read(a, b).to(device)
-    latents = sae.encode(acts)
-    if not bool(torch.isfinite(latents.sum() + acts.sum())):
-        finite = torch.isfinite(acts).all(1) & torch.isfinite(latents).all(1)
-        if not bool(finite.all()):
-            bad = int((~finite).nonzero()[0, 0])
-            context = a + int(np.flatnonzero(source.keep[a:b])[bad]) // source.contexts.shape[1]
-            raise DictionaryError(f"Activations or latents in context {context} are not finite; nothing is made of them.")
-    rows, columns = (latents > 0).nonzero(as_tuple=True)
-    value = latents[rows, columns].float().cpu().numpy()
-    narrow = np.uint16 if latents.shape[1] <= 1 << 16 else np.int32  # 16 bits are sorted by radix, several times faster
+    rows, columns, values = [], [], []
+    step = max(1, _DENSE // sae.W_dec.shape[0])
+    for start in range(0, len(acts), step):
+        latents = sae.encode(acts[start : start + step])
+        if not bool(torch.isfinite(latents.sum() + acts[start : start + step].sum())):
+            _refuse_infinite(latents, acts[start : start + step], start, source, a, b)
+        row, column = (latents > 0).nonzero(as_tuple=True)
+        rows.append(row + start)
+        columns.append(column)
+        values.append(latents[row, column].float())
+    empty = torch.zeros(0, dtype=torch.long)
+    rows, columns = torch.cat([empty.to(device), *rows]), torch.cat([empty.to(device), *columns])
+    value = torch.cat([empty.to(device).float(), *values]).cpu().numpy()
+    narrow = np.uint16 if sae.W_dec.shape[0] <= 1 << 16 else np.int32  # 16 bits are sorted by radix, several times faster
     feature = columns.cpu().numpy().astype(narrow)
     order = np.argsort(feature, kind="stable")
     n_ctx = source.contexts.shape[1]
     places = np.flatnonzero(source.keep[a:b]) + a * n_ctx
     position = places[rows.cpu().numpy()[order]]
     return Chunk(Codes(feature[order].astype(np.int32), position, value[order]), acts.norm(dim=1).cpu().numpy())
+
+
+def _refuse_infinite(latents: torch.Tensor, acts: torch.Tensor, start: int, source: Source, a: int, b: int) -> None:
+    finite = torch.isfinite(acts).all(1) & torch.isfinite(latents).all(1)
+    if not bool(finite.all()):
+        bad = start + int((~finite).nonzero()[0, 0])
+        context = a + int(np.flatnonzero(source.keep[a:b])[bad]) // source.contexts.shape[1]
+        raise DictionaryError(f"Activations or latents in context {context} are not finite; nothing is made of them.")
 
 
 class Statistics:
@@ -96,13 +109,24 @@ class Statistics:
 
 
 def gather(
-    sae, source: Source, place: Workshop, sizes: Sizes, chunk_tokens: int, d_vocab: int, seed: int, on_progress=None
+    sae,
+    source: Source,
+    place: Workshop,
+    sizes: Sizes,
+    chunk_tokens: int,
+    d_vocab: int,
+    seed: int,
+    on_progress=None,
+    missing: Callable[[int, int], Chunk | None] | None = None,
 ) -> Statistics:
-    """The first pass: encode (or take up what an earlier run encoded) and add up."""
+    """The first pass: encode (or take up what an earlier run encoded) and add up. `missing` may bring a chunk that is not
+    there, as from another process."""
     found: Statistics | None = None
     done, firings = 0, 0
     for number, (a, b) in enumerate(spans(source, chunk_tokens)):
         chunk = place.load(number, a)
+        if chunk is None and missing:
+            chunk = missing(number, a)
         if chunk is None:
             chunk = encode(sae, source, a, b)
             place.save(number, a, chunk)
@@ -228,10 +252,22 @@ def near_candidates(source: Source, token_id: np.ndarray, token_count: np.ndarra
     return Entries(group, priority(group, position, seed + 2), position, value, np.zeros(len(group), np.uint64))
 
 
+def control_positions(source: Source, sizes: Sizes, seed: int) -> np.ndarray:
+    """Middles of the control windows: a uniform draw of the positions that count, in rising order."""
+    flat = np.flatnonzero(source.keep)
+    drawn = np.argsort(priority(np.zeros(len(flat), np.int64), flat, seed + 3), kind="stable")
+    return np.sort(flat[drawn[: sizes.controls]])
+
+
 def near_and_cofiring(
-    found: Statistics, candidates: Entries, again: Callable[[], Iterator[tuple[int, int, Chunk]]], n_positions: int
-) -> tuple[Entries, dict[str, np.ndarray]]:
-    """Second pass, first half: candidates that are silent, and which latents fire where each latent's sample fired."""
+    found: Statistics,
+    candidates: Entries,
+    again: Callable[[], Iterator[tuple[int, int, Chunk]]],
+    n_positions: int,
+    controls: np.ndarray,
+) -> tuple[Entries, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Second pass, first half: candidates that are silent, which latents fire where each latent's sample fired, and which
+    fire in the control windows."""
     sizes, n_ctx, d_sae = found.sizes, found.n_ctx, len(found.moments.count)
     near = Shortlist(d_sae, sizes.near)
     sample = found.uniform.result()
@@ -239,21 +275,33 @@ def near_and_cofiring(
     sample = sample[np.arange(len(sample)) - np.repeat(starts, lengths) < sizes.cofiring_sample]
     by_position = np.argsort(sample.position, kind="stable")
     candidates = candidates[np.argsort(candidates.position, kind="stable")]
-    sample, pairs = sample[by_position], []
+    sample, pairs, lit = sample[by_position], [], []
     for a, b, chunk in again():
         keys = chunk.codes.keys(n_positions)
         some = candidates[slice(*np.searchsorted(candidates.position, [a * n_ctx, b * n_ctx]))]
         silent = chunk.codes.lookup(keys, some.group * n_positions + some.position) == 0
         near.add(some[silent])
         mine = sample[slice(*np.searchsorted(sample.position, [a * n_ctx, b * n_ctx]))]
-        pairs.append(_together(chunk.codes, mine, d_sae))
-    return near.result(), _cofiring(np.concatenate(pairs), found, sizes)
+        order = np.argsort(chunk.codes.position, kind="stable")
+        position, feature = chunk.codes.position[order], chunk.codes.feature[order]
+        pairs.append(_together(position, feature, mine, d_sae))
+        windows = controls[slice(*np.searchsorted(controls, [a * n_ctx, b * n_ctx]))]
+        lit += _in_windows(position, feature, windows, sizes.control_half, n_ctx)
+    starts = np.cumsum([0, *map(len, lit)])
+    lists = {"position": controls, "start": starts, "latent": np.concatenate([np.zeros(0, np.int32), *lit])}
+    return near.result(), _cofiring(np.concatenate(pairs), found, sizes), lists
 
 
-def _together(codes: Codes, sample: Entries, d_sae: int) -> np.ndarray:
-    """feature * d_sae + other, for every latent that fires where a sampled firing lies."""
-    order = np.argsort(codes.position, kind="stable")
-    position, feature = codes.position[order], codes.feature[order]
+def _in_windows(position: np.ndarray, feature: np.ndarray, middles: np.ndarray, half: int, n_ctx: int) -> list[np.ndarray]:
+    """For each window, the latents that fire anywhere in it; windows end with their context."""
+    first = np.maximum(middles - half, middles // n_ctx * n_ctx)
+    last = np.minimum(middles + half, middles // n_ctx * n_ctx + n_ctx - 1)
+    start, stop = np.searchsorted(position, first, "left"), np.searchsorted(position, last, "right")
+    return [np.unique(feature[i:j]).astype(np.int32) for i, j in zip(start, stop, strict=True)]
+
+
+def _together(position: np.ndarray, feature: np.ndarray, sample: Entries, d_sae: int) -> np.ndarray:
+    """feature * d_sae + other, for every latent that fires where a sampled firing lies; firings come in order of position."""
     start, stop = (np.searchsorted(position, sample.position, side) for side in ("left", "right"))
     repeats = stop - start
     nth = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)

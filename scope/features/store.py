@@ -14,7 +14,7 @@ from scope.errors import PackError
 from scope.features import search
 from scope.features.feature import Feature
 from scope.features.index import Index
-from scope.features.layout import FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
+from scope.features.layout import CONTROLS, FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
 from scope.features.notes import Notes
 
 _SPOKEN = ("label", "label_source", "label_score")
@@ -137,6 +137,15 @@ class FeatureStore:
     def token_totals(self) -> np.ndarray:
         """[d_vocab] how often each token stood where latents could fire."""
         return self._read("relations.h5", "token_totals")
+
+    @cached_property
+    def controls(self) -> dict[str, np.ndarray] | None:
+        """Windows of text that are the same for all latents, and who fires in them: "position" [n] of their middles,
+        "start" [n + 1], and "latent" [start[i] : start[i + 1]] for window i. None in packs that kept none."""
+        with self._lock:
+            if "control_position" not in self._open("relations.h5"):
+                return None
+        return {name: self._read("relations.h5", f"control_{name}") for name in CONTROLS}
 
     def document(self, context: int, offset: int) -> str:
         indices, names = self._documents

@@ -16,9 +16,12 @@ dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column an
 label            the tokens that best predict its firing; where those predict little (F1 below 0.2) and the output score
                  beats random directions, what it promotes; label_source says which
 label_source     "token statistics", or "promoted tokens, weights and measured"
-label_score      F1 of "fires exactly on the label's tokens", whatever the source
+label_score      F1 of "fires exactly on the label's tokens", of labels that came with the pack; for those that `scope label`
+                 made, balanced accuracy of detection on windows that the labeller did not see (0.5 is guessing)
 flags            dead, dense, rare, single-token, duplicate, output; comma separated
 """
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,16 +63,22 @@ def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05,
     """
     if not count:
         return "never fired", 0.0
+    chosen, best = label_tokens(tokens, count, covered, most)
+    if not chosen:
+        return "no token stands out", 0.0
+    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in chosen))
+    return (words if best >= 0.5 else f"often {words}"), best
+
+
+def label_tokens(tokens: list[tuple[Any, int, int]], count: int, covered: float = 0.05, most: int = 4) -> tuple[list, float]:
+    """The tokens of a label from token statistics, by name or id, and their F1; arguments as for `label`."""
     chosen, hits, stood, best = [], 0, 0, 0.0
     ranked = sorted(tokens, key=lambda t: -(t[1] * t[1]) / max(t[2], 1))
     for token, fired, occurs in ranked:
         f1 = 2 * (hits + fired) / (count + stood + occurs)
         if fired >= covered * count and f1 > best and len(chosen) < most:
             chosen, hits, stood, best = [*chosen, token], hits + fired, stood + occurs, f1
-    if not chosen:
-        return "no token stands out", 0.0
-    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in chosen))
-    return (words if best >= 0.5 else f"often {words}"), best
+    return chosen, best
 
 
 def output_label(promoted: list[str], measured: list[str], most: int = 3) -> str | None:

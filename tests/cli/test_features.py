@@ -35,6 +35,7 @@ def test_a_corpus_becomes_a_pack(dictionary, capsys):
     assert run(flags(dictionary, *corpus)) == 0
     told = capsys.readouterr().out
     assert "latents on" in told
+    assert "of memory beside model and dictionary" in " ".join(told.split())
     assert "random" in told
     pack = FeatureStore.open(dictionary.parent / "pack")
     assert pack.health == {"evaluation": {"arms": {}}}
@@ -71,6 +72,32 @@ def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer
     assert (pack.table["count"].to_numpy() == (latents > 0).sum(0).numpy()).all()
     assert pack.norm_median == pytest.approx(float(store["blocks.1.hook_resid_post"][:].norm(dim=1).median()), rel=0.01)
     assert pack[5].examples("random", 1)[0].document == store.document_names[0]
+
+
+def test_under_torchrun_each_process_does_its_share_and_the_first_writes(dictionary, monkeypatch, capsys):
+    import threading
+
+    from scope.cli.features import Command
+    from scope.features import share
+
+    monkeypatch.setattr(share, "_POLL", 0.01)
+    corpus = {"corpus": str(dictionary.parent / "text.txt"), "context": 32, "certificate": False}
+    given = {"dictionary": str(dictionary), "out": dictionary.parent / "pack", **corpus}
+    monkeypatch.setattr("activations.ranks.Ranks.of_environment", lambda: next(ranks))
+    from activations.ranks import Ranks
+
+    ranks = iter([Ranks(1, 2), Ranks(0, 2)])
+    other = threading.Thread(target=Command(**given).run)
+    other.start()
+    import time
+
+    time.sleep(0.2)  # it waits for the first one to begin
+    Command(**given).run()
+    other.join(20)
+    assert not other.is_alive()
+    told = " ".join(capsys.readouterr().out.split())
+    assert "shared by 2 processes" in told
+    assert told.count("To browse it") == 1
 
 
 def test_neither_text_nor_recording_is_refused(dictionary, capsys):

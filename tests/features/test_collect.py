@@ -180,6 +180,17 @@ def test_activations_around_an_example_are_the_latents(collected):
                 assert e.ids == brute.tokens[e.context, at : at + len(e.ids)].tolist()
 
 
+def test_it_is_known_of_every_control_window_who_fires_in_it(collected):
+    pack, brute, _ = collected
+    controls, half = pack.controls, pack.manifest["control_half"]
+    assert len(controls["position"]) == 256
+    assert brute.keep.reshape(-1)[controls["position"]].all()
+    for i, p in enumerate(controls["position"]):
+        c, o = divmod(int(p), brute.n_ctx)
+        expected = np.flatnonzero((brute.latents[c, max(0, o - half) : o + half + 1] > 0).any(0))
+        assert controls["latent"][controls["start"][i] : controls["start"][i + 1]].tolist() == expected.tolist()
+
+
 def test_token_statistics_are_exact(collected):
     pack, brute, _ = collected
     totals = brute.totals(len(pack.vocab))

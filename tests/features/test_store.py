@@ -114,6 +114,53 @@ def test_a_card_is_small(toy):
     assert max(len(toy[0][f]._repr_html_()) for f in range(24)) < 60_000
 
 
+def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
+    pack, _ = toy
+    told = (pack.folder / "README.txt").read_text()
+    with h5py.File(pack.folder / "examples.h5") as examples, h5py.File(pack.folder / "relations.h5") as relations:
+        names = {name.split("_")[0] for f in (examples, relations) for name in f}
+    assert all(name in told for name in names)
+    assert all(column in told for column in pack.table.columns)
+    assert all(name in told for name in pack.manifest["files"] if name != "README.txt")
+
+
+def test_a_pack_without_what_came_later_is_still_read(folder):
+    import shutil
+
+    from scope.features.layout import sha256
+
+    with h5py.File(folder / "relations.h5", "a") as f:
+        for name in ("logit_histogram", "logit_ends", "control_position", "control_start", "control_latent"):
+            del f[name]
+    shutil.rmtree(folder / "README.txt", ignore_errors=True)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    file = folder / "relations.h5"
+    manifest["files"]["relations.h5"] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    del manifest["files"]["README.txt"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    pack = FeatureStore.open(folder)
+    assert pack.controls is None
+    assert pack.relation("logit_histogram").shape == (24, 0)
+    assert pack.export("saedashboard", folder.parent / "x.json", "1-3").exists()
+    assert pack.verify() == []
+
+
+def test_a_pack_is_opened_found_in_and_shown_without_torch_or_network(folder):
+    import subprocess
+    import sys
+
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise AssertionError('network')\n"
+        "socket.socket.connect = refuse\n"
+        "from scope.features.store import FeatureStore\n"
+        f"pack = FeatureStore.open({str(folder)!r})\n"
+        "assert len(pack[1]._repr_html_()) > 1000 and len(pack.find('dog')) and pack[1].examples('bands')\n"
+        "assert not {'torch', 'transformers', 'tokenizers', 'streamlit'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""
+
+
 def test_no_pack_says_how_to_make_one(tmp_path):
     with pytest.raises(PackError, match="scope features"):
         FeatureStore.open(tmp_path / "nothing")

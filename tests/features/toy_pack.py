@@ -93,6 +93,7 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         "n_ctx": n_ctx,
         "pad": 0,
         "window": brute.window,
+        "control_half": 8,
         "histogram": {"low": low, "bins": N_BINS},
         "norm_median": 9.5,
         "excluded": ["<bos>", "special", "padding"],
@@ -113,9 +114,19 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         vocab=VOCAB,
         manifest=manifest,
         health=health,
+        controls=_controls(brute, rng),
     )
     write_pack(out, arrays)
     return brute
+
+
+def _controls(brute: Brute, rng: np.random.Generator, n: int = 120, half: int = 8) -> dict[str, np.ndarray]:
+    middles = np.sort(rng.choice(np.flatnonzero(brute.keep), n, replace=False))
+    lists = []
+    for p in middles:
+        c, o = divmod(int(p), brute.n_ctx)
+        lists.append(np.flatnonzero((brute.latents[c, max(0, o - half) : o + half + 1] > 0).any(0)))
+    return {"position": middles, "start": np.cumsum([0, *map(len, lists)]), "latent": np.concatenate(lists)}
 
 
 def _planted(rng: np.random.Generator, tokens: np.ndarray, d_sae: int) -> np.ndarray:

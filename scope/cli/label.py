@@ -1,0 +1,156 @@
+"""`scope label`: labels by a language model, each tested on text that it has not seen."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+_FOREMOST = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Have latents labelled from their examples, and each label tested by detection on others.
+
+    A label is kept in the pack with who wrote it, when and how, and with its score: the balanced accuracy with which the same
+    writer tells firing from silent windows that it was not shown, beside that of another latent's label on the same windows.
+    Examples of the pack's text are sent to the address given, and nowhere else. Stopped, the same command goes on.
+    """
+
+    pack: tyro.conf.Positional[Path]
+    """Pack that `scope features` wrote."""
+
+    by: Annotated[str, tyro.conf.arg(name="with")]
+    """Who writes: the address of an OpenAI-compatible server (http://127.0.0.1:11434/v1), a model as `scope harvest` takes it,
+    transformers:NAME, or tokens (the rule of token statistics, tested without any model)."""
+
+    model: str | None = None
+    """Name of the model at that address."""
+
+    key: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, where one is needed."""
+
+    latents: str | None = None
+    """Which: numbers and ranges (3,17,40-60), starred, COLUMN:N for the foremost N. None: out_score:100; with tokens, all."""
+
+    max: int | None = None
+    """Requests to make at most: one a label, two for its test. None: as many as it takes."""
+
+    test: bool = True
+    """Test each label by detection. Without, a label costs one request instead of three, and nobody knows what it is worth."""
+
+    again: bool = False
+    """Make labels anew that this writer has given. What a person wrote is never replaced."""
+
+    per_minute: float = 0
+    """Requests a minute at most; 0 for no limit."""
+
+    at_once: int = 4
+    """Requests under way at once; a model on this machine answers one after the other."""
+
+    seed: int = 0
+    """Of the draw and order of windows, and of the latents whose labels are the null."""
+
+    device: str = "cpu"
+    """Where a local model runs."""
+
+    def run(self) -> None:
+        from scope.cli.progress import console, progress_bar
+        from scope.errors import ConfigError
+        from scope.features.choice import chosen
+        from scope.features.labels import label_latents, open_latents
+        from scope.features.store import FeatureStore
+
+        if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
+            raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
+        store = FeatureStore.open(self.pack)
+        latents = chosen(store, self.latents or (None if self.by == "tokens" else _foremost(store)))
+        writer = self._writer()
+        todo = open_latents(store, latents, writer, self.again)
+        _plan(console, store, writer, self, len(latents), len(todo))
+        made = []
+        options = {"seed": self.seed, "again": self.again, "test": self.test, "max_requests": self.max, "at_once": self.at_once}
+        try:
+            with progress_bar("Labelling", unit="latents") as on_progress:
+                for found in label_latents(store, latents, writer, **options):
+                    made.append(found)
+                    on_progress(len(made), len(todo), _means(made))
+        finally:
+            _report(console, store, made, len(todo))
+
+    def _writer(self):
+        from scope.errors import ConfigError
+        from scope.features.labels.ask import Endpoint, Local, Transformers, key_from
+
+        if self.by == "tokens":
+            return None
+        if self.by.startswith(("http://", "https://")):
+            if not self.model:
+                raise ConfigError("--model is missing: the name of the model at that address, e.g. --model gpt-4o-mini.")
+            return Endpoint(self.by, self.model, key_from(self.key), self.per_minute)
+        if self.by.startswith("transformers:"):
+            return Transformers(self.by.removeprefix("transformers:"), self.device)
+        from scope.models.load import load_model
+
+        return Local(load_model(self.by, device=self.device), self.by)
+
+
+def _foremost(store) -> str:
+    scored = bool(store.table["out_score"].notna().any())
+    return f"{'out_score' if scored else 'count'}:{_FOREMOST}"
+
+
+def _plan(console, store, writer, command: Command, chosen: int, todo: int) -> None:
+    from rich.markup import escape
+
+    who = escape(writer.name) if writer else "token statistics"
+    known = f", {chosen - todo:,} have one already or never fired" if chosen > todo else ""
+    requests = todo * (3 if command.test else 1) if writer else 0
+    limit = f", at most {command.max:,}" if command.max is not None and requests else ""
+    console.print(f"{todo:,} latents to be labelled by {who}{known}; {requests:,} requests{limit}.")
+    if hasattr(writer, "host"):
+        console.print(f"Examples of the pack's text are sent to {escape(writer.host)}.")
+    if command.test and store.controls is None:
+        console.print(
+            "[yellow]note:[/] this pack keeps no control windows, so labels cannot be tested and stay without a score. "
+            "Make the pack again with this version: scope features"
+        )
+
+
+def _means(made) -> dict[str, float]:
+    """Means over the labels that were tested in full."""
+    tested = [m for m in made if m.score is not None and m.null is not None]
+    if not tested:
+        return {}
+    return {"score": sum(m.score for m in tested) / len(tested), "null": sum(m.null for m in tested) / len(tested)}
+
+
+def _report(console, store, made, todo: int) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from scope.features.text import show
+
+    if not made:
+        console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")
+        return
+    shown = Table("latent", "label", "score", "another's label", "token rule", box=None)
+    ranked = sorted(made, key=lambda m: -1 if m.score is None else -m.score)
+    for m in ranked[:12]:
+        numbers = ["–" if v is None else f"{v:.2f}" for v in (m.score, m.null, m.tokens)]
+        shown.add_row(str(m.latent), escape("".join(map(show, m.text))), *numbers)
+    console.print(shown)
+    tested, means = [m for m in made if m.score is not None and m.null is not None], _means(made)
+    if tested:
+        tokens = [m.tokens for m in tested if m.tokens is not None]
+        console.print(
+            f"{len(made):,} labels, {len(tested):,} tested: balanced accuracy {means['score']:.3f} on average; another "
+            f"latent's label on the same windows {means['null']:.3f}; token statistics as a rule {sum(tokens) / len(tokens):.3f}; "
+            "guessing 0.5."
+        )
+    else:
+        console.print(f"{len(made):,} labels, none of them tested.")
+    if len(made) < todo:
+        console.print(f"{todo - len(made):,} are left; the same command goes on with them.")
+    console.print(f"They are kept in {escape(str(store.notes.file))}; scope app {escape(str(store.folder))} shows them.")
