@@ -4,6 +4,13 @@ const TYPING = "input, textarea, select, canvas, [contenteditable=true], [role=s
 
 const field = (label) => document.querySelector(`input[aria-label="${label}"], textarea[aria-label="${label}"]`);
 
+// The field may be drawn after this component is.
+const focusSoon = (label, tries = 40) => {
+  const found = field(label);
+  if (found) found.focus();
+  else if (tries) setTimeout(() => focusSoon(label, tries - 1), 50);
+};
+
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   if (parentElement.scopeKeys) document.removeEventListener("keydown", parentElement.scopeKeys);
@@ -18,8 +25,12 @@ export default function (component) {
     else setTriggerValue("pressed", name);
   };
   parentElement.scopeKeys = heard;
+  document.body.dataset.scopeKeys = "heard";
   document.addEventListener("keydown", heard);
-  if (data.focus && parentElement.scopeFocus !== data.focus) field(data.focus)?.focus();
+  if (data.focus && parentElement.scopeFocus !== data.focus) focusSoon(data.focus);
   parentElement.scopeFocus = data.focus;
-  return () => document.removeEventListener("keydown", heard);
+  return () => {
+    document.removeEventListener("keydown", heard);
+    delete document.body.dataset.scopeKeys;
+  };
 }

@@ -48,6 +48,16 @@ def on_example(action: str, text: str) -> None:
 
 
 editing = st.session_state.get("editing") == feature.id
+pressed = keys(
+    {"ArrowLeft": "before", "ArrowRight": "after", "t": "focus Text to test"}
+    | {str(n): name for n, name in enumerate(panels.GROUPS, 1) if not feature.dead},
+    key="keys",
+    focus=f"Label of #{feature.id}" if editing else "",
+)
+if pressed in ("before", "after"):
+    walk(before if pressed == "before" else after)
+elif pressed in panels.GROUPS:
+    st.session_state["group asked"] = pressed
 if editing:
     notes.label_editor(feature)
 else:
@@ -169,15 +179,3 @@ with narrow:
         meaning = "What the label is worth to a person: a detection score of your own."
         heading("Guess game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)
         guess.game(feature, said.guessed, draw_windows)
-
-pressed = keys(
-    {"ArrowLeft": "before", "ArrowRight": "after", "t": "focus Text to test"}
-    | {str(n): name for n, name in enumerate(panels.GROUPS, 1) if not feature.dead},
-    key="keys",
-    focus=f"Label of #{feature.id}" if editing else "",
-)
-if pressed in ("before", "after"):
-    walk(before if pressed == "before" else after)
-elif pressed in panels.GROUPS:
-    st.session_state["group asked"] = pressed
-    st.rerun()
