@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scope.errors import CheckpointError, ConfigError, TokensError
 from scope.models.hooks import HookedModule, HookPoint
+from scope.models.lens_cache import arguments, kept
 from scope.models.lens_tokenizer import LensTokenizer
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import soft_cap
@@ -166,14 +167,20 @@ class LensModel(TakesText, HookedModule):
             given["return_type"] = "logits"  # theirs leaves the unembedding out
         if return_type in ("loss", "both"):
             given["loss_per_token"] = loss_per_token
-        past = None if cache is None else self._past(cache, len(tokens))
-        if past is not None:
-            given["past_kv_cache"] = past
+        if cache is not None:
+            given |= arguments(self.lens, cache, real)
+        stream: list[Tensor] = []
+        if stop_at_layer == self.cfg.n_layers and hasattr(self.lens, "original_model"):
+            # A bridge that stops after its last block goes on to the logits, so the stream is taken on the way.
+            given["stop_at_layer"] = None
+            heard.append((f"blocks.{self.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: stream.append(x)))
         with self.lens.hooks(fwd_hooks=heard):
             out = self.lens(tokens, **given)
-        if past is not None:
-            cache.layers = [LayerCache(None, entry.past_keys, entry.past_values) for entry in past.entries]
+        if cache is not None:
+            cache.layers = kept(given, self.cfg.n_layers)
             cache.extend(positions, real)
+        if stream:
+            return stream[0]
         return None if return_type is None and stop_at_layer is None else out
 
     def check(self, tokens: Tokens, cache: ModelCache | None = None) -> None:
@@ -202,19 +209,7 @@ class LensModel(TakesText, HookedModule):
         return (directions if gain is None else directions * gain.float()) @ self.lens.W_U.float()
 
     def new_cache(self) -> ModelCache:
-        if not hasattr(self.lens, "cfg") or type(self.lens).__name__ != "HookedTransformer":
-            raise ConfigError("Only a HookedTransformer continues a text from a cache; give use_cache=False.")
         return ModelCache([LayerCache() for _ in range(self.cfg.n_layers)])
-
-    def _past(self, cache: ModelCache, batch: int):
-        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-
-        past = TransformerLensKeyValueCache.init_cache(self.lens.cfg, self.device, batch)
-        if cache.n_tokens:
-            for entry, layer in zip(past.entries, cache.layers, strict=True):
-                entry.past_keys, entry.past_values = layer.k, layer.v
-            past.previous_attention_mask = cache.real.int()
-        return past
 
     def reached(self, name: str, stop_at_layer: int) -> bool:
         parts = name.split(".")

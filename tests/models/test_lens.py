@@ -5,6 +5,7 @@ import torch
 
 from scope.errors import CheckpointError, ConfigError, TokensError, UnknownSite
 from scope.models import lens
+from scope.models.generate import SamplingConfig, generate
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -245,3 +246,14 @@ def test_a_folder_is_loaded_through_transformers_bridge_and_records_what_transfo
     torch.testing.assert_close(resid, expected.hidden_states[1], rtol=1e-5, atol=1e-5)
     assert ours.provenance["model"] == f"lens:{tmp_path}"
     assert ours.sites()["blocks.1.hook_resid_post"] == 32
+    for stop, site in ((1, "blocks.0.hook_resid_post"), (2, "blocks.1.hook_resid_post")):
+        torch.testing.assert_close(ours(tokens, stop_at_layer=stop), ours.record(tokens, [site])[site])
+    torch.testing.assert_close(ours.logits_of(ours(tokens, stop_at_layer=2)), expected.logits, rtol=1e-5, atol=1e-5)
+    cache = ours.new_cache()
+    parts = [ours(part, cache=cache) for part in tokens.split((5, 1, 3), dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), expected.logits, rtol=1e-5, atol=1e-5)
+    prompts, greedy = ["the dog", "my sister looks at the river"], SamplingConfig(max_new_tokens=12, temperature=0)
+    push = [("blocks.0.hook_resid_post", lambda x, hook: x + 0.3 * hook.run.positions[..., None])]
+    for hooks in ([], push):
+        cached, whole = (generate(ours, prompts, greedy, fwd_hooks=hooks, use_cache=cache) for cache in (True, False))
+        assert cached == whole

@@ -1,0 +1,46 @@
+"""Keys and values between our cache and those of TransformerLens: its own models keep one kind, its bridges transformers'."""
+
+from typing import Any
+
+import torch
+
+from scope.errors import ConfigError
+from scope.models.parts.cache import LayerCache, ModelCache
+from scope.shapes import Mask
+
+
+def arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
+    """What a run of `lens` is given so that it continues `cache`; `real` says which of the new tokens are no padding."""
+    if not hasattr(lens, "original_model"):
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        past = TransformerLensKeyValueCache.init_cache(lens.cfg, real.device, len(real))
+        if cache.n_tokens:
+            for entry, layer in zip(past.entries, cache.layers, strict=True):
+                entry.past_keys, entry.past_values = layer.k, layer.v
+            past.previous_attention_mask = cache.real.int()
+        return {"past_kv_cache": past, "attention_mask": real.long()}
+    from transformers import DynamicCache
+
+    past = DynamicCache()
+    for n, layer in enumerate(cache.layers if cache.n_tokens else ()):
+        past.update(layer.k.transpose(1, 2), layer.v.transpose(1, 2), n)
+    seen = real if cache.real is None else torch.cat([cache.real, real], 1)
+    return {"past_key_values": past, "use_cache": True, "attention_mask": seen.long()}
+
+
+def kept(given: dict[str, Any], n_layers: int) -> list[LayerCache]:
+    """What the run left in the `arguments` it was given.
+
+    Raises:
+        ConfigError: a model that remembers something else than keys and values of every layer.
+    """
+    if "past_kv_cache" in given:
+        return [LayerCache(None, entry.past_keys, entry.past_values) for entry in given["past_kv_cache"].entries]
+    layers = [layer for layer in given["past_key_values"].layers if getattr(layer, "keys", None) is not None]
+    if len(layers) != n_layers:
+        raise ConfigError(
+            f"This model keeps keys and values of {len(layers)} of its {n_layers} layers, so it cannot continue from a cache. "
+            "Give use_cache=False."
+        )
+    return [LayerCache(None, layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in layers]
