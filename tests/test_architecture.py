@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "scope": {"activations", "scope"},  # scope/__init__.py, the public face: names loaded on first use
     "app.components": {
         *("scope.errors", "scope.features.store", "scope.features.feature", "scope.features.text", "scope.features.index"),
-        *("scope.steering.interventions", "scope.steering.run", "scope.steering.show"),
+        *("scope.steering", "scope.models.sampling"),
     },
     "app": MODELS | SAE | {"app", "activations", "scope.features", "scope.steering"},
 }

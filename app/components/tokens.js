@@ -19,6 +19,7 @@ function strip(row, index, options, setTriggerValue) {
     if (step) made.classList.add("s" + step);
     if (marks.includes("p")) made.classList.add("peak");
     if (marks.includes("d")) made.classList.add("steered");
+    if (marks.includes("x")) made.classList.add("parts");
     if (value) made.title = value;
     if (options.pick) {
       made.classList.add("pickable");

@@ -42,6 +42,7 @@ def row(
     value: str = "",
     notes: Sequence[str] = (),
     steered: Sequence[bool] = (),
+    parts: int | None = None,
 ) -> dict[str, Any]:
     """One strip. Bytes that make up a character become that character, with the largest of their values.
 
@@ -50,11 +51,13 @@ def row(
         value: told at the right, such as the activation at the peak.
         notes: told small, such as the document's name.
         steered: which tokens get a dotted line, for generations.
+        parts: the first token that differs from another text's; a bar stands before it.
     """
     cells = []
     for start, stop, text in characters(tokens):
         high = max((float(v) for v in values[start:stop]), default=0.0)
         marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
+        marks += "x" if parts is not None and start <= parts < stop else ""
         breaks = text.count("\n")
         cells.append([show(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start])
     return {"cells": cells, "value": value, "notes": [show(note) for note in notes]}

@@ -1,131 +1,363 @@
-"""Steering: edits on the left, the same prompt plain, steered and pushed at random on the right."""
+"""Steering: edits on the left; on the right the same prompt in every arm, a sweep over strengths, effects, kept runs."""
+
+from typing import Any
 
 import streamlit as st
 
-from app import session
-from app.components import health, steering
-from app.components.code import copy_as_python
+from app import session, steering, steering_facts
+from app.components import health, prompts
+from app.components import steering_arms as arms
+from app.components import steering_effects as effects
+from app.components import steering_picker as picker
+from app.components import steering_saved as saved
+from app.components import steering_stack as stack
+from app.components import steering_sweep as sweeps
+from app.components import steering_text as text
+from app.components.code import heading, opening
 from app.components.plain import plain
+from app.jobs import Job
 from scope.errors import ScopeError
-from scope.models.generate import SamplingConfig
-from scope.steering.gauge import Gauge
+from scope.steering.dose import Sweep
 from scope.steering.interventions import Edits
 from scope.steering.run import SteeringRun
-from scope.steering.steer import steer
+from scope.steering.runs import Runs
+
+VIEWS = ("Compare", "Sweep", "Effects", "Kept runs")
+DOES = {
+    "compare": ("Generating", "Compare"),
+    "replay": ("Replaying", "Compare"),
+    "sweep": ("Sweeping", "Sweep"),
+    "measure": ("Measuring how long it takes", "Sweep"),
+    "effects": ("Measuring effects", "Effects"),
+    "attribution": ("Attributing", "Effects"),
+    "direction": ("Reading the prompts", ""),
+}
 
 store = session.pack()
-asked = session.asked_latent(store)
-stacks = st.session_state.setdefault("stacks", {})
-kept_run = f"steer run {session.current()}"
-latents = stacks.setdefault(session.current(), [])
-if "f" in st.query_params and st.session_state.get("steer from") != st.query_params["f"]:
-    st.session_state["steer from"] = st.query_params["f"]
-    latents[:] = [asked]
-if not latents:
-    guides = session.once(store, "start here", lambda: health.start_here(store))
-    latents.append(asked if asked is not None else next(iter(guides.values()), 0))
+slug = session.current()
+runs = Runs.of_pack(store.folder)
+mine = st.session_state.setdefault(f"steer {slug}", {})
+"""Of this session and pack: the job at work, the last results, the address that was followed, the last refusal."""
 
 
-def add_row() -> None:
-    latents.append(int(st.session_state["steer add"]))
+def open_address() -> SteeringRun | Sweep | None:
+    """Follow the address once: a run fills the controls, a latent or a list from another page begins a stack anew."""
+    brought = st.session_state.setdefault("stacks", {}).pop(slug, None)
+    name, latent = st.query_params.get("run"), st.query_params.get("f")
+    followed, mine["followed"] = mine.get("followed"), (name, latent)
+    opened = None
+    if name is not None:
+        opened = runs.load(name)
+        if followed != (name, latent) and mine.pop("made", None) != name:
+            fill(opened)
+    elif brought:
+        stack.rows(slug).clear()
+        for one in brought:
+            stack.add(slug, store[one].id)
+    elif latent is not None and followed != (name, latent):
+        asked = session.asked_latent(store)
+        stack.rows(slug).clear()
+        stack.add(slug, asked)
+    if not stack.rows(slug) and not mine.get("begun"):
+        asked = session.asked_latent(store)
+        stack.add(slug, presets()[0] if asked is None else asked)
+    mine["begun"] = True
+    return opened
 
 
-def drop_row() -> None:
-    latents.pop()
+def fill(run: SteeringRun | Sweep) -> None:
+    """Every control as it was when the run was made."""
+    one = run.runs[0] if isinstance(run, Sweep) else run
+    stack.put(slug, one.edits, one.sheet)
+    names = ["plain", "steered", "random"] if isinstance(run, Sweep) else [arm.name for arm in one.arms]
+    text.put(one.prompts[0], one.sampling, 1 if isinstance(run, Sweep) else one.n, names, one.instruction)
+    if isinstance(run, Sweep):
+        st.session_state["steer sweep prompts"] = "\n".join(prompt.replace("\n", " ") for prompt in one.prompts)
+        st.session_state["steer sweep strengths"] = ", ".join(f"{s:g}" for s in run.strengths)
+        st.session_state["steer sweep n"] = one.n
+        st.session_state["steer sweep by"] = run.by
+    st.session_state["steer view"] = "Sweep" if isinstance(run, Sweep) else "Compare"
 
 
-def refuse(refusal: ScopeError) -> None:
-    what, _, way_out = str(refusal).partition("\n")
-    st.error(plain(what), icon=":material/error:")
-    if way_out:
-        st.code(way_out, language=None)
+def presets() -> list[int]:
+    """The latents with the highest output score, and what else the overview begins with where the pack knows none."""
+    found = session.once(store, "steerable", lambda: [int(i) for i in store.steerable(picker.MOST).index])
+    return found or list(session.once(store, "start here", lambda: health.start_here(store)).values()) or [0]
 
 
-def generate(edits: Edits, prompt: str, sampling: SamplingConfig, n: int, names: list[str], seed: int) -> SteeringRun:
-    """Run all arms, writing their texts into columns as they grow; pressing Stop ends the run at the next token."""
-    places = [column.empty() for column in st.columns(len(names))]
-    ids: list[list[int]] = [[] for _ in names]
-    with session.live(store) as (model, sae):
-
-        def on_token(step: int, said: list[int | None]) -> None:
-            for arm, (name, place) in enumerate(zip(names, places, strict=True)):
-                token = said[arm * n]
-                if token is not None:
-                    ids[arm].append(token)
-                place.markdown(f"**{plain(name)}**  \n{plain(model.words.decode(ids[arm]))}")
-
-        gauge = Gauge.of_pack(store, edits.latents())
-        run = steer(model, sae, edits, prompt, sampling, tuple(names), n=n, gauges=gauge, control_seed=seed, on_token=on_token)
-    for place in places:
-        place.empty()
-    return run
+def no_chat() -> str | None:
+    """Why there is no chat, None if there is."""
+    if mine.get("chat") is None:
+        mine["chat"] = steering_facts.chat_template(str(store.manifest["model"].get("model") or "bundled"))
+    return mine["chat"] or None
 
 
-left, right = st.columns([2, 5], gap="medium")
-with left:
-    st.markdown("##### Edits")
-    edits = steering.stack(store, latents)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.number_input("Another latent", 0, store.d_sae - 1, 0, key="steer add", width=140)
-        st.button("Add", icon=":material/add:", on_click=add_row)
-        st.button("Remove last", icon=":material/remove:", on_click=drop_row, disabled=len(latents) < 2)
-with right:
-    st.markdown("##### Text")
-    prompt = st.text_area("Prompt", "My favourite hobby is", key="steer prompt", height=80)
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        tokens = st.number_input("New tokens", 1, 512, 64, 8, key="steer tokens", width=130)
-        temperature = st.number_input("Temperature", 0.0, 2.0, 0.7, 0.1, key="steer temperature", width=130)
-        top_p = st.number_input("Top p", 0.05, 1.0, 0.95, 0.05, key="steer top p", width=120)
-        penalty = st.number_input("Repetition penalty", 1.0, 2.0, 1.1, 0.1, key="steer penalty", width=150)
-        seed = st.number_input("Seed", 0, 2**31 - 1, 0, key="steer seed", width=110)
-        n = st.number_input("Texts", 1, 8, 1, key="steer n", width=100, help="Texts for each arm, each with its own noise")
-    control = st.toggle(
-        "Random control", True, help="The same amounts along a random direction: what any push of that size does"
-    )
-    with st.container(horizontal=True):
-        go = st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=edits is None, shortcut="g")
-        st.button("Stop", icon=":material/stop:", help="Ends the generation at the next token")
-    run_id = st.query_params.get("run")
-    if go:
-        try:
-            sampling = SamplingConfig(
-                max_new_tokens=int(tokens),
-                temperature=float(temperature),
-                top_p=float(top_p),
-                repetition_penalty=float(penalty),
-                seed=int(seed),
-            )
-            names = ["plain", "steered", *(["random"] if control else [])]
-            run_id = steering.save(store, generate(edits, prompt, sampling, int(n), names, 0))
-            st.session_state[kept_run] = run_id
-        except ScopeError as refusal:
-            refuse(refusal)
-            run_id = None
-    run_id = st.session_state.get(kept_run) if go or run_id is None else run_id
-    run = None
-    if run_id in steering.saved(store, 10_000) or "run" in st.query_params:
-        try:
-            run = steering.load(store, run_id)
-        except ScopeError as refusal:
-            refuse(refusal)
-    if run is None:
+def begin(kind: str, make: Any) -> None:
+    """Load what is needed and get in line; `make(model, sae)` gives the work."""
+    mine.pop("refused", None)
+    try:
+        with session.spared():
+            model, sae = session.ready(store)
+        mine["sae"] = sae
+        mine["chat"] = "" if model.words.chat_template else steering_facts.NO_TEMPLATE
+        mine["job"] = Job(kind, make(model, sae), session.turns(), about=model).start()
+    except ScopeError as refusal:
+        mine["refused"] = refusal
+
+
+def take(job: Job) -> None:
+    """What a finished job brought, put where the page shows it."""
+    mine.pop("job", None)
+    if job.error is not None:
+        mine["refused"] = job.error
+    elif job.state == "done" and job.result is not None:
+        if job.kind in ("compare", "sweep"):
+            mine["made"] = job.result
+            st.query_params.from_dict(session.params(run=job.result))
+        elif job.kind == "direction":
+            stack.add(slug, job.result)
+        elif job.kind == "replay":
+            mine["replayed"] = (st.query_params.get("run"), job.result)
+        else:
+            mine[job.kind] = job.result
+    elif job.kind == "replay" and job.stopping:
+        mine["told"] = "The replay was stopped, so nothing is known of whether the texts are the same."
+    elif job.state == "cancelled":
+        mine["told"] = "Cancelled before it began."
+    st.rerun()
+
+
+def told_of_job() -> Any:
+    """The line above the views: what is at work, how many are before it, and the button that ends it."""
+    refused = mine.get("refused")
+    if isinstance(refused, ScopeError):
+        session.refuse(refused)
+    elif refused is not None:
+        st.error(plain(f"{type(refused).__name__}: {refused}"), icon=":material/error:")
+    if "told" in mine:
+        st.info(mine.pop("told"))
+    job: Job | None = mine.get("job")
+    if job is None:
+        return None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        line = st.empty()
+        label, way = ("Cancel", "Gives up the place in the line") if job.ahead else ("Stop", "Keeps the text so far")
+        st.button(label, icon=":material/stop:", key="steer stop", on_click=job.stop, help=way, disabled=job.stopping)
+    return line
+
+
+def attend(job: Job, line: Any, places: list[Any], bar: Any) -> None:
+    """Show how far the job is until it is finished. A click interrupts this, the job goes on, and the next run comes here."""
+    waiting, drawn = job.ahead, None
+    while not job.wait(0.08):
+        ahead = job.ahead
+        if bool(ahead) != bool(waiting):
+            st.rerun()  # Cancel becomes Stop
+        what = DOES[job.kind][0]
+        if ahead:
+            line.info(f"Waiting: {ahead} before you have the model. Yours begins by itself.", icon=":material/hourglass:")
+        elif job.stopping:
+            line.info(f"{what}: stopping at the next token.", icon=":material/hourglass:")
+        else:
+            written = max(map(len, job.told.get("ids", [[]])), default=0)
+            line.info(f"{what}" + (f": {written} tokens" if written else " …"), icon=":material/play_arrow:")
+        if places and "ids" in job.told and (state := [len(ids) for ids in job.told["ids"]]) != drawn:
+            n, words = job.told["n"], job.about.words
+            grown = [words.decode(list(ids)) for ids in job.told["ids"]]
+            arms.streamed(job.told["arms"], [grown[i : i + n] for i in range(0, len(grown), n)], places)
+            drawn = state
+        if bar is not None:
+            bar.progress(*sweeps.progress(job.told))
+    take(job)
+
+
+def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> list[Any]:
+    """One prompt in every arm. Where texts are being written: the places into which they go."""
+    prompt, turns = text.prompt(no_chat())
+    sampling, n = text.sampling()
+    names, instruction = text.arms()
+    asked = text.Asked(prompt, turns, sampling, n, names, instruction)
+    off = edits is None or job is not None
+    if st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=off, shortcut="g"):
+        begin("compare", lambda model, sae: steering.compare(store, model, sae, edits, asked))
+        st.rerun()
+    if job is not None and DOES[job.kind][1] == "Compare":
+        return streaming(job, names)
+    if isinstance(run, SteeringRun):
+        shown(run)
+    elif run is None:
         st.caption(
             "Every arm draws the same noise, so the texts differ only by what the edit does. The model loads on first use."
         )
-    else:
-        largest = {f"latent {i}": v for g in run.gauges.values() for i, v in g.maximum.items()}
-        steering.arms(run, largest, run_id)
-        st.caption(
-            f"Colour: {plain(next(iter(run.promoted)))}, read by the unsteered model. Dotted: tokens at which the edit acted."
+    return []
+
+
+def streaming(job: Job, names: tuple[str, ...]) -> list[Any]:
+    names = tuple(job.told.get("arms", names))
+    places: list[Any] = []
+    for first in range(0, len(names), arms.ABREAST):
+        columns = st.columns(min(len(names), arms.ABREAST))
+        places += [column.empty() for column, _ in zip(columns, names[first : first + arms.ABREAST], strict=False)]
+    return places
+
+
+def shown(run: SteeringRun) -> None:
+    """A run: its texts, what to know before believing them, its figures, its files."""
+    name = st.query_params["run"]
+    arms.told(run)
+    again()
+    by = st.segmented_control(
+        "Colour by", arms.colours(run), default=arms.colours(run)[0], required=True, key=f"colour {name}", format_func=plain
+    )
+    arms.draw(run, by, name)
+    arms.self_check(run)
+    files(run, name)
+    with st.expander("All figures, mean over the texts of each arm", on_change="rerun", key=f"figures {name}") as details:
+        if details.open:
+            arms.figures(run)
+
+
+def again() -> None:
+    """What a replay of the run that is open said."""
+    name, made = mine.get("replayed", (None, None))
+    if made is not None and name == st.query_params.get("run"):
+        same, told = saved.replayed(runs.load(name), made)
+        (st.success if same else st.warning)(plain(told), icon=":material/check:" if same else ":material/difference:")
+
+
+def files(run: SteeringRun | Sweep, name: str) -> None:
+    """Replay, and the ways to take a run away."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        if st.button(
+            "Replay", icon=":material/replay:", disabled="job" in mine, help="Makes it again and compares, token by token"
+        ):
+            begin("replay", lambda model, sae: steering.replay(run, model, sae))
+            st.rerun()
+        saved.taken_away(run, name, [session.dictionary_of(store)], session.address("steer", run=name), lambda: forget(name))
+
+
+def forget(name: str) -> None:
+    runs.forget(name)
+    st.query_params.from_dict(session.params())
+    mine["told"] = "The run is gone."
+
+
+def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> Any:
+    """Strengths x prompts x seeds, beside the controls. The bar of one that is at work."""
+    grid = sweeps.grid()
+    sampling, _ = text.sampling()
+    asked = (str(edits), grid, sampling)
+    before, seconds = mine.get("measured", (None, None))
+    if "measure" in mine:
+        before, seconds = mine["measured"] = (mine.pop("measuring"), mine.pop("measure"))
+    sweeps.cost(grid, sampling.max_new_tokens, seconds if before == asked else None)
+    off = edits is None or job is not None
+    with st.container(horizontal=True):
+        if st.button("How long?", icon=":material/timer:", disabled=off, help="Takes about a tenth of one strength"):
+            mine["measuring"] = asked
+            begin("measure", lambda model, sae: steering.measure(store, model, sae, edits, grid, sampling))
+            st.rerun()
+        if st.button("Sweep", icon=":material/play_arrow:", type="primary", disabled=off):
+            known = seconds if before == asked else None
+            begin("sweep", lambda model, sae: steering.dose_response(store, model, sae, edits, grid, sampling, known))
+            st.rerun()
+    bar = None
+    if job is not None and job.kind == "sweep":
+        bar = st.empty()
+        if "sweep" in job.told:
+            sweeps.result(job.told["sweep"], f"live {id(job)} {len(job.told['sweep'].runs)}")
+    elif isinstance(run, Sweep):
+        again()
+        sweeps.result(run, st.query_params["run"])
+        files(run, st.query_params["run"])
+        with st.expander("Self-check, strength by strength"):
+            for strength, one in zip(run.strengths, run.runs, strict=True):
+                st.caption(f"**Strength {strength:g}**")
+                arms.told(one)
+                arms.self_check(one)
+    return bar
+
+
+def inside(edits: Edits | None, job: Job | None) -> None:
+    """What the edits do to the next token, and which latents decide it."""
+    prompt = st.text_area("Prompt", height=80, **text.kept("prompt", "My favourite hobby is"))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        token = st.text_input("Token", key="steer token", placeholder="the likeliest", width=150, persist_state="session")
+        other = st.text_input("against", key="steer other", placeholder="the next one", width=150, persist_state="session")
+        method = st.selectbox("Attribution by", prompts.METHODS, key="steer method", width=150, persist_state="session")
+    others = steering_facts.later(store)
+    places = st.multiselect("Later dictionaries", others, key="steer later", format_func=plain) if others else []
+    tokens = (token, other)
+    with st.container(horizontal=True):
+        if st.button(
+            "Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None
+        ):
+            mine.pop("effects", None)
+            later = [session.load_dictionary(session.dictionary_of(session.pack(place))) for place in places]
+            begin("effects", lambda model, sae: steering.effect(store, model, sae, edits, prompt, tokens, later))
+            st.rerun()
+        if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
+            mine.pop("attribution", None)
+            begin("attribution", lambda model, sae: steering.attribution(store, model, sae, prompt, tokens, method))
+            st.rerun()
+    if "effects" in mine:
+        found = mine["effects"]
+        heading(
+            "What the edits do to the next token", opening(str(store.folder)) + steering_facts.effects_code(found), "py effects"
         )
-        steering.figures(run)
-        steering.told(run)
-        with st.container(horizontal=True):
-            st.download_button("JSON", run.to_json(), f"steering-{run_id}.json", "application/json", icon=":material/download:")
-            with st.popover("Link", icon=":material/link:", type="tertiary"):
-                st.code(session.address("steer", run=run_id), language=None)
-            copy_as_python(steering.python(run, str(store.folder.parent)), key="py steer")
-        kept = steering.saved(store)
-        with st.expander(f"Saved runs ({len(kept)})"):
-            for name in kept:
-                session.link("steer", name, run=name)
+        st.caption(plain(f"{found.edits} after: {found.prompt}"))
+        effects.numbers(found)
+        effects.tokens(found)
+        effects.downstream(found, {session.pack(place).site: session.pack(place).table["label"] for place in places})
+    if "attribution" in mine:
+        found = mine["attribution"]
+        heading(
+            "What decides the next token, unedited",
+            opening(str(store.folder)) + prompts.attribution_code(found.prompt),
+            "py parts",
+        )
+        prompts.attribution(found)
+    if "effects" not in mine and "attribution" not in mine:
+        st.caption("No token is drawn here: the prompt is run once with the edits and once without, and beside other latents.")
+
+
+opened = None
+try:
+    opened = open_address()
+except ScopeError as refusal:
+    session.refuse(refusal)
+    if not stack.rows(slug) and "run" not in st.query_params:
+        st.stop()
+left, right = st.columns([1, 2], gap="medium")
+job: Job | None = mine.get("job")
+line, places, bar = None, [], None
+with left:
+    st.markdown("##### Edits")
+    edits = stack.draw(store, slug)
+    try:
+        wanted = picker.draw(store, slug, presets())
+        if wanted is not None and job is None:
+            begin("direction", lambda model, sae: steering.direction(model, wanted[0], *wanted[1]))
+            st.rerun()
+    except ScopeError as refusal:
+        session.refuse(refusal)
+    stack.draw_gauge(edits, mine.get("sae"))
+with right:
+    st.session_state.setdefault("steer view", "Compare")
+    view = st.segmented_control(
+        "View", VIEWS, required=True, key="steer view", label_visibility="collapsed", persist_state="session"
+    )
+    line = told_of_job()
+    try:
+        if view == "Compare":
+            places = compare(opened, edits, job)
+        elif view == "Sweep":
+            bar = sweep(opened, edits, job)
+        elif view == "Effects":
+            inside(edits, job)
+        else:
+            saved.listed(runs, st.query_params.get("run"), lambda label, name: session.link("steer", label, run=name))
+    except ScopeError as refusal:
+        session.refuse(refusal)
+if job is not None:
+    attend(job, line, places, bar)

@@ -1,14 +1,27 @@
-"""The steering page on a real pack of a tiny model, and its refusals on a toy one."""
+"""The Steering page on a real pack of a tiny model: the stack, the arms, their files, and everything that is refused."""
+
+import json
+import shutil
+from threading import Timer
 
 import pytest
 
-from scope.lab import Lab
+from app import session, steering
+from app.components import steering_arms, steering_text
+from app.jobs import Job
+from app.turns import Turns
+from scope.features.store import FeatureStore
 from scope.models.load import load_model
+from scope.models.sampling import SamplingConfig
 from scope.sae.files import load_sae
+from scope.steering.interventions import Add, Edits
 from scope.steering.run import SteeringRun
+from scope.steering.runs import Runs
 from tests.app.conftest import said
 from tests.conftest import random_gemma
 from tests.labs import make_lab
+
+HOSTILE = "<img src=x onerror=alert(1)> [a](http://b)"
 
 
 @pytest.fixture(scope="module")
@@ -16,11 +29,27 @@ def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     return make_lab(tmp_path_factory.mktemp("page") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
 
 
+@pytest.fixture(scope="module")
+def store(folder):
+    return FeatureStore.open(folder / "pack")
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    return load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+
+
+@pytest.fixture(autouse=True)
+def no_runs(folder):
+    """Each test begins without kept runs."""
+    shutil.rmtree(folder / "pack.steering", ignore_errors=True)
+
+
 @pytest.fixture
 def page(open_app, folder):
     def opened(**params):
         at = open_app("steer", packs=[folder / "pack"], **params)
-        at.default_timeout = 120
+        at.default_timeout = 30
         return at
 
     return opened
@@ -31,57 +60,347 @@ def press(at, label: str):
     return at.run()
 
 
-def test_the_page_opens_on_the_latent_in_its_address_and_tells_its_strength_in_other_units(page):
+def written(at, prompt: str = "the dog", tokens: int = 4):
+    at.text_area(key="steer prompt").set_value(prompt)
+    at.number_input(key="steer tokens").set_value(tokens)
+    return press(at, "Generate")
+
+
+def opened_run(at) -> str:
+    """The name of the run in the address."""
+    name = at.query_params["run"]
+    return name if isinstance(name, str) else name[0]
+
+
+def captions(at) -> str:
+    return "\n".join(c.value.replace("\\", "") for c in at.caption)
+
+
+def heads(at) -> set[str]:
+    return {m.value for m in at.markdown if m.value.startswith("**")}
+
+
+def strips(at) -> list[dict]:
+    return [json.loads(c.proto.json) for c in at.get("bidi_component")]
+
+
+def row(at, number: int, name: str):
+    """A control of a row of the stack, by the number that stays."""
+    key = f"steer row {number} {name}"
+    return next(
+        w
+        for kind in (at.slider, at.selectbox, at.toggle, at.checkbox, at.number_input, at.button)
+        for w in kind
+        if w.key == key
+    )
+
+
+def test_the_page_opens_on_the_latent_in_its_address_and_tells_its_strength_in_other_units(page, store):
     at = page(f=3)
     assert not at.exception
     assert any("\\#3" in m.value for m in at.markdown)
-    (strength,) = [s for s in at.slider if s.label.startswith("Strength")]
-    assert strength.value == 0.5
-    assert any("its largest activation" in c.value for c in at.caption)
+    assert row(at, 1, "strength").value == 0.5
+    raw = 0.5 * store.norm_median / store[3].row["dec_norm"]
+    assert f"raw {raw:+.3g}" in captions(at)
+    assert f"{raw / store[3].row['max']:+.2f} × its largest activation" in captions(at)
 
 
-def test_generating_shows_three_arms_with_figures_and_keeps_the_run(page, folder):
-    at = page(f=3)
-    next(n for n in at.number_input if n.label == "New tokens").set_value(4)
-    at.text_area(key="steer prompt").set_value("the dog")
-    press(at, "Generate")
+def test_generating_shows_the_arms_keeps_the_run_and_puts_it_into_the_address(page, folder, lab):
+    at = written(page(f=3))
     assert not at.exception
     assert not at.error
-    assert {"**plain**", "**steered**", "**random**"} <= {m.value for m in at.markdown}
+    assert {"**Plain**", "**Steered**", "**Random direction**"} <= heads(at)
     (kept,) = (folder / "pack.steering").glob("*.json")
+    assert opened_run(at) == kept.stem
     run = SteeringRun.from_json(kept)
     assert run.prompts == ["the dog"]
-    assert run.replay(load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")).same_texts(run)
+    assert run.replay(*lab).same_texts(run)
+    assert "edited" in captions(at)
+    assert "unexplained" in captions(at)
     again = page(run=kept.stem)
     assert not again.exception
-    assert "edited" in " ".join(c.value for c in again.caption)
+    assert heads(again) == heads(at)
 
 
-def test_what_the_page_gives_as_python_makes_the_same_run(folder):
-    from app.components.steering import python
-    from scope.features.store import FeatureStore
+def test_a_stack_grows_by_search_and_any_row_can_be_taken_away_without_touching_the_others(page):
+    at = page(f=3)
+    at.text_input(key="steer find").set_value("#5").run()
+    assert at.selectbox(key="steer found").options[0].startswith("#5 ")
+    at.button(key="steer add latent").click().run()
+    at.text_input(key="steer find").set_value("7").run()
+    at.button(key="steer add latent").click().run()
+    row(at, 2, "strength").set_value(-0.75)
+    row(at, 3, "strength").set_value(1.5).run()
+    row(at, 2, "remove").click().run()
+    assert not at.exception
+    assert row(at, 1, "strength").value == 0.5
+    assert row(at, 3, "strength").value == 1.5
+    assert "break down" in captions(at)
+    row(at, 1, "remove").click().run()
+    row(at, 3, "remove").click().run()
+    assert "No edit is switched on" in captions(at)
+    assert next(b for b in at.button if b.label == "Generate").disabled
 
-    lab = Lab(FeatureStore.open(folder / "pack"), load_sae(folder / "dictionary"))
-    run = (lab.steer(3, 0.5) + lab.steer(5, -0.25, positions="generated")).compare("the dog", max_new_tokens=4)
-    scope_ = {}
-    lines = python(run, str(folder))
-    exec(lines.replace("lab.steer(", "made = lab.steer("), scope_)
-    assert scope_["made"].same_texts(run)
+
+def test_a_search_looks_at_labels_and_tokens_and_without_words_the_presets_stand_there(page, store):
+    at = page(f=3)
+    assert at.selectbox(key="steer found").options[0].startswith(f"#{store.steerable(1).index[0]} ")
+    token = store[3].promoted[0][0].strip()
+    at.text_input(key="steer find").set_value(token).run()
+    found = [int(option.split()[0][1:]) for option in at.selectbox(key="steer found").options]
+    assert found == [int(i) for i in store.find(token).index[:30]]
 
 
-def test_a_link_to_a_run_that_is_not_here_is_refused(page):
-    assert "No saved run" in said(page(run="0123456789ab"))
-    assert "No saved run" in said(page(run="../../etc/passwd"))
+def test_a_latent_that_is_not_there_is_refused_with_the_nearest(page):
+    assert "no latent 999" in said(page(f=999)).lower()
+    at = page(f=3)
+    at.text_input(key="steer find").set_value("#999").run()
+    assert "nearest: 47" in said(at)
 
 
-def test_a_pack_whose_model_is_gone_says_so_when_text_is_asked_for(open_app, monkeypatch):
+def test_every_control_of_a_row_reaches_the_run(page, folder):
+    at = page(f=3)
+    row(at, 1, "operation").set_value("at least")
+    row(at, 1, "where").set_value("from")
+    row(at, 1, "if").set_value(True).run()
+    row(at, 1, "from").set_value(2)
+    row(at, 1, "if latent").set_value(7)
+    row(at, 1, "if above").set_value(0.125)
+    row(at, 1, "strength").set_value(0.25).run()
+    at.number_input(key="steer temperature").set_value(0.9)
+    at.number_input(key="steer seed").set_value(5)
+    at.number_input(key="steer n").set_value(2)
+    at.checkbox(key="steer arm random").set_value(False)
+    at.checkbox(key="steer arm prompt").set_value(True).run()
+    at.text_input(key="steer ask").set_value("dogs: ").run()
+    written(at)
+    assert not at.error
+    run = Runs.of_pack(folder / "pack").load(opened_run(at))
+    assert str(run.edits) == "at least latent 3 +0.25 of the residual norm, from position 2 on, where latent 7 > 0.125"
+    assert (run.sampling.temperature, run.sampling.seed, run.n) == (0.9, 5, 2)
+    assert [arm.name for arm in run.arms] == ["plain", "steered", "prompt"]
+    assert run.instruction == "dogs: "
+
+
+def test_a_row_that_is_switched_off_is_left_out(page, folder):
+    at = page(f=3)
+    at.button(key="steer add latent").click().run()
+    row(at, 1, "on").set_value(False).run()
+    run = Runs.of_pack(folder / "pack").load(opened_run(written(at)))
+    assert [edit.latent for edit in run.edits] == [at.session_state["steer rows tiny"][1].target]
+
+
+def test_a_link_to_a_run_brings_back_its_controls(page, store, lab):
+    model, sae = lab
+    edits = Edits([Add(3, 0.75), Add(5, -0.25, positions="generated")])
+    asked = steering_text.Asked("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
+    job = Job("compare", steering.compare(store, model, sae, edits, asked), Turns()).start()
+    assert job.wait(60)
+    at = page(run=job.result)
+    assert row(at, 1, "strength").value == 0.75
+    assert (row(at, 2, "strength").value, row(at, 2, "where").value) == (-0.25, "generated")
+    assert at.text_area(key="steer prompt").value == "a cat"
+    assert (at.number_input(key="steer seed").value, at.number_input(key="steer n").value) == (9, 2)
+    assert [at.checkbox(key=f"steer arm {name}").value for name in ("plain", "random", "other")] == [True, False, True]
+    assert opened_run(press(at, "Generate")) == job.result  # the same controls make the same run, so it is kept once
+
+
+def test_a_replay_at_a_temperature_says_that_the_texts_are_the_same(page, folder):
+    at = page(f=3)
+    at.number_input(key="steer temperature").set_value(1.0)
+    at = page(run=opened_run(written(at, tokens=8)))
+    press(at, "Replay")
+    assert [s.value for s in at.success] == ["Replayed\\: all 3 texts are the same\\, token by token\\."]
+
+
+def test_a_replay_says_where_the_texts_differ(page, folder):
+    name = opened_run(written(page(f=3)))
+    file = folder / "pack.steering" / f"{name}.json"
+    raw = json.loads(file.read_text())
+    raw["arms"][1]["samples"][0]["new_ids"][2] = 7
+    file.write_text(json.dumps(raw))
+    at = press(page(run=name), "Replay")
+    assert "The first to differ: steered, text 1, token 3" in said(at)
+    assert not at.success
+
+
+def test_a_link_to_a_run_that_is_not_here_is_refused_and_the_page_goes_on(page):
+    for name in ("0123456789ab", "../../etc/passwd"):
+        at = page(run=name)
+        assert "No saved run" in said(at)
+        assert not at.exception
+
+
+def test_a_run_can_be_forgotten(page, folder):
+    at = written(page(f=3))
+    press(at, "Forget this run")
+    assert not at.exception
+    assert not list((folder / "pack.steering").glob("*.json"))
+
+
+def test_kept_runs_are_listed_and_taken_away_as_files(page):
+    at = written(page(f=3), HOSTILE[:20])
+    assert {b.proto.label for b in at.get("download_button")} == {"JSON", "HTML", "Python", "Notebook"}
+    at.segmented_control(key="steer view").set_value("Kept runs").run()
+    assert not at.exception
+    (link,) = at.get("page_link")
+    assert "add latent 3" in link.proto.label.replace("\\", "")
+    assert "<img" not in link.proto.label
+
+
+def test_tokens_that_were_edited_are_dotted_and_the_parting_is_marked(page, folder):
+    at = page(f=3)
+    run = Runs.of_pack(folder / "pack").load(opened_run(written(at, tokens=5)))
+    by_arm = dict(zip([arm.name for arm in run.arms], strips(at), strict=True))
+    marks = {name: [cell[3] for cell in told["rows"][0]["cells"]] for name, told in by_arm.items()}
+    assert not any(marks["plain"])
+    assert sum("d" in mark for mark in marks["steered"]) == sum(run["steered"].report.touched(0, 5))
+    assert ["x" in mark for mark in marks["steered"]].index(True) == run["steered"].samples[0].diverges_at
+
+
+def test_tokens_can_be_coloured_by_how_far_the_edit_moves_them(page):
+    at = written(page(f=3))
+    before = strips(at)
+    key = next(c.key for c in at.segmented_control if c.key.startswith("colour"))
+    at.segmented_control(key=key).set_value(steering_arms.KL).run()
+    assert not at.exception
+    assert strips(at)[1] != before[1]
+    assert all(cell[1] == 0 for cell in strips(at)[0]["rows"][0]["cells"])  # plain text is 0 away from itself
+
+
+def test_hostile_text_is_shown_and_never_obeyed(page):
+    at = written(page(f=3), HOSTILE)
+    assert not at.exception
+    assert not at.error
+    everything = [*at.markdown, *at.caption, *at.info, *at.warning]
+    assert not [e.value for e in everything if "<img" in e.value or "](http" in e.value]
+    assert "<img src=x" in captions(at)
+
+
+@pytest.mark.parametrize(("prompt", "told"), [("  ", "prompt is empty"), ("the dog " * 60, "this model takes 63")])
+def test_a_prompt_that_cannot_be_continued_is_refused_and_the_next_one_works(page, prompt, told):
+    at = written(page(f=3), prompt)
+    assert told in said(at)
+    assert not at.exception
+    written(at)
+    assert not at.error
+    assert "run" in at.query_params
+
+
+def test_an_edit_that_is_far_too_strong_is_refused(page):
+    at = page(f=3)
+    at.session_state["steer row 1 strength"] = 1e9
+    at.run()
+    assert "typical norm: such numbers are not finite" in said(written(at))
+
+
+def test_an_edit_without_effect_says_so_and_why(page):
+    at = page(f=3)
+    row(at, 1, "operation").set_value("scale").run()
+    row(at, 1, "factor").set_value(1.0).run()
+    assert "No effect" in said(written(at))
+
+
+def test_a_pack_whose_model_is_gone_says_so_when_text_is_asked_for(open_app):
     at = open_app("steer", f=1)
     assert not at.exception
-    at.default_timeout = 120
+    at.default_timeout = 30
     press(at, "Generate")
     assert not at.exception
     assert said(at)
 
 
-def test_an_unknown_latent_is_refused(page):
-    assert "no latent 999" in said(page(f=999)).lower()
+def test_chat_is_greyed_with_the_reason_where_there_is_no_template(page):
+    at = page(f=3)
+    assert at.toggle(key="steer chat").disabled
+    assert "no chat template" in captions(at)
+
+
+def test_a_chat_is_laid_out_by_the_template(page, open_app, folder, tmp_path):
+    own = shutil.copytree(folder, tmp_path / "chatty")
+    template = "<bos>{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    (own / "checkpoint" / "chat_template.jinja").write_text(template)
+    manifest = json.loads((own / "pack" / "manifest.json").read_text())
+    manifest["model"]["model"] = str(own / "checkpoint")
+    (own / "pack" / "manifest.json").write_text(json.dumps(manifest))
+    at = open_app("steer", packs=[own / "pack"], f=3)
+    at.default_timeout = 30
+    at.toggle(key="steer chat").set_value(True).run()
+    press(at, "Add a turn")
+    at.text_area(key="steer asked 0").set_value("a dog")
+    at.text_area(key="steer asked 1").set_value("a cat").run()
+    at.number_input(key="steer tokens").set_value(3)
+    press(at, "Generate")
+    assert "Turn 2, of the model, is empty" in said(at)
+    at.text_area(key="steer said 1").set_value("yes").run()
+    press(at, "Generate")
+    assert not at.error
+    run = Runs.of_pack(own / "pack").load(opened_run(at))
+    assert run.prompts == ["<bos>user: a dog\nassistant: yes\nuser: a cat\n"]
+
+
+def test_a_list_from_another_page_becomes_the_stack(open_app, folder, monkeypatch):
+    at = open_app("overview", packs=[folder / "pack"])
+    at.session_state["stacks"] = {"tiny": [5, 9, 11]}
+    at.switch_page("views/steer.py").run()
+    assert [r.target for r in at.session_state["steer rows tiny"]] == [5, 9, 11]
+
+
+def test_the_stack_is_still_there_after_another_page_was_looked_at(page):
+    at = page(f=3)
+    row(at, 1, "strength").set_value(1.25).run()
+    at.text_area(key="steer prompt").set_value("a cat sat").run()
+    del at.query_params["f"]
+    at.switch_page("views/overview.py").run()
+    at.switch_page("views/steer.py").run()
+    assert not at.exception
+    assert row(at, 1, "strength").value == 1.25
+    assert at.text_area(key="steer prompt").value == "a cat sat"
+
+
+def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
+    model, sae = lab
+
+    class Stopped(Job):
+        @property
+        def stopping(self):
+            return len(self.told.get("ids", [[]])[0]) >= 3
+
+    asked = steering_text.Asked("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
+    job = Stopped("compare", steering.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), Turns()).start()
+    assert job.wait(60)
+    run = Runs.of_pack(folder / "pack").load(job.result)
+    assert run.stopped_after == 3
+    assert all(len(sample.new_ids) == 3 for arm in run.arms for sample in arm.samples)
+    assert run.replay(model, sae).same_texts(run)
+
+
+def test_a_generation_waits_while_somebody_else_has_the_model(page, folder):
+    at = page(f=3)
+    ticket = session.turns().ask()
+    let_go = Timer(1.5, session.turns().leave, [ticket])
+    let_go.start()
+    written(at)
+    assert let_go.finished.is_set()
+    assert not at.error
+    assert "run" in at.query_params
+    after = session.turns().ask()
+    assert session.turns().before(after) == 0
+    session.turns().leave(after)
+
+
+def test_a_direction_between_prompts_becomes_a_row_and_steers(page, folder):
+    at = page(f=3)
+    row(at, 1, "remove").click().run()
+    at.segmented_control(key="steer source").set_value("Prompts").run()
+    at.text_area(key="steer toward").set_value("the dog ran\na dog sat")
+    press(at, "Make and add")
+    assert "at least one prompt on both sides" in said(at)
+    at.text_area(key="steer away").set_value("the cat ran\na cat sat")
+    press(at, "Make and add")
+    assert not at.error
+    run = Runs.of_pack(folder / "pack").load(opened_run(written(at)))
+    assert str(run.edits[0].latent) == "'the dog ran' minus 'the cat ran'"
+    again = page(run=opened_run(at))
+    assert not again.exception
+    assert again.session_state["steer rows tiny"][0].target == run.edits[0].latent

@@ -1,0 +1,145 @@
+"""What is continued and how: a prompt or the turns of a chat, the sampling, and the arms."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from app.components.plain import plain
+from scope.errors import EditError
+from scope.models.sampling import SamplingConfig
+from scope.steering.steer import ARMS
+
+LONGEST_TEXT = 4096
+ARM_NAMES = {
+    "plain": "Plain",
+    "steered": "Steered",
+    "random": "Random direction",
+    "other": "Other latent",
+    "prompt": "Asked for",
+}
+FIRST_ARMS = {"plain", "steered", "random"}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the controls of a comparison say."""
+
+    prompt: str
+    turns: list[dict[str, str]] | None
+    sampling: SamplingConfig
+    n: int
+    arms: tuple[str, ...]
+    instruction: str | None
+
+
+def kept(name: str, usual: Any) -> dict[str, Any]:
+    """The key of a control whose value is kept while other pages are looked at, set once to what is usual."""
+    key = f"steer {name}"
+    st.session_state.setdefault(key, usual)
+    return {"key": key, "persist_state": "session"}
+
+
+def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
+    """(the text to continue, None) or ("", turns). `why_no_chat` greys the chat out and says why."""
+    chat = st.toggle(
+        "Chat",
+        disabled=why_no_chat is not None,
+        help=why_no_chat or "Turns are laid out by the checkpoint's own template.",
+        **kept("chat", False),
+    )
+    if why_no_chat is not None:
+        st.caption(plain(why_no_chat))
+    if not chat or why_no_chat is not None:
+        text = st.text_area("Prompt", height=90, **kept("prompt", "My favourite hobby is"))
+        return text, None
+    return "", _turns()
+
+
+def _turns() -> list[dict[str, str]]:
+    """User and model in turn; the last word is the user's."""
+    exchanges = st.session_state.setdefault("steer exchanges", 1)
+    turns = []
+    for i in range(exchanges):
+        if i:
+            said = st.text_area("Model", height=70, **kept(f"said {i}", ""))
+            turns.append({"role": "assistant", "content": said})
+        asked = st.text_area("User", height=70, **kept(f"asked {i}", "What is your favourite hobby?" if not i else ""))
+        turns.append({"role": "user", "content": asked})
+    with st.container(horizontal=True):
+        st.button("Add a turn", icon=":material/add:", type="tertiary", on_click=_exchanges, args=(1,))
+        if exchanges > 1:
+            st.button("Remove the last", icon=":material/remove:", type="tertiary", on_click=_exchanges, args=(-1,))
+    return turns
+
+
+def _exchanges(more: int) -> None:
+    st.session_state["steer exchanges"] = max(1, st.session_state.get("steer exchanges", 1) + more)
+
+
+def check_turns(turns: list[dict[str, str]]) -> None:
+    """That somebody says something in every turn.
+
+    Raises:
+        EditError: a turn is empty.
+    """
+    empty = next((i for i, turn in enumerate(turns) if not turn["content"].strip()), None)
+    if empty is not None:
+        who = "model" if turns[empty]["role"] == "assistant" else "user"
+        raise EditError(f"Turn {empty + 1}, of the {who}, is empty. Write something, or take it away.")
+
+
+def sampling() -> tuple[SamplingConfig, int]:
+    """How tokens are drawn, and how many texts there are for each prompt and arm."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        length = st.number_input("New tokens", 1, LONGEST_TEXT, step=8, width=120, **kept("tokens", 64))
+        temperature = st.number_input("Temperature", 0.0, 10.0, step=0.1, width=120, **kept("temperature", 0.7))
+        top_p = st.number_input("Top p", 0.01, 1.0, step=0.05, width=110, **kept("top p", 0.95))
+        penalty = st.number_input("Repetition penalty", 0.1, 10.0, step=0.1, width=150, **kept("penalty", 1.1))
+        seed = st.number_input("Seed", 0, 2**53 - 1, step=1, width=110, **kept("seed", 0))
+        n = st.number_input("Texts", 1, 16, step=1, width=100, help="For each arm, each with its own noise", **kept("n", 1))
+    config = SamplingConfig(
+        max_new_tokens=int(length),
+        temperature=float(temperature),
+        top_p=None if top_p >= 1 else float(top_p),
+        repetition_penalty=float(penalty),
+        seed=int(seed),
+    )
+    return config, int(n)
+
+
+def arms() -> tuple[tuple[str, ...], str | None]:
+    """Which arms are written, and what the arm that only asks begins with (None: what the latents promote)."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        chosen = []
+        for name, meaning in ARMS.items():
+            always = name == "steered"
+            control = kept(f"arm {name}", name in FIRST_ARMS)
+            on = st.checkbox(ARM_NAMES[name], disabled=always, help=meaning[0].upper() + meaning[1:] + ".", **control)
+            if on or always:
+                chosen.append(name)
+    instruction = None
+    if "prompt" in chosen:
+        written = st.text_input(
+            "What the prompt begins with where nothing is edited", placeholder="Talk about what it promotes", **kept("ask", "")
+        )
+        instruction = written if written.strip() else None
+    return tuple(chosen), instruction
+
+
+def put(prompt: str, config: SamplingConfig, n: int, names: list[str], instruction: str | None) -> None:
+    """Set the controls to those of a saved run."""
+    values = {
+        "chat": False,
+        "prompt": prompt,
+        "tokens": min(config.max_new_tokens, LONGEST_TEXT),
+        "temperature": min(max(float(config.temperature), 0.0), 10.0),
+        "top p": 1.0 if config.top_p is None else max(float(config.top_p), 0.01),
+        "penalty": min(max(float(config.repetition_penalty), 0.1), 10.0),
+        "seed": min(max(int(config.seed), 0), 2**53 - 1),
+        "n": min(n, 16),
+        "ask": instruction or "",
+    }
+    values |= {f"arm {name}": name in names for name in ARMS}
+    for name, value in values.items():
+        st.session_state[f"steer {name}"] = value
