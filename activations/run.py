@@ -4,10 +4,7 @@ What a crash can leave: a torn journal line, a file that no line lists, an open 
 next run drops the first two and goes on with the others where they stand.
 """
 
-import hashlib
 import json
-import os
-import re
 import time
 import zlib
 from collections.abc import Callable
@@ -20,9 +17,10 @@ import torch
 
 from activations.contexts import Cursor, Packed, Packer, kept_positions
 from activations.errors import ActivationsError, CorpusError, RecordingError
-from activations.files import is_sound, read_json, write_json
+from activations.files import read_json, write_json
 from activations.hdf5 import ITEM_BYTES, skeleton
-from activations.manifest import FORMAT, JOURNAL, Recorded, contexts_for, versions
+from activations.leftovers import clean, contexts_of_open, mark_of, note_open
+from activations.manifest import FORMAT, Recorded, contexts_for, versions
 from activations.outliers import counts
 from activations.ranks import Ledger, Ranks, held
 from activations.remote import Remote
@@ -61,7 +59,7 @@ class Run:
         self.open = (0, 0)  # the shard under way, and its contexts so far
 
     def run(self) -> None:
-        self._clean()
+        clean(self.out, self.recorded, self.ledger.done, self.ranks)
         self._send_sealed()
         holes = not all(map(held, self.recorded.entries))
         if holes:  # a damaged shard was moved aside; it is made as it was, whatever the budget is now
@@ -115,7 +113,7 @@ class Run:
         partial, lost = (old, None) if held(old) else (None, old)
         _same_text(lost, packed.tokens)
         name = f"shard-{number:05d}" + ("" if n == self.per_shard else f"-{n}") + ".h5"
-        resumed = self._resumable(number, name, packed.tokens)
+        resumed = contexts_of_open(self.out, number, name, packed.tokens)
         shard = self._writer(self.out / name, n, int(kept.sum()), packed.names, keep=resumed > 0)
         self.open = number, 0
         try:
@@ -207,28 +205,21 @@ class Run:
         """Note how far the open shard has come, after what it holds is on the disk."""
         shard.flush()
         n = shard.contexts // self.config.batch_contexts * self.config.batch_contexts
-        write_json(self._mark(number), {"file": shard.path.name, "contexts": n, "tokens": _digest(tokens)})
-
-    def _resumable(self, number: int, name: str, tokens: np.ndarray) -> int:
-        path = self._mark(number)
-        if not path.exists() or not (self.out / (name + ".tmp")).exists():
-            return 0
-        mark = read_json(path)
-        return mark["contexts"] if mark["file"] == name and mark["tokens"] == _digest(tokens) else 0
+        note_open(self.out, number, shard.path.name, n, tokens)
 
     def _commit(self, number: int, entry: dict) -> None:
         """List a sealed shard; one for a store is sent first, and noted here until it has arrived."""
         if self.remote:
             staged = self.out / f"staged-{number:05d}.json"
             write_json(staged, entry)
-            self._mark(number).unlink(missing_ok=True)
+            mark_of(self.out, number).unlink(missing_ok=True)
             self.remote.push(self.out / entry["file"])
             self.ledger.add(entry)
             (self.out / entry["file"]).unlink()
             staged.unlink()
         else:
             self.ledger.add(entry)
-            self._mark(number).unlink(missing_ok=True)
+            mark_of(self.out, number).unlink(missing_ok=True)
 
     def _send_sealed(self) -> None:
         """Send the shards that an earlier run sealed and could not send."""
@@ -241,34 +232,6 @@ class Run:
             if path.exists() and path.stat().st_size == entry["bytes"]:
                 self._commit(number, entry)
             staged.unlink(missing_ok=True)
-
-    def _clean(self) -> None:
-        """Remove what a crash left of ours: a torn journal line, files that no line lists and that cannot be continued."""
-        journal = self.out / JOURNAL
-        if self.ranks.leads and journal.exists() and journal.stat().st_size > self.recorded.journal_bytes:
-            os.truncate(journal, self.recorded.journal_bytes)
-        for mark in self.out.glob("open-*.json"):
-            if self.ranks.owns(int(mark.stem[5:])) and not is_sound(mark):
-                mark.unlink()  # that shard begins anew
-        listed = {entry["file"] for entry in [*self.recorded.entries, *self.ledger.done.values()]}
-        listed |= {read_json(staged)["file"] for staged in self.out.glob("staged-*.json")}
-        for path in sorted(self.out.glob("shard-*")):
-            number = re.match(r"shard-(\d+)", path.name)
-            if number is None or not self.ranks.owns(int(number[1])):
-                continue
-            mark = self._mark(int(number[1]))
-            going_on = mark.exists() and path.name == read_json(mark)["file"] + ".tmp"
-            if (path.suffix == ".h5" and path.name not in listed) or (path.suffix == ".tmp" and not going_on):
-                path.unlink()
-        strays = ["open-*.json.tmp", "manifest.json.tmp", "journal.jsonl.tmp", "open.json"]
-        for path in [p for pattern in strays if self.ranks.world == 1 for p in self.out.glob(pattern)]:
-            path.unlink()
-        for mark in self.out.glob("open-*.json"):
-            if self.ranks.owns(int(mark.stem[5:])) and not (self.out / (read_json(mark)["file"] + ".tmp")).exists():
-                mark.unlink()
-
-    def _mark(self, number: int) -> Path:
-        return self.out / f"open-{number:05d}.json"
 
     def _tell(self) -> None:
         """Say how far all ranks are: rank 0 to whoever looks, the others to rank 0."""
@@ -305,7 +268,3 @@ def _same_text(lost: dict | None, tokens: np.ndarray) -> None:
 
 def _names(names: list[str]) -> bytes:
     return json.dumps(names).encode()
-
-
-def _digest(tokens: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()

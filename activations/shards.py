@@ -238,8 +238,9 @@ class ShardWriter:
             self._await_first()
 
     def _await_first(self) -> None:
-        for future in self.waiting.popleft()[1]:
+        for future in self.waiting[0][1]:
             future.result()
+        self.waiting.popleft()  # only now: after a Ctrl-C during the wait, `flush` waits again
 
     def _write_through(self, raw: np.ndarray, offset: int) -> None:
         self._write(raw, offset)

@@ -36,7 +36,7 @@ class Batches:
     the recording; for n sites read together n / 4096, so give them n times the memory.
 
     Measured for batches of 4096 from 4.2 million rows in documents of 1024 (bfloat16). Pairs of rows of one document, and pairs
-    of neighbouring rows, are over those of independent draws, which have 4096 and 4 a batch; the variance is that of a batch's
+    of neighbouring rows, are over those of independent draws, which have 2045 and 4 a batch; the variance is that of a batch's
     mean over that of independent rows, where rows of one document correlate with 0.2:
 
         sites  width   memory     pairs of one document   neighbours   documents in a batch   variance
@@ -47,9 +47,9 @@ class Batches:
         8      2304    512 MiB             8.29              536                493             2.66
         8      2304    4 GiB               1.91               68               1959             1.38
 
-    A buffer of 755 MB that is refilled in order gives 16 to 17 pairs and a variance of 4.3 for one site. So most of what is left
-    of the order is a few neighbours: at 68, every fifteenth row of a batch has its successor in it.
-    `python -m tests.benchmarks.mixing` repeats this.
+    A buffer of 755 MB that is refilled in order gives 16 to 17 times the pairs and a variance of 4.3. What is left of the order
+    here is neighbours: at 68, every fifteenth row of a batch has its successor in it. `python -m tests.benchmarks.mixing`
+    repeats this.
     Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batch that is handed out.
     """
 

@@ -152,6 +152,16 @@ def test_nan_is_refused_with_shard_site_and_row_p35(tmp_path):
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_norms_of_values_whose_squares_overflow_are_right_and_nothing_is_refused(tmp_path, dtype):
+    class Huge(Arithmetic):
+        def record(self, tokens, sites):
+            return {site: 1e30 * x for site, x in super().record(tokens, sites).items()}
+
+    store = record(tmp_path / "r", model=Huge(), dtype=dtype, tokens=3000)
+    assert np.allclose(store.row_norms("a"), store["a"][:].double().norm(dim=1).numpy(), rtol=1e-6)
+
+
 def test_two_writers_are_refused_and_the_first_is_named(tmp_path):
     record(tmp_path / "r", tokens=1000)
     with only_writer(tmp_path / "r"), pytest.raises(RecordingError, match=f"is being written by process {os.getpid()} on "):

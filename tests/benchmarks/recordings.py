@@ -16,109 +16,19 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from activations.harvest import HarvestConfig, harvest, match_sites, plan
 from activations.store import ActivationStore
 from scope.cli.memory import keep_freed_memory
 from tests.activations.toy import ByteTokenizer, numbers
-
-WIDTH, SITES, CONTEXT, BATCH_CONTEXTS, BATCH = 2304, 8, 256, 16, 4096
-BLOCK = 8 << 20
-
-
-class Given:
-    """A model that costs nothing: the same activations again and again, in bfloat16, as a model that runs in it makes them."""
-
-    def __init__(self):
-        draws = torch.Generator().manual_seed(0)
-        shape = (BATCH_CONTEXTS, CONTEXT, WIDTH)
-        self.acts = {f"blocks.{i}.hook_resid_post": torch.randn(shape, generator=draws).bfloat16() for i in range(SITES)}
-
-    def sites(self) -> dict[str, int]:
-        return dict.fromkeys(self.acts, WIDTH)
-
-    def record(self, tokens, sites):
-        return {site: self.acts[site][: len(tokens)] for site in sites}
+from tests.benchmarks import others
+from tests.benchmarks.others import BATCH, BATCH_CONTEXTS, CONTEXT, SITES, WIDTH, Given, cool
 
 
 def record(folder: Path, model: Given, tokens: int) -> ActivationStore:
     config = HarvestConfig(sites=("all",), tokens=tokens, context=CONTEXT, batch_contexts=BATCH_CONTEXTS, exclude=("pad",))
     return harvest(model, ByteTokenizer(), numbers(tokens // 40), config, folder, {"model": "given"})
-
-
-def write_plain(path: Path, model: Given, nbytes: int) -> None:
-    """The same bytes from the same memory, in blocks of 8 MiB, one file, fsync at the end."""
-    sources = [memoryview(x.view(torch.int16).numpy()).cast("B") for x in model.acts.values()]
-    with open(path, "wb", buffering=0) as file:
-        done = 0
-        while done < nbytes:
-            for source in sources:
-                for at in range(0, len(source), BLOCK):
-                    if done < nbytes:
-                        done += file.write(source[at : min(at + BLOCK, at + nbytes - done)])
-        os.fsync(file.fileno())
-
-
-def write_memmap(folder: Path, model: Given, tokens: int) -> None:
-    """One numpy.memmap per site."""
-    folder.mkdir()
-    maps = {s: np.memmap(folder / f"{s}.npy", np.uint16, "w+", shape=(tokens, WIDTH)) for s in model.acts}
-    for at in range(0, tokens, BATCH):
-        for site, x in model.acts.items():
-            maps[site][at : at + BATCH] = x.view(torch.int16).numpy().view(np.uint16).reshape(-1, WIDTH)[: tokens - at]
-    for array in maps.values():
-        array.flush()
-
-
-def write_sae_lens(folder: Path, x: torch.Tensor, shards: int) -> int:
-    """What CacheActivationsRunner does with each buffer, by its own method: one site in float32. Returns bytes."""
-    from types import SimpleNamespace
-
-    from datasets import Array2D, Features, Sequence, Value
-    from sae_lens import CacheActivationsRunner
-
-    hook, n = "blocks.0.hook_resid_post", x.shape[0]
-    runner = CacheActivationsRunner.__new__(CacheActivationsRunner)
-    runner.cfg = SimpleNamespace(hook_name=hook, n_seq_in_buffer=n, d_in=WIDTH)
-    runner.context_size = CONTEXT
-    columns = {hook: Array2D((CONTEXT, WIDTH), "float32"), "token_ids": Sequence(Value("int32"), length=CONTEXT)}
-    runner.features = Features(columns)
-    (folder / ".tmp_shards").mkdir(parents=True)
-    wide, tokens = x.float().reshape(-1, WIDTH), torch.zeros(n * CONTEXT, dtype=torch.int64)
-    for i in range(shards):
-        shard = runner._create_shard((wide, tokens))
-        shard.save_to_disk(str(folder / ".tmp_shards" / f"shard_{i:05d}"), num_shards=1)
-    runner._consolidate_shards(folder / ".tmp_shards", folder, copy_files=False)
-    for path in folder.iterdir():
-        sync(path)
-    return shards * wide.nbytes
-
-
-def sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-
-
-def cool(folder: Path) -> None:
-    """Put files out of the page cache."""
-    for path in [p for p in folder.rglob("*") if p.is_file()]:
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
-def read_plain(folder: Path, buffer: bytearray = bytearray(BLOCK)) -> int:
-    """Every file from its beginning to its end into one buffer."""
-    total = 0
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        with open(path, "rb", buffering=0) as file:
-            while n := file.readinto(buffer):
-                total += n
-    return total
 
 
 def read_in_order(store: ActivationStore) -> int:
@@ -147,33 +57,6 @@ def read_on(store: ActivationStore, sites: tuple[str, ...], memory_bytes: int) -
         elif batches.row >= first:
             began = time.perf_counter()
     return total, time.perf_counter() - began
-
-
-def read_memmap(folder: Path, tokens: int, rows: int) -> int:
-    """Batches of random rows of all sites out of numpy.memmap, as float32."""
-    maps = [np.memmap(path, np.uint16, "r", shape=(tokens, WIDTH)) for path in sorted(folder.iterdir())]
-    order, total = np.random.default_rng(0).permutation(tokens)[:rows], 0
-    for at in range(0, rows, BATCH):
-        for array in maps:
-            picked = torch.from_numpy(array[order[at : at + BATCH]].view(np.int16)).view(torch.bfloat16).float()
-            total += picked.numel() * 2
-    return total
-
-
-def read_sae_lens(folder: Path, rows: int) -> int:
-    """SAELens' own loader and mixing buffer over its cached activations; bytes as it stores them."""
-    from sae_lens.training.activations_store import ActivationsStore
-
-    loader = ActivationsStore(
-        model=None, dataset=None, streaming=False, hook_name="blocks.0.hook_resid_post", hook_head_index=None,
-        context_size=CONTEXT, d_in=WIDTH, n_batches_in_buffer=256, total_training_tokens=rows, store_batch_size_prompts=16,
-        train_batch_size_tokens=BATCH, prepend_bos=False, normalize_activations="none", device=torch.device("cpu"),
-        dtype="float32", cached_activations_path=str(folder),
-    )  # fmt: skip
-    total = 0
-    while total < rows:
-        total += len(next(loader))
-    return total * WIDTH * 4
 
 
 def timed(work: Callable[[], int | None], nbytes: int | None = None) -> float:
@@ -213,16 +96,18 @@ def writing(place: Path, tokens: int, rounds: int) -> dict:
     model, table = Given(), Table()
     nbytes = tokens * WIDTH * SITES * 2
     for i in range(rounds):
-        table.add("plain sequential", timed(lambda: write_plain(place / "plain", model, nbytes), nbytes))
+        table.add("plain sequential", timed(lambda: others.write_plain(place / "plain", model, nbytes), nbytes))
         (place / "plain").unlink()
         shutil.rmtree(place / "recording", ignore_errors=True)
         rate = timed(lambda: record(place / "recording", model, tokens) and None, nbytes)
         table.add("recording (harvest of given activations)", rate, "plain sequential")
         shutil.rmtree(place / "memmap", ignore_errors=True)
-        table.add("numpy.memmap", timed(lambda: write_memmap(place / "memmap", model, tokens), nbytes), "plain sequential")
+        table.add(
+            "numpy.memmap", timed(lambda: others.write_memmap(place / "memmap", model, tokens), nbytes), "plain sequential"
+        )
         if i < 1:
             rate = timed(
-                lambda: write_sae_lens(place / "sae_lens", next(iter(model.acts.values())), max(1, tokens // BATCH // 2))
+                lambda: others.write_sae_lens(place / "sae_lens", next(iter(model.acts.values())), max(1, tokens // BATCH // 2))
             )
             table.add("SAELens, one site, float32", rate, "plain sequential")
     return table.show(f"Writing {nbytes / 1e9:.1f} GB: {SITES} sites of {WIDTH}, bfloat16")
@@ -245,7 +130,7 @@ def reading(place: Path, tokens: int, rounds: int) -> dict:
                     cool(place / folder)
                 table.add(f"{how}: {name}", timed(work, nbytes), f"{how}: {plain}" if plain else "")
 
-            measure("plain sequential", lambda: read_plain(place / "recording"))
+            measure("plain sequential", lambda: others.read_plain(place / "recording"))
             measure(
                 "shuffled, all sites aligned", lambda: read_shuffled(opened(), tuple(store.sites), memory), "plain sequential"
             )
@@ -256,11 +141,13 @@ def reading(place: Path, tokens: int, rounds: int) -> dict:
             measure("shuffled, one site", lambda: read_shuffled(opened(), one, memory // SITES), "plain sequential")
             measure("in order, float32 batches", lambda: read_in_order(opened()), "plain sequential")
             rows = tokens if how == "warm" else min(tokens, 2 * BATCH)
-            random_rows = lambda rows=rows: read_memmap(place / "memmap", tokens, rows)  # noqa: E731
+            random_rows = lambda rows=rows: others.read_memmap(place / "memmap", tokens, rows)  # noqa: E731
             measure("numpy.memmap, random rows", random_rows, "plain sequential", "memmap")
     half = max(1, tokens // BATCH // 2) * BATCH
     table.add(
-        "warm: SAELens' loader, float32", timed(lambda: read_sae_lens(place / "sae_lens", half // 2)), "warm: plain sequential"
+        "warm: SAELens' loader, float32",
+        timed(lambda: others.read_sae_lens(place / "sae_lens", half // 2)),
+        "warm: plain sequential",
     )
     for how in ("cold", "warm"):
         table.rates[f"{how}: shuffled beside in order"] = table.rates[f"{how}: shuffled, all sites aligned"]
