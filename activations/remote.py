@@ -24,6 +24,9 @@ STAGING = Path("runs/staging")
 FETCHED = Path("runs/fetched")
 """Where shards are kept that were read from a store."""
 
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "cos", "r2"}
+"""Stores without folders: to make one there is to make a bucket, of a name that may be misspelt."""
+
 _TRIES, _PAUSE = 3, 0.5  # a store that says no is asked again after 0.5 s, then 1 s
 
 
@@ -86,11 +89,12 @@ class Remote:
             RecordingError: the store refuses, or has another size afterwards.
         """
         there, expected = f"{self.root}/{path.name}", path.stat().st_size
-        local = "file" in self.fs.protocol  # object stores show a file when it is whole; a mounted folder needs a rename
+        local = "file" in _protocols(self.fs)  # object stores show a file when it is whole; a mounted folder needs a rename
         aside = f"{there}.part" if local else there
 
         def send() -> None:
-            self.fs.makedirs(self.root, exist_ok=True)
+            if not _BUCKETS & set(_protocols(self.fs)):
+                self.fs.makedirs(self.root, exist_ok=True)
             self.fs.put_file(str(path), aside)
             self.fs.invalidate_cache()
             arrived = int(self.fs.size(aside))
@@ -239,6 +243,10 @@ class Mirror:
         """Remove the copy of a shard here, unless copies are to be kept."""
         if not self.keep:
             (self.folder / entry["file"]).unlink(missing_ok=True)
+
+
+def _protocols(fs) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def _is_json(data: bytes) -> bool:

@@ -95,6 +95,11 @@ class ActivationStore:
         return store
 
     @property
+    def place(self) -> str:
+        """Where the recording is: a folder, or an address."""
+        return self.mirror.remote.url if self.mirror else str(self.folder)
+
+    @property
     def holes(self) -> str:
         """What is left out, in words; empty for a whole recording."""
         return told(self.folder, self.left_out, self.n_rows)

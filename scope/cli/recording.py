@@ -57,6 +57,13 @@ class Command:
 
         console.print(summary(ActivationStore.open(self.recording)))
 
+    @property
+    def _place(self) -> str:
+        """The recording as it was named; a Path eats a slash of an address."""
+        from activations.remote import address
+
+        return address(self.recording) or str(self.recording)
+
     def _verify(self) -> None:
         from activations.errors import RecordingError
         from activations.repair import examine
@@ -77,12 +84,14 @@ class Command:
                 for d in found.damaged
             )
             raise RecordingError(
-                "\n  ".join([f"{_counted(len(faults), 'fault')} in {self.recording}:", *faults[:40]])
+                "\n  ".join([f"{_counted(len(faults), 'fault')} in {self._place}:", *faults[:40]])
                 + (f"\n  and {len(faults) - 40} more" if len(faults) > 40 else "")
-                + f"\n{lost}\n  `scope recording repair {self.recording}` moves {_counted(len(found.damaged), 'shard')} aside; "
-                "the rest can then be read."
+                + f"\n{lost}\n  "
+                + ("" if self._place == str(self.recording) else "Copied into a folder it can be repaired: ")
+                + f"`scope recording repair {self.recording.name if '://' in self._place else self.recording}` moves "
+                f"{_counted(len(found.damaged), 'shard')} aside; the rest can then be read."
             )
-        console.print(f"{self.recording}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
+        console.print(f"{self._place}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
 
     def _repair(self) -> None:
         from activations.repair import examine, repair
@@ -97,10 +106,10 @@ class Command:
                 console.print(f"  {fault.text}", style="dim")
         found = examine(self.recording) if moved else None
         if found is None:
-            console.print(f"{self.recording}: nothing is damaged, nothing was moved.")
+            console.print(f"{self._place}: nothing is damaged, nothing was moved.")
         else:
             console.print(
-                f"{self.recording}: {found.rows:,} rows in {_counted(found.shards, 'shard')} can be read, numbered without the "
+                f"{self._place}: {found.rows:,} rows in {_counted(found.shards, 'shard')} can be read, numbered without the "
                 f"{_counted(len(found.quarantined), 'shard')} in quarantine.\n"
                 "  To make what is missing again, give the same `scope harvest` as before."
             )
@@ -115,7 +124,7 @@ class Command:
 
         if self.out is None:
             raise ConfigError("convert writes a new folder: say which with --out.")
-        if not (self.recording / "manifest.json").is_file():
+        if self._place == str(self.recording) and not (self.recording / "manifest.json").is_file():
             with progress_bar("Importing", unit="rows") as on_progress:
                 store = import_activations(self.recording, self.out, self.dtype, on_progress)
             console.print(summary(store))
@@ -145,7 +154,7 @@ class Command:
         from scope.errors import ConfigError
 
         if self.site is None and len(store.sites) > 1:
-            raise ConfigError(f"SAELens caches one site: say which with --site. {store.folder} holds {', '.join(store.sites)}.")
+            raise ConfigError(f"SAELens caches one site: say which with --site. {store.place} holds {', '.join(store.sites)}.")
         return self.site or next(iter(store.sites))
 
 
@@ -157,7 +166,7 @@ def summary(store: "ActivationStore") -> "Table":
 
     manifest, config = store.manifest, store.manifest["config"]
     corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())
-    table = Table(title=str(store.folder), title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(title=store.place, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     model = manifest["model"]

@@ -157,6 +157,13 @@ def test_what_is_half_sent_does_not_count_and_the_same_call_goes_on(flaky, whole
         assert model.ran == (188 - 96) * 64  # the shard that was sealed here is sent, not made again
 
 
+def test_no_bucket_is_made_of_a_name_that_may_be_misspelt(flaky, whole, monkeypatch):
+    monkeypatch.setattr(remote, "_BUCKETS", {"flaky"})
+    monkeypatch.setattr(Flaky, "makedirs", lambda *args, **kwargs: pytest.fail("a bucket was made"))
+    record("flaky://bucket/r")
+    assert stored("memory://bucket/r") == whole
+
+
 def test_a_half_sent_shard_is_made_again_where_the_staging_folder_is_lost(flaky, whole):
     flaky.fails = ["shard-00002"] * 3
     with pytest.raises(RecordingError, match="does not let us send"):

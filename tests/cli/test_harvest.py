@@ -219,4 +219,8 @@ def test_a_recording_goes_to_a_store_and_is_shown_from_there(tmp_path, scope_har
     assert scope_harvest("--tokens", "1000", "--out", url) == 0
     assert (tmp_path / "bucket" / "r" / "journal.jsonl").exists()
     assert run(["recording", "show", url]) == 0
-    assert "blocks.2.hook_resid_post" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "blocks.2.hook_resid_post" in said
+    assert url in said.replace("\n", "")
+    assert run(["recording", "verify", url]) == 0
+    assert run(["recording", "convert", url, "--out", str(tmp_path / "out")]) == 0
