@@ -220,12 +220,13 @@ class Steering:
         n: int = 1,
         arms: Sequence[str] = (),
         instruction: str | None = None,
+        control_seed: int = 0,
         on_token: OnToken | None = None,
         **sampling: Any,
     ) -> SteeringRun:
         """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.steer`."""
         how = {"arms": tuple(arms)} if arms else {}
-        how |= {"instruction": instruction, "on_token": on_token}
+        how |= {"instruction": instruction, "control_seed": control_seed, "on_token": on_token}
         return steer(*self._with(prompts), SamplingConfig(**sampling), n=n, gauges=self.lab.gauges(self.edits), **how)
 
     def sweep(

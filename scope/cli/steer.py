@@ -35,6 +35,9 @@ class Command:
     away: tuple[str, ...] = ()
     """... and these."""
 
+    probe: bool = False
+    """With --toward and --away: the weights of a linear probe that tells the two sides apart, not the difference of means."""
+
     strength: tuple[float, ...] = (0.5,)
     """One for all latents, or one for each, in --unit. Below 0 pushes the other way. With --edit scale, the factor."""
 
@@ -157,6 +160,8 @@ class Command:
             raise EditError("Give --latent, or --direction, or --toward and --away: one run edits one kind of target.")
         if bool(self.toward) != bool(self.away):
             raise EditError("A difference of means needs prompts on both sides: --toward and --away.")
+        if self.probe and not self.toward:
+            raise EditError("A probe tells two sets of prompts apart: give them with --toward and --away.")
 
     def _edits(self, sae, model):
         """One edit for each target.
@@ -172,7 +177,8 @@ class Command:
         if self.direction is not None:
             targets = [Direction.from_file(self.direction, sae.site, self.key)]
         elif self.toward:
-            targets = [Direction.between(model, sae.site, self.toward, self.away)]
+            make = Direction.probe if self.probe else Direction.between
+            targets = [make(model, sae.site, self.toward, self.away)]
         if len(self.strength) not in (1, len(targets)):
             raise EditError(f"{len(targets)} latents and {len(self.strength)} strengths: give one strength, or one for each.")
         kind = KINDS[self.edit.replace("-", " ")]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.resolve import check_dictionary
 from scope.steering.tables import Attribution, Row
@@ -35,7 +35,7 @@ WHOLE = {
 
 
 def attribute(
-    model: Gemma,
+    model: HookedModule,
     sae: SAE,
     prompt: str,
     token: str | int | None = None,
@@ -106,7 +106,7 @@ def attribute(
 class Rest:
     """The model from a site on, as a function of the stream there; everything before it stays as the prompt made it."""
 
-    def __init__(self, model: Gemma, sae: SAE, prompt: str):
+    def __init__(self, model: HookedModule, sae: SAE, prompt: str):
         self.model, self.site = model, sae.site
         self.batch = model.to_tokens(prompt)
         self.tokens = self.batch[0]
@@ -239,7 +239,7 @@ def _gauss(steps: int) -> list[tuple[float, float]]:
     return [(float(p), float(w)) for p, w in zip((points + 1) / 2, weights / 2, strict=True)]
 
 
-def _told(row: Row, parts: _Parts, rest: Rest, model: Gemma, pack: Any) -> Row:
+def _told(row: Row, parts: _Parts, rest: Rest, model: HookedModule, pack: Any) -> Row:
     """The row with what a reader wants to know of its latent."""
     if row.latent is None:
         return row

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 
 from scope.errors import DictionaryError, EditError
-from scope.models.gemma.model import Gemma
-from scope.models.hooks import HookPoint, RunState
+from scope.models.hooks import HookedModule, HookPoint, RunState
 from scope.steering.editing import Editing
 
 _SITE = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 
 
 @contextmanager
-def steered_transformers(theirs: Any, editing: Editing, ours: Gemma) -> Iterator[Editing]:
+def steered_transformers(theirs: Any, editing: Editing, ours: HookedModule) -> Iterator[Editing]:
     """Within the block, every run of `theirs` is edited: `theirs.generate(...)`, cached or not, padded or not.
 
     Raises:
@@ -80,7 +79,7 @@ class _Tracker:
             self.seen = tokens
 
 
-def _check(theirs: Any, ours: Gemma) -> Any:
+def _check(theirs: Any, ours: HookedModule) -> Any:
     layers = getattr(getattr(theirs, "model", None), "layers", None)
     if layers is None or len(layers) != ours.cfg.n_layers:
         raise DictionaryError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from scope.errors import EditError
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.editing import Editing
 from scope.steering.gauge import Gauge
@@ -42,7 +42,7 @@ class Cost:
 
 @torch.no_grad()
 def cost(
-    model: Gemma,
+    model: HookedModule,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
     texts: Sequence[str],

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
-from scope.models.gemma.model import Gemma
-from scope.models.hooks import HookPoint, RunState
+from scope.models.hooks import HookedModule, HookPoint, RunState
 from scope.sae.base import SAE
 from scope.steering.controls import random_frame
 from scope.steering.interventions import Direction
@@ -28,7 +27,7 @@ class Editing:
 
     def __init__(
         self,
-        model: Gemma,
+        model: HookedModule,
         saes: Mapping[str, SAE],
         edits: Sequence[Resolved],
         rows: slice = slice(None),
@@ -61,7 +60,7 @@ class _SiteEdits:
 
     def __init__(
         self,
-        model: Gemma,
+        model: HookedModule,
         sae: SAE | None,
         edits: list[Resolved],
         rows: slice,

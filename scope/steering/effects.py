@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.editing import Editing
 from scope.steering.gauge import Gauge
@@ -111,7 +111,7 @@ class Effects:
 
 @torch.no_grad()
 def effects(
-    model: Gemma,
+    model: HookedModule,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
     prompt: str,
@@ -176,7 +176,7 @@ def effects(
     )
 
 
-def _run(model: Gemma, tokens: Tensor, editing: Editing | None, later: dict[str, SAE], keep: list[str]):
+def _run(model: HookedModule, tokens: Tensor, editing: Editing | None, later: dict[str, SAE], keep: list[str]):
     """(logits after the last token, site -> later latents there, site -> stream)."""
     kept: dict[str, Tensor] = {}
     hooks = list(editing.hooks()) if editing else []
@@ -223,7 +223,7 @@ def _kl(own: Tensor, plain: Tensor) -> float:
     return float((own.exp() * (own - plain)).sum())
 
 
-def _tokens(model: Gemma, plain: Tensor, edited: Tensor, token, other) -> tuple[int, int]:
+def _tokens(model: HookedModule, plain: Tensor, edited: Tensor, token, other) -> tuple[int, int]:
     given = [None if t is None else model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
     if given[0] is None:
         given[0] = next(int(i) for i in edited.topk(2).indices if int(i) != given[1])
@@ -232,7 +232,7 @@ def _tokens(model: Gemma, plain: Tensor, edited: Tensor, token, other) -> tuple[
     return given[0], given[1]
 
 
-def _shown(model: Gemma, p: Tensor, q: Tensor, k: int) -> list[tuple[int, str]]:
+def _shown(model: HookedModule, p: Tensor, q: Tensor, k: int) -> list[tuple[int, str]]:
     """The k likeliest without and with the edit, by falling probability with it."""
     ids = {*p.topk(min(k, len(p))).indices.tolist(), *q.topk(min(k, len(q))).indices.tolist()}
     order = sorted(ids, key=lambda i: -float(q[i]))

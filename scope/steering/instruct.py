@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
 
 _TURN = "<start_of_turn>user\n"
 _WORDS = 3
 
 
-def instruction_for(model: Gemma, promoted: Sequence[Sequence[int]]) -> str:
+def instruction_for(model: HookedModule, promoted: Sequence[Sequence[int]]) -> str:
     """ "Talk about ..." with the first words among the promoted tokens of each edit; where they are no words, "Write ..."."""
     words: list[str] = []
     marks: list[str] = []

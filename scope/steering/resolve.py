@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from scope.errors import DictionaryError, EditError
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.gauge import Gauge
 from scope.steering.interventions import Direction, Edit
@@ -46,7 +46,7 @@ def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
     return dict(zip(sites, found, strict=True))
 
 
-def check_dictionary(model: Gemma, sae: SAE, any_model: bool = False) -> None:
+def check_dictionary(model: HookedModule, sae: SAE, any_model: bool = False) -> None:
     """That this dictionary was made for this model.
 
     Raises:

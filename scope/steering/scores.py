@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scope.models.gemma.model import Gemma
+from scope.models.hooks import HookedModule
+from scope.models.readout import through_final_norm
 from scope.steering.editing import Editing
 from scope.steering.gauge import Gauge
 from scope.steering.interventions import Direction
@@ -59,13 +60,13 @@ class Scores:
     difference between the stream with and without the edit, paired by token); None without a dictionary."""
 
 
-def promoted(model: Gemma, row: Tensor, k: int = TOP) -> list[int]:
+def promoted(model: HookedModule, row: Tensor, k: int = TOP) -> list[int]:
     """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding.
 
     The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
     """
-    gain = 1.0 + model.ln_final.weight.detach().float()
-    scores = (gain * row.to(gain.device)) @ model.W_U.detach().float()
+    unembedding = model.W_U.detach().float()
+    scores = through_final_norm(model, row).to(unembedding.device) @ unembedding
     special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
     scores[special] = -torch.inf
     return scores.topk(min(k, len(scores) - len(special))).indices.tolist()
@@ -105,7 +106,7 @@ def moved(before: Tensor, after: Tensor, errors: float = 3.0) -> Tensor:
 class Reader:
     """Reads finished texts for one set of edits: `scores(prompt, new, editing)`."""
 
-    def __init__(self, model: Gemma, saes: dict, edits: Sequence[Resolved], gauges: dict[str, Gauge]):
+    def __init__(self, model: HookedModule, saes: dict, edits: Sequence[Resolved], gauges: dict[str, Gauge]):
         self.model, self.saes, self.gauges = model, saes, gauges
         self.targets = {e.edit.target: e for e in edits}
         self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
@@ -187,7 +188,7 @@ class Reader:
 
 
 @contextmanager
-def as_generation(model: Gemma, prompt_length: int):
+def as_generation(model: HookedModule, prompt_length: int):
     """Within the block, a whole text run at once counts as a prompt of this length and what was generated after it."""
     before = model.run.prompt_lengths
     model.run.prompt_lengths = torch.tensor([prompt_length], device=model.device)

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from scope.steering.run import SteeringRun
 
 _SHOWN = 8
-_MARK = "background:#FBCB8B;color:#111;border-radius:2px"
+_SHADES = ("#FBCB8B", "#F2A444", "#CF7A00")  # legible with #111 on light and dark pages alike
+_PARTS = "border-left:3px solid #0072B2;padding-left:2px"
 
 
 def figures(run: "SteeringRun") -> list[tuple[str, str, list[float]]]:
@@ -98,10 +99,15 @@ def as_html(run: "SteeringRun") -> str:
     """Inline styles only, no script, nothing fetched: shows in notebooks, on GitHub and in the app alike."""
     cell = 'style="text-align:left;vertical-align:top;padding:4px 8px;white-space:pre-wrap;unicode-bidi:isolate"'
     head = "".join(f"<th {cell}>{escape(a.name)}</th>" for a in run.arms)
+    target = next(iter(run.promoted))
+    largest = max((v for a in run.arms for s in a.samples if s.scores for v in s.scores.readings[target]), default=0.0)
+    key = f"Shaded: {target}, read by the unsteered model (largest here {largest:.3g}). Bar: where the text parts from plain."
     rows = []
     for i, sample in enumerate(run["steered"].samples[:_SHOWN]):
         rows.append(f'<tr><td {cell} colspan="{len(run.arms)}"><em>{escape(sample.prompt)}</em></td></tr>')
-        rows.append("<tr>" + "".join(f"<td {cell}>{_marked(a.name, a.samples[i])}</td>" for a in run.arms) + "</tr>")
+        rows.append(
+            "<tr>" + "".join(f"<td {cell}>{_marked(a.name, a.samples[i], target, largest)}</td>" for a in run.arms) + "</tr>"
+        )
     scores = "".join(
         f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
         + "".join(f'<td style="text-align:right;padding:2px 8px">{number(v)}</td>' for v in values)
@@ -112,22 +118,34 @@ def as_html(run: "SteeringRun") -> str:
     told = "".join(f"<div><strong>{escape(note)}</strong></div>" for note in run.notes)
     return (
         f'<div><table style="table-layout:fixed;width:100%"><tr>{head}</tr>{"".join(rows)}</table>'
+        f'<div style="font-size:90%">{escape(key)}</div>'
         f"<table><tr><th></th>{head}</tr>{scores}</table>"
         f'<div style="font-size:90%">{told}{below}</div></div>'
     )
 
 
-def _marked(arm: str, sample) -> str:
-    """The text, with what stands after the parting from the plain arm marked at its first token."""
-    at = sample.diverges_at
-    if arm == "plain" or at is None or at >= len(sample.pieces):
-        return escape(sample.text)
-    before, first, after = (_joined(p) for p in (sample.pieces[:at], sample.pieces[at : at + 1], sample.pieces[at + 1 :]))
-    return f'{before}<span style="{_MARK}" title="first token that differs from plain, number {at}">{first}</span>{after}'
+def _marked(arm: str, sample, target: str, largest: float) -> str:
+    """The text, shaded where the target fires by itself, with a bar where it parts from the plain arm's."""
+    readings = sample.scores.readings[target] if sample.scores else []
+    steps = [min(len(_SHADES), 1 + int(len(_SHADES) * v / largest)) if v > 0 else 0 for v in readings]
+    at = None if arm == "plain" else sample.diverges_at
+    runs: list[list[int]] = []  # neighbours of one shade are one span, or a long text would be all markup
+    for i in range(len(sample.pieces)):
+        if runs and at not in (i, runs[-1][0]) and steps[i] == steps[runs[-1][0]]:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    return "".join(_span([sample.pieces[i] for i in run], steps[run[0]], run[0] == at, target) for run in runs)
 
 
-def _joined(pieces: list[str]) -> str:
-    return escape("".join(pieces))
+def _span(pieces: list[str], step: int, parts: bool, target: str) -> str:
+    text = escape("".join(pieces))
+    if not step and not parts:
+        return text
+    told = [f"{target}: {('weak', 'middling', 'strong')[step - 1]}"] if step else []
+    told += ["first token that differs from plain"] if parts else []
+    style = ";".join(([f"background:{_SHADES[step - 1]};color:#111"] if step else []) + ([_PARTS] if parts else []))
+    return f'<span style="{style}" title="{escape(", ".join(told))}">{text}</span>'
 
 
 def escape(text: str) -> str:

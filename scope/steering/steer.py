@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from scope.errors import EditError
-from scope.models.gemma.model import Gemma
 from scope.models.generate import Generation, SamplingConfig, generate
+from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.controls import other_latents, rows_in_place
 from scope.steering.diagnose import notes
@@ -33,7 +33,7 @@ OnToken = Callable[[int, list[int | None]], bool | None]
 
 
 def steer(
-    model: Gemma,
+    model: HookedModule,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
     prompts: str | Sequence[str],
@@ -117,7 +117,7 @@ def steer(
 
 
 def _write(
-    model: Gemma, given: list[str], sampling: SamplingConfig, hooks: Sequence, on_token: OnToken | None, noise_rows: int
+    model: HookedModule, given: list[str], sampling: SamplingConfig, hooks: Sequence, on_token: OnToken | None, noise_rows: int
 ) -> tuple[list[Generation], int | None]:
     """The texts, and after how many steps somebody stopped, if somebody did. Ctrl-C keeps what was written before it."""
     said: list[list[int | None]] = []
@@ -185,7 +185,7 @@ def _controls(
     return controls, others, matched
 
 
-def check_sites(model: Gemma, saes: dict[str, SAE], edits: Edits) -> None:
+def check_sites(model: HookedModule, saes: dict[str, SAE], edits: Edits) -> None:
     """That every edit acts on the residual stream, as wide as the model.
 
     Raises:
@@ -210,7 +210,7 @@ def check_sites(model: Gemma, saes: dict[str, SAE], edits: Edits) -> None:
 
 
 def gauges_for(
-    model: Gemma, saes: dict[str, SAE], edits: Edits, prompts: Sequence[str], given: Gauge | dict[str, Gauge] | None
+    model: HookedModule, saes: dict[str, SAE], edits: Edits, prompts: Sequence[str], given: Gauge | dict[str, Gauge] | None
 ) -> dict[str, Gauge]:
     """What was given, and for sites without, the typical norm measured on the prompts."""
     sites = [*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))]
@@ -220,7 +220,7 @@ def gauges_for(
 
 
 def _sample(
-    model: Gemma, reader: Reader, prompt: str, made: Generation, plain: Generation | None, editing: Editing | None
+    model: HookedModule, reader: Reader, prompt: str, made: Generation, plain: Generation | None, editing: Editing | None
 ) -> Sample:
     return Sample(
         prompt=prompt,

@@ -66,6 +66,9 @@ def test_a_direction_from_a_file_or_from_prompts_is_steered_under_a_condition(st
     code, out, _ = steer("--toward", "the dog", "a dog", "--away", "the moon", "--edit", "cap", "--prompt", "a cat")
     assert code == 0
     assert "cap 'the dog' minus 'the moon'" in " ".join(out.split())
+    code, out, _ = steer("--toward", "the dog", "a dog", "--away", "the moon", "a moon", "--probe", "--prompt", "a cat")
+    assert code == 0
+    assert "guessing 0.50" in " ".join(out.split())
 
 
 def test_a_sweep_is_estimated_printed_saved_and_replayed(steer, tmp_path):
@@ -91,6 +94,7 @@ def test_control_arms_are_named_on_the_command_line(steer):
 REFUSED = {
     "one run edits one kind of target": ["--latent", "3", "--toward", "a", "--away", "b"],
     "prompts on both sides": ["--toward", "a"],
+    "give them with --toward and --away": ["--latent", "3", "--probe"],
     "is a pickle": ["--direction", "probe.pt"],
     "There is no arm 'louder'": ["--latent", "3", "--arms", "plain", "steered", "louder"],
     "write a latent, as in 7": ["--latent", "3", "--when", "dogs"],

@@ -6,6 +6,7 @@ import torch
 
 from scope.errors import DictionaryError, EditError, TokensError
 from scope.models.generate import SamplingConfig, generate
+from scope.steering import show
 from scope.steering.directions import Direction
 from scope.steering.editing import Editing
 from scope.steering.interventions import Ablate, Add, AtLeast, Clamp, Edits, ProjectOut, Scale, When
@@ -269,6 +270,19 @@ def test_a_run_shows_itself_as_text_and_as_inert_html(tiny_model, sae, gauge):
     assert "<style" not in html
     assert "&lt;script&gt;" in html
     assert len(html) < 20_000
+
+
+def test_a_run_shades_what_the_target_reads_and_bars_where_an_arm_parts_from_plain(tiny_model, sae, gauge):
+    run = steer(tiny_model, sae, Add(3, 2.0), PROMPTS, SHORT, gauges=gauge)
+    sample = run["steered"].samples[0]
+    scores = dataclasses.replace(sample.scores, readings={"latent 3": [0.0, 0.1, 4.0, 4.0, 0.0, 0.0, 0.0, 0.0]})
+    one = dataclasses.replace(sample, pieces=list("ab<&efgh"), scores=scores, diverges_at=4)
+    made = show._marked("steered", one, "latent 3", 4.0)
+    weak, strong = (f'<span style="background:{colour};color:#111"' for colour in ("#FBCB8B", "#CF7A00"))
+    bar = '<span style="border-left:3px solid #0072B2;padding-left:2px" title="first token that differs from plain"'
+    assert made == f'a{weak} title="latent 3: weak">b</span>{strong} title="latent 3: strong">&lt;&amp;</span>{bar}>e</span>fgh'
+    assert "border-left" not in show._marked("plain", one, "latent 3", 4.0)
+    assert "read by the unsteered model" in run._repr_html_()
 
 
 def test_the_json_of_a_run_is_strict_json(tiny_model, sae, gauge):
