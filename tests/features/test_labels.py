@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,10 +17,15 @@ from scope.features.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labels") / "toy.pack"
+    return folder, make_toy_pack(folder)
+
+
 @pytest.fixture
-def pack(tmp_path):
-    make_toy_pack(tmp_path / "toy.pack")
-    return FeatureStore.open(tmp_path / "toy.pack")
+def pack(toy, tmp_path):
+    return FeatureStore.open(shutil.copytree(toy[0], tmp_path / "toy.pack"))
 
 
 class Server:
@@ -99,11 +105,10 @@ def _ids(example):
     return window_of(example).ids
 
 
-def test_silent_windows_are_silent_and_firing_ones_fire(tmp_path):
-    brute = make_toy_pack(tmp_path / "toy.pack")
-    pack, seen = FeatureStore.open(tmp_path / "toy.pack"), 0
+def test_silent_windows_are_silent_and_firing_ones_fire(pack, toy):
+    brute, seen = toy[1], 0
     flat = [tuple(row.tolist()) for row in brute.tokens]
-    for f in range(1, pack.d_sae):
+    for f in range(1, pack.d_sae, 3):
         evidence = gather(pack[f])
         for window, fires in zip(evidence.windows, evidence.fires, strict=True):
             if fires:
@@ -114,7 +119,7 @@ def test_silent_windows_are_silent_and_firing_ones_fire(tmp_path):
             ]
             assert any((brute.latents[c, o : o + len(window.ids), f] == 0).all() for c, o in places)
             seen += 1
-    assert seen > 50
+    assert seen > 20
 
 
 def test_balanced_accuracy_of_guessing_and_of_saying_yes_to_all_is_a_half():
@@ -144,7 +149,7 @@ def test_a_judges_answer_is_read_from_its_last_list(answer, expected):
         ('"dogs."', "dogs"),
         ("<think>hm</think>\n\nLabel: the word *dog*", "the word *dog"),
         ("", ""),
-        ("a " * 200, "a " * 59 + "a…"),
+        ("a " * 200, "a " * 58 + "a…"),
     ],
 )
 def test_a_label_is_one_short_line(answer, label):
