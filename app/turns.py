@@ -1,6 +1,6 @@
 """Whose turn it is with the model: one at a time, in the order of asking, and everybody may leave the queue."""
 
-from threading import Condition, get_ident
+from threading import Condition, Thread, current_thread
 
 
 class Turns:
@@ -8,13 +8,13 @@ class Turns:
 
     def __init__(self):
         self._changed = Condition()
-        self._queue: list[tuple[int, object]] = []  # the first of them has the turn
+        self._queue: list[tuple[Thread, object]] = []  # the first of them has the turn
 
     def ask(self) -> object:
         """A place at the end of the queue, to be given back by `leave`; at its head for the thread whose turn it is."""
         with self._changed:
-            ticket, me = object(), get_ident()
-            place = 0 if self._queue and self._queue[0][0] == me else len(self._queue)
+            ticket, me = object(), current_thread()
+            place = 0 if self._queue and self._queue[0][0] is me else len(self._queue)
             self._queue.insert(place, (me, ticket))
             return ticket
 
@@ -46,7 +46,7 @@ class Turns:
             RuntimeError: it has none.
         """
         with self._changed:
-            if not self._queue or self._queue[0][0] != get_ident():
+            if not self._queue or self._queue[0][0] is not current_thread():
                 raise RuntimeError("release of a turn that this thread does not have")
             del self._queue[0]
             self._changed.notify_all()

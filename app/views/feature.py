@@ -112,10 +112,7 @@ def shown_examples() -> None:
 def strengths_and_test() -> None:
     """The histogram, and your own texts, the strongest of which is marked in it."""
     kept = st.session_state.setdefault("tested", {}).setdefault((session.current(), feature.id), [])
-    if not feature.dead:
-        heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
-        with panels.guarded():
-            panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
+    above = st.container()  # filled when the texts are read: the strongest is marked in it
     heading("Test on your texts", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
     text = st.text_area(
         "Text to test",
@@ -137,8 +134,11 @@ def strengths_and_test() -> None:
             tested.keep(kept, found)
         except ScopeError as refusal:
             session.refuse(refusal)
-        else:
-            st.rerun(scope="fragment")  # the histogram stands above and marks the strongest
+    if not feature.dead:
+        with above:
+            heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
+            with panels.guarded():
+                panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
     if kept:
         chosen = tested.shown(feature, kept)
         if chosen is not None:

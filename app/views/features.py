@@ -119,9 +119,12 @@ def actions(chosen: list[int]) -> None:
             session.steer_these(chosen)
         few = len(chosen) <= compare.MOST
         told = None if few else f"At most {compare.MOST} stand side by side."
-        if st.button("Compare", icon=":material/compare_arrows:", disabled=not few, help=told):
-            session.keep_results(latents.tolist())
-            session.go("features", view="Compare", ids=",".join(map(str, chosen)))
+
+        def beside_one_another() -> None:  # going to the page on which one is would drop what its controls hold
+            st.query_params["ids"] = ",".join(map(str, chosen))
+            st.session_state["view"] = "Compare"
+
+        st.button("Compare these", icon=":material/compare_arrows:", disabled=not few, help=told, on_click=beside_one_another)
         with st.popover("Add to list", icon=":material/playlist_add:"):
             st.text_input("Name of the list", key="list name", placeholder="to look at again")
 
@@ -139,7 +142,7 @@ if look == "Compare":
         st.info(plain(refusal))
         ids = []
     if not ids:
-        st.caption("Tick up to four rows of the table and press Compare.")
+        st.caption("Tick up to four rows of the table and press “Compare these”.")
     else:
         compare.figures(store, ids)
         with st.container(horizontal=True, vertical_alignment="center"):
