@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, a journal whose last line may be torn, and a folder with one writer."""
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +19,31 @@ _COPY = "Restore it from a copy, or record again into another folder."
 _REPAIR = "`scope recording repair` gives up the shard of that line and keeps the rest; or restore the file from a copy."
 
 
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "files may not be that large here",
+}
+"""What an operating system says of a place without room, in words."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        RecordingError: what is done within finds no room to write the file; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RecordingError(
+            f"{path.name} cannot be written: {FULL[error.errno]}.\n"
+            f"  Finished shards are kept: make room in {path.parent} and give the same command again."
+        ) from None
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames within a folder survive a power cut."""
     fd = os.open(folder, os.O_RDONLY)
@@ -30,7 +56,7 @@ def sync_folder(folder: Path) -> None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file aside, fsync it, rename it: a reader sees the old one or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
+    with room_for(path), open(aside, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -79,7 +105,8 @@ def journal_line(entry: dict) -> bytes:
 
 
 def append_line(path: Path, entry: dict) -> None:
-    with open(path, "ab") as file:
+    """Add an entry to a journal, on the disk before this returns. A line cut short by a full disk does not count."""
+    with room_for(path), open(path, "ab") as file:
         file.write(journal_line(entry))
         file.flush()
         os.fsync(file.fileno())

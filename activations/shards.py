@@ -23,7 +23,6 @@ The file is an ordinary HDF5 file. `sealed.py` reads it. Rows are measured and s
 which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
 """
 
-import errno
 import os
 import zlib
 from collections import deque
@@ -38,7 +37,7 @@ from torch import Tensor
 
 from activations.bits import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
 from activations.errors import RecordingError
-from activations.files import sync_folder
+from activations.files import FULL, sync_folder
 from activations.hdf5 import NUMPY, Skeleton, crc_of_gaps
 from activations.sealed import ShardReader
 
@@ -46,11 +45,6 @@ __all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "layout", "size", "to
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
 _WAITING_BYTES = 64 << 20  # rows that may wait for the writing thread
-_FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your quota is used up",
-    errno.EFBIG: "files may not be that large here",
-}
 
 
 def layout(
@@ -257,11 +251,11 @@ class ShardWriter:
             raise self._explained(error) from None
 
     def _explained(self, error: BaseException) -> BaseException:
-        if not isinstance(error, OSError) or error.errno not in _FULL:
+        if not isinstance(error, OSError) or error.errno not in FULL:
             return error
         free = os.statvfs(self.path.parent)
         return RecordingError(
-            f"{self.path.name} cannot be written: {_FULL[error.errno]}.\n"
+            f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
             f"  It needs {size(self.bones.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )

@@ -163,6 +163,29 @@ def test_a_disk_that_fills_while_rows_are_written_behind_is_a_refusal(tmp_path, 
     assert contents(tmp_path / "r") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "open-00001.json.tmp", "manifest.json.tmp"])
+def test_a_disk_that_fills_under_a_small_file_is_a_refusal_too(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("activations.run._WATERMARK_SECONDS", 0.0)
+    sync, calls = os.fsync, 0
+
+    def full(fd):
+        nonlocal calls
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(name):
+            calls += 1
+            if calls > 1 or name.startswith("manifest"):
+                os.ftruncate(fd, os.fstat(fd).st_size - 30)  # what was there no room for
+                raise OSError(errno.ENOSPC, "No space left on device")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordingError, match=f"{name.removesuffix('.tmp')} cannot be written: the disk is full"):
+        record(tmp_path / "r")
+    monkeypatch.undo()
+    record(tmp_path / "r")
+    record(tmp_path / "whole")
+    assert contents(tmp_path / "r") == contents(tmp_path / "whole")
+
+
 def test_a_store_that_is_open_reads_on_while_a_writer_replaces_the_last_shard(tmp_path):
     record(tmp_path / "r", tokens=3000)
     store = ActivationStore.open(tmp_path / "r")
