@@ -12,7 +12,9 @@ from tests.features.toy_pack import HOSTILE, make_toy_pack
 
 
 def strips(at: AppTest) -> list[dict]:
-    return [json.loads(c.proto.json) for c in at.get("bidi_component")]
+    """Every strip of tokens on the page; other components hold no rows."""
+    found = [json.loads(c.proto.json) for c in at.get("bidi_component")]
+    return [data for data in found if "rows" in data]
 
 
 def tiles(at: AppTest) -> dict[str, str]:
@@ -95,10 +97,10 @@ def test_filters_that_leave_nothing_say_which_one_to_drop(open_app):
     assert pressed(at, "Drop “Hide”").dataframe[0].value["id"].tolist() == [0]
 
 
-def test_choosing_a_row_opens_the_latent_and_keeps_the_list(open_app):
+def test_choosing_a_cell_opens_the_latent_and_keeps_the_list(open_app):
     at = open_app("features", sort="max")
     listed = at.dataframe[0].value["id"].tolist()
-    at.session_state["table toy 1 23"] = {"selection": {"rows": [3], "columns": [], "cells": []}}
+    at.session_state["table toy 1 23"] = {"selection": {"rows": [], "columns": [], "cells": [[3, "label"]]}}
     at.run()
     assert at.query_params["f"] == str(listed[3])
     assert at.session_state["results"]["toy"] == listed

@@ -56,7 +56,7 @@ def test_hostile_text_is_shown_and_never_obeyed(page):
     at = page(text="<img src=x onerror=alert(1)> the dog")
     assert not at.exception
     assert all("<img" not in m.value for m in [*at.markdown, *at.caption])
-    cells = [c for box in at.get("bidi_component") for row in json.loads(box.proto.json)["rows"] for c in row["cells"]]
+    cells = [c for box in at.get("bidi_component") for row in json.loads(box.proto.json).get("rows", []) for c in row["cells"]]
     assert any("<" in cell[0] for cell in cells)
 
 

@@ -2,12 +2,17 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import numpy as np
 import pytest
 
-from scope.errors import PackError
+from app import session
+from scope.errors import CheckpointError, PackError, TokensError
+from scope.features.layout import SCHEMA
 from scope.features.store import FeatureStore
 from tests.app.conftest import said
 
@@ -39,7 +44,20 @@ def test_a_pack_being_built_tells_how_far_it_is(open_app, tmp_path):
     building = tmp_path / "new.building"
     building.mkdir()
     (building / "build.json").write_text('{"done": 40, "total": 100}')
-    assert "40 of 100 tokens" in said(open_app(packs=[tmp_path / "new"]))
+    at = open_app(packs=[tmp_path / "new"])
+    assert "40 of 100 tokens" in said(at)
+    assert at.get("progress")[0].proto.value == 40
+    assert any("renews itself" in caption.value for caption in at.caption)
+
+
+def test_a_pack_that_is_finished_meanwhile_opens(open_app, tmp_path, toy_folder):
+    (tmp_path / "new.building").mkdir()
+    (tmp_path / "new.building" / "build.json").write_text("{")
+    at = open_app(packs=[tmp_path / "new"])
+    assert "just begun" in said(at)
+    shutil.copytree(toy_folder, tmp_path / "new")
+    assert not at.run().error
+    assert at.metric
 
 
 @pytest.mark.parametrize("page", ["overview", "features", "feature"])
@@ -56,10 +74,23 @@ def test_a_damaged_manifest_is_named(open_app, own_pack):
     assert "manifest.json is damaged" in said(open_app(packs=[own_pack]))
 
 
-def test_another_schema_says_both_versions(open_app, own_pack):
+@pytest.mark.parametrize("schema", [0, 99])
+def test_another_schema_says_both_versions_and_the_way_out(open_app, own_pack, schema):
     manifest = json.loads((own_pack / "manifest.json").read_text())
-    (own_pack / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    assert "schema 99" in said(open_app(packs=[own_pack]))
+    (own_pack / "manifest.json").write_text(json.dumps({**manifest, "schema": schema}))
+    told = said(open_app(packs=[own_pack]))
+    assert f"schema {schema}" in told
+    assert f"reads schema {SCHEMA}" in told
+    assert "Make it again" in told
+
+
+def test_a_table_of_relations_that_was_cut_short_is_told_and_other_panels_stand(open_app, own_pack):
+    file = own_pack / "relations.h5"
+    file.write_bytes(bytes(file.stat().st_size))  # the right size, and nothing that HDF5 knows
+    at = open_app("feature", packs=[own_pack], f=9)
+    assert not at.exception
+    assert "damaged" in said(at)
+    assert at.metric
 
 
 def test_a_damaged_pack_leaves_the_others_open(open_app, own_pack, toy_folder):
@@ -130,11 +161,15 @@ def test_one_damaged_chunk_is_told_on_that_latent_alone(open_app, own_pack):
     assert not well.warning
 
 
+def tried(at, text: str = "the dog"):
+    """A text written into the test field of a latent's page, and Read pressed."""
+    at.text_area(key="text").set_value(text)
+    return next(b for b in at.button if b.label == "Read").click().run()
+
+
 def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(open_app, monkeypatch):
     monkeypatch.setattr("app.session.load_model", lambda name, revision: None)
-    at = open_app("feature", f=9)
-    at.text_area(key="text").set_value("the dog")
-    next(b for b in at.button if b.label == "Read").click().run()
+    at = tried(open_app("feature", f=9))
     assert "dictionary of this pack is not where it was" in said(at)
     assert at.metric
 
@@ -147,7 +182,94 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     monkeypatch.setattr("app.session.load_dictionary", lambda folder: None)
     monkeypatch.setattr("app.session.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.live.check_same", another)
-    at = open_app("feature", f=9)
-    at.text_area(key="text").set_value("the dog")
-    next(b for b in at.button if b.label == "Read").click().run()
+    at = tried(open_app("feature", f=9))
     assert "this pack's aa, given bb" in said(at)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "google/gemma-2-2b is gated: accept its licence on https://huggingface.co/google/gemma-2-2b, then run `hf auth login`",
+        "google/gemma-2-2b is no folder here and the hub is switched off (HF_HUB_OFFLINE).",
+        "google/gemma-2-2b is no folder here, and https://huggingface.co cannot be reached.",
+    ],
+)
+def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monkeypatch, told):
+    def cannot(name, revision):
+        raise CheckpointError(told)
+
+    monkeypatch.setattr("app.session.load_model", cannot)
+    at = tried(open_app("feature", f=9))
+    assert told in said(at).replace("\u2060", "")
+    assert at.metric
+    assert len(at.get("plotly_chart")) == 4
+
+
+@pytest.fixture
+def no_model(monkeypatch, tmp_path):
+    """Live actions get this far without a model."""
+    monkeypatch.setattr("app.session.load_model", lambda name, revision: None)
+    monkeypatch.setattr("app.session.load_dictionary", lambda folder: None)
+    monkeypatch.setattr("app.session.dictionary_of", lambda store: tmp_path)
+    monkeypatch.setattr("scope.features.live.check_same", lambda store, model, sae: None)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")])
+def test_without_memory_the_page_says_so_lets_the_model_go_and_keeps_the_text(open_app, monkeypatch, no_model, error):
+    def too_much(store, text, model, sae):
+        raise error
+
+    monkeypatch.setattr(FeatureStore, "read", too_much)
+    at = tried(open_app("feature", f=9))
+    assert not at.exception
+    assert "memory does not suffice" in said(at)
+    assert at.text_area(key="text").value == "the dog"
+    ticket = session.turns().ask()
+    assert session.turns().before(ticket) == 0  # nobody holds the model any more
+    session.turns().leave(ticket)
+
+
+def test_another_error_of_torch_is_not_taken_for_missing_memory():
+    with pytest.raises(RuntimeError, match="shapes"), session.spared():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fits(open_app, monkeypatch, no_model):
+    def too_long(store, text, model, sae):
+        if len(text) > 10:
+            raise TokensError("The text has 300 tokens; the context holds 256.")
+
+    monkeypatch.setattr(FeatureStore, "read", too_long)
+    monkeypatch.setattr("app.session.cut", lambda store, text: (text[:7], 300, 256))
+    at = open_app("prompt", text="the dog and the river")
+    assert "300 tokens" in said(at)
+    assert any(button.label == "Read the first 256 tokens" for button in at.button)
+    assert at.get("text")[0].value == "the dog"
+
+
+def test_a_poor_reconstruction_is_told_beside_the_text(open_app, monkeypatch, no_model, toy_folder):
+    def poorly(store, text, model, sae):
+        return SimpleNamespace(pieces=["the", " dog"], values=lambda f: np.array([0.0, 2.0]), fvu=0.7, latents=np.zeros(1))
+
+    monkeypatch.setattr(FeatureStore, "read", poorly)
+    at = tried(open_app("feature", f=9))
+    assert not at.exception
+    assert "explains only 30%" in said(at)
+
+
+def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_app, monkeypatch, no_model):
+    told, turns = [], session.turns()
+    other = turns.ask()
+    threading.Timer(1.0, lambda: turns.leave(other)).start()
+    monkeypatch.setattr(
+        "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: told.append(text), raising=True
+    )
+
+    def read(store, text, model, sae):
+        return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1))
+
+    monkeypatch.setattr(FeatureStore, "read", read)
+    at = tried(open_app("feature", f=9))
+    assert not at.exception
+    assert any("1 before you" in text for text in told)
+    assert at.session_state["tested"]["toy", 9][0]["text"] == "the dog"

@@ -1,9 +1,10 @@
 """How fast a large pack is browsed: the store's answers, the table's filters and sorts, and the script time of every page.
 
-    python -m tests.benchmarks.pages [--latents 131072] [--rows 1048576] [--pages]
+    python -m tests.benchmarks.pages [--latents 131072] [--rows 1048576] [--pages] [--browser]
 
 Writes a pack of made-up numbers (only its size matters here) into a temporary folder, times each answer, and prints the
-median, the 95th percentile and the memory of the process. `--pages` runs the pages themselves, as the server would.
+median, the 95th percentile and the memory of the process. `--pages` runs the pages themselves, as the server would;
+`--browser` starts the server and opens them in a headless Chromium (pip install -e '.[browser]', and Chromium itself).
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_048_576)
     parser.add_argument("--repeat", type=int, default=20)
     parser.add_argument("--pages", action="store_true")
+    parser.add_argument("--browser", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pack = Path(folder) / "large.pack"
@@ -39,6 +41,8 @@ def main() -> None:
         answers(pack, args.repeat)
         if args.pages:
             pages(pack, args.repeat)
+        if args.browser:
+            browser(pack, args.repeat)
     rows(args.rows, args.repeat)
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
 
@@ -131,6 +135,57 @@ def pages(pack: Path, n: int) -> None:
             assert not at.exception, at.exception
 
         timed(f"page {page.stem}", visit, n)
+
+
+def browser(pack: Path, n: int) -> None:
+    """Opening the app, switching latents, and a whole reload, from the person's side; then the memory of the server."""
+    import re
+
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser.conftest import CHROMIUM, serving
+
+    with serving([pack]) as (address, process), sync_playwright() as playwright:
+        began = time.perf_counter()
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1280, "height": 900})
+        print(f"{'Chromium itself':42} {1000 * (time.perf_counter() - began):8.1f} ms")
+
+        def opened(i: int) -> None:
+            page.goto(f"{address}/")
+            page.get_by_text("Start here").wait_for()
+            page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+
+        timed("opening the app", opened, 4)
+        rng, ids = np.random.default_rng(3), FeatureStore.open(pack).d_sae
+
+        def reload(i: int) -> None:
+            page.goto(f"{address}/feature?f={int(rng.integers(ids - n))}")
+            page.locator(".tok").nth(20).wait_for()
+            page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+
+        timed("a deep link to a latent", reload, 4)
+
+        def switch(i: int) -> None:
+            """J, until the new latent's heading, examples and histogram stand."""
+            before = page.evaluate("document.querySelector('h3').innerText")
+            told = page.locator("h3").first.inner_text()
+            latent = int(re.match(r"#(\d+)", told)[1]) + 1
+            page.keyboard.press("j")
+            page.wait_for_function(
+                "([before, id]) => { const h = document.querySelector('h3'); return h && h.innerText !== before "
+                "&& h.innerText.startsWith('#' + id + ' ') && !document.querySelector('[data-stale=true]') && document."
+                "querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'; }",
+                arg=[before, latent],
+                polling=10,
+            )
+
+        timed("switching to the next latent by J", switch, n)
+        chromium.close()
+        status = Path(f"/proc/{process.pid}/status")
+        if status.exists():
+            told = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            print(f"memory of the server: now {told['VmRSS'].strip()}, at most {told['VmHWM'].strip()}")
 
 
 def made_up_table(n: int, rng: np.random.Generator, words: list[str]) -> pd.DataFrame:

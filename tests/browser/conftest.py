@@ -1,0 +1,168 @@
+"""A real server and a headless Chromium. Without playwright or a Chromium of the system, the tests here are skipped.
+
+pip install -e '.[browser]'        # the driver alone; the browser comes from the system, as by apt install chromium
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MISSING = "playwright is not installed: pip install -e '.[browser]'" if find_spec("playwright") is None else ""
+MISSING = MISSING or ("" if CHROMIUM else "no Chromium on this machine: apt install chromium")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if MISSING and Path(item.fspath).parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.skip(reason=MISSING))
+
+
+@pytest.fixture(scope="session")
+def packs(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> list[Path]:
+    """A pack full of hostile text, and one of a tiny model that can read."""
+    from tests.conftest import random_gemma
+    from tests.hostile import make_hostile_pack
+    from tests.labs import make_lab
+
+    folder = tmp_path_factory.mktemp("browser")
+    hostile = make_hostile_pack(folder / "<img src=x onerror=alert(1)> hostile.pack").folder
+    lab = make_lab(folder / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
+    return [hostile, lab / "pack"]
+
+
+@contextmanager
+def serving(packs: list[Path]) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The app as `scope app` starts it, on a free port: its address and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {"PYTHONPATH": str(ROOT), "SCOPE_PACKS": json.dumps([str(p) for p in packs])}
+    command = [sys.executable, "-P", str(ROOT / "app" / "launch.py"), str(port), "quiet"]
+    process = subprocess.Popen(command, env=os.environ | given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.2)
+        yield address, process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def server(packs) -> Iterator[str]:
+    with serving(packs) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A person at a browser. Whatever the pages ask of another host, and every dialog that opens, is written down."""
+
+    def __init__(self, context, server: str, slug: str = "tiny"):
+        self.context, self.server, self.slug = context, server, slug
+        self.outside: list[str] = []
+        self.dialogs: list[str] = []
+        self.tabs: list[Any] = []
+        self.page = self.tab()
+
+    def tab(self):
+        page = self.context.new_page()
+        self.tabs.append(page)
+        page.on("request", lambda request: self._note(request.url))
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+        return page
+
+    def _note(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and f"{parts.scheme}://{parts.netloc}" not in (self.server, self._socket()):
+            self.outside.append(url)
+
+    def _socket(self) -> str:
+        return self.server.replace("http", "ws", 1)
+
+    def open(self, path: str = "", page=None, **params: object):
+        """Go to a page of this visitor's pack and wait until it stands."""
+        from urllib.parse import urlencode
+
+        page = page or self.page
+        page.goto(f"{self.server}/{path}?{urlencode({'pack': self.slug, **params})}")
+        self.settle(page)
+        return page
+
+    def settle(self, page=None) -> None:
+        """Until no script runs and nothing on the page is of the run before."""
+        page = page or self.page
+        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
+        page.wait_for_selector("[data-testid=stMainBlockContainer] [data-testid=stElementContainer]", state="attached")
+        page.wait_for_function("!document.querySelector('[data-stale=true]')")
+
+    def keyed(self) -> None:
+        """Until the page hears keys."""
+        self.page.wait_for_selector("body[data-scope-keys=heard]", state="attached")
+
+    def latent(self) -> int:
+        """Which latent the page shows, by its heading."""
+        return int(self.page.locator("h3").first.inner_text().split()[0].lstrip("#"))
+
+    def at_latent(self, wanted: int) -> None:
+        self.page.wait_for_function(f"document.querySelector('h3')?.innerText.startsWith('#{wanted} ')")
+        self.settle()
+
+    def refused(self) -> str:
+        return " ".join(self.page.locator("[data-testid=stAlert]").all_inner_texts())
+
+
+@pytest.fixture(scope="session")
+def windows(chromium) -> dict[tuple[str, int], Any]:
+    """Windows by theme and width, shared by all tests so that the app's scripts are fetched once."""
+    return {}
+
+
+@pytest.fixture
+def visit(chromium, server, windows):
+    """Visitors of this test; none of them may have caused a request to another host, or a dialog."""
+    visitors: list[Visitor] = []
+
+    def visiting(theme: str = "light", width: int = 1280, slug: str = "tiny") -> Visitor:
+        if (theme, width) not in windows:
+            windows[theme, width] = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+            windows[theme, width].set_default_timeout(60_000)
+        visitors.append(Visitor(windows[theme, width], server, slug))
+        return visitors[-1]
+
+    yield visiting
+    for visitor in visitors:
+        for tab in visitor.tabs:
+            tab.close()
+        assert visitor.outside == []
+        assert visitor.dialogs == []
