@@ -258,9 +258,7 @@ def test_a_poor_reconstruction_is_told_beside_the_text(open_app, monkeypatch, no
 
 
 def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_app, monkeypatch, no_model):
-    told, turns = [], session.turns()
-    other = turns.ask()
-    threading.Timer(1.0, lambda: turns.leave(other)).start()
+    at, told, turns = open_app("feature", f=9), [], session.turns()
     monkeypatch.setattr(
         "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: told.append(text), raising=True
     )
@@ -269,7 +267,9 @@ def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_a
         return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1))
 
     monkeypatch.setattr(FeatureStore, "read", read)
-    at = tried(open_app("feature", f=9))
+    other = turns.ask()
+    threading.Timer(2.0, lambda: turns.leave(other)).start()
+    at = tried(at)
     assert not at.exception
     assert any("1 before you" in text for text in told)
     assert at.session_state["tested"]["toy", 9][0]["text"] == "the dog"
