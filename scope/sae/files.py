@@ -1,7 +1,9 @@
 """Dictionaries on disk: saved in SAELens' layout with a scope.json beside it; loaded from that and from every format in
 `formats/`, from folders, files and the hub."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -152,21 +154,47 @@ def _from_hub(name: str) -> SAE:
             f"{name} is a name that SAELens keeps for the dictionary with an L0 nearest 100; the hub has no such folder.\n"
             "  Give the folder itself, e.g. average_l0_82 for layer 12 of width_16k."
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        fetched = Path(snapshot_download(repo, allow_patterns=[f"{inside}/{file}" for file in (*FORMATS, *_BESIDE)])) / inside
-        if not fetched.is_dir():
-            raise ValueError(f"{repo} has no dictionary in {inside}, or it was never fetched here and the hub is not reachable")
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    fetched = _fetched(repo, inside)
+    if not fetched.is_dir():
         raise DictionaryError(
-            f"There is no folder {name}, and it could not be fetched from the hub as {inside} in {repo}:\n"
-            f"  {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        ) from None
+            f"There is no folder {name} here, and {repo} has no dictionary in {inside}, or it was never fetched here and the "
+            "hub cannot be reached."
+        )
     sae = _from_folder(fetched, name)
-    sae.provenance["source"] = name
+    sae.provenance |= {"source": name, "revision": fetched.parents[len(parts) - 3].name}
     return sae
+
+
+def _fetched(repo: str, inside: str) -> Path:
+    """The folder `inside` a repository, in the hub's cache.
+
+    Raises:
+        DictionaryError: whatever the hub, or the way to it, answers but the files.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    wanted = [f"{inside}/{file}" for file in (*FORMATS, *_BESIDE)]
+    try:
+        return Path(snapshot_download(repo, allow_patterns=wanted, endpoint=hub)) / inside
+    except GatedRepoError:
+        raise DictionaryError(
+            f"{repo} is gated: accept its licence on {hub}/{repo}, then run `hf auth login` or set HF_TOKEN."
+        ) from None
+    except RepositoryNotFoundError:
+        raise DictionaryError(
+            f"There is no folder {repo}/{inside} here, and no such repository on {hub}, or it is private and HF_TOKEN is not "
+            "set."
+        ) from None
+    except Exception as error:  # whatever breaks on the way: of the hub's library, of its transport, of the disk
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DictionaryError(
+            f"There is no folder {repo}/{inside} here, and it could not be fetched from {hub}: {reason}\n"
+            "  Where the network broke off, give the same command again: it goes on from what came."
+        ) from None
 
 
 def file_hash(file: Path) -> str:
