@@ -71,6 +71,12 @@ class HookPoint(nn.Module):
         hooks.insert(0 if prepend else len(hooks), installed)
         return installed
 
+    def add_perma_hook(self, fn: HookFn, dir: str = "fwd") -> Installed:
+        return self.add_hook(fn, dir, is_permanent=True)
+
+    def clear_context(self) -> None:
+        self.ctx.clear()
+
     def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
         for name in ("fwd", "bwd"):
             if dir in (name, "both"):

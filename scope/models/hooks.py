@@ -73,14 +73,17 @@ class HookedModule(nn.Module):
         return self.add_hook(name, fn, dir, is_permanent=True)
 
     def reset_hooks(self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False) -> None:
-        for point in self.hook_points():
-            point.remove_hooks(direction, including_permanent)
+        self.remove_all_hook_fns(direction, including_permanent)
         if clear_contexts:
             self.clear_contexts()
 
+    def remove_all_hook_fns(self, direction: str = "both", including_permanent: bool = False) -> None:
+        for point in self.hook_points():
+            point.remove_hooks(direction, including_permanent)
+
     def clear_contexts(self) -> None:
         for point in self.hook_points():
-            point.ctx.clear()
+            point.clear_context()
 
     @contextmanager
     def hooks(
@@ -134,13 +137,16 @@ class HookedModule(nn.Module):
         **kwargs,
     ):
         """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad.
-        `pos_slice` keeps those positions alone, `device` is where the cache goes."""
+        `pos_slice` keeps those positions alone, `device` is where the cache goes. With `stop_at_layer`, no filter or a function
+        means what the run passes; names that it does not reach are refused."""
         stop = kwargs.get("stop_at_layer")
         if stop is not None and stop < 0:
             stop += len(self.blocks)
         names = self.match(names_filter)
-        if names_filter is None and stop is not None:
+        if stop is not None and (names_filter is None or callable(names_filter)):
             names = [n for n in names if self.reached(n, stop)]
+            if not names and names_filter is not None:
+                raise UnknownSite(f"The filter selects nothing that a run passes before it stops at layer {stop}.")
         tensors, fwd, bwd = self.get_caching_hooks(names, incl_bwd, device, pos_slice=pos_slice)
         with self.hooks(fwd, bwd, reset_hooks_end, must_fire=names_filter is not None, clear_contexts=clear_contexts):
             out = self(*args, **kwargs)

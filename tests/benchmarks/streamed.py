@@ -1,6 +1,6 @@
 """A model recorded from disk under `ulimit -v` of half its weights or less, beside the disk's own speed. Run by hand:
 
-    python -m tests.benchmarks.streamed [--folder F] [--layers 18] [--contexts 1 4 16]
+    python -m tests.benchmarks.streamed [--folder F] [--layers 18] [--contexts 1 4 8]
 
 Blocks of Gemma 2 2B's shape, random bfloat16 weights, 2.9 GB with 18 of them; contexts of 256 tokens. Each part is a process of
 its own: one makes the files (in a temporary folder, unless one is given), one records with all weights resident, one under the
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--layers", type=int, default=18)
-    parser.add_argument("--contexts", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--here", choices=["resident", "streamed"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:

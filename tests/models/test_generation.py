@@ -69,6 +69,19 @@ def test_what_sets_a_cached_run_apart_is_rounding_alone(tiny_model, hooks):
         torch.testing.assert_close(cached[i : i + 1, pad:], alone[i], rtol=0, atol=1e-12)
 
 
+@torch.no_grad()
+def test_one_new_token_gives_the_same_whether_somebody_looks_at_its_scores_or_not(tiny_model):
+    tokens = torch.randint(7, tiny_model.cfg.d_vocab, (3, 30), generator=torch.Generator().manual_seed(0))
+    caches = [tiny_model.new_cache() for _ in range(2)]
+    for n, token in enumerate(tokens.split(1, 1)):
+        plain = tiny_model(token, cache=caches[0])
+        looked, seen = tiny_model.run_with_cache(token, cache=caches[1], names_filter=lambda name: name.endswith("pattern"))
+        torch.testing.assert_close(plain, looked, rtol=0, atol=1e-5)
+        widths = [pattern.shape[-1] for pattern in seen.values()]
+        assert widths == [min(n + 1, tiny_model.cfg.window), n + 1] * 2
+        assert all(torch.allclose(pattern.sum(-1), torch.ones(())) for pattern in seen.values())
+
+
 def test_a_prompt_generates_the_same_alone_and_in_a_batch(tiny_model):
     sampling = SamplingConfig(max_new_tokens=12, seed=3)
     together = generate(tiny_model, PROMPTS, sampling, noise_rows=1)

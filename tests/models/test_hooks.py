@@ -84,6 +84,22 @@ def test_permanent_hooks_outlast_a_reset_unless_it_includes_them(tiny_model, tok
     assert not point.fwd_hooks
 
 
+def test_a_reset_empties_contexts_unless_told_not_to(tiny_model, tokens):
+    point = tiny_model.hook_dict[RESID]
+
+    def count(x, hook):
+        hook.ctx["n"] = hook.ctx.get("n", 0) + 1
+
+    point.add_perma_hook(count)
+    tiny_model(tokens), tiny_model(tokens)
+    tiny_model.reset_hooks(clear_contexts=False)
+    assert point.ctx == {"n": 2}
+    tiny_model.reset_hooks()
+    assert (point.ctx, len(point.fwd_hooks)) == ({}, 1)
+    tiny_model.remove_all_hook_fns(including_permanent=True)
+    assert not point.has_hooks()
+
+
 def test_a_hook_may_stay_after_the_run_when_asked_to(tiny_model, tokens):
     tiny_model.run_with_hooks(tokens, fwd_hooks=[(RESID, lambda x, hook: None)], reset_hooks_end=False)
     assert tiny_model.hook_dict[RESID].has_hooks()
@@ -182,6 +198,16 @@ def test_modules_of_torch_may_hook_an_idle_hook_point(tiny_model, tokens):
     handle.remove()
     tiny_model(tokens)
     assert seen == [(2, 11, 32)]
+
+
+@torch.no_grad()
+def test_a_filter_means_what_a_stopped_run_passes_and_a_name_beyond_it_is_refused(tiny_model, tokens):
+    _, cache = tiny_model.run_with_cache(tokens, names_filter=lambda name: "resid_post" in name, stop_at_layer=-2)
+    assert list(cache) == ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+    with pytest.raises(UnknownSite, match="before it stops at layer 1"):
+        tiny_model.run_with_cache(tokens, names_filter=lambda name: name == RESID, stop_at_layer=1)
+    with pytest.raises(ConfigError, match="never ran"):
+        tiny_model.run_with_cache(tokens, names_filter=RESID, stop_at_layer=1)
 
 
 def test_names_filter_takes_a_name_a_list_or_a_function(tiny_model, tokens):
