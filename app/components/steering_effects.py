@@ -22,6 +22,7 @@ def numbers(found: Any) -> None:
             number(found.kl, ".4f"),
             f"null {np.median(nulls):.4f}" if nulls else None,
             delta_color="off",
+            delta_arrow="off",
             border=True,
             help="Of the next token, nats. Null: the median over other latents whose part in the prompt is about as large.",
         )
@@ -31,6 +32,7 @@ def numbers(found: Any) -> None:
             f"{after:+.3f}",
             f"{found.change:+.3f}",
             delta_color="off",
+            delta_arrow="off",
             border=True,
             help=f"Before the edit {before:+.3f}.",
         )
@@ -40,6 +42,7 @@ def numbers(found: Any) -> None:
                 f"{np.median(changes):+.3f}",
                 f"{min(changes):+.2f} to {max(changes):+.2f}",
                 delta_color="off",
+                delta_arrow="off",
                 border=True,
             )
     st.caption(plain(f"Logit of {show(found.token)!r} minus that of {show(found.other)!r}. {found.report}."))

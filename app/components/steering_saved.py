@@ -39,17 +39,12 @@ def taken_away(
     run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], address: str, forget: Callable[[], None]
 ) -> None:
     """Files of a run, its link, and the way to be rid of it. Each file is made when it is asked for."""
-    one = run.runs[0] if isinstance(run, Sweep) else run
+    sweep = isinstance(run, Sweep)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         _file("JSON", run.to_json, f"steering-{name}.json", "application/json", "Everything, as scope steer --replay reads it")
-        _file(
-            "HTML",
-            lambda: as_page(run, as_python(one, dictionaries)),
-            f"steering-{name}.html",
-            "text/html",
-            "One page, no script",
-        )
-        if not isinstance(run, Sweep):
+        page = (lambda: as_page(run)) if sweep else (lambda: as_page(run, as_python(run, dictionaries)))
+        _file("HTML", page, f"steering-{name}.html", "text/html", "One page, no script")
+        if not sweep:
             _file(
                 "Python", lambda: as_python(run, dictionaries), f"steering-{name}.py", "text/x-python", "Writes the same texts"
             )
@@ -62,8 +57,10 @@ def taken_away(
             )
         with st.popover("Link", icon=":material/link:", type="tertiary"):
             st.code(address, language=None)
-        with st.popover("Code", icon=":material/code:", type="tertiary"):
-            st.code(as_python(one, dictionaries), language="python")
+        if not sweep:
+            with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as code:
+                if code.open:
+                    st.code(as_python(run, dictionaries), language="python")
         with st.popover("Forget", icon=":material/delete:", type="tertiary"):
             st.caption("Takes the saved run away for good; its link then leads nowhere.")
             st.button("Forget this run", key=f"forget {name}", on_click=forget)

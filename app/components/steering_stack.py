@@ -123,7 +123,7 @@ def _row(store: FeatureStore, slug: str, row: Row) -> Edit | None:
     given: dict[str, Any] = {}
     if KINDS[kind].has_amount:
         usual = st.session_state.get(_key(row, "strength"), 0.5)
-        end = max(2.0, math.ceil(abs(usual)))
+        end = float(max(2, math.ceil(abs(usual))))
         given["strength"] = st.slider(
             "Strength / typical norm", -end, end, step=0.05, help=OPERATIONS[kind][1], **_kept(row, "strength", 0.5)
         )

@@ -19,7 +19,7 @@ from scope.steering.steer import SWEPT
 
 PROMPTS = "My favourite hobby is\nThe weather today is\nOnce upon a time\nThe best way to learn is"
 MEASURES = {
-    "score": "harmonic mean of the next three",
+    "score": "harmonic mean of promoted tokens added, relevance and fluency",
     "share": "share of new tokens that the latent promotes",
     "concept": "its own activation, read by the unsteered model",
     "relevance": "what the prompt says about the text, over plain",
@@ -144,7 +144,7 @@ def chosen(sweep: Sweep) -> None:
         st.metric("Score, held out", number(best["score"], ".3f"), border=True, help="On the prompts that did not choose it.")
         st.metric("Random, held out", number(best["random"], ".3f"), border=True, help="The null: directions of equal length.")
         interval = f"{number(best['low'], '+.3f')} to {number(best['high'], '+.3f')}"
-        st.metric("Difference", number(best["difference"], "+.3f"), interval, delta_color="off", border=True)
+        st.metric("Difference", number(best["difference"], "+.3f"), interval, delta_color="off", delta_arrow="off", border=True)
     if best["low"] == best["low"] and best["low"] <= 0:
         st.warning("The interval of the difference holds 0: these prompts do not tell the edit from a random push.")
     elif best["low"] != best["low"]:

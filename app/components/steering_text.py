@@ -89,15 +89,17 @@ def check_turns(turns: list[dict[str, str]]) -> None:
         raise EditError(f"Turn {empty + 1}, of the {who}, is empty. Write something, or take it away.")
 
 
-def sampling() -> tuple[SamplingConfig, int]:
-    """How tokens are drawn, and how many texts there are for each prompt and arm."""
+def sampling(several: bool = True) -> tuple[SamplingConfig, int]:
+    """How tokens are drawn, and how many texts there are for each arm, where `several` is asked for."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         length = st.number_input("New tokens", 1, LONGEST_TEXT, step=8, width=120, **kept("tokens", 64))
         temperature = st.number_input("Temperature", 0.0, 10.0, step=0.1, width=120, **kept("temperature", 0.7))
         top_p = st.number_input("Top p", 0.01, 1.0, step=0.05, width=110, **kept("top p", 0.95))
         penalty = st.number_input("Repetition penalty", 0.1, 10.0, step=0.1, width=150, **kept("penalty", 1.1))
         seed = st.number_input("Seed", 0, 2**53 - 1, step=1, width=110, **kept("seed", 0))
-        n = st.number_input("Texts", 1, 16, step=1, width=100, help="For each arm, each with its own noise", **kept("n", 1))
+        n = 1
+        if several:
+            n = st.number_input("Texts", 1, 16, step=1, width=100, help="For each arm, each with its own noise", **kept("n", 1))
     config = SamplingConfig(
         max_new_tokens=int(length),
         temperature=float(temperature),

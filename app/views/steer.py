@@ -16,6 +16,7 @@ from app.components import steering_text as text
 from app.components.code import heading, opening
 from app.components.plain import plain
 from app.jobs import Job
+from app.steering_desk import Desk
 from scope.errors import ScopeError
 from scope.steering.dose import Sweep
 from scope.steering.interventions import Edits
@@ -23,21 +24,12 @@ from scope.steering.run import SteeringRun
 from scope.steering.runs import Runs
 
 VIEWS = ("Compare", "Sweep", "Effects", "Kept runs")
-DOES = {
-    "compare": ("Generating", "Compare"),
-    "replay": ("Replaying", "Compare"),
-    "sweep": ("Sweeping", "Sweep"),
-    "measure": ("Measuring how long it takes", "Sweep"),
-    "effects": ("Measuring effects", "Effects"),
-    "attribution": ("Attributing", "Effects"),
-    "direction": ("Reading the prompts", ""),
-}
-
 store = session.pack()
 slug = session.current()
 runs = Runs.of_pack(store.folder)
 mine = st.session_state.setdefault(f"steer {slug}", {})
 """Of this session and pack: the job at work, the last results, the address that was followed, the last refusal."""
+desk = Desk(store, slug, mine)
 
 
 def open_address() -> SteeringRun | Sweep | None:
@@ -92,85 +84,6 @@ def no_chat() -> str | None:
     return mine["chat"] or None
 
 
-def begin(kind: str, make: Any) -> None:
-    """Load what is needed and get in line; `make(model, sae)` gives the work."""
-    mine.pop("refused", None)
-    try:
-        with session.spared():
-            model, sae = session.ready(store)
-        mine["sae"] = sae
-        mine["chat"] = "" if model.words.chat_template else steering_facts.NO_TEMPLATE
-        mine["job"] = Job(kind, make(model, sae), session.turns(), about=model).start()
-    except ScopeError as refusal:
-        mine["refused"] = refusal
-
-
-def take(job: Job) -> None:
-    """What a finished job brought, put where the page shows it."""
-    mine.pop("job", None)
-    if job.error is not None:
-        mine["refused"] = job.error
-    elif job.state == "done" and job.result is not None:
-        if job.kind in ("compare", "sweep"):
-            mine["made"] = job.result
-            st.query_params.from_dict(session.params(run=job.result))
-        elif job.kind == "direction":
-            stack.add(slug, job.result)
-        elif job.kind == "replay":
-            mine["replayed"] = (st.query_params.get("run"), job.result)
-        else:
-            mine[job.kind] = job.result
-    elif job.kind == "replay" and job.stopping:
-        mine["told"] = "The replay was stopped, so nothing is known of whether the texts are the same."
-    elif job.state == "cancelled":
-        mine["told"] = "Cancelled before it began."
-    st.rerun()
-
-
-def told_of_job() -> Any:
-    """The line above the views: what is at work, how many are before it, and the button that ends it."""
-    refused = mine.get("refused")
-    if isinstance(refused, ScopeError):
-        session.refuse(refused)
-    elif refused is not None:
-        st.error(plain(f"{type(refused).__name__}: {refused}"), icon=":material/error:")
-    if "told" in mine:
-        st.info(mine.pop("told"))
-    job: Job | None = mine.get("job")
-    if job is None:
-        return None
-    with st.container(horizontal=True, vertical_alignment="center"):
-        line = st.empty()
-        label, way = ("Cancel", "Gives up the place in the line") if job.ahead else ("Stop", "Keeps the text so far")
-        st.button(label, icon=":material/stop:", key="steer stop", on_click=job.stop, help=way, disabled=job.stopping)
-    return line
-
-
-def attend(job: Job, line: Any, places: list[Any], bar: Any) -> None:
-    """Show how far the job is until it is finished. A click interrupts this, the job goes on, and the next run comes here."""
-    waiting, drawn = job.ahead, None
-    while not job.wait(0.08):
-        ahead = job.ahead
-        if bool(ahead) != bool(waiting):
-            st.rerun()  # Cancel becomes Stop
-        what = DOES[job.kind][0]
-        if ahead:
-            line.info(f"Waiting: {ahead} before you have the model. Yours begins by itself.", icon=":material/hourglass:")
-        elif job.stopping:
-            line.info(f"{what}: stopping at the next token.", icon=":material/hourglass:")
-        else:
-            written = max(map(len, job.told.get("ids", [[]])), default=0)
-            line.info(f"{what}" + (f": {written} tokens" if written else " …"), icon=":material/play_arrow:")
-        if places and "ids" in job.told and (state := [len(ids) for ids in job.told["ids"]]) != drawn:
-            n, words = job.told["n"], job.about.words
-            grown = [words.decode(list(ids)) for ids in job.told["ids"]]
-            arms.streamed(job.told["arms"], [grown[i : i + n] for i in range(0, len(grown), n)], places)
-            drawn = state
-        if bar is not None:
-            bar.progress(*sweeps.progress(job.told))
-    take(job)
-
-
 def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> list[Any]:
     """One prompt in every arm. Where texts are being written: the places into which they go."""
     prompt, turns = text.prompt(no_chat())
@@ -179,9 +92,9 @@ def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | Non
     asked = text.Asked(prompt, turns, sampling, n, names, instruction)
     off = edits is None or job is not None
     if st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=off, shortcut="g"):
-        begin("compare", lambda model, sae: steering.compare(store, model, sae, edits, asked))
+        desk.begin("compare", lambda model, sae: steering.compare(store, model, sae, edits, asked))
         st.rerun()
-    if job is not None and DOES[job.kind][1] == "Compare":
+    if job is not None and job.kind in ("compare", "replay"):
         return streaming(job, names)
     if isinstance(run, SteeringRun):
         shown(run)
@@ -231,7 +144,7 @@ def files(run: SteeringRun | Sweep, name: str) -> None:
         if st.button(
             "Replay", icon=":material/replay:", disabled="job" in mine, help="Makes it again and compares, token by token"
         ):
-            begin("replay", lambda model, sae: steering.replay(run, model, sae))
+            desk.begin("replay", lambda model, sae: steering.replay(run, model, sae))
             st.rerun()
         saved.taken_away(run, name, [session.dictionary_of(store)], session.address("steer", run=name), lambda: forget(name))
 
@@ -245,7 +158,7 @@ def forget(name: str) -> None:
 def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> Any:
     """Strengths x prompts x seeds, beside the controls. The bar of one that is at work."""
     grid = sweeps.grid()
-    sampling, _ = text.sampling()
+    sampling, _ = text.sampling(several=False)
     asked = (str(edits), grid, sampling)
     before, seconds = mine.get("measured", (None, None))
     if "measure" in mine:
@@ -255,11 +168,11 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     with st.container(horizontal=True):
         if st.button("How long?", icon=":material/timer:", disabled=off, help="Takes about a tenth of one strength"):
             mine["measuring"] = asked
-            begin("measure", lambda model, sae: steering.measure(store, model, sae, edits, grid, sampling))
+            desk.begin("measure", lambda model, sae: steering.measure(store, model, sae, edits, grid, sampling))
             st.rerun()
         if st.button("Sweep", icon=":material/play_arrow:", type="primary", disabled=off):
             known = seconds if before == asked else None
-            begin("sweep", lambda model, sae: steering.dose_response(store, model, sae, edits, grid, sampling, known))
+            desk.begin("sweep", lambda model, sae: steering.dose_response(store, model, sae, edits, grid, sampling, known))
             st.rerun()
     bar = None
     if job is not None and job.kind == "sweep":
@@ -294,11 +207,11 @@ def inside(edits: Edits | None, job: Job | None) -> None:
         ):
             mine.pop("effects", None)
             later = [session.load_dictionary(session.dictionary_of(session.pack(place))) for place in places]
-            begin("effects", lambda model, sae: steering.effect(store, model, sae, edits, prompt, tokens, later))
+            desk.begin("effects", lambda model, sae: steering.effect(store, model, sae, edits, prompt, tokens, later))
             st.rerun()
         if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
             mine.pop("attribution", None)
-            begin("attribution", lambda model, sae: steering.attribution(store, model, sae, prompt, tokens, method))
+            desk.begin("attribution", lambda model, sae: steering.attribution(store, model, sae, prompt, tokens, method))
             st.rerun()
     if "effects" in mine:
         found = mine["effects"]
@@ -337,7 +250,7 @@ with left:
     try:
         wanted = picker.draw(store, slug, presets())
         if wanted is not None and job is None:
-            begin("direction", lambda model, sae: steering.direction(model, wanted[0], *wanted[1]))
+            desk.begin("direction", lambda model, sae: steering.direction(model, wanted[0], *wanted[1]))
             st.rerun()
     except ScopeError as refusal:
         session.refuse(refusal)
@@ -347,7 +260,7 @@ with right:
     view = st.segmented_control(
         "View", VIEWS, required=True, key="steer view", label_visibility="collapsed", persist_state="session"
     )
-    line = told_of_job()
+    line = desk.line()
     try:
         if view == "Compare":
             places = compare(opened, edits, job)
@@ -360,4 +273,4 @@ with right:
     except ScopeError as refusal:
         session.refuse(refusal)
 if job is not None:
-    attend(job, line, places, bar)
+    desk.attend(job, line, places, bar)
