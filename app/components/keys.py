@@ -35,4 +35,4 @@ def keys(names: dict[str, str], *, key: str, focus: str = "") -> str | None:
 def told() -> None:
     """Which keys there are."""
     with st.popover("Keys", icon=":material/keyboard:", type="tertiary"):
-        st.table({"key": list(TOLD), "does": list(TOLD.values())})
+        st.markdown("  \n".join(f"**{key}** {does}" for key, does in TOLD.items()))

@@ -116,7 +116,8 @@ def pages(pack: Path, n: int) -> None:
     from streamlit.runtime.scriptrunner.script_cache import ScriptCache
     from streamlit.testing.v1 import AppTest
 
-    config.set_option("runner.magicEnabled", False)  # as `scope app` sets it
+    for name in ("runner.magicEnabled", "browser.gatherUsageStats"):
+        config.set_option(name, False)  # as `scope app` sets them
     compiled = ScriptCache()  # the server compiles a page once; the tester would each time
     runner.ScriptCache = lambda: compiled
     os.environ["SCOPE_PACKS"] = json.dumps([str(pack)])
