@@ -277,6 +277,45 @@ def test_gemma_scope_2_is_read_by_its_config(hook, site, tmp_path):
     assert (ours.site, ours.provenance["declared"]["l0"]) == (site, [30.0, 60.0])
 
 
+@pytest.mark.parametrize(
+    ("part", "hook"), [("resid_post", "output"), ("mlp_out", "post_feedforward_layernorm.output"), ("transcoder", None)]
+)
+def test_gemma_scope_2_files_load_identically_here_and_in_saelens(part, hook, tmp_path, monkeypatch):
+    sae = random_kind("transcoder" if part == "transcoder" else "jumprelu")
+    stored = arrays(sae)
+    config = {"hf_hook_point_in": f"model.layers.3.{hook}"}
+    if part == "transcoder":
+        stored["W_skip"] = stored["W_skip"].T
+        ends = {"in": "pre_feedforward_layernorm.output", "out": "post_feedforward_layernorm.output"}
+        config = {f"hf_hook_point_{end}": f"model.layers.3.{name}" for end, name in ends.items()} | {"affine_connection": True}
+    name = f"{part}/layer_3_width_16k_l0_small"
+    ours = load_sae(scope_2(tmp_path / name, stored, **config))
+    theirs = _saelens_gemma_scope_2(tmp_path, name, stored, monkeypatch)
+    assert torch.equal(ours.encode(X), theirs.encode(X))
+    torch.testing.assert_close(ours(X), theirs(X))
+    if part != "transcoder":  # theirs names the stream before the MLP's norm; what it reads lies after that norm's gain
+        assert ours.site == theirs.cfg.metadata.hook_name
+    else:
+        assert ours.site_out == theirs.cfg.metadata.hook_name_out
+
+
+def _saelens_gemma_scope_2(folder, name, stored, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sae_lens.loading import pretrained_sae_loaders as loaders
+    lower = {"w_enc": list(stored["W_enc"].shape), "w_dec": list(stored["W_dec"].shape)}
+
+    def local(repo_id, filename, subfolder="", **asked):
+        return str(folder / subfolder / filename)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", local)
+    monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", lambda repo, file: lower)
+    config, state, _ = loaders.gemma_3_sae_huggingface_loader("google/gemma-scope-2-1b-pt", name, "cpu")
+    theirs = lens("SAE").from_dict(loaders.handle_config_defaulting(config))
+    theirs.load_state_dict(state)
+    return theirs
+
+
 def test_gemma_scope_2s_transcoder_predicts_its_output_and_adds_its_affine_map(tmp_path):
     sae = random_kind("transcoder")
     stored = arrays(sae)
