@@ -156,7 +156,10 @@ def examples(feature: Feature, on_action: Callable[[str, str], None]) -> None:
         own = st.toggle("Scale to each", key="own", help="Colour by each example's own maximum instead of the latent's.")
     st.caption(MEANING[group])
     most = st.session_state.get("most", {}).get((feature.id, group), 12)
-    found, further = feature.examples(group, most), len(feature.examples(group, most + 1)) > most
+    found = feature.examples(group, most + 1)
+    further = len(found) > most
+    if further:  # of bands, one more is another choice
+        found = feature.examples(group, most) if group == "bands" else found[:most]
     rows, bands = [], {band["band"]: band for band in feature.bands}
     for example in found:
         largest = 0.0 if own else float(feature.row["max"])
