@@ -23,6 +23,20 @@ def runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.diff(np.r_[starts, len(keys)])
 
 
+def order_by(*columns: np.ndarray) -> np.ndarray:
+    """The stable order by columns of numbers below 2^32, the first one the most significant: what lexsort gives, but 16 bits at
+    a time, which numpy sorts by radix, several times faster."""
+    order: np.ndarray | None = None
+    for column in reversed(columns):
+        wide = len(column) > 0 and int(column.max()) >= 1 << 16
+        for digit in (column & 0xFFFF, column >> 16) if wide else (column,):
+            digit = digit.astype(np.uint16)
+            step = np.argsort(digit if order is None else digit[order], kind="stable")
+            order = step if order is None else order[step]
+    assert order is not None
+    return order
+
+
 class Moments:
     """Per latent: firings, sums of the first four powers in float64, maximum, histogram, sum per half octave."""
 
@@ -45,9 +59,8 @@ class Moments:
         for total, power in powers:
             total[fired] += np.add.reduceat(power, starts)
         self.max[fired] = np.maximum(self.max[fired], np.maximum.reduceat(codes.value, starts))
-        keys = codes.feature.astype(np.int64) * N_BINS + bin_of
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
+        order = order_by(codes.feature, bin_of)
+        keys = codes.feature[order].astype(np.int64) * N_BINS + bin_of[order]
         starts, lengths = runs(keys)
         self.histogram.reshape(-1)[keys[starts]] += lengths.astype(np.uint32)
         halves = keys // BINS_PER_BAND
@@ -167,9 +180,9 @@ class TokenCounts:
 
     def add(self, codes: Codes, tokens: np.ndarray) -> None:
         """`tokens` are the ids at the codes' positions."""
-        key = codes.feature.astype(np.int64) * self.d_vocab + tokens
-        order = np.argsort(key, kind="stable")
-        key, value = key[order], codes.value[order].astype(np.float64)
+        order = order_by(codes.feature, tokens)
+        key = codes.feature[order].astype(np.int64) * self.d_vocab + tokens[order]
+        value = codes.value[order].astype(np.float64)
         starts, lengths = runs(key)
         if not len(starts):
             return

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scope.features.codes import Codes, priority
-from scope.features.streams import Entries, Shortlist, TokenCounts
+from scope.features.streams import Entries, Shortlist, TokenCounts, order_by
 
 
 def entries(n: int, groups: int, seed: int, narrow: bool) -> Entries:
@@ -59,3 +59,11 @@ def test_token_counts_beyond_capacity_state_their_error():
         for token, count in zip(rough["id"][f].tolist(), rough["count"][f].tolist(), strict=True):
             if token in true:
                 assert true[token] - small.lost <= count <= true[token]
+
+
+@pytest.mark.parametrize("largest", [200, 1 << 16, 1 << 20])
+def test_an_order_by_radix_is_the_stable_one(largest):
+    rng = np.random.default_rng(largest)
+    first, second = rng.integers(0, largest, (2, 5000)).astype(np.int32)
+    assert (order_by(first, second) == np.lexsort((second, first))).all()
+    assert order_by(first[:0], second[:0]).tolist() == []
