@@ -94,10 +94,13 @@ class Command:
         from scope.sae.jumprelu import JumpReLUConfig
         from scope.sae.kinds import make_sae
         from scope.training.config import TrainConfig
+        from scope.training.presets import resolve
         from scope.training.trainer import train
 
-        config = TrainConfig(steps=self.steps, seed=self.seed)
-        sae = make_sae(JumpReLUConfig(d_in=store.sites[site], d_sae=self.d_sae, target_l0=self.target_l0), site)
+        training, dictionary = resolve("small-budget", "jumprelu", self.d_sae, steps=self.steps)  # as `scope train` does
+        config = TrainConfig(**training, seed=self.seed)
+        dictionary |= {"d_in": store.sites[site], "d_sae": self.d_sae, "target_l0": self.target_l0}
+        sae = make_sae(JumpReLUConfig(**dictionary), site)
         sae.provenance = provenance(store, site)
         with progress_bar("Training", unit="steps") as on_progress:
             return train(sae, store.shuffled(site, config.batch_size, self.seed), config, self.out / "dictionary", on_progress)

@@ -29,6 +29,7 @@ from scope.errors import ConfigError
 class Size:
     """What the values of a recipe may depend on."""
 
+    kind: str
     d_sae: int
     tokens: int
     batch_size: int
@@ -54,7 +55,8 @@ def _nothing(size: Size) -> dict[str, Any]:
 
 
 def _small_lr(size: Size) -> dict[str, Any]:
-    return {"lr": float(f"{4e-3 * min(1.0, (2048 / size.d_sae) ** 0.5):.2g}")}
+    peak = 8e-3 if size.kind == "jumprelu" else 4e-3
+    return {"lr": float(f"{peak * min(1.0, (2048 / size.d_sae) ** 0.5):.2g}")}
 
 
 def _small_revival(size: Size) -> dict[str, Any]:
@@ -151,5 +153,5 @@ def resolve(
         )
     budget = tokens or (steps * (batch_size or 1024) if steps else preset.tokens(d_sae))
     batch = batch_size or preset.batch_size(budget)
-    size = Size(d_sae, steps * batch if steps else budget, batch)
+    size = Size(kind, d_sae, steps * batch if steps else budget, batch)
     return {"steps": size.steps, "batch_size": batch, **preset.training(size)}, preset.kinds[kind](size)

@@ -65,11 +65,13 @@ class Data:
 def ours(kind: str) -> Callable:
     def run(data: Data, seed: int, steps: int, coefficient: float | None) -> dict[str, float]:
         from scope.sae.kinds import KINDS, make_sae
+        from scope.training.presets import resolve
         from scope.training.trainer import TensorBatches, TrainConfig, train
 
+        recipe, dictionary = resolve("small-budget", kind, data.d_sae, steps=steps, batch_size=BATCH)
         size = {"target_l0": data.l0} if kind == "jumprelu" else {"k": round(data.l0)}
-        sae = make_sae(KINDS[kind].config(d_in=data.train.shape[1], d_sae=data.d_sae, **size))
-        settings = TrainConfig(steps=steps, batch_size=BATCH, seed=seed, save_every=10**6)
+        sae = make_sae(KINDS[kind].config(**dictionary | size, d_in=data.train.shape[1], d_sae=data.d_sae))
+        settings = TrainConfig(**recipe, seed=seed, save_every=10**6)
         with tempfile.TemporaryDirectory() as out:
             sae = train(sae, TensorBatches(data.train, BATCH, seed), settings, out)
         return data.marks(sae.W_dec.data, sae.encode, sae.decode)

@@ -36,7 +36,7 @@ def test_gemma_scope_2_pulls_to_a_target_and_minds_frequencies():
 
 def test_a_wider_dictionary_gets_more_tokens_and_a_lower_rate_by_default():
     narrow, wide = (resolve("small-budget", "jumprelu", d_sae)[0] for d_sae in (2048, 16384))
-    assert (narrow["steps"], narrow["batch_size"], narrow["lr"]) == (2000, 1024, 4e-3)
+    assert (narrow["steps"], narrow["batch_size"], narrow["lr"]) == (2000, 1024, 8e-3)
     assert wide["steps"] * wide["batch_size"] > 3 * narrow["steps"] * narrow["batch_size"]
     assert wide["lr"] < narrow["lr"]
     patience = [resolve("small-budget", "jumprelu", d_sae)[1]["revive_after"] for d_sae in (2048, 16384)]
