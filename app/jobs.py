@@ -1,28 +1,34 @@
 """Work that needs the model for longer than a moment: it waits for its turn like everybody, and tells how far it is.
 
-A job runs in a thread of its own, so it outlives the page that asked for it: a click elsewhere, or a closed browser, neither
-ends nor blocks it. Only `stop` does. Its result is its own affair to keep.
+A job runs in a thread of its own, so a click elsewhere neither ends nor blocks it: `stop` does, and, where it was told how to
+ask, that its reader closed the page. Its result is its own affair to keep.
 """
 
+import time
 from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any, Literal
 
 from app.turns import Turns
 
+PATIENCE = 10.0
+"""Seconds without its reader after which a job ends: a page that is only loaded anew is back sooner."""
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 class Job:
     """Something to be done: `work(job)` gives the result. It looks at `stopping` often, and tells of itself in `told`."""
 
-    def __init__(self, kind: str, work: Callable[["Job"], Any], turns: Turns, about: Any = None):
+    def __init__(
+        self, kind: str, work: Callable[["Job"], Any], turns: Turns, about: Any = None, here: Callable[[], bool] | None = None
+    ):
         self.kind, self.about, self._work, self._turns = kind, about, work, turns
         self.state: State = "waiting"
         self.result: Any = None
         self.error: Exception | None = None
         self.told: dict[str, Any] = {}
         self._ticket: object = None
+        self._here, self._seen = here, time.monotonic()
         self._stop, self._finished = Event(), Event()
 
     def start(self) -> "Job":
@@ -32,6 +38,12 @@ class Job:
 
     @property
     def stopping(self) -> bool:
+        if self._here is not None:
+            now = time.monotonic()
+            if self._here():
+                self._seen = now
+            elif now - self._seen > PATIENCE:
+                self._stop.set()
         return self._stop.is_set()
 
     @property

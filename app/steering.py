@@ -22,8 +22,6 @@ from scope.steering.steer import steer
 from scope.steering.sweep import estimate, sweep
 
 Work = Callable[[Job], Any]
-POOR = 0.5
-"""Share of the variance that a dictionary may leave before what it says of a text is doubted aloud."""
 
 
 def gauges(store: FeatureStore, edits: Edits) -> dict[str, Gauge]:
@@ -52,7 +50,7 @@ def compare(store: FeatureStore, model: Any, sae: Any, edits: Edits, asked: Aske
             instruction=asked.instruction,
             on_token=_watch(job),
         )
-        return Runs.of_pack(store.folder).save(_with_fit(store, model, sae, run))
+        return Runs.of_pack(store.folder).save(run)
 
     return work
 
@@ -196,25 +194,3 @@ def _watch(job: Job) -> Callable[[int, list[int | None]], bool]:
         return job.stopping
 
     return watch
-
-
-def _with_fit(store: FeatureStore, model: Any, sae: Any, run: SteeringRun) -> SteeringRun:
-    """The run with a word on how well the dictionary explains this text: where it does not, its latents mean little."""
-    arm = next((arm for arm in run.arms if arm.name == "plain"), run["steered"])
-    sample = arm.samples[0]
-    left = unexplained(model, sae, [*sample.prompt_ids, *sample.new_ids])
-    told = f"Self-check: the dictionary leaves {left:.0%} of the first {arm.name} text unexplained (FVU)."
-    few = f"The dictionary explains only {max(0.0, 1 - left):.0%} of this text, so its latents mean little here."
-    return replace(run, notes=[*run.notes, *([few] if left > POOR else []), told])
-
-
-def unexplained(model: Any, sae: Any, ids: Sequence[int]) -> float:
-    """Squared error of the reconstruction over squared distance from b_dec, special tokens left out; nan of nothing."""
-    import torch
-
-    with torch.no_grad():
-        tokens = torch.tensor([list(ids)], device=model.device)
-        special = torch.tensor(sorted(model.words.special_ids), device=model.device)
-        x = model.record(tokens, [sae.site])[sae.site][0][~torch.isin(tokens[0], special)].to(sae.W_enc.dtype)
-        error, spread = (x - sae.decode(sae.encode(x))).square().sum(), (x - sae.b_dec).square().sum()
-    return float(error / spread) if spread > 0 else float("nan")

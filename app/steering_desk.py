@@ -40,7 +40,8 @@ class Desk:
                 model, sae = session.ready(self.store)
             self.mine["sae"] = sae
             self.mine["chat"] = "" if model.words.chat_template else steering_facts.NO_TEMPLATE
-            self.mine["job"] = Job(kind, _spared(make(model, sae)), session.turns(), about=model).start()
+            here = None if kind == "sweep" else _here()  # a sweep lets others go first, and may run on without a reader
+            self.mine["job"] = Job(kind, _spared(make(model, sae)), session.turns(), model, here).start()
         except ScopeError as refusal:
             self.mine["refused"] = refusal
 
@@ -116,3 +117,15 @@ def _spared(work: Work) -> Work:
             return work(job)
 
     return done
+
+
+def _here() -> Callable[[], bool] | None:
+    """Whether this reader's page is still open; None where there is no server that knows."""
+    from streamlit.runtime import exists, get_instance
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    context = get_script_run_ctx()
+    if context is None or not exists():
+        return None
+    server, reader = get_instance(), context.session_id
+    return lambda: server.is_active_session(reader)

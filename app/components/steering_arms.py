@@ -117,7 +117,7 @@ def told(run: SteeringRun) -> None:
             st.warning(f"**{plain(what)}.**  \n{plain(reasons)}", icon=":material/block:")
         elif "times the typical" in note:
             st.warning(plain(note), icon=":material/warning:")
-        elif not note.startswith("Self-check: "):
+        else:
             st.info(plain(note))
 
 
@@ -125,7 +125,6 @@ def self_check(run: SteeringRun) -> None:
     """Each edit in its three units, then what the hooks counted."""
     bos = "" if any(edit.positions.kind == "all" for edit in run.edits) else " BOS is left alone."
     lines = [*show.edit_lines(run), *(line + (bos if ": edited " in line else "") for line in show.self_check(run))]
-    lines += [note.removeprefix("Self-check: ") for note in run.notes if note.startswith("Self-check: ")]
     for line in lines:
         st.caption(plain(line))
 

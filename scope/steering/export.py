@@ -12,7 +12,8 @@ __all__ = ["as_notebook", "as_page", "as_python"]
 
 _RAMP = ("#FDE9C9", "#FBCB8B", "#F2A444", "#CF7A00", "#8F5000")
 _CELL = (
-    "text-align:left;vertical-align:top;padding:6px 10px;border-top:1px solid #bbb;white-space:pre-wrap;unicode-bidi:isolate"
+    "text-align:left;vertical-align:top;padding:6px 10px;border-top:1px solid #bbb;"
+    "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate"
 )
 _HEAD = (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'

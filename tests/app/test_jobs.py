@@ -115,3 +115,21 @@ def test_long_work_that_gave_way_can_be_stopped_while_it_waits(turns):
     assert first.result == "kept"
     ends.set()
     assert other.wait(10)
+
+
+def test_a_job_whose_reader_closed_the_page_ends_and_one_whose_page_is_back_goes_on(turns, monkeypatch):
+    now, open_page = [100.0], [True]
+    monkeypatch.setattr("app.jobs.time.monotonic", lambda: now[0])
+    job = Job("compare", lambda job: None, turns, here=lambda: open_page[0])
+    assert not job.stopping
+    open_page[0] = False
+    now[0] += 5
+    assert not job.stopping
+    open_page[0] = True
+    now[0] += 60
+    assert not job.stopping
+    open_page[0] = False
+    now[0] += 9
+    assert not job.stopping
+    now[0] += 2
+    assert job.stopping

@@ -117,7 +117,6 @@ def test_generating_shows_the_arms_keeps_the_run_and_puts_it_into_the_address(pa
     assert run.prompts == ["the dog"]
     assert run.replay(*lab).same_texts(run)
     assert "edited" in captions(at)
-    assert "unexplained" in captions(at)
     again = page(run=kept.stem)
     assert not again.exception
     assert heads(again) == heads(at)
