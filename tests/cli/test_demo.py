@@ -143,3 +143,15 @@ def test_a_pack_of_another_seed_is_collected_anew(given, whole, tmp_path):
     assert demo(given, out) == 0
     assert FeatureStore.open(out / "pack").manifest["config"]["seed"] == 0
     assert same_pack(whole, out)
+
+
+def test_a_corpus_that_ends_early_is_said(tmp_path, tiny_model, capsys):
+    from activations.corpus import open_corpus
+    from scope.cli.demo import Command
+
+    (tmp_path / "text.txt").write_text("the dog runs to the river and my sister sees it. " * 40)
+    demo = Command(out=tmp_path / "lab", corpus=str(tmp_path / "text.txt"), tokens=50_000)
+    store = demo._harvest(tiny_model, open_corpus(demo.corpus), "blocks.1.hook_resid_post")
+    assert 0 < store.tokens.size < 50_000
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"the corpus ended at {store.tokens.size:,} of 50,000 tokens" in said
