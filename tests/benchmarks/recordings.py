@@ -2,7 +2,12 @@
 
 Every row is measured in turns with a plain row of the same bytes, since a disk's own speed moves by a factor of two; trust the
 ratios. Rates are of payload as stored, GB/s of 10^9 bytes. Written means on the disk: fsync is inside the timer. Cold means
-that the files were put out of the page cache before (posix_fadvise); warm that they lie in it.
+that the files were put out of the page cache before (posix_fadvise); warm that they lie in it. A run of shuffled reading first
+fills a pool while nobody computes; "after two pools" is how fast a long run is fed.
+
+Meant to hold on a quiet machine: the recording is written at 0.8 of a plain file or more, shuffled reading after two pools runs
+cold at 0.7 of a plain one or more, and a harvest of the bundled model takes at most a tenth longer than the model alone. Any
+other work on the machine, however nice, spoils the first two: the load average is printed at the end.
 """
 
 import argparse
