@@ -168,4 +168,4 @@ def export(model: Any) -> HookedTransformer:
         raise RuntimeError(f"TransformerLens' Gemma 2 has other parameters than this version knows: {sorted(left)[:6]}")
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
-    return twin.to(model.device).eval()
+    return twin.to(model.device, print_details=False).eval()
