@@ -47,6 +47,8 @@ class Command:
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
+        from activations.corpus import open_corpus
+        from activations.store import ActivationStore
         from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
@@ -57,13 +59,15 @@ class Command:
 
         if self.recording is None and self.corpus is None:
             raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
+        store = None if self.recording is None else ActivationStore.open(self.recording)
+        corpus = None if self.corpus is None else open_corpus(self.corpus)
         sae = load_sae(self.dictionary)
         model = load_model(self.model)
         certified(model, sae, self.dictionary, self.certificate)
         others = {name: load_sae(name) for name in self.beside}
         for name, other in others.items():
             certified(model, other, name, self.certificate)
-        tokens, documents, text = self.text(model.tokenizer, model.cfg.n_ctx)
+        tokens, documents, text = self.text(store, corpus, model.tokenizer, model.cfg.n_ctx)
         with progress_bar("Scoring", unit="contexts") as on_progress:
             evaluation = evaluate(model, sae, tokens, self.config, on_progress, documents=documents, beside=others)
         evaluation.provenance["text"] = text
@@ -77,7 +81,7 @@ class Command:
         if file:
             console.print(f"All numbers: {evaluation.save(file)}", soft_wrap=True)
 
-    def text(self, tokenizer, n_ctx: int):
+    def text(self, store, corpus, tokenizer, n_ctx: int):
         """(contexts of tokens, which document each token is from or None, what text that is).
 
         Raises:
@@ -87,14 +91,10 @@ class Command:
         import torch
 
         from activations.contexts import Packer
-        from activations.corpus import open_corpus
         from activations.errors import RecordingError
         from activations.heldout import following_documents
-        from activations.store import ActivationStore
         from scope.errors import ConfigError
 
-        store = None if self.recording is None else ActivationStore.open(self.recording)
-        corpus = None if self.corpus is None else open_corpus(self.corpus)
         if store is not None and store.manifest["tokenizer"]["sha256"] != tokenizer.sha256:
             raise ConfigError(f"{self.recording} was made with another tokenizer than {self.model} has. Give its model.")
         if store is not None and corpus is not None:

@@ -264,6 +264,7 @@ class _Run:
             "contexts": len(text.tokens),
             text.said["units"]: int((self.n > 0).sum()),
             "units": text.said["units"],
+            "one_document": text.said.get("one_document", False),
             "tokens": int(self.n.sum()),
             "predictions": int(self.predicted.sum()),
             "loss": (self.loss.sum() / self.predicted.sum()).item(),

@@ -23,10 +23,13 @@ def notes_of(
 ) -> list[str]:
     own = arms["sae"]
     notes = _no_better(own, arms)
+    if not set(NULLS) & set(arms):
+        notes.append("Scored without its nulls: nothing here says how good these numbers are.")
     if counted[counted["units"]] < FEW_UNITS:
         notes.append(f"Intervals are over {counted[counted['units']]} {counted['units']} only: they are rough.")
     if counted["units"] == "contexts":
-        notes.append("Which document each token is from is not known: intervals are over contexts, and may be too narrow.")
+        why = "All of it is one document" if counted["one_document"] else "Which document each token is from is not known"
+        notes.append(f"{why}: intervals are over contexts, and may be too narrow.")
     if latents["never_fired"] > 0.2:
         notes.append(f"{latents['never_fired']:.0%} of the latents never fired on this text.")
     bias = own["length_bias"]

@@ -40,24 +40,28 @@ VARIANTS = {
 
 def table(evaluation: Evaluation) -> Group:
     """Scores in rows, the dictionary beside its nulls in columns, then what is left out, positions, latents, and what must be
-    told. Fits a terminal of 80 columns, unless further dictionaries stand beside.
+    told. Fits a terminal of 80 columns; further dictionaries have a table of their own.
     """
     legend = [text for name, text in LEGEND.items() if name in evaluation.arms]
     legend += ["losses and KL in nats; kept: loss recovered"]
     told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
     told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
-    parts: list[RenderableType] = [_scores(evaluation), Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
+    further = [name for name in evaluation.arms if name not in ARMS]
+    parts: list[RenderableType] = [_scores(evaluation, [name for name in ARMS if name in evaluation.arms])]
+    parts += [Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
+    for i in range(0, len(further), 4):
+        parts += [_scores(evaluation, ["sae", *further[i : i + 4]]), Text()]
     if evaluation.positions:
         parts += [_positions(evaluation), Text()]
     return Group(*parts, *told)
 
 
-def _scores(evaluation: Evaluation) -> Table:
-    further = [name for name in evaluation.arms if name not in ARMS]
-    arms = ["sae", *further, *(name for name in ARMS if name in evaluation.arms and name != "sae")]
+def _scores(evaluation: Evaluation, arms: list[str]) -> Table:
+    """The dictionary, its intervals, and other arms in columns."""
     drawn = _table("")
     for name in arms:
-        drawn.add_column(ARMS.get(name, name.removeprefix("beside ")), justify="right", no_wrap=True)
+        label = ARMS.get(name, name.removeprefix("beside ").rstrip("/").rsplit("/", 1)[-1][-9:])
+        drawn.add_column(label, justify="right", no_wrap=True)
         if name == "sae":
             drawn.add_column("95 %", no_wrap=True, style="dim", header_style="dim")
     for key, (label, form) in ROWS.items():

@@ -41,7 +41,8 @@ def check_site(model, sae: SAE, any_model: bool = False) -> str:
             reads = sae.provenance.get("reads")
             raise DictionaryError(
                 f"This dictionary does not say which site it {what}{f', only: {reads}' if reads else ''}. "
-                "Set sae.site, e.g. blocks.2.hook_resid_post."
+                "Set sae.site, e.g. blocks.2.hook_resid_post,\n"
+                "  or write it so: scope convert DICTIONARY OUT --to scope --site blocks.2.hook_resid_post"
             )
         if site not in sites:
             raise DictionaryError(f"This dictionary {what} {site}, which this model does not have.{nearest(site, list(sites))}")

@@ -41,6 +41,8 @@ class Text:
             )  # padding is nobody's, and never counted
             if len(found) >= 2:  # one long text has its contexts to vary, and nothing else
                 units, name = where, "documents"
+            else:
+                said["one_document"] = True
         return cls(picked, units.contiguous(), int(units.max()) + 1, said | {"units": name})
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:

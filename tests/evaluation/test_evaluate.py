@@ -143,6 +143,7 @@ def test_p40_intervals_are_over_documents_where_they_are_known_and_said_to_be_ov
     assert any("Which document each token is from is not known" in note for note in unknown.notes)
     one = evaluate(tiny_model, sae, tokens, CONFIG, documents=torch.zeros_like(documents))
     assert one.counted["units"] == "contexts"
+    assert any("All of it is one document" in note for note in one.notes)
     with pytest.raises(ConfigError, match="go together"):
         evaluate(tiny_model, sae, tokens, CONFIG, documents=documents[:3])
 
@@ -226,6 +227,12 @@ def test_p41_a_dictionary_that_is_no_better_than_chance_is_said_to_be(tiny_model
     assert any("no better than that of PCA" in note for note in notes)
 
 
+def test_p41_numbers_without_nulls_are_said_to_be_without(tiny_model, tokens):
+    alone = evaluate(tiny_model, perfect(), tokens, EvaluateConfig(contexts=6, resamples=20, nulls=False))
+    assert set(alone.arms) == {"sae"}
+    assert any("without its nulls" in note for note in alone.notes)
+
+
 def test_p30_numbers_that_differ_from_the_declared_ones_are_pointed_out(tiny_model, tokens):
     sae = perfect()
     sae.provenance = {"training": {"l0": 5.0, "fvu": 0.1}}
@@ -269,6 +276,18 @@ def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
     for word in ("SAE", *told, "with position 0", "without huge norms", "1e-", "(left out)"):
         assert word in text
     assert any("position 0" in line for line in lines(evaluation))
+
+
+def test_further_dictionaries_have_a_table_of_their_own_and_no_number_is_cut(tiny_model, tokens):
+    from rich.console import Console
+
+    evaluation = evaluate(tiny_model, perfect(), tokens, CONFIG, beside={f"runs/seed-{i}": perfect() for i in range(5)})
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed below
+    console.print(table(evaluation))
+    console.file.close()
+    text = console.export_text()
+    assert all(f"seed-{i}" in text for i in range(5))
+    assert "…" not in text
 
 
 def test_the_same_seed_gives_the_same_numbers(tiny_model, tokens):
