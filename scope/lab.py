@@ -8,12 +8,12 @@ lab.steer(1208, 0.5).compare("My favourite hobby is", n=3)
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scope.errors import DictionaryError, PackError
+from scope.errors import DictionaryError, EditError, PackError
 from scope.evaluation.certificate import Certificate, certify
 from scope.features.feature import Feature
 from scope.features.store import FeatureStore
@@ -62,6 +62,19 @@ def _demo() -> Path:
     """runs/demo here, or in a folder above, so that a notebook in its own folder finds it too."""
     here = Path.cwd()
     return next((base / DEMO for base in (here, *here.parents) if (base / DEMO).is_dir()), DEMO)
+
+
+def _sampling(given: dict[str, Any]) -> SamplingConfig:
+    """How to draw, from keywords.
+
+    Raises:
+        EditError: a keyword that means nothing.
+    """
+    known = [f.name for f in fields(SamplingConfig)]
+    strange = next((name for name in given if name not in known), None)
+    if strange is not None:
+        raise EditError(f"There is no setting {strange!r}. How texts are drawn is set by {', '.join(known)}.")
+    return SamplingConfig(**given)
 
 
 class Lab:
@@ -191,7 +204,7 @@ class Lab:
     def generate(self, prompts: str | Sequence[str], n: int = 1, **sampling: Any) -> list[str]:
         """Texts from the model, with whatever edits are at work around the call."""
         found = [prompts] if isinstance(prompts, str) else list(prompts)
-        made = generate(self.model, [p for p in found for _ in range(n)], SamplingConfig(**sampling))
+        made = generate(self.model, [p for p in found for _ in range(n)], _sampling(sampling))
         return [g.text for g in made]
 
     def __repr__(self) -> str:
@@ -227,7 +240,7 @@ class Steering:
         """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.steer`."""
         how = {"arms": tuple(arms)} if arms else {}
         how |= {"instruction": instruction, "control_seed": control_seed, "on_token": on_token}
-        return steer(*self._with(prompts), SamplingConfig(**sampling), n=n, gauges=self.lab.gauges(self.edits), **how)
+        return steer(*self._with(prompts), _sampling(sampling), n=n, gauges=self.lab.gauges(self.edits), **how)
 
     def sweep(
         self,
@@ -240,13 +253,13 @@ class Steering:
     ) -> Sweep:
         """The same comparison over several strengths: a dose-response beside its controls, and a strength to use."""
         how = {"n": n, "arms": arms, "gauges": self.lab.gauges(self.edits), "on_progress": on_progress}
-        return sweep(*self._with(prompts), strengths, SamplingConfig(**sampling), **how)
+        return sweep(*self._with(prompts), strengths, _sampling(sampling), **how)
 
     def estimate(
         self, prompts: Sequence[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
     ) -> float:
         """Seconds that such a sweep will take on this machine."""
-        return estimate(*self._with(prompts), strengths, SamplingConfig(**sampling), n=n, gauges=self.lab.gauges(self.edits))
+        return estimate(*self._with(prompts), strengths, _sampling(sampling), n=n, gauges=self.lab.gauges(self.edits))
 
     def cost(self, texts: Sequence[str]) -> Cost:
         """What the edits cost on ordinary texts: the loss with them, without, and with a random direction of the same size."""

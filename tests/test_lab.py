@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import scope
-from scope.errors import DictionaryError, PackError, ScopeError
+from scope.errors import DictionaryError, EditError, PackError, ScopeError
 from scope.lab import Lab
 from scope.models.generate import SamplingConfig, generate
 from scope.sae.files import load_sae
@@ -183,3 +183,22 @@ def test_a_run_replays_from_its_file(lab, folder, tmp_path):
 def test_an_add_made_by_hand_is_taken_as_it_is(lab):
     run = lab.steer(Add(3, 1.0, unit="max", positions="generated")).compare("the dog", **FEW)
     assert run.sheet[0]["multiple_of_maximum"] == pytest.approx(1.0)
+
+
+def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(lab):
+    with pytest.raises(EditError, match=r"no setting 'warmth'.*temperature"):
+        lab.steer(3).compare("the dog", warmth=1.0)
+
+
+def test_each_comparison_may_have_a_random_direction_of_its_own(lab):
+    texts = {seed: lab.steer(3, 2.0).compare("the dog", control_seed=seed, max_new_tokens=6).texts() for seed in (0, 1)}
+    assert texts[0]["steered"] == texts[1]["steered"]
+    assert texts[0]["random"] != texts[1]["random"]
+
+
+def test_a_with_block_counts_generations_of_any_number_of_prompts(lab):
+    with lab.steer(3, 0.5) as editing:
+        lab.generate("the dog", max_new_tokens=2, stop_at_eos=False)
+        lab.generate(["my sister", "the river"], max_new_tokens=2, stop_at_eos=False)
+    assert len(editing.report().edited_per_row) == 2
+    assert editing.report().mean_norm == pytest.approx(0.5, rel=1e-3)

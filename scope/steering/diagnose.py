@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from scope.steering.gauge import Gauge
+from scope.steering.interventions import Direction
 from scope.steering.report import Report
 from scope.steering.resolve import Resolved
 
@@ -10,8 +11,15 @@ STRONG = 1.0
 """Beyond this many typical norms texts usually break down; the useful window is narrow and near 0.5."""
 
 
-def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge]) -> list[str]:
-    """Sentences for the reader, the most important first."""
+ERROR = 0.1
+"""Of the variance: above it the error is a likely place for what an edit of a latent did not reach."""
+
+POOR = 0.5
+"""A dictionary that leaves more of the variance unexplained than this says little about the text at hand."""
+
+
+def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge], fvu: dict[str, float]) -> list[str]:
+    """Sentences for the reader, the most important first. `fvu` is what each site's dictionary leaves unexplained here."""
     by_name = {arm.name: arm for arm in arms}
     steered = by_name["steered"]
     found = []
@@ -23,24 +31,27 @@ def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge]) -
                 if len(same) == len(steered.samples)
                 else f"No effect on {len(same)} of {len(steered.samples)} texts"
             )
-            found.append(f"{which}: the steered text equals the plain one, token by token. {why(steered, edits, same)}")
+            found.append(f"{which}: the steered text equals the plain one, token by token. {why(steered, edits, same, fvu)}")
     if steered.report.max_norm > STRONG:
         found.append(
             f"The edit is up to {steered.report.max_norm:.2f} times the typical residual norm long; beyond about {STRONG:g} "
             "texts usually break down. Half the norm is a good place to start."
         )
+    poor = {site: share for site, share in fvu.items() if share > POOR}
+    found += [f"The dictionary at {s} explains only {1 - v:.0%} of the variance of these texts." for s, v in poor.items()]
     found += [f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the")]
     if any(s.stopped_by == "context" for arm in arms for s in arm.samples):
         found.append("Some texts end because the model's context is full.")
     return found
 
 
-def why(steered, edits: Sequence[Resolved], same: Sequence[int]) -> str:
+def why(steered, edits: Sequence[Resolved], same: Sequence[int], fvu: dict[str, float]) -> str:
     """The likely reason for texts that did not change, from what the hooks counted."""
     report: Report = steered.report
     reasons = [reason for told in report.edits if (reason := _idle(told))]
+    kept = _kept(edits, fvu)
     if len(reasons) == len(report.edits):
-        return " ".join(reasons)
+        return " ".join([*reasons, *kept])
     untouched = [i for i in same if not report.edited_per_row[i]]
     if untouched:
         return (
@@ -54,10 +65,21 @@ def why(steered, edits: Sequence[Resolved], same: Sequence[int]) -> str:
     dose = sum(doses) / len(doses) if doses else 0.0
     if dose < 1e-6:
         return "The edit acted, and the next-token distribution did not move: nothing after this site reads this direction."
-    return (
-        f"The next-token distribution moved (mean KL {dose:.3g} nats a step), but not enough to change a token that was drawn. "
-        "Raise the strength, or choose a latent with a higher output score."
-    )
+    moved = f"The next-token distribution moved (mean KL {dose:.3g} nats a step), but changed no token that was drawn."
+    return " ".join([moved, "Raise the strength, or choose a latent with a higher output score.", *kept])
+
+
+def _kept(edits: Sequence[Resolved], fvu: dict[str, float]) -> list[str]:
+    """That the direction of an edited activation may live on in the error, where that is large enough to matter."""
+    sites = [e.site for e in edits if e.edit.reads == "activation" and not isinstance(e.edit.latent, Direction)]
+    found = []
+    for site in dict.fromkeys(sites):
+        if fvu.get(site, 0.0) > ERROR:
+            found.append(
+                f"What the dictionary does not explain ({fvu[site]:.0%} of the variance here) is kept and may carry the same; "
+                "ProjectOut takes the direction out of that, too."
+            )
+    return found
 
 
 def _idle(told: dict) -> str | None:

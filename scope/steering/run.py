@@ -74,6 +74,8 @@ class SteeringRun:
     """Per arm "other" the latents that took the edited ones' places, in the order of `edits`."""
     stopped_after: int | None = None
     """Steps, if somebody stopped the generation."""
+    fvu: dict[str, float] = field(default_factory=dict)
+    """Per dictionary's site the share of the variance of the unedited texts that the dictionary does not explain."""
 
     def __getitem__(self, name: str) -> Arm:
         for arm in self.arms:
@@ -112,7 +114,7 @@ class SteeringRun:
             "sampling": asdict(self.sampling),
             "gauges": {site: g.to_dict() for site, g in self.gauges.items()},
             "arms": [asdict(a) for a in self.arms],
-            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name) for name in (*_PLAIN, *_LATER)},
         }
         text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
         if file is not None:
@@ -142,6 +144,7 @@ class SteeringRun:
                 gauges={site: Gauge.from_dict(g) for site, g in raw["gauges"].items()},
                 arms=[_arm(a) for a in raw["arms"]],
                 **{name: raw[name] for name in _PLAIN if name in raw or schema == SCHEMA},
+                **{name: raw[name] for name in _LATER if name in raw},
             )
         except (KeyError, TypeError) as error:
             raise EditError(f"The saved run lacks something, or holds what this version does not know: {error}.") from None
@@ -190,6 +193,7 @@ class SteeringRun:
 
 _PLAIN = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
 _PLAIN += ("instruction", "others", "stopped_after")
+_LATER = ("fvu",)  # what runs of this schema may lack, having been saved before it was kept
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from scope.models.readout import through_final_norm
 from scope.steering.editing import Editing
 from scope.steering.gauge import Gauge
 from scope.steering.interventions import Direction
-from scope.steering.reader import LatentReader
+from scope.steering.reader import LatentReader, Unexplained
 from scope.steering.resolve import Resolved
 
 TOP = 10
@@ -110,6 +110,8 @@ class Reader:
         self.model, self.saes, self.gauges = model, saes, gauges
         self.targets = {e.edit.target: e for e in edits}
         self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
+        self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
+        """Of the texts that nothing edited."""
         self.readers = {
             name: LatentReader(saes[e.site], [e.edit.latent])
             for name, e in self.targets.items()
@@ -127,6 +129,9 @@ class Reader:
         logits, cache = model.run_with_cache(tokens, names_filter=sites)
         plain = logits[0, -n - 1 : -1].float().log_softmax(-1)
         own, off_target = plain, 0 if any(site in self.saes for site in sites) else None
+        if editing is None:
+            for site, found in self.unexplained.items():
+                found.see(cache[site][0][tokens[0] != model.cfg.bos])
         if editing is not None:
             edited_at: dict[str, Tensor] = {}
             keep = (sites, lambda x, hook: edited_at.__setitem__(hook.name, x[0, -n:].float()))

@@ -91,6 +91,7 @@ def as_text(run: "SteeringRun") -> str:
 def self_check(run: "SteeringRun") -> list[str]:
     """What the hooks counted, one line an edited arm; a counting that does not add up would show here."""
     lines = [f"{arm.name}: {arm.report.line()}." for arm in run.arms if arm.report]
+    lines += [f"{site}: {v:.0%} of the variance of the unedited texts is not explained (FVU)." for site, v in run.fvu.items()]
     lines += [f"{arm}: written along latents {', '.join(map(str, ids))} instead." for arm, ids in run.others.items()]
     return [*lines, *([f'prompt: began with "{visible(run.instruction)}"'] if run.instruction else [])]
 

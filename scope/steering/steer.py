@@ -1,6 +1,6 @@
 """`steer`: the same prompts and the same noise, plain, with the edits, and in the arms that the edits must be told from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -91,7 +91,8 @@ def steer(
             fresh = Editing(model, saes, resolved, control=controls[name]) if name in controls else None
             samples.append(_sample(model, reader, text, one, by_arm.get("plain", [None] * len(texts))[i], fresh))
         found.append(Arm(name, samples, editings[name].report() if name in editings else None))
-    told = notes(found, resolved, gauges)
+    fvu = {site: share for site, texts in reader.unexplained.items() if (share := texts.fvu()) is not None}
+    told = notes(found, resolved, gauges, fvu)
     if others and not matched:
         told.append('The latents of the arm "other" were drawn from the whole dictionary: how often latents fire is not known.')
     if steps is not None:
@@ -113,6 +114,7 @@ def steer(
         instruction=instruction if "prompt" in arms else None,
         others=others,
         stopped_after=steps,
+        fvu=fvu,
     )
 
 
@@ -148,7 +150,7 @@ def _write(
 
 
 def _prompts(prompts: str | Sequence[str]) -> list[str]:
-    found = [prompts] if isinstance(prompts, str) else list(prompts)
+    found = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
     if not found or not all(isinstance(p, str) and p.strip() for p in found):
         raise EditError('A prompt is empty. Give some text to continue, such as "My favourite hobby is".')
     return found

@@ -1,13 +1,14 @@
 """`sweep`: steer at every strength, beside the controls, with a word beforehand on how long it takes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from scope.errors import EditError
 from scope.models.generate import SamplingConfig
 from scope.steering.dose import Sweep
+from scope.steering.edits import number
 from scope.steering.gauge import Gauge
 from scope.steering.interventions import Edit, Edits
 from scope.steering.judge import By
@@ -45,7 +46,7 @@ def sweep(
         EditError: fewer than two prompts, no strengths, or no edit that has one.
         KeyboardInterrupt: Ctrl-C before the first strength was finished.
     """
-    edits, prompts, strengths = Edits.of(edits), [prompts] if isinstance(prompts, str) else list(prompts), list(strengths)
+    edits, prompts, strengths = Edits.of(edits), [prompts] if isinstance(prompts, str) else list(prompts), _doses(strengths)
     first = next((e for e in edits if e.has_amount), None)
     if first is None or not first.strength:
         raise EditError("None of these edits has a strength to sweep over; Add, Clamp, AtLeast, Cap and Floor have one.")
@@ -107,7 +108,17 @@ def estimate(
         steer(model, sae, edits, prompts, replace(sampling, max_new_tokens=length), arms=arms, n=n, **how)
         took.append(time.monotonic() - began)
     a_token = max(0.0, took[-1] - took[0]) / max(1, longer - short)
-    return len(list(strengths)) * (took[-1] + a_token * (wanted - longer))
+    return len(_doses(strengths)) * (took[-1] + a_token * (wanted - longer))
+
+
+def _doses(strengths: Sequence[float]) -> list[float]:
+    """One or several, as numbers.
+
+    Raises:
+        EditError: one of them is none.
+    """
+    found = strengths if isinstance(strengths, Iterable) and not isinstance(strengths, str) else [strengths]
+    return [number(s, "A strength of the sweep") for s in found]
 
 
 def _arms(arms: Sequence[str] | None, sae, edits: Edits) -> tuple[str, ...]:

@@ -124,3 +124,9 @@ REFUSED = {
 def test_a_sweep_that_can_tell_nothing_is_refused(tiny_model, sae, message):
     with pytest.raises(EditError, match=message):
         REFUSED[message](tiny_model, sae)
+
+
+@pytest.mark.parametrize("strengths", [["strong"], [0.5, float("nan")], [None], "0.5x"])
+def test_a_strength_of_a_sweep_that_is_no_number_is_refused(tiny_model, sae, gauge, strengths):
+    with pytest.raises(EditError, match="A strength of the sweep is"):
+        sweep(tiny_model, sae, Add(3, 0.5), ["the dog", "a cat"], strengths, gauges=gauge)
