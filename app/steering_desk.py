@@ -86,11 +86,11 @@ class Desk:
 
     def attend(self, job: Job, line: Any, places: list[Any], bar: Any) -> None:
         """Show how far the job is until it ends. A click interrupts this, the job goes on, and the next run comes here."""
-        waiting, drawn = job.ahead, None
+        waiting, swept, drawn = job.ahead, job.told.get("sweep"), None
         while not job.wait(0.08):
             ahead = job.ahead
-            if bool(ahead) != bool(waiting):
-                st.rerun()  # Cancel becomes Stop
+            if bool(ahead) != bool(waiting) or job.told.get("sweep") is not swept:
+                st.rerun()  # Cancel becomes Stop, or one more strength is done
             what = DOES[job.kind]
             if ahead:
                 line.info(f"Waiting: {ahead} before you have the model. Yours begins by itself.", icon=":material/hourglass:")
