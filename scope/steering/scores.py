@@ -108,7 +108,8 @@ class Reader:
 
     def __init__(self, model: HookedModule, saes: dict, edits: Sequence[Resolved], gauges: dict[str, Gauge]):
         self.model, self.saes, self.gauges = model, saes, gauges
-        self.targets = {e.edit.target: e for e in edits}
+        sites = {name: {e.site for e in edits if e.edit.target == name} for name in (e.edit.target for e in edits)}
+        self.targets = {e.edit.target if len(sites[e.edit.target]) == 1 else f"{e.edit.target} at {e.site}": e for e in edits}
         self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
         self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
         """Of the texts that nothing edited."""

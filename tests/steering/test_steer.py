@@ -222,6 +222,8 @@ def test_two_dictionaries_at_two_sites_work_together(tiny_model, sae, gauge):
     edits = Add(3, 0.5, site=SITE) + Add(3, 0.4, site=later.site)
     run = steer(tiny_model, [later, sae], edits, PROMPTS, SHORT, gauges={SITE: gauge, later.site: gauge})
     assert {e["site"] for e in run["steered"].report.edits} == {SITE, later.site}
+    assert set(run.promoted) == {f"latent 3 at {SITE}", f"latent 3 at {later.site}"}  # the same number, not the same latent
+    assert set(run.fvu) == {SITE, later.site}
     one = {SITE: sae, later.site: later}
     hooks = [
         (s, lambda x, hook, d=d, k=k: torch.cat([x[:, :1], x[:, 1:] + k * 8.0 * d.W_dec[3] / d.W_dec[3].norm()], 1))
