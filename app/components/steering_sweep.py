@@ -143,11 +143,12 @@ def chosen(sweep: Sweep) -> None:
         st.metric("Chosen strength", f"{best['strength']:g}", border=True, help="Scores best on every other prompt.")
         st.metric("Score, held out", number(best["score"], ".3f"), border=True, help="On the prompts that did not choose it.")
         st.metric("Random, held out", number(best["random"], ".3f"), border=True, help="The null: directions of equal length.")
-        interval = f"{number(best['low'], '+.3f')} to {number(best['high'], '+.3f')}"
+        known = best["low"] == best["low"]
+        interval = f"{best['low']:+.3f} to {best['high']:+.3f}" if known else None
         st.metric("Difference", number(best["difference"], "+.3f"), interval, delta_color="off", delta_arrow="off", border=True)
-    if best["low"] == best["low"] and best["low"] <= 0:
+    if known and best["low"] <= 0:
         st.warning("The interval of the difference holds 0: these prompts do not tell the edit from a random push.")
-    elif best["low"] != best["low"]:
+    elif not known:
         st.caption("Too few prompts are held out for an interval.")
 
 

@@ -177,6 +177,7 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     bar = None
     if job is not None and job.kind == "sweep":
         bar = st.empty()
+        bar.progress(*sweeps.progress(job.told))
         if "sweep" in job.told:
             sweeps.result(job.told["sweep"], f"live {id(job)} {len(job.told['sweep'].runs)}")
     elif isinstance(run, Sweep):
