@@ -46,8 +46,10 @@ def test_open_search_open_a_latent_walk_with_the_keyboard_and_come_back(visit):
 def test_ticked_latents_are_compared_by_an_address_of_their_own(visit):
     person = visit()
     page = person.open("features", sort="max")
-    for n in (0, 2):
-        cell(page, n, 15)
+    for told, row in (("1 ticked", 0), ("2 ticked", 2)):
+        cell(page, row, 15)
+        page.get_by_text(told).wait_for()  # the row of buttons that comes with the first moves the table
+        person.settle()
     page.get_by_role("button", name="Compare these").click()
     page.wait_for_url(re.compile(r"ids=\d+(%2C|,)\d+"))
     person.settle()
