@@ -102,7 +102,7 @@ class CollectConfig:
     """Random directions measured in the same way: what an output score means nothing below."""
 
     chunk_tokens: int = 8192
-    """Tokens encoded at once. Memory is about 8 bytes times this times the number of latents."""
+    """Tokens of a chunk, whose firings are kept on disk as one file. Wide dictionaries encode it in stretches."""
 
     seed: int = 0
     """Of every random draw: the order of a corpus, examples, near misses, random directions."""

@@ -1,6 +1,6 @@
 """The passes over the codes: one that gathers all statistics, one that looks things up for the examples chosen.
 
-Memory: latents of a stretch while it is encoded (about 1 GB at most), the shortlists (about 40 bytes x
+Memory: latents of a stretch while it is encoded (about 0.5 GB at most), the shortlists (about 40 bytes x
 (top + random + half octaves x per_band) x living latents), 16 bytes a (latent, token) pair up to 8 M pairs, the token ids.
 """
 
@@ -28,7 +28,7 @@ from scope.features.streams import (
 from scope.features.workshop import Chunk, Workshop
 
 TOP, BANDS, RANDOM, NEAR = 1, 2, 3, 4
-_DENSE = 1 << 27  # latents [tok d_sae] that are computed at once, whatever the chunk: half a gigabyte, and as much again
+_DENSE = 1 << 25  # latents [tok d_sae] that are computed at once, whatever the chunk; an encoder holds about four such arrays
 _OCCURRENCES = 64  # of a token, drawn uniformly, among which near misses are looked for
 
 

@@ -43,7 +43,7 @@ def plan(
     windows = d_sae * sizes.places * (2 * sizes.window + 1) * 4
     relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42)
     memory = {
-        "latents of a stretch": 2 * 4 * min(passes._DENSE, chunk * d_sae),
+        "latents of a stretch": 4 * 4 * min(passes._DENSE, chunk * d_sae),
         "activations and firings of a chunk": chunk * (4 * d_in + 100 * int(l0 or _LATENTS_FIRING)),
         "moments and histograms": d_sae * (8 * 5 + 4 + 4 * N_BINS + 8 * N_HALVES),
         "shortlists": shortlists,

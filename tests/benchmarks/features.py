@@ -144,7 +144,8 @@ def arm_encode(model, sae, tokens, args) -> tuple[Callable, str, float]:
     @torch.no_grad()
     def work() -> None:
         for a in range(0, len(tokens), step):
-            sae.encode(source.read(a, min(a + step, len(tokens))))
+            for some in source.read(a, min(a + step, len(tokens))).split(max(1, (1 << 25) // sae.W_dec.shape[0])):
+                sae.encode(some)
 
     return work, f"{sae.W_dec.shape[0]:,} latents", 1.0
 
