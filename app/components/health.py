@@ -246,25 +246,12 @@ def geometry(store: FeatureStore) -> str:
     )
 
 
-def matched(store: FeatureStore, other: FeatureStore) -> str | None:
-    """How many latents of one pack have a counterpart in another, told by what both promote; None for other vocabularies.
-
-    Decoder directions do not lie in a pack; the ten most promoted tokens do, and two latents that promote the same ones
-    write the same thing.
-    """
-    if store.vocab != other.vocab:
-        return None
-    mine, theirs = (pack.relation("promoted_id")[pack.index.column("count") > 0] for pack in (store, other))
-    holders: dict[int, list[int]] = {}
-    for j, row in enumerate(theirs.tolist()):
-        for token in row:
-            holders.setdefault(token, []).append(j)
-    best = []
-    for row in mine[:: max(1, len(mine) // 4096)].tolist():
-        shared: dict[int, int] = {}
-        for token in row:
-            for j in holders.get(token, ()):
-                shared[j] = shared.get(j, 0) + 1
-        best.append(max(shared.values(), default=0))
-    half = np.mean(np.array(best) >= 5)
-    return f"{half:.0%} of this pack's living latents share at least five of their ten promoted tokens with one of the other's."
+def matched(pairs: pd.DataFrame) -> str:
+    """`scope.features.counterparts` in a line, with what chance would give."""
+    if pairs.empty:
+        return "No latent of this pack fired."
+    half, null = (float((pairs[name] >= 5).mean()) for name in ("shared", "by_chance"))
+    return (
+        f"{half:.0%} of {len(pairs):,} living latents of this pack share at least five of their ten most promoted tokens with "
+        f"one of the other's; {null:.0%} would, were the other's tokens shuffled."
+    )

@@ -4,8 +4,10 @@ import streamlit as st
 
 from app import session
 from app.components import figures, health
-from app.components.code import heading, opening
+from app.components.code import heading, opening, openings
 from app.components.plain import plain
+from scope.errors import PackError
+from scope.features.counterparts import counterparts
 
 store = session.pack()
 known = [slug for slug in session.registry() if slug != session.current()]
@@ -13,11 +15,12 @@ beside = st.multiselect(
     "Beside", known, key="beside", bind="query-params", max_selections=3, placeholder="Up to three other packs"
 )
 packs = {session.current(): store, **{slug: session.pack(slug) for slug in beside}}
-python = opening(str(store.folder))
+python, several = opening(str(store.folder)), openings({slug: each.folder for slug, each in packs.items()})
 
-heading(
-    "Scores", python + "pack.health['evaluation']['arms']", "py scores", meaning="Each beside what it would be without skill."
-)
+arms = python + "pack.health['evaluation']['arms']"
+if len(packs) > 1:
+    arms = several + "{name: (pack.health or {}).get('evaluation', {}).get('arms') for name, pack in packs.items()}"
+heading("Scores", arms, "py scores", meaning="Each beside what it would be without skill.")
 for slug, each in packs.items():
     report = health.evaluation(each)
     if len(packs) > 1:
@@ -32,9 +35,14 @@ for slug, each in packs.items():
         st.caption(f":material/info: {plain(note)}")
 
 if len(packs) > 1:
-    heading(
-        "Sparsity against error", "", "py pareto", meaning="Lower and further left is better; only packs with an evaluation."
+    lines = several + (
+        "for name, pack in packs.items():\n"
+        "    if (pack.health or {}).get('evaluation'):\n"
+        "        sae = pack.health['evaluation']['arms']['sae']\n"
+        "        print(name, sae['l0'], sae['fvu'])"
     )
+    told = "Lower and further left is better; only packs with an evaluation."
+    heading("Sparsity against error", lines, "py pareto", meaning=told)
     points = {slug: health.point(each) for slug, each in packs.items()}
     points = {slug: point for slug, point in points.items() if point is not None}
     if len({(packs[slug].model_name, packs[slug].site) for slug in points}) > 1:
@@ -90,7 +98,13 @@ st.caption(plain(health.geometry(store)))
 
 if len(packs) == 2:
     other = next(each for slug, each in packs.items() if slug != session.current())
-    matched = session.once(store, f"matched {other.folder}", lambda: health.matched(store, other))
-    if matched is not None:
-        heading("Latents that both have", "", "py matched", meaning="Best cosine between decoder directions, over all pairs.")
-        st.caption(plain(matched))
+    lines = opening(str(store.folder)) + f"other = FeatureStore.open({str(other.folder)!r})\n"
+    lines += "from scope.features.counterparts import counterparts\n\npairs = counterparts(pack, other)\n"
+    lines += "(pairs[['shared', 'by_chance']] >= 5).mean()"
+    told = "Told by what both write: the ten tokens that each promotes most, by weights. Directions do not lie in a pack."
+    heading("Latents that both have", lines, "py matched", meaning=told)
+    try:
+        pairs = session.once(store, f"matched {other.folder} {id(other)}", lambda: counterparts(store, other))
+        st.caption(plain(health.matched(pairs)))
+    except PackError as refusal:
+        st.caption(plain(refusal))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from app.components import health
+from scope.features.counterparts import counterparts
 from scope.features.store import FeatureStore
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
@@ -40,9 +41,24 @@ def test_the_spreads_count_every_latent_that_fired(toy_folder):
         assert counts.sum() == alive
 
 
-def test_a_pack_matches_itself_wholly(toy_folder):
+def test_every_panel_of_two_packs_gives_lines_of_python_that_run(open_app, toy_folder, tmp_path):
+    make_toy_pack(tmp_path / "other", seed=1, health={"evaluation": {"arms": ARMS}})
+    at = open_app("health", packs=[toy_folder, tmp_path / "other"], pack="toy")
+    at.multiselect[0].set_value(["other"]).run()
+    lines = [code.value for code in at.code if code.language == "python"]
+    assert len(lines) == 1 + 1 + 3 + 1  # scores, the two against each other, spreads, latents that both have
+    for each in lines:
+        exec(each, {})
+    assert any("counterparts" in each for each in lines)
+    assert any("of 23 living latents" in caption.value for caption in at.caption)
+
+
+def test_what_latents_share_stands_beside_what_chance_gives(toy_folder):
     store = FeatureStore.open(toy_folder)
-    assert health.matched(store, store).startswith("100%")
+    pairs = counterparts(store, store)
+    assert (pairs["shared"] == 10).all()
+    assert pairs["by_chance"].mean() < 10
+    assert health.matched(pairs).startswith(f"100% of {len(pairs)} living latents")
 
 
 def test_a_curve_leaves_out_lines_without_the_figure():
