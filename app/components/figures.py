@@ -200,7 +200,13 @@ def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labe
         "ygap": 1,
     }
     x = {"tickvals": list(range(len(tokens))), "ticktext": [_literal(t) for t in tokens], "tickangle": -60, "showgrid": False}
-    y = {"tickvals": list(range(len(names))), "ticktext": list(names), "autorange": "reversed", "showgrid": False}
+    y = {
+        "tickvals": list(range(len(names))),
+        "ticktext": list(names),
+        "autorange": "reversed",
+        "showgrid": False,
+        "zeroline": False,
+    }
     return _figure(heat, 110 + 20 * max(len(names), 1), x, y)
 
 

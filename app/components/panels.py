@@ -194,7 +194,8 @@ def told(feature: Feature, band: dict | None, value: float) -> str:
 
 
 RELATIONS = {
-    "nearest": ("Nearest", "Cosine between decoder rows."),
+    "nearest": ("Nearest", "Cosine between decoder rows, the largest."),
+    "opposite": ("Opposite", "Cosine between decoder rows, the most negative: what one writes, the other takes away."),
     "together": (
         "Fire together",
         "Share of this latent's firings on which the other fires too, and how many times that is its usual density.",
@@ -217,13 +218,18 @@ def relations(feature: Feature) -> int | None:
     )
     if kind == "nearest":
         rows = [{"latent": j, "cosine": c} for j, c in feature.neighbours]
+    elif kind == "opposite":
+        rows = [{"latent": j, "cosine": c} for j, c in feature.opposites or []]
     elif kind == "together":
         rows = [{"latent": j, "share": p, "lift": lift} for j, p, lift in feature.co_firing]
     else:
         rows = [{"latent": j, "share": share} for j, share in siblings(feature)]
     st.caption(RELATIONS[kind][1])
     if not rows:
-        st.caption("None.")
+        unknown = kind == "opposite" and feature.opposites is None
+        st.caption(
+            "Not in this pack, which was made before they were kept: make it again to have them." if unknown else "None."
+        )
         return None
     frame = pd.DataFrame(rows)
     frame["label"] = [figures.show_line(table["label"].iat[j]) for j in frame["latent"]]

@@ -170,7 +170,7 @@ with narrow:
     heading("On which tokens", python + "feature.tokens", "py tokens")
     with panels.guarded():
         panels.tokens(feature)
-    heading("What stands beside it", python + "feature.neighbours, feature.co_firing", "py relations")
+    heading("What stands beside it", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
     beside()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
     notes.note_and_lists(feature, said.note, said.lists)

@@ -161,7 +161,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 
 place = st.session_state.get("at")
 place = place if place is not None and place < len(view.pieces) else None
-columns_shown = ("value", "share", "quantile", "surprise")
+columns_shown = (by, *(name for name in ("value", "share", "quantile", "surprise") if name != by))
 towards = ""
 if by == "direct effect":
     at = len(view.pieces) - 1 if place is None else place

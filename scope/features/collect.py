@@ -100,8 +100,7 @@ def collect(
         effects = _effects(model, directions)
         count, blocks = found.moments.count, share.Blocks(model, sae, place, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
-        near_id, near_cos = neighbours(directions)
-        relations |= {"neighbour_id": near_id, "neighbour_cos": near_cos, **_outputs(effects, scores)}
+        relations |= {**neighbours(directions), **_outputs(effects, scores)}
         vocab = _vocab(model)
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
         table = _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)

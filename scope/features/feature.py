@@ -169,6 +169,13 @@ class Feature:
         return [(int(i), float(c)) for i, c in zip(ids, cos, strict=True) if i >= 0]
 
     @cached_property
+    def opposites(self) -> list[tuple[int, float]] | None:
+        """Latents whose decoder directions point the other way, with the cosine, the most negative first; None where the pack
+        was made before they were kept."""
+        ids, cos = self._relation("opposite_id"), self._relation("opposite_cos")
+        return [(int(i), float(c)) for i, c in zip(ids, cos, strict=True) if i >= 0] if len(ids) else None
+
+    @cached_property
     def co_firing(self) -> list[tuple[int, float, float]]:
         """(latent j, P(j fires | this fires), lift over j's density), from a uniform sample of this latent's firings."""
         names = ("cofiring_id", "cofiring_p", "cofiring_lift")

@@ -60,6 +60,8 @@ EXAMPLES = {
 RELATIONS = {
     "neighbour_id": "i4",
     "neighbour_cos": "f4",
+    "opposite_id": "i4",
+    "opposite_cos": "f4",
     "cofiring_id": "i4",
     "cofiring_p": "f4",
     "cofiring_lift": "f4",
@@ -76,7 +78,7 @@ RELATIONS = {
     "logit_ends": "f4",  # [d_sae 2]
 }
 CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
-LATER = ("logit_histogram", "logit_ends")
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos")
 """Relations that packs of the first months lack."""
 
 

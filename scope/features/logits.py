@@ -162,17 +162,30 @@ def _repeat(layer: LayerCache, rows: int) -> LayerCache:
 
 
 @torch.no_grad()
-def neighbours(directions: Tensor, k: int = 20, memory: int = 1 << 26) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, cosines) [n k] of the nearest other directions, nearest first; -1 and 0 fill up when there are fewer."""
+def neighbours(directions: Tensor, k: int = 20, k_opposite: int = 10, memory: int = 1 << 26) -> dict[str, np.ndarray]:
+    """ "neighbour_id" and "neighbour_cos" [n k] of the nearest other directions, nearest first, and "opposite_id" and
+    "opposite_cos" [n k_opposite] of those of the most negative cosine, the most opposite first.
+
+    -1 and 0 fill up when there are fewer, or no further one has a negative cosine.
+    """
     n = len(directions)
     unit = directions.float() / directions.float().norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    ids, cosines = np.full((n, k), -1, np.int32), np.zeros((n, k), np.float32)
-    found = min(k, n - 1)
+    near, far = min(k, n - 1), min(k_opposite, n - 1)
+    found = {"neighbour_id": np.full((n, k), -1, np.int32), "neighbour_cos": np.zeros((n, k), np.float32)}
+    found |= {"opposite_id": np.full((n, k_opposite), -1, np.int32), "opposite_cos": np.zeros((n, k_opposite), np.float32)}
     block = max(1, memory // (4 * n))
-    for a in range(0, n, block) if found else ():
-        cosine = unit[a : a + block] @ unit.T
+    for a in range(0, n, block) if near else ():
+        cosine, here = unit[a : a + block] @ unit.T, slice(a, a + block)
         rows = torch.arange(len(cosine))
         cosine[rows, rows + a] = -torch.inf
-        top = cosine.topk(found)
-        ids[a : a + block, :found], cosines[a : a + block, :found] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-    return ids, cosines
+        top = cosine.topk(near)
+        found["neighbour_id"][here, :near], found["neighbour_cos"][here, :near] = _arrays(top.indices, top.values)
+        cosine[rows, rows + a] = torch.inf
+        low = cosine.topk(far, largest=False)
+        ids, values = torch.where(low.values < 0, low.indices, -1), low.values.clamp(max=0)
+        found["opposite_id"][here, :far], found["opposite_cos"][here, :far] = _arrays(ids, values)
+    return found
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    return [tensor.cpu().numpy() for tensor in tensors]

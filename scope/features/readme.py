@@ -22,9 +22,9 @@ examples.h5        HDF5, one chunk a latent, gzip, each chunk with its own check
                    value      activation at the peak       acts  at the peak's surroundings, peak in the middle
                    histogram  160 bins, 8 an octave; bin k begins at the float32 of bits (low + k) << 20, low in the manifest
                    band_edges, band_count, band_mass
-relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, cofiring_id/p/lift, token_id/count/sum,
-                   promoted_id/logit, suppressed_id/logit, measured_id/rise, logit_histogram with logit_ends;
-                   token_totals [d_vocab]: how often each token stood where latents could fire;
+relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, opposite_id/cos, cofiring_id/p/lift,
+                   token_id/count/sum, promoted_id/logit, suppressed_id/logit, measured_id/rise,
+                   logit_histogram with logit_ends; token_totals [d_vocab]: how often each token stood where latents could fire;
                    control_position [n]: middles of windows of text, control_half tokens to either side; in window i fire
                    control_latent[control_start[i] : control_start[i + 1]] and no other latents.
 contexts.npy       token ids [n_contexts n_ctx]          vocab.json.gz   the piece of every id

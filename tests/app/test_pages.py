@@ -194,3 +194,12 @@ def test_a_histogram_keeps_every_firing(toy_folder):
 def test_no_strength_is_said_to_exceed_all_firings(toy_folder):
     feature = FeatureStore.open(toy_folder)[9]
     assert "100.0" not in panels.told(feature, None, float(feature.row["max"]))
+
+
+def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
+    expected = FeatureStore.open(toy_folder)[9].opposites
+    at = open_app("feature", f=9)
+    at.button_group(key="relation").set_value("opposite").run()
+    frame = next(frame.value for frame in at.dataframe if "cosine" in frame.value)
+    assert list(zip(frame["latent"], frame["cosine"], strict=True)) == expected
+    assert all(cosine < 0 for _, cosine in expected)

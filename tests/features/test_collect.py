@@ -7,6 +7,7 @@ import torch
 from scope.features.codes import lowest_bin
 from scope.features.collect import CollectConfig, collect
 from scope.features.config import Sizes
+from scope.features.logits import neighbours
 from scope.features.store import FeatureStore
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.conftest import random_gemma
@@ -288,6 +289,23 @@ def test_neighbours_are_the_nearest_decoder_directions(collected):
     for f in range(pack.d_sae):
         assert pack[f].neighbours[0][0] == int(cosine[f].argmax())
         assert pack[f].neighbours[0][1] == pytest.approx(float(cosine[f].max()), abs=1e-5)
+
+
+def test_opposites_are_the_most_negative_cosines_and_no_others(collected):
+    pack, _, sae = collected
+    unit = (sae.W_dec / sae.W_dec.norm(dim=1, keepdim=True)).detach()
+    cosine = unit @ unit.T
+    for f in range(pack.d_sae):
+        wanted = [c for c in sorted(cosine[f].tolist()) if c < 0][:10]
+        assert [c for _, c in pack[f].opposites] == pytest.approx(wanted, abs=1e-5)
+        assert all(float(cosine[f, j]) == pytest.approx(c, abs=1e-5) for j, c in pack[f].opposites)
+
+
+def test_directions_that_all_point_one_way_have_no_opposites():
+    found = neighbours(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), k=4, k_opposite=3)
+    assert found["neighbour_id"][0].tolist() == [1, 2, -1, -1]
+    assert (found["opposite_id"] == -1).all()
+    assert (found["opposite_cos"] == 0).all()
 
 
 def test_a_silent_latent_is_dead_and_says_how_rare_it_may_be(collected):

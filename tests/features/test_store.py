@@ -130,7 +130,15 @@ def test_a_pack_without_what_came_later_is_still_read(folder):
     from scope.features.layout import sha256
 
     with h5py.File(folder / "relations.h5", "a") as f:
-        for name in ("logit_histogram", "logit_ends", "control_position", "control_start", "control_latent"):
+        for name in (
+            "logit_histogram",
+            "logit_ends",
+            "opposite_id",
+            "opposite_cos",
+            "control_position",
+            "control_start",
+            "control_latent",
+        ):
             del f[name]
     shutil.rmtree(folder / "README.txt", ignore_errors=True)
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -140,6 +148,7 @@ def test_a_pack_without_what_came_later_is_still_read(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     pack = FeatureStore.open(folder)
     assert pack.controls is None
+    assert pack[9].opposites is None
     assert pack.relation("logit_histogram").shape == (24, 0)
     assert pack.export("saedashboard", folder.parent / "x.json", "1-3").exists()
     assert pack.verify() == []

@@ -154,7 +154,7 @@ def _relations(brute: Brute, decoder: np.ndarray, logits: np.ndarray, rng: np.ra
     d_sae = len(decoder)
     unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
     cosine = unit @ unit.T - 2 * np.eye(d_sae)
-    near = np.argsort(-cosine, 1)[:, :10]
+    near, far = np.argsort(-cosine, 1)[:, :10], np.argsort(cosine + 4 * np.eye(d_sae), 1)[:, :4]
     active = (brute.latents.reshape(-1, d_sae) > 0).astype(float)
     both, count = active.T @ active, active.sum(0)
     p = both / np.maximum(count[:, None], 1) * (1 - np.eye(d_sae)) * (count[:, None] > 0)
@@ -170,6 +170,8 @@ def _relations(brute: Brute, decoder: np.ndarray, logits: np.ndarray, rng: np.ra
     return {
         "neighbour_id": near,
         "neighbour_cos": np.take_along_axis(cosine, near, 1),
+        "opposite_id": far,
+        "opposite_cos": np.take_along_axis(cosine, far, 1),
         "cofiring_id": np.where(p_found > 0, together, -1),
         "cofiring_p": p_found,
         "cofiring_lift": p_found / density[together],
