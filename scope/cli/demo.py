@@ -106,21 +106,22 @@ class Command:
             return train(sae, store.shuffled(site, config.batch_size, self.seed), config, self.out / "dictionary", on_progress)
 
     def _evaluate(self, model, sae, store, corpus):
-        import json
-
         import numpy as np
         import torch
 
         from activations.errors import CorpusError
         from activations.heldout import following_documents
         from scope.cli.progress import progress_bar
+        from scope.errors import ConfigError
         from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
 
         file = self.out / "dictionary" / "evaluation.json"
-        if file.exists():
-            found = Evaluation.from_json(json.loads(file.read_text()))
+        try:
+            found = Evaluation.load(file)
             if found.provenance.get("dictionary") == sae.provenance.get("weights_sha256"):
                 return found
+        except ConfigError:
+            pass  # none yet, a torn one, or one of an older form: it is made now
         text: dict[str, Any] = {"corpus": corpus.identity}
         try:
             held_out, documents = following_documents(store, corpus, model.tokenizer, _HELD_OUT)
@@ -194,7 +195,8 @@ class Command:
         console.print(Rule("What was found", style="dim"))
         console.print(
             f"{model.provenance['model']}: {model.cfg.n_layers} layers, {sum(p.numel() for p in model.parameters()):,} "
-            f"parameters; {sae.site}, {sae.d_sae:,} latents\n"
+            f"parameters; {sae.site}, {sae.d_sae:,} latents\n",
+            markup=False,
         )
         console.print(table(evaluation))
         dead = float((pack.table["count"] == 0).mean())

@@ -47,13 +47,27 @@ def table(evaluation: Evaluation) -> Group:
     told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
     told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
     further = [name for name in evaluation.arms if name not in ARMS]
-    parts: list[RenderableType] = [_scores(evaluation, [name for name in ARMS if name in evaluation.arms])]
+    parts: list[RenderableType] = [Text(heading(evaluation), "bold"), Text()]
+    parts += [_scores(evaluation, [name for name in ARMS if name in evaluation.arms])]
     parts += [Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
     for i in range(0, len(further), 4):
         parts += [_scores(evaluation, ["sae", *further[i : i + 4]]), Text()]
     if evaluation.positions:
         parts += [_positions(evaluation), Text()]
     return Group(*parts, *told)
+
+
+def heading(evaluation: Evaluation) -> str:
+    """What was judged, in which model, and on what text."""
+    made = evaluation.provenance
+    text = made.get("text") or {}
+    corpus = text.get("corpus") or {}
+    named = " ".join(str(corpus[key]) for key in ("kind", "name") if corpus.get(key))
+    told = [f"text: {named}"] if named else []
+    told += [text["held_out"]] if "held_out" in text else []
+    model = (made.get("model") or {}).get("model")
+    of = f" of {model}" if model else ""
+    return "; ".join([f"{evaluation.latents['d_sae']:,} latents at {made.get('site')}{of}", ", ".join(told)]).removesuffix("; ")
 
 
 def _scores(evaluation: Evaluation, arms: list[str]) -> Table:
@@ -112,7 +126,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here ({low:.1%}..{high:.1%} on much more "
         f"text), {latents['dense']:.1%} {_interval(latents, 'dense', '{:.1%}')} fired on more than "
         f"{latents['dense_above']:.0%} of the tokens",
-        "latents by density: " + _histogram(latents),
+        "latents by the share of tokens on which they fire: " + _histogram(latents),
         f"decoder rows: median cosine of the nearest other {latents['nearest_cosine_median']:.2f} (random directions "
         f"{latents['nearest_cosine_median_random']:.2f}), {latents['nearest_cosine_above_0.9']:.1%} above 0.9; encoder along "
         f"decoder {latents['encoder_decoder_cosine_median']:.2f}",
@@ -130,7 +144,7 @@ def _training(rows: list[dict[str, Any]]) -> list[str]:
     """A handful of points of the training curve; all of them are in the JSON."""
     picked = [rows[round(i * (len(rows) - 1) / 4)] for i in range(5)] if len(rows) > 5 else rows
     told = [f"{row['tokens']:,}: {row['error']:.3f} / {row['l0']:.0f}" for row in picked if "error" in row and "l0" in row]
-    return ["training, tokens: FVU / L0: " + ", ".join(told)] if told else []
+    return ["FVU / L0 while it was trained, by tokens read: " + ", ".join(told)] if told else []
 
 
 def _histogram(latents: dict[str, Any]) -> str:
@@ -140,7 +154,7 @@ def _histogram(latents: dict[str, Any]) -> str:
     for edge, count in zip(edges, counts, strict=False):
         if count:
             decades[int(edge // 1)] = decades.get(int(edge // 1), 0) + count
-    return ", ".join(f"{count:,} from 1e{at}" for at, count in decades.items()) or "none fired"
+    return ", ".join(f"{count:,} from {10.0**at:.{max(0, -2 - at)}%}" for at, count in decades.items()) or "none fired"
 
 
 def _table(first: str) -> Table:

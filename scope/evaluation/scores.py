@@ -7,6 +7,9 @@ from typing import Any
 
 from scope.errors import ConfigError
 
+FORM = 2
+"""Of the report on disk: raised whenever a field that is printed comes, goes or changes its meaning. The first named none."""
+
 DEFINITIONS = {
     "l0": "latents above zero on a token, mean over tokens; also the least number that half, and 95 %, of the tokens keep to",
     "fvu": "squared error over all tokens and dimensions / squared distance of the tokens to their mean",
@@ -83,11 +86,35 @@ class Evaluation:
         return self.arms["sae"][name]
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"form": FORM} | asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Evaluation":
-        return cls(**content)
+    def from_json(cls, content: Any) -> "Evaluation":
+        """
+        Raises:
+            ConfigError: no report, or one of another form than this version writes.
+        """
+        again = "To make it again: scope evaluate DICTIONARY"
+        if not isinstance(content, dict) or "sae" not in (content.get("arms") or {}):
+            raise ConfigError(f"This is no report of an evaluation.\n  {again}")
+        form = content.get("form", 1)
+        if form != FORM:
+            raise ConfigError(f"This report of an evaluation has form {form}; this version reads form {FORM}.\n  {again}")
+        return cls(**{name: value for name, value in content.items() if name != "form"})
+
+    @classmethod
+    def load(cls, file: Path | str) -> "Evaluation":
+        """What `save` wrote.
+
+        Raises:
+            ConfigError: a file that cannot be read, is no report, or is one of another form.
+        """
+        try:
+            return cls.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{file} cannot be read: {error}\n  To make it again: scope evaluate DICTIONARY") from None
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
 
     def save(self, file: Path | str) -> Path:
         """Write all of it as JSON, aside and then in place."""

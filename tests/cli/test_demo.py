@@ -145,6 +145,19 @@ def test_a_pack_of_another_seed_is_collected_anew(given, whole, tmp_path):
     assert same_pack(whole, out)
 
 
+def test_a_report_of_an_older_form_is_made_anew_and_nothing_else_is(given, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "demo")
+    report, before = out / "dictionary" / "evaluation.json", files(out)
+    made = report.read_text()
+    old = {k: v for k, v in json.loads(made).items() if k not in ("form", "positions", "training")}
+    old["arms"]["sae"] = {k: v for k, v in old["arms"]["sae"].items() if k != "norm_ratio"}
+    report.write_text(json.dumps(old))
+    assert demo(given, out) == 0
+    assert report.read_text() == made
+    after = files(out)
+    assert [name for name in before if after[name][0] != before[name][0]] == ["dictionary/evaluation.json"]
+
+
 def test_a_corpus_that_ends_early_is_said(tmp_path, tiny_model, capsys):
     from activations.corpus import open_corpus
     from scope.cli.demo import Command

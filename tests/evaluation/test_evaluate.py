@@ -12,7 +12,7 @@ from scope.evaluation.kept import dictionary_hash
 from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token
 from scope.evaluation.nulls import PCA, Moments, RandomDictionary
 from scope.evaluation.random_model import randomised
-from scope.evaluation.report import lines, table
+from scope.evaluation.report import heading, lines, table
 from tests.evaluation.test_splice import SITE, perfect, tokens_of
 
 CONFIG = EvaluateConfig(contexts=6, batch_contexts=4, resamples=50)
@@ -258,10 +258,26 @@ def test_intervals_hold_their_numbers_and_everything_goes_through_json(tiny_mode
     for name, ends in evaluation["interval"].items():
         assert (ends is None) is (evaluation[name] is None), name  # mean-ablation may do no harm to a random model
         assert ends is None or ends[0] <= evaluation[name] <= ends[1], name
-    back = Evaluation.from_json(json.loads(evaluation.save(tmp_path / "evaluation.json").read_text()))
+    back = Evaluation.load(evaluation.save(tmp_path / "evaluation.json"))
     assert back["fvu"] == evaluation["fvu"]
     assert evaluation.provenance["model"]["weights_sha256"] == "random-0"
     assert sum(evaluation.latents["density_log10_counts"]) == round(64 * (1 - evaluation.latents["never_fired"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"arms": {"sae": {"fvu": 0.1}}}', "form 1; this version reads form"),
+        ('{"form": 99, "arms": {"sae": {"fvu": 0.1}}}', "form 99"),
+        ('{"form": 2, "ar', "cannot be read"),
+        ("[]", "no report"),
+        ('{"domains": {}}', "no report"),
+    ],
+)
+def test_a_report_of_another_form_is_refused_with_the_way_to_a_new_one(text, said, tmp_path):
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s)evaluation.json.*{said}.*scope evaluate"):
+        Evaluation.load(tmp_path / "evaluation.json")
 
 
 def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
@@ -273,9 +289,12 @@ def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
     console.file.close()
     text = console.export_text()
     told = ("random dictionary", "PCA", "random weights", "mean", "zero", "delta loss", "FVU, pooled", "norm ratio", "KL")
-    for word in ("SAE", *told, "with position 0", "without huge norms", "1e-", "(left out)"):
+    for word in ("SAE", *told, "with position 0", "without huge norms", "from 1", "(left out)"):
         assert word in text
     assert any("position 0" in line for line in lines(evaluation))
+    assert text.startswith("64 latents at blocks.1.hook_resid_post")
+    evaluation.provenance["text"] = {"corpus": {"kind": "file", "name": "a.txt"}, "held_out": "documents after the last"}
+    assert heading(evaluation).endswith("; text: file a.txt, documents after the last")
 
 
 def test_further_dictionaries_have_a_table_of_their_own_and_no_number_is_cut(tiny_model, tokens):
