@@ -21,6 +21,7 @@ from scope.errors import DictionaryError
 from scope.evaluation.evaluate import EvaluateConfig, evaluate
 from scope.evaluation.splice import kept_mask
 from scope.models.parts.layers import RMSNorm, soft_cap
+from scope.models.parts.rope import rotary_tables
 from scope.sae.formats.arrays import build
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.activations.toy import ByteTokenizer, record
@@ -52,7 +53,8 @@ HANDLED = {
     26: "log_threshold is read under its name, negative thresholds refused, logarithms found by the certificate",
     27: "topk, batch_topk and transcoders are kinds of their own; without k or threshold they are refused",
     28: "shapes against biases, square ones by the encoder's directions, both turned by the certificate",
-    29: "everything is widened to float32 and what was coarse is kept in `stored`; the certificate counts firings left open",
+    29: "everything is widened to float32 and what was coarse is kept in `stored`; the certificate counts firings left open; "
+    "rotary angles are made in float32 from whole positions, whatever the model computes in",
     30: "certificate: declared beside measured; evaluate notes what differs from the end of training",
     31: "share of dead latents in every line of the log; revival; evaluate's share has Chao's interval",
     32: "Gate looks at the pre-activation, on both sides of the threshold",
@@ -183,6 +185,32 @@ def test_p15_even_layers_are_local_and_see_exactly_their_window(tiny_config, toy
             assert (last[: 20 - window] == 0).all()
         else:
             assert (last > 0).all()
+
+
+@pytest.mark.parametrize(("dtype", "step"), [(torch.float32, 2.0**-24), (torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)])
+def test_p29_rotary_angles_are_rounded_last_and_not_their_frequencies(dtype, step):
+    """In bfloat16 position 257 is 256, and a frequency that is 2^-9 off has turned by radians after 8191 tokens."""
+    positions = torch.tensor([[1, 257, 8191]])
+    frequencies = 10_000.0 ** -(torch.arange(0, 8, 2).double() / 8)
+    exact = positions.double()[..., None] * frequencies
+    cos, sin = (table[:, :, 0].double() for table in rotary_tables(positions, 8, 10_000.0, dtype))
+    within = step + 8191 * 2.0**-23  # the result's own rounding, and float32's of the greatest angle
+    assert (cos - torch.cat([exact.cos(), exact.cos()], -1)).abs().max() < within
+    assert (sin - torch.cat([-exact.sin(), exact.sin()], -1)).abs().max() < within
+    coarse = positions.to(torch.bfloat16).double()[..., None] * frequencies.to(torch.bfloat16).double()
+    assert (coarse.cos() - exact.cos()).abs().max() > 0.5
+
+
+def test_p29_a_model_in_bfloat16_keeps_no_rotary_table_that_could_be_cast(tiny_config, toy_tokenizer):
+    model = random_gemma(tiny_config, toy_tokenizer).to(torch.bfloat16)
+    assert not [name for name, _ in model.named_buffers()]
+    _, cache = model.run_with_cache(tokens_of(model))
+    q, turned = (cache[f"blocks.0.attn.{hook}"][0, 19].double() for hook in ("hook_q", "hook_rot_q"))
+    half = q.shape[-1] // 2
+    angle = 19 * model.cfg.rope_theta ** -(torch.arange(half).double() / half)
+    first, second = q[:, :half], q[:, half:]
+    by_hand = torch.cat([first * angle.cos() - second * angle.sin(), second * angle.cos() + first * angle.sin()], -1)
+    assert (turned - by_hand).abs().max() < 2.0**-6 * q.abs().max()
 
 
 @pytest.mark.parametrize("pre", [0.45, 0.55])

@@ -73,13 +73,11 @@ class Command:
         evaluation.provenance["text"] = text
         folder = Path(self.dictionary)
         evaluation.training.extend(training_curve(folder))
-        trained_on = (sae.provenance.get("recording") or {}).get("corpus")
-        if trained_on and trained_on == text["corpus"] and "held_out" not in text:
-            evaluation.notes.append("This is text of the corpus that the dictionary was trained on: not held out.")
+        evaluation.notes.extend(seen(sae.provenance.get("recording") or {}, text, store))
         console.print(table(evaluation))
         file = self.json or (folder / "evaluation.json" if folder.is_dir() else None)
         if file:
-            console.print(f"All numbers: {evaluation.save(file)}", soft_wrap=True)
+            console.print(f"All numbers: {evaluation.save(file)}", soft_wrap=True, markup=False)
 
     def text(self, store, corpus, tokenizer, n_ctx: int):
         """(contexts of tokens, which document each token is from or None, what text that is).
@@ -113,6 +111,22 @@ class Command:
         packed = Packer(corpus.documents(self.config.seed), tokenizer, self.context).take(4 * self.config.contexts)
         said = {"corpus": corpus.identity, "context": self.context, "seed": self.config.seed}
         return torch.from_numpy(packed.tokens).long(), torch.from_numpy(packed.documents).long(), said
+
+
+def seen(trained: dict, text: dict, store) -> list[str]:
+    """What must be told of text that the training may have read. Documents are held out of one recording, and a dictionary
+    that learnt from another of the same corpus, or from a running model, may have been given them (P7)."""
+    if not trained.get("corpus") or trained["corpus"] != text["corpus"]:
+        return []
+    if "held_out" not in text:
+        return ["This is text of the corpus that the dictionary was trained on: not held out."]
+    config, tokens = trained.get("config"), trained.get("tokens")
+    if (config, tokens) == (store.manifest.get("config"), store.n_rows):
+        return []
+    return [
+        "The dictionary was trained on this corpus, but not on this recording: it may have read this text. Give the recording "
+        "that it was trained on."
+    ]
 
 
 def training_curve(folder: Path, points: int = 60) -> list[dict]:

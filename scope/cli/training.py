@@ -37,7 +37,7 @@ def run(command) -> None:
         split = ranks.world if mode == "width" and ranks.talks else 1
         planned = plan([config for _, config, _ in mine], how.batch_size, min(reading, source.most), device, split)
         if rank == 0:
-            console.print(said(planned, [cell.site for cell, *_ in jobs], how, source, ranks))
+            console.print(said(planned, [cell.site for cell, *_ in jobs], how, source, ranks), markup=False)
         refuse_what_does_not_fit(planned, device)
         made = []
         for cell, config, how in mine:
@@ -196,10 +196,12 @@ def said(planned: Plan, sites: list[str], how, source: _Source, ranks: Ranks) ->
 
 def summary(out: Path, sae: SAE) -> str:
     """What came of one dictionary, and its notes."""
+    from rich.markup import escape
+
     result = sae.provenance["training"]
-    notes = "".join(f"\n[yellow]note:[/] {note}" for note in result["notes"])
+    notes = "".join(f"\n[yellow]note:[/] {escape(note)}" for note in result["notes"])
     return (
-        f"{out}: {sae.d_sae} latents over {sae.site}, FVU {result['fvu']:.3f} at L0 {result['l0']:.1f}, "
+        f"{escape(str(out))}: {sae.d_sae} latents over {sae.site}, FVU {result['fvu']:.3f} at L0 {result['l0']:.1f}, "
         f"{result['dead']:.1%} dead, {result['tokens']:,} tokens (means over the last tenth of the training){notes}"
     )
 

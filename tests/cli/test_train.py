@@ -59,6 +59,25 @@ def test_given_both_the_text_is_that_of_the_corpus_which_the_recording_does_not_
     assert "held_out" in json.loads((folder / "dictionary" / "evaluation.json").read_text())["provenance"]["text"]
 
 
+def test_p07_text_held_out_of_another_recording_is_not_called_unseen(folder, capsys):
+    """The dictionary has read more of the corpus than the recording that is given."""
+    assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "dictionary", *SMALL) == 0
+    harvest = ["harvest", "--corpus", str(folder / "toy.jsonl"), "--out", str(folder / "less"), "--site", SITE]
+    assert run([*harvest, "--context", "32", "--tokens", "600"]) == 0
+    for recording, told in (("less", True), ("recording", False)):
+        capsys.readouterr()
+        flags = ["--recording", folder / recording, "--corpus", folder / "toy.jsonl", "--contexts", "6"]
+        assert scope("evaluate", folder / "dictionary", *flags) == 0
+        assert ("may have read this text" in " ".join(capsys.readouterr().out.split())) is told
+
+
+def test_folders_with_brackets_are_said_as_they_are(folder, capsys):
+    out = folder / "a [bold]" / "[" / "bold] b"  # as one path it also closes what it opened: [/bold]
+    assert scope("train", folder / "recording", "--site", SITE, "--out", out, *SMALL) == 0
+    assert scope("evaluate", out, "--recording", folder / "recording", "--contexts", "4", "--no-random-model") == 0
+    assert capsys.readouterr().out.replace("\n", "").count("[bold]") >= 2
+
+
 def test_every_combination_is_trained_in_one_pass_each_as_if_it_were_alone(folder, capsys):
     many = ["--site", "all", "--target-l0", "4,6", "--seed", "0,1"]
     small = ["--d-sae", "64", "--steps", "30", "--batch-size", "64"]
