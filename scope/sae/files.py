@@ -115,8 +115,14 @@ def _ours(folder: Path) -> SAE:
             f"{folder / MANIFEST} has schema {manifest.get('schema')} and kind {kind!r}; "
             f"this version reads schema {SCHEMA} and {', '.join(KINDS)}."
         )
+    parts = {"config": dict, "provenance": dict, "site": str}
+    strange = [name for name, form in parts.items() if not isinstance(manifest.get(name), form)]
+    if strange:
+        raise DictionaryError(
+            f"{folder / MANIFEST} is damaged: without {', '.join(strange)} it says too little. Copy it again."
+        )
     arrays = sae_lens.stored(folder)
-    found, said = file_hash(folder / sae_lens.WEIGHTS), manifest.get("provenance", {}).get("weights_sha256")
+    found, said = file_hash(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
     if found != said:
         raise DictionaryError(
             f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"

@@ -182,6 +182,24 @@ def test_a_folder_that_is_not_there_is_said_with_what_would_do(name):
         load_sae(name)
 
 
+@pytest.mark.parametrize(("name", "strange"), [("provenance", None), ("config", []), ("site", None)])
+def test_a_damaged_description_is_refused_by_what_it_lacks(saved, name, strange):
+    _, folder = saved
+    manifest = json.loads((folder / "scope.json").read_text())
+    (folder / "scope.json").write_text(json.dumps(manifest | {name: strange}))
+    with pytest.raises(DictionaryError, match=f"scope.json is damaged: without {name}"):
+        load_sae(folder)
+
+
+def test_metadata_of_saelens_that_are_no_object_are_refused(saved):
+    _, folder = saved
+    (folder / "scope.json").unlink()
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(config | {"metadata": "none"}))
+    with pytest.raises(DictionaryError, match=r"cfg.json is damaged"):
+        load_sae(folder)
+
+
 def test_an_empty_folder_and_a_file_of_another_kind_are_no_dictionaries(tmp_path):
     with pytest.raises(DictionaryError, match="holds no dictionary"):
         load_sae(tmp_path)
