@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
 
+from app.components.listing import DENSE
 from app.components.plain import plain
 from app.turns import Turns
 from scope.errors import DictionaryError, PackError, ScopeError
@@ -357,6 +358,16 @@ def steer_these(latents: list[int]) -> None:
     """Go to the Steer page with these latents as its edits. Ends the run."""
     st.session_state.setdefault("stacks", {})[current()] = list(latents)
     go("steer")
+
+
+def dense_too(store: FeatureStore) -> bool:
+    """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address."""
+    if "dense" not in st.query_params:
+        st.session_state.setdefault("dense", st.session_state.get("dense told", False))
+    limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
+    told = f"Latents that fire on more than {limit:.2g} of all tokens; one choice for the lists of all pages."
+    st.session_state["dense told"] = st.toggle(DENSE, key="dense", bind="query-params", help=told)
+    return st.session_state["dense told"]
 
 
 def remember(latent: int) -> None:

@@ -30,12 +30,15 @@ SORTS = {
 }
 """Column of the table by its name on the page."""
 
-FILTERS = ("dead", "dense", "rare", "single-token", "duplicate")
+FILTERS = ("dead", "rare", "single-token", "duplicate")
+"""Flags that can be hidden; dense latents have a choice of their own, which the Prompt page shares."""
 ONLY = ("starred", "labelled", "unlabelled", "output")
 """What a list may be narrowed to, beside the lists that people made."""
 LEAST = {"Largest activation": "max", "Output score": "out_score", "Label's score": "label_score"}
 """Figures that may be asked to be at least so large, by their names on the page."""
-WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, "Density": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
+DENSE = "Dense too"
+WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, DENSE: {"dense": True}}
+WIDE |= {"Density": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
 WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
 """What state opens each filter wide."""
 

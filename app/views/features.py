@@ -7,7 +7,21 @@ import streamlit as st
 from app import downloads, session
 from app.components import compare, figures, listing, notes
 from app.components.code import copy_as_python, opening
-from app.components.listing import COLUMNS, FILTERS, LEAST, LIST, MODES, ONLY, SORTS, WIDE, found, narrowed, shown, survivors
+from app.components.listing import (
+    COLUMNS,
+    DENSE,
+    FILTERS,
+    LEAST,
+    LIST,
+    MODES,
+    ONLY,
+    SORTS,
+    WIDE,
+    found,
+    narrowed,
+    shown,
+    survivors,
+)
 from app.components.plain import plain
 from scope.errors import PackError, ScopeError
 from scope.features.text import show
@@ -29,6 +43,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     mode = st.selectbox("in", MODES, key="in", bind="query-params", width=150)
     sort = st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params", width=180)
     rising = st.toggle("Rising", key="rising", bind="query-params")
+    dense = session.dense_too(store)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     flags = "What the flags mean stands in the pack's table: scope.features.table"
     hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
@@ -62,6 +77,8 @@ except ScopeError as refusal:
     session.refuse(refusal)
     hits, beside = np.empty(0, int), pd.DataFrame()
 masks = survivors(store.index, hidden, span, share, least, listing.only_these(store, only) if only else None)
+if not dense:
+    masks[DENSE] = ~store.index.flagged(("dense",))
 latents = shown(store.index, hits, narrowed(masks, store.d_sae), SORTS[sort], rising)
 
 
@@ -88,12 +105,18 @@ with st.container(horizontal=True, vertical_alignment="center"):
         downloads.offered(store, latents)
     calls = {"anything": "find", "fires on": "fires_on", "promotes": "promotes"}
     asked = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
+    if look == "Compare" and st.query_params.get("ids", "").strip():
+        asked = f"[pack[int(i)] for i in {st.query_params['ids']!r}.split(',')]  # in a notebook, their cards"
     copy_as_python(opening(str(store.folder)) + asked, key="py table")
     with st.popover("Link", icon=":material/link:", type="tertiary"):
         st.code(
             session.address("features", **{k: v for k, v in st.query_params.to_dict().items() if k != "pack"}), language=None
         )
 notes.refused()
+if words.strip() and not dense and len(latents):
+    beyond = int(narrowed(masks, store.d_sae, without=DENSE)[hits].sum()) - len(latents)
+    if beyond:
+        st.caption(f"{beyond:,} more that fire very often are found too: “{DENSE}” shows them.")
 
 st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
 

@@ -55,9 +55,10 @@ if kept:
 left, right = st.columns(2)
 with left:
     heading("How often latents fire", opening(str(store.folder)) + "pack.table['density'].describe()", "py density")
-    dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= 0.1).sum())
-    told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on more than 10 % of tokens (blue)."
-    figure = session.once(store, "densities", lambda: figures.density(table["density"].to_numpy()))
+    limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
+    dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= limit).sum())
+    told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on {figures.percent(limit)} of tokens or more (blue)."
+    figure = session.once(store, "densities", lambda: figures.density(table["density"].to_numpy(), limit))
     st.plotly_chart(figure, config=figures.SMALL, key="density", alt=told)
     st.caption(told)
 with right:

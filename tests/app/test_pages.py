@@ -22,6 +22,10 @@ def tiles(at: AppTest) -> dict[str, str]:
     return {tile.label: tile.value for tile in at.metric}
 
 
+def listed(at: AppTest) -> list[int]:
+    return at.dataframe[0].value["id"].tolist()
+
+
 def pressed(at: AppTest, label: str) -> AppTest:
     return next(button for button in at.button if button.label == label).click().run()
 
@@ -62,9 +66,14 @@ def test_start_here_leads_to_living_latents_each_once(toy_folder):
 
 
 def test_a_search_for_a_word_finds_its_latents(open_app):
+    assert 1 in listed(open_app("features", q="dog", dense="true"))
     at = open_app("features", q="dog")
-    assert 1 in at.dataframe[0].value["id"].tolist()
-    assert open_app("features", q="dogs", **{"in": "fires on"}).dataframe[0].value["p_fires_given_token"].iloc[0] > 0.5
+    assert 1 not in listed(at)
+    assert any("“Dense too” shows them" in caption.value for caption in at.caption)
+    assert (
+        open_app("features", q="dogs", dense="true", **{"in": "fires on"}).dataframe[0].value["p_fires_given_token"].iloc[0]
+        > 0.5
+    )
 
 
 def test_a_list_of_numbers_is_shown_in_its_order(open_app):
@@ -81,9 +90,9 @@ def test_a_list_that_is_none_says_so(open_app, q, told):
 
 def test_sorting_orders_the_whole_table(open_app, toy_folder):
     table = FeatureStore.open(toy_folder).table
-    shown = open_app("features", sort="max").dataframe[0].value["id"].tolist()
+    shown = open_app("features", sort="max", dense="true").dataframe[0].value["id"].tolist()
     assert shown == table[table["count"] > 0]["max"].sort_values(ascending=False, kind="stable").index.tolist()
-    assert open_app("features", sort="max", rising="true").dataframe[0].value["id"].tolist() == shown[::-1]
+    assert open_app("features", sort="max", rising="true", dense="true").dataframe[0].value["id"].tolist() == shown[::-1]
 
 
 def test_dead_latents_are_hidden_until_asked_for(open_app):
@@ -99,7 +108,7 @@ def test_filters_that_leave_nothing_say_which_one_to_drop(open_app):
 
 
 def test_choosing_a_cell_opens_the_latent_and_keeps_the_list(open_app):
-    at = open_app("features", sort="max")
+    at = open_app("features", sort="max", dense="true")
     listed = at.dataframe[0].value["id"].tolist()
     at.session_state["table toy 1 23"] = {"selection": {"rows": [], "columns": [], "cells": [[3, "label"]]}}
     at.run()
@@ -203,3 +212,15 @@ def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
     frame = next(frame.value for frame in at.dataframe if "cosine" in frame.value)
     assert list(zip(frame["latent"], frame["cosine"], strict=True)) == expected
     assert all(cosine < 0 for _, cosine in expected)
+
+
+def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
+    dense = np.flatnonzero(FeatureStore.open(toy_folder).table["flags"].str.contains("dense"))
+    assert not np.isin(dense, listed(open_app("features"))).any()
+    at = open_app("features", dense="true")
+    assert np.isin(dense, listed(at)).all()
+    at.switch_page("views/prompt.py").run()
+    at.switch_page("views/features.py").run()
+    assert np.isin(dense, listed(at)).all()
+    at.toggle(key="dense").set_value(False).run()
+    assert not np.isin(dense, listed(at)).any()

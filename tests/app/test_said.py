@@ -80,7 +80,7 @@ def test_a_round_of_the_guess_game_is_counted(open_app, mine):
 
 
 def test_ticked_latents_are_put_on_a_list_or_steered(open_app, mine):
-    at = open_app("features", packs=[mine], sort="max")
+    at = open_app("features", packs=[mine], sort="max", dense="true")
     listed = at.dataframe[0].value["id"].tolist()
     at.session_state["table mine 1 23"] = {"selection": {"rows": [0, 2], "columns": [], "cells": []}}
     at.run()
@@ -110,8 +110,8 @@ def test_texts_are_split_by_line_and_the_last_ten_are_kept():
 def test_filters_by_figures_and_the_one_to_relax(open_app, toy_folder):
     table = FeatureStore.open(toy_folder).table
     floor = float(table["max"].median())
-    ids = open_app("features", **{"least max": floor}).dataframe[0].value["id"].tolist()
+    ids = open_app("features", dense="true", **{"least max": floor}).dataframe[0].value["id"].tolist()
     assert sorted(ids) == table.index[(table["max"] >= floor) & (table["count"] > 0)].tolist()
-    at = open_app("features", **{"least max": 1e9})
+    at = open_app("features", dense="true", **{"least max": 1e9})
     assert any("Without “Largest activation”" in info.value for info in at.info)
     assert len(pressed(at, "Drop “Largest activation”").dataframe[0].value) == 23
