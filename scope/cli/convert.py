@@ -24,7 +24,7 @@ class Command:
     """What to write: this project's folder (SAELens' with a scope.json), SAELens' alone, or Gemma Scope's params.npz."""
 
     site: str | None = None
-    """Where the dictionary reads, for a source that does not say, e.g. blocks.12.hook_resid_post."""
+    """Where the dictionary reads, for a source that does not say or says what is wrong, e.g. blocks.12.hook_resid_post."""
 
     def run(self) -> None:
         from rich.markup import escape

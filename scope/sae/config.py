@@ -1,7 +1,9 @@
 """What every kind of dictionary must be told."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 from scope.errors import ConfigError
 
@@ -21,6 +23,7 @@ class SAEConfig:
     added to the whole dictionary's, so that the first latents learn what is common (arXiv:2503.17547)."""
 
     def __post_init__(self):
+        refuse_no_number(self)
         if self.d_sae < 1:
             raise ConfigError(f"d_sae is {self.d_sae}; a dictionary needs at least one latent.")
         if self.d_in < 0:
@@ -30,3 +33,15 @@ class SAEConfig:
                 f"nested is {', '.join(map(str, self.nested))}; the widths must rise, from 1 at least, and stay below d_sae "
                 f"({self.d_sae})."
             )
+
+
+def refuse_no_number(config: Any) -> None:
+    """NaN passes every check for being too small or too large, and then spoils the weights without a word.
+
+    Raises:
+        ConfigError: a setting that is NaN or infinite.
+    """
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{f.name} is {value}; give a number.")

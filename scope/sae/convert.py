@@ -40,7 +40,7 @@ TARGETS: dict[str, Callable[[SAE, Path], list[str]]] = {
 def convert(source: Path | str, out: Path | str, to: str, site: str | None = None) -> Converted:
     """Write the dictionary at `source` (anything that `load_sae` takes) into the folder `out` in another format.
 
-    `site` names where it reads, for sources that do not say.
+    `site` names where it reads, for sources that do not say, or say what is wrong; that they did is then told.
 
     Raises:
         DictionaryError: nothing that can be read, a dictionary that the target cannot express, one already in `out`.
@@ -53,11 +53,13 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
     if there:
         raise DictionaryError(f"{out} already holds {', '.join(there)}. Give another folder; nothing is overwritten.")
     sae = load_sae(source)
+    said = sae.site
     if site is not None:
         sae.site = sae.provenance["site"] = site
     out.mkdir(parents=True, exist_ok=True)
     try:
-        lost = TARGETS[to](sae, out)
+        lost = [f"that it reads {said}, which the source says"] if said not in ("", sae.site) else []
+        lost += TARGETS[to](sae, out)
     except DictionaryError:
         if not any(out.iterdir()):
             out.rmdir()

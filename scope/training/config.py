@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scope.errors import ConfigError
+from scope.sae.config import refuse_no_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class TrainConfig:
     """Of the order in which activations are read; None takes `seed`, and of several seeds the first."""
 
     def __post_init__(self):
+        refuse_no_number(self)
         for name in ("steps", "batch_size", "calibration", "dead_after", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")

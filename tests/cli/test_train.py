@@ -34,6 +34,7 @@ def test_a_recording_becomes_a_dictionary_and_the_dictionary_a_table(folder, cap
     assert (sae.site, sae.d_in, sae.d_sae) == (SITE, 32, 64)
     assert sae.provenance["model"]["weights_sha256"] == "random-0"
     assert sae.provenance["recording"]["corpus"]["sha256"]
+    assert json.loads((folder / "dictionary" / "cfg.json").read_text())["metadata"]["context_size"] == 32  # for SAELens
     assert scope("evaluate", folder / "dictionary", "--recording", folder / "recording", "--contexts", "8") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "random dictionary" in said

@@ -487,6 +487,17 @@ def test_a_round_trip_is_the_same_to_the_bit(kind, to, tmp_path):
     assert back.kind == ("jumprelu" if (kind, to) == ("batch_topk", "sae_lens") else kind)
 
 
+def test_a_site_that_is_given_stands_before_the_sources_and_that_is_said(tmp_path):
+    sae = random_kind("jumprelu")
+    save_sae(sae, tmp_path / "a")
+    other = "blocks.7.hook_resid_post"
+    assert sae.site not in ("", other)
+    done = convert(tmp_path / "a", tmp_path / "b", "scope", other)
+    assert load_sae(tmp_path / "b").site == other
+    assert done.lost == [f"that it reads {sae.site}, which the source says"]
+    assert convert(tmp_path / "a", tmp_path / "c", "scope", sae.site).lost == []
+
+
 @pytest.mark.parametrize("kind", ["jumprelu", "batch_topk", "gated"])
 def test_what_thresholds_can_express_goes_to_gemma_scope_and_what_is_lost_is_said(kind, tmp_path):
     sae = random_kind(kind, nested=(5,))

@@ -153,6 +153,7 @@ def test_rows_start_at_the_norm_and_thresholds_at_the_value_asked_for():
     [
         *({"target_l0": 0.0}, {"target_l0": 65.0}, {"bandwidth": 0.0}, {"d_sae": 0}, {"start_l0": 0.5}, {"l0_weight": -1.0}),
         *({"start_norm": 0.1}, {"frequency_scale": 0.0}, {"start_threshold": 0.0}),
+        *({"l0_weight": float("nan")}, {"bandwidth": float("inf")}),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong):

@@ -18,7 +18,13 @@ def test_the_rate_rises_stays_and_falls():
     assert [rate(step, 3, 0.0, 0.0) for step in range(3)] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"warmup": 0.6, "decay": 0.6}, {"beta1": 1.0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"steps": 0}, {"lr": 0.0}, {"warmup": 0.6, "decay": 0.6}, {"beta1": 1.0}, {"batch_size": 0}),
+        *({"lr": float("inf")}, {"warmup": float("nan")}),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ConfigError):
         TrainConfig(**wrong)

@@ -66,7 +66,7 @@ def config_of(sae: SAE) -> dict[str, Any]:
         "sae_lens_version": VERSION,
         "model_name": model.get("model", ""),
         "hook_name": sae.site,
-        "context_size": recording.get("context"),
+        "context_size": (recording.get("config") or {}).get("context"),
         "prepend_bos": True,
     }
     config: dict[str, Any] = {
@@ -114,6 +114,8 @@ def read(folder: Path) -> SAE:
     config = read_json(folder / CONFIG)
     arrays, where = stored(folder), str(folder)
     metadata = config.get("metadata") or config
+    if not isinstance(metadata, dict):
+        raise DictionaryError(f"{folder / CONFIG} is damaged: its metadata is no object. Fetch it again.")
     architecture = _architecture(config)
     _refuse_head(metadata, where)
     settings: dict[str, Any] = {}
