@@ -82,7 +82,7 @@ def _largest(run: SteeringRun, by: str) -> float:
 
 def _parted(sample: Sample) -> str:
     at = sample.diverges_at
-    return "equals plain, token by token" if at is None else f"parts from plain at token {at + 1}"
+    return "equals plain" if at is None else f"parts at token {at + 1}"
 
 
 def _strip_of_figures(sample: Sample, judged: Judged | None, target: str) -> None:

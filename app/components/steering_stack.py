@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from app.components.figures import show_line
 from app.components.plain import number, plain
-from scope.errors import EditError
+from app.components.steering_units import UNITS, lengths, units
 from scope.features.store import FeatureStore
 from scope.features.text import show as glyphs
 from scope.steering.interventions import KINDS, Direction, Edit, Edits, When
@@ -34,8 +33,6 @@ RULES = {
     "last_prompt": "Last prompt token",
     "from": "From token k",
 }
-STRONG = 1.0
-"""Fractions of the typical norm beyond which texts usually break down."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,13 @@ def remove(slug: str, row_number: int) -> None:
 
 
 def put(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
-    """Make the stack that of a saved run; `sheet` has each strength as a fraction of the norm."""
+    """Make the stack that of a saved run, each strength in its own unit; `sheet` knows which edits have one."""
     rows(slug).clear()
     for edit, told in zip(edits, sheet, strict=True):
         row = add(slug, edit.latent)
         values = {"operation": edit.kind, "where": edit.positions.kind, "from": edit.positions.start}
         if "strength" in told:
-            values["strength"] = float(told["strength"])
+            values |= {"unit": edit.unit, _dose(edit.unit): float(edit.strength)}
         if edit.kind == "scale":
             values["factor"] = float(edit.factor)
         if edit.when:
@@ -113,21 +110,11 @@ def _row(store: FeatureStore, slug: str, row: Row) -> Edit | None:
             help="Take this edit away",
         )
     st.caption(_what(store, row.target))
-    left, right = st.columns([2, 3], gap="small")
-    with left:
-        kind = st.selectbox(
-            "Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], **_kept(row, "operation", "add")
-        )
-    with right:
-        rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_kept(row, "where", "not_bos"))
+    kind = st.selectbox("Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], **_kept(row, "operation", "add"))
+    rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_kept(row, "where", "not_bos"))
     given: dict[str, Any] = {}
     if KINDS[kind].has_amount:
-        usual = st.session_state.get(_key(row, "strength"), 0.5)
-        end = float(max(2, math.ceil(abs(usual))))
-        given["strength"] = st.slider(
-            "Strength / typical norm", -end, end, step=0.05, help=OPERATIONS[kind][1], **_kept(row, "strength", 0.5)
-        )
-        st.caption(units(store, row.target, given["strength"]))
+        given = _strength(store, row, OPERATIONS[kind][1])
     elif kind == "scale":
         given["factor"] = st.slider("Factor", -8.0, 8.0, step=0.25, help=OPERATIONS[kind][1], **_kept(row, "factor", 2.0))
     else:
@@ -137,6 +124,45 @@ def _row(store: FeatureStore, slug: str, row: Row) -> Edit | None:
         rule = f"from:{start}"
     when = _condition(store, row)
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
+
+
+def _strength(store: FeatureStore, row: Row, meaning: str) -> dict[str, Any]:
+    """How much, and in which unit; the other units are told below."""
+    there = lengths(store, row.target)
+    known = ["norm", "raw", *(["max"] if there["max"] else [])]
+    if st.session_state.get(_key(row, "unit")) not in (None, *known):  # of a run whose pack knew more than this one
+        st.session_state[_key(row, "unit")] = "norm"
+    unit = st.selectbox(
+        "Unit",
+        known,
+        format_func=UNITS.get,
+        help="Raw: the latent's own activation, or a direction's length. × largest: multiples of the largest seen in the pack.",
+        on_change=_convert,
+        args=(row, there, st.session_state.get(_key(row, "unit"), "norm")),
+        **_kept(row, "unit", "norm"),
+    )
+    name = _dose(unit)
+    if unit == "norm":
+        end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, name), 0.5)))))
+        strength = st.slider("Strength / typical norm", -end, end, step=0.05, help=meaning, **_kept(row, name, 0.5))
+    else:
+        label = "Strength × its largest activation" if unit == "max" else "Strength, raw"
+        strength = st.number_input(label, step=0.25, format="%.4g", help=meaning, **_kept(row, name, 1.0))
+    st.caption(units(store, row.target, strength, unit))
+    return {"strength": strength, "unit": unit}
+
+
+def _dose(unit: str) -> str:
+    """The control of a strength: each unit has its own, as their ranges differ."""
+    return "strength" if unit == "norm" else f"strength {unit}"
+
+
+def _convert(row: Row, there: dict[str, float | None], before: str) -> None:
+    """After another unit was chosen: the same edit in that unit."""
+    now, said = st.session_state[_key(row, "unit")], st.session_state.get(_key(row, _dose(before)))
+    old, new = there[before], there[now]
+    if said is not None and old and new:
+        st.session_state[_key(row, _dose(now))] = float(f"{said * old / new:.4g}")
 
 
 def _condition(store: FeatureStore, row: Row) -> When | None:
@@ -164,77 +190,3 @@ def _what(store: FeatureStore, target: int | Direction) -> str:
     feature = store[target]
     promoted = " ".join(glyphs(token.strip(" ") or token) for token, _ in feature.promoted[:6])
     return f"promotes {plain(promoted)} · output score {number(feature.row['out_score'], '+.3f')}"
-
-
-def units(store: FeatureStore, target: int | Direction, strength: float) -> str:
-    """A strength in its other two units, and a word where it is likely to break the text."""
-    told = []
-    if isinstance(target, Direction):
-        if target.site == store.site:
-            told.append(f"{strength * store.norm_median:+.3g} long")
-    else:
-        figures = store[target].row
-        raw = strength * store.norm_median / max(float(figures["dec_norm"]), 1e-12)
-        told.append(f"raw {raw:+.3g}")
-        if figures["max"] > 0:
-            told.append(f"{raw / figures['max']:+.2f} × its largest activation")
-    return " · ".join([*told, *(["texts usually break down beyond 1"] if abs(strength) > STRONG else [])])
-
-
-def gauge(edits: Edits, sae: Any = None) -> tuple[float, str]:
-    """(how long all that is added is together, as a fraction of the typical norm; how that is known).
-
-    Only `Add` is known before a text is: the others depend on what the latents read there. Without the dictionary's rows it
-    is the most that it can be.
-    """
-    adds = [e for e in edits if e.kind == "add"]
-    others = len(edits) - len(adds)
-    more = f"; {others} more {'depends' if others == 1 else 'depend'} on the text" if others else ""
-    if not adds:
-        return 0.0, "depends on the text" if others else "nothing"
-    if sae is None and len(adds) > 1:
-        return sum(abs(e.strength) for e in adds), "at most" + more
-    if len(adds) == 1:
-        return abs(adds[0].strength), "added" + more
-    sites: dict[Any, Any] = {}
-    for e in adds:
-        row = np.asarray(e.latent.vector) if isinstance(e.latent, Direction) else _decoder_row(sae, e.latent)
-        site = e.site or sae.site
-        sites[site] = sites.get(site, 0.0) + e.strength * row / np.linalg.norm(row)
-    return max(float(np.linalg.norm(total)) for total in sites.values()), "added together" + more
-
-
-def _decoder_row(sae: Any, latent: int) -> np.ndarray:
-    return sae.W_dec[latent].detach().float().cpu().numpy()
-
-
-def draw_gauge(edits: Edits | None, sae: Any = None) -> None:
-    """The total of the stack against the typical norm."""
-    if edits is None:
-        st.caption("No edit is switched on, so there is nothing to generate with.")
-        return
-    total, how = gauge(edits, sae)
-    told = f"{total:.2f} of the typical norm, {how}" if total else f"Length of the edit: {how}"
-    st.progress(min(total / 2, 1.0), told)
-    if total > STRONG:
-        st.caption(":orange[Beyond 1 texts usually break down; half the norm is a good place to start.]")
-
-
-def parse_strengths(text: str) -> list[float]:
-    """Strengths as they are written, "0.25, 0.5 1", rising, each once.
-
-    Raises:
-        EditError: one is no number, or there is none.
-    """
-    found = []
-    for part in text.replace(",", " ").replace(";", " ").split():
-        try:
-            value = float(part)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise EditError(f"The strength {part!r} is no number. Write numbers, such as: 0.25, 0.5, 0.75, 1")
-        found.append(value)
-    if not found:
-        raise EditError("There is no strength to try. Write some, such as: 0.25, 0.5, 0.75, 1")
-    return sorted(set(found))

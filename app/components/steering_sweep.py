@@ -11,8 +11,8 @@ from app.components.figures import show_line
 from app.components.listing import frame_csv
 from app.components.plain import number, plain
 from app.components.steering_arms import arm_name
-from app.components.steering_stack import parse_strengths
 from app.components.steering_text import ARM_NAMES
+from app.components.steering_units import parse_strengths
 from scope.errors import EditError
 from scope.steering.dose import Sweep
 from scope.steering.steer import SWEPT
@@ -28,6 +28,7 @@ MEASURES = {
     "off_target": "other latents that the edit moves",
     "kl": "KL to plain, nats a step",
 }
+STRENGTHS = {"norm": "Strengths / norm", "raw": "Strengths, raw", "max": "Strengths × largest"}
 BY = {"share": "promoted tokens", "concept": "the latent's own activation"}
 _SHOWN = {"strength": "%.2f", "score": "%.3f", "share": "%.3f", "concept": "%.3f", "relevance": "%.2f", "fluency": "%.2f"}
 
@@ -53,8 +54,8 @@ def _kept(name: str, usual: Any) -> dict[str, Any]:
     return {"key": key, "persist_state": "session"}
 
 
-def grid() -> Grid:
-    """The controls of a sweep.
+def grid(unit: str = "norm") -> Grid:
+    """The controls of a sweep, whose strengths are in the unit of the first edit that has one.
 
     Raises:
         EditError: strengths that are no numbers, or fewer than two prompts.
@@ -66,7 +67,7 @@ def grid() -> Grid:
         **_kept("prompts", PROMPTS),
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        written = st.text_input("Strengths / norm", width=240, **_kept("strengths", "0.25, 0.5, 0.75, 1"))
+        written = st.text_input(STRENGTHS[unit], width=240, **_kept("strengths", "0.25, 0.5, 0.75, 1"))
         n = st.number_input("Texts each", 1, 16, step=1, width=110, help="Each with its own noise", **_kept("n", 1))
         by = st.selectbox("Concept is judged by", list(BY), format_func=BY.get, width=230, **_kept("by", "share"))
     usual = ["random", "other", "prompt"]

@@ -13,12 +13,13 @@ from app.components import steering_saved as saved
 from app.components import steering_stack as stack
 from app.components import steering_sweep as sweeps
 from app.components import steering_text as text
+from app.components import steering_units as units
 from app.components.code import heading, opening
 from app.components.plain import plain
 from app.jobs import Job
 from app.steering_desk import Desk
 from scope.errors import ScopeError
-from scope.steering.dose import Sweep
+from scope.steering.dose import Sweep, swept_unit
 from scope.steering.interventions import Edits
 from scope.steering.run import SteeringRun
 from scope.steering.runs import Runs
@@ -140,7 +141,7 @@ def again() -> None:
 
 def files(run: SteeringRun | Sweep, name: str) -> None:
     """Replay, and the ways to take a run away."""
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    with st.container(horizontal=True, vertical_alignment="top", gap="small"):
         if st.button(
             "Replay", icon=":material/replay:", disabled="job" in mine, help="Makes it again and compares, token by token"
         ):
@@ -157,7 +158,7 @@ def forget(name: str) -> None:
 
 def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> Any:
     """Strengths x prompts x seeds, beside the controls. The bar of one that is at work."""
-    grid = sweeps.grid()
+    grid = sweeps.grid(swept_unit(edits))
     sampling, _ = text.sampling(several=False)
     asked = (str(edits), grid, sampling)
     before, seconds = mine.get("measured", (None, None))
@@ -255,7 +256,7 @@ with left:
             st.rerun()
     except ScopeError as refusal:
         session.refuse(refusal)
-    stack.draw_gauge(edits, mine.get("sae"))
+    units.draw_gauge(edits, store, mine.get("sae"))
 with right:
     st.session_state.setdefault("steer view", "Compare")
     view = st.segmented_control(

@@ -1,6 +1,7 @@
 """How the next token is drawn: greedily or by chance, among the likely ones, against repetition, with noise of its own."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -29,6 +30,9 @@ class SamplingConfig:
     repetition_penalty: float = 1.1
     """Divides the score of tokens that were already said; 1 leaves them alone."""
 
+    freq_penalty: float = 0.0
+    """Taken from a token's score for each time that it stands in the prompt or was said, after division by the temperature."""
+
     seed: int = 0
     """Of the noise. The same seed gives the same text on the same machine."""
 
@@ -39,6 +43,9 @@ class SamplingConfig:
     """Whether an end token, or the end of a turn, ends the text; if not, it is written like any other."""
 
     def __post_init__(self):
+        for name in ("max_new_tokens", "top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral) and not (name == "top_k" and self.top_k is None):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1.")
         if not 0 <= self.temperature < float("inf"):
@@ -49,6 +56,12 @@ class SamplingConfig:
             raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and at most at 1, or be None.")
         if not 0 < self.repetition_penalty < float("inf"):
             raise ConfigError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 turns it off.")
+        if not abs(self.freq_penalty) < float("inf"):
+            raise ConfigError(f"freq_penalty is {self.freq_penalty}; it must be a finite number, and 0 turns it off.")
+        if isinstance(self.stop, str):  # its letters would be stop strings, one by one
+            raise ConfigError(f"stop is {self.stop!r}; give stop strings as a tuple, such as ({self.stop!r},).")
+        if not all(isinstance(stop, str) and stop for stop in self.stop):
+            raise ConfigError(f"stop is {self.stop!r}; an empty string, or what is none, cannot end a text.")
 
 
 class Sampler:
@@ -58,10 +71,14 @@ class Sampler:
         self.sampling = sampling
         self.noise = [torch.Generator() for _ in prompts]
         for i, generator in enumerate(self.noise):
-            generator.manual_seed((sampling.seed * 1_000_003 + i % noise_rows) % 2**63)
+            generator.manual_seed((int(sampling.seed) * 1_000_003 + i % noise_rows) % 2**63)
         self.said = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
         for row, prompt in zip(self.said, prompts, strict=True):
             row[prompt] = True
+        # How often each token stands there, only where that is asked for.
+        self.times = torch.zeros(len(prompts), d_vocab) if sampling.freq_penalty else None
+        for i, prompt in enumerate(prompts if self.times is not None else ()):
+            self.times[i] = torch.bincount(torch.tensor(prompt), minlength=d_vocab)
 
     def draw(self, logits: Tensor) -> list[int]:
         """Tokens for logits [batch vocab], by adding Gumbel noise (minus the log of an exponential): arms with one noise
@@ -70,13 +87,18 @@ class Sampler:
         if s.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
             logits = torch.where(self.said, penalised, logits)
+        logits = logits / s.temperature if s.temperature > 0 else logits
+        if self.times is not None:
+            logits = logits - s.freq_penalty * self.times
         if s.temperature > 0:
-            logits = _keep_likely(logits / s.temperature, s.top_k, s.top_p)
+            logits = _keep_likely(logits, s.top_k, s.top_p)
             noise = [torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.noise]
             logits = logits - torch.stack(noise).log_()
         tokens = logits.argmax(1)
         if s.repetition_penalty != 1:
             self.said[torch.arange(len(tokens)), tokens] = True
+        if self.times is not None:
+            self.times[torch.arange(len(tokens)), tokens] += 1
         return tokens.tolist()
 
 

@@ -13,7 +13,13 @@ from scope.steering.statistics import by_prompt, by_text, choose, interval, mean
 
 SCHEMA = 1
 MEASURES = ("concept", "share", "relevance", "fluency", "log_prob", "repetition", "off_target", "kl", "score")
+SWEPT_UNITS = {"norm": "strength / norm", "raw": "strength, raw activation", "max": "strength × largest activation"}
 _COLOURS = {"steered": "#0072B2", "random": "#888888", "other": "#D55E00", "prompt": "#009E73"}
+
+
+def swept_unit(edits: Sequence[Any] | None) -> str:
+    """What the strengths of a sweep are in: the unit of the first edit that has one, as the others keep their proportion."""
+    return next((edit.unit for edit in edits or () if edit.has_amount), "norm")
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +100,7 @@ class Sweep:
                 line = {"x": doses, "y": means, "error_y": error, "name": arm, "line_color": _COLOURS[arm]}
                 figure.add_trace(go.Scatter(**line, legendgroup=arm, showlegend=column == 1), 1, column)
         figure.add_vline(best["strength"], line_dash="dot", line_color="#888888")
-        figure.update_xaxes(title_text="strength / norm")
+        figure.update_xaxes(title_text=SWEPT_UNITS[swept_unit(self.runs[0].edits)])
         held = f"chosen: {best['strength']:g}; score {best['score']:.3f} on held-out prompts, random {best['random']:.3f}"
         return figure.update_layout(title=held, title_font_size=13, height=340, margin={"l": 40, "r": 10, "t": 70, "b": 40})
 

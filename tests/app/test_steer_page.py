@@ -4,18 +4,19 @@ import json
 import re
 import shutil
 from threading import Timer
+from types import SimpleNamespace
 
 import pytest
 
 from app import session, steering
-from app.components import steering_arms, steering_text
+from app.components import steering_arms, steering_text, steering_units
 from app.jobs import Job
 from app.turns import Turns
 from scope.features.store import FeatureStore
 from scope.models.load import load_model
 from scope.models.sampling import SamplingConfig
 from scope.sae.files import load_sae
-from scope.steering.interventions import Add, Edits
+from scope.steering.interventions import Add, Clamp, Direction, Edits
 from scope.steering.run import SteeringRun
 from scope.steering.runs import Runs
 from tests.app.conftest import said
@@ -302,6 +303,52 @@ def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, 
     assert row(at, 1, "strength").value == -4.5
     assert row(at.run(), 1, "strength").value == -4.5
     assert opened_run(press(at, "Generate")) == job.result
+
+
+def test_everything_that_a_run_was_drawn_with_is_in_the_controls_that_a_link_to_it_fills(page, store, lab):
+    sampling = SamplingConfig(max_new_tokens=3, top_k=7, stop=("zzz\n", " ", "\\q"), stop_at_eos=False)
+    asked = steering_text.Asked("a cat", None, sampling, 1, ("plain", "steered"), None)
+    edits = Edits([Add(3, 2.5, unit="raw"), Clamp(5, 1.25, unit="max")])
+    job = Job("compare", steering.compare(store, *lab, edits, asked), Turns()).start()
+    assert job.wait(60)
+    at = page(run=job.result)
+    assert not at.exception
+    assert (at.number_input(key="steer top k").value, at.checkbox(key="steer at eos").value) == (7, False)
+    assert at.text_area(key="steer stops").value == "zzz\\n\n\\s\n\\\\q"
+    assert [row(at, i, "unit").value for i in (1, 2)] == ["raw", "max"]
+    assert (row(at, 1, "strength raw").value, row(at, 2, "strength max").value) == (2.5, 1.25)
+    assert opened_run(press(at, "Generate")) == job.result  # the same controls make the same run, so it is kept once
+
+
+def test_top_k_and_stop_strings_reach_the_run(page, folder):
+    at = page(f=3)
+    at.number_input(key="steer top k").set_value(1)
+    at.text_area(key="steer stops").set_value("never said\n\n\\n\\n").run()
+    sampling = Runs.of_pack(folder / "pack").load(opened_run(written(at))).sampling
+    assert (sampling.top_k, sampling.stop, sampling.stop_at_eos) == (1, ("never said", "\n\n"), True)
+
+
+def test_another_unit_keeps_the_edit_and_tells_the_others(page, store, folder):
+    at = page(f=3)
+    figures = store[3].row
+    raw = 0.5 * store.norm_median / figures["dec_norm"]
+    row(at, 1, "unit").set_value("raw").run()
+    assert not at.exception
+    assert row(at, 1, "strength raw").value == pytest.approx(raw, rel=1e-3)
+    assert "+0.5 of the typical norm" in captions(at)
+    row(at, 1, "unit").set_value("max").run()
+    assert row(at, 1, "strength max").value == pytest.approx(raw / figures["max"], rel=1e-3)
+    assert "0.50 of the typical norm" in at.get("progress")[0].proto.text
+    run = Runs.of_pack(folder / "pack").load(opened_run(written(at)))
+    assert (run.edits[0].unit, run.sheet[0]["strength"]) == ("max", pytest.approx(0.5, rel=1e-3))
+
+
+def test_a_direction_and_a_silent_latent_have_no_largest_activation_to_be_measured_by(store):
+    direction = Direction((1.0, 0.0), store.site)
+    assert steering_units.lengths(store, direction) == {"norm": 1.0, "raw": pytest.approx(1 / store.norm_median), "max": None}
+    silent = {3: SimpleNamespace(row={"dec_norm": 2.0, "max": 0.0})}
+    pack = type("Pack", (dict,), {"site": store.site, "norm_median": 8.0})(silent)
+    assert steering_units.lengths(pack, 3) == {"norm": 1.0, "raw": 0.25, "max": None}
 
 
 def test_an_edit_without_effect_says_so_and_why(page):

@@ -9,8 +9,8 @@ import pytest
 
 from app import steering
 from app.components.steering_picker import read_vector
-from app.components.steering_stack import gauge, parse_strengths
 from app.components.steering_sweep import Grid
+from app.components.steering_units import gauge, parse_strengths
 from app.jobs import Job
 from app.turns import Turns
 from scope.errors import EditError
@@ -23,6 +23,7 @@ from scope.steering.dose import Sweep
 from scope.steering.effects import effects
 from scope.steering.interventions import Ablate, Add, Direction, Edits
 from scope.steering.runs import Runs
+from scope.steering.sweep import sweep
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
 from tests.conftest import random_gemma
@@ -203,6 +204,22 @@ def test_the_gauge_is_the_length_of_all_that_is_added(lab):
     assert gauge(edits)[0] == 0.75
     assert gauge(edits)[1] == "at most; 1 more depends on the text"
     assert gauge(Edits([Add(3, 0.5), Add(3, -0.5)]), sae)[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_strengths_of_a_sweep_are_named_in_the_unit_of_the_edit_that_gets_them(page, lab, store):
+    at = page(f=3)
+    row(at, 1, "unit").set_value("max").run()
+    assert at.text_input(key="steer sweep strengths").label == "Strengths × largest"
+    assert at.text_input(key="steer sweep strengths").value == "0.25, 0.5, 0.75, 1"
+    made = sweep(*lab, Add(3, 0.5, unit="raw"), ["a dog", "a cat"], [1.0, 2.0], SamplingConfig(max_new_tokens=2))
+    assert made.plot(("score",)).layout.xaxis.title.text == "strength, raw activation"
+
+
+def test_the_gauge_measures_other_units_by_the_pack(lab, store):
+    raw = Add(3, 2.0, unit="raw")
+    wanted = 2.0 * float(lab[1].W_dec[3].detach().norm()) / store.norm_median
+    assert gauge(Edits([raw]), None, store)[0] == pytest.approx(wanted, rel=1e-5)
+    assert gauge(Edits([raw, Add(3, -wanted)]), lab[1], store)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_vector_from_a_file_becomes_a_direction_and_a_pickle_does_not(tmp_path):
