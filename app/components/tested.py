@@ -21,7 +21,13 @@ def split(text: str, each_line: bool) -> list[str]:
 
 def result(text: str, view, latent: int) -> dict:
     """What is kept of a reading: this latent's values, not all latents'."""
-    return {"text": text, "pieces": view.pieces, "values": view.values(latent).tolist(), "fvu": float(view.fvu)}
+    return {
+        "text": text,
+        "pieces": view.pieces,
+        "values": view.values(latent).tolist(),
+        "fvu": float(view.fvu),
+        "tuned": view.tuned(),
+    }
 
 
 def keep(kept: list[dict], results: list[dict]) -> None:
@@ -43,6 +49,9 @@ def shown(feature: Feature, kept: list[dict]) -> tuple[str, int] | None:
             row(r["pieces"], values, float(feature.row["max"]), peak, value=f"{high:.3g}" if high else "silent", notes=told)
         )
     pressed = strips(rows, key=f"tested {feature.id}", actions=("prompt",))
+    told = next((r["tuned"] for r in kept if r["tuned"]), "")
+    if told:
+        st.warning(plain(told))
     worst = max((r["fvu"] for r in kept if not math.isnan(r["fvu"])), default=0.0)
     if worst > 0.5:
         st.warning(

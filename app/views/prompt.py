@@ -99,7 +99,9 @@ if chat:
         st.text(text)
 
 for number_of, view in enumerate(views):
-    if view.fvu > 0.5:
+    if view.tuning:
+        st.warning(plain(view.tuned()))
+    elif view.fvu > 0.5:
         st.warning(
             f"The dictionary explains only {max(0.0, 1 - view.fvu):.0%} of text {number_of + 1}: its silence means little."
         )
@@ -152,9 +154,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack. "
         "Direct effect: what it adds to the logit of the likeliest next token.",
     )
-    dense = st.toggle(
-        "Dense latents too", key="dense", bind="query-params", help="Those that fire on more than a tenth of all tokens"
-    )
+    dense = session.dense_too(store)
     least = st.slider(
         "Stronger than this share of its firings", 0.0, 0.99, 0.0, 0.01, key="least", bind="query-params", width=260
     )

@@ -30,6 +30,7 @@ import pandas as pd
 from scope.errors import PackError
 from scope.features.notes import FILE, Notes
 from scope.features.readme import TEXT
+from scope.versions import version_of
 
 SCHEMA = 1
 N_BINS = 160
@@ -236,10 +237,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise PackError(f"{file} is damaged. Make the pack again: scope features DICTIONARY --out {folder}") from None
     if schema != SCHEMA:
-        raise PackError(
-            f"{folder} is a pack of schema {schema}; this version of scope reads schema {SCHEMA}.\n"
-            f"  Make it again: scope features DICTIONARY --out {folder}"
-        )
+        raise PackError(_other_schema(folder, manifest))
     for name, stated in files.items():
         found = (folder / name).stat().st_size if (folder / name).exists() else None
         if found != stated["size"]:
@@ -249,6 +247,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"  Copy it again, or make it again: scope features DICTIONARY --out {folder}"
             )
     return manifest
+
+
+def _other_schema(folder: Path, manifest: dict[str, Any]) -> str:
+    """An older pack is made again; a newer one wants a newer program, and to make it again with this one would lose it."""
+    schema, made = manifest["schema"], manifest.get("made")
+    by = made.get("scope") if isinstance(made, dict) else None
+    told = f"schema {schema}{f', written by scope {by}' if by else ''}; scope {version_of()} here reads schema {SCHEMA}."
+    if isinstance(schema, int) and schema > SCHEMA:
+        return (
+            f"{folder} is newer than this program: {told}\n"
+            f"  Open it with {f'scope {by}' if by else 'a newer scope'} or later,\n"
+            f"  or make one of your own beside it: scope features DICTIONARY --out {folder}-{SCHEMA}"
+        )
+    return f"{folder} is older than this program: {told}\n  Make it again: scope features DICTIONARY --out {folder}"
 
 
 def _missing(folder: Path) -> str:

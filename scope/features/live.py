@@ -1,5 +1,6 @@
 """Latents on a text of one's own: the one thing about a pack that needs the model and the dictionary."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ class TokenView:
     """[pos] False at control tokens."""
     fvu_at: np.ndarray
     """[pos] the same ratio token by token, NaN at control tokens."""
+    tuning: str = ""
+    """What is another tuning of the same model here, as a base model's dictionary read with the instruction-tuned one; "" if
+    nothing is."""
 
     def values(self, latent: int) -> np.ndarray:
         """A latent's activation at every token."""
@@ -52,7 +56,12 @@ class TokenView:
 
     def __repr__(self) -> str:
         rows = [f"  #{i} {r.label}  {r.value:.3g} on «{show(r.token)}»" for i, r in self.top(8).iterrows()]
-        return "\n".join([strip_text(self.pieces), *rows, f"  reconstruction error on this text (FVU): {self.fvu:.3f}"])
+        told = self.tuned() or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return "\n".join([strip_text(self.pieces), *rows, f"  {told}"])
+
+    def tuned(self) -> str:
+        """`tuning` with what it costs on this text, measured; "" where there is no other tuning."""
+        return self.tuning and f"{self.tuning} It leaves {self.fvu:.1%} of this text unexplained (FVU, measured)."
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -61,12 +70,27 @@ class TokenView:
             f"<div>{self.strip(int(i))}</div></div>"
             for i, r in self.top(8).iterrows()
         )
-        told = f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        told = escape(self.tuned()) or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
         return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{rows}<div>{told}</div></div>'
 
 
-def check_same(store: "FeatureStore", model, sae) -> None:
-    """Refuse a model or a dictionary other than the pack's.
+_TUNINGS = re.compile(r"[-_](it|pt|base|chat|instruct)$")
+
+
+def other_tuning(store: "FeatureStore", model, sae) -> str:
+    """Whether the pack or the dictionary is of another tuning of this model, by their names, in a sentence; "" if of none."""
+    trained = sae.provenance.get("model")
+    trained = trained.get("model") if isinstance(trained, dict) else trained
+    given = str(model.provenance.get("model") or "")
+    for what, name in (("The pack was made with", store.model_name), ("The dictionary was trained on", str(trained or ""))):
+        a, b = (each.rstrip("/").rsplit("/", 1)[-1].lower() for each in (name, given))
+        if a != b and _TUNINGS.sub("", a) == _TUNINGS.sub("", b):
+            return f"{what} {name}, and the text was read by {given}, another tuning of it."
+    return ""
+
+
+def check_same(store: "FeatureStore", model, sae, tuning: bool = False) -> None:
+    """Refuse a model or a dictionary other than the pack's; with `tuning`, not another tuning of the model with its tokenizer.
 
     Raises:
         PackError: with what is expected and what was found.
@@ -80,6 +104,8 @@ def check_same(store: "FeatureStore", model, sae) -> None:
     wrong = [
         f"  {what}: this pack's {str(want)[:20]}, given {str(have)[:20]}" for what, want, have in pairs if want and want != have
     ]
+    if tuning and len(wrong) == 1 and wrong[0].startswith("  model weights") and other_tuning(store, model, sae):
+        return
     if wrong:
         raise PackError("\n".join(["The pack was made with something else:", *wrong, f"  Give {store.title}."]))
 
@@ -88,13 +114,15 @@ def check_same(store: "FeatureStore", model, sae) -> None:
 def read(store: "FeatureStore", text: str, model, sae) -> TokenView:
     """Encode a text as the pack's text was encoded.
 
+    Another tuning of the pack's model is read with, and told in `TokenView.tuning`.
+
     Raises:
         PackError: model or dictionary are not the pack's.
         TokensError: no text, or more than the context holds.
     """
     if not text:
         raise TokensError("There is no text to read. Give at least a word.")
-    check_same(store, model, sae)
+    check_same(store, model, sae, tuning=True)
     tokens = model.to_tokens(text)
     acts = model.record(tokens, [store.site])[store.site][0].float()
     latents = sae.encode(acts)
@@ -114,4 +142,5 @@ def read(store: "FeatureStore", text: str, model, sae) -> TokenView:
         fvu,
         counted.cpu().numpy(),
         fvu_at.cpu().numpy(),
+        other_tuning(store, model, sae),
     )

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from app import session
 from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.layout import SCHEMA
+from scope.features.live import TokenView
 from scope.features.store import FeatureStore
 from tests.app.conftest import said
 
@@ -74,14 +76,19 @@ def test_a_damaged_manifest_is_named(open_app, own_pack):
     assert "manifest.json is damaged" in said(open_app(packs=[own_pack]))
 
 
-@pytest.mark.parametrize("schema", [0, 99])
-def test_another_schema_says_both_versions_and_the_way_out(open_app, own_pack, schema):
+@pytest.mark.parametrize(
+    ("schema", "what", "way_out"),
+    [(0, "older than this program", "Make it again"), (99, "newer than this program", "Open it with scope 9.9 or later")],
+)
+def test_another_schema_says_both_versions_and_the_way_out(open_app, own_pack, schema, what, way_out):
     manifest = json.loads((own_pack / "manifest.json").read_text())
-    (own_pack / "manifest.json").write_text(json.dumps({**manifest, "schema": schema}))
+    (own_pack / "manifest.json").write_text(json.dumps({**manifest, "schema": schema, "made": {"scope": "9.9"}}))
     told = said(open_app(packs=[own_pack]))
     assert f"schema {schema}" in told
     assert f"reads schema {SCHEMA}" in told
-    assert "Make it again" in told
+    assert what in told
+    assert way_out in told
+    assert ("Make it again" in told) is (schema < SCHEMA)  # never over a pack that a newer program wrote
 
 
 def test_a_table_of_relations_that_was_cut_short_is_told_and_other_panels_stand(open_app, own_pack):
@@ -249,12 +256,28 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fi
 
 def test_a_poor_reconstruction_is_told_beside_the_text(open_app, monkeypatch, no_model, toy_folder):
     def poorly(store, text, model, sae):
-        return SimpleNamespace(pieces=["the", " dog"], values=lambda f: np.array([0.0, 2.0]), fvu=0.7, latents=np.zeros(1))
+        return SimpleNamespace(pieces=["the", " dog"], values=lambda f: np.array([0.0, 2.0]), fvu=0.7, tuned=str)
 
     monkeypatch.setattr(FeatureStore, "read", poorly)
     at = tried(open_app("feature", f=9))
     assert not at.exception
     assert "explains only 30%" in said(at)
+
+
+def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_unexplained(open_app, monkeypatch, no_model):
+    told = "The dictionary was trained on gemma-2-2b, and the text was read by gemma-2-2b-it, another tuning of it."
+
+    def read(store, text, model, sae):
+        latents = np.zeros((2, store.d_sae), np.float32)
+        latents[1, 9] = 2.0
+        return TokenView(store, [4, 5], ["the", " dog"], latents, 0.31, np.ones(2, bool), np.full(2, 0.31), told)
+
+    monkeypatch.setattr(FeatureStore, "read", read)
+    monkeypatch.setattr("app.prompting.following", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
+    for at in (tried(open_app("feature", f=9)), open_app("prompt", text="the dog")):
+        assert not at.exception
+        assert any("leaves 31.0%" in box.value.replace("\\", "") for box in at.warning)
+        assert "another tuning" in said(at)
 
 
 def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_app, monkeypatch, no_model):
@@ -264,7 +287,7 @@ def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_a
     )
 
     def read(store, text, model, sae):
-        return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1))
+        return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1), tuned=str)
 
     monkeypatch.setattr(FeatureStore, "read", read)
     other = turns.ask()

@@ -10,6 +10,7 @@ from scope.errors import ConfigError, DictionaryError, PackError, TokensError
 from scope.features import passes
 from scope.features.collect import collect
 from scope.features.config import CollectConfig
+from scope.features.live import check_same
 from scope.features.store import FeatureStore
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
@@ -144,3 +145,35 @@ def test_reading_a_text_gives_what_the_dictionary_gives(model, contexts, tmp_pat
         pack.read("", model, sae)
     with pytest.raises(PackError, match="dictionary parameters"):
         pack.read("the dog", model, toy_sae(model, seed=5))
+
+
+@pytest.fixture
+def pack_and_model(model, contexts, tmp_path):
+    sae = toy_sae(model)
+    return collect(model, sae, contexts, CONFIG, tmp_path / "pack"), model, sae
+
+
+def test_p16_another_tuning_is_read_with_what_it_leaves_unexplained_and_another_model_is_refused(pack_and_model, monkeypatch):
+    pack, model, sae = pack_and_model
+    made = dict(pack.manifest["model"])
+    monkeypatch.setitem(pack.manifest, "model", made | {"model": "google/gemma-2-2b", "weights_sha256": "base"})
+    monkeypatch.setattr(model, "provenance", model.provenance | {"model": "/models/gemma-2-2b-it"})
+    view = pack.read("the dog runs", model, sae)
+    assert "made with google/gemma-2-2b, and the text was read by /models/gemma-2-2b-it" in view.tuning
+    assert f"leaves {view.fvu:.1%} of this text unexplained" in repr(view)
+    with pytest.raises(PackError, match="model weights"):  # the weights decide: asked without a text to measure on
+        check_same(pack, model, sae)
+    monkeypatch.setattr(model, "provenance", model.provenance | {"model": "/models/gemma-2-9b-it"})
+    with pytest.raises(PackError, match="model weights"):
+        pack.read("the dog runs", model, sae)
+    monkeypatch.setattr(model, "provenance", model.provenance | {"model": "gemma-2-2b-it", "tokenizer_sha256": "another"})
+    with pytest.raises(PackError, match="tokenizer"):
+        pack.read("the dog runs", model, sae)
+
+
+def test_p16_a_dictionary_of_the_base_model_on_the_tuned_one_is_told(pack_and_model, monkeypatch):
+    pack, model, sae = pack_and_model
+    assert pack.read("the dog runs", model, sae).tuning == ""
+    name = str(model.provenance["model"])
+    monkeypatch.setattr(sae, "provenance", {"model": {"model": name + "-it"}})
+    assert f"The dictionary was trained on {name}-it" in pack.read("the dog runs", model, sae).tuning
