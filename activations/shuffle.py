@@ -16,6 +16,7 @@ from activations.bits import read_into, to_tensor
 from activations.errors import RecordingError
 from activations.hdf5 import NUMPY
 from activations.order import Order, Sealed
+from activations.spare import Spare
 
 _LOT, _AHEAD = 32, 8  # runs of segments announced to the disk at once, and how many such lots ahead
 _GATHER_BYTES = 4 << 20  # rows brought together at once: still in the cache when they are widened, yet few waits for threads
@@ -50,7 +51,8 @@ class Batches:
     A buffer of 755 MB that is refilled in order gives 16 to 17 times the pairs and a variance of 4.3. What is left of the order
     here is neighbours: at 68, every fifteenth row of a batch has its successor in it. `python -m tests.benchmarks.mixing`
     repeats this.
-    Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batch that is handed out.
+    Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batches that are held,
+    with one more that is being made: the memory of a batch is used again once nothing refers to it.
     """
 
     def __init__(
@@ -60,12 +62,14 @@ class Batches:
         batch_size: int,
         seed: int = 0,
         epochs: int | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: float = MEMORY_BYTES,
         outliers: bool = True,
     ):
         if batch_size < 1 or (epochs is not None and epochs < 1):
             wrong = f"batch_size is {batch_size}" if batch_size < 1 else f"epochs is {epochs}"
             raise RecordingError(f"{wrong}; it must be at least 1.")
+        if seed < 0:
+            raise RecordingError(f"seed is {seed}; it must be 0 or more.")
         if not site:
             raise RecordingError(f"No site is given to read. The recording holds {', '.join(store.sites)}.")
         self.store, self.batch_size, self.seed, self.epochs = store, batch_size, seed, epochs
@@ -74,7 +78,7 @@ class Batches:
         self.widths = [store.sites[s] for s in self.sites]
         self.row = 0
         self._ended = False
-        self.plan = Order(store, self.sites, seed, memory_bytes, outliers)
+        self.plan = Order(store, self.sites, seed, int(memory_bytes), outliers)  # 4e9 is a number of bytes too
         self.n_rows, self.n_pools = self.plan.n_rows, self.plan.n_pools
         self.left_out = self.plan.left_out
         """Rows that never come out, because the rule of the recording flags them as outliers."""
@@ -109,10 +113,11 @@ class Batches:
         if self._ended:
             self.row, self._ended = 0, False
         last = None if self.epochs is None else self.epochs * self.n_rows
+        spare = [Spare(min(self.batch_size, last or self.batch_size), w) for w in self.widths]
         with _Pools(self) as pools:
             while last is None or self.row < last:
                 want = self.batch_size if last is None else min(self.batch_size, last - self.row)
-                batch, done = tuple(torch.empty((want, w)) for w in self.widths), 0
+                batch, done = tuple(s.take(want) for s in spare), 0
                 while done < want:
                     (tensors, order), offset = pools.at(self.row + done)
                     rows = torch.from_numpy(order[offset : offset + want - done])
@@ -150,9 +155,9 @@ class Batches:
             if run % _LOT == 0 and hasattr(os, "posix_fadvise"):  # a disk needs many requests at once to be busy
                 ahead = min(run + _AHEAD * _LOT, len(firsts))
                 for later in range(announced, ahead):
-                    fd, n = self.store.reader(shards[later]).fd, at[later + 1] - at[later]
+                    reader, n = self.store.reader(shards[later]), at[later + 1] - at[later]  # held: another thread may evict it
                     for offset, width in zip(offsets[shards[later]], row_bytes, strict=True):
-                        os.posix_fadvise(fd, offset + firsts[later] * m * width, n * width, os.POSIX_FADV_WILLNEED)
+                        os.posix_fadvise(reader.fd, offset + firsts[later] * m * width, n * width, os.POSIX_FADV_WILLNEED)
                 announced = ahead
             reader, rows = self.store.reader(shards[run]), slice(at[run], at[run + 1])
             for site, array, view, offset, width in zip(self.sites, into, views, offsets[shards[run]], row_bytes, strict=True):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -84,12 +85,32 @@ def test_a_loop_over_finite_epochs_can_be_repeated_and_goes_on_where_it_was_left
         ({"site": ()}, "No site is given to read. The recording holds a, b.x, b.y"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"memory_bytes": 10_000}, "two pools of one segment each, 256 rows of these sites, take 32,768"),
     ],
 )
 def test_what_cannot_be_read_so_is_refused_before_the_first_batch(store, asked, said):
     with pytest.raises(RecordingError, match=said):
         store.shuffled(**{"site": "a", "batch_size": 100} | asked)
+
+
+def test_memory_may_be_written_as_1e5(store):
+    written = store.shuffled("a", 1000, epochs=1, memory_bytes=1e5)
+    assert written.n_pools > 3
+    assert torch.equal(rows_of(written), rows_of(store.shuffled("a", 1000, epochs=1, memory_bytes=SMALL)))
+
+
+def test_a_shard_that_another_thread_puts_out_of_the_open_ones_is_still_announced(store, monkeypatch):
+    anew, advise = ActivationStore.open(store.folder), os.posix_fadvise
+
+    def meanwhile(fd, *rest):
+        for shard in range(len(anew.entries)):
+            anew.reader(shard)
+        advise(fd, *rest)
+
+    monkeypatch.setattr("activations.store._OPEN_SHARDS", 1)
+    monkeypatch.setattr(os, "posix_fadvise", meanwhile)
+    assert len(rows_of(anew.shuffled("a", 1000, epochs=1, memory_bytes=SMALL))) == store.n_rows
 
 
 def test_a_state_of_another_order_is_refused(store):
