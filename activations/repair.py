@@ -9,6 +9,7 @@ The journal of the recording keeps the line of such a shard, marked. A store the
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +75,8 @@ def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examin
     folder = Path(folder)
     recorded = read_recording(folder)
     store = ActivationStore(folder, recorded)
+    with suppress(RecordingError):  # told below, as a fault
+        store.hold_last()
     damaged = [_damage(store, i, faults) for i, faults in store.faults(on_progress).items()]
     notes = [] if is_held(folder / "recording.lock") else _notes(folder, recorded)
     return Examined(damaged=damaged, quarantined=store.left_out, notes=notes, shards=len(store.entries), rows=store.n_rows)

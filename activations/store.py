@@ -73,6 +73,17 @@ class ActivationStore:
         mirror = Mirror(url) if url else None
         folder = mirror.folder if mirror else Path(folder)
         recorded = read_recording(folder)
+        while True:
+            try:
+                return cls._opened(folder, recorded, mirror, whole)
+            except RecordingError:
+                before, recorded = recorded.entries, read_recording(folder)
+                if recorded.entries == before:
+                    raise
+                # else a writer has just put a longer last shard in the place of the one that was listed
+
+    @classmethod
+    def _opened(cls, folder: Path, recorded: Recorded, mirror: Mirror | None, whole: bool) -> "ActivationStore":
         if not recorded.entries:
             raise RecordingError(
                 f"The recording in {folder} holds nothing yet: no shard is finished.\n  Give the same `scope harvest` again."
@@ -80,7 +91,7 @@ class ActivationStore:
         store = cls(folder, recorded)
         store.mirror = mirror
         if store.left_out:
-            warnings.warn(store.holes, HolesWarning, stacklevel=2)
+            warnings.warn(store.holes, HolesWarning, stacklevel=3)
         if not store.entries:
             raise RecordingError(f"Nothing of {folder} can be read: {store.holes}")
         for entry in store.entries if mirror and whole else ():
@@ -91,8 +102,17 @@ class ActivationStore:
             if found != entry["bytes"]:
                 store.reader(i)  # raises, and says why
         if whole and not mirror:
-            store._last = store.reader(len(store.entries) - 1)  # a writer that extends the recording replaces this file
+            store.hold_last()
         return store
+
+    def hold_last(self) -> None:
+        """Keep the last shard open from now on: a writer that extends the recording replaces its file.
+
+        Raises:
+            RecordingError: it is missing, or not of its length.
+        """
+        if self.entries:
+            self._last = self.reader(len(self.entries) - 1)
 
     @property
     def place(self) -> str:
@@ -261,7 +281,7 @@ class ActivationStore:
         batch_size: int,
         seed: int = 0,
         epochs: int | None = None,
-        memory_bytes: int = MEMORY_BYTES,
+        memory_bytes: float = MEMORY_BYTES,
         outliers: bool = False,
     ) -> Batches:
         """Batches float32 [batch_size width] in a seeded random order, without end unless `epochs` is given.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from activations import store as store_module
 from activations.errors import RecordingError
 from activations.repair import examine
 from activations.store import ActivationStore
@@ -195,3 +196,35 @@ def test_a_store_that_is_open_reads_on_while_a_writer_replaces_the_last_shard(tm
     longer = ActivationStore.open(tmp_path / "r")
     assert torch.equal(store["a"][:], longer["a"][: store.n_rows])
     assert np.array_equal(store.token_ids, longer.token_ids[: store.n_rows])
+
+
+def test_a_reader_that_opens_while_the_last_shard_is_replaced_gets_the_longer_one(tmp_path, monkeypatch):
+    record(tmp_path / "r", tokens=3000)
+    look, looks = store_module.read_recording, 0
+
+    def overtaken(folder):
+        nonlocal looks
+        looks += 1
+        found = look(folder)
+        if looks == 1:
+            monkeypatch.setattr(store_module, "read_recording", look)
+            record(tmp_path / "r", tokens=9000)
+        return found
+
+    monkeypatch.setattr(store_module, "read_recording", overtaken)
+    store = ActivationStore.open(tmp_path / "r")
+    assert looks == 1
+    assert store.n_contexts == -(-9000 // 64)
+    assert store.verify() == []
+
+
+def test_a_recording_that_grows_while_it_is_verified_is_not_called_damaged(tmp_path):
+    record(tmp_path / "r", tokens=3000)
+    said = []
+
+    def grow(done, total, numbers):
+        if not said:
+            said.append(record(tmp_path / "r", tokens=9000))
+
+    assert examine(tmp_path / "r", on_progress=grow).damaged == []
+    assert said
