@@ -101,7 +101,9 @@ def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | Non
         shown(run)
     elif run is None:
         st.caption(
-            "Every arm draws the same noise, so the texts differ only by what the edit does. The model loads on first use."
+            "Every arm draws the same noise, so the texts differ only by what the edit does. The model loads on first use. "
+            "The edits stay while other pages are looked at; loading this page anew in the browser loses them, unless a run is "
+            "open: its link brings everything back."
         )
     return []
 

@@ -294,5 +294,5 @@ def _text(arm, sample):
     at = sample.diverges_at
     if arm.name == "plain" or at is None:
         return Text(show.visible(sample.text))
-    before, after = "".join(sample.pieces[:at]), "".join(sample.pieces[at:])
+    before, after = ("".join(text for _, _, text in show.spelled(part)) for part in (sample.pieces[:at], sample.pieces[at:]))
     return Text.assemble((show.visible(before), "dim"), show.visible(after))

@@ -5,13 +5,13 @@ Tokens are other people's text: they may hold markup, control characters, and ma
 """
 
 import html
-import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+from scope.models.pieces import BYTE, characters
+
 _GLYPHS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\xa0": "⍽"}
 _NAMES = {
     "\u200b": "ZWSP",
@@ -53,7 +53,7 @@ def show(token: str, mark_space: bool = False) -> str:
     A token of spaces alone becomes ␣; with `mark_space` (lists of tokens, where it matters) a leading space does too.
     The result is text, not HTML: it still has to be escaped, or set as textContent.
     """
-    byte = _BYTE.fullmatch(token)
+    byte = BYTE.fullmatch(token)
     if byte:
         return f"⟨{byte[1]}⟩"
     if token and not token.strip(" "):
@@ -76,30 +76,6 @@ def _glyph(token: str, i: int) -> str:
     if unicodedata.category(char) in _HIDDEN:
         return f"⟪{_NAMES.get(char, format(ord(char), '04X'))}⟫"
     return char
-
-
-def characters(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(start, stop, text) pieces that cover the tokens in order: bytes that complete a character become that character."""
-    pieces, i = [], 0
-    while i < len(tokens):
-        stop, char = _from_bytes(tokens, i)
-        pieces.append((i, stop, char if char is not None else tokens[i]))
-        i = stop
-    return pieces
-
-
-def _from_bytes(tokens: Sequence[str], start: int) -> tuple[int, str | None]:
-    raw = b""
-    for stop in range(start, min(start + 4, len(tokens))):
-        match = _BYTE.fullmatch(tokens[stop])
-        if not match:
-            break
-        raw += bytes([int(match[1], 16)])
-        try:
-            return stop + 1, raw.decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return start + 1, None
 
 
 def strength(value: float, largest: float, steps: int) -> int:

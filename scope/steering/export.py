@@ -96,8 +96,14 @@ def _text(arm: Arm, place: int, target: str, largest: float) -> str:
     touched = arm.report.touched(place, len(sample.pieces)) if arm.report else [False] * len(sample.pieces)
     parts = None if arm.name == "plain" else sample.diverges_at
     return "".join(
-        _token(piece, value, largest, edited, i == parts)
-        for i, (piece, value, edited) in enumerate(zip(sample.pieces, readings, touched, strict=True))
+        _token(
+            piece,
+            max(readings[start:stop]),
+            largest,
+            any(touched[start:stop]),
+            parts is not None and start <= parts < stop,
+        )
+        for start, stop, piece in show.spelled(sample.pieces)
     )
 
 

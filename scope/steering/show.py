@@ -3,7 +3,10 @@
 import html
 import math
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from scope.models.pieces import BYTE, characters
 
 if TYPE_CHECKING:
     from scope.steering.run import SteeringRun
@@ -128,19 +131,28 @@ def as_html(run: "SteeringRun") -> str:
 def _marked(arm: str, sample, target: str, largest: float) -> str:
     """The text, shaded where the target fires by itself, with a bar where it parts from the plain arm's."""
     readings = sample.scores.readings[target] if sample.scores else []
-    steps = [min(len(_SHADES), 1 + int(len(_SHADES) * v / largest)) if v > 0 else 0 for v in readings]
     at = None if arm == "plain" else sample.diverges_at
-    runs: list[list[int]] = []  # neighbours of one shade are one span, or a long text would be all markup
-    for i in range(len(sample.pieces)):
-        if runs and at not in (i, runs[-1][0]) and steps[i] == steps[runs[-1][0]]:
-            runs[-1].append(i)
+    runs: list[tuple[str, int, bool]] = []  # neighbours of one shade are one span, or a long text would be all markup
+    for start, stop, text in spelled(sample.pieces):
+        value = max(readings[start:stop], default=0.0)
+        step = min(len(_SHADES), 1 + int(len(_SHADES) * value / largest)) if value > 0 else 0
+        parts = at is not None and start <= at < stop
+        if runs and not parts and (step, False) == runs[-1][1:]:
+            runs[-1] = (runs[-1][0] + text, step, False)
         else:
-            runs.append([i])
-    return "".join(_span([sample.pieces[i] for i in run], steps[run[0]], run[0] == at, target) for run in runs)
+            runs.append((text, step, parts))
+    return "".join(_span(*run, target) for run in runs)
 
 
-def _span(pieces: list[str], step: int, parts: bool, target: str) -> str:
-    text = escape("".join(pieces))
+def spelled(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(start, stop, text) over tokens: bytes that complete a character are it, and one that is left alone is as ⟨E6⟩."""
+    return [
+        (start, stop, BYTE.sub(r"⟨\1⟩", text) if BYTE.fullmatch(text) else text) for start, stop, text in characters(pieces)
+    ]
+
+
+def _span(text: str, step: int, parts: bool, target: str) -> str:
+    text = escape(text)
     if not step and not parts:
         return text
     told = [f"{target}: {('weak', 'middling', 'strong')[step - 1]}"] if step else []

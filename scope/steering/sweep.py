@@ -48,7 +48,9 @@ def sweep(
     """
     edits, prompts, strengths = Edits.of(edits), [prompts] if isinstance(prompts, str) else list(prompts), _doses(strengths)
     first = next((e for e in edits if e.has_amount), None)
-    if first is None or not first.strength:
+    if first is not None and not first.strength:
+        raise EditError(f"The strength of [{first}] is 0, to which the others have no proportion. Give it one, such as 0.5.")
+    if first is None:
         raise EditError("None of these edits has a strength to sweep over; Add, Clamp, AtLeast, Cap and Floor have one.")
     if len(prompts) < 2 or not strengths:
         raise EditError(

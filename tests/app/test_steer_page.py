@@ -403,6 +403,10 @@ def test_a_list_from_another_page_becomes_the_stack(open_app, folder, monkeypatc
     assert [r.target for r in at.session_state["steer rows tiny"]] == [5, 9, 11]
 
 
+def test_the_page_says_when_its_edits_would_be_lost(page):
+    assert "anew in the browser loses them" in captions(page(f=3))
+
+
 def test_the_stack_is_still_there_after_another_page_was_looked_at(page):
     at = page(f=3)
     row(at, 1, "strength").set_value(1.25).run()

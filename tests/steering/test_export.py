@@ -1,7 +1,10 @@
 """Runs on their shelf, and runs as files for somebody else: what is exported makes the same texts, and obeys nobody."""
 
+import html
 import json
 import os
+import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,6 +77,23 @@ def test_the_exported_python_writes_the_same_texts(run, place, capsys):
     assert space["run"].same_texts(run)
     assert space["run"].edits == run.edits
     assert space["run"].gauges == run.gauges
+
+
+def test_a_character_that_is_spelled_in_bytes_is_shown_as_that_character(run):
+    pieces = ["a", "<0xE6>", "<0xB0>", "<0xB4>", "<0xE6>", " b"]
+    steered = run["steered"].samples[0]
+    scores = replace(steered.scores, readings={name: [0.0, 0.0, 9.0, 0.0, 0.0, 0.0] for name in steered.scores.readings})
+    told = replace(steered, pieces=pieces, new_ids=list(range(6)), scores=scores, diverges_at=2)
+    arms = [replace(arm, samples=[told if arm.name == "steered" else arm.samples[0]]) for arm in run.arms]
+    one = replace(run, n=1, prompts=run.prompts[:1], arms=arms)
+    for page in (as_page(one), one._repr_html_()):
+        assert "<0x" not in html.unescape(page)
+        marked = re.search(
+            r"<span style=\"([^\"]*)\"[^>]*>水</span>", page
+        )  # the largest of its bytes' readings, and the parting
+        assert "background:" in marked[1]
+        assert "border-left" in marked[1]
+        assert "⟨E6⟩" in page  # a byte that completes nothing
 
 
 def test_a_run_that_was_stopped_is_exported_with_where_it_stopped(lab, place, capsys):

@@ -116,6 +116,7 @@ REFUSED = {
     "needs at least two prompts": lambda m, s: sweep(m, s, Add(3, 0.5), ["the dog"], [0.5], SHORT),
     "and a strength": lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [], SHORT),
     "None of these edits has a strength": lambda m, s: sweep(m, s, Ablate(3), PROMPTS, [0.5], SHORT),
+    "to which the others have no proportion": lambda m, s: sweep(m, s, Add(3, 0.0), PROMPTS, [0.5], SHORT),
     'must hold "plain" and "random"': lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [0.5], SHORT, arms=("plain", "steered")),
 }
 
