@@ -3,7 +3,7 @@
 import math
 import signal
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,6 +55,17 @@ class _Flags(HarvestConfig):
 
     tokens: Count = HarvestConfig.tokens
     """Tokens to run, <bos> included, up to a whole context: 200000, 200k, 50M. Raise it later to extend a recording."""
+
+    batch_contexts: int | None = None
+    """Contexts run at once: 16, or 16,384 tokens with --streamed, if none is given."""
+
+    def __post_init__(self):
+        HarvestConfig(**asdict(self) | {"batch_contexts": self.contexts_at_once(streamed=False)})
+
+    def contexts_at_once(self, streamed: bool) -> int:
+        if self.batch_contexts is not None:
+            return self.batch_contexts
+        return max(1, _STREAMED_TOKENS // self.context) if streamed else HarvestConfig.batch_contexts
 
 
 @dataclass(frozen=True)
@@ -120,8 +131,7 @@ class Command:
         made = {"dtype": self.compute_dtype, "device": device, "revision": self.revision, "streamed": self.streamed}
         model = load_model(self.model, **made)
         given = {f.name: getattr(self.config, f.name) for f in fields(HarvestConfig)}
-        if self.streamed and self.config.batch_contexts == HarvestConfig.batch_contexts:
-            given["batch_contexts"] = max(1, _STREAMED_TOKENS // self.config.context)
+        given["batch_contexts"] = self.config.contexts_at_once(self.streamed)
         config = HarvestConfig(**given | {"sites": self.config.sites or (middle_residual(model.sites()),)})
         made_of = model, model.tokenizer, corpus, config, self.out, model.provenance
         planned = None

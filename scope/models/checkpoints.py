@@ -96,6 +96,8 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if index.exists():
         try:
             weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+                raise ValueError("its weight_map names no files")
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}. Fetch it again.") from None
         missing = sorted({f for f in weight_map.values() if not (folder / f).exists()})

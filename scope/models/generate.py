@@ -9,6 +9,7 @@ from torch import Tensor
 from scope.errors import ConfigError, EditError, TokensError
 from scope.models.hooks import HookedModule
 from scope.models.sampling import Sampler, SamplingConfig
+from scope.models.text import Side
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
 Turns = list[dict[str, str]]
@@ -37,12 +38,13 @@ def generate(
     on_text: OnText | None = None,
     noise_rows: int | None = None,
     use_cache: bool = True,
+    ends: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
 
     Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several arms of n prompts gives every
     arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended), `on_text(row, piece)` the text as
-    it grows, in whole characters; either stops all by returning True.
+    it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in place of the model's.
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
@@ -58,7 +60,8 @@ def generate(
     pad = [longest - len(row) for row in rows]
     tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)
     real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
-    writers = [_Writer(model, row, sampling) for row in rows]
+    model.check(tokens)
+    writers = [_Writer(model, row, sampling, ends) for row in rows]
     sampler = Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
     cache = model.new_cache() if use_cache else None
     model.run.prompt_lengths = real.sum(1)
@@ -104,7 +107,10 @@ def _last_logits(model: HookedModule, tokens: Tensor, real: Tensor | None, cache
 
 def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
     if isinstance(prompts, Tensor):
-        prompts = prompts.reshape(-1, prompts.shape[-1]).tolist()
+        if prompts.is_floating_point() or prompts.dim() not in (1, 2):
+            kind = str(prompts.dtype).removeprefix("torch.")
+            raise TokensError(f"Tokens are whole numbers [batch pos]; these are {kind} of shape {tuple(prompts.shape)}.")
+        prompts = (prompts[None] if prompts.dim() == 1 else prompts).tolist()
     if isinstance(prompts, str):
         prompts = [prompts]
     rows = [model.words.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
@@ -116,11 +122,12 @@ def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
 class _Writer:
     """One row of the batch: its prompt, its text so far, and why it ended."""
 
-    def __init__(self, model: HookedModule, prompt: list[int], sampling: SamplingConfig):
+    def __init__(self, model: HookedModule, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
         self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
         self.words = model.tokenizer
         end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
-        self.ends = {*model.cfg.eos, end_of_turn} if sampling.stop_at_eos else set()
+        usual = {*model.cfg.eos, end_of_turn} if ends is None else set(ends)
+        self.ends = usual if sampling.stop_at_eos else set()
         self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
         self.told = 0  # characters that on_text has seen
         self.settled, self.settled_ids = "", 0  # text that no later token changes, and how many tokens it took
@@ -165,11 +172,14 @@ class Generates(HookedModule):
         top_k: int | None = None,
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
+        freq_penalty: float = 0.0,
         do_sample: bool = True,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         stop_at_eos: bool = True,
-        prepend_bos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = None,
         use_past_kv_cache: bool = True,
         return_type: str = "input",
         on_text: OnText | None = None,
@@ -183,8 +193,9 @@ class Generates(HookedModule):
         token after a row's end. Turns [{"role": "user", "content": ...}] are answered with the reply alone. `return_type`
         "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these whatever went in. do_sample=False,
         like temperature 0, takes the likeliest token; the same seed gives the same text. Hooks that are installed, or given
-        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `verbose` is
-        taken for TransformerLens' sake and draws nothing.
+        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `eos_token_id`,
+        one or several, end a text in place of the model's own. `verbose` and `padding_side` are taken for TransformerLens'
+        sake: nothing is drawn, and on which side rows are padded changes no text.
 
         Raises:
             TokensError: an empty prompt, one that fills the context, or turns for a model without a chat template.
@@ -194,27 +205,33 @@ class Generates(HookedModule):
         kinds = ("input", "str", "tokens", "generations")
         if return_type not in kinds:
             raise ConfigError(f"return_type is {return_type!r}; it can be {', '.join(kinds)}.")
+        if padding_side not in ("left", "right", None):
+            raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
+        given = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
+        if given is not None and (not given or not all(0 <= end < self.cfg.d_vocab for end in given)):
+            raise ConfigError(f"eos_token_id is {eos_token_id!r}; give ids from 0 to {self.cfg.d_vocab - 1}, or None.")
         sampling = SamplingConfig(
             max_new_tokens=max_new_tokens,
             temperature=float(temperature) if do_sample else 0.0,
             top_k=top_k,
             top_p=top_p,
             repetition_penalty=repetition_penalty,
+            freq_penalty=float(freq_penalty),
             seed=seed,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_at_eos=stop_at_eos,
         )
-        one, rows, kind = _read_input(self, input, prepend_bos)
-        found = generate(
-            self, rows, sampling, fwd_hooks=fwd_hooks, on_token=on_token, on_text=on_text, use_cache=use_past_kv_cache
-        )
+        one, rows, kind = _read_input(self, input, prepend_bos is not False)
+        how = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
+        found = generate(self, rows, sampling, **how, ends=given)
         kind = kind if return_type == "input" else return_type
         if kind == "generations":
             return found
         if kind == "tokens":
             whole = [[*g.prompt_ids, *g.new_ids] for g in found]
             longest = max(map(len, whole))
-            return torch.tensor([row + [self.cfg.eos[0]] * (longest - len(row)) for row in whole], device=self.device)
+            end = given[0] if given else self.cfg.eos[0]
+            return torch.tensor([row + [end] * (longest - len(row)) for row in whole], device=self.device)
         if kind == "ids":
             made = [[*g.prompt_ids, *g.new_ids] for g in found]
         elif kind == "reply":

@@ -1,5 +1,6 @@
 """One hook point: the identity where a tensor flows past, until somebody listens."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ class HookPoint(nn.Module):
         """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
         if dir not in ("fwd", "bwd"):
             raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
-        installed = Installed(fn, is_permanent)
+        installed = Installed(_given_its_point(fn), is_permanent)
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         hooks.insert(0 if prepend else len(hooks), installed)
         return installed
@@ -90,6 +91,8 @@ class HookPoint(nn.Module):
             installed.fired += 1
             replaced = installed.fn(x, self)
             if replaced is not None:
+                if not isinstance(replaced, Tensor):
+                    raise ConfigError(f"A hook on {self.name} returned {type(replaced).__name__}; give a tensor, or None.")
                 if replaced.shape != x.shape:
                     raise ConfigError(
                         f"A hook on {self.name} returned shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there."
@@ -109,8 +112,25 @@ class HookPoint(nn.Module):
         for installed in tuple(self.bwd_hooks):
             installed.fired += 1
             replaced = installed.fn(grad, self)
+            if isinstance(replaced, tuple) and len(replaced) == 1:  # as TransformerLens has it
+                replaced = replaced[0]
             grad = grad if replaced is None else replaced
         return grad
+
+
+def _given_its_point(fn: HookFn) -> HookFn:
+    """TransformerLens gives the point by the name `hook`. A function in which this name is not the second place gets it so,
+    or `lambda x, layer=3, hook=None: ...` would take the point for its layer."""
+    try:
+        takes = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # some that are written in C tell nothing
+        return fn
+    placed = [name for name, p in takes.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    every = any(p.kind == p.VAR_POSITIONAL for p in takes.values())
+    rest = any(p.kind == p.VAR_KEYWORD for p in takes.values()) and len(placed) < 2 and not every
+    if rest or ("hook" in takes and placed[1:2] != ["hook"]):
+        return lambda x, point: fn(x, hook=point)
+    return fn
 
 
 def exactly(value: Tensor, through: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class HookedModule(nn.Module):
             ConfigError: at the end, a hook that never ran (`must_fire=False` allows it): no run reached it, or, for a
                 backward hook, no gradient came back within the block.
         """
-        pairs = [("fwd", names, fn) for names, fn in fwd_hooks] + [("bwd", names, fn) for names, fn in bwd_hooks]
+        pairs = [("fwd", *pair) for pair in _pairs(fwd_hooks)] + [("bwd", *pair) for pair in _pairs(bwd_hooks)]
         matched = [(dir, self.match(names), fn) for dir, names, fn in pairs]
         installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir)) for dir, names, fn in matched for n in names]
         try:
@@ -206,13 +206,33 @@ class HookedModule(nn.Module):
 
         Runs no layer above the last site asked for and keeps nothing else. Makes ordinary tensors, fit to train on.
         """
-        names, kept = self.match(list(sites)), {}
+        names, kept = self.rows_at(sites), {}
         with self.hooks([(names, lambda x, hook: kept.__setitem__(hook.name, x))]):
             self(tokens, stop_at_layer=self.layers_for(names), return_type=None)
-        return {site: kept[site].flatten(2) for site in sites}
+        return {site: kept[site].flatten(2) for site in ([sites] if isinstance(sites, str) else sites)}
+
+    def rows_at(self, sites: Sequence[str]) -> list[str]:
+        """The sites, checked and in the order in which they are passed.
+
+        Raises:
+            UnknownSite: a name that does not exist, or scores and patterns, which have no row for each token.
+        """
+        sites = [sites] if isinstance(sites, str) else list(sites)
+        tables = [site for site in sites if site in self.hook_dict and site.endswith(("hook_attn_scores", "hook_pattern"))]
+        if tables:
+            raise UnknownSite(f"{tables[0]} holds a table of queries by keys, no row for each token. Use run_with_cache.")
+        return self.match(sites)
 
     def layers_for(self, names: Sequence[str]) -> int | None:
         """How many blocks must run so that all names are passed; None means all, and the head."""
         if any(name.startswith(("ln_final", "unembed")) for name in names):
             return None
         return max((self.hook_dict[n].layer() + 1 for n in names if n.startswith("blocks")), default=0)
+
+
+def _pairs(hooks: Sequence) -> list[tuple]:
+    """Raises ConfigError where one pair, or names alone, stand for a list of pairs."""
+    hooks = list(hooks)
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1]) for pair in hooks):
+        raise ConfigError("Hooks are given as a list of pairs: [(name or filter, fn(tensor, hook)), ...].")
+    return hooks

@@ -137,15 +137,15 @@ class LensModel(TakesText, HookedModule):
 
     def forward(
         self,
-        tokens: Tokens | str | list[str],
+        tokens: Tensor | str | list[str],
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
         attention_mask: Mask | None = None,
         cache: ModelCache | None = None,
         *,
         loss_per_token: bool = False,
-        prepend_bos: bool = True,
-        padding_side: Side = "right",
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = "right",
     ) -> Any:
         """As our own models' forward: logits, loss, both or nothing, or the stream before block `stop_at_layer`.
 
@@ -155,6 +155,8 @@ class LensModel(TakesText, HookedModule):
         if not isinstance(tokens, Tensor):
             attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+        if tokens.dim() == 1:
+            tokens = tokens[None]
         self.check(tokens, cache)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0

@@ -44,6 +44,9 @@ def load_model(
 
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
     folder = find_checkpoint(str(model), revision)
+    fetched = folder.parent.name == "snapshots"
+    if revision is not None and not fetched:
+        raise ConfigError(f"revision is {revision!r}, but {model} is no hub id: what lies in a folder has no revision.")
     raw = read_config(folder)
     config = GemmaConfig.from_hf(raw, str(model))
     tokenizer = Tokenizer.from_folder(folder)
@@ -58,7 +61,7 @@ def load_model(
         load_weights(loaded, files, dtype, device)
     loaded.provenance = {
         "model": _name(str(model)),
-        "revision": revision or (folder.name if folder.parent.name == "snapshots" else None),
+        "revision": revision or (folder.name if fetched else None),
         "weights_sha256": weights_hash(files),
         "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
         "tokenizer_sha256": tokenizer.sha256,
@@ -74,17 +77,18 @@ def _name(model: str) -> str:
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
+    found = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
+    if found not in (*_DTYPES.values(), torch.float64):
         raise ConfigError(f"dtype is {dtype!r}; a model can be loaded as {', '.join(_DTYPES)}.")
-    return _DTYPES[dtype]
+    return found
 
 
 def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    if found.type == "meta":
+        raise ConfigError("Device 'meta' holds no numbers, so no weights; give cpu, cuda or mps.")
     return found

@@ -66,12 +66,24 @@ def read_header(file: Path) -> tuple[int, dict]:
         try:
             entries = json.loads(opened.read(length))
             entries.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+            places = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
+            end = 8 + length + (places[-1][1] if places else 0)
+            whole = [last for _, last in ((0, 0), *places)][:-1] == [first for first, _ in places]  # each begins where one ends
+            whole = whole and all(_fits(entry) for entry in entries.values())
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise CheckpointError(f"{file} is damaged: its header is not that of safetensors. Fetch it again.") from None
+    if not whole:
+        raise CheckpointError(f"{file} is damaged: its header gives tensors places that do not fit them. Fetch it again.")
     if end > size:
         raise CheckpointError(f"{file} is damaged or cut short: it has {size:,} of {end:,} bytes. Fetch it again.")
     return 8 + length, entries
+
+
+def _fits(entry: dict) -> bool:
+    """Whether a tensor's place is as long as its shape and dtype say; of a dtype that is not read, nothing is known."""
+    first, last = entry["data_offsets"]
+    item = _DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else None
+    return item is None or (min(entry["shape"], default=0) >= 0 and last - first == math.prod(entry["shape"]) * item)
 
 
 class Reader:

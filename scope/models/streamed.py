@@ -17,7 +17,7 @@ from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import FLOW, Gemma
 from scope.models.gemma.names import Embedding, Unembed
-from scope.models.gemma.weights import hf_names
+from scope.models.gemma.weights import hf_names, not_finite
 from scope.models.parts.cache import ModelCache
 from scope.models.stored import Reader, StoredTensor, stored_tensors
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
@@ -79,7 +79,7 @@ class Weights:
 
     def check_finite(self, name: str, values: Tensor) -> None:
         if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):  # makes no copy, and NaN is passed on
-            raise CheckpointError(f"{self.stored[name].name} holds NaN or infinite values; the checkpoint is damaged.")
+            raise not_finite(self.stored[name], values.dtype)
 
     def read_ahead(self, names: list[str]) -> None:
         """Begin to bring these into the system's cache."""
@@ -168,6 +168,9 @@ class StreamedGemma(Gemma):
     def _apply(self, fn, recurse: bool = True):
         raise ConfigError("A streamed model keeps its weights on disk; give dtype and device to load_model.")
 
+    def __deepcopy__(self, memo):
+        raise ConfigError("A streamed model reads open files, which have no copy; load it a second time.")
+
     def stored_bytes(self, name: str) -> int:
         """What a parameter takes on the disk."""
         return self._weights.stored[name].nbytes
@@ -194,12 +197,13 @@ class StreamedGemma(Gemma):
         return super().forward(*args, **kwargs)
 
     @torch.no_grad()
-    def record(self, tokens: Tokens, sites) -> dict[str, Tensor]:
+    def record(self, tokens: Tensor, sites) -> dict[str, Tensor]:
         """The activations at `sites` for tokens [batch pos], each [batch pos width] (heads concatenated).
 
         Reads each block once, up to the last that a site needs. Give it as many contexts as memory holds the stream of.
         """
-        names, kept = self.match(list(sites)), {}
+        names, kept = self.rows_at(sites), {}
+        tokens = tokens[None] if tokens.dim() == 1 else tokens
         self.check(tokens)
         n_batch, n_pos = tokens.shape
         real = torch.ones_like(tokens, dtype=torch.bool)
@@ -232,7 +236,7 @@ class StreamedGemma(Gemma):
                         resid[rows] = super().run_blocks(resid[rows], positions[rows], None, None, layer + 1, layer)
             for rows in each() if stop is None else ():
                 self.read_out(resid[rows])
-        return {site: kept[site] for site in sites}
+        return {site: kept[site] for site in ([sites] if isinstance(sites, str) else sites)}
 
     def run_blocks(
         self,

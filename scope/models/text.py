@@ -17,17 +17,19 @@ class TakesText:
     def to_tokens(
         self,
         text: str | list[str],
-        prepend_bos: bool = True,
-        padding_side: Side = "right",
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = "right",
         move_to_device: bool = True,
         truncate: bool = False,
     ) -> Tokens:
         """Ids [batch pos]; texts of unequal length are padded. With `truncate`, what exceeds the context is dropped.
+        As in TransformerLens, None means the default: <bos> first, padding on the right.
 
         Raises:
             TokensError: the model was made without a tokenizer.
             ConfigError: a side that is neither left nor right.
         """
+        padding_side = "right" if padding_side is None else padding_side
         if padding_side not in ("left", "right"):
             raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
         rows = self._encode(text, prepend_bos, truncate)
@@ -37,15 +39,15 @@ class TakesText:
         padded = [row + pad if padding_side == "right" else pad + row for row, pad in pairs]
         return torch.tensor(padded, dtype=torch.long, device=self.device if move_to_device else "cpu")
 
-    def mask_of(self, texts: str | list[str], prepend_bos: bool = True, padding_side: Side = "right") -> Mask:
+    def mask_of(self, texts: str | list[str], prepend_bos: bool | None = True, padding_side: Side | None = "right") -> Mask:
         """Where `to_tokens` of the same texts holds text rather than padding."""
         lengths = torch.tensor([len(row) for row in self._encode(texts, prepend_bos)], device=self.device)[:, None]
         longest = int(lengths.max())
         where = torch.arange(longest, device=self.device)[None]
-        return where < lengths if padding_side == "right" else where >= longest - lengths
+        return where >= longest - lengths if padding_side == "left" else where < lengths
 
-    def _encode(self, text: str | list[str], bos: bool, truncate: bool = False) -> list[list[int]]:
-        rows = [self.words.encode(t, bos=bos) for t in ([text] if isinstance(text, str) else text)]
+    def _encode(self, text: str | list[str], bos: bool | None, truncate: bool = False) -> list[list[int]]:
+        rows = [self.words.encode(t, bos=bos is not False) for t in ([text] if isinstance(text, str) else text)]
         if not rows:
             raise TokensError("There is no text to run on. Give at least one.")
         return [row[: self.cfg.n_ctx] for row in rows] if truncate else rows
@@ -70,10 +72,10 @@ class TakesText:
             return [self.words.decode(row, skip_special=False) for row in tokens]
         return self.words.decode(tokens.reshape(-1), skip_special=False)
 
-    def to_str_tokens(self, text, prepend_bos: bool = True) -> list[str] | list[list[str]]:
+    def to_str_tokens(self, text, prepend_bos: bool | None = True) -> list[str] | list[list[str]]:
         """The text of each token of a text or of one row of ids; of a list of texts, or of rows of ids, a list each."""
         if isinstance(text, str):
-            return self.words.pieces(self.words.encode(text, bos=prepend_bos))
+            return self.words.pieces(self.words.encode(text, bos=prepend_bos is not False))
         if isinstance(text, list | tuple) and text and isinstance(text[0], str | list | tuple):
             return [self.to_str_tokens(one, prepend_bos) for one in text]
         if isinstance(text, list | tuple) and text and isinstance(text[0], Tensor) and text[0].dim():
@@ -83,7 +85,7 @@ class TakesText:
             raise TokensError(f"{len(ids)} rows of tokens make no one list of pieces; give one row, or a list of rows.")
         return self.words.pieces(ids.reshape(-1).tolist())
 
-    def get_token_position(self, single_token, text, mode: str = "first", prepend_bos: bool = True) -> int:
+    def get_token_position(self, single_token, text, mode: str = "first", prepend_bos: bool | None = True) -> int:
         """Where a token (id, or text that is one token) stands in a text or row of ids, first or last.
 
         Raises:

@@ -42,9 +42,14 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{file} cannot be read as a tokenizer: {error}") from None
         config = folder / "tokenizer_config.json"
-        template = json.loads(config.read_text()).get("chat_template") if config.exists() else None
+        try:
+            template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
+        except (ValueError, AttributeError, OSError) as error:
+            raise CheckpointError(f"{config} cannot be read: {error}. Fetch it again.") from None
+        if isinstance(template, list):  # several, by name
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
         jinja = folder / "chat_template.jinja"
-        return cls(backend, jinja.read_text() if jinja.exists() else template)
+        return cls(backend, jinja.read_text(encoding="utf-8") if jinja.exists() else template)
 
     def _id(self, token: str) -> int:
         found = self.backend.token_to_id(token)

@@ -224,3 +224,18 @@ def test_a_recording_goes_to_a_store_and_is_shown_from_there(tmp_path, scope_har
     assert url in said.replace("\n", "")
     assert run(["recording", "verify", url]) == 0
     assert run(["recording", "convert", url, "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "contexts"),
+    [
+        ([], 16),
+        (["--streamed"], 16_384 // 32),
+        (["--streamed", "--batch-contexts", "16"], 16),
+        (["--streamed", "--batch-contexts", "3"], 3),
+        (["--batch-contexts", "5"], 5),
+    ],
+)
+def test_a_streamed_batch_is_large_unless_another_is_asked_for(tmp_path, scope_harvest, flags, contexts):
+    assert scope_harvest("--tokens", "600", *flags) == 0
+    assert json.loads((tmp_path / "r" / "manifest.json").read_text())["config"]["batch_contexts"] == contexts

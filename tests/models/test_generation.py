@@ -221,3 +221,33 @@ def test_what_the_cache_gave_out_stays_what_it_was(tiny_config):
         mine, _ = fork.append(torch.full((2, 1, 2, 12), -1.0), torch.zeros(2, 1, 2, 12))
         assert torch.equal(mine, expected)
         assert layer.keys.shape[2] < (600 if window is None else 100)
+
+
+def test_what_transformer_lens_generate_takes_is_taken_and_means_the_same(tiny_model):
+    greedy = {"max_new_tokens": 12, "do_sample": False, "verbose": False}
+    text = tiny_model.generate("the dog", **greedy, stop_at_eos=False)
+    assert tiny_model.generate("the dog", **greedy, stop_at_eos=False, prepend_bos=None, padding_side="left") == text
+    ids = tiny_model.generate(tiny_model.to_tokens("the dog"), **greedy, stop_at_eos=False)
+    n = len(tiny_model.to_tokens("the dog")[0])
+    end = int(ids[0, n + 3])
+    for given in (end, [end]):
+        cut = tiny_model.generate(tiny_model.to_tokens("the dog"), **greedy, eos_token_id=given)
+        assert cut.tolist() == ids[:, : n + ids[0, n:].tolist().index(end)].tolist()
+    said = tiny_model.generate("the dog", **greedy, stop_at_eos=False, freq_penalty=1e6, return_type="generations")[0].new_ids
+    assert len(set(said)) == 12  # nothing twice
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given", "says"),
+    [
+        (torch.zeros(2, 3, 4).long(), {}, r"shape \(2, 3, 4\)"),
+        (torch.full((1, 4), 5.7), {}, "these are float32"),
+        (torch.zeros(2, 0).long(), {}, "prompt is empty"),
+        ([2, 10**6], {}, "vocabulary ends"),
+        ("the dog", {"eos_token_id": 10**6}, "eos_token_id"),
+        ("the dog", {"eos_token_id": []}, "eos_token_id"),
+    ],
+)
+def test_prompts_and_ends_that_are_no_tokens_are_refused(tiny_model, prompt, given, says):
+    with pytest.raises((TokensError, ConfigError), match=says):
+        tiny_model.generate(prompt, 2, **given)

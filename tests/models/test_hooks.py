@@ -1,5 +1,7 @@
 """The hook vocabulary: TransformerLens' names and habits, and refusals where a mistake would go unnoticed."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -299,3 +301,74 @@ def test_a_text_of_several_tokens_is_not_a_single_one(tiny_model):
 def test_tokens_the_model_cannot_take_are_refused(tiny_model, ids, says):
     with pytest.raises(TokensError, match=says):
         tiny_model(torch.tensor(ids, dtype=torch.long))
+
+
+def test_a_function_gets_its_point_by_the_name_hook_as_in_transformer_lens(tiny_model, tokens):
+    seen = []
+
+    def note(x, layer, hook):
+        seen.append((layer, hook.name))
+
+    name = "blocks.1.hook_resid_post"
+    for fn in (
+        lambda x, layer=3, hook=None: note(x, layer, hook),
+        partial(note, layer=3),
+        lambda x, **rest: note(x, 3, rest["hook"]),
+        lambda x, *, hook: note(x, 3, hook),
+        lambda x, point: note(x, 3, point),
+        lambda x, hook, layer=3: note(x, layer, hook),
+    ):
+        tiny_model.run_with_hooks(tokens, fwd_hooks=[(name, fn)])
+    assert seen == [(3, name)] * 6
+
+
+def test_a_backward_hook_may_return_a_tuple_of_one_as_in_transformer_lens(tiny_model, tokens):
+    with tiny_model.hooks(bwd_hooks=[("blocks.0.hook_resid_post", lambda grad, hook: (grad * 0,))]):
+        tiny_model(tokens, return_type="loss").backward()
+    assert not tiny_model.blocks[0].mlp.down_proj.weight.grad.any()
+    assert tiny_model.blocks[1].mlp.down_proj.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("hooks", "says"),
+    [
+        (("blocks.0.hook_resid_post", print), "a list of pairs"),
+        (["blocks.0.hook_resid_post"], "a list of pairs"),
+        ([("blocks.0.hook_resid_post", lambda x, hook: 3)], "returned int"),
+    ],
+)
+def test_hooks_that_are_no_pairs_or_give_no_tensor_are_refused(tiny_model, tokens, hooks, says):
+    with pytest.raises(ConfigError, match=says):
+        tiny_model.run_with_hooks(tokens, fwd_hooks=hooks)
+
+
+def test_one_row_of_ids_is_a_batch_of_one(tiny_model, tokens):
+    site = "blocks.0.hook_resid_post"
+    assert torch.equal(tiny_model(tokens[0]), tiny_model(tokens[:1]))
+    assert torch.equal(tiny_model.record(tokens[0], [site])[site], tiny_model.record(tokens[:1], [site])[site])
+
+
+@pytest.mark.parametrize("name", ["blocks.0.attn.hook_pattern", "blocks.0.attn.hook_attn_scores"])
+def test_a_table_of_queries_by_keys_is_no_site_to_record(tiny_model, tokens, name):
+    with pytest.raises(UnknownSite, match="no row for each token"):
+        tiny_model.record(tokens, [name])
+
+
+def test_none_means_the_default_where_transformer_lens_takes_it(tiny_model):
+    texts = ["the dog", "a cat sat here"]
+    assert torch.equal(tiny_model.to_tokens(texts, prepend_bos=None, padding_side=None), tiny_model.to_tokens(texts))
+    assert tiny_model.to_str_tokens("the dog", prepend_bos=None) == tiny_model.to_str_tokens("the dog")
+    assert torch.equal(tiny_model(texts, prepend_bos=None, padding_side=None), tiny_model(texts))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "says"),
+    [
+        (torch.full((1, 4), 5.0), None, "these are float32"),
+        (torch.full((1, 1, 4), 5), None, r"shape \(1, 1, 4\)"),
+        (torch.full((2, 4), 5), torch.ones(4, 2), r"attention_mask is \(4, 2\)"),
+    ],
+)
+def test_tokens_and_masks_of_another_form_are_refused(tiny_model, tokens, mask, says):
+    with pytest.raises(TokensError, match=says):
+        tiny_model(tokens, attention_mask=mask)

@@ -357,3 +357,46 @@ def test_p16_a_large_fine_tune_that_begins_like_its_base_has_another_identity(tm
         file.seek(2**29)
         file.write(b"x")
     assert weights_hash({"w": files["base"]}) != weights_hash({"w": files["tuned"]})
+
+
+def test_a_header_whose_places_do_not_fit_its_tensors_is_refused(folder):
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    for change in (
+        lambda entry: entry.update(dtype="BF16"),  # half as long as its place
+        lambda entry: entry["data_offsets"].__setitem__(slice(None), [n - 4 for n in entry["data_offsets"]]),
+    ):
+        header = json.loads(raw[8 : 8 + length])
+        change(header[UP])
+        told = json.dumps(header).encode()
+        file.write_bytes(len(told).to_bytes(8, "little") + told + raw[8 + length :])
+        for streamed in (False, True):
+            with pytest.raises(CheckpointError, match="places that do not fit"):
+                load_model(str(folder), streamed=streamed)
+
+
+@pytest.mark.parametrize("name", ["bundled", "folder"])
+def test_a_revision_of_what_is_no_hub_id_is_refused_rather_than_noted(folder, name):
+    with pytest.raises(ConfigError, match="no hub id"):
+        load_model(str(folder) if name == "folder" else name, revision="v2")
+
+
+@pytest.mark.parametrize(("changes", "says"), [({"attn_logit_softcapping": 0}, "attn_cap"), ({"rms_norm_eps": -1e-6}, "eps")])
+def test_a_cap_or_epsilon_that_makes_nan_is_refused(folder, changes, says):
+    edit_config(folder, **changes)
+    with pytest.raises(ConfigError, match=f"{says} is .*above 0"):
+        load_model(str(folder))
+
+
+def test_settings_of_the_tokenizer_that_cannot_be_read_are_named(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read"):
+        load_model(str(folder))
+
+
+def test_of_several_chat_templates_the_default_is_taken(folder):
+    templates = [{"name": "tool", "template": "no"}, {"name": "default", "template": "{{ messages[0]['content'] }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    assert load_model(str(folder)).tokenizer.chat([{"role": "user", "content": "hi"}]) == "hi"

@@ -1,5 +1,7 @@
 """Sampling settings against the processors of transformers, and against what a distribution must give."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -90,3 +92,23 @@ def test_draws_follow_the_tempered_distribution():
 def test_settings_that_cannot_be_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         SamplingConfig(**setting)
+
+
+@pytest.mark.parametrize("penalty", [-0.5, 0.7, 3.0])
+def test_the_frequency_penalty_is_transformer_lens_own_and_works_on_the_likeliest_token_too(penalty):
+    from transformer_lens.utilities.logits_utils import sample_logits
+
+    logits, prompts = torch.zeros(2, 50), [[3, 3, 3, 4], [5, 6]]
+    greedy = SamplingConfig(**NEUTRAL | {"temperature": 0, "freq_penalty": penalty})
+    sampler = Sampler(prompts, 50, greedy, 2)
+    first = sampler.draw(logits)
+    assert first == ([3, 5] if penalty < 0 else [0, 0])
+    assert sampler.draw(logits) == ([3, 5] if penalty < 0 else [1, 1])  # what was said just now counts
+    if penalty > 0:
+        logits[0, [3, 4]], logits[1, [5, 7]] = 40.0, 40.0  # two tokens each, all else is far away
+        rows = torch.tensor([[3, 3, 3, 4], [5, 6, 6, 6]])
+        theirs = torch.stack([sample_logits(logits, temperature=2.0, freq_penalty=penalty, tokens=rows) for _ in range(600)])
+        config = SamplingConfig(**NEUTRAL | {"temperature": 2.0, "freq_penalty": penalty})
+        ours = torch.tensor([Sampler(rows.tolist(), 50, replace(config, seed=i), 2).draw(logits) for i in range(600)])
+        for row, token in ((0, 3), (1, 5)):
+            assert abs(float((ours[:, row] == token).float().mean() - (theirs[:, row] == token).float().mean())) < 0.1

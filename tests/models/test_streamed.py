@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scope.errors import CheckpointError, ConfigError
+from scope.errors import CheckpointError, ConfigError, UnknownSite
 from scope.models import streamed
 from scope.models.load import load_model
 from tests.conftest import random_gemma
@@ -164,3 +165,28 @@ def test_a_model_of_twice_the_memory_limit_is_recorded_under_it_and_equals_the_r
     found = torch.load(out)
     for site, expected in resident.record(tokens, sites).items():
         torch.testing.assert_close(found[site], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_copy_is_refused_and_leaves_the_model_reading(folder):
+    stream = load_model(str(folder), streamed=True)
+    with pytest.raises(ConfigError, match="load it a second time"):
+        deepcopy(stream)
+    assert stream.record(some_tokens(CONFIG, batch=1), ["blocks.0.hook_resid_post"])
+
+
+def test_one_row_of_ids_is_recorded_and_a_table_of_scores_is_not(folder):
+    stream, site = load_model(str(folder), streamed=True), "blocks.0.hook_resid_post"
+    tokens = some_tokens(CONFIG, batch=1)
+    assert torch.equal(stream.record(tokens[0], [site])[site], stream.record(tokens, [site])[site])
+    with pytest.raises(UnknownSite, match="no row for each token"):
+        stream.record(tokens, ["blocks.0.attn.hook_pattern"])
+
+
+def test_weights_beyond_float16_say_so_when_they_are_first_read(tmp_path, toy_tokenizer):
+    save_checkpoint(random_gemma(CONFIG), tmp_path, toy_tokenizer)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e5
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    stream = load_model(str(tmp_path), dtype="float16", streamed=True)
+    with pytest.raises(CheckpointError, match="Load it in bfloat16"):
+        stream.record(some_tokens(CONFIG, batch=1), ["blocks.0.hook_resid_post"])

@@ -39,6 +39,10 @@ class GemmaConfig:
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("query_scalar", "attn_cap", "final_cap", "rope_theta", "eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name} is {value}; it must be above 0.")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly.")
         if self.d_head % 2:
@@ -115,7 +119,8 @@ class GemmaConfig:
             )
         if strange := sorted(set(raw.get("layer_types") or ()) - set(_LAYER_TYPES)):
             raise CheckpointError(f"{where} has layers of type {', '.join(strange)}; a Gemma 2 has {', '.join(_LAYER_TYPES)}.")
-        eos = raw.get("eos_token_id", 1)
+        eos = raw.get("eos_token_id")
+        eos = 1 if eos is None else eos
         types = tuple(_LAYER_TYPES[t] for t in raw.get("layer_types") or ())
         try:
             return cls(

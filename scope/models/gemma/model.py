@@ -98,16 +98,16 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
 
     def forward(
         self,
-        tokens: Tokens | Resid | str | list[str],
+        tokens: Tensor | str | list[str],
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
-        attention_mask: Mask | None = None,
+        attention_mask: Tensor | None = None,
         cache: ModelCache | None = None,
         *,
         start_at_layer: int | None = None,
         loss_per_token: bool = False,
-        prepend_bos: bool = True,
-        padding_side: Side = "right",
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = "right",
     ) -> Tensor | tuple[Tensor, Tensor] | None:
         """Logits, the mean next-token loss ("loss"), "both", or nothing; with `stop_at_layer`, the stream before that block.
 
@@ -125,6 +125,8 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
         if not isinstance(tokens, Tensor):
             attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+        if tokens.dim() == 1:
+            tokens = tokens[None]
         if start_at_layer is not None:
             if return_type in ("loss", "both"):
                 raise ConfigError("A run that starts at a stream has no tokens to take a loss of. Ask for logits.")
@@ -132,6 +134,10 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
                 raise ConfigError(f"A run that starts at layer {start_at_layer} takes the stream there; these are tokens.")
             stream, tokens = tokens, tokens.new_zeros(tokens.shape[:2], dtype=torch.long)
         self.check(tokens, cache)
+        if attention_mask is not None and attention_mask.dim() == 1:
+            attention_mask = attention_mask[None]
+        if attention_mask is not None and attention_mask.shape != tokens.shape:
+            raise TokensError(f"attention_mask is {tuple(attention_mask.shape)}; the tokens are {tuple(tokens.shape)}.")
         padded = attention_mask is not None or (cache is not None and cache.padded)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         positions = self.positions_of(real, cache, padded)
@@ -219,9 +225,12 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
     def new_cache(self) -> ModelCache:
         return ModelCache([LayerCache(block.window) for block in self.blocks], padded=False)
 
-    def check(self, tokens: Tokens, cache: ModelCache | None = None) -> None:
+    def check(self, tokens: Tensor, cache: ModelCache | None = None) -> None:
         if tokens.numel() == 0:
             raise TokensError("There are no tokens to run on. Give at least one.")
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            kind = str(tokens.dtype).removeprefix("torch.")
+            raise TokensError(f"Tokens are whole numbers [batch pos]; these are {kind} of shape {tuple(tokens.shape)}.")
         length = tokens.shape[1] + (cache.n_tokens if cache else 0)
         if length > self.cfg.n_ctx:
             raise TokensError(f"{length} tokens do not fit: this model's context holds {self.cfg.n_ctx}. Cut the text.")

@@ -70,11 +70,16 @@ def load_weights(model: Gemma, files: dict[str, Path], dtype: torch.dtype, devic
 def _check_finite(stored: StoredTensor, tensor: Tensor) -> None:
     if all(bool(torch.isfinite(piece).all()) for piece in tensor.view(-1).split(_PIECE)):
         return
-    if tensor.dtype == torch.float16 and stored.dtype != torch.float16:
-        raise CheckpointError(
+    raise not_finite(stored, tensor.dtype)
+
+
+def not_finite(stored: StoredTensor, dtype: torch.dtype) -> CheckpointError:
+    """What to raise where a tensor read as `dtype` is not finite."""
+    if dtype == torch.float16 and stored.dtype != torch.float16:
+        return CheckpointError(
             f"{stored.name} holds NaN, infinite values or numbers beyond 65504, which float16 cannot hold. Load it in bfloat16."
         )
-    raise CheckpointError(f"{stored.name} holds NaN or infinite values; the checkpoint is damaged.")
+    return CheckpointError(f"{stored.name} holds NaN or infinite values; the checkpoint is damaged.")
 
 
 def _check_tied(reader: Reader, head: StoredTensor, embedding: Tensor) -> None:
