@@ -153,7 +153,8 @@ class Command:
         try:
             pack = FeatureStore.open(folder)
             made = pack.manifest["dictionary"]["parameters_sha256"], pack.manifest["config"]["seed"]
-            if made == (weights_hash(sae), self.seed):
+            told = (pack.health or {}).get("evaluation") == (find_health(dictionary) or {}).get("evaluation")
+            if made == (weights_hash(sae), self.seed) and told:
                 return pack
         except PackError:
             pass  # none yet, or one that was not finished: it is made now

@@ -76,7 +76,9 @@ class Command:
         evaluation.notes.extend(seen(sae.provenance.get("recording") or {}, text, store))
         console.print(table(evaluation))
         file = self.json or (folder / "evaluation.json" if folder.is_dir() else None)
-        if file:
+        if file and not self.json and fuller(file, evaluation.provenance["parameters_sha256"], self.config):
+            console.print(f"{file} is kept: it tells more than this look. To keep this one, give --json.", markup=False)
+        elif file:
             console.print(f"All numbers: {evaluation.save(file)}", soft_wrap=True, markup=False)
 
     def text(self, store, corpus, tokenizer, n_ctx: int):
@@ -127,6 +129,20 @@ def seen(trained: dict, text: dict, store) -> list[str]:
         "The dictionary was trained on this corpus, but not on this recording: it may have read this text. Give the recording "
         "that it was trained on."
     ]
+
+
+def fuller(file: Path, dictionary: str, config) -> bool:
+    """Whether a report of the same dictionary has more contexts, or the nulls where these settings leave them out."""
+    from scope.errors import ConfigError
+    from scope.evaluation.evaluate import Evaluation
+
+    try:
+        there = Evaluation.load(file).provenance
+    except ConfigError:  # none yet, or none that can be read
+        return False
+    if there["parameters_sha256"] != dictionary:
+        return False
+    return there["config"]["contexts"] > config.contexts or (there["config"]["nulls"] and not config.nulls)
 
 
 def training_curve(folder: Path, points: int = 60) -> list[dict]:

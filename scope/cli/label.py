@@ -146,8 +146,8 @@ def _report(console, store, made, todo: int) -> None:
         tokens = [m.tokens for m in tested if m.tokens is not None]
         console.print(
             f"{len(made):,} labels, {len(tested):,} tested: balanced accuracy {means['score']:.3f} on average; another "
-            f"latent's label on the same windows {means['null']:.3f}; token statistics as a rule {sum(tokens) / len(tokens):.3f}; "
-            "guessing 0.5."
+            f"latent's label on the same windows {means['null']:.3f}; token statistics as a rule "
+            f"{sum(tokens) / len(tokens):.3f}; guessing 0.5."
         )
     else:
         console.print(f"{len(made):,} labels, none of them tested.")

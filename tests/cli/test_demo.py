@@ -168,3 +168,16 @@ def test_a_corpus_that_ends_early_is_said(tmp_path, tiny_model, capsys):
     assert 0 < store.tokens.size < 50_000
     said = " ".join(capsys.readouterr().out.split())
     assert f"the corpus ended at {store.tokens.size:,} of 50,000 tokens" in said
+
+
+def test_a_quick_look_does_not_replace_a_fuller_report_and_a_new_report_reaches_the_pack(given, whole, tmp_path, capsys):
+    out = shutil.copytree(whole, tmp_path / "demo")
+    report, model = out / "dictionary" / "evaluation.json", given[1]
+    before = report.read_bytes()
+    look = ["evaluate", str(out / "dictionary"), "--model", model, "--recording", str(out / "recording"), "--contexts", "2"]
+    assert run([*look, "--no-nulls"]) == 0
+    assert "is kept" in " ".join(capsys.readouterr().out.split())
+    assert report.read_bytes() == before
+    assert run([*look, "--json", str(report)]) == 0
+    assert demo(given, out) == 0
+    assert FeatureStore.open(out / "pack").health["evaluation"] == json.loads(report.read_text())
