@@ -85,11 +85,14 @@ class HarvestConfig:
             raise ActivationsError(f"context is {self.context}; <bos> and one token of text need at least 2.")
         if self.dtype not in ("bfloat16", "float32"):
             raise ActivationsError(f"dtype is {self.dtype!r}; activations are stored as bfloat16 or float32.")
-        if self.outlier_times != 0 and not self.outlier_times > 1:
+        if self.seed < 0:
+            raise ActivationsError(f"seed is {self.seed}; it must be 0 or more.")
+        if self.outlier_times != 0 and not 1 < self.outlier_times < float("inf"):
             raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
         unknown = sorted(set(self.exclude) - set(RULES))
         if unknown:
             raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
+        object.__setattr__(self, "exclude", tuple(rule for rule in RULES if rule in self.exclude))  # their order means nothing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Exit code: 0 done, 2 refused, 130 stopped with Ctrl-C."""
+    """Exit code: 0 done, 1 what was asked does not hold (a replay whose texts differ), 2 refused, 130 stopped with Ctrl-C."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
         print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        _parse(name, rest).run()
+        code = _parse(name, rest).run()
     except KeyboardInterrupt:
         if _speaks():
             print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> int:
             name = f"{name} (rank {os.environ['RANK']})"
         print(f"scope {name}: {message}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _speaks() -> bool:

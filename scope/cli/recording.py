@@ -91,6 +91,11 @@ class Command:
                 + f"`scope recording repair {self.recording.name if '://' in self._place else self.recording}` moves "
                 f"{_counted(len(found.damaged), 'shard')} aside; the rest can then be read."
             )
+        if not found.shards:
+            console.print(
+                f"{self._place}: no shard is finished yet, so there is nothing to verify. `scope harvest` goes on with it."
+            )
+            return
         console.print(f"{self._place}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
 
     def _repair(self) -> None:

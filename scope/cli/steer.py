@@ -96,7 +96,7 @@ class Command:
     any_model: bool = False
     """Allow a dictionary that was trained on other weights than the model's, as for a fine-tune of the same base."""
 
-    def run(self) -> None:
+    def run(self) -> int | None:
         from scope.cli.certificate import certified
         from scope.cli.progress import console
         from scope.models.load import load_model
@@ -227,7 +227,8 @@ class Command:
         lines = [f"  {i:>6}  {row.label}  promotes {' '.join(row.promotes[:4])!r}" for i, row in best.iterrows()]
         return "\n".join([f" With the highest output scores in {pack.folder}:", *lines])
 
-    def _replay(self, model, sae, console) -> None:
+    def _replay(self, model, sae, console) -> int:
+        """0 where the texts are the same, 1 where they differ."""
         from rich.text import Text
 
         from scope.errors import EditError
@@ -246,13 +247,14 @@ class Command:
         versions = (saved.runs[0] if isinstance(saved, Sweep) else saved).versions
         if saved.same_texts(again):
             console.print("[green]The texts are the same, token by token, as those that were saved.[/]")
-        else:
-            import torch
+            return 0
+        import torch
 
-            console.print(
-                f"[yellow]The texts differ from those that were saved[/] with torch {versions.get('torch')}; "
-                f"this is torch {torch.__version__}. Another machine or another number of threads rounds differently."
-            )
+        console.print(
+            f"[yellow]The texts differ from those that were saved[/] with torch {versions.get('torch')}; "
+            f"this is torch {torch.__version__}. Another machine or another number of threads rounds differently."
+        )
+        return 1
 
 
 def print_run(run, console) -> None:

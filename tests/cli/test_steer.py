@@ -45,6 +45,12 @@ def test_a_saved_run_is_replayed_to_the_same_texts(steer, tmp_path):
     code, out, _ = steer("--replay", str(file))
     assert code == 0
     assert "The texts are the same, token by token" in " ".join(out.split())
+    saved = json.loads(file.read_text())
+    saved["sampling"]["seed"] += 1
+    file.write_text(json.dumps(saved))
+    code, out, _ = steer("--replay", str(file))
+    assert code == 1, "a script must not take texts that differ for the same"
+    assert "The texts differ" in " ".join(out.split())
 
 
 def test_without_a_latent_the_best_candidates_are_listed(steer):
