@@ -360,14 +360,20 @@ def steer_these(latents: list[int]) -> None:
     go("steer")
 
 
-def dense_too(store: FeatureStore) -> bool:
-    """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address."""
-    if "dense" not in st.query_params:
-        st.session_state.setdefault("dense", st.session_state.get("dense told", False))
+def dense_too(store: FeatureStore, at_first: bool) -> bool:
+    """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address.
+
+    Until somebody chooses, each page begins as it sees fit: a table of all latents with them, a ranking of a text without.
+    """
+    if "dense told" in st.session_state and "dense" not in st.query_params:
+        st.session_state.setdefault("dense", st.session_state["dense told"])
     limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
     told = f"Latents that fire on more than {limit:.2g} of all tokens; one choice for the lists of all pages."
-    st.session_state["dense told"] = st.toggle(DENSE, key="dense", bind="query-params", help=told)
-    return st.session_state["dense told"]
+
+    def choose() -> None:
+        st.session_state["dense told"] = st.session_state["dense"]
+
+    return st.toggle(DENSE, at_first, key="dense", bind="query-params", help=told, on_change=choose)
 
 
 def remember(latent: int) -> None:

@@ -43,7 +43,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     mode = st.selectbox("in", MODES, key="in", bind="query-params", width=150)
     sort = st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params", width=180)
     rising = st.toggle("Rising", key="rising", bind="query-params")
-    dense = session.dense_too(store)
+    dense = session.dense_too(store, at_first=True)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     flags = "What the flags mean stands in the pack's table: scope.features.table"
     hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)

@@ -154,7 +154,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack. "
         "Direct effect: what it adds to the logit of the likeliest next token.",
     )
-    dense = session.dense_too(store)
+    dense = session.dense_too(store, at_first=False)
     least = st.slider(
         "Stronger than this share of its firings", 0.0, 0.99, 0.0, 0.01, key="least", bind="query-params", width=260
     )

@@ -67,7 +67,7 @@ def test_start_here_leads_to_living_latents_each_once(toy_folder):
 
 def test_a_search_for_a_word_finds_its_latents(open_app):
     assert 1 in listed(open_app("features", q="dog", dense="true"))
-    at = open_app("features", q="dog")
+    at = open_app("features", q="dog", dense="false")
     assert 1 not in listed(at)
     assert any("“Dense too” shows them" in caption.value for caption in at.caption)
     assert (
@@ -216,11 +216,12 @@ def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
 
 def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
     dense = np.flatnonzero(FeatureStore.open(toy_folder).table["flags"].str.contains("dense"))
-    assert not np.isin(dense, listed(open_app("features"))).any()
-    at = open_app("features", dense="true")
-    assert np.isin(dense, listed(at)).all()
-    at.switch_page("views/prompt.py").run()
-    at.switch_page("views/features.py").run()
+    at = open_app("features")
     assert np.isin(dense, listed(at)).all()
     at.toggle(key="dense").set_value(False).run()
     assert not np.isin(dense, listed(at)).any()
+    at.switch_page("views/prompt.py").run()
+    at.switch_page("views/features.py").run()
+    assert not np.isin(dense, listed(at)).any()
+    assert not at.warning
+    assert not np.isin(dense, listed(open_app("features", dense="false"))).any()
