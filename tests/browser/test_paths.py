@@ -1,10 +1,15 @@
 """The ways a person takes through the app, in a real browser."""
 
 import re
+from urllib.parse import urlencode
 
 import pytest
 
 PAGES = (("", {}), ("features", {}), ("feature", {"f": 3}), ("prompt", {"text": "the dog"}), ("health", {}))
+
+TOKENS = "[...document.querySelectorAll('*')].filter(e => e.shadowRoot)"
+TOKENS += ".flatMap(e => [...e.shadowRoot.querySelectorAll('.tok')]).map(t => t.textContent)"
+"""The tokens of all strips on a page."""
 
 
 def cell(page, row: int, x: int = 300) -> None:
@@ -103,6 +108,29 @@ def test_two_prompts_are_compared_by_their_address_in_a_fresh_tab(visit):
     page.get_by_text("What differs").wait_for()
     assert page.get_by_label("Second text").input_value() == params["with"]
     page.locator("[data-testid=stDataFrame]").first.wait_for()
+
+
+def test_two_sessions_at_once_share_the_model_and_what_was_said_and_nothing_else(visit):
+    texts = {visit(): "the dog runs to the river", visit(theme="dark", width=768): "a cat looks at the moon"}
+    for person, text in texts.items():  # both ask before either was answered
+        person.page.goto(f"{person.server}/prompt?{urlencode({'pack': 'tiny', 'text': text})}", wait_until="commit")
+    for person, text in texts.items():
+        person.page.get_by_text("What comes next").wait_for()
+        person.settle()
+        assert person.page.get_by_label("Text", exact=True).input_value() == text
+        assert "".join(text.split()) in "".join("".join(person.page.evaluate(TOKENS)).split())
+        assert not person.page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count()
+    one, other = texts
+    one.open("feature", f=7)
+    one.keyed()
+    one.page.keyboard.press("e")
+    field = one.page.get_by_label("Label of #7")
+    field.wait_for()
+    one.settle()
+    field.fill("said by the first")
+    field.press("Enter")
+    one.page.wait_for_function("document.querySelector('h3')?.innerText.includes('said by the first')")
+    assert "said by the first" in other.open("feature", f=7).locator("h3").first.inner_text()
 
 
 def test_a_latent_out_of_range_is_refused_in_the_browser_too(visit):
