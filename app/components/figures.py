@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
-from app.components.palette import ELSEWHERE, MARK, RAISED, SERIES, lowered_or_raised
+from app.components.palette import ELSEWHERE, MARK, RAISED, SERIES
 from scope.features.index import Index
 from scope.features.text import show
 
@@ -269,27 +269,6 @@ def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: di
     """Several traces; a legend where there are several."""
     figure = _figure({}, height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15})
     return go.Figure({"data": traces, "layout": figure.layout})
-
-
-def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f") -> Drawn:
-    """Tokens with a signed figure each, in the order given; colour tells the sign, which is written too."""
-    places, values = list(range(len(pairs))), [float(value) for _, value in pairs]
-    bars = {
-        "type": "bar",
-        "x": [abs(value) for value in values],
-        "y": places,
-        "orientation": "h",
-        "marker": {"color": [lowered_or_raised(value) for value in values]},
-        "text": [f"{value:{form}}" for value in values],
-        "textposition": "outside",
-        "cliponaxis": False,
-        "hovertext": [_literal(show(token, mark_space=True)) for token, _ in pairs],
-        "hoverinfo": "text",
-    }
-    names = [_literal(show_line(show(token, mark_space=True), 18)) for token, _ in pairs]
-    y = {"autorange": "reversed", "tickvals": places, "ticktext": names, "showgrid": False}
-    reach = 1.3 * max(map(abs, values), default=1.0) or 1.0
-    return Drawn(bars, _layout(16 + 22 * len(pairs), {"visible": False, "range": [0, float(reach)]}, y))
 
 
 def _literal(text: str) -> str:

@@ -9,6 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from app.components import figures
+from app.components.bars import signed_bars
 from app.components.plain import number, plain
 from app.components.tokens import example_row, strips
 from scope.errors import PackError
@@ -110,8 +111,7 @@ def output(feature: Feature) -> None:
         with column:
             st.markdown(f"###### {name}", help=meaning)
             if pairs:
-                figure = figures.signed_bars(pairs[:10], form)
-                st.plotly_chart(figure, config=figures.SMALL, key=f"bars {name}", alt=f"{name}: {len(pairs[:10])} tokens")
+                signed_bars(pairs[:10], form, key=f"bars {name}", alt=f"{name}: {len(pairs[:10])} tokens")
             else:
                 st.caption(
                     "Not measured. `scope features … --output-score` measures it."

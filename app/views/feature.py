@@ -28,10 +28,24 @@ before, after = (feature.id - 1, feature.id + 1) if place is None else (place - 
 last = (store.d_sae if place is None else len(order)) - 1
 
 
+def turn(latent: int) -> None:
+    """Show another latent, called back before the one run that shows it; to go there would take two, the button's own first."""
+    st.query_params.from_dict(session.params(f=latent))
+
+
 def walk(to: int) -> None:
-    """Go to a neighbour in the list, or to the next number without one."""
+    """Turn to a neighbour in the list, or to the next number without one."""
     if 0 <= to <= last:
-        session.go("feature", f=to if place is None else order[to])
+        turn(to if place is None else order[to])
+
+
+def wander() -> None:
+    turn(store.random(np.random.default_rng()).id)
+
+
+def on_key(name: str) -> None:
+    if name in ("before", "after"):
+        walk(before if name == "before" else after)
 
 
 def edit() -> None:
@@ -53,10 +67,9 @@ pressed = keys(
     | {str(n): name for n, name in enumerate(panels.GROUPS, 1) if not feature.dead},
     key="keys",
     focus=f"Label of #{feature.id}" if editing else "",
+    on_key=on_key,
 )
-if pressed in ("before", "after"):
-    walk(before if pressed == "before" else after)
-elif pressed in panels.GROUPS:
+if pressed in panels.GROUPS:
     st.session_state["group asked"] = pressed
 if editing:
     notes.label_editor(feature)
@@ -70,12 +83,11 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     within = "Within the last list of latents" if place is not None else "The number before or after: no list was looked at"
-    if st.button("Previous", icon=":material/arrow_back:", shortcut="k", disabled=before < 0, help=within):
-        walk(before)
-    if st.button("Next", icon=":material/arrow_forward:", shortcut="j", disabled=after > last, help=within):
-        walk(after)
-    if st.button("Random", icon=":material/casino:", shortcut="a", help="A living latent, each equally likely"):
-        session.go("feature", f=store.random(np.random.default_rng()).id)
+    for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
+        none, icon = not 0 <= to <= last, f":material/{icon}:"
+        st.button(name, key=name, icon=icon, shortcut=shortcut, disabled=none, help=within, on_click=walk, args=(to,))
+    told = "A living latent, each equally likely"
+    st.button("Random", icon=":material/casino:", shortcut="a", help=told, on_click=wander)
     st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, disabled=editing)
     notes.star(feature, said.starred)
     if st.button("Steer", icon=":material/explore:", shortcut="s"):

@@ -39,3 +39,9 @@ def said(at: AppTest) -> str:
     """Every message on the page, without the marks that keep Markdown from reading it."""
     boxes = [*at.error, *at.warning, *at.info]
     return "\n".join([*(box.value.replace("\\", "") for box in boxes), *(code.value for code in at.code)])
+
+
+def bars(at: AppTest) -> list[dict]:
+    """Every list of bars on the page."""
+    found = [json.loads(c.proto.json) for c in at.get("bidi_component")]
+    return [data for data in found if "bars" in data]

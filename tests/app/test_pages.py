@@ -8,7 +8,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.components import figures, health, panels
+from app.components.palette import LOWERED, RAISED
 from scope.features.store import FeatureStore
+from scope.features.text import show
+from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
 
@@ -127,6 +130,14 @@ def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
     assert pressed(pressed(at, "Previous"), "Previous").query_params["f"] == "8"
 
 
+def test_one_run_shows_the_next_latent(open_app, monkeypatch):
+    """To go to a page ends a run and begins another; a walk that did so would take twice as long."""
+    at = open_app("feature", f=9)
+    monkeypatch.setattr("app.session.go", lambda *page, **more: pytest.fail("a second run"))
+    assert pressed(at, "Next").subheader[0].value.startswith("\\#10 ")
+    assert pressed(at, "Random").query_params["pack"] == "toy"
+
+
 def test_the_first_latent_has_none_before_it(open_app):
     assert next(b for b in open_app("feature", f=0).button if b.label == "Previous").disabled
 
@@ -183,8 +194,21 @@ def drawn(figure: figures.Drawn) -> go.Figure:
 
 def test_figures_show_tokens_as_they_stand():
     """Plotly reads a little HTML in its texts, and of the entities only some."""
-    names = drawn(figures.signed_bars([("<b>", 1.0), ('."', -0.5), ("&lt;", 0.1)])).layout.yaxis.ticktext
+    names = figures.matrix(np.zeros((1, 3)), ["#1"], ["<b>", '."', "&lt;"], ["a label"]).layout.xaxis.ticktext
     assert names == ("&lt;b&gt;", '."', "&amp;lt;")
+
+
+def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_app, toy_folder):
+    feature = FeatureStore.open(toy_folder)[9]
+    shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9))}
+    lists = {"Raises, by weights": feature.promoted, "Lowers, by weights": feature.suppressed}
+    for name, pairs in lists.items():
+        assert [bar["whole"] for bar in shown[name]] == [show(token, mark_space=True) for token, _ in pairs[:10]]
+        assert [bar["told"] for bar in shown[name]] == [f"{value:+.2f}" for _, value in pairs[:10]]
+        largest = max(abs(value) for _, value in pairs[:10])
+        assert [bar["length"] for bar in shown[name]] == pytest.approx([abs(value) / largest for _, value in pairs[:10]])
+    assert {bar["colour"] for bar in shown["Raises, by weights"] if bar["told"][0] == "+"} == {RAISED}
+    assert {bar["colour"] for bar in shown["Lowers, by weights"] if bar["told"][0] == "-"} == {LOWERED}
 
 
 def test_crowded_regions_are_thinned_and_lonely_points_kept():

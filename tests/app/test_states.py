@@ -16,7 +16,7 @@ from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.layout import SCHEMA
 from scope.features.live import TokenView
 from scope.features.store import FeatureStore
-from tests.app.conftest import said
+from tests.app.conftest import bars, said
 
 
 @pytest.fixture
@@ -142,7 +142,8 @@ def test_a_dead_latent_says_in_how_many_tokens_and_keeps_its_weights(open_app, t
     at, store = open_app("feature", f=0), FeatureStore.open(toy_folder)
     assert f"did not fire in {store.n_tokens:,} tokens" in said(at)
     assert f"{3 / store.n_tokens:.1e}" in said(at)
-    assert len(at.get("plotly_chart")) == 3
+    assert len(bars(at)) == 3
+    assert not at.get("plotly_chart")
 
 
 def damage_examples(folder, latent):
@@ -163,7 +164,7 @@ def test_one_damaged_chunk_is_told_on_that_latent_alone(open_app, own_pack):
     assert not hurt.exception
     assert "examples of latent 9 are damaged" in said(hurt)
     assert hurt.metric
-    assert len(hurt.get("plotly_chart")) == 3  # what it writes still stands
+    assert len(bars(hurt)) == 3  # what it writes still stands
     well = open_app("feature", packs=[own_pack], f=10)
     assert not well.warning
 
@@ -209,7 +210,8 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
     at = tried(open_app("feature", f=9))
     assert told in said(at).replace("\u2060", "")
     assert at.metric
-    assert len(at.get("plotly_chart")) == 4
+    assert len(at.get("plotly_chart")) == 1
+    assert len(bars(at)) == 3
 
 
 @pytest.fixture
