@@ -22,7 +22,7 @@ def sweep(
     sae,
     edits: Edit | Edits,
     prompts: Sequence[str],
-    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    strengths: Iterable | float = (0.25, 0.5, 0.75, 1.0),
     sampling: SamplingConfig | None = None,
     *,
     arms: Sequence[str] | None = None,
@@ -88,7 +88,7 @@ def estimate(
     sae,
     edits: Edit | Edits,
     prompts: Sequence[str],
-    strengths: Sequence[float],
+    strengths: Iterable | float,
     sampling: SamplingConfig | None = None,
     *,
     arms: Sequence[str] | None = None,
@@ -113,7 +113,7 @@ def estimate(
     return len(_doses(strengths)) * (took[-1] + a_token * (wanted - longer))
 
 
-def _doses(strengths: Sequence[float]) -> list[float]:
+def _doses(strengths: Iterable | float) -> list[float]:
     """One or several, as numbers.
 
     Raises:
