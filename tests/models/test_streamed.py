@@ -1,6 +1,7 @@
 """Layer-streamed models: the numbers of the resident one, from a memory that could not hold its weights."""
 
 import json
+import os
 import subprocess
 import sys
 from copy import deepcopy
@@ -159,7 +160,10 @@ def test_a_model_of_twice_the_memory_limit_is_recorded_under_it_and_equals_the_r
     assert sum(p.numel() * p.itemsize for p in resident.parameters()) > 2 * limit
     sites, out = ["blocks.10.attn.hook_z", "blocks.25.hook_resid_post"], tmp_path / "out.pt"
     arguments = [str(tmp_path), str(limit), json.dumps(sites), str(out)]
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=False)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # each further one has buffers of its own
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=False, env=one_thread
+    )
     assert done.stdout == "too large\n", done.stderr[-2000:]
     tokens = torch.randint(7, config.d_vocab, (8, 32), generator=torch.Generator().manual_seed(0))
     found = torch.load(out)
