@@ -8,7 +8,7 @@ from typing import Any
 
 from scope.errors import EditError
 from scope.steering.judge import By
-from scope.steering.run import SteeringRun, write_whole
+from scope.steering.run import SteeringRun, text_of, write_whole
 from scope.steering.statistics import by_prompt, by_text, choose, interval, mean
 
 SCHEMA = 1
@@ -120,8 +120,7 @@ class Sweep:
             EditError: it is no saved sweep, or one of another version.
         """
         try:
-            text = str(source) if str(source).lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
-            raw = json.loads(text)
+            raw = json.loads(text_of(source))
             if "sweep" not in raw or raw.get("schema") != SCHEMA:
                 raise ValueError(f"schema {raw.get('schema')}, and this version reads sweeps of schema {SCHEMA}")
             runs = [SteeringRun.from_json(json.dumps(run)) for run in raw["runs"]]

@@ -129,8 +129,7 @@ class SteeringRun:
             EditError: it is no saved run, or one of another version.
         """
         try:
-            text = str(source) if str(source).lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
-            raw = json.loads(text)
+            raw = json.loads(text_of(source))
             schema = raw.get("schema")
         except (OSError, ValueError, AttributeError) as error:
             raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
@@ -194,6 +193,11 @@ class SteeringRun:
 _PLAIN = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
 _PLAIN += ("instruction", "others", "stopped_after")
 _LATER = ("fvu",)  # what runs of this schema may lack, having been saved before it was kept
+
+
+def text_of(source: str | Path) -> str:
+    """JSON text as it is, or what stands in the file of that name."""
+    return str(source) if str(source).lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
 
 
 def write_whole(file: Path, text: str) -> None:
