@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from scope.features.store import FeatureStore
+from scope.models.load import load_model
+from scope.sae.files import load_sae
+from tests.conftest import random_gemma
 from tests.features.toy_pack import make_toy_pack
+from tests.labs import make_lab
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
@@ -17,6 +22,23 @@ def toy_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("packs") / "toy" / "pack"
     make_toy_pack(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> Path:
+    """A lab of a tiny model: checkpoint, recording, dictionary and pack, which the tests of a file may write beside."""
+    return make_lab(tmp_path_factory.mktemp("lab") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
+
+
+@pytest.fixture(scope="module")
+def store(folder) -> FeatureStore:
+    return FeatureStore.open(folder / "pack")
+
+
+@pytest.fixture(scope="module")
+def lab(folder):
+    """(model, dictionary) of that lab."""
+    return load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
 
 
 @pytest.fixture

@@ -9,13 +9,6 @@ from scope.features.store import FeatureStore
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from tests.app.conftest import said
-from tests.conftest import random_gemma
-from tests.labs import make_lab
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
-    return make_lab(tmp_path_factory.mktemp("prompt") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
 
 
 @pytest.fixture

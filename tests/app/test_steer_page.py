@@ -12,33 +12,13 @@ from app import session, steering
 from app.components import steering_arms, steering_text, steering_units
 from app.jobs import Job
 from app.turns import Turns
-from scope.features.store import FeatureStore
-from scope.models.load import load_model
 from scope.models.sampling import SamplingConfig
-from scope.sae.files import load_sae
 from scope.steering.interventions import Add, Clamp, Direction, Edits
 from scope.steering.run import SteeringRun
 from scope.steering.runs import Runs
 from tests.app.conftest import said
-from tests.conftest import random_gemma
-from tests.labs import make_lab
 
 HOSTILE = "<img src=x onerror=alert(1)> [a](http://b)"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
-    return make_lab(tmp_path_factory.mktemp("page") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
-
-
-@pytest.fixture(scope="module")
-def store(folder):
-    return FeatureStore.open(folder / "pack")
-
-
-@pytest.fixture(scope="module")
-def lab(folder):
-    return load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
 
 
 @pytest.fixture(autouse=True)

@@ -14,10 +14,7 @@ from app.components.steering_units import gauge, parse_strengths
 from app.jobs import Job
 from app.turns import Turns
 from scope.errors import EditError
-from scope.features.store import FeatureStore
-from scope.models.load import load_model
 from scope.models.sampling import SamplingConfig
-from scope.sae.files import load_sae
 from scope.steering.attribution import attribute
 from scope.steering.dose import Sweep
 from scope.steering.effects import effects
@@ -26,25 +23,8 @@ from scope.steering.runs import Runs
 from scope.steering.sweep import sweep
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
-from tests.conftest import random_gemma
-from tests.labs import make_lab
 
 ARMS = ("plain", "steered", "random")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
-    return make_lab(tmp_path_factory.mktemp("sweep") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
-
-
-@pytest.fixture(scope="module")
-def store(folder):
-    return FeatureStore.open(folder / "pack")
-
-
-@pytest.fixture(scope="module")
-def lab(folder):
-    return load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
 
 
 @pytest.fixture
