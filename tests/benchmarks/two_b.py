@@ -1,7 +1,7 @@
 """The true shape of Gemma 2 2B with random bfloat16 weights: loaded, run and compared with transformers; streamed from disk
 under a limit of half its weights. Run by hand, whole or in parts, with 6 GB of disk and 7 GB of memory to spare:
 
-    python -m tests.benchmarks.two_b --folder /tmp/two-b [--part make ours theirs compare streamed]
+    python -m tests.benchmarks.two_b --folder FOLDER [--part make ours theirs compare streamed]
 
 Every part is a process of its own, so that no memory is shared and each can be limited. The folder can be thrown away.
 """
