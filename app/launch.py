@@ -33,7 +33,7 @@ def options(port: int, browser: bool) -> dict[str, Any]:
 
 
 def main(port: int, browser: bool) -> None:
-    """Serve until stopped. The packs come by the environment variable that `app.session` names."""
+    """Serve until stopped. The packs come by the environment variable that `app.packs` names."""
     from streamlit.web import bootstrap
 
     script = str(Path(__file__).with_name("main.py"))

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import session
+from app import models, packs, session
 from app.components.plain import count, plain, short_name
 from scope.errors import ScopeError
 
 
 def sidebar() -> None:
     """The pack that is shown, and what it is."""
-    known, slug = list(session.registry()), session.current()
+    known, slug = list(packs.registry()), session.current()
     chosen = st.selectbox("Pack", known, index=known.index(slug), key=f"choose {slug}")
     if chosen != slug:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
@@ -23,7 +23,7 @@ def sidebar() -> None:
 @st.fragment(run_every=2.0)
 def watch(slug: str) -> None:
     """How far a pack is that is being built; the page opens by itself when it is whole."""
-    state = session.building(slug)
+    state = packs.building(slug)
     if state is None:
         st.rerun()
     else:
@@ -49,13 +49,13 @@ try:
     with st.sidebar:
         sidebar()
         status = st.empty()
-    status.caption(plain(session.model_status()))
+    status.caption(plain(models.status()))
     try:
         page.run()
     finally:
-        status.caption(plain(session.model_status()))  # the page may have loaded it
+        status.caption(plain(models.status()))  # the page may have loaded it
 except ScopeError as refusal:
     session.refuse(refusal)
     slug = st.session_state.get("pack")
-    if slug and session.building(slug) is not None:
+    if slug and packs.building(slug) is not None:
         watch(slug)

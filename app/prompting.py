@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import session
+from app import models, session
 from app.components import prompts
 from app.components.code import copy_as_python, heading, opening
 from scope.errors import ScopeError
@@ -20,7 +20,7 @@ def following(store: FeatureStore, view: Any, place: int | None) -> pd.DataFrame
 
     key = (id(view), place)
     if st.session_state.get("next", (None,))[0] != key:
-        with session.live(store) as (model, _):
+        with models.live(store) as (model, _):
             st.session_state["next"] = (key, next_tokens(view, model, place))
     return st.session_state["next"][1]
 
@@ -33,7 +33,7 @@ def by_direct_effect(store: FeatureStore, view: Any, at: int, k: int, *, dense: 
     """
     from scope.features.direct import direct_effects
 
-    with session.live(store) as (model, sae):
+    with models.live(store) as (model, sae):
         token, effects = direct_effects(view, model, sae, at)
     rows = ranked(view, at, "value", store.d_sae, dense=dense, least=least)
     rows = rows.assign(direct=effects[rows.index])
@@ -51,7 +51,7 @@ def ablation(store: FeatureStore, text: str, latent: int) -> None:
         from scope.steering.interventions import Ablate
 
         try:
-            with session.live(store) as (model, sae), st.spinner("Ablating"):
+            with models.live(store) as (model, sae), st.spinner("Ablating"):
                 st.session_state["ablated"] = (text, latent, effects(model, sae, Ablate(latent), text))
         except ScopeError as refusal:
             session.refuse(refusal)
@@ -74,7 +74,7 @@ def attribution(store: FeatureStore, text: str) -> None:
         from scope.steering.attribution import attribute
 
         try:
-            with session.live(store) as (model, sae), st.spinner("Attributing"):
+            with models.live(store) as (model, sae), st.spinner("Attributing"):
                 found = attribute(model, sae, text, token or None, other or None, method=method, pack=store, exact=16)
                 st.session_state["attribution"] = (text, found)
         except ScopeError as refusal:

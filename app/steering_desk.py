@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import session, steering_facts
+from app import models, session, steering_facts
 from app.components import steering_arms as arms
 from app.components import steering_stack as stack
 from app.components import steering_sweep as sweeps
@@ -36,12 +36,12 @@ class Desk:
         """Load what is needed and get in line; `make(model, sae)` gives the work."""
         self.mine.pop("refused", None)
         try:
-            with session.spared():
-                model, sae = session.ready(self.store)
+            with models.spared():
+                model, sae = models.ready(self.store)
             self.mine["sae"] = sae
             self.mine["chat"] = "" if model.words.chat_template else steering_facts.NO_TEMPLATE
             here = None if kind == "sweep" else _here()  # a sweep lets others go first, and may run on without a reader
-            self.mine["job"] = Job(kind, _spared(make(model, sae)), session.turns(), model, here).start()
+            self.mine["job"] = Job(kind, _spared(make(model, sae)), models.turns(), model, here).start()
         except ScopeError as refusal:
             self.mine["refused"] = refusal
 
@@ -113,7 +113,7 @@ def _spared(work: Work) -> Work:
     """Where the memory does not suffice, a job is refused as everything else is."""
 
     def done(job: Job) -> Any:
-        with session.spared():
+        with models.spared():
             return work(job)
 
     return done

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app import session
+from app import packs, session
 from scope.errors import CheckpointError, ScopeError
 from scope.features.store import FeatureStore
 from scope.models.checkpoints import find_checkpoint
@@ -26,7 +26,7 @@ def chat_template(name: str) -> str | None:
 def later(store: FeatureStore) -> list[str]:
     """Slugs of the other packs of the same model at later sites: their dictionaries can be asked what the edits do there."""
     found = []
-    for slug in session.registry():
+    for slug in packs.registry():
         try:
             other = session.pack(slug)
         except ScopeError:

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import session
+from app import models, packs, session
 from app.components import guess, health, notes, panels, tested
 from app.components.code import copy_as_python, heading, opening
 from app.components.keys import keys
@@ -15,7 +15,7 @@ from scope.features.guess import draw_windows
 store = session.pack()
 asked = session.asked_latent(store)
 if asked is None:
-    asked = next(iter(session.once(store, "start here", lambda: health.start_here(store)).values()), 0)
+    asked = next(iter(packs.once(store, "start here", lambda: health.start_here(store)).values()), 0)
 feature = store[asked]
 session.remember(feature.id)
 python = opening(str(store.folder)) + f"feature = pack[{feature.id}]\n"
@@ -142,7 +142,7 @@ def strengths_and_test() -> None:
         st.caption(f"{len(texts)} lines; the first {tested.AT_ONCE} are read.")
     if (pressed or st.session_state.pop("run", False)) and texts:
         try:
-            found = [tested.result(t, session.reading(store, t), feature.id) for t in texts[: tested.AT_ONCE]]
+            found = [tested.result(t, models.reading(store, t), feature.id) for t in texts[: tested.AT_ONCE]]
             tested.keep(kept, found)
         except ScopeError as refusal:
             session.refuse(refusal)

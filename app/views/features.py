@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import downloads, session
+from app import downloads, models, session
 from app.components import compare, figures, listing, notes
 from app.components.code import copy_as_python, opening
 from app.components.listing import (
@@ -63,7 +63,7 @@ if mode == "promotes":
 
 try:
     if by_weights and words.strip():
-        with session.live(store) as (model, sae):
+        with models.live(store) as (model, sae):
             from scope.features.unembedding import promotes_by_weights  # needs torch, which browsing does not
 
             beside = promotes_by_weights(store, words, model, sae)

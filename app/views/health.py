@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import session
+from app import packs, session
 from app.components import figures, health
 from app.components.code import heading, opening, openings
 from app.components.plain import plain
@@ -10,20 +10,20 @@ from scope.errors import PackError
 from scope.features.counterparts import counterparts
 
 store = session.pack()
-known = [slug for slug in session.registry() if slug != session.current()]
+known = [slug for slug in packs.registry() if slug != session.current()]
 beside = st.multiselect(
     "Beside", known, key="beside", bind="query-params", max_selections=3, placeholder="Up to three other packs"
 )
-packs = {session.current(): store, **{slug: session.pack(slug) for slug in beside}}
-python, several = opening(str(store.folder)), openings({slug: each.folder for slug, each in packs.items()})
+shown = {session.current(): store, **{slug: session.pack(slug) for slug in beside}}
+python, several = opening(str(store.folder)), openings({slug: each.folder for slug, each in shown.items()})
 
 arms = python + "pack.health['evaluation']['arms']"
-if len(packs) > 1:
+if len(shown) > 1:
     arms = several + "{name: (pack.health or {}).get('evaluation', {}).get('arms') for name, pack in packs.items()}"
 heading("Scores", arms, "py scores", meaning="Each beside what it would be without skill.")
-for slug, each in packs.items():
+for slug, each in shown.items():
     report = health.evaluation(each)
-    if len(packs) > 1:
+    if len(shown) > 1:
         st.caption(f"**{plain(slug)}** · {plain(each.site)} · {each.d_sae:,} latents")
     if report is None:
         st.info(f"No evaluation lies in {plain(slug)}. This makes one, and `scope features` puts it into the pack:")
@@ -34,7 +34,7 @@ for slug, each in packs.items():
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 
-if len(packs) > 1:
+if len(shown) > 1:
     lines = several + (
         "for name, pack in packs.items():\n"
         "    if (pack.health or {}).get('evaluation'):\n"
@@ -43,9 +43,9 @@ if len(packs) > 1:
     )
     told = "Lower and further left is better; only packs with an evaluation."
     heading("Sparsity against error", lines, "py pareto", meaning=told)
-    points = {slug: health.point(each) for slug, each in packs.items()}
+    points = {slug: health.point(each) for slug, each in shown.items()}
     points = {slug: point for slug, point in points.items() if point is not None}
-    if len({(packs[slug].model_name, packs[slug].site) for slug in points}) > 1:
+    if len({(shown[slug].model_name, shown[slug].site) for slug in points}) > 1:
         st.caption("These packs read different sites or models: their errors are shares of different variances.")
     st.plotly_chart(figures.pareto(points), config=figures.SMALL, key="pareto", alt="L0 against FVU, one point a pack")
 
@@ -64,7 +64,7 @@ else:
         "`scope evaluate` and `scope features` check it, and the next pack of this dictionary takes it along."
     )
 
-curves = {slug: (each.health or {}).get("training") for slug, each in packs.items()}
+curves = {slug: (each.health or {}).get("training") for slug, each in shown.items()}
 curves = {slug: rows for slug, rows in curves.items() if rows}
 if curves:
     heading(
@@ -88,23 +88,23 @@ for place, (name, column, meaning) in zip((left, middle, right), health.SPREADS,
     with place:
         heading(name, python + f"pack.table[{column!r}]", f"py {column}", meaning=meaning)
         spread = {
-            slug: session.once(each, f"spread {column}", lambda e=each, c=column: health.spread(e, c))
-            for slug, each in packs.items()
+            slug: packs.once(each, f"spread {column}", lambda e=each, c=column: health.spread(e, c))
+            for slug, each in shown.items()
         }
         st.plotly_chart(
             figures.spreads(spread, log=column == "density"), config=figures.SMALL, key=f"spread {column}", alt=name
         )
 st.caption(plain(health.geometry(store)))
 
-if len(packs) == 2:
-    other = next(each for slug, each in packs.items() if slug != session.current())
+if len(shown) == 2:
+    other = next(each for slug, each in shown.items() if slug != session.current())
     lines = opening(str(store.folder)) + f"other = FeatureStore.open({str(other.folder)!r})\n"
     lines += "from scope.features.counterparts import counterparts\n\npairs = counterparts(pack, other)\n"
     lines += "(pairs[['shared', 'by_chance']] >= 5).mean()"
     told = "Told by what both write: the ten tokens that each promotes most, by weights. Directions do not lie in a pack."
     heading("Latents that both have", lines, "py matched", meaning=told)
     try:
-        pairs = session.once(store, f"matched {other.folder} {id(other)}", lambda: counterparts(store, other))
+        pairs = packs.once(store, f"matched {other.folder} {id(other)}", lambda: counterparts(store, other))
         st.caption(plain(health.matched(pairs)))
     except PackError as refusal:
         st.caption(plain(refusal))

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import session
+from app import packs, session
 from app.components import figures, health, prompts
 from app.components.code import heading, opening
 from app.components.plain import plain, short_name
@@ -31,7 +31,7 @@ if report is None:
         "one, and `scope features` puts it here."
     )
 
-guides = session.once(store, "start here", lambda: health.start_here(store))
+guides = packs.once(store, "start here", lambda: health.start_here(store))
 if guides:
     st.markdown(
         "##### Start here",
@@ -41,7 +41,7 @@ if guides:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             session.link("feature", f"{name}: \\#{latent} {plain(table['label'].iat[latent])}", f=latent)
             session.link("steer", "steer it", icon=":material/explore:", f=latent)
-    text = session.once(store, "a text", lambda: health.telling_text(store, list(guides.values())))
+    text = packs.once(store, "a text", lambda: health.telling_text(store, list(guides.values())))
     if text:
         session.link("prompt", f"Which latents fire on “{plain(text)}”?", icon=":material/science:", text=text)
 
@@ -58,7 +58,7 @@ with left:
     limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
     dead, dense = int((table["count"] == 0).sum()), int((table["density"] >= limit).sum())
     told = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on {figures.percent(limit)} of tokens or more (blue)."
-    figure = session.once(store, "densities", lambda: figures.density(table["density"].to_numpy(), limit))
+    figure = packs.once(store, "densities", lambda: figures.density(table["density"].to_numpy(), limit))
     st.plotly_chart(figure, config=figures.SMALL, key="density", alt=told)
     st.caption(told)
 with right:
@@ -68,7 +68,7 @@ with right:
         "py scatter",
         meaning="Click a point.",
     )
-    figure, kept, alive = session.once(store, "strength by frequency", lambda: figures.living(table))
+    figure, kept, alive = packs.once(store, "strength by frequency", lambda: figures.living(table))
     told = f"{kept:,} of {alive:,} living latents." + (" Crowded regions are thinned." if kept < alive else "")
     picked = st.plotly_chart(figure, config=figures.SMALL, key="scatter", on_select="rerun", selection_mode="points", alt=told)
     st.caption(told)
@@ -83,7 +83,7 @@ if report is not None:
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 
-others = [slug for slug in session.registry() if slug != session.current()]
+others = [slug for slug in packs.registry() if slug != session.current()]
 if others:
     st.markdown("##### Other packs")
     for slug in others:

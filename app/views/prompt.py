@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import prompting, session
+from app import models, prompting, session
 from app.components import figures, listing, prompts
 from app.components.code import copy_as_python, heading, opening
 from app.components.plain import number, plain
@@ -47,7 +47,7 @@ def text_of(name: str, beside: str) -> str:
 
 def shortened(text: str, name: str) -> None:
     """Offer the part of a text that the model takes."""
-    part, n, most = session.cut(store, text)
+    part, n, most = models.cut(store, text)
     if n > most:
         st.caption(f"It has {n:,} tokens, and the model takes {most:,}. This is as far as they reach:")
         st.text(part[-160:])
@@ -84,8 +84,8 @@ if not all(text.strip() for text in texts):
 read_texts = texts
 try:
     if chat:
-        read_texts = [session.as_chat(store, text) for text in texts]
-    views = [session.reading(store, text) for text in read_texts]
+        read_texts = [models.as_chat(store, text) for text in texts]
+    views = [models.reading(store, text) for text in read_texts]
 except TokensError as refusal:
     session.refuse(refusal)
     for text, (name, _) in zip(texts, FIELDS, strict=False):

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import session, steering, steering_facts
+from app import models, packs, session, steering, steering_facts
 from app.components import health, prompts
 from app.components import steering_arms as arms
 from app.components import steering_effects as effects
@@ -74,8 +74,8 @@ def fill(run: SteeringRun | Sweep) -> None:
 
 def presets() -> list[int]:
     """The latents with the highest output score, and what else the overview begins with where the pack knows none."""
-    found = session.once(store, "steerable", lambda: [int(i) for i in store.steerable(picker.MOST).index])
-    return found or list(session.once(store, "start here", lambda: health.start_here(store)).values()) or [0]
+    found = packs.once(store, "steerable", lambda: [int(i) for i in store.steerable(picker.MOST).index])
+    return found or list(packs.once(store, "start here", lambda: health.start_here(store)).values()) or [0]
 
 
 def no_chat() -> str | None:
@@ -149,7 +149,7 @@ def files(run: SteeringRun | Sweep, name: str) -> None:
         ):
             desk.begin("replay", lambda model, sae: steering.replay(run, model, sae))
             st.rerun()
-        saved.taken_away(run, name, [session.dictionary_of(store)], session.address("steer", run=name), lambda: forget(name))
+        saved.taken_away(run, name, [models.dictionary_of(store)], session.address("steer", run=name), lambda: forget(name))
 
 
 def forget(name: str) -> None:
@@ -210,7 +210,7 @@ def inside(edits: Edits | None, job: Job | None) -> None:
             "Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None
         ):
             mine.pop("effects", None)
-            later = [session.load_dictionary(session.dictionary_of(session.pack(place))) for place in places]
+            later = [models.load_dictionary(models.dictionary_of(session.pack(place))) for place in places]
             desk.begin("effects", lambda model, sae: steering.effect(store, model, sae, edits, prompt, tokens, later))
             st.rerun()
         if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):

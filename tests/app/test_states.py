@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from app import session
+from app import models
 from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.layout import SCHEMA
 from scope.features.live import TokenView
@@ -176,7 +176,7 @@ def tried(at, text: str = "the dog"):
 
 
 def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(open_app, monkeypatch):
-    monkeypatch.setattr("app.session.load_model", lambda name, revision: None)
+    monkeypatch.setattr("app.models.load_model", lambda name, revision: None)
     at = tried(open_app("feature", f=9))
     assert "dictionary of this pack is not where it was" in said(at)
     assert at.metric
@@ -186,9 +186,9 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     def another(store, model, sae):
         raise PackError("The pack was made with something else:\n  model weights: this pack's aa, given bb")
 
-    monkeypatch.setattr("app.session.load_model", lambda name, revision: None)
-    monkeypatch.setattr("app.session.load_dictionary", lambda folder: None)
-    monkeypatch.setattr("app.session.dictionary_of", lambda store: tmp_path)
+    monkeypatch.setattr("app.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("app.models.load_dictionary", lambda folder: None)
+    monkeypatch.setattr("app.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.live.check_same", another)
     at = tried(open_app("feature", f=9))
     assert "this pack's aa, given bb" in said(at)
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
     def cannot(name, revision):
         raise CheckpointError(told)
 
-    monkeypatch.setattr("app.session.load_model", cannot)
+    monkeypatch.setattr("app.models.load_model", cannot)
     at = tried(open_app("feature", f=9))
     assert told in said(at).replace("\u2060", "")
     assert at.metric
@@ -217,9 +217,9 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
 @pytest.fixture
 def no_model(monkeypatch, tmp_path):
     """Live actions get this far without a model."""
-    monkeypatch.setattr("app.session.load_model", lambda name, revision: None)
-    monkeypatch.setattr("app.session.load_dictionary", lambda folder: None)
-    monkeypatch.setattr("app.session.dictionary_of", lambda store: tmp_path)
+    monkeypatch.setattr("app.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("app.models.load_dictionary", lambda folder: None)
+    monkeypatch.setattr("app.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.live.check_same", lambda store, model, sae: None)
 
 
@@ -233,13 +233,13 @@ def test_without_memory_the_page_says_so_lets_the_model_go_and_keeps_the_text(op
     assert not at.exception
     assert "memory does not suffice" in said(at)
     assert at.text_area(key="text").value == "the dog"
-    ticket = session.turns().ask()
-    assert session.turns().before(ticket) == 0  # nobody holds the model any more
-    session.turns().leave(ticket)
+    ticket = models.turns().ask()
+    assert models.turns().before(ticket) == 0  # nobody holds the model any more
+    models.turns().leave(ticket)
 
 
 def test_another_error_of_torch_is_not_taken_for_missing_memory():
-    with pytest.raises(RuntimeError, match="shapes"), session.spared():
+    with pytest.raises(RuntimeError, match="shapes"), models.spared():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
@@ -249,7 +249,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fi
             raise TokensError("The text has 300 tokens; the context holds 256.")
 
     monkeypatch.setattr(FeatureStore, "read", too_long)
-    monkeypatch.setattr("app.session.cut", lambda store, text: (text[:7], 300, 256))
+    monkeypatch.setattr("app.models.cut", lambda store, text: (text[:7], 300, 256))
     at = open_app("prompt", text="the dog and the river")
     assert "300 tokens" in said(at)
     assert any(button.label == "Read the first 256 tokens" for button in at.button)
@@ -283,7 +283,7 @@ def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_une
 
 
 def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_app, monkeypatch, no_model):
-    at, told, turns = open_app("feature", f=9), [], session.turns()
+    at, told, turns = open_app("feature", f=9), [], models.turns()
     monkeypatch.setattr(
         "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: told.append(text), raising=True
     )

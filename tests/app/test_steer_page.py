@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import session, steering
+from app import models, steering
 from app.components import steering_arms, steering_text, steering_units
 from app.jobs import Job
 from app.turns import Turns
@@ -418,16 +418,16 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
 
 def test_a_generation_waits_while_somebody_else_has_the_model(page, folder):
     at = page(f=3)
-    ticket = session.turns().ask()
-    let_go = Timer(1.5, session.turns().leave, [ticket])
+    ticket = models.turns().ask()
+    let_go = Timer(1.5, models.turns().leave, [ticket])
     let_go.start()
     written(at)
     assert let_go.finished.is_set()
     assert not at.error
     assert "run" in at.query_params
-    after = session.turns().ask()
-    assert session.turns().before(after) == 0
-    session.turns().leave(after)
+    after = models.turns().ask()
+    assert models.turns().before(after) == 0
+    models.turns().leave(after)
 
 
 def test_a_direction_between_prompts_becomes_a_row_and_steers(page, folder):

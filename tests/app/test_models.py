@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from app import session
+from app import models
 from scope.errors import DictionaryError
 
 HUB = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
@@ -18,19 +18,19 @@ def pack_of(folder, stated):
 def test_a_dictionary_is_where_it_was_or_beside_the_pack(tmp_path):
     (tmp_path / "dictionary").mkdir()
     (tmp_path / "mine").mkdir()
-    assert session.dictionary_of(pack_of(tmp_path, str(tmp_path / "mine"))) == str(tmp_path / "mine")
+    assert models.dictionary_of(pack_of(tmp_path, str(tmp_path / "mine"))) == str(tmp_path / "mine")
     for gone in (str(tmp_path / "gone"), HUB, None):
-        assert session.dictionary_of(pack_of(tmp_path, gone)) == str(tmp_path / "dictionary")
+        assert models.dictionary_of(pack_of(tmp_path, gone)) == str(tmp_path / "dictionary")
 
 
 def test_a_dictionary_of_the_hub_is_named_by_its_id(tmp_path):
-    assert session.dictionary_of(pack_of(tmp_path, HUB)) == HUB
+    assert models.dictionary_of(pack_of(tmp_path, HUB)) == HUB
 
 
 @pytest.mark.parametrize("stated", ["/gone/with/the/wind", "./a/b/c", "~/a/b/c", "owner/name", "dictionary", None])
 def test_what_is_neither_here_nor_on_the_hub_is_refused(tmp_path, stated):
     with pytest.raises(DictionaryError, match="not where it was"):
-        session.dictionary_of(pack_of(tmp_path, stated))
+        models.dictionary_of(pack_of(tmp_path, stated))
 
 
 def test_a_dictionary_trained_anew_and_a_model_written_anew_are_loaded_anew(tmp_path, monkeypatch):
@@ -38,7 +38,7 @@ def test_a_dictionary_trained_anew_and_a_model_written_anew_are_loaded_anew(tmp_
     monkeypatch.setattr("scope.sae.files.load_sae", lambda place: loads.append(place) or len(loads))
     monkeypatch.setattr("scope.models.load.load_model", lambda name, revision: loads.append(name) or len(loads))
     weights = tmp_path / "model.safetensors"
-    for load in (session.load_dictionary, lambda place: session.load_model(place, None)):
+    for load in (models.load_dictionary, lambda place: models.load_model(place, None)):
         weights.write_bytes(b"old")
         os.utime(weights, ns=(1, 1))
         first = load(str(tmp_path))

@@ -1,0 +1,101 @@
+"""Which packs are open: those named on the command line, or found in runs/, by slugs; each is opened once for everybody.
+
+Packs are named by slugs, in the address too; a path never leaves the machine and is never taken from an address.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import streamlit as st
+
+from scope.features.store import FeatureStore
+
+PACKS = "SCOPE_PACKS"
+"""Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
+
+
+def registry() -> dict[str, Path]:
+    """Packs by slug: those given to `scope app`, otherwise those found in runs/ of the working directory, newest first."""
+    given = json.loads(os.environ.get(PACKS) or "[]")
+    folders = [Path(folder) for folder in given] or found(Path("runs"))
+    names: dict[str, Path] = {}
+    for folder in folders:
+        slug = first = slug_of(folder)
+        for n in range(2, len(folders) + 2):
+            if slug not in names:
+                break
+            slug = f"{first}-{n}"
+        names[slug] = folder
+    return names
+
+
+def building(slug: str) -> tuple[int, int] | None:
+    """(tokens read, tokens in all) of a pack that is being built and cannot be opened yet; None of any other."""
+    folder = registry().get(slug)
+    state = folder.with_name(folder.name + ".building") / "build.json" if folder else None
+    if folder is None or (folder / "manifest.json").exists() or not state.exists():
+        return None
+    try:
+        told = json.loads(state.read_text())
+        return int(told["done"]), max(int(told["total"]), 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 1
+
+
+def found(runs: Path) -> list[Path]:
+    """Folders under `runs`, up to two deep, that hold a pack, or will when the one being built is done."""
+    whole = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/features.parquet")}
+    whole = {folder for folder in whole if (folder / "manifest.json").exists() and folder.suffix not in (".writing", ".old")}
+    built = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}.building/build.json")}
+    begun = {folder.with_suffix("") for folder in built} - whole
+    return sorted(whole, key=lambda folder: -(folder / "manifest.json").stat().st_mtime) + sorted(begun)
+
+
+def slug_of(folder: Path) -> str:
+    """A short name for an address: the folder's own, or its parent's where the folder is just called "pack"."""
+    folder = folder.absolute()
+    name = folder.parent.name if folder.name == "pack" else folder.name.removesuffix(".pack")
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "pack"
+
+
+def open_pack(slug: str) -> FeatureStore:
+    """A pack opened for reading, kept open and shared between all who look at it; opened anew when it was made anew.
+
+    Raises:
+        PackError: it is missing, being built, damaged or of another schema.
+    """
+    folder = registry()[slug].absolute()
+    manifest = folder / "manifest.json"
+    store = _open(str(folder), manifest.stat().st_mtime_ns if manifest.exists() else 0)
+    store.refresh()
+    return store
+
+
+_OPEN: dict[str, tuple[int, FeatureStore]] = {}
+_OPENING = Lock()
+
+
+def _open(folder: str, made: int) -> FeatureStore:
+    """One store a folder for the whole process; a plain dictionary, which Streamlit's cache is 20 times slower than."""
+    with _OPENING:
+        if folder not in _OPEN or _OPEN[folder][0] != made:
+            _OPEN[folder] = (made, FeatureStore.open(folder))
+        return _OPEN[folder][1]
+
+
+def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once for each pack that is open and shared by all who look at it, who leave it as it is."""
+    kept = _kept(str(store.folder), id(store))
+    if name not in kept:
+        kept[name] = make()
+    return kept[name]
+
+
+@st.cache_resource(show_spinner=False, max_entries=16)
+def _kept(folder: str, opened: int) -> dict[str, Any]:
+    return {}
