@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Score a dictionary beside its nulls.",
     "convert": "Write a dictionary in another format: SAELens, Gemma Scope, or this project's.",
     "features": "Collect everything the browser shows about each latent into a pack.",
+    "map": "Lay a pack's directions out on a flat map.",
     "label": "Have a language model say what latents mean, and test each label on text it has not seen.",
     "export": "Write latents as tables, JSON, cards, or for Neuronpedia and SAEDashboard.",
     "app": "Open the feature browser.",

@@ -26,6 +26,7 @@ from scope.features.codes import edges
 from scope.features.config import CollectConfig
 from scope.features.layout import N_BINS, PackArrays, refuse_foreign, write_pack
 from scope.features.logits import OutputScores, TokenEffects, neighbours, token_effects
+from scope.features.map import map_directions, require
 from scope.features.passes import NEAR, Statistics
 from scope.features.scoring import measure
 from scope.features.source import Source, from_recording, from_tokens, require_tokens
@@ -66,6 +67,7 @@ def collect(
     """
     config, out, ranks = config or CollectConfig(), Path(out), ranks or Ranks()
     refuse_foreign(out)
+    require(config.map)
     _check(model, sae)
     if isinstance(store, Tensor):
         n = None if config.tokens is None else -(-config.tokens // store.shape[1])
@@ -105,6 +107,8 @@ def collect(
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
         table = _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
         manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
+        places, told = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
+        manifest |= {"map": told} if told else {}
         manifest["seconds"] = round(time.monotonic() - began, 1)
         arrays = PackArrays(
             table=table,
@@ -118,6 +122,7 @@ def collect(
             vocab=vocab,
             manifest=manifest,
             health=health,
+            map=places,
         )
         write_pack(out, arrays)
     return FeatureStore.open(out)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from scope.errors import ConfigError
 
@@ -100,6 +101,10 @@ class CollectConfig:
 
     score_null: int = 64
     """Random directions measured in the same way: what an output score means nothing below."""
+
+    map: Literal["pca", "umap", "none"] = "pca"
+    """How decoder directions are laid out on a flat map: by their two axes of most variance, by UMAP (pip install
+    'scope-workbench[umap]'), or not. `scope map PACK` makes one later."""
 
     chunk_tokens: int = 8192
     """Tokens of a chunk, whose firings are kept on disk as one file. Wide dictionaries encode it in stretches."""

@@ -7,6 +7,7 @@ relations.h5      neighbours, co-firing, tokens, promoted and suppressed tokens
 contexts.npy      token ids [n_contexts context]        documents.npy, documents.json   where each token came from
 vocab.json.gz     the piece of every id, so that no tokenizer is needed to read the pack
 README.txt        this, at length, for those who read a pack without this program
+map.npy           (optional) a place on a flat map for each latent
 health.json       (optional) the evaluation report, the certificate and the training curves
 notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
 """
@@ -101,6 +102,8 @@ class PackArrays:
     health: dict[str, Any] | None = None
     controls: dict[str, np.ndarray] | None = None
     """Windows of text: "position" [n] of their middles, "latent" [start[i] : start[i + 1]] those that fire in window i."""
+    map: np.ndarray | None = None
+    """[d_sae 2] where latents lie on a flat map; what it is worth stands in the manifest under "map"."""
 
 
 def write_pack(out: Path, arrays: PackArrays) -> None:
@@ -126,13 +129,51 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
     if arrays.health is not None:
         (aside / "health.json").write_text(json.dumps(arrays.health))
         names.append("health.json")
-    files = {name: {"size": (aside / name).stat().st_size, "sha256": sha256(aside / name)} for name in names}
+    if arrays.map is not None:
+        (aside / "map.npy").write_bytes(npy(arrays.map))
+        names.append("map.npy")
+    files = {name: _stated(aside / name) for name in names}
     manifest = {"schema": SCHEMA, "d_sae": len(arrays.table), **arrays.manifest, "files": files}
     (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for name in [*names, "manifest.json"]:
         _sync(aside / name)
     _take_along(out, aside, manifest)
     _swap(aside, out)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def add_file(folder: Path, name: str, content: bytes, told: dict[str, Any]) -> None:
+    """Put a further file into a whole pack, and what is told of it into the manifest. Stopped at any moment, the pack is whole:
+    until the last step, it is one without this file.
+
+    Raises:
+        PackError: no pack, or a damaged one.
+    """
+    manifest = read_manifest(folder)
+    if name in manifest["files"]:
+        del manifest["files"][name]
+        _put(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    _put(folder / name, content)
+    manifest = {**manifest, **told, "files": {**manifest["files"], name: _stated(folder / name)}}
+    _put(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def _stated(file: Path) -> dict[str, Any]:
+    return {"size": file.stat().st_size, "sha256": sha256(file)}
+
+
+def _put(file: Path, content: bytes) -> None:
+    aside = file.with_name(file.name + ".writing")
+    aside.write_bytes(content)
+    _sync(aside)
+    aside.rename(file)
+    _sync(file.parent)
 
 
 def owner_of(manifest: dict[str, Any]) -> str:

@@ -29,6 +29,8 @@ relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, oppos
                    control_latent[control_start[i] : control_start[i + 1]] and no other latents.
 contexts.npy       token ids [n_contexts n_ctx]          vocab.json.gz   the piece of every id
 documents.npy      index into documents.json for each token, -1 unknown
+map.npy            (optional) [d_sae 2] a place on a flat map of the decoder directions; what it is worth stands in the
+                   manifest under "map"
 health.json        (optional) evaluation, certificate, training curve
 notes.sqlite       (later) labels with source, score and time; notes, stars, guesses. The only file that changes.
 """

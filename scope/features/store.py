@@ -115,6 +115,21 @@ class FeatureStore:
         return load_json(self.folder / "health.json") if "health.json" in self.manifest["files"] else None
 
     @cached_property
+    def map(self) -> np.ndarray | None:
+        """[d_sae 2] where latents lie on a flat map of their decoder directions; None in a pack without one. What it is worth
+        stands in `manifest["map"]`; see `scope.features.map`."""
+        if "map.npy" not in self.manifest["files"]:
+            return None
+        try:
+            places = np.load(self.folder / "map.npy", allow_pickle=False)
+            wrong = "" if places.shape == (self.d_sae, 2) else f"its shape is {places.shape}, of {self.d_sae} latents"
+        except (OSError, ValueError) as error:
+            wrong = str(error)
+        if wrong:
+            raise PackError(f"map.npy of {self.folder} is damaged: {wrong}.\n  Make it again: scope map {self.folder}")
+        return places
+
+    @cached_property
     def vocab(self) -> list[str]:
         return load_json(self.folder / "vocab.json.gz")
 

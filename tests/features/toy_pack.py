@@ -99,6 +99,13 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         "excluded": ["<bos>", "special", "padding"],
         "flags": {"dense": 0.1, "rare": 10, "single_token": 0.8, "duplicate": 0.9},
         "output_score": {"strength": 0.5, "null_mean": 0.001, "null_p95": 0.01, "prompts": 2},
+        "map": {
+            "method": "pca",
+            "explained": [0.2, 0.1],
+            "explained_by_chance": [0.1, 0.1],
+            "kept": 0.6,
+            "kept_by_chance": 0.4,
+        },
         "made": {"scope": "test", "date": "2026-01-01"},
     }
     documents = np.broadcast_to(np.arange(n_contexts)[:, None] % len(names), (n_contexts, n_ctx))
@@ -115,9 +122,16 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         manifest=manifest,
         health=health,
         controls=_controls(brute, rng),
+        map=_places(decoder),
     )
     write_pack(out, arrays)
     return brute
+
+
+def _places(decoder: np.ndarray) -> np.ndarray:
+    unit = decoder / np.linalg.norm(decoder, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    return (centred @ np.linalg.svd(centred)[2][:2].T).astype(np.float32)
 
 
 def _controls(brute: Brute, rng: np.random.Generator, n: int = 120, half: int = 8) -> dict[str, np.ndarray]:

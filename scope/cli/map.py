@@ -1,0 +1,51 @@
+"""`scope map`: a flat map of a pack's directions, made after the pack was."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """Give a pack a map of its decoder directions, which the Features page shows; `scope features` makes one by PCA itself.
+
+    Needs the pack's dictionary, no model and no text. An older map is replaced; nothing else of the pack changes.
+    """
+
+    pack: tyro.conf.Positional[Path]
+    """Pack that `scope features` wrote."""
+
+    method: Literal["pca", "umap"] = "pca"
+    """pca: the two axes of most variance. umap: neighbourhoods (pip install 'scope-workbench[umap]')."""
+
+    dictionary: str | None = None
+    """The dictionary that the pack was made from. None: where the pack says it lies, or beside it."""
+
+    seed: int = 0
+    """Of UMAP, and of what a map is measured on."""
+
+    def run(self) -> None:
+        from rich.markup import escape
+
+        from scope.cli.progress import console
+        from scope.features.later import add_map, dictionary_of
+        from scope.features.map import NEAR, require
+        from scope.features.store import FeatureStore
+        from scope.sae.files import load_sae
+
+        require(self.method)
+        place = self.dictionary or dictionary_of(FeatureStore.open(self.pack))
+        store = add_map(self.pack, load_sae(place), self.method, self.seed)
+        told = store.manifest["map"]
+        if "explained" in told:
+            axes, chance = sum(told["explained"]), sum(told["explained_by_chance"])
+            console.print(
+                f"Two axes hold {axes:.1%} of the directions' variance; of random directions they would hold {chance:.1%}."
+            )
+        console.print(
+            f"Of a latent's {NEAR} nearest directions, {told['kept']:.1%} are among its {NEAR} nearest on the map; "
+            f"{told['kept_by_chance']:.1%} would be by chance."
+        )
+        console.print(f"To look at it: scope app {escape(str(self.pack))}, Features, Map")

@@ -1,0 +1,114 @@
+"""A flat map of all decoder directions, to be looked at: where each latent lies, and what the map is worth.
+
+Two axes cannot hold a few hundred dimensions, so each map brings its own measure: how many of a latent's nearest directions are
+among its nearest on the map, beside what chance would give.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError
+
+METHODS = ("pca", "umap", "none")
+NEAR = 10
+_SAMPLE = 2000  # latents on which a map is measured
+_BLOCK = 1 << 26  # numbers of a block
+
+
+@torch.no_grad()
+def map_directions(
+    directions: Tensor, neighbours: np.ndarray, method: str = "pca", seed: int = 0
+) -> tuple[np.ndarray, dict[str, Any]] | None:
+    """(places [d_sae 2] float32, what is told of them) of decoder directions [d_sae d_in]; None for the method "none".
+
+    Directions are taken at unit length. Told are: method; of PCA `explained`, the share of the directions' variance along each
+    axis, and `explained_by_chance`, that of as many random directions; `kept`, the share of the ten nearest directions
+    (`neighbours` [d_sae k], nearest first) that are among the ten nearest on the map, mean over at most 2,000 latents, and
+    `kept_by_chance`, what it would be were the places shuffled.
+
+    Raises:
+        ConfigError: an unknown method, or umap-learn is not installed.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"There is no map {method!r}; there are {', '.join(METHODS)}.")
+    if method == "none":
+        return None
+    unit = directions.float() / directions.float().norm(dim=1, keepdim=True).clamp(min=1e-12)
+    told: dict[str, Any] = {"method": method, "seed": seed}
+    if method == "pca":
+        places, told["explained"] = _pca(unit)
+        told["explained_by_chance"] = _pca(_random_like(unit, seed))[1]
+    else:
+        places = _umap(unit, seed)
+    places = np.ascontiguousarray(places, np.float32)
+    told["kept"], told["kept_by_chance"] = kept(places, neighbours, seed), NEAR / max(len(places) - 1, NEAR)
+    return places, told
+
+
+def _pca(unit: Tensor) -> tuple[np.ndarray, list[float]]:
+    """Places along the two axes of most variance, and the share of the variance along each."""
+    n, width = unit.shape
+    mean, square = unit.mean(0), torch.zeros(width, width, dtype=torch.float64, device=unit.device)
+    for some in unit.split(max(1, _BLOCK // width)):
+        centred = some - mean
+        square += (centred.T @ centred).double()
+    variances, axes = torch.linalg.eigh(square.cpu())
+    shares = (variances.clamp(min=0) / variances.clamp(min=0).sum().clamp(min=1e-30)).flip(0)[:2].tolist()
+    axes = axes.flip(1)[:, :2].float()
+    rows = torch.arange(axes.shape[1])
+    axes = axes * axes[axes.abs().argmax(0), rows].sign()  # an axis may point either way; always the same here
+    places = torch.zeros(n, 2)
+    places[:, : axes.shape[1]] = ((unit - mean) @ axes.to(unit.device)).cpu()
+    return places.numpy(), [float(s) for s in (*shares, 0.0)[:2]]
+
+
+def _random_like(unit: Tensor, seed: int) -> Tensor:
+    drawn = torch.randn(unit.shape, generator=torch.Generator().manual_seed(seed)).to(unit.device)
+    return drawn / drawn.norm(dim=1, keepdim=True)
+
+
+def require(method: str) -> None:
+    """Refuse a map that could not be made, before the work whose last step it is.
+
+    Raises:
+        ConfigError: umap-learn is not installed.
+    """
+    from importlib.util import find_spec
+
+    if method == "umap" and find_spec("umap") is None:
+        raise ConfigError(
+            "A map by UMAP needs umap-learn, which is not installed.\n"
+            "  To install it: pip install 'scope-workbench[umap]'\n"
+            "  Or take the method pca, which needs nothing more."
+        )
+
+
+def _umap(unit: Tensor, seed: int) -> np.ndarray:
+    require("umap")
+    from umap import UMAP
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        near = max(2, min(15, len(unit) - 1))
+        return UMAP(n_neighbors=near, min_dist=0.05, metric="cosine", random_state=seed).fit_transform(unit.cpu().numpy())
+
+
+def kept(places: np.ndarray, neighbours: np.ndarray, seed: int = 0) -> float:
+    """Share of the ten nearest directions that are among the ten nearest places, mean over at most 2,000 latents."""
+    n = len(places)
+    near = min(NEAR, n - 1, neighbours.shape[1])
+    if near < 1:
+        return 0.0
+    some = np.sort(np.random.default_rng(seed).permutation(n)[:_SAMPLE])
+    points, shares = torch.from_numpy(places), []
+    for rows in np.array_split(some, max(1, len(some) * n // _BLOCK)):
+        distance = torch.cdist(points[rows], points)
+        distance[torch.arange(len(rows)), rows] = torch.inf
+        found = distance.topk(near, largest=False).indices.numpy()
+        both = (found[:, :, None] == neighbours[rows, None, :near]).any(2)
+        shares.append(both.mean(1))
+    return float(np.concatenate(shares).mean())
