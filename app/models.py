@@ -121,8 +121,9 @@ def status() -> str:
     return f"Model ready: {held}" if held else "Model not loaded: browsing needs none; a live action loads it."
 
 
-def reading(store: FeatureStore, text: str) -> Any:
-    """A text read by the model and the dictionary of a pack: a `TokenView`, kept for this session, as many as fit 256 MB.
+def reading(store: FeatureStore, text: str | int) -> Any:
+    """A text, or one of the pack's own contexts by number, read by the model and the dictionary of a pack: a `TokenView`, kept
+    for this session, as many as fit 256 MB.
 
     Raises:
         ScopeError: see `live`; or a text that is longer than the context.
@@ -130,11 +131,17 @@ def reading(store: FeatureStore, text: str) -> Any:
     kept, key = st.session_state.setdefault("readings", {}), (str(store.folder), id(store), text)
     if key not in kept:
         with live(store) as (model, sae), st.spinner("Reading"):
-            made = store.read(text, model, sae)
+            made = store.read(text, model, sae) if isinstance(text, str) else _read_context(store, text, model, sae)
         kept[key] = made
         while len(kept) > 1 and sum(view.latents.nbytes for view in kept.values()) > READINGS:
             del kept[next(iter(kept))]
     return kept[key]
+
+
+def _read_context(store: FeatureStore, context: int, model: Any, sae: Any) -> Any:
+    from scope.features.live import read_context  # needs torch, which browsing does not
+
+    return read_context(store, context, model, sae)
 
 
 def cut(store: FeatureStore, text: str) -> tuple[str, int, int]:

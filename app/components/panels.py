@@ -11,7 +11,7 @@ import streamlit as st
 from app.components import figures
 from app.components.bars import signed_bars
 from app.components.plain import number, plain
-from app.components.tokens import example_row, strips
+from app.components.tokens import example_row, first_shown, strips
 from scope.errors import PackError
 from scope.features.feature import Example, Feature
 from scope.features.text import characters, show
@@ -109,7 +109,7 @@ def output(feature: Feature) -> None:
     ]
     for column, (name, pairs, unit, form, meaning) in zip(st.columns(3), lists, strict=True):
         with column:
-            st.markdown(f"###### {name}", help=meaning)
+            st.subheader(name, anchor=False, help=meaning)
             if pairs:
                 signed_bars(pairs[:10], form, key=f"bars {name}", alt=f"{name}: {len(pairs[:10])} tokens")
             else:
@@ -126,8 +126,14 @@ def output(feature: Feature) -> None:
         )
 
 
-def examples(feature: Feature, on_action: Callable[[str, str], None]) -> None:
-    """Where it fired, in four honest samples. `on_action` gets "test" or "prompt", whichever was pressed, and the text."""
+def examples(
+    feature: Feature, on_action: Callable[[str, str], None], token_panel: Callable[[Example, int], None] | None = None
+) -> None:
+    """Where it fired, in four honest samples. `on_action` gets "test" or "prompt", whichever was pressed, and the text.
+
+    A click on a token draws `token_panel` of the example and the token's index in it, under the example; a second click on the
+    same token takes it away.
+    """
     groups = [name for name in GROUPS if name in feature.groups]
     if not groups:
         st.caption("No examples in this pack.")
@@ -160,25 +166,47 @@ def examples(feature: Feature, on_action: Callable[[str, str], None]) -> None:
     further = len(found) > most
     if further:  # of bands, one more is another choice
         found = feature.examples(group, most) if group == "bands" else found[:most]
-    rows, bands = [], {band["band"]: band for band in feature.bands}
-    for example in found:
+    bands, chosen = {band["band"]: band for band in feature.bands}, st.session_state.get("chosen token")
+    places = [(feature.id, group, example.context, example.offset) for example in found]
+    open_at = next((n for n, place in enumerate(places) if chosen and chosen[:4] == place), None)
+    rows = []
+    for n, example in enumerate(found):
+        unit = told(feature, bands.get(example.band) if group == "bands" else None, example.value)
         largest = 0.0 if own else float(feature.row["max"])
-        rows.append(
-            example_row(
-                example, largest, window, told(feature, bands.get(example.band) if group == "bands" else None, example.value)
-            )
+        rows.append(example_row(example, largest, window, unit, chosen[4] if n == open_at else None))
+
+    def choose(n: int, token: int) -> None:
+        picked = (*places[n], first_shown(found[n], window) + token)
+        st.session_state["chosen token"] = None if picked == st.session_state.get("chosen token") else picked
+
+    def drawn(begin: int, stop: int | None) -> None:
+        part = "" if begin == 0 else " further"
+        picked = strips(
+            rows[begin:stop],
+            key=f"examples {feature.id} {group}{part}",
+            breaks=breaks,
+            actions=("test", "prompt"),
+            on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
         )
-    picked = strips(rows, key=f"examples {feature.id} {group}", breaks=breaks, actions=("test", "prompt"))
-    if picked is not None and picked[0] < len(found):
-        on_action(picked[1], text_of(found[picked[0]]))
+        if picked is not None and isinstance(picked[1], str) and begin + picked[0] < len(found):
+            on_action(picked[1], text_of(found[begin + picked[0]]))
+
+    drawn(0, None if open_at is None else open_at + 1)
+    if open_at is not None and token_panel is not None:
+        token_panel(found[open_at], chosen[4])
+        if open_at + 1 < len(rows):
+            drawn(open_at + 1, None)
     if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
         st.session_state.setdefault("most", {})[feature.id, group] = most + 24
         st.rerun(scope="fragment")
 
 
-def text_of(example: Example) -> str:
-    """An example as text: bytes made characters again, without control tokens and torn characters."""
-    pieces = [piece for _, _, piece in characters(example.tokens) if not (piece.startswith("<0x") and piece.endswith(">"))]
+def text_of(example: Example, stop: int | None = None) -> str:
+    """An example as text, up to a token (exclusive) or all of it: bytes made characters again, without control tokens and torn
+    characters."""
+    pieces = [
+        piece for _, _, piece in characters(example.tokens[:stop]) if not (piece.startswith("<0x") and piece.endswith(">"))
+    ]
     return "".join(piece for piece in pieces if piece not in ("<bos>", "<eos>", "<pad>")).strip()
 
 

@@ -11,7 +11,7 @@ function strip(row, index, options, setTriggerValue) {
   const text = element("div", "text");
   text.tabIndex = 0;
   text.setAttribute("role", "group");
-  text.setAttribute("aria-label", "tokens; arrow keys tell the value of each");
+  text.setAttribute("aria-label", "tokens; arrow keys tell the value of each" + (options.pick ? ", Enter chooses it" : ""));
   const told = element("span", "told");
   told.setAttribute("aria-live", "polite");
   const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
@@ -20,10 +20,11 @@ function strip(row, index, options, setTriggerValue) {
     if (marks.includes("p")) made.classList.add("peak");
     if (marks.includes("d")) made.classList.add("steered");
     if (marks.includes("x")) made.classList.add("parts");
+    if (marks.includes("c")) made.classList.add("chosen");
     if (value) made.title = value;
     if (options.pick) {
       made.classList.add("pickable");
-      made.addEventListener("click", () => setTriggerValue("picked", start));
+      made.addEventListener("click", () => setTriggerValue("picked", [index, start]));
     }
     text.append(made);
     if (options.breaks) for (let n = 0; n < breaks; n++) text.append(document.createElement("br"));
@@ -46,7 +47,7 @@ function strip(row, index, options, setTriggerValue) {
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && options.pick && here >= 0) {
       event.preventDefault();
-      setTriggerValue("picked", row.cells[here][5]);
+      setTriggerValue("picked", [index, row.cells[here][5]]);
       return;
     }
     const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

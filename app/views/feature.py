@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from app import models, packs, session
+from app import at_token, models, packs, session
 from app.components import guess, health, notes, panels, tested
 from app.components.code import copy_as_python, heading, opening
 from app.components.keys import keys
@@ -74,7 +74,7 @@ if pressed in panels.GROUPS:
 if editing:
     notes.label_editor(feature)
 else:
-    st.subheader(f"\\#{feature.id}  {plain(feature.label)}", anchor=False)
+    st.title(f"\\#{feature.id}  {plain(feature.label)}", anchor=False)
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     st.caption(notes.source(feature, said.label), width="content")
     for flag in feature.flags:
@@ -117,7 +117,7 @@ else:
 @st.fragment
 def shown_examples() -> None:
     with panels.guarded():
-        panels.examples(feature, on_example)
+        panels.examples(feature, on_example, lambda example, token: at_token.panel(feature, example, token))
 
 
 @st.fragment

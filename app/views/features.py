@@ -1,11 +1,13 @@
 """All latents in a table: found by words, tokens or numbers, narrowed, sorted, opened, compared, listed, exported."""
 
+import shlex
+
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from app import downloads, models, session
-from app.components import compare, figures, listing, notes
+from app import downloads, models, packs, session
+from app.components import atlas, compare, figures, listing, notes, panels
 from app.components.code import copy_as_python, opening
 from app.components.listing import (
     COLUMNS,
@@ -91,7 +93,7 @@ with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents", width="content")
     look = st.segmented_control(
         "View",
-        ["Table", "Scatter", "Compare"],
+        ["Table", "Scatter", "Map", "Compare"],
         default="Table",
         required=True,
         label_visibility="collapsed",
@@ -105,6 +107,8 @@ with st.container(horizontal=True, vertical_alignment="center"):
         downloads.offered(store, latents)
     calls = {"anything": "find", "fires on": "fires_on", "promotes": "promotes"}
     asked = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
+    if look == "Map":
+        asked = "pack.map  # [d_sae 2]; what it is worth: pack.manifest['map']"
     if look == "Compare" and st.query_params.get("ids", "").strip():
         asked = f"[pack[int(i)] for i in {st.query_params['ids']!r}.split(',')]  # in a notebook, their cards"
     copy_as_python(opening(str(store.folder)) + asked, key="py table")
@@ -157,6 +161,26 @@ def actions(chosen: list[int]) -> None:
             st.button("Add", on_click=add, type="primary")
 
 
+def on_map() -> None:
+    """Where the latents of the list lie among all."""
+    places = store.map
+    if places is None:
+        st.info("No map lies in this pack: it was made before there were maps, or without one. This makes it, in place:")
+        st.code(f"scope map {shlex.quote(str(store.folder))}", language=None)
+        return
+    behind = packs.once(store, "map behind", lambda: atlas.background(store, places))
+    n, figure = atlas.drawn(store, places, behind, latents)
+    told = f"{n:,} of {len(latents):,} latents" + (f" among {len(behind):,} living ones, grey" if n < len(behind) else "")
+    picked = st.plotly_chart(
+        figure, config={"scrollZoom": True}, key="map", on_select="rerun", selection_mode="points", alt=f"{told}, on a map"
+    )
+    st.caption(f"{told}. Click a point to open it; the wheel zooms.")
+    st.caption(atlas.worth(store.manifest.get("map", {})))
+    opened = next((point["customdata"] for point in picked.selection.points if "customdata" in point), None)
+    if opened is not None:
+        open_latent(int(opened))
+
+
 if look == "Compare":
     try:
         given = st.query_params.get("ids", "").strip()
@@ -199,6 +223,9 @@ elif len(latents) and look == "Table":
             actions([int(here[n]) for n in picked.rows])
         else:
             st.caption("Click a cell to open a latent; tick rows to steer, compare or list several.")
+elif len(latents) and look == "Map":
+    with panels.guarded():
+        on_map()
 elif len(latents):
     axes = [name for name, column in SORTS.items() if column]
     with st.container(horizontal=True):

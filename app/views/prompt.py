@@ -45,6 +45,21 @@ def text_of(name: str, beside: str) -> str:
     return text
 
 
+def token_asked(view) -> None:
+    """Choose the token that the address names, once: a number, or the last."""
+    asked = st.query_params.get("at")
+    if asked is None or st.session_state.get("came at") == (asked, view.ids):
+        return
+    st.session_state["came at"], last = (asked, view.ids), len(view.pieces) - 1
+    if asked == "last":
+        st.session_state["at"] = last
+    elif asked.isdecimal() and int(asked) <= last:
+        st.session_state["at"] = int(asked)
+    else:
+        st.session_state["at"] = None
+        st.warning(plain(f"There is no token {asked}: this text has tokens 0 to {last}. All of them are shown."))
+
+
 def shortened(text: str, name: str) -> None:
     """Offer the part of a text that the model takes."""
     part, n, most = models.cut(store, text)
@@ -117,6 +132,7 @@ def footer(settings: dict) -> None:
             session.go("prompt", run=name)
         with st.popover("Link", icon=":material/link:", type="tertiary"):
             at = {"run": run} if run else {"text": texts[0][: prompts.LONGEST]}
+            at |= {} if two or st.session_state.get("at") is None else {"at": st.session_state["at"]}
             st.code(session.address("prompt", **at), language=None)
         copy_as_python(python + "view", key="py prompt")
 
@@ -159,6 +175,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Stronger than this share of its firings", 0.0, 0.99, 0.0, 0.01, key="least", bind="query-params", width=260
     )
 
+token_asked(view)
 place = st.session_state.get("at")
 place = place if place is not None and place < len(view.pieces) else None
 columns_shown = (by, *(name for name in ("value", "share", "quantile", "surprise") if name != by))
@@ -183,8 +200,8 @@ if shown is None:
 else:
     strip = row(view.pieces, view.values(shown), float(store.index.column("max")[shown]), place, value=f"#{shown}")
 clicked = strips([strip], key="prompt text", pick=True)
-if clicked is not None and clicked != place:
-    st.session_state["at"] = clicked
+if clicked is not None and clicked[1] != place:
+    st.session_state["at"] = clicked[1]
     st.rerun()
 with st.container(horizontal=True, vertical_alignment="center"):
     told = "all tokens" if place is None else f"token {place}, {plain(prompts.piece(view.pieces[place]))}"

@@ -123,7 +123,26 @@ def read(store: "FeatureStore", text: str, model, sae) -> TokenView:
     if not text:
         raise TokensError("There is no text to read. Give at least a word.")
     check_same(store, model, sae, tuning=True)
-    tokens = model.to_tokens(text)
+    return _view(store, model.to_tokens(text), model, sae)
+
+
+@torch.no_grad()
+def read_context(store: "FeatureStore", context: int, model, sae) -> TokenView:
+    """One of the pack's own contexts read again: who fires on each of its tokens. The values are those in the pack but for the
+    rounding of a recording.
+
+    Raises:
+        PackError: no such context, or model or dictionary are not the pack's.
+    """
+    if not 0 <= context < len(store.contexts):
+        raise PackError(f"There is no context {context}; this pack has contexts 0 to {len(store.contexts) - 1}.")
+    check_same(store, model, sae)
+    ids = np.asarray(store.contexts[context]).astype(np.int64)
+    pads = np.flatnonzero(ids == store.pad)
+    return _view(store, torch.from_numpy(ids[: pads[0] if len(pads) else None])[None].to(model.device), model, sae)
+
+
+def _view(store: "FeatureStore", tokens: torch.Tensor, model, sae) -> TokenView:
     acts = model.record(tokens, [store.site])[store.site][0].float()
     latents = sae.encode(acts)
     special = set(model.tokenizer.special_ids)

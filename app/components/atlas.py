@@ -1,0 +1,62 @@
+"""The map of a pack's directions: those that were searched for among all, and what the map is worth."""
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.components import figures
+from app.components.palette import ELSEWHERE
+from scope.features.store import FeatureStore
+
+BEHIND = 10_000
+"""Latents that are drawn grey behind those asked for."""
+NAMES = {"pca": "PCA", "umap": "UMAP"}
+
+
+def background(store: FeatureStore, places: np.ndarray) -> np.ndarray:
+    """[n 2] places of living latents, thinned where they crowd."""
+    living = np.flatnonzero(store.index.column("count") > 0)
+    some = living[figures.sample(places[living, 0], places[living, 1], BEHIND)] if len(living) else living
+    return places[some]
+
+
+def drawn(store: FeatureStore, places: np.ndarray, behind: np.ndarray, latents: np.ndarray) -> tuple[int, go.Figure]:
+    """How many of these latents are drawn, and the figure; its second trace holds them, with their ids as `customdata`.
+
+    Args:
+        behind: places of latents for comparison, grey.
+    """
+    latents = np.sort(latents)
+    kept = latents[figures.sample(places[latents, 0], places[latents, 1])] if len(latents) else latents
+    x, y = places[kept].T
+    figure = figures.scatter(kept, x, y, store.table["label"].iloc[kept], "first axis", "second axis", (False, False))
+    grey = {
+        "type": "scattergl",
+        "x": behind[:, 0],
+        "y": behind[:, 1],
+        "mode": "markers",
+        "hoverinfo": "skip",
+        "marker": {"color": ELSEWHERE, "size": 4, "opacity": 0.3},
+        "selected": {"marker": {"opacity": 0.3}},
+        "unselected": {"marker": {"opacity": 0.3}},
+    }
+    layout = figure.layout.to_plotly_json() | {"height": 560, "dragmode": "pan"}
+    for name in ("xaxis", "yaxis"):
+        layout[name] = {**layout[name], "showticklabels": False, "zeroline": False}
+    layout["yaxis"] |= {"scaleanchor": "x"}  # both axes in one unit: distances on the page are those on the map
+    return len(kept), go.Figure({"data": [grey, *figure.data], "layout": layout})
+
+
+def worth(told: dict[str, Any]) -> str:
+    """What may be read off the map, in a line: its figures beside their nulls."""
+    parts = [f"{NAMES.get(told.get('method', ''), 'A map')} of the decoder directions at unit length."]
+    if "explained" in told:
+        axes, chance = sum(told["explained"]), sum(told["explained_by_chance"])
+        parts.append(f"The two axes hold {axes:.1%} of their variance; of random directions they would hold {chance:.1%}.")
+    if "kept" in told:
+        parts.append(
+            f"Of a latent's ten nearest directions {told['kept']:.1%} are among its ten nearest here, "
+            f"{told['kept_by_chance']:.1%} by chance: what lies together need not point the same way."
+        )
+    return " ".join(parts)
