@@ -26,7 +26,8 @@ def options(port: int, browser: bool) -> dict[str, Any]:
         "client.showErrorLinks": False,
         "runner.magicEnabled": False,
     }
-    settings |= {"theme.paddingTop": "3.5rem", "theme.metricValueFontSize": "1.5rem"}
+    settings |= {"theme.paddingTop": "2rem", "theme.paddingBottom": "4rem", "theme.metricValueFontSize": "1.5rem"}
+    settings |= {"theme.headingFontSizes": ["1.75rem", "1.25rem", "1rem"], "theme.headingFontWeights": [600, 600, 600]}
     for theme, colours in (("light", LIGHT), ("dark", DARK)):
         settings |= {f"theme.{theme}.{name}": colour for name, colour in colours.items()}
     return settings

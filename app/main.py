@@ -33,6 +33,7 @@ def watch(slug: str) -> None:
 
 
 st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
+st.html(Path(__file__).with_name("frame.css"))
 # Without icons of their own: the tab would fetch a page's icon from a font server.
 page = st.navigation(
     [

@@ -15,7 +15,7 @@ def figures(store: FeatureStore, latents: list[int]) -> None:
     """Their figures in one table, a column each."""
     rows = [store[i].row for i in latents]
     names = {"density": ".3%", "max": ".3g", "p50": ".3g", "top_token_share": ".0%", "out_score": "+.3f", "label_score": ".2f"}
-    table = {"": ["density", "largest", "median", "top token's share", "output score", "label's score"]}
+    table = {"figure": ["density", "largest", "median", "top token's share", "output score", "label's score"]}
     table |= {f"\\#{row['id']}": [number(row[name], form) for name, form in names.items()] for row in rows}
     st.table(table)
 

@@ -13,11 +13,12 @@ def lowered_or_raised(value: float) -> str:
 
 
 LIGHT = {
-    "primaryColor": "#A85B00",
+    "primaryColor": "#9C5300",
     "backgroundColor": "#FFFFFF",
     "secondaryBackgroundColor": "#F5F4F1",
-    "textColor": "#1D1F24",
+    "textColor": "#14161A",
     "linkColor": "#8A4B00",
+    "codeTextColor": "#14161A",
     "borderColor": "#DDDAD3",
 }
 DARK = {
@@ -26,5 +27,6 @@ DARK = {
     "secondaryBackgroundColor": "#1E2127",
     "textColor": "#E8E6E1",
     "linkColor": "#F0B45A",
+    "codeTextColor": "#E8E6E1",
     "borderColor": "#363A42",
 }

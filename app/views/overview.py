@@ -10,7 +10,7 @@ from app.components.plain import plain, short_name
 store = session.pack()
 table = store.table
 
-st.subheader(plain(f"{short_name(store.model_name)} · {store.site}"), anchor=False)
+st.title(plain(f"{short_name(store.model_name)} · {store.site}"), anchor=False)
 
 with st.form("search", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", placeholder="A word, a token, or a latent's number", label_visibility="collapsed")
@@ -33,8 +33,9 @@ if report is None:
 
 guides = packs.once(store, "start here", lambda: health.start_here(store))
 if guides:
-    st.markdown(
-        "##### Start here",
+    st.header(
+        "Start here",
+        anchor=False,
         help="Chosen from this pack's own numbers; latents flagged dense, rare or duplicate are passed over.",
     )
     for name, latent in guides.items():
@@ -48,7 +49,7 @@ if guides:
 kept = [("prompt", name, text) for name, text in prompts.saved(store.folder, 5)]
 kept += [("steer", name, f"steering run {name}") for name in health.steering_runs(store.folder, 5)]
 if kept:
-    st.markdown("##### Recent runs")
+    st.header("Recent runs", anchor=False)
     for page, name, text in kept:
         session.link(page, plain(text), icon=":material/history:", run=name)
 
@@ -76,16 +77,15 @@ with right:
         session.go("feature", f=int(picked.selection.points[0]["customdata"]))
 
 if report is not None:
-    st.markdown(
-        "##### Scores beside their nulls", help="A random dictionary of equal L0, PCA of equal L0, and ablation of the site."
-    )
+    nulls = "A random dictionary of equal L0, PCA of equal L0, and ablation of the site."
+    st.header("Scores beside their nulls", anchor=False, help=nulls)
     st.dataframe(health.scores(report), hide_index=True, alt="Scores of the dictionary beside its nulls")
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 
 others = [slug for slug in packs.registry() if slug != session.current()]
 if others:
-    st.markdown("##### Other packs")
+    st.header("Other packs", anchor=False)
     for slug in others:
         st.page_link(session.PAGES["overview"], label=plain(slug), query_params={"pack": slug})
 

@@ -249,7 +249,7 @@ left, right = st.columns([1, 2], gap="medium")
 job: Job | None = mine.get("job")
 line, places, bar = None, [], None
 with left:
-    st.markdown("##### Edits")
+    st.header("Edits", anchor=False)
     edits = stack.draw(store, slug)
     try:
         wanted = picker.draw(store, slug, presets())

@@ -134,7 +134,7 @@ def test_one_run_shows_the_next_latent(open_app, monkeypatch):
     """To go to a page ends a run and begins another; a walk that did so would take twice as long."""
     at = open_app("feature", f=9)
     monkeypatch.setattr("app.session.go", lambda *page, **more: pytest.fail("a second run"))
-    assert pressed(at, "Next").subheader[0].value.startswith("\\#10 ")
+    assert pressed(at, "Next").title[0].value.startswith("\\#10 ")
     assert pressed(at, "Random").query_params["pack"] == "toy"
 
 
@@ -174,7 +174,7 @@ def test_hostile_tokens_reach_the_strips_as_glyphs_and_nothing_else(open_app):
 def test_no_markdown_on_a_page_reads_a_token(open_app):
     read, at = [], open_app("feature", f=7)
     for f in (9, 14, 20, 0):
-        read += [element.value for element in (*at.markdown, *at.caption, *at.subheader, *at.warning)]
+        read += [element.value for element in (*at.markdown, *at.caption, *at.title, *at.header, *at.subheader, *at.warning)]
         at.query_params["f"] = str(f)
         at.run()
     live = [text for text in HOSTILE if any(mark in text for mark in ("<", "](", "**", "$", ":material"))]

@@ -25,7 +25,7 @@ def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, mo
     at.text_input(key="label 9").set_value("what <b>I</b> think")
     at = pressed(at, "Save")
     assert not at.exception
-    assert "what \\<b\\>I\\<\\/b\\> think" in at.subheader[0].value
+    assert "what \\<b\\>I\\<\\/b\\> think" in at.title[0].value
     label = FeatureStore.open(mine).notes.label(9)
     assert (label.text, label.source, label.detail["author"]) == ("what <b>I</b> think", "you", "ann")
     assert any("label by ann" in caption.value and notes.moment(label.made) in caption.value for caption in at.caption)

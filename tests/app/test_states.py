@@ -122,14 +122,14 @@ def test_flipped_bytes_are_found_when_asked_for(open_app, own_pack):
 def test_a_latent_out_of_range_is_refused_with_the_range(open_app, f):
     at = open_app("feature", f=f)
     assert "from 0 to 23" in said(at)
-    assert not at.subheader
+    assert not at.title
 
 
 @pytest.mark.parametrize("f", ["abc", "1.5", "", "1e2", "<b>7</b>"])
 def test_a_latent_that_is_no_number_is_refused_and_not_read_as_the_first(open_app, f):
     at = open_app("feature", f=f)
     assert "whole numbers from 0 to 23" in said(at)
-    assert not at.subheader
+    assert not at.title
 
 
 def test_a_pack_that_is_not_open_is_refused_and_the_open_ones_named(open_app):

@@ -171,12 +171,12 @@ def browser(pack: Path, n: int) -> None:
 
         def switch(i: int) -> None:
             """J, until the new latent's heading, examples and histogram stand."""
-            before = page.evaluate("document.querySelector('h3').innerText")
-            told = page.locator("h3").first.inner_text()
+            before = page.evaluate("document.querySelector('h1').innerText")
+            told = page.locator("h1").first.inner_text()
             latent = int(re.match(r"#(\d+)", told)[1]) + 1
             page.keyboard.press("j")
             page.wait_for_function(
-                "([before, id]) => { const h = document.querySelector('h3'); return h && h.innerText !== before "
+                "([before, id]) => { const h = document.querySelector('h1'); return h && h.innerText !== before "
                 "&& h.innerText.startsWith('#' + id + ' ') && !document.querySelector('[data-stale=true]') && document."
                 "querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'; }",
                 arg=[before, latent],

@@ -132,10 +132,10 @@ class Visitor:
 
     def latent(self) -> int:
         """Which latent the page shows, by its heading."""
-        return int(self.page.locator("h3").first.inner_text().split()[0].lstrip("#"))
+        return int(self.page.locator("h1").first.inner_text().split()[0].lstrip("#"))
 
     def at_latent(self, wanted: int) -> None:
-        self.page.wait_for_function(f"document.querySelector('h3')?.innerText.startsWith('#{wanted} ')")
+        self.page.wait_for_function(f"document.querySelector('h1')?.innerText.startsWith('#{wanted} ')")
         self.settle()
 
     def refused(self) -> str:

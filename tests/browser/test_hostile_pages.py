@@ -48,7 +48,7 @@ def test_hostile_labels_can_be_read_as_they_stand(visit):
     person = visit(slug=SLUG)
     for latent in (0, 1, 5, 13, 15):
         page = person.open("feature", f=latent)
-        assert page.locator("h3").first.inner_text().startswith(f"#{latent} {HOSTILE[latent][:12]}")
+        assert page.locator("h1").first.inner_text().startswith(f"#{latent} {HOSTILE[latent][:12]}")
 
 
 def test_an_exported_page_of_cards_runs_nothing_and_asks_for_nothing(visit, packs, tmp_path):

@@ -31,7 +31,7 @@ def test_open_search_open_a_latent_walk_with_the_keyboard_and_come_back(visit):
     first = person.latent()
     assert "of" in page.get_by_text("in the list").inner_text()
     page.keyboard.press("j")
-    page.wait_for_function(f"!document.querySelector('h3').innerText.startsWith('#{first} ')")
+    page.wait_for_function(f"!document.querySelector('h1').innerText.startsWith('#{first} ')")
     person.settle()
     second = person.latent()
     person.keyed()
@@ -45,7 +45,7 @@ def test_open_search_open_a_latent_walk_with_the_keyboard_and_come_back(visit):
     page.go_forward()
     person.at_latent(second)
     other = person.open(page=person.tab(), path="feature", f=second)
-    assert other.locator("h3").first.inner_text() == page.locator("h3").first.inner_text()
+    assert other.locator("h1").first.inner_text() == page.locator("h1").first.inner_text()
 
 
 def test_ticked_latents_are_compared_by_an_address_of_their_own(visit):
@@ -69,21 +69,21 @@ def test_typing_walks_nowhere_and_what_was_written_stays(visit):
     page.keyboard.type("jkxse4 the dog")
     assert page.get_by_label("Text to test").input_value() == "jkxse4 the dog"
     assert person.latent() == 5
-    page.locator("h3").first.click()
+    page.locator("h1").first.click()
     page.keyboard.press("e")
     field = page.get_by_label("Label of #5")
     field.wait_for()
     person.settle()
     field.fill("jumping <b>dogs</b>")
     field.press("Enter")
-    page.wait_for_function("document.querySelector('h3')?.innerText.includes('jumping')")
+    page.wait_for_function("document.querySelector('h1')?.innerText.includes('jumping')")
     person.settle()
-    assert page.locator("h3").first.inner_text() == "#5 jumping <b>dogs</b>"
-    page.locator("h3").first.click()
+    assert page.locator("h1").first.inner_text() == "#5 jumping <b>dogs</b>"
+    page.locator("h1").first.click()
     page.keyboard.press("x")
     page.get_by_role("button", name="Starred").wait_for()
     person.open("feature", f=5)
-    assert "jumping" in page.locator("h3").first.inner_text()
+    assert "jumping" in page.locator("h1").first.inner_text()
     page.get_by_role("button", name="Starred").wait_for()
 
 
@@ -129,8 +129,8 @@ def test_two_sessions_at_once_share_the_model_and_what_was_said_and_nothing_else
     one.settle()
     field.fill("said by the first")
     field.press("Enter")
-    one.page.wait_for_function("document.querySelector('h3')?.innerText.includes('said by the first')")
-    assert "said by the first" in other.open("feature", f=7).locator("h3").first.inner_text()
+    one.page.wait_for_function("document.querySelector('h1')?.innerText.includes('said by the first')")
+    assert "said by the first" in other.open("feature", f=7).locator("h1").first.inner_text()
 
 
 def test_a_latent_out_of_range_is_refused_in_the_browser_too(visit):
