@@ -144,8 +144,8 @@ def profile(args: argparse.Namespace, sae, x: Tensor, median: float) -> dict:
 
 
 KINDS_OF_WORK = {
-    "screen (bf16 product)": ("aten::mm",),
-    "candidates found in it": ("aten::clamp_min_", "aten::clamp_", "aten::nonzero"),
+    "screen (product in 8 or 16 bits)": ("aten::mm", "aten::_int_mm"),
+    "candidates found in it": ("aten::gt_", "aten::clamp_min_", "aten::clamp_", "aten::nonzero", "aten::sort"),
     "exact products (SDDMM)": ("aten::sampled_addmm", "aten::sparse_sampled_addmm"),
     "sparse sums (decode, W_enc, W_dec)": ("aten::_embedding_bag_forward_only", "aten::_embedding_bag"),
     "Adam": ("aten::_fused_adam_",),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scope.sae.engine import Autograd, JumpReLUEngine
+from scope.sae.engines.int8 import Int8, exact
 from scope.sae.engines.screen import Screen
 from scope.sae.engines.workspace import Workspace
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
@@ -16,6 +17,10 @@ PENALTIES = {
     "frequency": {"frequency_scale": 0.1},
     "both": {"penalty": "quadratic", "frequency_scale": 0.05},
 }
+
+
+SCREENS = {"sparse": torch.bfloat16, "sparse, float32": torch.float32, "sparse, int8": torch.int8}
+WAYS = ["dense", *(way for way in SCREENS if way != "sparse, int8" or exact(torch.device("cpu")))]
 
 
 def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float, **settings) -> tuple[JumpReLUSAE, torch.Tensor]:
@@ -39,12 +44,12 @@ def gradients(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
 
 def engine_of(sae: JumpReLUSAE, way: str, **options) -> JumpReLUEngine:
     """Rows of 64: of 203, three whole slices and a rest."""
-    engine = JumpReLUEngine(sae, rows=64, screen=torch.float32 if way == "sparse, float32" else torch.bfloat16, **options)
+    engine = JumpReLUEngine(sae, rows=64, screen=SCREENS.get(way), **options)
     engine.share = 1.0 if way == "dense" else 0.0
     return engine
 
 
-@pytest.mark.parametrize("way", ["dense", "sparse", "sparse, float32"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 @pytest.mark.parametrize(("d_in", "d_sae", "l0", "bandwidth"), [(16, 64, 6.0, 0.2), (8, 9, 4.0, 0.5), (24, 96, 1.0, 1e-3)])
 def test_gradients_by_hand_equal_autograd_in_float64(way, penalty, d_in, d_sae, l0, bandwidth):
@@ -71,44 +76,69 @@ def test_the_ways_agree_in_float32_but_for_rounding():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_what_is_found_does_not_depend_on_the_screens_precision():
+@pytest.mark.parametrize("way", WAYS[2:])
+def test_what_is_found_does_not_depend_on_the_screens_precision(way):
     sae, x = prepared(96, 1024, 8.0, 0.02)
     sae, x = sae.float(), x.float()
     engine_of(sae, "sparse").gradients(x)
     expected = gradients(sae)
-    engine_of(sae, "sparse, float32").gradients(x)
+    engine_of(sae, way).gradients(x)
     for name, gradient in gradients(sae).items():
         assert torch.equal(gradient, expected[name]), name
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def found(x: torch.Tensor, w: torch.Tensor, cut: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[tokens d_sae]: what the screen lets through."""
+    let_through = torch.zeros(len(w) * len(x), dtype=torch.bool)
+    let_through[Screen(Workspace(), dtype).candidates(x, w, cut).long()] = True
+    return let_through.view(len(w), len(x)).T
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_the_screen_finds_every_latent_above_its_cut_by_however_little(dtype, scale):
-    generator = torch.Generator().manual_seed(1)
+def test_the_screen_finds_every_latent_above_its_cut_by_however_little(way, scale):
+    dtype, generator = SCREENS[way], torch.Generator().manual_seed(1)
     x = scale * torch.randn(40, 128, generator=generator, dtype=torch.float64)
     x[0] *= 300.0  # a token of huge norm must not hide the others' candidates, nor they its own
     w = torch.randn(256, 128, generator=generator, dtype=torch.float64)
     if dtype == torch.bfloat16:  # every number just below the middle between two, so that all roundings go down together
         x, w = (t.abs().bfloat16().double() * (1 + 2.0**-9 * 0.99) for t in (x, w))
-    exact = x @ w.T
+    products = x @ w.T
     for token in range(0, 40, 7):
-        cut = exact[token] * (1 - 1e-12)
-        found = torch.zeros(40 * 256, dtype=torch.bool)
-        found[Screen(Workspace(), dtype).candidates(x, w, cut)] = True
-        missed = (exact > cut) & ~found.view(40, 256)
+        cut = products[token] * (1 - 1e-12)
+        missed = (products > cut) & ~found(x, w, cut, dtype)
         assert not missed.any()
-        assert found.view(40, 256)[token].all()
+        assert found(x, w, cut, dtype)[token].all()
 
 
-def test_the_screen_lets_through_little_beside_the_candidates():
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_the_screen_finds_all_of_a_batch_in_which_a_few_numbers_are_huge(way):
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.randn(n, 200, generator=generator) for n in (300, 700))
+    x[:, 5] *= 80.0
+    w[:, 7] *= 30.0
+    w[3], x[4], w[-1] = 0.0, 0.0, 1e-20
+    products = x.double() @ w.double().T
+    cut = products.topk(30, dim=0).values[-1].float() - 1e-3
+    assert not ((products > cut) & ~found(x, w, cut, SCREENS[way])).any()
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_the_screen_lets_through_little_beside_the_candidates(way):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(500, 768, generator=generator) / math.sqrt(768)
     w = torch.randn(2048, 768, generator=generator)
     w /= w.norm(dim=1, keepdim=True)
-    exact = x @ w.T
-    cut = exact.flatten().kthvalue(500 * (2048 - 16)).values.expand(2048)
-    found = len(Screen(Workspace(), torch.bfloat16).candidates(x, w, cut))
-    assert (exact > cut).sum() <= found < 1.5 * (exact > cut).sum()
+    above = (x @ w.T) > (cut := (x @ w.T).flatten().kthvalue(500 * (2048 - 16)).values.expand(2048))
+    assert above.sum() <= found(x, w, cut, SCREENS[way]).sum() < 1.6 * above.sum()
+
+
+def test_8_bits_serve_until_a_few_numbers_rule_the_batch():
+    generator = torch.Generator().manual_seed(4)
+    x, w = (torch.randn(n, 512, generator=generator) for n in (300, 300))
+    usual = Int8(x, w, Workspace()).margin()
+    x[:, 5] *= 80.0
+    assert usual < 0.006 < 0.02 < Int8(x, w, Workspace()).margin()
 
 
 def test_a_batch_on_which_nothing_fires_still_teaches_the_decoder_bias():

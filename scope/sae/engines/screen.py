@@ -8,19 +8,28 @@ number is off by at most 2^-9 of itself) and sums kept in float32 (K terms, so o
 by Cauchy and Schwarz. That margin, and the cut, are further columns of the two matrices: (c |x|, 1, 1) against
 (|w|, hi, lo) with hi + lo = -cut, each rounded to the safe side. So the product is x~ . w~ - cut + margin, its sign is the
 answer, and the rounding of the result does not matter, for it keeps signs. Numbers below 1e-30 may be taken for zero.
+
+Where a processor multiplies 8-bit numbers faster still, and the batch is not ruled by a few huge numbers, these are taken
+(`int8`, which is as good as certain, and says how).
 """
 
 import time
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from scope.sae.engines.int8 import WIDEST, Int8, exact
 from scope.sae.engines.workspace import Workspace
 from scope.shapes import Acts
 
 _ELEMENTS = 2**23
 """Pre-activations at a time: 16 MiB in bfloat16, which a processor's cache may hold."""
+
+_INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+_WORTH = 1.6
+"""How much wider than bfloat16's the margin of 8-bit numbers may be: what it lets through is computed exactly, in vain."""
 
 
 class Screen:
@@ -30,57 +39,85 @@ class Screen:
         self.workspace, self.dtype = workspace, dtype
 
     def candidates(self, x: Acts, w: Tensor, cut: Tensor) -> Tensor:
-        """token * d_sae + latent, ascending, of every pair with x . w > cut. `w` is [d_sae d_in], `cut` [d_sae]."""
+        """latent * tokens + token, ascending, of every pair with x . w > cut. `w` is [d_sae d_in], `cut` [d_sae]."""
+        n, d_sae = len(x), len(w)
+        found = [
+            (places % d_sae).mul_(n).add_(tokens.index_select(0, places.div(d_sae, rounding_mode="floor")))
+            for tokens, places in self._places(x, w, cut)
+        ]
+        keys = torch.cat(found)
+        return torch.sort(keys.int() if n * d_sae < 2**31 else keys).values  # 32 bits are sorted faster
+
+    def _places(self, x: Acts, w: Tensor, cut: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(some tokens, row * d_sae + latent of the candidates among them), until there are no more tokens."""
         dtype = self.dtype or quickest(x.device)
-        d_in, d_sae = x.shape[1], len(w)
-        wide = -(-(d_in + 3) // 8) * 8
+        if dtype == torch.int8:
+            whole = Int8(x, w, self.workspace)
+            narrow = whole.margin() < _WORTH * _rounding(torch.bfloat16, x.shape[1]) and x.shape[1] < WIDEST
+            if self.dtype or narrow:
+                yield from ((tokens, _where(above.view(-1))) for tokens, above in whole.above(cut))
+                return
+            dtype = torch.bfloat16
+        left, right = self._widened(x, w, cut, dtype)
+        rows = max(256, _ELEMENTS // len(w))
+        tokens = torch.arange(len(x), device=x.device)
+        for part, some in zip(left.split(rows), tokens.split(rows), strict=True):
+            product = torch.mm(part, right.T, out=self.workspace.take("screen.product", len(part), len(w), dtype=dtype))
+            # a number and the integer of the same bits are positive together, and it is whole numbers that are handled fast
+            yield some, _where(product.view(-1).view(_INTEGER[dtype]).clamp_min_(0))
+
+    def _widened(self, x: Acts, w: Tensor, cut: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Both matrices with the columns for margin and cut."""
+        d_in, wide = x.shape[1], -(-(x.shape[1] + 3) // 8) * 8
         left = self.workspace.take("screen.x", len(x), wide, dtype=dtype)
-        right = self.workspace.take("screen.w", d_sae, wide, dtype=dtype)
-        rounding = 4 * wide * 2.0**-24
-        c = rounding + (2.0**-8 + 2.0**-16 if dtype == torch.bfloat16 else 2.0**-21)
+        right = self.workspace.take("screen.w", len(w), wide, dtype=dtype)
         up = 1 + 2.0**-7  # more than any rounding takes away
         left[:, :d_in], right[:, :d_in] = x, w
-        left[:, d_in] = x.norm(dim=1) * (c * up) + 1e-30
+        left[:, d_in] = x.norm(dim=1) * (_rounding(dtype, wide) * up) + 1e-30
         right[:, d_in] = w.norm(dim=1) * up + 1e-30
         left[:, d_in + 1 : d_in + 3] = 1
-        lowered = (2.0**-14 + rounding) * cut.abs() - cut
+        lowered = (2.0**-14 + 4 * wide * 2.0**-24) * cut.abs() - cut
         right[:, d_in + 1] = lowered
         right[:, d_in + 2] = lowered - right[:, d_in + 1]
         left[:, d_in + 3 :], right[:, d_in + 3 :] = 0, 0
-        rows = max(256, _ELEMENTS // d_sae)
-        return torch.cat([self._above(left[i : i + rows], right).add_(i * d_sae) for i in range(0, len(x), rows)])
+        return left, right
 
-    def _above(self, left: Tensor, right: Tensor) -> Tensor:
-        shape = (len(left), len(right))
-        product = torch.mm(left, right.T, out=self.workspace.take("screen.product", *shape, dtype=left.dtype))
-        whole = torch.int16 if left.dtype == torch.bfloat16 else torch.int32
-        # a number and the integer of the same bits are positive together, and it is whole numbers that are handled fast
-        positive = product.view(-1).view(whole).clamp_min_(0)
-        several = 8 // positive.element_size()
-        if len(positive) % several:
-            return positive.nonzero().squeeze(1)
-        words = positive.view(torch.int64)  # several answers each: nearly all are no
-        some = words.nonzero().squeeze(1)
-        word, place = words.index_select(0, some).view(whole).view(-1, several).nonzero().unbind(1)
-        return some.index_select(0, word).mul_(several).add_(place)
+
+def _rounding(dtype: torch.dtype, terms: int) -> float:
+    """c of the file's first lines."""
+    return 4 * terms * 2.0**-24 + (2.0**-8 + 2.0**-16 if dtype == torch.bfloat16 else 2.0**-21)
+
+
+def _where(answers: Tensor) -> Tensor:
+    """The places of what is not zero, of whole numbers that are nearly all zero: several are looked at in one word."""
+    several = 8 // answers.element_size()
+    if len(answers) % several:
+        return answers.nonzero().squeeze(1)
+    words = answers.view(torch.int64)
+    some = words.nonzero().squeeze(1)
+    word, place = words.index_select(0, some).view(answers.dtype).view(-1, several).nonzero().unbind(1)
+    return some.index_select(0, word).mul_(several).add_(place)
 
 
 @cache
 def quickest(device: torch.device) -> torch.dtype:
-    """bfloat16 where this machine multiplies it faster than float32, by trying. What is found decides nothing but speed:
-    candidates are refined in full precision, and the margin is dropped with the others that do not reach the cut."""
+    """The precision this machine multiplies fastest, by trying. What is found decides nothing but speed: candidates are
+    refined in full precision, and what the margin let through is dropped with the others that do not reach the cut."""
     if device.type == "cuda":
         return torch.bfloat16
     known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     if device.type != "cpu" or known is None or not known():
         return torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(256, 512, dtype=dtype), torch.ones(1024, 512, dtype=dtype)
-        tries = []
-        for _ in range(4):
-            started = time.perf_counter()
-            torch.mm(a, b.T)
-            tries.append(time.perf_counter() - started)
-        seconds[dtype] = min(tries)
-    return min(seconds, key=seconds.__getitem__)
+    products: dict[torch.dtype, Callable[[Tensor, Tensor], Tensor]] = {torch.float32: torch.mm, torch.bfloat16: torch.mm}
+    if exact(device):
+        products[torch.int8] = torch._int_mm
+    return min(products, key=lambda dtype: _seconds(products[dtype], dtype))
+
+
+def _seconds(product: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> float:
+    a, b, tries = torch.ones(256, 512, dtype=dtype), torch.ones(1024, 512, dtype=dtype), []
+    for _ in range(4):
+        started = time.perf_counter()
+        product(a, b.T)
+        tries.append(time.perf_counter() - started)
+    return min(tries)

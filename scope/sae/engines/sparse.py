@@ -10,6 +10,8 @@ from scope.sae.jumprelu import JumpReLUSAE
 from scope.shapes import Acts
 
 _GROUPS = 1024
+_CACHED = 6 * 2**20
+"""Bytes of a matrix whose rows are asked for in no order, which a processor's cache holds."""
 
 
 def find(screen: Screen, x: Acts, sae: JumpReLUSAE) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,17 +22,27 @@ def find(screen: Screen, x: Acts, sae: JumpReLUSAE) -> tuple[Tensor, Tensor, Ten
     so the result depends in no way on the screen's rounding.
     """
     lowest = sae.threshold - sae.bandwidth / 2
-    flat = screen.candidates(x, sae.W_enc.T, lowest - sae.b_enc)
-    tokens = (flat // sae.d_sae).int()
-    latents, order = torch.sort((flat % sae.d_sae).int(), stable=True)
-    tokens = tokens.index_select(0, order)
+    keys = screen.candidates(x, sae.W_enc.T, lowest - sae.b_enc)
+    latents, tokens = (keys // len(x)).int(), (keys % len(x)).int()
     pre = dots(latents, tokens, sae.W_enc.T, x).add_(sae.b_enc.index_select(0, latents))
     kept = (pre > lowest.index_select(0, latents)).nonzero().squeeze(1)
     return latents.index_select(0, kept), tokens.index_select(0, kept), pre.index_select(0, kept)
 
 
 def dots(i: Tensor, j: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a[i] . b[j] for each of these pairs, which are ordered by i."""
+    """a[i] . b[j] for each of these pairs, which are ordered by i. As many rows of b at a time as stay in the processor's
+    cache: every row of a is then fetched more than once, but those of b, which come in no order, only once."""
+    rows = max(1, _CACHED // (b.shape[1] * b.element_size()))
+    if rows >= len(b):
+        return _dots(i, j, a, b)
+    products, block = a.new_empty(len(i)), j.div(rows, rounding_mode="floor")
+    for k, part in enumerate(b.split(rows)):
+        some = (block == k).nonzero().squeeze(1)
+        products[some] = _dots(i.index_select(0, some), j.index_select(0, some).sub_(k * rows), a, part)
+    return products
+
+
+def _dots(i: Tensor, j: Tensor, a: Tensor, b: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # said once a process
         places = torch.sparse_csr_tensor(
