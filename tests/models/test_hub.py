@@ -1,10 +1,6 @@
 """Checkpoints from a hub: a mirror on this machine serves them, or answers as the real one does when it will not."""
 
-import json
 import socket
-import threading
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -12,68 +8,17 @@ import torch
 from scope.errors import CheckpointError
 from scope.models.load import load_model
 from tests.conftest import random_gemma
+from tests.mirror import SHA, mirrored
 from tests.models.twins import save_checkpoint, some_tokens
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-ANSWERS = {
-    "gated/model": (401, "GatedRepo"),
-    "forbidden/model": (403, "GatedRepo"),
-    "absent/model": (401, "RepoNotFound"),
-    "broken/model": (500, ""),
-}
-
-
-class Hub(BaseHTTPRequestHandler):
-    def __init__(self, folder, *args):
-        self.folder = folder
-        super().__init__(*args)
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
-        repo = "/".join(path.split("/")[:2])
-        if repo in ANSWERS:
-            return self.answer(ANSWERS[repo][0], b"", {"X-Error-Code": ANSWERS[repo][1]})
-        if self.path.startswith("/api/models/mirror/model/revision/main"):
-            siblings = [{"rfilename": file.name} for file in self.folder.iterdir()]
-            return self.answer(200, json.dumps({"id": "mirror/model", "sha": SHA, "siblings": siblings}).encode())
-        if self.path.startswith("/api/models/mirror/model/tree"):
-            files = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in self.folder.iterdir()]
-            return self.answer(200, json.dumps(files).encode())
-        if "/revision/" in self.path:
-            return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        file = self.folder / path.split("/")[-1]
-        return self.answer(200, file.read_bytes(), {"ETag": f'"{file.name}"', "X-Repo-Commit": SHA})
-
-    def answer(self, status, body, headers=None):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
 
 
 @pytest.fixture
 def hub(tmp_path, tiny_config, toy_tokenizer, monkeypatch):
     """The folder that the mirror serves as mirror/model; nothing is kept from one test to the next."""
-    from huggingface_hub import constants
-
     (tmp_path / "served").mkdir()
     folder = save_checkpoint(random_gemma(tiny_config), tmp_path / "served" / "checkpoint", toy_tokenizer, shards=2)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    yield folder
-    server.shutdown()
-    server.server_close()
+    with mirrored("mirror/model", folder, tmp_path / "cache", monkeypatch):
+        yield folder
 
 
 @torch.no_grad()

@@ -1,0 +1,84 @@
+"""A hub on this machine, as huggingface_hub speaks to one: it serves one repository and refuses others as a real one does."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+"""The commit of what is served."""
+REFUSED = {
+    "gated/model": (401, "GatedRepo"),
+    "forbidden/model": (403, "GatedRepo"),
+    "absent/model": (401, "RepoNotFound"),
+    "broken/model": (500, ""),
+}
+
+
+class Mirror(BaseHTTPRequestHandler):
+    """`cut` is how many bytes of a file come before the line breaks; None sends all."""
+
+    cut: int | None = None
+
+    def __init__(self, repo: str, folder: Path, *args):
+        self.repo, self.folder = repo, folder
+        super().__init__(*args)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
+        asked, files = "/".join(path.split("/")[:2]), {}
+        for file in self.folder.rglob("*"):
+            if file.is_file():
+                files[file.relative_to(self.folder).as_posix()] = file
+        if asked in REFUSED:
+            status, code = REFUSED[asked]
+            return self.answer(status, b"", {"X-Error-Code": code})
+        if path == f"{self.repo}/revision/main":
+            return self.tell({"id": self.repo, "sha": SHA, "siblings": [{"rfilename": name} for name in files]})
+        if path.startswith(f"{self.repo}/tree/"):
+            return self.tell(
+                [{"type": "file", "path": name, "size": f.stat().st_size, "oid": f.name} for name, f in files.items()]
+            )
+        if "/revision/" in path:
+            return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        file = files[path.removeprefix(f"{self.repo}/resolve/{SHA}/")]
+        return self.answer(200, file.read_bytes(), {"ETag": f'"{file.name}"', "X-Repo-Commit": SHA}, Mirror.cut)
+
+    def tell(self, what) -> None:
+        self.answer(200, json.dumps(what).encode())
+
+    def answer(self, status: int, body: bytes, headers=None, cut: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body[:cut])
+            self.close_connection = cut is not None
+
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def mirrored(repo: str, folder: Path, cache: Path, monkeypatch) -> Iterator[None]:
+    """Within the block the hub is this machine's and has one repository, what lies in `folder`; fetched files go to `cache`."""
+    from huggingface_hub import constants
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, repo, folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(Mirror, "cut", None)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
