@@ -1,8 +1,8 @@
 """What the Prompt page asks of the model beyond a reading: what comes next, direct effects, ablation, attribution."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -12,6 +12,7 @@ from app.components.code import copy_as_python, heading, opening
 from scope.errors import ScopeError
 from scope.features.prompt import ranked
 from scope.features.store import FeatureStore
+from scope.features.together import foremost
 
 
 def following(store: FeatureStore, view: Any, place: int | None) -> pd.DataFrame:
@@ -25,19 +26,22 @@ def following(store: FeatureStore, view: Any, place: int | None) -> pd.DataFrame
     return st.session_state["next"][1]
 
 
-def by_direct_effect(store: FeatureStore, view: Any, at: int, k: int, *, dense: bool, least: float) -> tuple[int, pd.DataFrame]:
-    """(id of the likeliest next token, the k latents at this token that move its logit most either way).
+def by_direct_effect(views: Mapping[str, Any], at: int, k: int, *, dense: bool, least: float) -> tuple[int, pd.DataFrame]:
+    """(id of the likeliest next token, the k latents of all dictionaries that move its logit most either way).
 
     Raises:
         PackError: the direct path of this model or dictionary cannot be read.
     """
     from scope.features.direct import direct_effects
 
-    with models.live(store) as (model, sae):
-        token, effects = direct_effects(view, model, sae, at)
-    rows = ranked(view, at, "value", store.d_sae, dense=dense, least=least)
-    rows = rows.assign(direct=effects[rows.index])
-    return token, rows.sort_values("direct", key=np.abs, ascending=False, kind="stable").head(k)
+    frames = []
+    for name, view in views.items():
+        with models.live(view.store) as (model, sae):
+            token, effects = direct_effects(view, model, sae, at)
+        rows = ranked(view, at, "value", view.store.d_sae, dense=dense, least=least)
+        rows = rows.assign(direct=effects[rows.index]).rename_axis("latent").reset_index().assign(dictionary=name)
+        frames.append(rows)
+    return token, foremost(frames, "direct", k)
 
 
 def ablation(store: FeatureStore, text: str, latent: int) -> None:

@@ -41,9 +41,10 @@ def drawn(store: FeatureStore, places: np.ndarray, behind: np.ndarray, latents: 
         "selected": {"marker": {"opacity": 0.3}},
         "unselected": {"marker": {"opacity": 0.3}},
     }
+    figure.data[0].hovertemplate = "%{hovertext}<extra></extra>"
     layout = figure.layout.to_plotly_json() | {"height": 560, "dragmode": "pan"}
     for name in ("xaxis", "yaxis"):
-        layout[name] = {**layout[name], "showticklabels": False, "zeroline": False}
+        layout[name] = {**layout[name], "showticklabels": False, "zeroline": False, "showgrid": False}
     layout["yaxis"] |= {"scaleanchor": "x"}  # both axes in one unit: distances on the page are those on the map
     return len(kept), go.Figure({"data": [grey, *figure.data], "layout": layout})
 

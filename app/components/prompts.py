@@ -37,10 +37,17 @@ def piece(token: str) -> str:
 
 
 def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
-    """A table of latents, of which one can be picked."""
-    shown = pd.DataFrame({"latent": rows.index, **{name: rows[name].to_numpy() for name in figures}})
+    """A table of latents, of which one can be picked: its place among the rows.
+
+    Args:
+        rows: latents by their index or by a column "latent"; with a column "dictionary" where there are several.
+    """
+    shown = pd.DataFrame({"latent": rows.get("latent", rows.index)})
+    shown = shown.assign(**{name: rows[name].to_numpy() for name in figures})
     if "token" in rows:
         shown.insert(1, "token", [piece(token) for token in rows["token"]])
+    if "dictionary" in rows:
+        shown.insert(0, "dictionary", [show_line(name, 30) for name in rows["dictionary"]])
     shown.insert(shown.columns.get_loc(figures[0]) + 1, "label", [show_line(text, 40) for text in rows["label"]])
     config = {
         name: st.column_config.NumberColumn(name, format=_FORMS[name], help=_HELP.get(name))
@@ -57,7 +64,20 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
         height=min(36 * len(shown) + 40, 420),
         alt=f"{len(shown)} latents; choose a row",
     )
-    return int(shown["latent"].iat[picked.selection.rows[0]]) if picked.selection.rows else None
+    return int(picked.selection.rows[0]) if picked.selection.rows else None
+
+
+def dictionaries(rows: pd.DataFrame, key: str) -> None:
+    """What each dictionary makes of the text, a row each."""
+    shown = rows.assign(dictionary=[show_line(name, 40) for name in rows["dictionary"]])
+    config = {
+        "fires": st.column_config.NumberColumn("fire", format="%.1f", help="Latents that fire on a token; mean over the text."),
+        "fvu": st.column_config.NumberColumn(
+            "unexplained (FVU)", format="percent", help="0 % is perfect; 100 % is what the decoder's bias alone would leave."
+        ),
+        "latents": st.column_config.NumberColumn("of", format="localized"),
+    }
+    st.dataframe(shown, hide_index=True, column_config=config, key=key, alt=f"{len(rows)} dictionaries on this text")
 
 
 def following(tokens: pd.DataFrame, key: str) -> None:

@@ -47,7 +47,8 @@ def header(example: Example, token: int) -> None:
 
 def beside(rows: pd.DataFrame, key: str) -> int | None:
     """Latents that fire at the token, the most surprising first; the one that is to be opened."""
-    return table(rows, ("surprise", "value", "share", "quantile"), key)
+    picked = table(rows.drop(columns="token"), ("surprise", "value", "share", "quantile"), key)
+    return None if picked is None else int(rows.index[picked])
 
 
 def differs(pack: float, now: float) -> str:

@@ -1,15 +1,14 @@
 """Which latents fire on a text of yours, what they do to the next token, and how two texts differ."""
 
-import numpy as np
 import streamlit as st
 
-from app import models, prompting, session
-from app.components import figures, listing, prompts
+from app import models, one_text, packs, session
+from app.components import listing, prompts
 from app.components.code import copy_as_python, heading, opening
-from app.components.plain import number, plain
+from app.components.plain import plain
 from app.components.tokens import row, strips
-from scope.errors import PackError, ScopeError, TokensError
-from scope.features.prompt import ORDERS, POOLS, compared, matrix, ranked
+from scope.errors import ScopeError, TokensError
+from scope.features.prompt import POOLS, compared
 
 store = session.pack()
 python = opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
@@ -28,6 +27,9 @@ def reopen(run: str) -> None:
     for name, kind in kinds.items():
         if isinstance(held["settings"].get(name), kind):
             st.session_state[name] = held["settings"][name]
+    also = held["settings"].get("also")
+    if isinstance(also, list):  # of the packs that are open here
+        st.session_state["also"] = [slug for slug in packs.registry() if slug in also and slug != session.current()]
 
 
 def text_of(name: str, beside: str) -> str:
@@ -45,21 +47,6 @@ def text_of(name: str, beside: str) -> str:
     return text
 
 
-def token_asked(view) -> None:
-    """Choose the token that the address names, once: a number, or the last."""
-    asked = st.query_params.get("at")
-    if asked is None or st.session_state.get("came at") == (asked, view.ids):
-        return
-    st.session_state["came at"], last = (asked, view.ids), len(view.pieces) - 1
-    if asked == "last":
-        st.session_state["at"] = last
-    elif asked.isdecimal() and int(asked) <= last:
-        st.session_state["at"] = int(asked)
-    else:
-        st.session_state["at"] = None
-        st.warning(plain(f"There is no token {asked}: this text has tokens 0 to {last}. All of them are shown."))
-
-
 def shortened(text: str, name: str) -> None:
     """Offer the part of a text that the model takes."""
     part, n, most = models.cut(store, text)
@@ -67,12 +54,6 @@ def shortened(text: str, name: str) -> None:
         st.caption(f"It has {n:,} tokens, and the model takes {most:,}. This is as far as they reach:")
         st.text(part[-160:])
         st.button(f"Read the first {most:,} tokens", on_click=lambda: st.session_state.update({name: part}))
-
-
-def latent_links(latent: int) -> None:
-    with st.container(horizontal=True):
-        session.link("feature", f"Open \\#{latent}", icon=":material/open_in_new:", f=latent)
-        session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", f=latent)
 
 
 if run := st.query_params.get("run"):
@@ -141,14 +122,15 @@ if two:
     pool = st.segmented_control("Pooled by", POOLS, default="largest", required=True, key="pool", bind="query-params")
     rows = compared(*views, pool=pool, k=40)
     heading("What differs", python + "from scope.features.prompt import compared\ncompared(view, other)", "py compared")
-    picked = prompts.table(rows, ("first", "second", "change"), key=f"compared {hash(tuple(texts))} {pool}")
+    chosen = prompts.table(rows, ("first", "second", "change"), key=f"compared {hash(tuple(texts))} {pool}")
     st.caption("Shares of each latent's maximum in this pack.")
-    if picked is not None:
+    if chosen is not None:
+        picked = int(rows.index[chosen])
         for n, (column, view) in enumerate(zip(st.columns(2), views, strict=True)):
             with column:
                 largest = float(store.index.column("max")[picked])
                 strips([row(view.pieces, view.values(picked), largest, value=f"#{picked}")], key=f"differs {n}")
-        latent_links(picked)
+        one_text.latent_links(session.current(), picked)
     with st.container(horizontal=True):
         csv = {"file_name": "differences.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
         st.download_button("CSV", lambda: listing.frame_csv(rows), **csv)
@@ -157,108 +139,5 @@ if two:
     footer({"two": True, "chat": chat})
     st.stop()
 
-view = views[0]
-orders = [*ORDERS, "direct effect"]
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    by = st.segmented_control(
-        "Ranked by",
-        orders,
-        default="surprise",
-        required=True,
-        key="by",
-        bind="query-params",
-        help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack. "
-        "Direct effect: what it adds to the logit of the likeliest next token.",
-    )
-    dense = session.dense_too(store, at_first=False)
-    least = st.slider(
-        "Stronger than this share of its firings", 0.0, 0.99, 0.0, 0.01, key="least", bind="query-params", width=260
-    )
-
-token_asked(view)
-place = st.session_state.get("at")
-place = place if place is not None and place < len(view.pieces) else None
-columns_shown = (by, *(name for name in ("value", "share", "quantile", "surprise") if name != by))
-towards = ""
-if by == "direct effect":
-    at = len(view.pieces) - 1 if place is None else place
-    try:
-        token, rows = prompting.by_direct_effect(store, view, at, 20, dense=dense, least=least)
-    except PackError as refusal:
-        session.refuse(refusal)
-        st.stop()
-    columns_shown = ("direct", "value", "share", "surprise")
-    towards = f" Towards {prompts.piece(store.vocab[token])!r}, the likeliest token after token {at}."
-else:
-    rows = ranked(view, place, by, 20, dense=dense, least=least)
-shown = st.session_state.get("shown latent")
-shown = shown if shown in rows.index else (int(rows.index[0]) if len(rows) else None)
-
-heading("The text", python + "view.pieces, view.latents", "py text", meaning="Click a token to see what fires there.")
-if shown is None:
-    strip = row(view.pieces, np.zeros(len(view.pieces)), 1.0, place)
-else:
-    strip = row(view.pieces, view.values(shown), float(store.index.column("max")[shown]), place, value=f"#{shown}")
-clicked = strips([strip], key="prompt text", pick=True)
-if clicked is not None and clicked[1] != place:
-    st.session_state["at"] = clicked[1]
-    st.rerun()
-with st.container(horizontal=True, vertical_alignment="center"):
-    told = "all tokens" if place is None else f"token {place}, {plain(prompts.piece(view.pieces[place]))}"
-    error = view.fvu if place is None else view.fvu_at[place]
-    colour = f"; colour: #{shown}" if shown is not None else ""
-    st.caption(
-        f"Latents on **{told}**{colour}; unexplained there (FVU): {number(error, '.0%')}." + plain(towards), width="content"
-    )
-    if place is not None and st.button("All tokens", type="tertiary"):
-        st.session_state["at"] = None
-        st.rerun()
-
-left, right = st.columns([3, 2], gap="medium")
-with left:
-    if rows.empty:
-        st.info("Nothing fires here under these filters.")
-    else:
-        call = f"from scope.features.prompt import ranked\nranked(view, {place}, {by!r})"
-        if by == "direct effect":
-            call = f"from scope.features.direct import direct_effects\ndirect_effects(view, model, sae, {place})"
-        heading("Latents", python + call, "py ranked")
-        picked = prompts.table(rows, columns_shown, key=f"ranked {hash(read_texts[0])} {place} {by} {dense} {least}")
-        if picked is not None:
-            st.session_state["shown latent"] = picked
-            if picked != shown:
-                st.rerun()
-        with st.container(horizontal=True):
-            csv = {"file_name": "latents.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
-            st.download_button("CSV", lambda: listing.frame_csv(rows), **csv)
-            if st.button("Steer the foremost three", icon=":material/explore:", type="tertiary"):
-                session.steer_these([int(i) for i in rows.index[:3]])
-with right:
-    call = f"from scope.features.direct import next_tokens\nnext_tokens(view, model, {place})"
-    heading("What comes next", python + call, "py next", meaning="Likeliest tokens after the chosen one, or after the last.")
-    prompts.following(prompting.following(store, view, place), key=f"following {hash(read_texts[0])} {place}")
-    if shown is not None:
-        st.caption(plain(f"#{shown} {store[shown].label}"))
-        latent_links(shown)
-        prompting.ablation(store, read_texts[0], shown)
-
-left, right = st.columns([3, 2], gap="medium")
-with left:
-    heading(
-        "Tokens by latents",
-        python + "from scope.features.prompt import matrix\nmatrix(view)",
-        "py matrix",
-        meaning="Share of its maximum; click a cell.",
-    )
-    latents, shares = matrix(view, 20, by if by in ORDERS else "surprise", dense=dense)
-    figure = figures.matrix(
-        shares, [f"#{i}" for i in latents], [prompts.piece(p) for p in view.pieces], list(store.table["label"].iloc[latents])
-    )
-    chosen = st.plotly_chart(
-        figure, config=figures.SMALL, key="matrix", on_select="rerun", selection_mode="points", alt="Latents by tokens"
-    )
-    if chosen.selection.points:
-        session.go("feature", f=latents[int(chosen.selection.points[0]["y"])])
-with right:
-    prompting.attribution(store, read_texts[0])
-footer({"two": False, "by": by, "dense": dense, "chat": chat})
+settings = one_text.draw(store, views[0], read_texts[0])
+footer({"two": False, "chat": chat, **settings})

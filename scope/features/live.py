@@ -1,7 +1,7 @@
 """Latents on a text of one's own: the one thing about a pack that needs the model and the dictionary."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,14 @@ class TokenView:
     tuning: str = ""
     """What is another tuning of the same model here, as a base model's dictionary read with the instruction-tuned one; "" if
     nothing is."""
+
+    _quantiles: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
+
+    def quantile(self, latent: int, value: float) -> float:
+        """Share of a latent's firings in the pack that are weaker; looked up once a value, since pages ask again and again."""
+        if (latent, value) not in self._quantiles:
+            self._quantiles[latent, value] = self.store[latent].quantile(value)
+        return self._quantiles[latent, value]
 
     def values(self, latent: int) -> np.ndarray:
         """A latent's activation at every token."""

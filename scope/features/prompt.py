@@ -47,7 +47,7 @@ def ranked(
         fired = fired[~index.flagged(("dense",))[fired]]
     rows = pd.DataFrame({"value": values[fired].astype(float)}, index=pd.Index(fired, name="id"))
     rows["share"] = rows["value"] / np.maximum(index.column("max")[fired], 1e-12)
-    rows["quantile"] = [view.store[int(f)].quantile(float(values[f])) for f in fired]
+    rows["quantile"] = [view.quantile(int(f), float(values[f])) for f in fired]
     stronger = np.maximum((1 - rows["quantile"]) * index.column("count")[fired], 0.5)
     rows["surprise"] = np.log10(max(view.store.n_tokens, 1) / stronger)
     rows["token"] = [view.pieces[int(view.latents[:, f].argmax()) if position is None else position] for f in fired]
@@ -56,9 +56,13 @@ def ranked(
     return rows.sort_values(by, ascending=False, kind="stable").head(k)
 
 
-def matrix(view: "TokenView", k: int = 20, by: str = "surprise", *, dense: bool = False) -> tuple[list[int], np.ndarray]:
-    """(latents, shares of their maximum [latent token]) of the k foremost in the text, in the order of their first firing."""
-    latents = ranked(view, by=by, k=k, dense=dense).index.to_numpy()
+def matrix(
+    view: "TokenView", k: int = 20, by: str = "surprise", *, dense: bool = False, latents: np.ndarray | None = None
+) -> tuple[list[int], np.ndarray]:
+    """(latents, shares of their maximum [latent token]) of the k foremost in the text, or of those given, all of which fire in
+    it; in the order of their first firing."""
+    if latents is None:
+        latents = ranked(view, by=by, k=k, dense=dense).index.to_numpy()
     first = [int(np.flatnonzero(view.latents[:, i] > 0)[0]) for i in latents]
     latents = latents[np.argsort(first, kind="stable")]
     largest = np.maximum(view.store.index.column("max")[latents], 1e-12)
