@@ -52,30 +52,50 @@ class BatchTopKSAE(TopKSAE):
         pre = self.pre_activations(x)
         return torch.relu(pre) * (pre > self.threshold)
 
-    def choose(self, pre: Tensor) -> Tensor:
+    def choose(self, sizes: Tensor) -> Tensor:
         """By rank within the batch: what is trained."""
-        flat = torch.relu(pre).flatten()
+        flat = torch.relu(sizes).flatten()
         values, ids = flat.topk(int(self.config.k * (flat.numel() // self.d_sae)), sorted=False)
-        return torch.zeros_like(flat).scatter(0, ids, values).view_as(pre)
+        return torch.zeros_like(flat).scatter(0, ids, values).view_as(sizes)
 
+    @torch.no_grad()
     def note(self, latents: Tensor) -> None:
         super().note(latents)
-        self.lowest = latents[latents > 0].min().item() if self.fired.any() else 0.0
+        sizes = latents * self.norms() if self.free else latents
+        self.lowest = sizes[sizes > 0].min().item() if self.fired.any() else 0.0
 
     @torch.no_grad()
     def initialise(self, sample: Acts, seed: int = 0) -> None:
         super().initialise(sample, seed)
         some = sample[: max(64, 2**24 // self.d_sae)]  # all latents on all of the sample might be large
-        kept = self.choose(self.pre_activations(some))
-        self.threshold.fill_(kept[kept > 0].min() if (kept > 0).any() else 0.0)
+        self.note(self.compete(self.pre_activations(some)))
+        self.threshold.fill_(self.lowest)
+        self._as_latents()
+
+    def before_step(self) -> None:
+        super().before_step()
+        self._as_sizes()
 
     @torch.no_grad()
     def after_step(self, l0: float, progress: float) -> None:
         super().after_step(l0, progress)
         self.threshold.add_(self.config.follow * (self.lowest - self.threshold))
+        self._as_latents()
+
+    @torch.no_grad()
+    def _as_sizes(self) -> None:
+        """What is followed is one number for all: the least that a latent that was kept added."""
+        if self.free:
+            self.threshold.mul_(self.norms())
+
+    @torch.no_grad()
+    def _as_latents(self) -> None:
+        if self.free:
+            self.threshold.div_(self.norms())
 
     def watched(self) -> dict[str, float]:
-        return super().watched() | {"threshold": self.threshold.median().item()}
+        threshold = self.threshold * self.norms() if self.free else self.threshold
+        return super().watched() | {"threshold": threshold.median().item()}
 
     def training_state(self) -> dict[str, Any]:
         return super().training_state() | {"threshold": self.threshold.detach()}
@@ -93,5 +113,6 @@ class BatchTopKSAE(TopKSAE):
     @torch.no_grad()
     def unit_decoder(self) -> None:
         """Exact, unlike TopK's: with a threshold of its own, scaling a latent changes no decision."""
-        self.threshold.mul_(self.W_dec.norm(dim=1).clamp_min(1e-12))
+        self.threshold.mul_(self.norms())
         SAE.unit_decoder(self)
+        self.free = False

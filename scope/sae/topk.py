@@ -3,11 +3,15 @@
 Sparsity needs no penalty and is exact. What dies does not come back by itself, so latents that have been silent for long are
 asked to reconstruct what the living ones left over (the auxiliary loss, "AuxK").
 
-Source: Gao et al. 2024, arXiv:2406.04093, appendix A.
+While training, decoder rows may have any norm. Latents then compete by what they add, pre-activation times norm, so that a
+row's length decides nothing, and rows that start short turn far in a step at first, and less the longer they have grown. In
+a short run that decides what is found. At the end the lengths go into the encoder.
+
+Source: Gao et al. 2024, arXiv:2406.04093, appendix A, whose rows are of norm 1 throughout (`decoder` "unit").
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +29,9 @@ class TopKConfig(SAEConfig):
     k: int = 32
     """Latents that fire on each token, at most (fewer where fewer are positive)."""
 
-    aux_weight: float = 1 / 32
-    """Weight of the auxiliary loss, in which silent latents reconstruct the error of the others; 0 leaves them dead."""
+    aux_weight: float = 1.0
+    """Weight of the auxiliary loss, in which silent latents reconstruct the error of the others; 0 leaves them dead. The
+    paper's 1/32 is for runs that are far longer."""
 
     aux_k: int = 0
     """Silent latents that take part on each token; 0 takes half of d_in."""
@@ -34,12 +39,20 @@ class TopKConfig(SAEConfig):
     revive_after: int = 100_000
     """Tokens without firing after which a latent takes part in the auxiliary loss."""
 
+    decoder: Literal["free", "unit"] = "free"
+    """Decoder rows of any norm while training, made unit at the end; or kept at norm 1."""
+
+    start_norm: float | None = None
+    """Norm of the decoder's rows, and of the encoder's, at the start; None takes 0.1 where they are free."""
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.k <= self.d_sae:
             raise ConfigError(f"k is {self.k:g}; of {self.d_sae} latents, more than 0 and at most {self.d_sae} can fire.")
         if self.aux_weight < 0 or self.aux_k < 0 or self.revive_after < 1:
             raise ConfigError("aux_weight and aux_k must not be negative, and revive_after must be at least 1.")
+        if self.start_norm is not None and (self.start_norm <= 0 or (self.decoder == "unit" and self.start_norm != 1)):
+            raise ConfigError(f"start_norm is {self.start_norm:g}; it must be above 0, and 1 unless decoder is free.")
 
 
 class TopKSAE(SAE):
@@ -53,19 +66,31 @@ class TopKSAE(SAE):
         super().__init__(config, site)
         self.register_buffer("silent", torch.zeros(config.d_sae, dtype=torch.long), persistent=False)
         self.fired, self.tokens = self.silent > 0, 0
+        self.free = False  # whether rows have any norm just now, and latents compete by what they add
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.choose(self.pre_activations(x))
+        return self.compete(self.pre_activations(x))
 
-    def choose(self, pre: Tensor) -> Tensor:
+    def choose(self, sizes: Tensor) -> Tensor:
+        """Those that are kept of pre-activations, or of these times the norms of their rows."""
+        values, ids = sizes.topk(self.config.k, dim=-1, sorted=False)
+        return torch.zeros_like(sizes).scatter(-1, ids, torch.relu(values))
+
+    def compete(self, pre: Tensor) -> Tensor:
         """Pre-activations -> latents, as trained."""
-        values, ids = pre.topk(self.config.k, dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter(-1, ids, torch.relu(values))
+        if not self.free:
+            return self.choose(pre)
+        norms = self.norms()
+        return self.choose(pre * norms) / norms
+
+    def norms(self) -> Tensor:
+        """[d_sae], of the decoder's rows."""
+        return self.W_dec.norm(dim=1).clamp_min(1e-12)
 
     def losses(self, x: Acts) -> dict[str, Scalar]:
         """Squared error per token, nested ones, and what silent latents leave of it."""
         pre = self.pre_activations(x)
-        latents = self.choose(pre)
+        latents = self.compete(pre)
         terms = self.errors(latents, x)
         revived = self.auxiliary(x, pre, latents)
         if revived is not None:
@@ -83,26 +108,36 @@ class TopKSAE(SAE):
         if not len(dead) or not c.aux_weight:
             return None
         wanted = c.aux_k or max(1, c.d_in // 2)
-        values, ids = pre[:, dead].topk(min(wanted, len(dead)), dim=1, sorted=False)
+        rows = self.W_dec[dead]
+        norms = rows.norm(dim=1).clamp_min(1e-12) if self.free else torch.ones(len(dead)).to(pre)
+        values, ids = (pre[:, dead] * norms).topk(min(wanted, len(dead)), dim=1, sorted=False)
         revived = torch.zeros(len(x), len(dead)).to(pre).scatter(1, ids, torch.relu(values))
         left = (x - self.decode(latents)).detach()
-        error = (revived @ self.W_dec[dead] - left).square().sum(1).mean()
+        error = ((revived / norms) @ rows - left).square().sum(1).mean()
         return c.aux_weight * min(1.0, len(dead) / wanted) * error
 
     def note(self, latents: Tensor) -> None:
         """Keep which latents fired on this batch until the step is taken."""
         self.fired, self.tokens = (latents > 0).any(0), len(latents)
 
+    @torch.no_grad()
     def initialise(self, sample: Acts, seed: int = 0) -> None:
         start_tied(self, seed)
+        self.free = self.config.decoder == "free"
+        if self.free:
+            for weights in (self.W_enc, self.W_dec):
+                weights.mul_(0.1 if self.config.start_norm is None else self.config.start_norm)
 
+    @torch.no_grad()
     def before_step(self) -> None:
-        drop_lengthening(self.W_dec)
+        if not self.free:
+            drop_lengthening(self.W_dec)
 
     @torch.no_grad()
     def after_step(self, l0: float, progress: float) -> None:
-        """Unit rows again, and the count of silent tokens goes on."""
-        unit_rows(self.W_dec)
+        """Rows that are to be unit are so again, and the count of silent tokens goes on."""
+        if not self.free:
+            unit_rows(self.W_dec)
         self.silent.add_(self.tokens)
         self.silent[self.fired] = 0
 
@@ -112,9 +147,15 @@ class TopKSAE(SAE):
     @torch.no_grad()
     def load_training_state(self, state: dict[str, Any]) -> None:
         self.silent.copy_(state["silent"])
+        self.free = self.config.decoder == "free"
 
     def watched(self) -> dict[str, float]:
         return {"silent": (self.silent >= self.config.revive_after).float().mean().item()}
 
+    @torch.no_grad()
     def unit_decoder(self) -> None:
-        """Nothing: rows are kept at norm 1 while training, and scaling latents would choose others on a token (P24)."""
+        """At the end of training with free rows: exact, for the lengths were part of the competition. Of any other TopK
+        nothing is changed, as scaling its latents would choose others on a token (P24)."""
+        if self.free:
+            super().unit_decoder()
+            self.free = False

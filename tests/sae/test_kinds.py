@@ -132,6 +132,43 @@ def test_silent_latents_are_asked_to_reconstruct_what_the_others_left():
     assert sae.losses(x)["auxiliary"].item() == 0.5 * (9 + 1) / 4  # one of four wanted: a quarter of the weight
 
 
+@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+def test_p33_free_rows_decide_nothing_by_their_length_and_are_unit_in_the_end(kind):
+    sae = make_sae(CONFIGS[kind], SITE).double()
+    sae.initialise(X.double())
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((20,), 0.1, dtype=torch.float64))
+    if kind == "batch_topk":
+        sae.threshold.data.mul_(0.99)  # it lies at somebody's pre-activation, and rounding would decide there
+    pre, terms, latents = sae.pre_activations(X.double()), sae.losses(X.double()), sae.encode(X.double())
+    kept, x_hat = sae.compete(pre) > 0, sae.decode(latents)
+    with torch.no_grad():
+        lengths = torch.rand(20, generator=torch.Generator().manual_seed(1)).double() + 0.1
+        sae.W_dec.mul_(lengths[:, None])
+        for array in (sae.W_enc, sae.b_enc, *([sae.threshold] if kind == "batch_topk" else [])):
+            array.div_(lengths)
+    torch.testing.assert_close(sae.losses(X.double()), terms)
+    assert torch.equal(sae.compete(sae.pre_activations(X.double())) > 0, kept)
+    sae.unit_decoder()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20, dtype=torch.float64))
+    assert torch.equal(sae.compete(sae.pre_activations(X.double())) > 0, kept)
+    torch.testing.assert_close(sae(X.double()), x_hat)
+    if kind == "batch_topk":
+        torch.testing.assert_close(sae.threshold, sae.threshold[:1].expand(20))
+
+
+def test_unit_rows_stay_unit_if_that_is_asked_for():
+    sae = make_sae(TopKConfig(d_in=12, d_sae=32, k=3, decoder="unit"), SITE)
+    sae.initialise(_world()[:64])
+    for _ in range(3):
+        Autograd(sae).gradients(_world()[:64])
+        sae.before_step()
+        torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(32), atol=1e-4, rtol=0)
+        with torch.no_grad():
+            sae.W_dec.sub_(0.01 * sae.W_dec.grad)
+        sae.after_step(3.0, 0.1)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
+
+
 def test_a_latent_counts_as_silent_for_the_tokens_since_it_fired():
     sae = identity("topk", k=1)
     for _ in range(3):
@@ -148,14 +185,16 @@ def test_the_gates_auxiliary_reconstruction_teaches_the_decoder_nothing():
     assert sae.W_enc.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("nested", [(), (5, 12)])
-def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested):
+def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested, free):
     step = _step(X, torch.arange(20) % 3 == 0)
     ours = random_kind("batch_topk" if nested else "topk", aux_weight=1.0, revive_after=1, nested=nested)
     with torch.no_grad():
         ours.W_enc.abs_()  # theirs lets silent latents be negative in the auxiliary loss, ours does not
         ours.b_enc.fill_(50.0)
         ours.silent.copy_(step.dead_neuron_mask)
+        ours.free = free
     name = "MatryoshkaBatchTopKTrainingSAE" if nested else "TopKTrainingSAE"
     settings = {"matryoshka_widths": [*nested, 20], "k": 2.5} if nested else {"k": 3}
     theirs = lens(name)(
@@ -163,7 +202,7 @@ def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested):
             d_in=6,
             d_sae=20,
             apply_b_dec_to_input=False,
-            rescale_acts_by_decoder_norm=False,
+            rescale_acts_by_decoder_norm=free,
             aux_loss_coefficient=1.0,
             **settings,
         )
@@ -312,6 +351,8 @@ def test_the_weight_of_a_penalty_follows_its_target_and_a_fixed_one_rises():
         (TopKConfig, {"k": 0}),
         (TopKConfig, {"k": 65}),
         (TopKConfig, {"aux_weight": -1.0}),
+        (TopKConfig, {"start_norm": 0.0}),
+        (BatchTopKConfig, {"decoder": "unit", "start_norm": 0.1}),
         (BatchTopKConfig, {"follow": 0.0}),
         (GatedConfig, {"target_l0": 65.0}),
         (GatedConfig, {"l1_weight": -1.0}),
