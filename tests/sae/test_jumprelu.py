@@ -52,6 +52,12 @@ def test_at_the_start_every_latent_fires_equally_often_and_l0_is_the_multiple_as
     assert torch.equal(sae.W_enc, sae.W_dec.T)
 
 
+@pytest.mark.parametrize(("d_sae", "target_l0", "multiple"), [(1000, 20.0, 2.0), (16384, 64.0, 8.0), (64, 32.0, 1.0)])
+def test_a_run_starts_with_4_percent_of_the_latents_firing_within_once_and_8_times_the_target(d_sae, target_l0, multiple):
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=4, d_sae=d_sae, target_l0=target_l0))
+    assert sae.start_l0 == pytest.approx(multiple)
+
+
 def test_folding_makes_a_dictionary_of_standardised_activations_one_of_raw_activations():
     sae = random_sae().double()
     x = torch.randn(50, 6, dtype=torch.float64) * 7 + 3
