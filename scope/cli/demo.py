@@ -91,6 +91,7 @@ class Command:
     def _train(self, store, site: str):
         from scope.cli.progress import progress_bar
         from scope.cli.train import provenance
+        from scope.evaluation.overlap import keep, smallest
         from scope.sae.jumprelu import JumpReLUConfig
         from scope.sae.kinds import make_sae
         from scope.training.config import TrainConfig
@@ -102,8 +103,11 @@ class Command:
         dictionary |= {"d_in": store.sites[site], "d_sae": self.d_sae, "target_l0": self.target_l0}
         sae = make_sae(JumpReLUConfig(**dictionary), site)
         sae.provenance = provenance(store, site)
+        batches, folder = store.shuffled(site, config.batch_size, self.seed), self.out / "dictionary"
         with progress_bar("Training", unit="steps") as on_progress:
-            return train(sae, store.shuffled(site, config.batch_size, self.seed), config, self.out / "dictionary", on_progress)
+            trained = train(sae, batches, config, folder, on_progress)
+        keep(folder, smallest(store.tokens, store.documents))
+        return trained
 
     def _evaluate(self, model, sae, store, corpus):
         import numpy as np

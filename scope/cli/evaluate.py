@@ -73,7 +73,8 @@ class Command:
         evaluation.provenance["text"] = text
         folder = Path(self.dictionary)
         evaluation.training.extend(training_curve(folder))
-        evaluation.notes.extend(seen(sae.provenance.get("recording") or {}, text, store))
+        known = seen(sae.provenance.get("recording") or {}, text, store)
+        evaluation.notes.extend(known or also_read(folder, evaluation, tokens, documents))
         console.print(table(evaluation))
         file = self.json or (folder / "evaluation.json" if folder.is_dir() else None)
         if file and not self.json and fuller(file, evaluation.provenance["parameters_sha256"], self.config):
@@ -129,6 +130,19 @@ def seen(trained: dict, text: dict, store) -> list[str]:
         "The dictionary was trained on this corpus, but not on this recording: it may have read this text. Give the recording "
         "that it was trained on."
     ]
+
+
+def also_read(folder: Path, evaluation, tokens, documents) -> list[str]:
+    """How much of the scored text the dictionary was trained on, by what the text is and not by what its corpus is called; the
+    number is kept in the report's provenance (P7)."""
+    from scope.evaluation.overlap import kept, overlap
+
+    read, drawn = kept(folder), evaluation.provenance["drawn"]["contexts"]
+    if read is None:
+        return ["What this dictionary was trained on is not known in full: it may have read this text."]
+    found = overlap(read, tokens[drawn].numpy(), None if documents is None else documents[drawn].numpy())
+    evaluation.provenance["text"]["read_in_training"] = {"shared": found.shared, "compared": found.compared}
+    return [found.said()] if found.shared or not found.compared else []
 
 
 def fuller(file: Path, dictionary: str, config) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from scope.cli.reading import Recorded, bytes_to_shuffle, live_provenance, match_recorded, provenance
 from scope.errors import ConfigError
+from scope.evaluation.overlap import keep, smallest
 from scope.sae.base import SAE
 from scope.sae.kinds import make_sae
 from scope.training.folder import describe
@@ -51,6 +52,9 @@ def run(command) -> None:
         finally:
             if boards:
                 boards.close()
+        if ranks.writes and (read := source.read()) is not None:
+            for job in made:
+                keep(job.out, read)
         for job, sae in zip(made, trained, strict=False):
             console.print(summary(job.out, sae))
         for note in source.notes(batches, how):
@@ -163,6 +167,16 @@ class _Source:
         if self.store is None:
             return live_provenance(self.model, batches, site, how.steps * how.batch_size)
         return provenance(self.store, site)
+
+    def read(self):
+        """Hashes of the text that is read, or None where nobody knows it once it was read: from a running model, or a
+        recording without token ids."""
+        from activations.errors import RecordingError
+
+        try:
+            return None if self.store is None else smallest(self.store.tokens, self.store.documents)
+        except RecordingError:
+            return None
 
     def notes(self, batches, how) -> list[str]:
         if self.store is None and batches.passes > 1:

@@ -72,6 +72,24 @@ def test_p07_text_held_out_of_another_recording_is_not_called_unseen(folder, cap
         assert ("may have read this text" in " ".join(capsys.readouterr().out.split())) is told
 
 
+def test_p07_text_that_was_read_under_another_name_is_told_beside_text_that_was_not(folder, capsys):
+    assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "dictionary", *SMALL) == 0
+    (folder / "renamed.jsonl").write_text((folder / "toy.jsonl").read_text())
+    fresh = [json.dumps({"text": f"{i * 7919} sheep and {i * 104729} goats went over the hill"}) for i in range(60)]
+    (folder / "fresh.jsonl").write_text("\n".join(fresh))
+    shares = {}
+    for name in ("renamed", "fresh"):
+        capsys.readouterr()
+        flags = ["--corpus", folder / f"{name}.jsonl", "--context", "32", "--contexts", "6", "--no-random-model"]
+        assert scope("evaluate", folder / "dictionary", *flags, "--json", folder / f"{name}.json") == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("are in the text that the dictionary was trained on" in said) is (name == "renamed")
+        found = json.loads((folder / f"{name}.json").read_text())["provenance"]["text"]["read_in_training"]
+        shares[name] = found["shared"] / found["compared"]
+    assert shares["renamed"] > 0.2  # packed anew, so that runs over the ends of contexts are not there
+    assert shares["fresh"] == 0
+
+
 def test_folders_with_brackets_are_said_as_they_are(folder, capsys):
     out = folder / "a [bold]" / "[" / "bold] b"  # as one path it also closes what it opened: [/bold]
     assert scope("train", folder / "recording", "--site", SITE, "--out", out, *SMALL) == 0

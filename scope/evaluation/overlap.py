@@ -1,0 +1,91 @@
+"""Whether text that is scored was read in training, whatever its corpus is called (P7).
+
+A text is compared by its runs of tokens: RUN in a row, at every place within a context. Of all that was read, a dictionary's
+folder keeps the hashes that are smallest, KEPT of them. Which runs are compared is therefore decided by the hash alone: one
+of the scored text whose hash is below the greatest kept is either among the kept or was not read. So a few hundred kilobytes
+answer for any amount of text, on a sample of runs that is the same in both.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+RUN, KEPT, FILE = 24, 32768, "text_read.npy"
+_CONTEXTS = 4096  # hashed at a time
+_EVERY = np.iinfo(np.uint64).max
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """`shared` of `compared` runs of tokens were read in training."""
+
+    shared: int
+    compared: int
+
+    def said(self) -> str:
+        if not self.compared:
+            return "Too little of this text can be compared with what the dictionary was trained on: it may have been read."
+        share = f"{self.shared / self.compared:.1%} of {self.compared:,} runs of {RUN} tokens compared"
+        return f"Of this text {share} are in the text that the dictionary was trained on."
+
+
+def smallest(tokens: np.ndarray, documents: np.ndarray | None = None) -> np.ndarray:
+    """uint64, ascending: the KEPT smallest hashes of the runs in contexts of tokens [n position].
+
+    The first token of a context, <bos>, is in no run, nor is padding, where `documents` [n position] is negative.
+    """
+    found = np.empty(0, np.uint64)
+    for part in _hashes(tokens, documents):
+        if len(found) == KEPT:
+            part = part[part < found[-1]]
+        found = np.union1d(found, part)[:KEPT]
+    return found
+
+
+def overlap(read: np.ndarray, tokens: np.ndarray, documents: np.ndarray | None = None) -> Overlap:
+    """How much of `tokens` is among what was read, of which `smallest` is given."""
+    last = read[-1] if len(read) == KEPT else _EVERY
+    here = [part[part <= last] for part in _hashes(tokens, documents)] if len(read) else []
+    runs = np.unique(np.concatenate(here)) if here else np.empty(0, np.uint64)
+    return Overlap(int(np.isin(runs, read, assume_unique=True).sum()), len(runs))
+
+
+def keep(folder: Path, read: np.ndarray) -> None:
+    np.save(folder / FILE, read)
+
+
+def kept(folder: Path) -> np.ndarray | None:
+    """What `keep` wrote; None where a dictionary does not say what it read."""
+    try:
+        read = np.load(folder / FILE, allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return read if read.dtype == np.uint64 and read.ndim == 1 else None
+
+
+def _hashes(tokens: np.ndarray, documents: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Of the runs of some contexts at a time, in no order."""
+    factors = np.random.default_rng(2412).integers(0, 2**63, RUN, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    for first in range(0, len(tokens), _CONTEXTS):
+        some = np.asarray(tokens[first : first + _CONTEXTS])[:, 1:].astype(np.uint64)
+        if some.shape[1] < RUN:
+            return
+        runs = some.shape[1] - RUN + 1
+        sums = np.zeros((len(some), runs), np.uint64)
+        for place, factor in enumerate(factors):  # overflow is meant: sums are modulo 2^64
+            sums += (some[:, place : place + runs] + np.uint64(1)) * factor
+        there = np.ones(sums.shape, bool)
+        if documents is not None:
+            nobody = np.asarray(documents[first : first + _CONTEXTS])[:, 1:] < 0
+            before = np.concatenate([np.zeros((len(some), 1), np.int64), nobody.cumsum(1)], axis=1)
+            there = before[:, RUN:] == before[:, :runs]
+        yield _mixed(sums[there])
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Numbers spread evenly over 64 bits (the finaliser of splitmix64), so that the smallest are a fair sample."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        numbers = (numbers ^ (numbers >> np.uint64(shift))) * np.uint64(factor)
+    return numbers ^ (numbers >> np.uint64(31))
