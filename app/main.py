@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from app import models, packs, session
+from app import demo, models, packs, session
 from app.components.plain import count, plain, short_name
 from scope.errors import ScopeError
 
@@ -57,6 +57,8 @@ try:
         status.caption(plain(models.status()))  # the page may have loaded it
 except ScopeError as refusal:
     session.refuse(refusal)
+    if not packs.registry():
+        demo.offer()
     slug = st.session_state.get("pack")
     if slug and packs.building(slug) is not None:
         watch(slug)
