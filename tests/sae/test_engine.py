@@ -130,15 +130,18 @@ def test_the_screen_lets_through_little_beside_the_candidates(way):
     w = torch.randn(2048, 768, generator=generator)
     w /= w.norm(dim=1, keepdim=True)
     above = (x @ w.T) > (cut := (x @ w.T).flatten().kthvalue(500 * (2048 - 16)).values.expand(2048))
-    assert above.sum() <= found(x, w, cut, SCREENS[way]).sum() < 1.6 * above.sum()
+    assert above.sum() <= found(x, w, cut, SCREENS[way]).sum() < 1.75 * above.sum()
 
 
-def test_8_bits_serve_until_a_few_numbers_rule_the_batch():
+def test_8_bits_serve_unless_a_few_numbers_rule_their_rows():
     generator = torch.Generator().manual_seed(4)
     x, w = (torch.randn(n, 512, generator=generator) for n in (300, 300))
     usual = Int8(x, w, Workspace()).margin()
-    x[:, 5] *= 80.0
+    column = x.clone()
+    column[:, 5] *= 80.0  # as one huge dimension of a residual stream does
+    x[torch.arange(300), torch.arange(300)] *= 80.0
     assert usual < 0.006 < 0.02 < Int8(x, w, Workspace()).margin()
+    assert Int8(column, w, Workspace()).margin() < 1.1 * usual
 
 
 def test_a_batch_on_which_nothing_fires_still_teaches_the_decoder_bias():

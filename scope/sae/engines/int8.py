@@ -6,8 +6,10 @@ each in an interval of width s_x |w~_i| (from x) or s_w |x_i| (from w), and by H
 
     P(x . w - s_x s_w q_x . q_w > SURE / 2 sqrt(A^2 + B^2)) <= exp(-SURE^2 / 2),  A = s_x (|w| + s_w sqrt(d)),  B = s_w |x|,
 
-which is 2e-11 for a pair on the very edge of its cut, and less the further above it lies. Tokens are taken in order of their
-largest number, so that one scale serves a slice, and what remains is one comparison of whole numbers for each pair.
+which is 2e-11 for a pair on the very edge of its cut, and less the further above it lies. Columns in which x is large and w is
+not would make s_x large for all: so both are brought to the same size in every column first, x divided by what w is multiplied
+with. Tokens are taken in order of their largest number, so that one scale serves a slice, and what remains is one comparison of
+whole numbers for each pair.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from scope.shapes import Acts
 
 SURE = 7.0
 _LARGEST = 126.9
+_LEAST = 1e-30
 WIDEST = 2**31 // 2**14
 """Terms in a sum of products of such numbers that 32 bits hold."""
 _ELEMENTS = 2**22
@@ -33,34 +36,54 @@ class Int8:
     """Tokens x against rows w, both rounded."""
 
     def __init__(self, x: Acts, w: Tensor, workspace: Workspace):
-        self.x, self.w, self.workspace = x, w, workspace
-        self.scale_x, self.scale_w = _scale(x), _scale(w)
-        self.norm_x, self.norm_w = x.norm(dim=1), w.norm(dim=1)
+        self.workspace = workspace
+        balance = (_columns(x) / _columns(w)).sqrt_()
+        self.x, self.w = _Rows(x, 1 / balance), _Rows(w, balance)
 
     def margin(self) -> float:
-        """As a share of |x| |w|, of the typical pair."""
-        pairs = ((self.scale_x, self.norm_x), (self.scale_w, self.norm_w))
-        x, w = ((scale / norm.clamp_min(1e-30)).mean().item() for scale, norm in pairs)
-        return SURE / 2 * sqrt(x**2 + w**2)
+        """Of the typical pair, as a share of |x| |w|."""
+        x, w = self.x, self.w
+        return SURE / 2 * sqrt((x.share_of_scale * w.share_of_norm) ** 2 + (w.share_of_scale * x.share_of_norm) ** 2)
 
     def above(self, cut: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(tokens, [tokens d_sae] of 1 and 0) of one slice of tokens after the other; its memory is used again by the next."""
-        d_in, d_sae = self.x.shape[1], len(self.w)
-        dither_x, dither_w = _dither(d_in).to(self.x)
+        x, w, d_sae, d_in = self.x, self.w, *self.w.rows.shape
+        dither_x, dither_w = _dither(d_in).to(x.rows)
         right = self.workspace.take("screen.w", d_sae, d_in, dtype=torch.int8)
-        for w, scale, into in zip(self.w.split(_ROWS), self.scale_w.split(_ROWS), right.split(_ROWS), strict=True):
-            _round(w * (1 / scale)[:, None], dither_w, into)
-        level = cut.double() / self.scale_w
-        spread = (self.norm_w / self.scale_w + sqrt(d_in)).square()
-        for tokens in self.scale_x.argsort().split(max(64, _ELEMENTS // d_sae)):
-            scale, longest = self.scale_x[tokens[-1]], self.norm_x[tokens].max()
+        for rows, scale, into in zip(w.rows.split(_ROWS), w.scale.split(_ROWS), right.split(_ROWS), strict=True):
+            into.copy_((rows * w.columns).mul_((1 / scale)[:, None]).add_(dither_w).floor_())
+        level = cut.double() / w.scale
+        spread = (w.norm / w.scale + sqrt(d_in)).square()
+        for tokens in x.scale.argsort().split(max(64, _ELEMENTS // d_sae)):
+            scale, longest = x.scale[tokens[-1]], x.norm[tokens].max()
             left = self.workspace.take("screen.x", len(tokens), d_in, dtype=torch.int8)
-            _round(self.x.index_select(0, tokens).mul_(1 / scale), dither_x, left)
+            left.copy_(x.rows.index_select(0, tokens).mul_(x.columns / scale).add_(dither_x).floor_())
             limit = level / scale - SURE / 2 * 1.01 * (spread + (longest / scale).square()).sqrt()
             limit.sub_(1e-5 * level.abs() / scale).clamp_(-(2.0**31), 2.0**31 - 1)
             product = self.workspace.take("screen.product", len(tokens), d_sae, dtype=torch.int32)
             torch._int_mm(left, right.T, out=product)
             yield tokens, product.gt_(limit.floor_().int())
+
+
+class _Rows:
+    """A matrix whose columns are multiplied by `columns`: of each row then, the norm and the size of one step."""
+
+    def __init__(self, rows: Tensor, columns: Tensor):
+        self.rows, self.columns = rows, columns
+        scales, norms = [], []
+        for some in rows.split(_ROWS):
+            scaled = some * columns
+            scales.append(torch.maximum(scaled.amax(1), scaled.amin(1).neg_()).clamp_min_(_LEAST).div_(_LARGEST))
+            norms.append(scaled.norm(dim=1))
+        self.scale, self.norm = torch.cat(scales), torch.cat(norms)
+        before = rows.norm(dim=1).clamp_min_(_LEAST)
+        self.share_of_scale, self.share_of_norm = (self.scale / before).mean().item(), (self.norm / before).mean().item()
+
+
+def _columns(rows: Tensor) -> Tensor:
+    """The root mean square of each column, of some rows: it decides how narrow a margin is, not whether it is wide enough."""
+    mean = rows[:: max(1, len(rows) // 1024)].square().mean(0)
+    return (mean + 1e-12 * mean.max() + _LEAST).sqrt_()
 
 
 def exact(device: torch.device) -> bool:
@@ -72,14 +95,6 @@ def exact(device: torch.device) -> bool:
         return bool((torch._int_mm(a, b) == (a.double() @ b.double())).all())
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-
-
-def _scale(rows: Tensor) -> Tensor:
-    return torch.maximum(rows.amax(1), rows.amin(1).neg_()).clamp_min_(1e-30).div_(_LARGEST)
-
-
-def _round(scaled: Tensor, dither: Tensor, into: Tensor) -> None:
-    into.copy_(scaled.add_(dither).floor_())
 
 
 @cache
