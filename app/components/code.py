@@ -24,6 +24,6 @@ def openings(packs: Mapping[str, object]) -> str:
 
 def heading(title: str, lines: str, key: str, *, meaning: str | None = None) -> None:
     """A panel's title with its lines of Python beside it."""
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"heading {key}"):
         st.header(title, anchor=False, help=meaning, width="content")
         copy_as_python(lines, key)

@@ -152,8 +152,8 @@ SCORES = {
     "length_bias": ("length bias (1 is none)", ".3f"),
     "delta_loss": ("delta loss, nats", "+.3f"),
     "kl": ("KL, nats", ".3f"),
-    "recovered_vs_mean": ("loss recovered, against mean-ablation", ".1%"),
-    "recovered_vs_zero": ("loss recovered, against zero-ablation", ".1%"),
+    "recovered_vs_mean": ("loss recovered, of mean-ablation", ".1%"),
+    "recovered_vs_zero": ("loss recovered, of zero-ablation", ".1%"),
 }
 
 

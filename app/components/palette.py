@@ -13,7 +13,7 @@ def lowered_or_raised(value: float) -> str:
 
 
 LIGHT = {
-    "primaryColor": "#9C5300",
+    "primaryColor": "#944E00",
     "backgroundColor": "#FFFFFF",
     "secondaryBackgroundColor": "#F5F4F1",
     "textColor": "#14161A",

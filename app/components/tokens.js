@@ -15,7 +15,9 @@ function strip(row, index, options, setTriggerValue) {
   const told = element("span", "told");
   told.setAttribute("aria-live", "polite");
   const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
-    const made = element("span", "tok", glyphs);
+    const word = glyphs.replace(/^ +/, "");
+    text.append(glyphs.slice(0, glyphs.length - word.length)); // uncoloured: at the end of a line it would be a stripe
+    const made = element("span", "tok", word);
     if (step) made.classList.add("s" + step);
     if (marks.includes("p")) made.classList.add("peak");
     if (marks.includes("d")) made.classList.add("steered");

@@ -89,7 +89,7 @@ def open_latent(latent: int) -> None:
     session.go("feature", f=latent)
 
 
-with st.container(horizontal=True, vertical_alignment="center"):
+with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
     st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents", width="content")
     look = st.segmented_control(
         "View",

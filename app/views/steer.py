@@ -5,19 +5,18 @@ from typing import Any
 import streamlit as st
 
 from app import models, packs, session, steering, steering_facts
-from app.components import health, prompts
+from app.components import health
 from app.components import steering_arms as arms
-from app.components import steering_effects as effects
 from app.components import steering_picker as picker
 from app.components import steering_saved as saved
 from app.components import steering_stack as stack
 from app.components import steering_sweep as sweeps
 from app.components import steering_text as text
 from app.components import steering_units as units
-from app.components.code import heading, opening
 from app.components.plain import plain
 from app.jobs import Job
 from app.steering_desk import Desk
+from app.steering_inside import inside
 from scope.errors import ScopeError
 from scope.steering.dose import Sweep, swept_unit
 from scope.steering.interventions import Edits
@@ -195,49 +194,6 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     return bar
 
 
-def inside(edits: Edits | None, job: Job | None) -> None:
-    """What the edits do to the next token, and which latents decide it."""
-    prompt = st.text_area("Prompt", height=80, **text.kept("prompt", "My favourite hobby is"))
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        token = st.text_input("Token", key="steer token", placeholder="the likeliest", width=150, persist_state="session")
-        other = st.text_input("against", key="steer other", placeholder="the next one", width=150, persist_state="session")
-        method = st.selectbox("Attribution by", prompts.METHODS, key="steer method", width=150, persist_state="session")
-    others = steering_facts.later(store)
-    places = st.multiselect("Later dictionaries", others, key="steer later", format_func=plain) if others else []
-    tokens = (token, other)
-    with st.container(horizontal=True):
-        if st.button(
-            "Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None
-        ):
-            mine.pop("effects", None)
-            later = [models.load_dictionary(models.dictionary_of(session.pack(place))) for place in places]
-            desk.begin("effects", lambda model, sae: steering.effect(store, model, sae, edits, prompt, tokens, later))
-            st.rerun()
-        if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
-            mine.pop("attribution", None)
-            desk.begin("attribution", lambda model, sae: steering.attribution(store, model, sae, prompt, tokens, method))
-            st.rerun()
-    if "effects" in mine:
-        found = mine["effects"]
-        heading(
-            "What the edits do to the next token", opening(str(store.folder)) + steering_facts.effects_code(found), "py effects"
-        )
-        st.caption(plain(f"{found.edits} after: {found.prompt}"))
-        effects.numbers(found)
-        effects.tokens(found)
-        effects.downstream(found, {session.pack(place).site: session.pack(place).table["label"] for place in places})
-    if "attribution" in mine:
-        found = mine["attribution"]
-        heading(
-            "What decides the next token, unedited",
-            opening(str(store.folder)) + prompts.attribution_code(found.prompt),
-            "py parts",
-        )
-        prompts.attribution(found)
-    if "effects" not in mine and "attribution" not in mine:
-        st.caption("No token is drawn here: the prompt is run once with the edits and once without, and beside other latents.")
-
-
 opened = None
 try:
     opened = open_address()
@@ -271,7 +227,7 @@ with right:
         elif view == "Sweep":
             bar = sweep(opened, edits, job)
         elif view == "Effects":
-            inside(edits, job)
+            inside(desk, edits, job)
         else:
             saved.listed(runs, st.query_params.get("run"), lambda label, name: session.link("steer", label, run=name))
     except ScopeError as refusal:

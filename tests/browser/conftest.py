@@ -25,6 +25,16 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 MISSING = "playwright is not installed: pip install -e '.[browser]'" if find_spec("playwright") is None else ""
 MISSING = MISSING or ("" if CHROMIUM else "no Chromium on this machine: apt install chromium")
 
+SETTLED = """() => {
+  const state = document.querySelector('[data-testid=stApp]')?.dataset;
+  const drawn = [...document.querySelectorAll('[data-testid^=stBidiComponent]')];
+  return state?.testScriptState === 'notRunning' && state.testConnectionState === 'CONNECTED'
+    && document.querySelector('[data-testid=stMainBlockContainer] [data-testid=stElementContainer]') !== null
+    && !document.querySelector('[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]')
+    && drawn.every(each => (each.shadowRoot ?? each).childElementCount > 0);
+}"""
+"""The script has run, the browser has drawn all of what it said, and nothing on the page is of the run before."""
+
 
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -45,12 +55,16 @@ def packs(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> list[Path]:
     return [hostile, lab / "pack"]
 
 
-@contextmanager
-def serving(packs: list[Path]) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The app as `scope app` starts it, on a free port: its address and its process."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+@contextmanager
+def serving(packs: list[Path], port: int | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The app as `scope app` starts it, on this port or a free one: its address and its process."""
+    port = port or free_port()
     given = {"PYTHONPATH": str(ROOT), "SCOPE_PACKS": json.dumps([str(p) for p in packs])}
     command = [sys.executable, "-P", str(ROOT / "app" / "launch.py"), str(port), "quiet"]
     process = subprocess.Popen(command, env=os.environ | given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -120,11 +134,8 @@ class Visitor:
         return page
 
     def settle(self, page=None) -> None:
-        """Until no script runs and nothing on the page is of the run before."""
-        page = page or self.page
-        page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
-        page.wait_for_selector("[data-testid=stMainBlockContainer] [data-testid=stElementContainer]", state="attached")
-        page.wait_for_function("!document.querySelector('[data-stale=true]')")
+        """Until no script runs and all that the last one said is drawn."""
+        (page or self.page).wait_for_function(SETTLED)
 
     def keyed(self) -> None:
         """Until the page hears keys."""

@@ -12,9 +12,14 @@ SLUG = "img-src-x-onerror-alert-1-hostile"
 OBEYED = """() => {
   const roots = [document, ...[...document.querySelectorAll('*')].filter(e => e.shadowRoot).map(e => e.shadowRoot)];
   const bad = '[onerror],[onload],[onmouseover],[ontoggle],iframe,a[href*=evil],img[src*=evil],a[href^=javascript],' +
-    'link[href*=evil],meta[http-equiv=refresh],[style*=evil],math,.katex a';
+    'link[href*=evil],meta[http-equiv=refresh],[style*=evil],math,.katex,[*|href*=evil],[*|href^=javascript]';
   return roots.flatMap(root => [...root.querySelectorAll(bad)]).map(e => e.outerHTML.slice(0, 200));
 }"""
+
+
+def bare(text: str) -> str:
+    """Without spaces, nor the glyph that stands for a token of nothing but spaces."""
+    return "".join(text.replace("␣", "").split())
 
 
 @pytest.mark.parametrize(
@@ -36,11 +41,17 @@ OBEYED = """() => {
 def test_nothing_that_others_wrote_is_obeyed(visit, path, params):
     person = visit(slug=SLUG)
     page = person.open(path, **params)
-    for _ in range(3):
-        page.mouse.wheel(0, 900)
+    if path == "feature" and params["f"] != HOSTILE[1]:
+        page.locator(".tok, .bars .row").first.wait_for()
     assert page.evaluate(OBEYED) == []
-    for strip in page.locator(".tok").all()[:20]:
-        strip.hover(timeout=2000, trial=False, force=True)
+    for told in page.locator(".tok").all()[:20]:
+        told.hover(force=True)
+    for figure in page.locator(".plotly .drag").all()[:3]:
+        figure.hover(force=True)  # the labels under the pointer are Plotly's own, which reads some markup
+    for button in page.get_by_test_id("stPopover").all()[:4]:
+        button.get_by_role("button").first.click()
+        assert page.evaluate(OBEYED) == []
+        page.keyboard.press("Escape")
     assert page.evaluate(OBEYED) == []
 
 
@@ -49,6 +60,47 @@ def test_hostile_labels_can_be_read_as_they_stand(visit):
     for latent in (0, 1, 5, 13, 15):
         page = person.open("feature", f=latent)
         assert page.locator("h1").first.inner_text().startswith(f"#{latent} {HOSTILE[latent][:12]}")
+
+
+@pytest.mark.parametrize("first", range(0, len(HOSTILE), 8))
+def test_hostile_texts_that_a_person_reads_are_shown_as_they_stand(visit, first):
+    lines = [" ".join(text.split())[:60] or "nothing" for text in HOSTILE[first : first + 8]]
+    person = visit()
+    page = person.open("feature", f=3)
+    page.get_by_label("Text to test").fill("\n".join(lines).replace("\x00", "").replace("\ud800", ""))
+    page.get_by_role("button", name="Read", exact=True).click()
+    page.get_by_text("unexplained (FVU)").nth(len(lines) - 1).wait_for()
+    person.settle()
+    assert page.evaluate(OBEYED) == []
+    shown = "".join(page.locator(".tok").all_text_contents())
+    for line in lines:
+        if line.isascii() and line.isprintable():
+            assert bare(line) in bare(shown)
+
+
+@pytest.mark.parametrize("text", [HOSTILE[1], HOSTILE[14], HOSTILE[35]])
+def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, text):
+    person = visit()
+    page = person.open("prompt", text=text, two="true", **{"with": HOSTILE[30]})
+    page.get_by_text("What differs").wait_for()
+    assert page.evaluate(OBEYED) == []
+    page = person.open("prompt", text=text)
+    page.locator(".tok").first.wait_for()
+    assert bare(text) in bare("".join(page.locator(".tok").all_text_contents()))
+    assert page.evaluate(OBEYED) == []
+    page = person.open("steer", f=3)
+    page.get_by_label("Prompt", exact=True).fill(text)
+    page.get_by_label("New tokens").fill("4")
+    page.get_by_label("New tokens").press("Enter")
+    person.settle()
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_url("**/steer?*run=*")
+    person.settle()
+    page.locator(".tok").first.wait_for()
+    assert page.evaluate(OBEYED) == []
+    page.get_by_role("radio", name="Kept runs").click()
+    person.settle()
+    assert page.evaluate(OBEYED) == []
 
 
 def test_an_exported_page_of_cards_runs_nothing_and_asks_for_nothing(visit, packs, tmp_path):

@@ -153,8 +153,9 @@ def test_every_page_fits_its_window_in_light_and_dark(visit, theme, width, pages
 def test_chinese_arabic_and_emoji_tokens_are_shown_each_in_its_own_direction(visit):
     person = visit(slug="img-src-x-onerror-alert-1-hostile")
     page = person.open("feature", f=2)
+    page.locator(".tok").first.wait_for()
     shown = page.evaluate(
-        "[...document.querySelectorAll('[data-testid=stBidiComponentRegular], [data-testid=stBidiComponentIsolated], *')]"
+        "[...document.querySelectorAll('*')]"
         ".filter(e => e.shadowRoot).flatMap(e => [...e.shadowRoot.querySelectorAll('.tok')])"
         ".map(t => [t.textContent, getComputedStyle(t).unicodeBidi])"
     )
