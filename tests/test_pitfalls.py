@@ -37,7 +37,8 @@ HANDLED = {
     4: "kept_positions (bos, special, pad) by a recorded rule; evaluate `with_special`",
     5: "Packer drops <bos> within a text and counts it; features refuse contexts without one",
     6: "Packed.documents says whose text each token is; the manifest says that attention crosses",
-    7: "heldout.following gives only documents that were never recorded; scope evaluate notes text that is not held out",
+    7: "heldout.following gives only documents that were never recorded; scope evaluate notes text that is not held out, and "
+    "how many of its runs of tokens were read in training under whatever name (evaluation.overlap)",
     8: "evaluate `positions`, a curve with intervals, and a note where the first tokens are much worse",
     9: "certificate: a reading at each neighbouring site, with the norm that lies between",
     10: "certificate: neighbouring sites of the stream, told apart even when nothing is declared",
