@@ -43,7 +43,7 @@ def _asked(feature: Feature, windows: list[Any], kept: dict[str, Any]) -> None:
     strips([row(w.tokens, [0.0] * len(w.tokens), 1.0, value=str(n)) for n, w in enumerate(windows, 1)], key="guess asked")
     numbers = list(range(1, len(windows) + 1))
     half = len(windows) // 2
-    chosen = st.pills("It fires in", numbers, selection_mode="multi", key=f"guessed {kept['seed']}")
+    chosen = st.pills("It fires in", numbers, selection_mode="multi", key=f"guessed {kept['seed']}", wrap=True)
 
     def tell() -> None:
         kept["told"], kept["chosen"] = True, chosen

@@ -16,7 +16,7 @@ function strip(row, index, options, setTriggerValue) {
   told.setAttribute("aria-live", "polite");
   const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
     const word = glyphs.replace(/^ +/, "");
-    text.append(glyphs.slice(0, glyphs.length - word.length)); // uncoloured: at the end of a line it would be a stripe
+    if (text.hasChildNodes()) text.append(glyphs.slice(0, glyphs.length - word.length)); // uncoloured: no stripe at a line's end
     const made = element("span", "tok", word);
     if (step) made.classList.add("s" + step);
     if (marks.includes("p")) made.classList.add("peak");
