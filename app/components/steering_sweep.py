@@ -75,6 +75,7 @@ def grid(unit: str = "norm") -> Grid:
         "Beside plain and steered",
         ["random", "other", "prompt"],
         selection_mode="multi",
+        wrap=True,
         format_func=lambda kind: ARM_NAMES[kind] + ("s, three" if kind == "random" else ""),
         help="Random directions are always there: an effect that they have too is none of this latent.",
         **_kept("controls", usual),
@@ -118,6 +119,7 @@ def result(sweep: Sweep, key: str) -> None:
         "Measures",
         list(MEASURES),
         selection_mode="multi",
+        wrap=True,
         format_func=lambda m: m.replace("_", " "),
         **_kept("measures", ["score", "share", "fluency"]),
     )
