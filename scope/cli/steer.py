@@ -231,21 +231,16 @@ class Command:
         """0 where the texts are the same, 1 where they differ."""
         from rich.text import Text
 
-        from scope.errors import EditError
-        from scope.steering.dose import Sweep
-        from scope.steering.run import SteeringRun
+        from scope.steering.dose import Sweep, saved
 
-        try:
-            saved = Sweep.from_json(self.replay)
-        except EditError:
-            saved = SteeringRun.from_json(self.replay)
-        again = saved.replay(model, sae)
+        before = saved(self.replay)
+        again = before.replay(model, sae)
         if isinstance(again, Sweep):
             console.print(Text(str(again)))
         else:
             print_run(again, console)
-        versions = (saved.runs[0] if isinstance(saved, Sweep) else saved).versions
-        if saved.same_texts(again):
+        versions = (before.runs[0] if isinstance(before, Sweep) else before).versions
+        if before.same_texts(again):
             console.print("[green]The texts are the same, token by token, as those that were saved.[/]")
             return 0
         import torch

@@ -190,3 +190,16 @@ def _rows(run: SteeringRun, strength: float, by: By) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def saved(source: str | Path) -> SteeringRun | Sweep:
+    """What `to_json` wrote, a run or a sweep, from a file or from JSON text itself.
+
+    Raises:
+        EditError: it is neither, is damaged, or is of another version; said of what it began as.
+    """
+    try:
+        text = text_of(source)
+    except OSError as error:
+        raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
+    return (Sweep if '"sweep":' in text[:200] else SteeringRun).from_json(text)

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from scope.errors import EditError
-from scope.steering.dose import Sweep
+from scope.steering.dose import Sweep, saved
 from scope.steering.run import SteeringRun
 
 _NAME = re.compile(r"[0-9a-f]{12}")
@@ -87,5 +87,4 @@ class Runs:
 
 @lru_cache(maxsize=64)
 def _read(file: Path, written: int) -> SteeringRun | Sweep:
-    text = file.read_text(encoding="utf-8")
-    return Sweep.from_json(text) if '"sweep":' in text[:200] else SteeringRun.from_json(text)
+    return saved(file)

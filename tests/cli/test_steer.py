@@ -89,6 +89,15 @@ def test_a_sweep_is_estimated_printed_saved_and_replayed(steer, tmp_path):
     assert "The texts are the same, token by token" in " ".join(out.split())
 
 
+def test_a_damaged_sweep_is_called_a_sweep(steer, tmp_path):
+    file = tmp_path / "sweep.json"
+    assert steer("--latent", "3", "--sweep", "0.3", "0.9", "--prompt", "the dog", "a cat", "--json", str(file))[0] == 0
+    file.write_text(file.read_text()[:400])
+    code, out, error = steer("--replay", str(file))
+    assert code != 0
+    assert "No sweep can be read from" in " ".join((out + error).split())
+
+
 def test_control_arms_are_named_on_the_command_line(steer):
     arms = ["--arms", "plain", "steered", "other", "prompt", "--instruction", "the river. "]
     code, out, _ = steer("--latent", "3", "--prompt", "the dog", *arms)
