@@ -3,7 +3,7 @@
 Figures are given to Plotly as whole dictionaries: its own `update_…` and `add_…` take tens of milliseconds a figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 
-from app.components.palette import ELSEWHERE, MARK, RAISED, SERIES
+from app.components.palette import ELSEWHERE, LOWERED, MARK, RAISED, SERIES
 from scope.features.index import Index
 from scope.features.text import show
 
@@ -83,6 +83,23 @@ def histogram(
         ticks = _round_values(float(left[0]), float(right[-1]))
         x |= {"tickvals": np.log10(ticks).tolist(), "ticktext": [f"{t:g}" for t in ticks]}
     return Drawn(bars, _layout(220, x, {"title": _title("firings")}, shapes=lines))
+
+
+def over_vocabulary(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> Drawn:
+    """Tokens by logit, on a log axis so that the few at the ends are seen; `marks` are values to point at."""
+    middle = (edges[1:] + edges[:-1]) / 2
+    bars = {
+        "type": "bar",
+        "x": middle.tolist(),
+        "y": counts.tolist(),
+        "width": (0.9 * np.diff(edges)).tolist(),
+        "marker": {"color": [RAISED if x >= 0 else LOWERED for x in middle]},
+        "hovertext": [f"{a:+.2f} to {b:+.2f}: {n:,} tokens" for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)],
+        "hoverinfo": "text",
+    }
+    y = {"title": _title("tokens (log scale)"), "type": "log"}
+    lines = [_upright(mark, ELSEWHERE, "dot") for mark in marks]
+    return Drawn(bars, _layout(200, {"title": _title("logit by weights")}, y, shapes=lines))
 
 
 def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
@@ -245,6 +262,31 @@ def pareto(points: dict[str, tuple[float, float]]) -> go.Figure:
     return _figures(
         traces, 280, {"title": _title("L0"), "rangemode": "tozero"}, {"title": _title("FVU"), "rangemode": "tozero"}
     )
+
+
+def by_position(rows: Sequence[Mapping[str, Any]], name: str, key: str) -> Drawn:
+    """A score by position in the context, with its interval; the first group, which is not counted, stands apart in grey."""
+    some = [row for row in rows if row.get(key) is not None]
+    names = [f"{row['from']}" if row["from"] == row["to"] else f"{row['from']}–{row['to']}" for row in some]
+    ends = [row.get("interval", {}).get(key) or (row[key], row[key]) for row in some]
+    points = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": names,
+        "y": [row[key] for row in some],
+        "marker": {"color": [MARK if row.get("counted", True) else ELSEWHERE for row in some], "size": 8},
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - row[key] for (_, high), row in zip(ends, some, strict=True)],
+            "arrayminus": [row[key] - low for (low, _), row in zip(ends, some, strict=True)],
+            "color": ELSEWHERE,
+        },
+        "hovertext": [f"{row[key]:.3g} on {row['tokens']:,} tokens" for row in some],
+        "hoverinfo": "x+text",
+    }
+    x = {"title": _title("position in the context"), "type": "category"}
+    return Drawn(points, _layout(240, x, {"title": _title(name), "rangemode": "tozero"}))
 
 
 def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> go.Figure:

@@ -160,6 +160,7 @@ class COLUMNS:
                 "label": [show_line(text) for text in table["label"]],
                 "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
                 "max": table["max"].to_numpy(),
+                "p99": table["p99"].to_numpy(),
                 "top token": [show(token, mark_space=True) for token in table["top_token"]],
                 "share": table["top_token_share"].to_numpy(),
                 "output score": table["out_score"].to_numpy(float),
@@ -180,9 +181,15 @@ class COLUMNS:
         number, config = st.column_config.NumberColumn, {}
         config["id"] = number("latent", format="%d", width=70)
         config["label"] = st.column_config.TextColumn("label", width="medium")
-        config["density"] = number(
-            "density, log10", format="%.2f", help="Share of tokens on which it fires, as a power of ten."
+        config["density"] = st.column_config.ProgressColumn(
+            "density, log10",
+            format="%.2f",
+            min_value=-7.0,
+            max_value=0.0,
+            width=120,
+            help="Share of tokens on which it fires, as a power of ten.",
         )
+        config["p99"] = number("p99", format="%.3g", help="All but a hundredth of its firings are weaker; within 9 %.")
         config["max"] = number("max", format="%.3g", help="Largest activation.")
         config["share"] = number("its share", format="percent", help="Share of the firings that are on the top token.")
         config["star"] = st.column_config.TextColumn("", width=30)

@@ -4,7 +4,7 @@ import numpy as np
 import streamlit as st
 
 from app import at_token, models, packs, session
-from app.components import guess, health, notes, panels, tested
+from app.components import guess, health, notes, panels, reach, tested
 from app.components.code import copy_as_python, heading, opening
 from app.components.keys import keys
 from app.components.keys import told as told_keys
@@ -81,7 +81,7 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(plain(flag), color="orange" if flag in ("dead", "dense", "duplicate") else "gray")
     if place is not None:
         st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
-with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
     within = "Within the last list of latents" if place is not None else "The number before or after: no list was looked at"
     for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
         none, icon = not 0 <= to <= last, f":material/{icon}:"
@@ -112,6 +112,8 @@ if feature.dead:
                     session.link("feature", f"\\#{j} {plain(store.table['label'].iat[j])}", f=j)
 else:
     panels.numbers(feature)
+    with panels.guarded():
+        reach.counted(feature)
 
 
 @st.fragment
@@ -165,9 +167,16 @@ def beside() -> None:
             session.go("feature", f=picked)
 
 
+@st.fragment
+def over_vocabulary() -> None:
+    with panels.guarded():
+        reach.over_vocabulary(feature)
+
+
 heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
 with panels.guarded():
     panels.output(feature)
+    over_vocabulary()
 
 wide, narrow = st.columns([5, 3], gap="medium")
 with wide:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from app import packs, session
-from app.components import figures, health
+from app.components import figures, health, health_more
 from app.components.code import heading, opening, openings
 from app.components.plain import plain
 from scope.errors import PackError
@@ -48,6 +48,16 @@ if len(shown) > 1:
     if len({(shown[slug].model_name, shown[slug].site) for slug in points}) > 1:
         st.caption("These packs read different sites or models: their errors are shares of different variances.")
     st.plotly_chart(figures.pareto(points), config=figures.SMALL, key="pareto", alt="L0 against FVU, one point a pack")
+
+heading(
+    "By position",
+    python + "(pack.health or {}).get('evaluation', {}).get('positions')",
+    "py positions",
+    meaning="Of the pack shown.",
+)
+health_more.positions(store)
+heading("Latents, counted", python + "pack.table['flags'].value_counts()", "py counted", meaning="From the pack's own table.")
+health_more.latents(store, packs.once(store, "latents counted", lambda: health_more.counts(store)))
 
 rows = health.certificate(store)
 if rows is not None:
@@ -95,6 +105,17 @@ for place, (name, column, meaning) in zip((left, middle, right), health.SPREADS,
             figures.spreads(spread, log=column == "density"), config=figures.SMALL, key=f"spread {column}", alt=name
         )
 st.caption(plain(health.geometry(store)))
+left, right = st.columns([1, 2])
+with left:
+    told = "Length of each decoder row; all alike where a dictionary keeps them at one length."
+    heading("Decoder norms", python + "pack.table['dec_norm']", "py norms", meaning=told)
+    lengths = {slug: packs.once(each, "spread norms", lambda e=each: health_more.norms(e)) for slug, each in shown.items()}
+    st.plotly_chart(figures.spreads(lengths, log=False), config=figures.SMALL, key="spread norms", alt="Decoder norms")
+with right:
+    heading(
+        "How it was made", python + "pack.manifest", "py made", meaning="Config and versions of training, scoring and pack."
+    )
+    st.json({name: part for name, part in health_more.made(store).items() if part}, expanded=False)
 
 if len(shown) == 2:
     other = next(each for slug, each in shown.items() if slug != session.current())

@@ -96,6 +96,27 @@ class Feature:
         inside = np.interp(np.log(value), np.log(edges), np.concatenate([[0], np.cumsum(counts)]))
         return float(inside / counts.sum())
 
+    def mass_of_strongest(self, share: float = 0.01) -> float:
+        """Share of its whole activation that its strongest firings hold, those of the given share; to within one bin of the
+        histogram (9 %). Equal to `share` were all firings alike; NaN for a latent that never fired."""
+        edges, counts = self.histogram
+        middles, total = np.sqrt(edges[:-1] * edges[1:]), counts.sum()
+        if not total:
+            return float("nan")
+        beyond = np.cumsum(counts[::-1])[::-1] - counts  # firings in stronger bins
+        among = np.clip(share * total - beyond, 0, counts)
+        return float((among * middles).sum() / (counts * middles).sum())
+
+    @cached_property
+    def logit_histogram(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """(edges [n + 1], tokens [n]) of the whole vocabulary by the logit that its direction gives them, through the gain of
+        the final norm; None in a pack that was made before it was kept, or where directions have no logits."""
+        counts = self._relation("logit_histogram")
+        if not len(counts) or not counts.sum():
+            return None
+        low, high = self._relation("logit_ends")
+        return np.linspace(float(low), float(high), len(counts) + 1), counts.astype(np.int64)
+
     @cached_property
     def groups(self) -> list[str]:
         """Which groups of examples this latent has: top, bands, random, near."""

@@ -29,7 +29,7 @@ def test_two_packs_stand_beside_one_another(open_app, tmp_path):
     assert not at.exception
     frames = [frame.value.set_index("score") for frame in at.dataframe if "score" in frame.value]
     assert [frame.loc["FVU, pooled", "dictionary"] for frame in frames] == ["0.120", "0.220"]
-    assert len(at.get("plotly_chart")) == 1 + 3 + 3  # the two against each other, curves, spreads
+    assert len(at.get("plotly_chart")) == 1 + 3 + 4  # the two against each other, curves, spreads
 
 
 def test_the_spreads_count_every_latent_that_fired(toy_folder):
@@ -46,7 +46,7 @@ def test_every_panel_of_two_packs_gives_lines_of_python_that_run(open_app, toy_f
     at = open_app("health", packs=[toy_folder, tmp_path / "other"], pack="toy")
     at.multiselect[0].set_value(["other"]).run()
     lines = [code.value for code in at.code if code.language == "python"]
-    assert len(lines) == 1 + 1 + 3 + 1  # scores, the two against each other, spreads, latents that both have
+    assert len(lines) == 1 + 1 + 2 + 4 + 1 + 1  # scores, against each other, positions, counts, spreads, made, latents of both
     for each in lines:
         exec(each, {})
     assert any("counterparts" in each for each in lines)
