@@ -3,9 +3,10 @@
 import streamlit as st
 
 from app import packs, session
-from app.components import figures, health, prompts
+from app.components import figures, health, packs_table, prompts
 from app.components.code import heading, opening
 from app.components.plain import plain, short_name
+from scope.errors import ScopeError
 
 store = session.pack()
 table = store.table
@@ -83,11 +84,22 @@ if report is not None:
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 
-others = [slug for slug in packs.registry() if slug != session.current()]
-if others:
-    st.header("Other packs", anchor=False)
-    for slug in others:
-        st.page_link(session.PAGES["overview"], label=plain(slug), query_params={"pack": slug})
+
+def pack_row(slug: str, folder) -> dict:
+    """What the table of packs tells of one."""
+    try:
+        other = session.pack(slug)
+        return packs.once(other, "facts", lambda: packs_table.facts(other))
+    except ScopeError as refusal:
+        return packs_table.unopened(folder, str(refusal), packs.building(slug))
+
+
+known = packs.registry()
+if len(known) > 1:
+    st.header("Packs", anchor=False, help="All that are open here; a click opens one.")
+    chosen = packs_table.table({slug: pack_row(slug, folder) for slug, folder in known.items()}, session.current())
+    if chosen is not None:
+        st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
 
 with st.expander("How these numbers were made"):
     st.json({key: value for key, value in store.manifest.items() if key != "files"}, expanded=1)
