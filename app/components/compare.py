@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from app.components.figures import show_line
 from app.components.panels import guarded
 from app.components.plain import number, plain
 from app.components.tokens import example_row, strips
@@ -26,7 +27,7 @@ def side_by_side(store: FeatureStore, latents: list[int]) -> int | None:
     for column, i in zip(st.columns(len(latents)), latents, strict=True):
         feature = store[i]
         with column:
-            st.markdown(f"**\\#{i}** {plain(feature.label)}")
+            st.markdown(f"**\\#{i}** {plain(show_line(feature.label, 80))}")
             if st.button(f"Open #{i}", icon=":material/open_in_new:", type="tertiary"):
                 opened = i
             promoted = " ".join(show(token, mark_space=True) for token, _ in feature.promoted[:8])

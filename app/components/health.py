@@ -165,7 +165,7 @@ def scores(report: dict[str, Any]) -> pd.DataFrame:
         for arm in (a for a in ARMS if a in arms):
             row[ARMS[arm]] = "" if arms[arm].get(key) is None else number(arms[arm][key], form)
         low, high = (arms["sae"].get("interval") or {}).get(key) or (None, None)
-        row["95 % interval"] = "" if low is None else f"{number(low, form)} to {number(high, form)}"
+        row["95 % interval"] = "" if low is None else f"{number(low, form.lstrip('+'))} to {number(high, form.lstrip('+'))}"
         if row[ARMS["sae"]]:
             rows.append(row)
     return pd.DataFrame(rows)

@@ -6,11 +6,15 @@ import streamlit as st
 from app import at_token, models, packs, session
 from app.components import guess, health, notes, panels, reach, tested
 from app.components.code import copy_as_python, heading, opening
+from app.components.figures import show_line
 from app.components.keys import keys
 from app.components.keys import told as told_keys
 from app.components.plain import plain
 from scope.errors import ScopeError
 from scope.features.guess import draw_windows
+
+LONGEST = 160
+"""Glyphs of a label that its page's title shows; the rest is told on asking."""
 
 store = session.pack()
 asked = session.asked_latent(store)
@@ -74,7 +78,8 @@ if pressed in panels.GROUPS:
 if editing:
     notes.label_editor(feature)
 else:
-    st.title(f"\\#{feature.id}  {plain(feature.label)}", anchor=False)
+    whole = plain(feature.label) if len(feature.label) > LONGEST else None
+    st.title(f"\\#{feature.id}  {plain(show_line(feature.label, LONGEST))}", anchor=False, help=whole)
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     st.caption(notes.source(feature, said.label), width="content")
     for flag in feature.flags:
