@@ -60,4 +60,6 @@ def worth(told: dict[str, Any]) -> str:
             f"Of a latent's ten nearest directions {told['kept']:.1%} are among its ten nearest here, "
             f"{told['kept_by_chance']:.1%} by chance: what lies together need not point the same way."
         )
+    if told.get("method") == "pca":
+        parts.append("UMAP keeps more neighbours together: scope map PACK --method umap, with the extra umap-learn.")
     return " ".join(parts)

@@ -7,12 +7,15 @@ from app.components import listing, prompts
 from app.components.code import copy_as_python, heading, opening
 from app.components.plain import plain
 from app.components.tokens import row, strips
-from scope.errors import ScopeError, TokensError
+from scope.errors import PackError, ScopeError, TokensError
+from scope.features.aligned import compared_by_token
 from scope.features.prompt import POOLS, compared
 
 store = session.pack()
 python = opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
 FIELDS = (("text", "Text"), ("with", "Second text"))
+ALIGNED = "token by token"
+POOLED = "Largest or mean over each text; or token by token, where the two run alike."
 
 
 def reopen(run: str) -> None:
@@ -113,23 +116,40 @@ def footer(settings: dict) -> None:
             session.go("prompt", run=name)
         with st.popover("Link", icon=":material/link:", type="tertiary"):
             at = {"run": run} if run else {"text": texts[0][: prompts.LONGEST]}
+            at |= {"two": "true", "with": texts[1][: prompts.LONGEST]} if two and not run else {}
             at |= {} if two or st.session_state.get("at") is None else {"at": st.session_state["at"]}
             st.code(session.address("prompt", **at), language=None)
         copy_as_python(python + "view", key="py prompt")
 
 
 if two:
-    pool = st.segmented_control("Pooled by", POOLS, default="largest", required=True, key="pool", bind="query-params")
-    rows = compared(*views, pool=pool, k=40)
-    heading("What differs", python + "from scope.features.prompt import compared\ncompared(view, other)", "py compared")
+    pool = st.segmented_control(
+        "Compared", [*POOLS, ALIGNED], default="largest", required=True, key="pool", bind="query-params", help=POOLED
+    )
+    lines = python + "from scope.features.prompt import compared\ncompared(view, other)"
+    told = "Shares of each latent's maximum in this pack."
+    try:
+        if pool == ALIGNED:
+            lines = python + "from scope.features.aligned import compared_by_token\ncompared_by_token(view, other)"
+            rows, *alone = compared_by_token(*views)
+            told += f" At the pair of tokens where it changes most; without a partner: {alone[0]} tokens of the first text, "
+            told += f"{alone[1]} of the second."
+        else:
+            rows = compared(*views, pool=pool, k=40)
+    except PackError as refusal:
+        session.refuse(refusal)
+        footer({"two": True, "chat": chat})
+        st.stop()
+    heading("What differs", lines, "py compared")
     chosen = prompts.table(rows, ("first", "second", "change"), key=f"compared {hash(tuple(texts))} {pool}")
-    st.caption("Shares of each latent's maximum in this pack.")
+    st.caption(told)
     if chosen is not None:
         picked = int(rows.index[chosen])
+        places = rows[["at", "at_second"]].iloc[chosen].tolist() if pool == ALIGNED else [None, None]
         for n, (column, view) in enumerate(zip(st.columns(2), views, strict=True)):
             with column:
                 largest = float(store.index.column("max")[picked])
-                strips([row(view.pieces, view.values(picked), largest, value=f"#{picked}")], key=f"differs {n}")
+                strips([row(view.pieces, view.values(picked), largest, places[n], value=f"#{picked}")], key=f"differs {n}")
         one_text.latent_links(session.current(), picked)
     with st.container(horizontal=True):
         csv = {"file_name": "differences.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}

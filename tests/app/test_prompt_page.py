@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from scope.features.aligned import compared_by_token
 from scope.features.prompt import compared, ranked
 from scope.features.store import FeatureStore
 from scope.models.load import load_model
@@ -59,6 +60,16 @@ def test_two_texts_are_compared(page, read):
     wanted = compared(read("the dog ran"), read("a cat sat"), k=40)
     table = next(frame.value for frame in at.dataframe if "change" in frame.value)
     assert table["latent"].tolist() == wanted.index.tolist()
+
+
+def test_two_texts_are_compared_token_by_token(page, read):
+    at = page(text="the dog ran", two="true", pool="token by token", **{"with": "the cat ran"})
+    assert not at.exception
+    wanted, *alone = compared_by_token(read("the dog ran"), read("the cat ran"))
+    table = next(frame.value for frame in at.dataframe if "change" in frame.value)
+    assert table["latent"].tolist() == wanted.index.tolist()
+    assert table["change"].tolist() == pytest.approx(wanted["change"].tolist())
+    assert any(f"{alone[0]} tokens of the first text" in c.value for c in at.caption)
 
 
 def test_an_attribution_adds_up_with_the_error_as_a_row(page):
