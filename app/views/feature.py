@@ -86,7 +86,7 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.badge(plain(flag), color="orange" if flag in ("dead", "dense", "duplicate") else "gray")
     if place is not None:
         st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
-with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
+with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     within = "Within the last list of latents" if place is not None else "The number before or after: no list was looked at"
     for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
         none, icon = not 0 <= to <= last, f":material/{icon}:"
