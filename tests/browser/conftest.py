@@ -31,9 +31,10 @@ SETTLED = """() => {
   return state?.testScriptState === 'notRunning' && state.testConnectionState === 'CONNECTED'
     && document.querySelector('[data-testid=stMainBlockContainer] [data-testid=stElementContainer]') !== null
     && !document.querySelector('[data-stale=true], [data-testid=stSkeleton], [data-testid=stSpinner]')
-    && drawn.every(each => (each.shadowRoot ?? each).childElementCount > 0);
+    && drawn.every(each => (each.shadowRoot ?? each).childElementCount > 0)
+    && !document.getAnimations().some(one => one.playState === 'running' && one.effect?.getComputedTiming().endTime < 1e9);
 }"""
-"""The script has run, the browser has drawn all of what it said, and nothing on the page is of the run before."""
+"""The script has run, all of what it said is drawn, nothing on the page is of the run before, and nothing fades any more."""
 
 
 def pytest_collection_modifyitems(items):

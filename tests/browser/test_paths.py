@@ -110,6 +110,35 @@ def test_two_prompts_are_compared_by_their_address_in_a_fresh_tab(visit):
     page.locator("[data-testid=stDataFrame]").first.wait_for()
 
 
+def tab_to(page, name: str) -> None:
+    """Press Tab until something of this name has the cursor."""
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        told = page.evaluate("(e => e.matches('main, body') ? '' : e.ariaLabel ?? e.innerText)(document.activeElement)")
+        if name in told.split("\n"):
+            return
+    raise AssertionError(f"no way to {name!r} by Tab")
+
+
+def test_a_steered_text_is_reached_by_the_keyboard_alone(visit):
+    person = visit()
+    page = person.open("feature", f=3)
+    person.keyed()
+    page.keyboard.press("s")
+    page.wait_for_url(re.compile(r"/steer\?.*f=3"))
+    person.settle()
+    tab_to(page, "New tokens")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("4")
+    page.keyboard.press("Enter")
+    person.settle()
+    tab_to(page, "Generate")
+    page.keyboard.press("Enter")
+    page.wait_for_url(re.compile(r"/steer\?.*run="))
+    person.settle()
+    page.locator(".tok").first.wait_for()
+
+
 def test_two_sessions_at_once_share_the_model_and_what_was_said_and_nothing_else(visit):
     texts = {visit(): "the dog runs to the river", visit(theme="dark", width=768): "a cat looks at the moon"}
     for person, text in texts.items():  # both ask before either was answered
