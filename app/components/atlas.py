@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from app.components import figures
 from app.components.palette import ELSEWHERE
@@ -11,6 +10,8 @@ from scope.features.store import FeatureStore
 
 BEHIND = 10_000
 """Latents that are drawn grey behind those asked for."""
+FOUND = 5_000
+"""Latents of the list that are drawn, with their labels."""
 NAMES = {"pca": "PCA", "umap": "UMAP"}
 
 
@@ -21,32 +22,32 @@ def background(store: FeatureStore, places: np.ndarray) -> np.ndarray:
     return places[some]
 
 
-def drawn(store: FeatureStore, places: np.ndarray, behind: np.ndarray, latents: np.ndarray) -> tuple[int, go.Figure]:
+def drawn(store: FeatureStore, places: np.ndarray, behind: np.ndarray, latents: np.ndarray) -> tuple[int, figures.Drawn]:
     """How many of these latents are drawn, and the figure; its second trace holds them, with their ids as `customdata`.
 
     Args:
         behind: places of latents for comparison, grey.
     """
     latents = np.sort(latents)
-    kept = latents[figures.sample(places[latents, 0], places[latents, 1])] if len(latents) else latents
+    kept = latents[figures.sample(places[latents, 0], places[latents, 1], FOUND)] if len(latents) else latents
     x, y = places[kept].T
-    figure = figures.scatter(kept, x, y, store.table["label"].iloc[kept], "first axis", "second axis", (False, False))
+    found = figures.scatter(kept, x, y, store.table["label"].iloc[kept], "first axis", "second axis", (False, False)).parts
     grey = {
         "type": "scattergl",
-        "x": behind[:, 0],
-        "y": behind[:, 1],
+        "x": figures.typed(behind[:, 0], "f4"),
+        "y": figures.typed(behind[:, 1], "f4"),
         "mode": "markers",
         "hoverinfo": "skip",
         "marker": {"color": ELSEWHERE, "size": 4, "opacity": 0.3},
         "selected": {"marker": {"opacity": 0.3}},
         "unselected": {"marker": {"opacity": 0.3}},
     }
-    figure.data[0].hovertemplate = "%{hovertext}<extra></extra>"
-    layout = figure.layout.to_plotly_json() | {"height": 560, "dragmode": "pan"}
+    points = {**found["data"][0], "hovertemplate": "%{hovertext}<extra></extra>"}
+    layout = {**found["layout"], "height": 560, "dragmode": "pan"}
     for name in ("xaxis", "yaxis"):
         layout[name] = {**layout[name], "showticklabels": False, "zeroline": False, "showgrid": False}
-    layout["yaxis"] |= {"scaleanchor": "x"}  # both axes in one unit: distances on the page are those on the map
-    return len(kept), go.Figure({"data": [grey, *figure.data], "layout": layout})
+    layout["yaxis"]["scaleanchor"] = "x"  # both axes in one unit: distances on the page are those on the map
+    return len(kept), figures.Drawn([grey, points], layout)
 
 
 def worth(told: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 Figures are given to Plotly as whole dictionaries: its own `update_…` and `add_…` take tens of milliseconds a figure.
 """
 
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -21,10 +22,10 @@ SMALL = {"displayModeBar": False}
 
 
 class Drawn(BaseFigure):
-    """A small figure as a plain dictionary. Plotly's own objects check each field, which takes ten milliseconds a figure."""
+    """A figure as a plain dictionary. Plotly's own objects check each field, which takes ten milliseconds a figure."""
 
-    def __init__(self, trace: dict[str, Any], layout: dict[str, Any]):
-        object.__setattr__(self, "parts", {"data": [trace], "layout": {"template": _template(), **layout}})
+    def __init__(self, traces: Sequence[dict[str, Any]], layout: dict[str, Any]):
+        object.__setattr__(self, "parts", {"data": list(traces), "layout": {"template": _template(), **layout}})
 
     def to_dict(self) -> dict[str, Any]:
         return self.parts
@@ -36,8 +37,15 @@ def _template() -> dict[str, Any]:
     return go.Figure().to_dict()["layout"]["template"]
 
 
-def _figure(trace: dict[str, Any], height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> go.Figure:
-    return go.Figure({"data": [trace], "layout": _layout(height, x, y, **layout)})
+def _figure(trace: dict[str, Any], height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> Drawn:
+    return Drawn([trace], _layout(height, x, y, **layout))
+
+
+def typed(values: np.ndarray, dtype: str) -> dict[str, str] | list:
+    """Numbers as Plotly takes them in bulk; written out as digits, ten thousand points would take longer than a page may."""
+    if not len(values):
+        return []
+    return {"dtype": dtype, "bdata": b64encode(np.ascontiguousarray(values, f"<{dtype}").tobytes()).decode()}
 
 
 def _layout(height: int, x: dict[str, Any], y: dict[str, Any], **layout: Any) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def histogram(
     if log:
         ticks = _round_values(float(left[0]), float(right[-1]))
         x |= {"tickvals": np.log10(ticks).tolist(), "ticktext": [f"{t:g}" for t in ticks]}
-    return Drawn(bars, _layout(220, x, {"title": _title("firings")}, shapes=lines))
+    return Drawn([bars], _layout(220, x, {"title": _title("firings")}, shapes=lines))
 
 
 def over_vocabulary(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> Drawn:
@@ -99,7 +107,7 @@ def over_vocabulary(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float
     }
     y = {"title": _title("tokens (log scale)"), "type": "log"}
     lines = [_upright(mark, ELSEWHERE, "dot") for mark in marks]
-    return Drawn(bars, _layout(200, {"title": _title("logit by weights")}, y, shapes=lines))
+    return Drawn([bars], _layout(200, {"title": _title("logit by weights")}, y, shapes=lines))
 
 
 def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
@@ -114,7 +122,7 @@ def _round_values(low: float, high: float) -> list[float]:
     return [v for p in powers for d in digits if low <= (v := d * 10.0**p) <= high]
 
 
-def density(densities: np.ndarray, dense: float = 0.1) -> go.Figure:
+def density(densities: np.ndarray, dense: float = 0.1) -> Drawn:
     """How many latents fire how often. Silent ones have no place on a log axis and are told beside the figure."""
     alive = densities[densities > 0]
     edges = np.linspace(np.floor(np.log10(alive.min())), 0, 49) if len(alive) else np.linspace(-6, 0, 49)
@@ -144,14 +152,14 @@ def percent(share: float) -> str:
 
 def scatter(
     ids: np.ndarray, x: np.ndarray, y: np.ndarray, labels: Sequence[str], x_name: str, y_name: str, logs: tuple[bool, bool]
-) -> go.Figure:
+) -> Drawn:
     """Latents as points that can be picked; `customdata` holds the id."""
     points = {
         "type": "scattergl",
-        "x": x,
-        "y": y,
+        "x": typed(x, "f4"),
+        "y": typed(y, "f4"),
         "mode": "markers",
-        "customdata": ids,
+        "customdata": typed(ids, "i4"),
         "hovertext": [f"#{i} {_literal(show_line(text))}" for i, text in zip(ids, labels, strict=True)],
         "hovertemplate": f"%{{hovertext}}<br>{x_name} %{{x:.3g}}<br>{y_name} %{{y:.3g}}<extra></extra>",
         "marker": {"color": MARK, "size": 6, "opacity": 0.65},
@@ -169,7 +177,7 @@ def scatter(
 
 def chosen(
     index: Index, labels: pd.Series, latents: np.ndarray, columns: tuple[str, str], names: Sequence[str]
-) -> tuple[int, go.Figure]:
+) -> tuple[int, Drawn]:
     """How many of these latents are drawn, and the figure: those without a figure, or without a logarithm, have no place."""
     latents, logs = np.sort(latents), tuple(column in ("density", "max", "count") for column in columns)
     x, y = (index.column(column)[latents] for column in columns)
@@ -181,7 +189,7 @@ def chosen(
     return len(kept), scatter(latents[kept], x[kept], y[kept], labels.iloc[latents[kept]], *names, logs)
 
 
-def living(table: pd.DataFrame) -> tuple[go.Figure, int, int]:
+def living(table: pd.DataFrame) -> tuple[Drawn, int, int]:
     """Strength by frequency of the latents that fired, how many of them are shown, and how many there are."""
     alive = np.flatnonzero(table["count"].to_numpy() > 0)
     x, y = (table[name].to_numpy(float)[alive] for name in ("density", "max"))
@@ -202,7 +210,7 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
     return np.sort(np.argpartition(keys, most)[:most])
 
 
-def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labels: Sequence[str]) -> go.Figure:
+def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labels: Sequence[str]) -> Drawn:
     """Latents by tokens, 0 to 1; the name of each latent stands at its row, its label under the pointer."""
     heat = {
         "type": "heatmap",
@@ -227,7 +235,7 @@ def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labe
     return _figure(heat, 110 + 20 * max(len(names), 1), x, y)
 
 
-def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> go.Figure:
+def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> Drawn:
     """One line a pack, over tokens."""
     traces = [
         {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": _literal(slug), "line": {"color": colour, "width": 2}}
@@ -243,7 +251,7 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str,
     return _figures(traces, 240, {"title": _title("tokens")}, {"title": _title(name), **scale})
 
 
-def pareto(points: dict[str, tuple[float, float]]) -> go.Figure:
+def pareto(points: dict[str, tuple[float, float]]) -> Drawn:
     """FVU over L0, one named point a pack."""
     traces = [
         {
@@ -286,10 +294,10 @@ def by_position(rows: Sequence[Mapping[str, Any]], name: str, key: str) -> Drawn
         "hoverinfo": "x+text",
     }
     x = {"title": _title("position in the context"), "type": "category"}
-    return Drawn(points, _layout(240, x, {"title": _title(name), "rangemode": "tozero"}))
+    return Drawn([points], _layout(240, x, {"title": _title(name), "rangemode": "tozero"}))
 
 
-def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> go.Figure:
+def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> Drawn:
     """How the latents of each pack are spread over one figure: steps, as shares of the living latents."""
     traces = [
         {
@@ -307,10 +315,9 @@ def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> go.Fig
     return _figures(traces, 240, ticks, {"title": _title("share of latents"), "tickformat": ".0%"})
 
 
-def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any]) -> go.Figure:
+def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any]) -> Drawn:
     """Several traces; a legend where there are several."""
-    figure = _figure({}, height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15})
-    return go.Figure({"data": traces, "layout": figure.layout})
+    return Drawn(traces, _layout(height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15}))
 
 
 def _literal(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from app import packs, session
+from app import matching, packs, session
 from app.components import figures, health, health_more
 from app.components.code import heading, opening, openings
 from app.components.plain import plain
@@ -129,3 +129,4 @@ if len(shown) == 2:
         st.caption(plain(health.matched(pairs)))
     except PackError as refusal:
         st.caption(plain(refusal))
+    matching.draw(store, other)

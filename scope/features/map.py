@@ -67,7 +67,8 @@ def _pca(unit: Tensor) -> tuple[np.ndarray, list[float]]:
 
 
 def _random_like(unit: Tensor, seed: int) -> Tensor:
-    drawn = torch.randn(unit.shape, generator=torch.Generator().manual_seed(seed)).to(unit.device)
+    # numpy's numbers: torch's of the same seed may be those from which the dictionary was started
+    drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(unit.shape), np.float32)).to(unit.device)
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 

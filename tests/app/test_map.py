@@ -1,9 +1,11 @@
 """The map on the Features page."""
 
+import base64
 import json
 import shutil
 
 import numpy as np
+import plotly.graph_objects as go
 
 from app.components import atlas
 from scope.features.store import FeatureStore
@@ -15,15 +17,19 @@ def traces(at) -> list[dict]:
     return json.loads(charts[-1].proto.spec)["data"]
 
 
+def numbers(given: dict) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(given["bdata"]), given["dtype"])
+
+
 def test_the_map_shows_what_was_found_among_all_living_latents(open_app, toy_folder):
     at = open_app("features", view="Map", q="1-3", **{"in": "numbers", "dense": "true"})
     assert not at.exception
     store = FeatureStore.open(toy_folder)
     _, figure = atlas.drawn(store, store.map, atlas.background(store, store.map), np.array([3, 1, 2]))
-    grey, found = figure.data
-    assert list(found.customdata) == [1, 2, 3]
-    assert np.allclose(np.c_[found.x, found.y], store.map[[1, 2, 3]])
-    assert len(grey.x) == int((store.table["count"] > 0).sum())
+    grey, found = go.Figure(figure.to_dict()).data
+    assert numbers(found.customdata).tolist() == [1, 2, 3]
+    assert np.allclose(np.c_[numbers(found.x), numbers(found.y)], store.map[[1, 2, 3]])
+    assert len(numbers(grey.x)) == int((store.table["count"] > 0).sum())
     assert len(traces(at)) == 2
 
 

@@ -124,18 +124,20 @@ def pages(pack: Path, n: int) -> None:
     rng = np.random.default_rng(2)
     d_sae = FeatureStore.open(pack).d_sae
     main_script = str(Path(__file__).parents[2] / "app" / "main.py")
-    for page in sorted((Path(main_script).parent / "views").glob("*.py")):
-        if page.stem.startswith("_"):
-            continue
+    views = [page for page in sorted((Path(main_script).parent / "views").glob("*.py")) if not page.stem.startswith("_")]
+    features = next(page for page in views if page.stem == "features")
+    for page, view in [*((page, "") for page in views), (features, "Scatter"), (features, "Map")]:
         at = AppTest.from_file(main_script, default_timeout=60)
 
-        def visit(i: int, at=at, page=page) -> None:
+        def visit(i: int, at=at, page=page, view=view) -> None:
+            if view:
+                at.query_params["view"] = view
             if page.stem in ("feature", "steer"):
                 at.query_params["f"] = str(int(rng.integers(d_sae)))
             at.switch_page(f"views/{page.name}").run()
             assert not at.exception, at.exception
 
-        timed(f"page {page.stem}", visit, n)
+        timed(f"page {page.stem} {view}".strip(), visit, n)
 
 
 def browser(pack: Path, n: int) -> None:
@@ -280,6 +282,13 @@ def large_pack(out: Path, d_sae: int, n_ctx: int = 256, seed: int = 0) -> None:
         "excluded": ["<bos>", "special", "padding"],
         "flags": {"dense": 0.1, "rare": 10, "single_token": 0.8, "duplicate": 0.9},
         "output_score": {"strength": 0.5, "null_mean": 0.001, "null_p95": 0.01, "prompts": 2},
+        "map": {
+            "method": "pca",
+            "explained": [0.01, 0.01],
+            "explained_by_chance": [0.01, 0.01],
+            "kept": 0,
+            "kept_by_chance": 0,
+        },
         "made": {"scope": "benchmark", "date": "2026-01-01"},
     }
     write_pack(
@@ -294,6 +303,7 @@ def large_pack(out: Path, d_sae: int, n_ctx: int = 256, seed: int = 0) -> None:
             document_names=["made-up.txt"],
             vocab=words,
             manifest=manifest,
+            map=rng.normal(size=(d_sae, 2)).astype(np.float32),
         ),
     )
     (out.parent / "acts.npy").unlink()
