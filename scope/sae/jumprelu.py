@@ -59,7 +59,7 @@ class JumpReLUConfig(SAEConfig):
     start_threshold: float | None = None
     """All thresholds at the start; None measures each so that start_l0 holds."""
 
-    threshold_rate: float = 4.0
+    threshold_rate: float = 8.0
     """Learning rate of the thresholds as a multiple of the weights'."""
 
     start_l0: float | None = None

@@ -1,8 +1,9 @@
 """Recipes as data: what each says, where it is from, and what it leaves open.
 
-small-budget   Ours, the default: converges within a few million tokens. Learning rate high, decayed over the second half; the
-               target L0 is approached from above and reached. Wider dictionaries get more tokens and a lower rate. Latents
-               silent for a fortieth of the run start anew.
+small-budget   Ours, the default: converges within a few million tokens. Learning rate high, decayed over the second half; over
+               the first the target L0 is approached from above, and reached. Wider dictionaries get more tokens and a lower
+               rate. JumpReLU's latents that are silent for a fortieth of the run start anew; TopK's and BatchTopK's are
+               taught by the auxiliary loss at its full weight, and their decoder rows start short and free.
 gemma-scope    Gemma Scope (arXiv:2408.05147, section 3.2 and appendix A), JumpReLU (arXiv:2407.14435). Adam (0, 0.999), eps
                1e-8, lr 7e-5, cosine warm-up from a tenth over 1000 steps and no decay; batches of 4096; 4 billion tokens at
                width 16k, 16 at a million, 8 otherwise; bandwidth and start threshold 0.001 for inputs of unit mean square
