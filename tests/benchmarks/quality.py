@@ -156,7 +156,7 @@ CONTENDERS: dict[str, tuple[str, Callable, tuple[float, ...]]] = {
     "ours.topk": ("", ours("topk"), ()),
     "sae_lens.quadratic": ("sae_lens", theirs(_sae_lens("quadratic"), ROOT), (1.0, 3.0)),
     "sae_lens.step": ("sae_lens", theirs(_sae_lens("step"), ROOT), (1.0, 2.5, 4.0, 6.0, 10.0)),
-    "sae_lens.tanh": ("sae_lens", theirs(_sae_lens("tanh"), ROOT), (1.0, 2.5, 5.0, 10.0, 20.0)),
+    "sae_lens.tanh": ("sae_lens", theirs(_sae_lens("tanh"), ROOT), (0.3, 1.0, 2.5, 5.0, 10.0, 20.0)),
     "sae_lens.batch_topk": ("sae_lens", theirs(_sae_lens("batch_topk"), ROOT), (3e-3, 1e-2)),
     "dictionary_learning.jumprelu": ("dictionary_learning", theirs(_dictionary_learning, UNIT), (4e-3, 1e-2)),
     "sparsify.topk": ("sparsify", theirs(_sparsify, UNIT), (1e-3, 4e-3)),
@@ -214,7 +214,7 @@ def choose(tried: list[dict], l0: float) -> float:
     if near:
         return min(near, key=lambda row: row["fvu"])["coefficient"]
     away = [abs(math.log(max(row["l0"], 1e-3) / l0)) for row in tried]
-    nearest = [row for row, distance in zip(tried, away, strict=True) if distance <= 1.25 * min(away)]
+    nearest = [row for row, distance in zip(tried, away, strict=True) if distance <= 1.5 * min(away)]
     return min(nearest, key=lambda row: row["fvu"])["coefficient"]
 
 
