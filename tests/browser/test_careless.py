@@ -76,7 +76,7 @@ def test_after_the_server_was_stopped_and_started_the_page_goes_on_where_it_was(
     page.wait_for_selector("[data-testid=stApp]:not([data-test-connection-state=CONNECTED])")
     with serving([own_pack], port):
         person.settle()
-        assert person.latent() == 5
+        assert person.latent() == 5, page.locator("[data-testid=stMain]").inner_text()[:500]
         for _ in range(3):  # the first click makes the new server know the page: Streamlit calls nothing back for it
             page.get_by_role("button", name="Next").click()
             with suppress(playwright.TimeoutError):
