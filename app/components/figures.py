@@ -160,7 +160,7 @@ def scatter(
         "y": typed(y, "f4"),
         "mode": "markers",
         "customdata": typed(ids, "i4"),
-        "hovertext": [f"#{i} {_literal(show_line(text))}" for i, text in zip(ids, labels, strict=True)],
+        "hovertext": hover_texts(ids, labels),
         "hovertemplate": f"%{{hovertext}}<br>{x_name} %{{x:.3g}}<br>{y_name} %{{y:.3g}}<extra></extra>",
         "marker": {"color": MARK, "size": 6, "opacity": 0.65},
         "selected": {"marker": {"color": RAISED, "opacity": 1}},
@@ -173,6 +173,13 @@ def scatter(
         scale = {"type": "log", **labelled} if log else {}
         axes.append({"title": _title(name), **scale})
     return _figure(points, 300, *axes)
+
+
+def hover_texts(ids: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """Number and label of each latent, one line, as Plotly shows it unread; all at once, since there may be ten thousand."""
+    lines = [text if len(text) <= 60 and text.isprintable() else show_line(text) for text in labels]
+    literal = _literal("\n".join(lines)).split("\n") if lines else []
+    return [f"#{i} {text}" for i, text in zip(ids.tolist(), literal, strict=True)]
 
 
 def chosen(

@@ -211,6 +211,13 @@ def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_a
     assert {bar["colour"] for bar in shown["Lowers, by weights"] if bar["told"][0] == "-"} == {LOWERED}
 
 
+def test_labels_under_the_pointer_are_one_line_each_and_unread():
+    labels = ["<b>&amp;", "two\nlines", "x" * 80, "", "\u202eabc"]
+    told = figures.hover_texts(np.arange(5), labels)
+    assert told == ["#0 &lt;b&gt;&amp;amp;", "#1 two↵lines", "#2 " + "x" * 59 + "…", "#3 ", "#4 ⟪RLO⟫abc"]
+    assert figures.hover_texts(np.arange(0), []) == []
+
+
 def test_crowded_regions_are_thinned_and_lonely_points_kept():
     rng = np.random.default_rng(0)
     x, y = np.r_[rng.normal(size=50_000), 40.0], np.r_[rng.normal(size=50_000), 40.0]
