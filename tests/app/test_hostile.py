@@ -12,8 +12,10 @@ from app.components.listing import frame_csv
 from app.components.plain import plain
 from app.downloads import written
 from scope.features.text import csv_cell, show, strip_html
+from tests.app.conftest import MAIN
 from tests.hostile import HOSTILE, MARKS, make_hostile_pack
 
+FRAME = MAIN.with_name("frame.css")
 SAFE_TAGS = {"html", "head", "meta", "title", "body", "h1", "p", "section", "div", "span", "b", "bdi"}
 LITERAL = {"code", "text", "dataframe", "arrow_data_frame", "bidi_component", "text_area", "text_input", "plotly_chart", "json"}
 """Elements whose contents Streamlit shows letter by letter, or that are held against text of their own below."""
@@ -79,11 +81,16 @@ def obeyed(markdown: str) -> list[str]:
     return [mark for mark in MARKS if re.search(r"(?<!\\)" + re.escape(mark), markdown)]
 
 
+def frame(node) -> bool:
+    """The app's own stylesheet, word for word, which holds nothing of a pack's."""
+    return node.type == "html" and node.proto.body == f"<style>{FRAME.read_text(encoding='utf-8')}</style>"
+
+
 def leaves(at):
     def walk(node):
         for child in getattr(node, "children", {}).values():
             yield from walk(child)
-        if getattr(node, "proto", None) is not None and not getattr(node, "children", None):
+        if getattr(node, "proto", None) is not None and not getattr(node, "children", None) and not frame(node):
             yield node
 
     return list(walk(at._tree))
@@ -91,6 +98,7 @@ def leaves(at):
 
 def test_no_page_uses_raw_html(open_app, store):
     at = open_app("feature", packs=[store.folder], f=7)
+    assert [node.type for node in at.get("html") if frame(node)] == ["html"]
     assert not [node for node in leaves(at) if node.type == "html" or getattr(node.proto, "allow_html", False)]
 
 
