@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"scope.shapes", "scope.errors", "scope.versions"}
+BASE = {"scope.shapes", "scope.errors", "scope.versions", "scope.chance"}
 MODELS, SAE = BASE | {"scope.models"}, BASE | {"scope.sae"}
 MAY_IMPORT = {
     "activations": set(),
     "scope.shapes": set(),
     "scope.errors": set(),
+    "scope.chance": set(),
     "scope.versions": set(),
     "scope.models": BASE,
     "scope.sae": BASE,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope.chance import generator
 from scope.evaluation.tally import Interval, Resampled
 from scope.sae.base import SAE
 
@@ -71,7 +72,7 @@ def geometry(sae: SAE) -> dict[str, Any]:
     rows = _unit(sae.W_dec.detach().float().cpu())
     norms = sae.W_dec.detach().float().norm(dim=1)
     near = nearest(rows, rows, itself=True)
-    random = _unit(torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)))
+    random = _unit(torch.randn(rows.shape, generator=generator("directions")))
     chance = nearest(random[:2048], random, itself=True)
     encoder = sae.W_enc.detach().float().cpu()
     return {
@@ -87,7 +88,7 @@ def shared(sae: SAE, other: SAE) -> dict[str, float]:
     """How much of a dictionary another one has: the greatest cosine of each decoder row with the other's rows, beside that with
     as many rows in random directions."""
     rows, theirs = (_unit(s.W_dec.detach().float().cpu()) for s in (sae, other))
-    random = _unit(torch.randn(theirs.shape, generator=torch.Generator().manual_seed(0)))
+    random = _unit(torch.randn(theirs.shape, generator=generator("directions")))
     found, chance = nearest(rows, theirs), nearest(rows[:2048], random)
     return {
         "cosine_median": found.median().item(),

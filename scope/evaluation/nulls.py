@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scope.chance import generator
 from scope.shapes import Acts
 
 
@@ -84,8 +85,7 @@ class RandomDictionary:
     """
 
     def __init__(self, moments: Moments, d_sae: int, l0: float, seed: int):
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(d_sae, moments.d_in, generator=generator)
+        rows = torch.randn(d_sae, moments.d_in, generator=generator("random dictionary", seed))
         self.W_dec = rows / rows.norm(dim=1, keepdim=True)
         self.mean, self.gain = moments.mean.float(), 1.0
         x = moments.sample - self.mean

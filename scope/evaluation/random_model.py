@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import nn
 
+from scope.chance import generator
 from scope.errors import ConfigError
 
 
@@ -27,11 +28,11 @@ def randomised(model, stop: int | None, seed: int = 0):
         kept += list(model.blocks[stop:])
     made = copy.deepcopy(model, {id(part): part for part in kept})
     trained = {id(p) for p in model.parameters()}
-    generator = torch.Generator().manual_seed(seed)
+    chance = generator("random model", seed)
     for p in made.parameters():
         if p.dim() < 2 or id(p) in trained:
             continue
         mean, spread = p.float().mean().item(), p.float().std().item()
         for row in p.view(len(p), -1).split(4096):
-            row.copy_(torch.randn(row.shape, generator=generator) * spread + mean)
+            row.copy_(torch.randn(row.shape, generator=chance) * spread + mean)
     return made

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scope.chance import generator
 from scope.features.config import NEUTRAL, CollectConfig
 from scope.features.logits import OutputScores, TokenEffects, output_scores, token_effects
 
@@ -91,8 +92,8 @@ def measure(
 
 
 def _of_random_directions(model, sae, length: float, config: CollectConfig) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(config.seed)
-    noise: Tensor = torch.randn(config.score_null, sae.W_dec.shape[1], generator=generator).to(sae.W_dec.device)
+    chance = generator("directions of output scores", config.seed)
+    noise: Tensor = torch.randn(config.score_null, sae.W_dec.shape[1], generator=chance).to(sae.W_dec.device)
     prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
     aimless = output_scores(model, sae.site, noise, token_effects(model, noise).promoted_id, length, prompts)
     return {

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope.chance import generator
 from scope.errors import EditError
 from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
@@ -211,10 +212,10 @@ def _ablated(
     order = sorted(range(len(first)), key=lambda i: -abs(first[i].value))
     alone, together = order[:exact], order[exact:]
     effect = difference - rest.difference([rest.x - parts.latent(i) for i in alone], token, other) if alone else []
-    generator = torch.Generator().manual_seed(seed)
+    chance = generator("directions of ablation", seed)
     rows = []
     for place, value in zip(alone, effect, strict=True):
-        noise = torch.randn(nulls, rest.x.shape[1], generator=generator).to(rest.x.device)
+        noise = torch.randn(nulls, rest.x.shape[1], generator=chance).to(rest.x.device)
         directions = noise / noise.norm(dim=1, keepdim=True) * parts.rows[place].norm()
         pushes = [rest.x - parts.values[:, place, None] * direction for direction in directions]
         null = float((difference - rest.difference(pushes, token, other)).square().mean().sqrt()) if nulls else None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from scope.chance import generator
 from scope.errors import EditError
 from scope.sae.base import SAE
 from scope.steering.gauge import Gauge
@@ -14,8 +15,8 @@ from scope.steering.resolve import Resolved
 
 def random_frame(rows: Tensor, seed: int, site: str = "") -> Tensor:
     """Random directions with the lengths and mutual angles of `rows` [k d]: the same frame, turned at random."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + sum(site.encode()) * 7919 + 17)
-    noise = torch.randn(rows.shape[1], rows.shape[0], generator=generator, dtype=torch.float64)
+    chance = generator(f"random frame at {site}", seed)
+    noise = torch.randn(rows.shape[1], rows.shape[0], generator=chance, dtype=torch.float64)
     basis = torch.linalg.qr(noise).Q
     triangle = torch.linalg.qr(rows.T.double().cpu()).R
     return (basis @ triangle).T.float().to(rows.device)
