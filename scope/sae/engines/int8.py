@@ -17,6 +17,7 @@ from functools import cache
 from math import sqrt
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from scope.sae.engines.workspace import Workspace
@@ -25,6 +26,7 @@ from scope.shapes import Acts
 SURE = 7.0
 _LARGEST = 126.9
 _LEAST = 1e-30
+_ALIKE = 1.5  # times the least scale of a slice may be the greatest
 WIDEST = 2**31 // 2**14
 """Terms in a sum of products of such numbers that 32 bits hold."""
 _ELEMENTS = 2**22
@@ -40,27 +42,29 @@ class Int8:
         balance = (_columns(x) / _columns(w)).sqrt_()
         self.x, self.w = _Rows(x, 1 / balance), _Rows(w, balance)
 
-    def margin(self) -> float:
-        """Of the typical pair, as a share of |x| |w|."""
-        x, w = self.x, self.w
-        return SURE / 2 * sqrt((x.share_of_scale * w.share_of_norm) ** 2 + (w.share_of_scale * x.share_of_norm) ** 2)
+    def margins(self) -> Float[Tensor, " tok"]:
+        """Of each token beside the typical row of w, in standard deviations of products of vectors that point anywhere."""
+        x, w, d_in = self.x, self.w, self.x.rows.shape[1]
+        ours, theirs = x.share_of_scale * w.share_of_norm.mean(), x.share_of_norm * w.share_of_scale.mean()
+        return SURE / 2 * sqrt(d_in) * torch.hypot(ours, theirs)
 
-    def above(self, cut: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(tokens, [tokens d_sae] of 1 and 0) of one slice of tokens after the other; its memory is used again by the next."""
+    def above(self, chosen: Tensor, cut: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of the chosen tokens, (tokens, [tokens d_sae] of 1 and 0) of one slice after the other; its memory is used again by
+        the next."""
         x, w, d_sae, d_in = self.x, self.w, *self.w.rows.shape
         dither_x, dither_w = _dither(d_in).to(x.rows)
-        right = self.workspace.take("screen.w", d_sae, d_in, dtype=torch.int8)
+        right = self.workspace.take("screen.w8", d_sae, d_in, dtype=torch.int8)
         for rows, scale, into in zip(w.rows.split(_ROWS), w.scale.split(_ROWS), right.split(_ROWS), strict=True):
             into.copy_((rows * w.columns).mul_((1 / scale)[:, None]).add_(dither_w).floor_())
         level = cut.double() / w.scale
         spread = (w.norm / w.scale + sqrt(d_in)).square()
-        for tokens in x.scale.argsort().split(max(64, _ELEMENTS // d_sae)):
+        for tokens in _slices(x.scale, chosen, max(64, _ELEMENTS // d_sae)):
             scale, longest = x.scale[tokens[-1]], x.norm[tokens].max()
-            left = self.workspace.take("screen.x", len(tokens), d_in, dtype=torch.int8)
+            left = self.workspace.take("screen.x8", len(tokens), d_in, dtype=torch.int8)
             left.copy_(x.rows.index_select(0, tokens).mul_(x.columns / scale).add_(dither_x).floor_())
             limit = level / scale - SURE / 2 * 1.01 * (spread + (longest / scale).square()).sqrt()
             limit.sub_(1e-5 * level.abs() / scale).clamp_(-(2.0**31), 2.0**31 - 1)
-            product = self.workspace.take("screen.product", len(tokens), d_sae, dtype=torch.int32)
+            product = self.workspace.take("screen.product8", len(tokens), d_sae, dtype=torch.int32)
             torch._int_mm(left, right.T, out=product)
             yield tokens, product.gt_(limit.floor_().int())
 
@@ -77,7 +81,17 @@ class _Rows:
             norms.append(scaled.norm(dim=1))
         self.scale, self.norm = torch.cat(scales), torch.cat(norms)
         before = rows.norm(dim=1).clamp_min_(_LEAST)
-        self.share_of_scale, self.share_of_norm = (self.scale / before).mean().item(), (self.norm / before).mean().item()
+        self.share_of_scale, self.share_of_norm = self.scale / before, self.norm / before
+
+
+def _slices(scale: Tensor, chosen: Tensor, most: int) -> Iterator[Tensor]:
+    """The chosen tokens in order of their scales, so many at a time, and none with one of far smaller scale."""
+    order = chosen.index_select(0, scale.index_select(0, chosen).argsort())
+    scales, start = scale.index_select(0, order).tolist(), 0
+    for i in range(1, len(scales) + 1):
+        if i == len(scales) or i - start == most or scales[i] > _ALIKE * scales[start]:
+            yield order[start:i]
+            start = i
 
 
 def _columns(rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ by Cauchy and Schwarz. That margin, and the cut, are further columns of the two 
 (|w|, hi, lo) with hi + lo = -cut, each rounded to the safe side. So the product is x~ . w~ - cut + margin, its sign is the
 answer, and the rounding of the result does not matter, for it keeps signs. Numbers below 1e-30 may be taken for zero.
 
-Where a processor multiplies 8-bit numbers faster still, and the batch is not ruled by a few huge numbers, these are taken
+Where a processor multiplies 8-bit numbers faster still, these are taken for the tokens that are not ruled by a few huge numbers
 (`int8`, which is as good as certain, and says how).
 """
 
@@ -29,8 +29,11 @@ _ELEMENTS = 2**23
 
 _INTEGER = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _WORTH = 0.4
-"""How wide the margin of 8-bit numbers may be, in standard deviations of products of vectors that point anywhere: about 3 times
-as many candidates, of which two are then computed in vain, cost what the faster product saves."""
+"""How wide the margin of 8-bit numbers may be for a token, in standard deviations of products of vectors that point anywhere:
+about 3 times as many candidates, of which two are then computed in vain, cost what the faster product saves."""
+
+_MOST = 0.75
+"""Share of tokens with so narrow a margin from which 8 bits are worth it; the other tokens' product is then one in bfloat16."""
 
 
 class Screen:
@@ -51,16 +54,19 @@ class Screen:
 
     def _places(self, x: Acts, w: Tensor, cut: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(some tokens, row * d_sae + latent of the candidates among them), until there are no more tokens."""
-        dtype = self.dtype or quickest(x.device)
-        if dtype == torch.int8:
-            whole = Int8(x, w, self.workspace)
-            if self.dtype or (whole.margin() * x.shape[1] ** 0.5 < _WORTH and x.shape[1] < WIDEST):
-                yield from ((tokens, _where(above.view(-1))) for tokens, above in whole.above(cut))
-                return
-            dtype = torch.bfloat16
-        left, right = self._widened(x, w, cut, dtype)
+        dtype, tokens = self.dtype or quickest(x.device), torch.arange(len(x), device=x.device)
+        if dtype == torch.int8 and x.shape[1] < WIDEST:
+            rounded = Int8(x, w, self.workspace)
+            narrow = rounded.margins() < (_WORTH if self.dtype is None else float("inf"))
+            if narrow.double().mean() > _MOST:
+                for some, above in rounded.above(tokens[narrow], cut):
+                    yield some, _where(above.view(-1))
+                tokens = tokens[~narrow]
+        if not len(tokens):
+            return
+        dtype = torch.bfloat16 if dtype == torch.int8 else dtype
+        left, right = self._widened(x if len(tokens) == len(x) else x[tokens], w, cut, dtype)
         rows = max(256, _ELEMENTS // len(w))
-        tokens = torch.arange(len(x), device=x.device)
         for part, some in zip(left.split(rows), tokens.split(rows), strict=True):
             product = torch.mm(part, right.T, out=self.workspace.take("screen.product", len(part), len(w), dtype=dtype))
             # a number and the integer of the same bits are positive together, and it is whole numbers that are handled fast
