@@ -230,7 +230,8 @@ class Learner:
         self.engine.load_state(engines[self.ranks.rank if len(engines) == self.ranks.world and self.ranks.talks else 0])
         self.running.load_state_dict(state["running"] | {"silent": self._mine("threshold", state["running"]["silent"])})
         self.random, self.step = state["random"], state["step"]
-        self.mean, self.scale = state["mean"], state["scale"]
+        # cloned: in the file it lies anywhere, and a product rounds by where in memory its factors begin
+        self.mean, self.scale = state["mean"].clone(), state["scale"]
 
     def _mine(self, name: str, tensor: Tensor) -> Tensor:
         if self.ranks.mode == "width" and self.ranks.talks and name in SPLIT:
