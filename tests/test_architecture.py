@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "scope.evaluation": MODELS | SAE | {"activations"},
     "scope.steering": MODELS | SAE,
     "scope.training": SAE | {"scope.evaluation.metrics"},
-    "scope.features": MODELS | SAE | {"activations", "scope.evaluation.metrics"},
+    "scope.features": MODELS | SAE | {"activations", "scope.evaluation.metrics", "scope.evaluation.kept"},
     "scope.pretrain": MODELS | {"activations"},
     "scope.lab": MODELS | SAE | {"scope.features", "scope.steering", "scope.evaluation.certificate"},
     "scope.cli": {"activations", "scope"},

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, DictionaryError
-from scope.evaluation.kept import Certificate, dictionary_hash, find, keep, key_of, shown
+from scope.evaluation.kept import Certificate, dictionary_hash, find, keep, key_of
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.evaluation.nulls import Moments, RandomDictionary
 from scope.evaluation.readings import Reading, as_it_stands, elsewhere, otherwise
 from scope.evaluation.splice import check_site, kept_mask, specials
+from scope.evaluation.verdict import judge, middle, problems
 from scope.sae.base import SAE
 from scope.shapes import Tokens
 from scope.versions import version_of
@@ -55,9 +56,11 @@ def certify(
     """
     check_site(model, sae, any_model)
     key = key_of(model, sae, rule_hash(model, sae, tokens))
-    kept = find(where, key)
+    kept, damage = find(where, key)
     if kept is None:
         kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
+        if damage:
+            kept.notes.append(f"{damage}; it was measured anew.")
         keep(where, key, kept)
     if not kept.fits:
         raise DictionaryError(refusal(kept, sae))
@@ -67,7 +70,7 @@ def certify(
 def rule_hash(model, sae: SAE, tokens: Tokens | None = None) -> str:
     """sha256 of what decides beside the weights: the rules themselves, the text, and what the dictionary declares."""
     digest = hashlib.sha256()
-    for module in ("certificate", "readings", "nulls", "metrics"):
+    for module in ("certificate", "verdict", "readings", "nulls", "metrics"):
         digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     tokenizer = getattr(model.tokenizer, "sha256", None)
     text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
@@ -102,87 +105,25 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
     null = _null(sae, x, measured["l0"]) if sae.autoencodes else {"fvu": 1.0}
     wrong = problems(measured, declared, null["fvu"])
     others = [r for i, r in enumerate(others) if not _known(acts[r.site], [x, *(acts[o.site] for o in others[:i])])]
-    trials = others + (otherwise(sae, x, _middle(declared.get("l0"))) if wrong else [])
+    trials = others + (otherwise(sae, x, middle(declared.get("l0"))) if wrong else [])
     some = torch.arange(0, len(x), max(1, len(x) // SOME))
     here = measure(own, x[some], None if y is None else y[some])
     tried: list[dict[str, Any]] = []
     for done, reading in enumerate(trials):
         found = measure(reading, acts[reading.site][some], None if y is None else y[some])
-        explains = not problems(found, declared) and _better(found, here, wrong, declared)
-        tried.append({"name": reading.name, "site": reading.site, "remedy": reading.remedy, "explains": explains} | found)
+        tried.append({"name": reading.name, "site": reading.site, "remedy": reading.remedy} | found)
         if on_progress:
             on_progress(done + 1, len(trials), {})
-    tried.sort(key=lambda r: (not r["explains"], _distance(r, declared, wrong), r["fvu"]))
     notes = _notes(model, sae, x, outliers)
     if declared.get("l0") is None:
         notes.append("It declares no L0, so thresholds that are all too low or too high cannot be told.")
-    fits, said, more = verdict(wrong, tried, measured, declared)
-    return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae))
+    fits, said, more, tried = judge(measured, declared, null, tried, here)
+    return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae), here)
 
 
 def _known(x: Tensor, others: list[Tensor]) -> bool:
     """Whether it is one of the others under a second name: the stream after a block is the stream before the next."""
     return any(torch.equal(x, other) for other in others)
-
-
-def verdict(
-    wrong: dict[str, str], tried: list[dict[str, Any]], measured: dict[str, Any], declared: dict[str, Any]
-) -> tuple[bool, str, list[str]]:
-    """(whether it fits, in what words, notes)."""
-    right = next((r for r in tried if r["explains"]), None)
-    if right:
-        why = (
-            "; ".join(wrong.values())
-            or f"a neighbouring site leaves {right['fvu']:.3f} where this one leaves {measured['fvu']:.3f}"
-        )
-        return False, f"{right['name']} ({why}). To mend it: {right['remedy']}.", []
-    if not wrong:
-        return True, "It fits.", []
-    l0, expected = measured["l0"], _middle(declared.get("l0"))
-    far = expected is not None and not 0.25 <= l0 / expected <= 4
-    bound = declared.get("fvu")
-    lost = "fvu" in wrong and (bound is None or measured["fvu"] > max(3 * bound + 0.1, 0.3))
-    if far or lost:
-        said = "; ".join(wrong.values())
-        return False, f"{said[:1].upper()}{said[1:]}, and no other reading explains it: was it made for other weights?", []
-    return True, "It fits, less well than declared.", list(wrong.values())
-
-
-def problems(found: dict[str, Any], declared: dict[str, Any], null: float = float("inf")) -> dict[str, str]:
-    """What is not as it should be, by measure. `null` is the FVU that a random dictionary of equal L0 reaches."""
-    wrong, l0, error = {}, declared.get("l0"), declared.get("fvu")
-    if l0 is not None:
-        low, high = l0 if isinstance(l0, list | tuple) else (l0, l0)
-        if not low / 2 <= found["l0"] <= high * 2:
-            wrong["l0"] = f"{found['l0']:.1f} latents fire per token where {shown(l0)} were declared"
-    limit = min(0.9, 1.5 * error + 0.1) if error is not None else 0.9
-    if not found["fvu"] <= limit:
-        beside = f"where {error:.3f} was declared" if error is not None else "where predicting the mean leaves 1"
-        wrong["fvu"] = f"FVU is {found['fvu']:.3g} {beside}"
-    elif found["fvu"] >= null:
-        wrong["fvu"] = f"FVU is {found['fvu']:.3f}, no better than a random dictionary's {null:.3f}"
-    return wrong
-
-
-def _better(found: dict[str, Any], here: dict[str, Any], wrong: dict[str, str], declared: dict[str, Any]) -> bool:
-    """Whether a reading does so much better that it is the right one: where FVU is too high, by FVU; where only L0 is off, by
-    bringing that back at no cost in FVU to speak of; where all is as declared, or nothing is, by half the FVU at a like L0.
-
-    L0 is held because activations of a greater norm let more latents fire, which lowers FVU anywhere.
-    """
-    if "fvu" in wrong:
-        return found["fvu"] < 0.7 * here["fvu"]
-    if "l0" in wrong:
-        return found["fvu"] < 1.5 * here["fvu"] + 0.05
-    return found["fvu"] < 0.5 * here["fvu"] and found["l0"] < (1.25 if declared.get("l0") else 2.0) * here["l0"]
-
-
-def _distance(found: dict[str, Any], declared: dict[str, Any], wrong: dict[str, str]) -> float:
-    """How far L0 is from what was declared, where that was the trouble; else FVU."""
-    expected = _middle(declared.get("l0"))
-    if "l0" not in wrong or "fvu" in wrong or expected is None:
-        return found["fvu"]
-    return abs(torch.tensor(max(found["l0"], 1e-6) / expected).log().item())
 
 
 def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, Any]:
@@ -248,10 +189,6 @@ def declared_by(sae: SAE) -> dict[str, Any]:
     training = sae.provenance.get("training") or {}
     found = {name: float(training[name]) for name in ("l0", "fvu") if isinstance(training.get(name), int | float)}
     return found | {"from": "its training"} if found else {}
-
-
-def _middle(l0: Any) -> float | None:
-    return (l0[0] * l0[1]) ** 0.5 if isinstance(l0, list | tuple) else l0
 
 
 def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:

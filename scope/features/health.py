@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import PackError
+from scope.evaluation.kept import read as kept_certificate
 
 _CURVE_POINTS = 400
 
@@ -14,7 +15,7 @@ def find_health(dictionary: Path, evaluation: Path | None = None, certificate: A
     """{"evaluation": report, "certificate": ..., "training": rows of the log}, of what there is; None if there is nothing.
 
     A report that was named must be there; one that merely lies in the folder must be readable. `certificate` is what was just
-    found, a dataclass; without it, the one that was last kept in the folder.
+    found, a dataclass; without it, the one that was last kept in the folder, if it is whole.
 
     Raises:
         PackError: the report is missing or no JSON.
@@ -23,9 +24,9 @@ def find_health(dictionary: Path, evaluation: Path | None = None, certificate: A
     report = evaluation or dictionary / "evaluation.json"
     if evaluation or report.exists():
         health["evaluation"] = _read(report)
-    fits = asdict(certificate) if certificate else _certificate(dictionary / "certificate.json")
+    fits = certificate or kept_certificate(dictionary)
     if fits:
-        health["certificate"] = {name: value for name, value in fits.items() if name != "tried"}
+        health["certificate"] = {name: value for name, value in asdict(fits).items() if name not in ("tried", "here")}
     log = dictionary / "log.jsonl"
     if log.exists():
         health["training"] = _curve(log)
@@ -39,14 +40,6 @@ def _read(file: Path) -> Any:
         raise PackError(f"There is no evaluation report {file}.\n  To make one: scope evaluate DICTIONARY") from None
     except ValueError as error:
         raise PackError(f"{file} is no JSON: {error}. Make it again: scope evaluate DICTIONARY") from None
-
-
-def _certificate(file: Path) -> dict[str, Any] | None:
-    """What was found when the dictionary was last checked against its model, but for the other readings that were tried."""
-    if not file.exists():
-        return None
-    kept = list((_read(file).get("certificates") or {}).values())
-    return kept[-1] if kept else None
 
 
 def _curve(log: Path) -> list[dict[str, Any]]:

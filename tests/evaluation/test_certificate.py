@@ -289,6 +289,31 @@ def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_decla
     assert certify(model, sae, tmp_path, tokens).declared["fvu"] == 0.11
 
 
+@pytest.mark.parametrize(
+    "damage", ["[]", '{"schema": 1, "certificates": []}', '{"fits": true}', '{"fits": true, "said": "It fits."}', '"verdict"']
+)
+def test_a_certificate_that_is_damaged_or_edited_is_measured_anew_and_that_is_said(model, made, tokens, tmp_path, damage):
+    wrong = made()
+    with torch.no_grad():
+        wrong.W_dec.zero_()
+    save_sae(wrong, tmp_path)
+    with pytest.raises(DictionaryError, match="FVU"):
+        load_for(tmp_path, model=model, tokens=tokens)
+    file = tmp_path / "certificate.json"
+    content = json.loads(file.read_text())
+    key, kept = next(iter(content["certificates"].items()))
+    if "fits" in damage:
+        content["certificates"][key] = (kept if "said" in damage else {}) | json.loads(damage)
+    elif damage == '"verdict"':  # the verdict of another, over numbers that say otherwise
+        kept |= {"fits": True, "said": "It fits, less well than declared."}
+    file.write_text(damage if "fits" not in damage and damage != '"verdict"' else json.dumps(content))
+    with pytest.raises(DictionaryError, match="FVU"):
+        load_for(tmp_path, model=model, tokens=tokens)
+    again = read(tmp_path)
+    assert not again.fits
+    assert any("measured anew" in note for note in again.notes)
+
+
 def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model, made, tokens, tmp_path):
     save_sae(made(), tmp_path / "right")
     assert load_for(tmp_path / "right", model=model, tokens=tokens).site == POST
