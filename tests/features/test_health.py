@@ -1,6 +1,5 @@
 """What is known of the dictionary goes into the pack: report, certificate, training curve."""
 
-
 import pytest
 
 from scope.errors import PackError
