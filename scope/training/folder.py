@@ -17,6 +17,13 @@ RUN, CHECKPOINT = "training.json", "checkpoint.safetensors"
 _FREE = {"save_every", "log_every"}
 """Settings that leave the result alone, so a run may be continued with others."""
 
+_UNSAID = {
+    "jumprelu": {"revive_after": None},
+    "topk": {"decoder": "unit", "start_norm": 1.0},
+    "batch_topk": {"decoder": "unit", "start_norm": 1.0},
+}
+"""Settings of a kind that were once not there, and what was so then, where that is not what is now their default."""
+
 
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
@@ -39,8 +46,9 @@ def refuse_another(out: Path, described: dict[str, Any]) -> None:
     """
     before = out / RUN
     if before.exists():
-        then, now = _completed(read_json(before)), _plain(described)
-        changed = differences(then | {"preset": None}, now | {"preset": None})  # a name; what it stands for is compared
+        then, now = _completed(read_json(before)), _settled(_plain(described))
+        parts = ("kind",) if then.get("kind") != now["kind"] else {*then, *now} - {"preset"}  # what it stands for is compared
+        changed = differences(*({k: v for k, v in one.items() if k in parts} for one in (then, now)))
         if changed:
             raise ConfigError(
                 f"{out} holds a training with other settings:\n  "
@@ -65,14 +73,25 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """A description with the settings that did not exist when it was written: they had what is now their default."""
-    for part, config in (("training", TrainConfig), ("dictionary", KINDS[before["kind"]].config if "kind" in before else None)):
+    """A description with the settings that did not exist when it was written: what was so then is `_UNSAID`, or else what is
+    now their default."""
+    kind = before.get("kind")
+    for part, config in (("training", TrainConfig), ("dictionary", KINDS[kind].config if kind in KINDS else None)):
         if config and part in before:
             defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING and f.name not in _FREE}
-            before[part] = _plain(defaults) | before[part]
+            once = _UNSAID.get(str(kind), {}) if part == "dictionary" else {}
+            before[part] = _plain(defaults | once) | before[part]
     if before.get("training", {}).get("order_seed", 0) is None:
         before["training"]["order_seed"] = before["training"]["seed"]
-    return before
+    return _settled(before)
+
+
+def _settled(described: dict[str, Any]) -> dict[str, Any]:
+    """With what a dictionary's other settings decide: rows that are kept at norm 1 start there, said or not."""
+    dictionary = described.get("dictionary") or {}
+    if dictionary.get("decoder") == "unit" and dictionary.get("start_norm", 1.0) is None:
+        return described | {"dictionary": dictionary | {"start_norm": 1.0}}
+    return described
 
 
 def _plain(value: Any) -> Any:
