@@ -1,6 +1,7 @@
 """The folder of a training: what decides its outcome, written once at the beginning and held against every later call."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from scope.sae.files import MANIFEST
 from scope.sae.formats.sae_lens import read_json
 from scope.sae.kinds import KINDS
 from scope.training.config import TrainConfig
+from scope.training.progress import LOG
 
 RUN, CHECKPOINT = "training.json", "checkpoint.safetensors"
 
 _FREE = {"save_every", "log_every"}
 """Settings that leave the result alone, so a run may be continued with others."""
+
+_BESIDE = (LOG, "tensorboard", "wandb")
+"""What lies beside a description and says nothing of what was trained."""
 
 _UNSAID = {
     "jumprelu": {"revive_after": None},
@@ -42,7 +47,7 @@ def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
 def refuse_another(out: Path, described: dict[str, Any]) -> None:
     """
     Raises:
-        ConfigError: `out` holds a training with other settings, or something that no training made.
+        ConfigError: `out` holds a training with other settings.
     """
     before = out / RUN
     if before.exists():
@@ -55,8 +60,48 @@ def refuse_another(out: Path, described: dict[str, Any]) -> None:
                 + "\n  ".join(changed)
                 + "\n  Give another --out, or the same settings."
             )
-    elif (out / MANIFEST).exists() or (out / "cfg.json").exists():
-        raise ConfigError(f"{out} holds a dictionary that was not trained there. Give another --out.")
+
+
+def refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
+    """`folders` are those of the dictionaries, `out` that of them all: its own where there is one.
+
+    Raises:
+        ConfigError: one of them holds something that no training made, or `out` is one dictionary's and is to hold several.
+    """
+    for folder in folders:
+        if _is_ours(folder):
+            continue
+        if (folder / MANIFEST).exists() or (folder / "cfg.json").exists():
+            raise ConfigError(f"{folder} holds a dictionary that was not trained there. Give another --out.")
+        if found := _foreign(folder):
+            raise ConfigError(f"{folder} holds what no training made: {_listed(found)}.\n  Give a new folder as --out.")
+    if out in folders:
+        return
+    if _is_ours(out):
+        raise ConfigError(f"{out} holds the training of one dictionary. Give a new folder as --out for several.")
+    kept = [path for path in _foreign(out) if not path.name.startswith("checkpoint") or path.is_dir()]
+    found = [path for path in kept if not path.is_dir() or _foreign(path)]
+    if found and not any(_is_ours(path) for path in found):
+        raise ConfigError(
+            f"{out} holds what no training made: {_listed(found)}.\n"
+            "  Give a new folder as --out; each dictionary gets one of its own in it."
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a training was begun in it."""
+    return (folder / RUN).is_file() and isinstance(read_json(folder / RUN).get("training"), dict)
+
+
+def _foreign(folder: Path) -> list[Path]:
+    """What is in it that a training which came no further than its folder would not leave there."""
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in there if not path.name.startswith((".", RUN)) and path.name not in _BESIDE]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = [path.name + "/" * path.is_dir() for path in paths[:6]]
+    return ", ".join(names) + (f" and {len(paths) - 6} more" if len(paths) > 6 else "")
 
 
 def is_finished(out: Path) -> bool:

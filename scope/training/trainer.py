@@ -22,7 +22,7 @@ from scope.sae.formats.sae_lens import write_json
 from scope.training.batches import Batches, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig
-from scope.training.folder import CHECKPOINT, RUN, describe, is_finished, refuse_another
+from scope.training.folder import CHECKPOINT, RUN, describe, is_finished, refuse_another, refuse_foreign
 from scope.training.interrupt import LOCK, Interrupt, exclusive
 from scope.training.learner import Job, Learner
 from scope.training.progress import shown
@@ -78,6 +78,7 @@ def train_all(
     """
     out = Path(out)
     _refuse_what_does_not_share([job.config for job in jobs])
+    refuse_foreign(out, [job.out for job in jobs])
     for folder in {out, *(job.out for job in jobs)}:
         folder.mkdir(parents=True, exist_ok=True)
     described = [describe(job.sae, job.config) for job in jobs]
