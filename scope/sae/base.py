@@ -5,6 +5,7 @@ is subtracted from x before encoding and nothing is scaled outside, so a diction
 reads its five arrays.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,12 @@ from torch import Tensor, nn
 from scope.errors import ConfigError
 from scope.sae.config import SAEConfig
 from scope.shapes import Acts, Latents, Scalar
+
+_NO_LENGTH = 1e-12
+
+
+class ZeroRowsWarning(UserWarning):
+    """Latents without a direction: their decoder rows are zero, and cannot be given norm 1."""
 
 
 class SAE(nn.Module, ABC):
@@ -113,8 +120,19 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def unit_decoder(self) -> None:
-        """Give every decoder row norm 1 without changing what is reconstructed; a kind with thresholds scales them too."""
-        norms = self.W_dec.norm(dim=1).clamp_min(1e-12)
+        """Give every decoder row norm 1 without changing what is reconstructed; a kind with thresholds scales them too.
+
+        Rows of zeros have no direction and stay so, with a ZeroRowsWarning.
+        """
+        norms = self.W_dec.norm(dim=1)
+        lost = int((norms < _NO_LENGTH).sum())
+        if lost:
+            warnings.warn(
+                f"{lost:,} of {self.d_sae:,} latents have decoder rows of zeros: whatever they fire on, they add nothing.",
+                ZeroRowsWarning,
+                stacklevel=2,
+            )
+        norms = norms.clamp_min(_NO_LENGTH)
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from scope.errors import ConfigError
 from scope.sae.base import SAE
-from scope.sae.config import SAEConfig
+from scope.sae.config import SAEConfig, refuse_start_norm
 from scope.sae.revival import Revival, Start
 from scope.shapes import Acts, Scalar
 
@@ -95,8 +95,7 @@ class JumpReLUConfig(SAEConfig):
             raise ConfigError(f"frequency_scale is {self.frequency_scale:g}; give a share of tokens above 0, or leave it out.")
         if self.start_threshold is not None and not self.start_threshold > 0:
             raise ConfigError(f"start_threshold is {self.start_threshold:g}; a threshold must start above 0 to learn.")
-        if self.start_norm <= 0 or (self.decoder == "unit" and self.start_norm != 1):
-            raise ConfigError(f"start_norm is {self.start_norm:g}; it must be above 0, and 1 unless decoder is free.")
+        refuse_start_norm(self.start_norm, self.decoder)
 
 
 def usual_start(target_l0: float, d_sae: int) -> float:

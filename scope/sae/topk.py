@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError
 from scope.sae.base import SAE, drop_lengthening, start_tied, unit_rows
-from scope.sae.config import SAEConfig
+from scope.sae.config import SAEConfig, refuse_start_norm
 from scope.shapes import Acts, Scalar
 
 
@@ -51,8 +51,7 @@ class TopKConfig(SAEConfig):
             raise ConfigError(f"k is {self.k:g}; of {self.d_sae} latents, more than 0 and at most {self.d_sae} can fire.")
         if self.aux_weight < 0 or self.aux_k < 0 or self.revive_after < 1:
             raise ConfigError("aux_weight and aux_k must not be negative, and revive_after must be at least 1.")
-        if self.start_norm is not None and (self.start_norm <= 0 or (self.decoder == "unit" and self.start_norm != 1)):
-            raise ConfigError(f"start_norm is {self.start_norm:g}; it must be above 0, and 1 unless decoder is free.")
+        refuse_start_norm(self.start_norm, self.decoder)
 
 
 class TopKSAE(SAE):

@@ -1,12 +1,15 @@
 """Kinds of dictionary beside JumpReLU: numbers that can be checked by hand, SAELens as judge, and training to the bit."""
 
 import json
+import re
 import warnings
+from dataclasses import fields
 
 import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError
+from scope.sae.base import ZeroRowsWarning
 from scope.sae.batch_topk import BatchTopKConfig
 from scope.sae.control import Control
 from scope.sae.engine import Autograd
@@ -368,3 +371,40 @@ def test_settings_that_cannot_be_are_refused(config, wrong):
 
 def test_a_config_belongs_to_one_kind():
     assert [kind_of(config).sae.kind for config in CONFIGS.values()] == list(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("config", "wrong", "said"),
+    [
+        (TopKConfig, {"decoder": "banana"}, "decoder is 'banana'; give 'free' or 'unit'"),
+        (JumpReLUConfig, {"penalty": "banana"}, "penalty is 'banana'; give 'l0' or 'quadratic'"),
+        (TopKConfig, {"k": 2.5}, "k is 2.5; give a whole number"),
+        (TopKConfig, {"k": True}, "k is True; give a whole number"),
+        (BatchTopKConfig, {"k": "3"}, "k is '3'; give a number"),
+        (GatedConfig, {"nested": (5.5,)}, "give whole numbers"),
+        (JumpReLUConfig, {"nested": ("a",)}, "give whole numbers"),
+        (JumpReLUConfig, {"d_sae": 64.0}, "d_sae is 64.0; give a whole number"),
+        (JumpReLUConfig, {"l0_weight": "none"}, "give a number or None"),
+        (TranscoderConfig, {"skip": 1}, "skip is 1; give True or False"),
+        (TranscoderConfig, {"site_out": 5}, "site_out is 5; give a string"),
+        *((kind, {"start_norm": 1e-30, "decoder": "free"}, "0.001 to 10") for kind in (TopKConfig, JumpReLUConfig)),
+        (BatchTopKConfig, {"start_norm": 1e30}, "0.001 to 10"),
+    ],
+)
+def test_a_setting_of_another_type_or_size_than_its_field_takes_is_refused_when_it_is_given(config, wrong, said):
+    usual = {"k": 4} if config in (TopKConfig, BatchTopKConfig) else {}
+    made = object.__new__(config)  # tests check arguments by their types; users have nothing but this
+    for f in fields(config):
+        object.__setattr__(made, f.name, ({"d_in": 8, "d_sae": 64} | usual | wrong).get(f.name, f.default))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        made.__post_init__()
+
+
+@pytest.mark.parametrize("kind", ["jumprelu", "batch_topk", "gated"])
+def test_rows_of_zeros_are_told_when_the_decoder_is_made_unit(kind):
+    sae = random_kind(kind)
+    with torch.no_grad():
+        sae.W_dec[3:5] = 0
+    with pytest.warns(ZeroRowsWarning, match="2 of 20 latents"):
+        sae.unit_decoder()
+    assert torch.isfinite(sae.W_enc).all()
