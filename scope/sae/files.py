@@ -1,6 +1,7 @@
 """Dictionaries on disk: saved in SAELens' layout with a scope.json beside it; loaded from that and from every format in
 `formats/`, from folders, files and the hub."""
 
+import copy
 import errno
 import hashlib
 import os
@@ -12,9 +13,10 @@ from typing import Any
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
 from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
-from scope.sae.formats.arrays import fill
+from scope.sae.formats.arrays import fill, refuse_other_sizes
 from scope.sae.formats.files import read_json, write_json
 from scope.sae.kinds import KINDS
+from scope.sae.topk import TopKSAE
 
 MANIFEST = "scope.json"
 SCHEMA = 1
@@ -35,12 +37,13 @@ _BESIDE = ("cfg.json", "config.json", MANIFEST, sae_lens.SPARSITY, sae_lens.SCAL
 def save_sae(sae: SAE, folder: Path | str) -> Path:
     """Write a dictionary; scope.json goes last and names the hash of the weights, so a torn folder is known as one.
 
-    The dictionary must be one of raw activations: `sae.fold` what it was trained on beforehand.
+    The dictionary must be one of raw activations: `sae.fold` what it was trained on beforehand. Of a TopK or BatchTopK whose
+    rows are still free, what is written has unit rows, so that it decides once loaded as it does now; itself it stays free.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    sae_lens.write(sae, folder)
+    sae_lens.write(_competed(sae), folder)
     sae.provenance["weights_sha256"] = file_hash(folder / sae_lens.WEIGHTS)
     manifest = {
         "schema": SCHEMA,
@@ -51,6 +54,15 @@ def save_sae(sae: SAE, folder: Path | str) -> Path:
     }
     write_json(folder / MANIFEST, manifest)
     return folder
+
+
+def _competed(sae: SAE) -> SAE:
+    """The dictionary, or a copy with unit rows of one in which rows of any norm compete: files do not say that they do."""
+    if not (isinstance(sae, TopKSAE) and sae.free):
+        return sae
+    made = copy.deepcopy(sae)
+    made.unit_decoder()
+    return made
 
 
 def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
@@ -110,7 +122,7 @@ def _from_folder(folder: Path, named: str | None = None) -> SAE:
 def _ours(folder: Path) -> SAE:
     manifest = read_json(folder / MANIFEST)
     kind = manifest.get("kind")
-    if manifest.get("schema") != SCHEMA or kind not in KINDS:
+    if manifest.get("schema") != SCHEMA or not isinstance(kind, str) or kind not in KINDS:
         raise DictionaryError(
             f"{folder / MANIFEST} has schema {manifest.get('schema')} and kind {kind!r}; "
             f"this version reads schema {SCHEMA} and {', '.join(KINDS)}."
@@ -128,7 +140,9 @@ def _ours(folder: Path) -> SAE:
             f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
             f"  Copy the folder again, or delete {MANIFEST} to read it as a plain SAELens folder."
         )
-    sae = KINDS[kind].sae(config_from(kind, manifest["config"], folder / MANIFEST), manifest["site"])
+    config = config_from(kind, manifest["config"], folder / MANIFEST)
+    refuse_other_sizes(config, arrays, str(folder / MANIFEST), str(folder))
+    sae = KINDS[kind].sae(config, manifest["site"])
     sae.provenance = manifest["provenance"]
     return fill(sae, arrays, str(folder))
 

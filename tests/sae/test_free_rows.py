@@ -1,0 +1,35 @@
+"""TopK and BatchTopK in training, whose decoder rows have any norm: what files say of them, and what gradients pass through."""
+
+import pytest
+import torch
+
+from scope.sae.files import load_sae, save_sae
+from scope.sae.kinds import KINDS, make_sae
+from scope.sae.topk import TopKSAE
+
+X = torch.randn(40, 16, generator=torch.Generator().manual_seed(2))
+
+
+def free(kind: str, **changes) -> TopKSAE:
+    """Rows of norms from 0.1 to 2, and pre-activations that are not ranked as what they add is."""
+    sae = make_sae(KINDS[kind].config(d_in=16, d_sae=24, k=3, **changes), "blocks.0.hook_resid_post")
+    assert isinstance(sae, TopKSAE)
+    sae.initialise(X, 0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        sae.W_dec.mul_((0.1 + 1.9 * torch.rand(24, generator=generator))[:, None] / 0.1)
+        sae.b_enc.copy_(0.1 * torch.randn(24, generator=generator))
+    return sae
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+def test_saved_while_rows_are_free_it_decides_and_reconstructs_as_before_once_it_is_loaded(tmp_path, kind):
+    sae = free(kind)
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    save_sae(sae, tmp_path)
+    loaded = load_sae(tmp_path)
+    assert torch.equal(loaded.encode(X) > 0, sae.encode(X) > 0)
+    torch.testing.assert_close(loaded(X), sae(X))
+    torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(24))
+    assert sae.free  # and it can be trained further
+    assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
