@@ -3,6 +3,7 @@
 Packs are named by slugs, in the address too; a path never leaves the machine and is never taken from an address.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from scope.features.store import FeatureStore
@@ -78,6 +80,7 @@ def open_pack(slug: str) -> FeatureStore:
 
 _OPEN: dict[str, tuple[int, FeatureStore]] = {}
 _OPENING = Lock()
+_LATELY = Lock()
 
 
 def _open(folder: str, made: int) -> FeatureStore:
@@ -94,6 +97,21 @@ def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:
     if name not in kept:
         kept[name] = make()
     return kept[name]
+
+
+def lately(store: FeatureStore, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
+    """What `make` gives of these latents and the table with its labels as they are; the last few are kept for each pack.
+    A page runs anew at every click on it, and what it draws of thousands of latents is then the same."""
+    table, digest = store.table, hashlib.blake2b(np.ascontiguousarray(latents).data, digest_size=16).digest()
+    with _LATELY:
+        kept = once(store, "lately", dict)
+        of, value = kept.pop((name, digest), (None, None))
+        if of is not table:
+            of, value = table, make()
+        kept[name, digest] = of, value
+        while len(kept) > most:
+            kept.pop(next(iter(kept)))
+    return value
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)

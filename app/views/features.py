@@ -169,7 +169,7 @@ def on_map() -> None:
         st.code(f"scope map {shlex.quote(str(store.folder))}", language=None)
         return
     behind = packs.once(store, "map behind", lambda: atlas.background(store, places))
-    n, figure = atlas.drawn(store, places, behind, latents)
+    n, figure = packs.lately(store, "map", latents, lambda: atlas.drawn(store, places, behind, latents))
     told = f"{n:,} of {len(latents):,} latents" + (f" among {len(behind):,} living ones, grey" if n < len(behind) else "")
     picked = st.plotly_chart(
         figure, config={"scrollZoom": True}, key="map", on_select="rerun", selection_mode="points", alt=f"{told}, on a map"
@@ -231,7 +231,9 @@ elif len(latents):
     with st.container(horizontal=True):
         names = [st.selectbox(name, axes, index=axes.index(first), key=key, bind="query-params") for name, key, first in AXES]
     x, y = (SORTS[name] for name in names)
-    drawn, figure = figures.chosen(store.index, table["label"], latents, (x, y), names)
+    drawn, figure = packs.lately(
+        store, f"{x} {y}", latents, lambda: figures.chosen(store.index, table["label"], latents, (x, y), names)
+    )
     picked = st.plotly_chart(figure, key="points", on_select="rerun", selection_mode="points", alt=f"{drawn:,} latents")
     st.caption(f"{drawn:,} of {len(latents):,} latents. Click a point to open it.")
     if picked.selection.points:
