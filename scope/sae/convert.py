@@ -56,7 +56,10 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
     said = sae.site
     if site is not None:
         sae.site = sae.provenance["site"] = site
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise DictionaryError(f"{out} cannot be a folder: a file is in its place or above it. Give another folder.") from None
     try:
         lost = [f"that it reads {said}, which the source says"] if said not in ("", sae.site) else []
         lost += TARGETS[to](sae, out)

@@ -191,6 +191,50 @@ def test_a_damaged_description_is_refused_by_what_it_lacks(saved, name, strange)
         load_sae(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": ["jumprelu"]}, "kind \\['jumprelu'\\]"),
+        ({"config": {"d_sae": 20.0}}, "settings in .* cannot be"),
+        ({"config": {"d_sae": 10**9}}, "says 1000000000 latents over width 6.*b_enc \\(20,\\)"),
+        ({"config": {"d_in": 7}}, "over width 7"),
+        ({"config": {"decoder": "banana"}}, "settings in .* cannot be"),
+    ],
+)
+def test_a_description_that_cannot_be_of_these_weights_is_refused_before_anything_is_made(saved, change, said):
+    _, folder = saved
+    manifest = json.loads((folder / "scope.json").read_text())
+    if "config" in change:
+        change = {"config": manifest["config"] | change["config"]}
+    (folder / "scope.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(DictionaryError, match=said):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"architecture": "matryoshka_batchtopk", "k": 3, "matryoshka_widths": ["a", 20]}, "matryoshka_widths"),
+        ({"metadata": {"hook_name": 5}}, "hook_name is 5"),
+        ({"d_in": 17}, "d_in = 17; the arrays beside it say 6"),
+        ({"d_sae": "20"}, "d_sae = '20'"),
+        ({"architecture": "topk", "k": 2.7}, "k = 2.7"),
+        ({"architecture": "topk", "k": True}, "k = True"),
+        ({"normalize_activations": "expected_average_only_in", "norm_scaling_factor": float("inf")}, "which has inf"),
+        ({"normalize_activations": "expected_average_only_in", "norm_scaling_factor": 1e300}, "NaN or Inf once"),
+    ],
+)
+def test_what_saelens_config_says_is_held_against_the_arrays_and_refused_where_it_cannot_be(saved, change, said):
+    _, folder = saved
+    stored = load_file(folder / "sae_weights.safetensors")
+    if change.get("architecture") == "topk":
+        del stored["threshold"]
+        save_file(stored, folder / "sae_weights.safetensors")
+    rewrite(folder, **change)
+    with pytest.raises(DictionaryError, match=said):
+        load_sae(folder)
+
+
 def test_metadata_of_saelens_that_are_no_object_are_refused(saved):
     _, folder = saved
     (folder / "scope.json").unlink()

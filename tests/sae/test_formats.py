@@ -388,6 +388,14 @@ def test_dictionary_learnings_jumprelu_topk_batch_topk_and_gated_are_read_as_wha
     torch.testing.assert_close(ours.encode(X), gated.encode(X - gated.b_dec))
 
 
+@pytest.mark.parametrize("k", [2.7, True, "3", None, float("nan")])
+def test_dictionary_learnings_topk_whose_k_is_no_whole_number_is_refused(tmp_path, k):
+    topk = random_kind("topk")
+    stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
+    with pytest.raises(DictionaryError, match="no number of latents"):
+        load_sae(learning(tmp_path, "AutoEncoderTopK", stored, k=k))
+
+
 def test_p27_a_batch_topk_whose_threshold_was_never_set_is_refused(tmp_path):
     topk = random_kind("topk")
     stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
@@ -528,6 +536,14 @@ def test_p27_topk_cannot_be_said_in_gemma_scopes_format_and_leaves_nothing_behin
     save_sae(random_kind("transcoder"), tmp_path / "t")
     with pytest.raises(DictionaryError, match="skip"):
         convert(tmp_path / "t", tmp_path / "b", "gemma_scope")
+
+
+def test_converting_into_a_file_is_refused(tmp_path):
+    save_sae(random_kind("jumprelu"), tmp_path / "a")
+    (tmp_path / "file").write_text("x")
+    for out in ("file", "file/below"):
+        with pytest.raises(DictionaryError, match="cannot be a folder"):
+            convert(tmp_path / "a", tmp_path / out, "scope")
 
 
 def test_converting_overwrites_nothing_and_knows_its_targets(tmp_path):

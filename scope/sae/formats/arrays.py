@@ -73,6 +73,31 @@ def fill(sae: SAE, arrays: dict[str, Tensor], where: str) -> SAE:
     return sae
 
 
+def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], said_by: str, where: str) -> None:
+    """Hold sizes that a description gives (`d_in`, `d_sae`, `d_out`) against those of the arrays, before anything is made.
+
+    Raises:
+        DictionaryError: they differ.
+    """
+    need(arrays, ("W_enc", "b_enc", "b_dec"), where)
+    sizes = [arrays["b_enc"].shape, arrays["W_enc"].shape, arrays["b_dec"].shape]
+    d_out = getattr(config, "d_out", 0) or config.d_in
+    known = (config.d_sae,) == sizes[0] and config.d_in in sizes[1] and (d_out,) == sizes[2]
+    if not known:
+        raise DictionaryError(
+            f"{said_by} says {config.d_sae} latents over width {config.d_in}, and predicting width {d_out}; the arrays have "
+            f"the shapes b_enc {tuple(sizes[0])}, W_enc {tuple(sizes[1])} and b_dec {tuple(sizes[2])}.\n"
+            "  One of the two is of another dictionary, or was edited. Copy the whole folder again."
+        )
+
+
+def refuse_not_finite(sae: SAE, where: str) -> None:
+    """Raises: DictionaryError: what was folded into the arrays made NaN or Inf of them."""
+    for name, p in sae.named_parameters():
+        if not torch.isfinite(p).all():
+            raise DictionaryError(f"{name} in {where} is NaN or Inf once scales and biases are folded in: one is too large.")
+
+
 def need(arrays: dict[str, Tensor], names: tuple[str, ...], where: str) -> None:
     missing = [name for name in names if name not in arrays]
     if missing:

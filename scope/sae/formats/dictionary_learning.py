@@ -59,9 +59,9 @@ def read(folder: Path) -> SAE:
     if name in ("AutoEncoder", "AutoEncoderNew"):
         arrays["threshold"] = torch.zeros(arrays["b_enc"].shape)
     if kind == "topk":
-        settings = {"k": int(found["k"]) if "k" in found else int(trainer["k"])}
+        settings = {"k": int(_k(found, trainer, folder, whole=True))}
     if kind == "batch_topk":
-        settings = {"k": float(found["k"]) if "k" in found else float(trainer["k"])}
+        settings = {"k": float(_k(found, trainer, folder))}
         arrays["threshold"] = _threshold(arrays, folder)
         if "group_sizes" in found:
             settings["nested"] = tuple(found["group_sizes"].cumsum(0).tolist()[:-1])
@@ -77,7 +77,7 @@ def read(folder: Path) -> SAE:
         "format": "dictionary_learning",
         "source": str(folder),
     }
-    declared = _evaluated(folder) or ({"l0": float(l0), "from": CONFIG} if l0 else None)
+    declared = _evaluated(folder) or ({"l0": float(l0), "from": CONFIG} if l0 and isinstance(l0, int | float) else None)
     if declared:
         sae.provenance["declared"] = declared
     return sae
@@ -96,7 +96,19 @@ def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (folder / CONFIG).exists():
         raise DictionaryError(f"{folder} holds {WEIGHTS} without {CONFIG}, which alone says what kind of dictionary it is.")
     config = read_json(folder / CONFIG)
-    return config.get("trainer") or {}, config.get("buffer") or {}
+    trainer, buffer = config.get("trainer") or {}, config.get("buffer") or {}
+    if not isinstance(trainer, dict) or not isinstance(buffer, dict):
+        raise DictionaryError(f"{folder / CONFIG} is damaged: its trainer and its buffer must be objects. Fetch it again.")
+    return trainer, buffer
+
+
+def _k(found: dict[str, Tensor], trainer: dict[str, Any], folder: Path, whole: bool = False) -> float:
+    """As stored with the arrays, else as configured."""
+    stored = found.get("k")
+    k = trainer.get("k") if stored is None else stored.item() if stored.numel() == 1 else None
+    if not isinstance(k, int | float) or isinstance(k, bool) or k - k != 0 or (whole and k % 1):
+        raise DictionaryError(f"{folder} says k = {k!r}, which is no number of latents. Fetch {CONFIG} and {WEIGHTS} again.")
+    return k
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

@@ -35,6 +35,9 @@ def read(folder: Path, named: str | None = None) -> SAE:
     path = named or str(folder.resolve())
     if config.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
         raise DictionaryError(f"{folder} holds architecture {config['architecture']!r}; Gemma Scope 2's is jump_relu.")
+    for name in ("hf_hook_point_in", "hf_hook_point_out"):
+        if not isinstance(config.get(name) or "", str):
+            raise DictionaryError(f"{folder / CONFIG} is damaged: its {name} is {config[name]!r}, no name. Fetch it again.")
     stored = read_safetensors(folder / WEIGHTS)
     if "w_dec" in stored and stored["w_dec"].dim() == 3:
         raise DictionaryError(

@@ -4,6 +4,7 @@ What is written says `apply_b_dec_to_input: false` and the SAELens version: with
 defaults and subtracts b_dec before encoding. What is read becomes x @ W_enc + b_enc, whatever its own convention was.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
 from scope.sae.batch_topk import BatchTopKSAE
-from scope.sae.formats.arrays import build
+from scope.sae.formats.arrays import build, need, refuse_not_finite
 from scope.sae.formats.files import read_json, read_safetensors, write_json, write_safetensors
 from scope.sae.gated import GatedSAE
 from scope.sae.topk import TopKSAE
@@ -116,29 +117,41 @@ def read(folder: Path) -> SAE:
     metadata = config.get("metadata") or config
     if not isinstance(metadata, dict):
         raise DictionaryError(f"{folder / CONFIG} is damaged: its metadata is no object. Fetch it again.")
+    for name in ("hook_name", "hook_point", "hook_name_out", "model_name"):
+        if not isinstance(metadata.get(name) or "", str):
+            raise DictionaryError(f"{folder / CONFIG} is damaged: its {name} is {metadata[name]!r}, no name. Fetch it again.")
+    need(arrays, ("W_enc", "b_enc", "W_dec", "b_dec"), where)
     architecture = _architecture(config)
     _refuse_head(metadata, where)
     settings: dict[str, Any] = {}
     kind = "transcoder" if "transcoder" in architecture else {"topk": "topk", "gated": "gated"}.get(architecture, "jumprelu")
     if architecture in _RELU:  # a ReLU is a JumpReLU whose thresholds are 0
-        arrays["threshold"] = torch.zeros(arrays["b_enc"].shape) if "b_enc" in arrays else torch.zeros(0)
+        arrays["threshold"] = torch.zeros(arrays["b_enc"].shape)
     if architecture in _BATCH and "topk_threshold" not in arrays and "threshold" not in arrays:
         raise DictionaryError(
             f"{folder} is a BatchTopK without the threshold that stands for its k after training (P27).\n"
             "  Save it in SAELens with save_inference_model."
         )
     if architecture in _BATCH:
-        kind, settings = "batch_topk", {"k": float(_k(config, where)), "nested": _nested(config)}
+        nested = _nested(config, arrays["b_enc"].numel(), where)
+        kind, settings = "batch_topk", {"k": float(_k(config, where)), "nested": nested}
         if "topk_threshold" in arrays:
+            if arrays["topk_threshold"].numel() != 1:
+                raise DictionaryError(f"topk_threshold in {where} holds {arrays['topk_threshold'].numel()} numbers, not one.")
             arrays["threshold"] = torch.full(arrays["b_enc"].shape, arrays.pop("topk_threshold").item())
     if kind == "topk":
-        settings = {"k": int(_k(config, where))}
+        k = _k(config, where)
+        if k != int(k):
+            raise DictionaryError(f"{folder / CONFIG} says k = {k}; a topk fires a whole number of latents. Fetch it again.")
+        settings = {"k": int(k)}
     if kind == "transcoder":
         settings = {"site_out": metadata.get("hook_name_out") or ""}
     factor = _finetuning(arrays, folder)
     scale = _input_scale(config, folder)
     sae = build(kind, arrays, where, metadata.get("hook_name") or metadata.get("hook_point") or "", **settings)
+    _refuse_sizes(sae, config, folder)
     _fold(sae, factor, scale, subtracts_b_dec(config), bool(config.get("rescale_acts_by_decoder_norm")))
+    refuse_not_finite(sae, where)
     sae.provenance |= {
         "model": {"model": metadata.get("model_name") or ""},
         "site": sae.site,
@@ -194,15 +207,32 @@ def _refuse_head(metadata: dict[str, Any], where: str) -> None:
         raise DictionaryError(f"{where} reads head {head} alone of {metadata.get('hook_name')}, which is no site here.")
 
 
+def _refuse_sizes(sae: SAE, config: dict[str, Any], folder: Path) -> None:
+    """Raises: DictionaryError: cfg.json gives other sizes than the arrays have."""
+    have = {"d_in": sae.d_in, "d_sae": sae.d_sae} | ({} if sae.autoencodes else {"d_out": len(sae.b_dec)})
+    for name, size in have.items():
+        if config.get(name) not in (None, size) or isinstance(config.get(name), bool):
+            raise DictionaryError(
+                f"{folder / CONFIG} says {name} = {config[name]!r}; the arrays beside it say {size}.\n"
+                "  One of the two is of another dictionary. Copy or fetch the whole folder."
+            )
+
+
 def _k(config: dict[str, Any], where: str) -> float:
-    k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k")
-    if not isinstance(k, int | float):
+    arguments = config.get("activation_fn_kwargs")
+    k = config.get("k") or (arguments.get("k") if isinstance(arguments, dict) else None)
+    if k is None or k == 0:
         raise DictionaryError(f"{where} is a topk that does not say k: read as a ReLU, far more latents would fire (P27).")
+    if not isinstance(k, int | float) or isinstance(k, bool) or not math.isfinite(k):
+        raise DictionaryError(f"{where} says k = {k!r}, which is no number of latents. Fetch {CONFIG} again.")
     return k
 
 
-def _nested(config: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(w for w in config.get("matryoshka_widths") or () if w < config["d_sae"])
+def _nested(config: dict[str, Any], d_sae: int, where: str) -> tuple[int, ...]:
+    widths = config.get("matryoshka_widths") or ()
+    if not isinstance(widths, list | tuple) or any(not isinstance(w, int) or isinstance(w, bool) for w in widths):
+        raise DictionaryError(f"{where} says matryoshka_widths {widths!r}; they must be whole numbers. Fetch {CONFIG} again.")
+    return tuple(w for w in widths if w < d_sae)
 
 
 def _finetuning(arrays: dict[str, Tensor], folder: Path) -> Tensor | None:
@@ -228,10 +258,11 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float | None:
         found = config.get("norm_scaling_factor")
         if (folder / SCALER).exists():
             found = read_json(folder / SCALER).get("scaling_factor", found)
-        if isinstance(found, int | float) and found > 0:
+        if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf:
             return float(found)
         raise DictionaryError(
-            f"{folder} wants its activations normalised (to a mean norm of sqrt(d_in)) by a number that is not in the folder.\n"
+            f"{folder} wants its activations normalised (to a mean norm of sqrt(d_in)) by a number that is not in the "
+            f"folder{'' if found is None else f', which has {found!r}'}.\n"
             f"  Copy {SCALER} beside it, or fold it in SAELens (fold_activation_norm_scaling_factor) and save again."
         )
     raise DictionaryError(
