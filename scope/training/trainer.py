@@ -50,11 +50,12 @@ def train(
     """Train `sae` in place on raw activations, save it in `out` as a dictionary of raw activations, and return it.
 
     The same call continues a run that was stopped, and returns the dictionary of one that is finished. `sae.site` and
-    `sae.provenance` are saved as they are given, with the settings and the outcome of the training added.
+    `sae.provenance` are saved as they are given, with the settings and the outcome of the training added. A training
+    begins with start weights of its own, so `sae` is a fresh one: `make_sae(config, site)`.
 
     Raises:
-        ConfigError: `out` holds something else, or was begun with other settings; activations of another width, too few of
-            them, NaN or Inf among them (with their place); a loss that leaves the numbers.
+        ConfigError: `out` holds something else, or was begun with other settings; `sae` was trained before; activations of
+            another width, too few of them, NaN or Inf among them (with their place); a loss that leaves the numbers.
     """
     return train_all([Job(sae, config, Path(out), engine)], batches, out, on_progress)[0]
 
@@ -108,6 +109,7 @@ class _Run:
         if self.checkpoint.exists():
             self._restore(load_state(self.checkpoint))
         else:
+            self._refuse_what_is_trained()
             self._calibrate()
             for learner, one in zip(self.learners, described, strict=True):
                 if ranks.writes:
@@ -146,6 +148,15 @@ class _Run:
                 self.on_row(learner.out, row)
         if on_progress:
             on_progress(self.step, self.config.steps, shown(rows))
+
+    def _refuse_what_is_trained(self) -> None:
+        for learner in self.learners:
+            sae = learner.whole
+            if {"training", "weights_sha256"} & set(sae.provenance):
+                raise ConfigError(
+                    f"The dictionary for {learner.out} was trained or loaded, and a training begins with start weights: its "
+                    "own would be lost.\n  Give a fresh one, make_sae(sae.config, sae.site), and the same sae.provenance['model']."
+                )
 
     # Reading.
 

@@ -17,6 +17,7 @@ from scope.errors import ConfigError, DictionaryError
 from scope.sae.engine import Autograd
 from scope.sae.files import load_sae
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.sae.kinds import make_sae
 from scope.training.progress import read_log
 from scope.training.trainer import CHECKPOINT, TensorBatches, TrainConfig, train
 
@@ -177,6 +178,20 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "cfg.json").write_text("{}")
     with pytest.raises(ConfigError, match="not trained there"):
         train(fresh(), batches(), SMALL, tmp_path)
+
+
+def test_a_trained_dictionary_is_not_begun_anew_and_a_fresh_one_of_its_settings_is(tmp_path):
+    first = train(fresh(), batches(), SMALL, tmp_path / "first")
+    loaded = load_sae(tmp_path / "first")
+    for given in (loaded, first):
+        with pytest.raises(ConfigError, match=r"(?s)would be lost.*make_sae"):
+            train(given, batches(), SMALL, tmp_path / "second")
+        assert all(
+            torch.equal(a, b) for a, b in zip(given.parameters(), load_sae(tmp_path / "first").parameters(), strict=True)
+        )
+    assert train(first, batches(), SMALL, tmp_path / "first").provenance["training"]  # finished: nothing is begun
+    again = train(make_sae(loaded.config, loaded.site), batches(), SMALL, tmp_path / "second")
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path):
