@@ -133,6 +133,7 @@ def _ours(folder: Path) -> SAE:
         raise DictionaryError(
             f"{folder / MANIFEST} is damaged: without {', '.join(strange)} it says too little. Copy it again."
         )
+    _refuse_other_kind(kind, folder)
     arrays = sae_lens.stored(folder)
     found, said = file_hash(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
     if found != said:
@@ -145,6 +146,24 @@ def _ours(folder: Path) -> SAE:
     sae = KINDS[kind].sae(config, manifest["site"])
     sae.provenance = manifest["provenance"]
     return fill(sae, arrays, str(folder))
+
+
+def _refuse_other_kind(kind: str, folder: Path) -> None:
+    """The hash in the manifest covers the weights alone; that it tells their kind rightly is held against cfg.json.
+
+    Raises:
+        DictionaryError: they name kinds that are not written alike.
+    """
+    if not (folder / sae_lens.CONFIG).exists():
+        return
+    named = read_json(folder / sae_lens.CONFIG).get("architecture")
+    written = {"batch_topk": ("jumprelu",), "transcoder": ("jumprelu_transcoder", "jumprelu_skip_transcoder")}
+    if named not in written.get(kind, (kind,)):
+        raise DictionaryError(
+            f"{folder / MANIFEST} says kind {kind}, and {sae_lens.CONFIG} beside it says architecture {named!r}.\n"
+            f"  One of the two is of another dictionary. Copy the folder again, or delete {MANIFEST} to read it as a plain "
+            "SAELens folder."
+        )
 
 
 def config_from(kind: str, values: dict[str, Any], where: Path | str):

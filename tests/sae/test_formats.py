@@ -538,6 +538,23 @@ def test_p27_topk_cannot_be_said_in_gemma_scopes_format_and_leaves_nothing_behin
         convert(tmp_path / "t", tmp_path / "b", "gemma_scope")
 
 
+@pytest.mark.parametrize("agree", [False, True])
+def test_p27_a_manifest_of_another_kind_than_the_weights_is_refused(tmp_path, agree):
+    save_sae(random_kind("batch_topk"), tmp_path)
+    manifest = json.loads((tmp_path / "scope.json").read_text())
+    config = {"d_in": 6, "d_sae": 20, "k": 3}
+    (tmp_path / "scope.json").write_text(json.dumps(manifest | {"kind": "topk", "config": config}))
+    if agree:  # the weights alone still say it
+        content = json.loads((tmp_path / "cfg.json").read_text())
+        (tmp_path / "cfg.json").write_text(json.dumps(content | {"architecture": "topk", "k": 3}))
+    with pytest.raises(DictionaryError, match="holds threshold" if agree else "kind topk, and cfg.json .* 'jumprelu'"):
+        load_sae(tmp_path)
+    (tmp_path / "scope.json").unlink()
+    if agree:
+        with pytest.raises(DictionaryError, match="holds threshold"):
+            load_sae(tmp_path)
+
+
 def test_converting_into_a_file_is_refused(tmp_path):
     save_sae(random_kind("jumprelu"), tmp_path / "a")
     (tmp_path / "file").write_text("x")

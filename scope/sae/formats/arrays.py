@@ -12,8 +12,11 @@ from scope.sae.base import SAE
 from scope.sae.kinds import KINDS
 
 
-def build(kind: str, arrays: dict[str, Tensor], where: str, site: str = "", **settings: Any) -> SAE:
-    """A dictionary of `kind` in float32, from arrays by the names of its parameters; `where` names the file in refusals.
+def build(
+    kind: str, arrays: dict[str, Tensor], where: str, site: str = "", beside: tuple[str, ...] = (), **settings: Any
+) -> SAE:
+    """A dictionary of `kind` in float32, from arrays by the names of its parameters; `where` names the file in refusals,
+    and `beside` arrays that its format carries though they are no parameters.
 
     Sizes are those of the biases. Where numbers were stored with less than float32's precision, `provenance["stored"]` says so.
 
@@ -38,13 +41,20 @@ def build(kind: str, arrays: dict[str, Tensor], where: str, site: str = "", **se
         sae = KINDS[kind].sae(KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings), site)
     except ConfigError as error:
         raise DictionaryError(f"What is in {where} cannot be a dictionary of kind {kind}: {error}") from None
-    return fill(sae, arrays, where)
+    return fill(sae, arrays, where, beside)
 
 
-def fill(sae: SAE, arrays: dict[str, Tensor], where: str) -> SAE:
-    """Give a dictionary its arrays, checked as `build` says."""
+def fill(sae: SAE, arrays: dict[str, Tensor], where: str, beside: tuple[str, ...] = ()) -> SAE:
+    """Give a dictionary its arrays, checked as `build` says. One that it does not know is refused: read without it, the
+    dictionary would fire on other tokens than it was trained to (P27)."""
     wanted = {name: tuple(p.shape) for name, p in sae.named_parameters()}
     need(arrays, tuple(wanted), where)
+    unknown = sorted(set(arrays) - set(wanted) - set(beside))
+    if unknown:
+        raise DictionaryError(
+            f"{where} holds {', '.join(unknown)}, which a dictionary of kind {sae.kind} does not have: it is of another kind "
+            "than its description says.\n  Copy or fetch the whole folder again."
+        )
     for name, shape in wanted.items():
         found = tuple(arrays[name].shape)
         if found != shape:

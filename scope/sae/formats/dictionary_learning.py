@@ -38,6 +38,7 @@ _NAMES = {
     "gate_bias": "b_enc",
     "mag_bias": "b_mag",
 }
+_BESIDE = ("k", "threshold", "group_sizes")  # a TopK has a threshold too, for use in place of its k
 _TURNED = {"encoder.weight": "W_enc", "decoder.weight": "W_dec"}
 
 
@@ -65,7 +66,7 @@ def read(folder: Path) -> SAE:
         arrays["threshold"] = _threshold(arrays, folder)
         if "group_sizes" in found:
             settings["nested"] = tuple(found["group_sizes"].cumsum(0).tolist()[:-1])
-    sae = build(kind, arrays, where, site_of(trainer, buffer), **settings)
+    sae = build(kind, arrays, where, site_of(trainer, buffer), _BESIDE, **settings)
     if name not in ("AutoEncoderNew", "JumpReluAutoEncoder"):
         _fold_b_dec(sae)
     if name == "AutoEncoder":
