@@ -79,7 +79,7 @@ class TopKSAE(SAE):
         """Pre-activations -> latents, as trained."""
         if not self.free:
             return self.choose(pre)
-        norms = self.norms()
+        norms = self.norms().detach()  # what a latent is does not depend on it: it cancels, in the gradient too
         return self.choose(pre * norms) / norms
 
     def norms(self) -> Tensor:

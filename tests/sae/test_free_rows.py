@@ -33,3 +33,35 @@ def test_saved_while_rows_are_free_it_decides_and_reconstructs_as_before_once_it
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(24))
     assert sae.free  # and it can be trained further
     assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+def test_norms_cancel_in_latents_so_no_gradient_passes_through_them(kind):
+    sae = free(kind).double()
+    x = X.double()
+
+    def whole(pre: torch.Tensor) -> torch.Tensor:
+        norms = sae.W_dec.norm(dim=1)
+        return sae.choose(pre * norms) / norms
+
+    found = []
+    for compete in (sae.compete, whole):
+        sae.zero_grad()
+        latents = compete(sae.pre_activations(x))
+        torch.stack(list(sae.errors(latents, x).values())).sum().backward()
+        found.append((latents.detach(), {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-14, atol=1e-14)
+    for name, gradient in found[1][1].items():
+        torch.testing.assert_close(found[0][1][name], gradient, rtol=1e-12, atol=1e-13)
+    assert not [p for p in _leaves(sae.compete(sae.pre_activations(x))) if p is sae.W_dec]
+
+
+def _leaves(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Parameters that its graph reaches."""
+    found, todo = [], [tensor.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None:
+            found += [node.variable] if hasattr(node, "variable") else []
+            todo += [after for after, _ in node.next_functions]
+    return found
