@@ -18,6 +18,8 @@ from scope.sae.base import SAE
 from scope.sae.topk import TopKConfig, TopKSAE
 from scope.shapes import Acts
 
+_WAYS, _SLOWEST, _FASTEST = 20.0, 0.01, 0.5  # ways that the threshold goes in a run, and shares of one in a step
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchTopKConfig(TopKConfig):
@@ -26,12 +28,13 @@ class BatchTopKConfig(TopKConfig):
     k: float = 32.0
     """Latents that fire per token, on the mean of a batch."""
 
-    follow: float = 0.01
-    """How fast the threshold follows: the share of its way to the batch's smallest kept value that it goes each step."""
+    follow: float | None = None
+    """How fast the threshold follows: the share of its way to the batch's smallest kept value that it goes each step. None is
+    20 over the steps of the run, but 0.01 at least and 0.5 at most, so that a short run's threshold arrives too."""
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.follow <= 1:
+        if self.follow is not None and not 0 < self.follow <= 1:
             raise ConfigError(f"follow is {self.follow:g}; it is a share, above 0 and at most 1.")
 
 
@@ -45,7 +48,7 @@ class BatchTopKSAE(TopKSAE):
         super().__init__(config, site)
         # Followed, not learnt: the same for all latents until decoder norms are folded into it.
         self.threshold = nn.Parameter(torch.zeros(config.d_sae), requires_grad=False)
-        self.lowest = 0.0
+        self.lowest, self.progress = 0.0, 0.0
 
     def encode(self, x: Tensor) -> Tensor:
         """By the threshold, one token at a time: what the dictionary does once it is trained."""
@@ -79,7 +82,11 @@ class BatchTopKSAE(TopKSAE):
     @torch.no_grad()
     def after_step(self, l0: float, progress: float) -> None:
         super().after_step(l0, progress)
-        self.threshold.add_(self.config.follow * (self.lowest - self.threshold))
+        share = self.config.follow
+        if share is None:
+            done, self.progress = progress - self.progress, progress
+            share = min(_FASTEST, max(_SLOWEST, _WAYS * done))
+        self.threshold.add_(share * (self.lowest - self.threshold))
         self._as_latents()
 
     @torch.no_grad()
@@ -98,12 +105,13 @@ class BatchTopKSAE(TopKSAE):
         return super().watched() | {"threshold": threshold.median().item()}
 
     def training_state(self) -> dict[str, Any]:
-        return super().training_state() | {"threshold": self.threshold.detach()}
+        return super().training_state() | {"threshold": self.threshold.detach(), "progress": self.progress}
 
     @torch.no_grad()
     def load_training_state(self, state: dict[str, Any]) -> None:
         super().load_training_state(state)
         self.threshold.copy_(state["threshold"])
+        self.progress = state.get("progress", 0.0)
 
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: float) -> None:

@@ -12,6 +12,9 @@ def outcome(sae: SAE, config: TrainConfig, log: list[dict], dead: float) -> dict
     last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
     l0, fvu = (sum(row[name] for row in last) / len(last) for name in ("l0", "error"))
     notes = []
+    if fvu > 1:
+        nothing = "the mean activation" if config.center else "zero"
+        notes.append(f"It is worse than predicting {nothing}: FVU {fvu:.3g} > 1. Lower lr ({config.lr:g}), or give more steps.")
     target = target_of(sae)
     if target is not None and abs(l0 / target - 1) > 0.1:
         way = "more steps" if l0 > target else "more steps, or a lower lr"

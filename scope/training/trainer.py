@@ -155,7 +155,7 @@ class _Run:
             if {"training", "weights_sha256"} & set(sae.provenance):
                 raise ConfigError(
                     f"The dictionary for {learner.out} was trained or loaded, and a training begins with start weights: its "
-                    "own would be lost.\n  Give a fresh one, make_sae(sae.config, sae.site), and the same sae.provenance['model']."
+                    "own would be lost.\n  Give a fresh one, make_sae(sae.config, sae.site), with the same provenance['model']."
                 )
 
     # Reading.

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError
+from scope.sae.batch_topk import BatchTopKConfig
 from scope.sae.engine import Autograd
 from scope.sae.files import load_sae
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
@@ -239,6 +240,23 @@ def test_equal_activations_teach_nothing_and_are_refused(tmp_path):
 def test_p34_a_target_that_was_not_reached_is_said(tmp_path):
     sae = train(fresh(target_l0=1.0), batches(), TrainConfig(steps=3, batch_size=64, log_every=1), tmp_path)
     assert any("was not reached" in note for note in sae.provenance["training"]["notes"])
+
+
+def test_a_dictionary_that_is_worse_than_none_says_so_first(tmp_path):
+    config = TrainConfig(steps=20, batch_size=64, log_every=1, lr=100.0)
+    said = train(fresh(), batches(), config, tmp_path).provenance["training"]
+    assert said["fvu"] > 1
+    assert said["notes"][0].startswith("It is worse than predicting the mean activation")
+    assert "Lower lr (100)" in said["notes"][0]
+
+
+def test_in_a_short_run_too_the_threshold_of_a_batch_topk_lets_k_latents_fire(tmp_path):
+    x = planted()[0]
+    for steps, k in ((30, 4), (60, 12)):
+        sae = make_sae(BatchTopKConfig(d_in=24, d_sae=256, k=float(k)), SITE)
+        config = TrainConfig(steps=steps, batch_size=64, log_every=5)
+        trained = train(sae, TensorBatches(x, 64), config, tmp_path / str(steps))
+        assert (trained.encode(x) > 0).sum(1).float().mean().item() == pytest.approx(k, rel=0.15)
 
 
 def test_p31_dead_latents_are_counted(tmp_path):
