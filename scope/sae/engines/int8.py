@@ -40,7 +40,7 @@ class Int8:
     def __init__(self, x: Acts, w: Tensor, workspace: Workspace):
         self.workspace = workspace
         balance = (_columns(x) / _columns(w)).sqrt_()
-        self.x, self.w = _Rows(x, 1 / balance), _Rows(w, balance)
+        self.x, self.w = _Rows(x, 1 / balance, workspace), _Rows(w, balance, workspace)
 
     def margins(self) -> Float[Tensor, " tok"]:
         """Of each token beside the typical row of w, in standard deviations of products of vectors that point anywhere."""
@@ -55,13 +55,16 @@ class Int8:
         dither_x, dither_w = _dither(d_in).to(x.rows)
         right = self.workspace.take("screen.w8", d_sae, d_in, dtype=torch.int8)
         for rows, scale, into in zip(w.rows.split(_ROWS), w.scale.split(_ROWS), right.split(_ROWS), strict=True):
-            into.copy_((rows * w.columns).mul_((1 / scale)[:, None]).add_(dither_w).floor_())
+            some = torch.mul(rows, w.columns, out=self.workspace.take("screen.some", *rows.shape, dtype=rows.dtype))
+            into.copy_(some.mul_((1 / scale)[:, None]).add_(dither_w).floor_())
         level = cut.double() / w.scale
         spread = (w.norm / w.scale + sqrt(d_in)).square()
         for tokens in _slices(x.scale, chosen, max(64, _ELEMENTS // d_sae)):
             scale, longest = x.scale[tokens[-1]], x.norm[tokens].max()
             left = self.workspace.take("screen.x8", len(tokens), d_in, dtype=torch.int8)
-            left.copy_(x.rows.index_select(0, tokens).mul_(x.columns / scale).add_(dither_x).floor_())
+            some = self.workspace.take("screen.some", len(tokens), d_in, dtype=x.rows.dtype)
+            torch.index_select(x.rows, 0, tokens, out=some)
+            left.copy_(some.mul_(x.columns / scale).add_(dither_x).floor_())
             limit = level / scale - SURE / 2 * 1.01 * (spread + (longest / scale).square()).sqrt()
             limit.sub_(1e-5 * level.abs() / scale).clamp_(-(2.0**31), 2.0**31 - 1)
             product = self.workspace.take("screen.product8", len(tokens), d_sae, dtype=torch.int32)
@@ -72,11 +75,11 @@ class Int8:
 class _Rows:
     """A matrix whose columns are multiplied by `columns`: of each row then, the norm and the size of one step."""
 
-    def __init__(self, rows: Tensor, columns: Tensor):
+    def __init__(self, rows: Tensor, columns: Tensor, workspace: Workspace):
         self.rows, self.columns = rows, columns
         scales, norms = [], []
         for some in rows.split(_ROWS):
-            scaled = some * columns
+            scaled = torch.mul(some, columns, out=workspace.take("screen.some", *some.shape, dtype=rows.dtype))
             scales.append(torch.maximum(scaled.amax(1), scaled.amin(1).neg_()).clamp_min_(_LEAST).div_(_LARGEST))
             norms.append(scaled.norm(dim=1))
         self.scale, self.norm = torch.cat(scales), torch.cat(norms)
