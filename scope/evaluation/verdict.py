@@ -38,7 +38,9 @@ def _verdict(wrong: dict[str, str], tried: list[Found], measured: Found, declare
     lost = "fvu" in wrong and (bound is None or measured["fvu"] > max(3 * bound + 0.1, 0.3))
     if far or lost:
         said = "; ".join(wrong.values())
-        return False, f"{said[:1].upper()}{said[1:]}, and no other reading explains it: was it made for other weights?", []
+        best = f" (the best that was tried leaves FVU {tried[0]['fvu']:.3g})" if tried and "fvu" in wrong else ""
+        said = f"{said[:1].upper()}{said[1:]}, and no other reading explains it{best}: was it made for other weights?"
+        return False, said, []
     return True, "It fits, less well than declared.", list(wrong.values())
 
 
@@ -59,13 +61,14 @@ def problems(found: Found, declared: Found, null: float = math.inf) -> dict[str,
 
 
 def _better(found: Found, here: Found, wrong: dict[str, str], declared: Found) -> bool:
-    """Whether a reading does so much better that it is the right one: where FVU is too high, by FVU; where only L0 is off, by
-    bringing that back at no cost in FVU to speak of; where all is as declared, or nothing is, by half the FVU at a like L0.
+    """Whether a reading does so much better that it is the right one: where FVU is too high, by FVU, which must come to 0.5 or
+    less where none was declared; where only L0 is off, by bringing that back at no cost in FVU to speak of; where all is as
+    declared, or nothing is, by half the FVU at a like L0.
 
     L0 is held because activations of a greater norm let more latents fire, which lowers FVU anywhere.
     """
     if "fvu" in wrong:
-        return found["fvu"] < 0.7 * here["fvu"]
+        return found["fvu"] < 0.7 * here["fvu"] and (declared.get("fvu") is not None or found["fvu"] <= 0.5)
     if "l0" in wrong:
         return found["fvu"] < 1.5 * here["fvu"] + 0.05
     return found["fvu"] < 0.5 * here["fvu"] and found["l0"] < (1.25 if declared.get("l0") else 2.0) * here["l0"]
