@@ -18,7 +18,7 @@ from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.kept import Certificate, dictionary_hash, find, keep, key_of
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.evaluation.nulls import Moments, RandomDictionary
-from scope.evaluation.readings import Reading, as_it_stands, elsewhere, otherwise
+from scope.evaluation.readings import Reading, as_it_stands, elsewhere, farther, otherwise
 from scope.evaluation.splice import check_site, kept_mask, specials
 from scope.evaluation.verdict import judge, middle, problems
 from scope.sae.base import SAE
@@ -27,6 +27,8 @@ from scope.versions import version_of
 
 TOKENS, CONTEXT, SOME = 2048, 128, 512
 """Tokens on which it is read; of a context; of those on which other readings are tried."""
+
+_AT_ONCE = 8  # sites that are held in memory together
 
 OUTLIER = 20.0
 """Times the median norm beyond which a token is left out: no dictionary is trained on these (P2)."""
@@ -114,11 +116,24 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
         tried.append({"name": reading.name, "site": reading.site, "remedy": reading.remedy} | found)
         if on_progress:
             on_progress(done + 1, len(trials), {})
+    if "fvu" in wrong and sae.autoencodes:
+        tried += _far(model, sae, tokens, sites, some)
     notes = _notes(model, sae, x, outliers)
     if declared.get("l0") is None:
         notes.append("It declares no L0, so thresholds that are all too low or too high cannot be told.")
     fits, said, more, tried = judge(measured, declared, null, tried, here)
     return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae), here)
+
+
+def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -> list[dict[str, Any]]:
+    """What the dictionary leaves in blocks that are not beside its own, a few sites at a time for the memory they take."""
+    found, far = [], farther(sae, sites)
+    for start in range(0, len(far), _AT_ONCE):
+        few = far[start : start + _AT_ONCE]
+        acts, _ = record(model, tokens, sorted({sae.site, *(r.site for r in few)}), sae.site)
+        for r in few:
+            found.append({"name": r.name, "site": r.site, "remedy": r.remedy} | measure(r, acts[r.site][some]))
+    return found
 
 
 def _known(x: Tensor, others: list[Tensor]) -> bool:

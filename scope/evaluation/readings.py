@@ -46,7 +46,19 @@ def _apply(
 
 def elsewhere(sae: SAE, sites: dict[str, int]) -> list[Reading]:
     """The same dictionary at each neighbouring site of equal width."""
-    names = [site for site in near(sae.site, sites) if site != sae.site and sites[site] == sae.d_in]
+    return _at(sae, [site for site in near(sae.site, sites) if site != sae.site and sites[site] == sae.d_in])
+
+
+def farther(sae: SAE, sites: dict[str, int]) -> list[Reading]:
+    """The same dictionary in all other blocks: at the like of its site, and at the stream after each."""
+    end = re.sub(r"blocks\.\d+\.", "", sae.site).replace("resid_pre", "resid_post")  # two names of one stream
+    beside = {sae.site, *near(sae.site, sites)}
+    like = [site for site in sites if re.fullmatch(rf"blocks\.\d+\.({re.escape(end)}|hook_resid_post)", site)]
+    return _at(sae, [site for site in like if site not in beside and sites[site] == sae.d_in])
+
+
+def _at(sae: SAE, names: list[str]) -> list[Reading]:
+    """As it stands, at each of these sites."""
     remedy = "sae.site = {0!r}, or write it so: scope convert DICTIONARY OUT --to scope --site {0}"
     return [
         Reading(f"it reads {site}, not {sae.site}{_why(site, sae.site)}", site, _apply(sae), remedy.format(site))

@@ -106,6 +106,14 @@ def test_p09_a_missing_post_norm_is_told_by_its_name(model, made, tokens, site):
     assert f"it reads {raw}, not {site}" in refused(model, sae, tokens)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("wrong", ["blocks.0.hook_resid_post", "blocks.0.hook_mlp_out", "blocks.0.hook_resid_pre"])
+def test_p10_a_site_of_a_block_that_is_not_beside_its_own_is_told(model, made, tokens, wrong, declared):
+    sae = made(declared=declared)
+    sae.site = wrong
+    assert f"it reads {POST}, not {wrong}" in refused(model, sae, tokens)
+
+
 @pytest.mark.parametrize("wrong", ["blocks.2.hook_resid_pre", "blocks.2.hook_resid_mid", "blocks.3.hook_resid_post"])
 @pytest.mark.parametrize("declared", [True, False])
 def test_p10_a_neighbouring_site_of_the_stream_is_told_even_when_nothing_is_declared(model, made, tokens, wrong, declared):
