@@ -53,7 +53,12 @@ def overlap(read: np.ndarray, tokens: np.ndarray, documents: np.ndarray | None =
 
 
 def keep(folder: Path, read: np.ndarray) -> None:
-    np.save(folder / FILE, read)
+    """Write it beside the dictionary, whole or not at all; what already lies there is left as it is."""
+    lies = kept(folder)
+    if lies is None or not np.array_equal(lies, read):
+        part = (folder / FILE).with_suffix(".part.npy")
+        np.save(part, read)
+        part.replace(folder / FILE)
 
 
 def kept(folder: Path) -> np.ndarray | None:
