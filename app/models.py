@@ -9,7 +9,8 @@ from typing import Any
 import streamlit as st
 
 from app.turns import Turns
-from scope.errors import DictionaryError, ScopeError
+from scope.errors import ScopeError
+from scope.features.origin import dictionary_of
 from scope.features.store import FeatureStore
 
 READINGS = 256 * 1024**2
@@ -190,23 +191,3 @@ def written(place: str) -> int:
     path = Path(place).expanduser()
     files = [path] if path.is_file() else [f for kind in ("scope.json", "*.safetensors", "*.npz") for f in path.glob(kind)]
     return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)
-
-
-def dictionary_of(store: FeatureStore) -> str:
-    """The dictionary behind a pack: where the manifest says, or beside the pack, where `scope demo` puts it, or a hub id.
-
-    Raises:
-        DictionaryError: it is in none of these places.
-    """
-    stated = store.manifest["dictionary"].get("path")
-    places = [Path(stated), store.folder / stated] if stated else []
-    places.append(store.folder.parent / "dictionary")
-    for place in places:
-        if place.exists():
-            return str(place)
-    if stated and not stated.startswith((".", "/", "~")) and not Path(stated).is_absolute() and stated.count("/") >= 2:
-        return stated
-    raise DictionaryError(
-        f"The dictionary of this pack is not where it was: {stated or places[-1]}.\n"
-        "  Browsing needs none; to test text and to steer, put it back or make the pack again."
-    )

@@ -9,25 +9,6 @@ from scope.features.map import map_directions
 from scope.features.store import FeatureStore
 
 
-def dictionary_of(store: FeatureStore) -> str:
-    """Where a pack's dictionary lies: where the manifest says, beside the pack, where `scope demo` puts it, or a hub id.
-
-    Raises:
-        PackError: it is in none of these places.
-    """
-    stated = store.manifest["dictionary"].get("path")
-    places = [Path(stated), store.folder / stated] if stated else []
-    found = next((place for place in (*places, store.folder.absolute().parent / "dictionary") if place.exists()), None)
-    if found is not None:
-        return str(found)
-    if stated and not stated.startswith((".", "/", "~")) and not Path(stated).is_absolute() and stated.count("/") >= 2:
-        return stated
-    raise PackError(
-        f"The dictionary of {store.folder} is not where it was: {stated or 'no place is stated'}.\n"
-        "  Give it: --dictionary FOLDER"
-    )
-
-
 def add_map(pack: Path, sae, method: str = "pca", seed: int = 0) -> FeatureStore:
     """Give a pack a map made from its dictionary, in place of the one that it has.
 
