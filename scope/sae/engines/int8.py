@@ -110,7 +110,7 @@ def exact(device: torch.device) -> bool:
     a[::2], b[:, ::3] = -127, -127
     try:
         return bool((torch._int_mm(a, b) == (a.double() @ b.double())).all())
-    except (AttributeError, RuntimeError, NotImplementedError):
+    except (AttributeError, RuntimeError):  # of another release, or not made for this device
         return False
 
 
