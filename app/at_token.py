@@ -1,15 +1,15 @@
 """The panel under an example when one of its tokens is clicked: what fires there, and the ways on from there."""
 
 import streamlit as st
+from scope.app import models, session
+from scope.app.components import token_facts
+from scope.app.components.code import copy_as_python, opening
+from scope.app.components.panels import text_of
+from scope.app.components.plain import number, plain
 
-from app import models, session
-from app.components import token_facts
-from app.components.code import copy_as_python, opening
-from app.components.panels import text_of
-from app.components.plain import number, plain
 from scope.errors import ScopeError
-from scope.features.feature import Example, Feature
-from scope.features.prompt import ranked
+from scope.features.pack.feature import Example, Feature
+from scope.features.reading.ranking import ranked
 
 
 def panel(feature: Feature, example: Example, token: int) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 import streamlit as st
-
-from app.components.plain import plain
+from scope.app.components.plain import plain
 
 FOLDER = Path("runs") / "quick-demo"
 SIZE = ("--tokens", "40000", "--d-sae", "512", "--target-l0", "16", "--steps", "300")

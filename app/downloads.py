@@ -8,7 +8,7 @@ import streamlit as st
 
 from scope.features.exports import SUFFIX, export
 from scope.features.exports.page import MOST
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 OFFERED = {
     "csv": ("CSV", "text/csv", "the table; no cell can be run as a formula"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from threading import Event, Thread
 from typing import Any, Literal
 
-from app.turns import Turns
+from scope.app.turns import Turns
 
 PATIENCE = 10.0
 """Seconds without its reader after which a job ends: a page that is only loaded anew is back sooner."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import streamlit as st
+from scope.app import demo, models, packs, session
+from scope.app.components.plain import count, plain, short_name
 
-from app import demo, models, packs, session
-from app.components.plain import count, plain, short_name
 from scope.errors import ScopeError
 
 

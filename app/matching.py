@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app import models, session
+from scope.app.components import figures
+from scope.app.components.code import heading
+from scope.app.components.plain import plain
 
-from app import models, session
-from app.components import figures
-from app.components.code import heading
-from app.components.plain import plain
 from scope.errors import DictionaryError, ScopeError
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 MATCHED = 0.7
 """Cosine from which two latents are told as one; a convention, which is why the whole spread is drawn beside it."""
@@ -21,7 +21,7 @@ LISTED = 50
 def draw(store: FeatureStore, other: FeatureStore) -> None:
     """A button, and what it found: how near the nearest directions lie, and which latents the other does not have."""
     told = "Each direction's nearest in the other dictionary. Loads both dictionaries, no model."
-    lines = "from scope import load_sae\nfrom scope.features.matched import matched_directions\n\n"
+    lines = "from scope import load_sae\nfrom scope.features.compare.matched_directions import matched_directions\n\n"
     lines += f"pairs, null = matched_directions(load_sae({place(store)!r}), load_sae({place(other)!r}))\npairs.describe()"
     heading("Directions that both have", lines, "py directions", meaning=told)
     key = ("directions", str(store.folder), id(store), str(other.folder), id(other))
@@ -44,13 +44,13 @@ def place(store: FeatureStore) -> str:
 
 
 def matched(store: FeatureStore, other: FeatureStore) -> tuple[pd.DataFrame, float]:
-    """See `scope.features.matched`, of the dictionaries behind two packs.
+    """See `scope.features.compare.matched_directions`, of the dictionaries behind two packs.
 
     Raises:
         DictionaryError: a dictionary is gone, is not the pack's, or the two cannot be matched.
     """
-    from scope.features.collect import weights_hash
-    from scope.features.matched import matched_directions
+    from scope.features.collect.collect import weights_hash
+    from scope.features.compare.matched_directions import matched_directions
 
     saes: list[Any] = []
     for each in (store, other):

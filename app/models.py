@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from scope.app.turns import Turns
 
-from app.turns import Turns
 from scope.errors import ScopeError
-from scope.features.origin import dictionary_of
-from scope.features.store import FeatureStore
+from scope.features.pack.origin import dictionary_of
+from scope.features.pack.store import FeatureStore
 
 READINGS = 256 * 1024**2
 """Bytes of readings that a session keeps."""
@@ -48,7 +48,7 @@ def ready(store: FeatureStore) -> tuple[Any, Any]:
     Raises:
         ScopeError: see `live`.
     """
-    from scope.features.live import check_same
+    from scope.features.reading.read_text import check_same
 
     made = store.manifest["model"]
     model = load_model(made.get("model", "bundled"), made.get("revision"))
@@ -140,7 +140,7 @@ def reading(store: FeatureStore, text: str | int) -> Any:
 
 
 def _read_context(store: FeatureStore, context: int, model: Any, sae: Any) -> Any:
-    from scope.features.live import read_context  # needs torch, which browsing does not
+    from scope.features.reading.read_text import read_context  # needs torch, which browsing does not
 
     return read_context(store, context, model, sae)
 

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app import models, packs, prompting, session
+from scope.app.components import figures, listing, prompts
+from scope.app.components.code import heading, opening, openings
+from scope.app.components.plain import number, plain
+from scope.app.components.tokens import row, strips
 
-from app import models, packs, prompting, session
-from app.components import figures, listing, prompts
-from app.components.code import heading, opening, openings
-from app.components.plain import number, plain
-from app.components.tokens import row, strips
 from scope.errors import PackError, ScopeError
-from scope.features.prompt import ORDERS
-from scope.features.store import FeatureStore
-from scope.features.together import matrix_together, overview, ranked_together
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.ranking import ORDERS
+from scope.features.reading.several_saes import matrix_together, overview, ranked_together
 
 MOST = 3
 """Further dictionaries on one text."""
@@ -30,7 +30,7 @@ def draw(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
     settings["also"] = [slug for slug in views if slug != session.current()]
     place, by = token_chosen(view), settings["by"]
     if len(views) > 1:
-        lines = together(views) + f"from scope.features.together import overview\noverview(views, {place})\n"
+        lines = together(views) + f"from scope.features.reading.several_saes import overview\noverview(views, {place})\n"
         heading("The dictionaries", lines, "py dictionaries", meaning="What each makes of this text, or of the chosen token.")
         prompts.dictionaries(overview(views, place), key=f"dictionaries {hash(text)} {place}")
     try:
@@ -44,7 +44,7 @@ def draw(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
     with left:
         latents(views, rows, place, by, shown, key=f"ranked {hash(text)} {place} {by} {dense} {least} {len(views)}")
     with right:
-        call = f"from scope.features.direct import next_tokens\nnext_tokens(view, model, {place})"
+        call = f"from scope.features.reading.direct_effects import next_tokens\nnext_tokens(view, model, {place})"
         meaning = "Likeliest tokens after the chosen one, or after the last."
         heading("What comes next", python(store) + call, "py next", meaning=meaning)
         prompts.following(prompting.following(store, view, place), key=f"following {hash(text)} {place}")
@@ -194,11 +194,11 @@ def latents(
         st.info("Nothing fires here under these filters.")
         return
     store = next(iter(views.values())).store
-    call = f"from scope.features.prompt import ranked\nranked(view, {place}, {by!r})"
+    call = f"from scope.features.reading.ranking import ranked\nranked(view, {place}, {by!r})"
     if len(views) > 1:
-        call = f"from scope.features.together import ranked_together\nranked_together(views, {place}, {by!r})"
+        call = f"from scope.features.reading.several_saes import ranked_together\nranked_together(views, {place}, {by!r})"
     if by == "direct effect":
-        call = f"from scope.features.direct import direct_effects\ndirect_effects(view, model, sae, {place})"
+        call = f"from scope.features.reading.direct_effects import direct_effects\ndirect_effects(view, model, sae, {place})"
     heading("Latents", (together(views) if len(views) > 1 else python(store)) + call, "py ranked")
     told = ("direct", "value", "share", "surprise") if by == "direct effect" else (by, *_OTHERS[by])
     picked = prompts.table(rows if len(views) > 1 else rows.drop(columns="dictionary"), told, key=key)
@@ -220,9 +220,9 @@ _OTHERS = {by: tuple(name for name in ("value", "share", "quantile", "surprise")
 def matrix(views: Mapping[str, Any], by: str, dense: bool) -> None:
     """Tokens by the foremost latents; a click opens one."""
     view = next(iter(views.values()))
-    lines = python(view.store) + "from scope.features.prompt import matrix\nmatrix(view)"
+    lines = python(view.store) + "from scope.features.reading.ranking import matrix\nmatrix(view)"
     if len(views) > 1:
-        lines = together(views) + "from scope.features.together import matrix_together\nmatrix_together(views)"
+        lines = together(views) + "from scope.features.reading.several_saes import matrix_together\nmatrix_together(views)"
     heading("Tokens by latents", lines, "py matrix", meaning="Share of its maximum; click a cell.")
     found, shares = matrix_together(views, 20, by, dense=dense)
     labels = [views[slug].store.table["label"].iat[latent] for slug, latent in found]

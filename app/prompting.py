@@ -5,19 +5,19 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from scope.app import models, session
+from scope.app.components import prompts
+from scope.app.components.code import copy_as_python, heading, opening
 
-from app import models, session
-from app.components import prompts
-from app.components.code import copy_as_python, heading, opening
 from scope.errors import ScopeError
-from scope.features.prompt import ranked
-from scope.features.store import FeatureStore
-from scope.features.together import foremost
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.ranking import ranked
+from scope.features.reading.several_saes import foremost
 
 
 def following(store: FeatureStore, view: Any, place: int | None) -> pd.DataFrame:
     """The likeliest tokens after a token of the text; asked once and kept while the page shows the same."""
-    from scope.features.direct import next_tokens
+    from scope.features.reading.direct_effects import next_tokens
 
     key = (id(view), place)
     if st.session_state.get("next", (None,))[0] != key:
@@ -32,7 +32,7 @@ def by_direct_effect(views: Mapping[str, Any], at: int, k: int, *, dense: bool, 
     Raises:
         PackError: the direct path of this model or dictionary cannot be read.
     """
-    from scope.features.direct import direct_effects
+    from scope.features.reading.direct_effects import direct_effects
 
     frames = []
     for name, view in views.items():
@@ -46,13 +46,13 @@ def by_direct_effect(views: Mapping[str, Any], at: int, k: int, *, dense: bool, 
 
 def ablation(store: FeatureStore, text: str, latent: int) -> None:
     """A button that takes one latent out of the text, and what that does to the next token, beside the null."""
-    lines = "from scope import Ablate\nfrom scope.steering.effects import effects\n\n"
+    lines = "from scope import Ablate\nfrom scope.circuits.effects import effects\n\n"
     with st.container(horizontal=True, vertical_alignment="center"):
         asked = st.button(f"Ablate #{latent}", icon=":material/content_cut:", help="Runs the text once more, without it.")
         copy_as_python(lines + f"effects(model, sae, Ablate({latent}), {text[:200]!r})", key="py ablate")
     if asked:
-        from scope.steering.effects import effects
-        from scope.steering.interventions import Ablate
+        from scope.circuits.effects import effects
+        from scope.steering.edits.interventions import Ablate
 
         try:
             with models.live(store) as (model, sae), st.spinner("Ablating"):
@@ -75,7 +75,7 @@ def attribution(store: FeatureStore, text: str) -> None:
         method = st.selectbox("Method", prompts.METHODS, key="method", width=140)
         go = st.button("Attribute", icon=":material/functions:")
     if go:
-        from scope.steering.attribution import attribute
+        from scope.circuits.attribution import attribute
 
         try:
             with models.live(store) as (model, sae), st.spinner("Attributing"):

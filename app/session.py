@@ -6,12 +6,12 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
+from scope.app import packs
+from scope.app.components.listing import DENSE
+from scope.app.components.plain import plain
 
-from app import packs
-from app.components.listing import DENSE
-from app.components.plain import plain
 from scope.errors import PackError, ScopeError
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 PAGES = {
     "overview": "views/overview.py",

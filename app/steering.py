@@ -5,21 +5,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from app.components.steering_sweep import Grid
-from app.components.steering_text import Asked, check_turns
-from app.jobs import Job
-from scope.features.store import FeatureStore
-from scope.models.sampling import SamplingConfig
-from scope.steering.attribution import Attribution, attribute
-from scope.steering.directions import Direction
-from scope.steering.dose import Sweep
-from scope.steering.effects import Effects, effects
-from scope.steering.gauge import Gauge
-from scope.steering.interventions import Edits
-from scope.steering.run import SteeringRun
-from scope.steering.runs import Runs
-from scope.steering.steer import steer
-from scope.steering.sweep import estimate, sweep
+from scope.app.components.steering_sweep import Grid
+from scope.app.components.steering_text import Asked, check_turns
+from scope.app.jobs import Job
+
+from scope.circuits.attribution import Attribution, attribute
+from scope.circuits.effects import Effects, effects
+from scope.features.pack.store import FeatureStore
+from scope.models.text.sampling import SamplingConfig
+from scope.steering.apply.gauge import Gauge
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.runs import Runs
+from scope.steering.compare.steer import steer
+from scope.steering.compare.sweep import estimate, sweep
+from scope.steering.compare.sweep_result import Sweep
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Edits
 
 Work = Callable[[Job], Any]
 

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
+from scope.app import models, session, steering_facts
+from scope.app.components import steering_arms as arms
+from scope.app.components import steering_stack as stack
+from scope.app.components import steering_sweep as sweeps
+from scope.app.components.plain import plain
+from scope.app.jobs import Job
+from scope.app.steering import Work
 
-from app import models, session, steering_facts
-from app.components import steering_arms as arms
-from app.components import steering_stack as stack
-from app.components import steering_sweep as sweeps
-from app.components.plain import plain
-from app.jobs import Job
-from app.steering import Work
 from scope.errors import ScopeError
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 DOES = {
     "compare": "Generating",

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from app import packs, session
+from scope.app import packs, session
+
+from scope.circuits.effects import Effects
 from scope.errors import CheckpointError, ScopeError
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from scope.models.checkpoints import find_checkpoint
-from scope.models.tokenizer import Tokenizer
-from scope.steering.effects import Effects
-from scope.steering.script import edit_code
+from scope.models.text.tokenizer import Tokenizer
+from scope.steering.export.script import edit_code
 
 NO_TEMPLATE = "No chat: this checkpoint's tokenizer has no chat template, as base models have none. Prompts are continued."
 
@@ -49,6 +50,6 @@ def effects_code(found: Effects) -> str:
     names = sorted({type(edit).__name__ for edit in found.edits} | {"Direction", "When"})
     asked = f"{found.prompt!r}, token={found.token!r}, other={found.other!r}"
     return (
-        f"import scope\nfrom scope.steering.interventions import {', '.join(names)}\n\n"
+        f"import scope\nfrom scope.steering.edits.interventions import {', '.join(names)}\n\n"
         f"lab = scope.open(pack.folder.parent)\nlab.effects([{edits}], {asked})\n"
     )

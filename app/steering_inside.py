@@ -1,16 +1,16 @@
 """The Effects view of the Steer page: no text is drawn, a prompt is run with the edits and without, and taken apart."""
 
 import streamlit as st
+from scope.app import models, session, steering, steering_facts
+from scope.app.components import prompts
+from scope.app.components import steering_effects as effects
+from scope.app.components import steering_text as text
+from scope.app.components.code import heading, opening
+from scope.app.components.plain import plain
+from scope.app.jobs import Job
+from scope.app.steering_desk import Desk
 
-from app import models, session, steering, steering_facts
-from app.components import prompts
-from app.components import steering_effects as effects
-from app.components import steering_text as text
-from app.components.code import heading, opening
-from app.components.plain import plain
-from app.jobs import Job
-from app.steering_desk import Desk
-from scope.steering.interventions import Edits
+from scope.steering.edits.interventions import Edits
 
 
 def inside(desk: Desk, edits: Edits | None, job: Job | None) -> None:

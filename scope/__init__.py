@@ -4,22 +4,29 @@ Everything named here is loaded on first use, so that `import scope` costs nothi
 """
 
 from importlib import import_module
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).parents[1]
+if (_CHECKOUT / "activations" / "format").is_dir():
+    # In a checkout the folders activations/ and app/ stand beside scope/; an installed wheel has them inside it. Either way
+    # their import names are scope.activations and scope.app, so that a user's own app.py or activations.py stays importable.
+    __path__.append(str(_CHECKOUT))
 
 _HOME = {
     "load_model": "scope.models.load",
-    "generate": "scope.models.generate",
-    "SamplingConfig": "scope.models.generate",
+    "generate": "scope.models.text.generate",
+    "SamplingConfig": "scope.models.text.generate",
     "load_sae": "scope.evaluation.load",
     "save_sae": "scope.sae.files",
     "JumpReLUConfig": "scope.sae.jumprelu",
     "train": "scope.training.trainer",
     "TrainConfig": "scope.training.config",
     "evaluate": "scope.evaluation.evaluate",
-    "FeatureStore": "scope.features.store",
-    "steer": "scope.steering.steer",
-    "Add": "scope.steering.interventions",
-    "Clamp": "scope.steering.interventions",
-    "Ablate": "scope.steering.interventions",
+    "FeatureStore": "scope.features.pack.store",
+    "steer": "scope.steering.compare.steer",
+    "Add": "scope.steering.edits.interventions",
+    "Clamp": "scope.steering.edits.interventions",
+    "Ablate": "scope.steering.edits.interventions",
     "open": "scope.lab",
 }
 

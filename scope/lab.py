@@ -13,25 +13,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scope.circuits.attribution import Attribution, attribute
+from scope.circuits.effects import Effects, effects
 from scope.errors import DictionaryError, EditError, PackError
-from scope.evaluation.certificate import Certificate, certify
-from scope.features.feature import Feature
-from scope.features.store import FeatureStore
-from scope.models.generate import SamplingConfig, generate
+from scope.evaluation.certificate.certify import Certificate, certify
+from scope.features.pack.feature import Feature
+from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
+from scope.models.text.generate import SamplingConfig, generate
 from scope.sae.files import load_sae
-from scope.steering.attribution import Attribution, attribute
-from scope.steering.bridge import steered_transformers
-from scope.steering.cost import Cost, cost
-from scope.steering.dose import Sweep
-from scope.steering.editing import Editing
-from scope.steering.effects import Effects, effects
-from scope.steering.gauge import Gauge
-from scope.steering.interventions import Ablate, Add, Direction, Edit, Edits
-from scope.steering.resolve import check_dictionary, resolve
-from scope.steering.run import SteeringRun
-from scope.steering.steer import OnToken, check_sites, steer
-from scope.steering.sweep import estimate, sweep
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.resolve import check_dictionary, resolve
+from scope.steering.apply.transformers_hooks import steered_transformers
+from scope.steering.compare.cost import Cost, cost
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.steer import OnToken, check_sites, steer
+from scope.steering.compare.sweep import estimate, sweep
+from scope.steering.compare.sweep_result import Sweep
+from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits
 
 _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
 DEMO = Path("runs/demo")
@@ -176,11 +176,11 @@ class Lab:
     def attribute(
         self, prompt: str, token: str | int | None = None, other: str | int | None = None, site: str | None = None, **how: Any
     ) -> Attribution:
-        """Which latents make the model say `token` rather than `other` after the prompt; see `scope.steering.attribution`."""
+        """Which latents make the model say `token` rather than `other` after the prompt; see `scope.circuits.attribution`."""
         return attribute(self.model, self._dictionary(site), prompt, token, other, pack=self._labels(site), **how)
 
     def effects(self, target: Any, prompt: str, strength: float | None = None, **how: Any) -> Effects:
-        """What an edit does to the next token after a prompt, and to latents further on; see `scope.steering.effects`.
+        """What an edit does to the next token after a prompt, and to latents further on; see `scope.circuits.effects`.
 
         A latent's number or a Feature alone means that it is ablated; with a strength, that it is added.
         """
@@ -237,7 +237,7 @@ class Steering:
         on_token: OnToken | None = None,
         **sampling: Any,
     ) -> SteeringRun:
-        """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.steer`."""
+        """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.compare.steer`."""
         how = {"arms": tuple(arms)} if arms else {}
         how |= {"instruction": instruction, "control_seed": control_seed, "on_token": on_token}
         return steer(*self._with(prompts), _sampling(sampling), n=n, gauges=self.lab.gauges(self.edits), **how)

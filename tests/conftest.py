@@ -8,12 +8,12 @@ import torch
 from jaxtyping import install_import_hook
 
 # Shapes and types of every signature are checked while the tests run. Before the first import of what is checked; the
-# plugin's command-line flag cannot name several packages beside a checker that takes arguments.
-install_import_hook(["scope", "activations"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+# plugin's command-line flag cannot take a checker with arguments.
+install_import_hook(["scope"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from scope.models.gemma.config import GemmaConfig  # noqa: E402
 from scope.models.gemma.model import Gemma  # noqa: E402
-from scope.models.tokenizer import Tokenizer  # noqa: E402
+from scope.models.text.tokenizer import Tokenizer  # noqa: E402
 from scope.pretrain.tokenizer import train_tokenizer  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import HOSTILE as TOKENS
 from tests.features.toy_pack import make_toy_pack
 

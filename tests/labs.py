@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
+from scope.activations.corpus.sources import open_corpus
+from scope.activations.harvest.harvest import HarvestConfig, harvest
 
-from activations.corpus import open_corpus
-from activations.harvest import HarvestConfig, harvest
 from scope.cli.demo import default_site
 from scope.cli.train import provenance
-from scope.features.collect import CollectConfig, collect
+from scope.features.collect.collect import CollectConfig, collect
 from scope.models.gemma.weights import hf_names
 from scope.models.load import load_model
 from scope.sae.files import save_sae

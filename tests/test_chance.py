@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scope.chance import generator
-from scope.evaluation.latents import geometry, shared
+from scope.evaluation.latent_statistics import geometry, shared
+from scope.null_seeds import generator
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 
 

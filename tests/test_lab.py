@@ -5,10 +5,10 @@ import pytest
 import scope
 from scope.errors import DictionaryError, EditError, PackError, ScopeError
 from scope.lab import Lab
-from scope.models.generate import SamplingConfig, generate
+from scope.models.text.generate import SamplingConfig, generate
 from scope.sae.files import load_sae
-from scope.steering.interventions import Ablate, Add
-from scope.steering.run import SteeringRun
+from scope.steering.compare.run import SteeringRun
+from scope.steering.edits.interventions import Ablate, Add
 from tests.conftest import random_gemma
 from tests.labs import make_lab
 from tests.steering.conftest import random_sae

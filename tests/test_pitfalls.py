@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scope.activations.corpus.contexts import Packer
+from scope.activations.corpus.sources import Corpus, Document
+from scope.activations.read.heldout import following_documents
 
-from activations.contexts import Packer
-from activations.corpus import Corpus, Document
-from activations.heldout import following_documents
 from scope.errors import DictionaryError
 from scope.evaluation.evaluate import EvaluateConfig, evaluate
 from scope.evaluation.splice import kept_mask

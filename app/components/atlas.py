@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
+from scope.app.components import figures
+from scope.app.components.palette import ELSEWHERE
 
-from app.components import figures
-from app.components.palette import ELSEWHERE
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 BEHIND = 10_000
 """Latents that are drawn grey behind those asked for."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.palette import lowered_or_raised
 
-from app.components.figures import show_line
-from app.components.palette import lowered_or_raised
-from scope.features.text import show
+from scope.features.pack.text import show
 
 _HERE = Path(__file__).parent
 

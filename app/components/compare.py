@@ -1,13 +1,13 @@
 """Up to four latents side by side: figures, what they write, where they fire hardest."""
 
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.panels import guarded
+from scope.app.components.plain import number, plain
+from scope.app.components.tokens import example_row, strips
 
-from app.components.figures import show_line
-from app.components.panels import guarded
-from app.components.plain import number, plain
-from app.components.tokens import example_row, strips
-from scope.features.store import FeatureStore
-from scope.features.text import show
+from scope.features.pack.store import FeatureStore
+from scope.features.pack.text import show
 
 MOST = 4
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
+from scope.app.components.palette import ELSEWHERE, LOWERED, MARK, RAISED, SERIES
 
-from app.components.palette import ELSEWHERE, LOWERED, MARK, RAISED, SERIES
-from scope.features.index import Index
-from scope.features.text import show
+from scope.features.pack.index import Index
+from scope.features.pack.text import show
 
 SMALL = {"displayModeBar": False}
 """Configuration of figures that are only looked at."""

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from scope.app.components.notes import written
+from scope.app.components.plain import plain
+from scope.app.components.tokens import row, strips
 
-from app.components.notes import written
-from app.components.plain import plain
-from app.components.tokens import row, strips
 from scope.errors import PackError
-from scope.features.feature import Feature
+from scope.features.pack.feature import Feature
 
 
 def game(feature: Feature, so_far: tuple[int, int], draw: Callable[[Feature, int], list[Any]]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scope.app.components.plain import number
 
-from app.components.plain import number
 from scope.errors import PackError
-from scope.features.store import FeatureStore
-from scope.features.text import characters
+from scope.features.pack.store import FeatureStore
+from scope.features.pack.text import characters
 
 
 def dead_share(store: FeatureStore) -> float:
@@ -247,7 +247,7 @@ def geometry(store: FeatureStore) -> str:
 
 
 def matched(pairs: pd.DataFrame) -> str:
-    """`scope.features.counterparts` in a line, with what chance would give."""
+    """`scope.features.compare.counterparts` in a line, with what chance would give."""
     if pairs.empty:
         return "No latent of this pack fired."
     half, null = (float((pairs[name] >= 5).mean()) for name in ("shared", "by_chance"))

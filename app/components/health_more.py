@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app.components import figures
+from scope.app.components.health import evaluation
+from scope.app.components.plain import number, plain
 
-from app.components import figures
-from app.components.health import evaluation
-from app.components.plain import number, plain
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 POSITIONS = (("FVU", "fvu"), ("L0", "l0"), ("delta loss, nats", "delta_loss"))
 

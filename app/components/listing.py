@@ -7,12 +7,12 @@ from types import MappingProxyType
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app.components.figures import show_line
 
-from app.components.figures import show_line
 from scope.errors import PackError
-from scope.features.index import Index
-from scope.features.store import FeatureStore
-from scope.features.text import csv_cell, show
+from scope.features.pack.index import Index
+from scope.features.pack.store import FeatureStore
+from scope.features.pack.text import csv_cell, show
 
 MODES = ("anything", "label", "fires on", "promotes", "numbers")
 """What a search looks through; these words stand in the address, as those of SORTS do."""

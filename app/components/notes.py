@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable
 
 import streamlit as st
+from scope.app.components.plain import number, plain
 
-from app.components.plain import number, plain
 from scope.errors import PackError
-from scope.features.feature import Feature
-from scope.features.text import show
+from scope.features.pack.feature import Feature
+from scope.features.pack.text import show
 
 OWN = ("token statistics", "promoted tokens, weights and measured")
 """Sources of the labels that come with a pack; all others were given by somebody."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from scope.app.components import health
+from scope.app.components.figures import show_line
+from scope.app.components.plain import short_name
 
-from app.components import health
-from app.components.figures import show_line
-from app.components.plain import short_name
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 
 
 def facts(store: FeatureStore) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app.components import figures
+from scope.app.components.bars import signed_bars
+from scope.app.components.plain import number, plain
+from scope.app.components.tokens import example_row, first_shown, strips
 
-from app.components import figures
-from app.components.bars import signed_bars
-from app.components.plain import number, plain
-from app.components.tokens import example_row, first_shown, strips
 from scope.errors import PackError
-from scope.features.feature import Example, Feature
-from scope.features.text import characters, show
+from scope.features.pack.feature import Example, Feature
+from scope.features.pack.text import characters, show
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
 MEANING = {

@@ -3,7 +3,7 @@
 import math
 import re
 
-from scope.features.text import show
+from scope.features.pack.text import show
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)

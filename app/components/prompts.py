@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.plain import plain
 
-from app.components.figures import show_line
-from app.components.plain import plain
 from scope.errors import PackError
-from scope.features.text import show
+from scope.features.pack.text import show
 
 LONGEST = 1500
 """Characters of a text that stand in an address."""

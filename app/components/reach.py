@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import streamlit as st
+from scope.app.components import figures
+from scope.app.components.plain import number, plain
 
-from app.components import figures
-from app.components.plain import number, plain
-from scope.features.feature import Feature
+from scope.features.pack.feature import Feature
 
 
 def counted(feature: Feature) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
+from scope.app.components.plain import number, plain
+from scope.app.components.steering_text import ARM_NAMES
+from scope.app.components.tokens import row, strips
 
-from app.components.plain import number, plain
-from app.components.steering_text import ARM_NAMES
-from app.components.tokens import row, strips
-from scope.steering import show
-from scope.steering.judge import Judged
-from scope.steering.run import Arm, Sample, SteeringRun
+from scope.steering.compare.judge import Judged
+from scope.steering.compare.run import Arm, Sample, SteeringRun
+from scope.steering.export import show
 
 ABREAST = 3
 KL = "KL to plain"

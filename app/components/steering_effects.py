@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.plain import number, plain
 
-from app.components.figures import show_line
-from app.components.plain import number, plain
-from scope.features.text import show
+from scope.features.pack.text import show
 
 _NUMBERS = ("plain", "edited", "change")
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from scope.app.components import steering_stack as stack
+from scope.app.components.figures import show_line
+from scope.app.components.plain import number
 
-from app.components import steering_stack as stack
-from app.components.figures import show_line
-from app.components.plain import number
 from scope.errors import EditError
-from scope.features.store import FeatureStore
-from scope.steering.interventions import Direction
+from scope.features.pack.store import FeatureStore
+from scope.steering.edits.interventions import Direction
 
 MOST = 30
 SOURCES = ("Latent", "Prompts", "File")

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.plain import plain
 
-from app.components.figures import show_line
-from app.components.plain import plain
-from scope.steering.dose import Sweep
-from scope.steering.export import as_notebook, as_page, as_python
-from scope.steering.run import SteeringRun
-from scope.steering.runs import Runs
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.runs import Runs
+from scope.steering.compare.sweep_result import Sweep
+from scope.steering.export.files import as_notebook, as_page, as_python
 
 
 def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], most: int = 20) -> None:

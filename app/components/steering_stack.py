@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.plain import number, plain
+from scope.app.components.steering_units import UNITS, lengths, units
 
-from app.components.figures import show_line
-from app.components.plain import number, plain
-from app.components.steering_units import UNITS, lengths, units
-from scope.features.store import FeatureStore
-from scope.features.text import show as glyphs
-from scope.steering.interventions import KINDS, Direction, Edit, Edits, When
+from scope.features.pack.store import FeatureStore
+from scope.features.pack.text import show as glyphs
+from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, When
 
 OPERATIONS = {
     "add": ("Add", "push along its direction, whatever it does by itself"),

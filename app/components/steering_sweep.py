@@ -5,17 +5,17 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from scope.app.components import figures
+from scope.app.components.figures import show_line
+from scope.app.components.listing import frame_csv
+from scope.app.components.plain import number, plain
+from scope.app.components.steering_arms import arm_name
+from scope.app.components.steering_text import ARM_NAMES
+from scope.app.components.steering_units import parse_strengths
 
-from app.components import figures
-from app.components.figures import show_line
-from app.components.listing import frame_csv
-from app.components.plain import number, plain
-from app.components.steering_arms import arm_name
-from app.components.steering_text import ARM_NAMES
-from app.components.steering_units import parse_strengths
 from scope.errors import EditError
-from scope.steering.dose import Sweep
-from scope.steering.steer import SWEPT
+from scope.steering.compare.steer import SWEPT
+from scope.steering.compare.sweep_result import Sweep
 
 PROMPTS = "My favourite hobby is\nThe weather today is\nOnce upon a time\nThe best way to learn is"
 MEASURES = {

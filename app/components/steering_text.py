@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
+from scope.app.components.plain import plain
 
-from app.components.plain import plain
 from scope.errors import EditError
-from scope.models.sampling import SamplingConfig
-from scope.steering.steer import ARMS
+from scope.models.text.sampling import SamplingConfig
+from scope.steering.compare.steer import ARMS
 
 LONGEST_TEXT = 4096
 MOST_TOKENS = 1_000_000

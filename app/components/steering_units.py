@@ -7,8 +7,8 @@ import numpy as np
 import streamlit as st
 
 from scope.errors import EditError
-from scope.features.store import FeatureStore
-from scope.steering.interventions import Direction, Edits
+from scope.features.pack.store import FeatureStore
+from scope.steering.edits.interventions import Direction, Edits
 
 UNITS = {"norm": "Typical norm", "raw": "Raw", "max": "× largest"}
 STRONG = 1.0

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import streamlit as st
+from scope.app.components import panels
+from scope.app.components.plain import plain
+from scope.app.components.tokens import row, strips
 
-from app.components import panels
-from app.components.plain import plain
-from app.components.tokens import row, strips
-from scope.features.feature import Feature
+from scope.features.pack.feature import Feature
 
 AT_ONCE, KEPT = 8, 10
 

@@ -4,12 +4,12 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
+from scope.app.components.figures import show_line
+from scope.app.components.plain import number, plain
+from scope.app.components.prompts import table
 
-from app.components.figures import show_line
-from app.components.plain import number, plain
-from app.components.prompts import table
-from scope.features.feature import Example, Feature
-from scope.features.text import show
+from scope.features.pack.feature import Example, Feature
+from scope.features.pack.text import show
 
 
 def value(feature: Feature, example: Example, token: int) -> str:
@@ -62,6 +62,6 @@ def code(feature: Feature, example: Example, token: int) -> str:
     """The lines that give the same list."""
     place: Any = example.offset - example.peak + token
     return (
-        "from scope.features.live import read_context\nfrom scope.features.prompt import ranked\n\n"
+        "from scope.features.reading.read_text import read_context\nfrom scope.features.reading.ranking import ranked\n\n"
         f"view = read_context(pack, {example.context}, model, sae)\nranked(view, {place})\n"
     )

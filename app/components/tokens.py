@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from scope.features.feature import Example
-from scope.features.text import RAMPS, characters, show, strength
+from scope.features.pack.feature import Example
+from scope.features.pack.text import RAMPS, characters, show, strength
 
 STEPS = 5
 _HERE = Path(__file__).parent

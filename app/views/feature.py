@@ -2,16 +2,16 @@
 
 import numpy as np
 import streamlit as st
+from scope.app import at_token, models, packs, session
+from scope.app.components import guess, health, notes, panels, reach, tested
+from scope.app.components.code import copy_as_python, heading, opening
+from scope.app.components.figures import show_line
+from scope.app.components.keys import keys
+from scope.app.components.keys import told as told_keys
+from scope.app.components.plain import plain
 
-from app import at_token, models, packs, session
-from app.components import guess, health, notes, panels, reach, tested
-from app.components.code import copy_as_python, heading, opening
-from app.components.figures import show_line
-from app.components.keys import keys
-from app.components.keys import told as told_keys
-from app.components.plain import plain
 from scope.errors import ScopeError
-from scope.features.guess import draw_windows
+from scope.features.labels.guess import draw_windows
 
 LONGEST = 160
 """Glyphs of a label that its page's title shows; the rest is told on asking."""
@@ -201,7 +201,7 @@ with narrow:
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
     notes.note_and_lists(feature, said.note, said.lists)
     if not feature.dead:
-        lines = "from scope.features.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
+        lines = "from scope.features.labels.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
         meaning = "What the label is worth to a person: a detection score of your own."
         heading("Guess game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)
         guess.game(feature, said.guessed, draw_windows)

@@ -5,11 +5,10 @@ import shlex
 import numpy as np
 import pandas as pd
 import streamlit as st
-
-from app import downloads, models, packs, session
-from app.components import atlas, compare, figures, listing, notes, panels
-from app.components.code import copy_as_python, opening
-from app.components.listing import (
+from scope.app import downloads, models, packs, session
+from scope.app.components import atlas, compare, figures, listing, notes, panels
+from scope.app.components.code import copy_as_python, opening
+from scope.app.components.listing import (
     COLUMNS,
     DENSE,
     FILTERS,
@@ -24,9 +23,10 @@ from app.components.listing import (
     shown,
     survivors,
 )
-from app.components.plain import plain
+from scope.app.components.plain import plain
+
 from scope.errors import PackError, ScopeError
-from scope.features.text import show
+from scope.features.pack.text import show
 
 ROWS = 100
 LEASTS = tuple(f"least {column}" for column in LEAST.values())
@@ -47,7 +47,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     rising = st.toggle("Rising", key="rising", bind="query-params")
     dense = session.dense_too(store, at_first=True)
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    flags = "What the flags mean stands in the pack's table: scope.features.table"
+    flags = "What the flags mean stands in the pack's table: scope.features.collect.table"
     hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
     lists = [LIST + name for name in store.notes.lists()]
     only = st.multiselect("Only", [*ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=show)
@@ -66,7 +66,7 @@ if mode == "promotes":
 try:
     if by_weights and words.strip():
         with models.live(store) as (model, sae):
-            from scope.features.unembedding import promotes_by_weights  # needs torch, which browsing does not
+            from scope.features.reading.unembedding import promotes_by_weights  # needs torch, which browsing does not
 
             beside = promotes_by_weights(store, words, model, sae)
         hits = beside.index.to_numpy()

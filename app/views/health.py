@@ -1,13 +1,13 @@
 """Is this dictionary sound? Its scores beside their nulls, how it learnt, how its latents are spread; beside other packs."""
 
 import streamlit as st
+from scope.app import matching, packs, session
+from scope.app.components import figures, health, health_more
+from scope.app.components.code import heading, opening, openings
+from scope.app.components.plain import plain
 
-from app import matching, packs, session
-from app.components import figures, health, health_more
-from app.components.code import heading, opening, openings
-from app.components.plain import plain
 from scope.errors import PackError
-from scope.features.counterparts import counterparts
+from scope.features.compare.counterparts import counterparts
 
 store = session.pack()
 known = [slug for slug in packs.registry() if slug != session.current()]
@@ -120,7 +120,7 @@ with right:
 if len(shown) == 2:
     other = next(each for slug, each in shown.items() if slug != session.current())
     lines = opening(str(store.folder)) + f"other = FeatureStore.open({str(other.folder)!r})\n"
-    lines += "from scope.features.counterparts import counterparts\n\npairs = counterparts(pack, other)\n"
+    lines += "from scope.features.compare.counterparts import counterparts\n\npairs = counterparts(pack, other)\n"
     lines += "(pairs[['shared', 'by_chance']] >= 5).mean()"
     told = "Told by what both write: the ten tokens that each promotes most, by weights. Directions do not lie in a pack."
     heading("Latents that both have", lines, "py matched", meaning=told)

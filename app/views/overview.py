@@ -1,11 +1,11 @@
 """Is this dictionary any good, and where should I begin?"""
 
 import streamlit as st
+from scope.app import packs, session
+from scope.app.components import figures, health, packs_table, prompts
+from scope.app.components.code import heading, opening
+from scope.app.components.plain import plain, short_name
 
-from app import packs, session
-from app.components import figures, health, packs_table, prompts
-from app.components.code import heading, opening
-from app.components.plain import plain, short_name
 from scope.errors import ScopeError
 
 store = session.pack()

@@ -1,15 +1,15 @@
 """Which latents fire on a text of yours, what they do to the next token, and how two texts differ."""
 
 import streamlit as st
+from scope.app import models, one_text, packs, session
+from scope.app.components import listing, prompts
+from scope.app.components.code import copy_as_python, heading, opening
+from scope.app.components.plain import plain
+from scope.app.components.tokens import row, strips
 
-from app import models, one_text, packs, session
-from app.components import listing, prompts
-from app.components.code import copy_as_python, heading, opening
-from app.components.plain import plain
-from app.components.tokens import row, strips
 from scope.errors import PackError, ScopeError, TokensError
-from scope.features.aligned import compared_by_token
-from scope.features.prompt import POOLS, compared
+from scope.features.reading.aligned import compared_by_token
+from scope.features.reading.ranking import POOLS, compared
 
 store = session.pack()
 python = opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
@@ -126,11 +126,11 @@ if two:
     pool = st.segmented_control(
         "Compared", [*POOLS, ALIGNED], default="largest", required=True, key="pool", bind="query-params", help=POOLED
     )
-    lines = python + "from scope.features.prompt import compared\ncompared(view, other)"
+    lines = python + "from scope.features.reading.ranking import compared\ncompared(view, other)"
     told = "Shares of each latent's maximum in this pack."
     try:
         if pool == ALIGNED:
-            lines = python + "from scope.features.aligned import compared_by_token\ncompared_by_token(view, other)"
+            lines = python + "from scope.features.reading.aligned import compared_by_token\ncompared_by_token(view, other)"
             rows, *alone = compared_by_token(*views)
             told += f" At the pair of tokens where it changes most; without a partner: {alone[0]} tokens of the first text, "
             told += f"{alone[1]} of the second."

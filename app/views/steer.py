@@ -3,25 +3,25 @@
 from typing import Any
 
 import streamlit as st
+from scope.app import models, packs, session, steering, steering_facts
+from scope.app.components import health
+from scope.app.components import steering_arms as arms
+from scope.app.components import steering_picker as picker
+from scope.app.components import steering_saved as saved
+from scope.app.components import steering_stack as stack
+from scope.app.components import steering_sweep as sweeps
+from scope.app.components import steering_text as text
+from scope.app.components import steering_units as units
+from scope.app.components.plain import plain
+from scope.app.jobs import Job
+from scope.app.steering_desk import Desk
+from scope.app.steering_inside import inside
 
-from app import models, packs, session, steering, steering_facts
-from app.components import health
-from app.components import steering_arms as arms
-from app.components import steering_picker as picker
-from app.components import steering_saved as saved
-from app.components import steering_stack as stack
-from app.components import steering_sweep as sweeps
-from app.components import steering_text as text
-from app.components import steering_units as units
-from app.components.plain import plain
-from app.jobs import Job
-from app.steering_desk import Desk
-from app.steering_inside import inside
 from scope.errors import ScopeError
-from scope.steering.dose import Sweep, swept_unit
-from scope.steering.interventions import Edits
-from scope.steering.run import SteeringRun
-from scope.steering.runs import Runs
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.runs import Runs
+from scope.steering.compare.sweep_result import Sweep, swept_unit
+from scope.steering.edits.interventions import Edits
 
 VIEWS = ("Compare", "Sweep", "Effects", "Kept runs")
 store = session.pack()

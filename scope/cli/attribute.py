@@ -55,12 +55,12 @@ class Command:
     def run(self) -> None:
         from rich.text import Text
 
+        from scope.circuits.attribution import attribute
         from scope.cli.certificate import certified
         from scope.cli.progress import console
-        from scope.features.store import FeatureStore
+        from scope.features.pack.store import FeatureStore
         from scope.models.load import load_model
         from scope.sae.files import load_sae
-        from scope.steering.attribution import attribute
 
         sae = load_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scope.evaluation.certificate import Certificate
+    from scope.evaluation.certificate.certify import Certificate
 
 
 def certified(model, sae, where: str | Path, wanted: bool, any_model: bool = False) -> "Certificate | None":
@@ -16,7 +16,7 @@ def certified(model, sae, where: str | Path, wanted: bool, any_model: bool = Fal
     from rich.markup import escape
 
     from scope.cli.progress import console
-    from scope.evaluation.certificate import certify
+    from scope.evaluation.certificate.certify import certify
 
     if not wanted:
         console.print("[yellow]note:[/] without certificate: that this dictionary fits this model and site was not checked.")

@@ -51,7 +51,7 @@ class Command:
     """Open the app at the end. --no-app is for scripts."""
 
     def run(self) -> None:
-        from activations.corpus import open_corpus
+        from scope.activations.corpus.sources import open_corpus
         from scope.cli.progress import console
         from scope.models.load import load_model
 
@@ -75,7 +75,7 @@ class Command:
             self._open()
 
     def _harvest(self, model, corpus, site: str):
-        from activations.harvest import HarvestConfig, harvest
+        from scope.activations.harvest.harvest import HarvestConfig, harvest
         from scope.cli.progress import console, progress_bar
 
         config = HarvestConfig(
@@ -113,8 +113,8 @@ class Command:
         import numpy as np
         import torch
 
-        from activations.errors import CorpusError
-        from activations.heldout import following_documents
+        from scope.activations.errors import CorpusError
+        from scope.activations.read.heldout import following_documents
         from scope.cli.progress import progress_bar
         from scope.errors import ConfigError
         from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
@@ -149,9 +149,9 @@ class Command:
         from scope.cli.certificate import certified
         from scope.cli.progress import progress_bar
         from scope.errors import PackError
-        from scope.features.collect import CollectConfig, collect, weights_hash
-        from scope.features.health import find_health
-        from scope.features.store import FeatureStore
+        from scope.features.collect.collect import CollectConfig, collect, weights_hash
+        from scope.features.pack.health import find_health
+        from scope.features.pack.store import FeatureStore
 
         folder, dictionary = self.out / "pack", self.out / "dictionary"
         try:
@@ -179,7 +179,7 @@ class Command:
     def _steer(self, model, sae, pack):
         """Push the latent with the best output score, beside plain text and a random direction of the same size."""
         from scope.lab import Lab
-        from scope.models.generate import SamplingConfig
+        from scope.models.text.generate import SamplingConfig
 
         latent = int(pack.steerable(1).index[0])
         sampling = SamplingConfig(max_new_tokens=48, seed=self.seed)
@@ -242,7 +242,7 @@ def _described(feature) -> Any:
     """A latent in a few lines: its label, what it promotes, its strongest contexts with the peak marked."""
     from rich.text import Text
 
-    from scope.features.text import show
+    from scope.features.pack.text import show
 
     text = Text(f"Latent {feature.id}: {feature.label}", style="bold")
     promoted = " ".join(show(token, mark_space=True) for token, _ in feature.promoted[:6])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from scope.evaluation.scores import EvaluateConfig
+from scope.evaluation.result import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Command:
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
-        from activations.corpus import open_corpus
-        from activations.store import ActivationStore
+        from scope.activations.corpus.sources import open_corpus
+        from scope.activations.read.store import ActivationStore
         from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
@@ -91,9 +91,9 @@ class Command:
         import numpy as np
         import torch
 
-        from activations.contexts import Packer
-        from activations.errors import RecordingError
-        from activations.heldout import following_documents
+        from scope.activations.corpus.contexts import Packer
+        from scope.activations.errors import RecordingError
+        from scope.activations.read.heldout import following_documents
         from scope.errors import ConfigError
 
         if store is not None and store.manifest["tokenizer"]["sha256"] != tokenizer.sha256:

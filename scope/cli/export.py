@@ -34,9 +34,9 @@ class Command:
         from rich.markup import escape
 
         from scope.cli.progress import console, progress_bar, size
-        from scope.features.choice import chosen
         from scope.features.exports import SUFFIX, export
-        from scope.features.store import FeatureStore
+        from scope.features.pack.choice import chosen
+        from scope.features.pack.store import FeatureStore
 
         store = FeatureStore.open(self.pack)
         latents = chosen(store, self.latents)

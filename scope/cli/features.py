@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from scope.features.config import CollectConfig
+from scope.features.collect.config import CollectConfig
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Command:
     config: Annotated[CollectConfig, tyro.conf.arg(name="")] = field(default_factory=CollectConfig)
 
     def run(self) -> None:
-        from activations.ranks import Ranks
+        from scope.activations.harvest.ranks import Ranks
         from scope.cli.certificate import certified
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
-        from scope.features.collect import collect
-        from scope.features.health import find_health
+        from scope.features.collect.collect import collect
+        from scope.features.pack.health import find_health
         from scope.models.load import load_model
         from scope.sae.files import load_sae
 
@@ -96,7 +96,7 @@ class Command:
 
     def _recording(self):
         """(store, the model that it names), or nothing when a corpus is read."""
-        from activations.store import ActivationStore
+        from scope.activations.read.store import ActivationStore
 
         if self.recording is None:
             return None, None
@@ -107,8 +107,8 @@ class Command:
         """Contexts of the corpus, and what it is."""
         import torch
 
-        from activations.contexts import Packer
-        from activations.corpus import open_corpus
+        from scope.activations.corpus.contexts import Packer
+        from scope.activations.corpus.sources import open_corpus
         from scope.errors import ConfigError
 
         if not 2 <= self.context <= model.cfg.n_ctx:
@@ -129,7 +129,7 @@ def _named(described: dict) -> str | None:
 def _plan(console, config: CollectConfig, model, sae, store, ranks) -> None:
     """What it will take, in a line."""
     from scope.cli.progress import size
-    from scope.features.plan import plan
+    from scope.features.collect.plan import plan
 
     recorded = hasattr(store, "n_rows")
     n_ctx = int(store.tokens.shape[1]) if recorded else int(store.shape[1])
@@ -152,7 +152,7 @@ def _report(console, pack) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from scope.features.text import show
+    from scope.features.pack.text import show
 
     table, null = pack.table, pack.manifest["output_score"]
     flagged = {name: int(table["flags"].str.contains(name).sum()) for name in ("dead", "dense", "single-token", "duplicate")}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from activations.harvest import HarvestConfig, Plan
-from activations.remote import STAGING
+from scope.activations.format.remote import STAGING
+from scope.activations.harvest.harvest import HarvestConfig, Plan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,9 +115,9 @@ class Command:
     def run(self) -> None:
         from contextlib import nullcontext
 
-        from activations.corpus import open_corpus
-        from activations.harvest import harvest, plan
-        from activations.ranks import Ranks
+        from scope.activations.corpus.sources import open_corpus
+        from scope.activations.harvest.harvest import harvest, plan
+        from scope.activations.harvest.ranks import Ranks
         from scope.cli.progress import console, progress_bar
         from scope.cli.room import refuse_without_room
         from scope.models.load import load_model
@@ -175,8 +175,8 @@ def describe(planned: Plan, out: str) -> "Table":
     """The plan on one screen."""
     from rich.table import Table
 
-    from activations.harvest import families
-    from activations.shards import size
+    from scope.activations.format.shard_writer import size
+    from scope.activations.harvest.harvest import families
 
     table = Table(title=out, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)

@@ -58,9 +58,9 @@ class Command:
     def run(self) -> None:
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
-        from scope.features.choice import chosen
         from scope.features.labels import label_latents, open_latents
-        from scope.features.store import FeatureStore
+        from scope.features.pack.choice import chosen
+        from scope.features.pack.store import FeatureStore
 
         if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
             raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
@@ -130,7 +130,7 @@ def _report(console, store, made, todo: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from scope.features.text import show
+    from scope.features.pack.text import show
 
     if not made:
         console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")

@@ -96,7 +96,7 @@ def _parse(name: str, argv: list[str]):
 
 def _refusal(error: Exception) -> str | None:
     """The message for the person, or None where it is our own fault and the traceback should show."""
-    from activations.errors import ActivationsError
+    from scope.activations.errors import ActivationsError
     from scope.errors import ScopeError
 
     if isinstance(error, ScopeError | ActivationsError):

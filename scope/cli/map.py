@@ -30,10 +30,10 @@ class Command:
         from rich.markup import escape
 
         from scope.cli.progress import console
-        from scope.features.later import add_map
-        from scope.features.map import NEAR, require
-        from scope.features.origin import dictionary_of
-        from scope.features.store import FeatureStore
+        from scope.features.collect.add_map import add_map
+        from scope.features.collect.map import NEAR, require
+        from scope.features.pack.origin import dictionary_of
+        from scope.features.pack.store import FeatureStore
         from scope.sae.files import load_sae
 
         require(self.method)

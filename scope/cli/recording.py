@@ -10,7 +10,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from activations.store import ActivationStore
+    from scope.activations.read.store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Command:
     """convert to a recording: how to store; by default so that nothing is lost."""
 
     def run(self) -> None:
-        from activations.errors import HolesWarning
+        from scope.activations.errors import HolesWarning
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HolesWarning)  # each action says it in its own way
             {"show": self._show, "verify": self._verify, "repair": self._repair, "convert": self._convert}[self.action]()
 
     def _show(self) -> None:
-        from activations.store import ActivationStore
+        from scope.activations.read.store import ActivationStore
         from scope.cli.progress import console
 
         console.print(summary(ActivationStore.open(self.recording)))
@@ -60,13 +60,13 @@ class Command:
     @property
     def _place(self) -> str:
         """The recording as it was named; a Path eats a slash of an address."""
-        from activations.remote import address
+        from scope.activations.format.remote import address
 
         return address(self.recording) or str(self.recording)
 
     def _verify(self) -> None:
-        from activations.errors import RecordingError
-        from activations.repair import examine
+        from scope.activations.errors import RecordingError
+        from scope.activations.format.repair import examine
         from scope.cli.progress import console, progress_bar
 
         with progress_bar("Verifying", unit="bytes") as on_progress:
@@ -99,7 +99,7 @@ class Command:
         console.print(f"{self._place}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
 
     def _repair(self) -> None:
-        from activations.repair import examine, repair
+        from scope.activations.format.repair import examine, repair
         from scope.cli.progress import console, progress_bar
 
         with progress_bar("Repairing", unit="bytes") as on_progress:
@@ -120,10 +120,10 @@ class Command:
             )
 
     def _convert(self) -> None:
-        from activations.export import to_sae_lens, to_safetensors
-        from activations.importing import import_activations
-        from activations.shards import size
-        from activations.store import ActivationStore
+        from scope.activations.format.shard_writer import size
+        from scope.activations.read.from_other_libraries import import_activations
+        from scope.activations.read.store import ActivationStore
+        from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
 
@@ -167,7 +167,7 @@ def summary(store: "ActivationStore") -> "Table":
     """What a recording holds, on one screen."""
     from rich.table import Table
 
-    from activations.shards import size
+    from scope.activations.format.shard_writer import size
 
     manifest, config = store.manifest, store.manifest["config"]
     corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scope.models.generate import SamplingConfig
+from scope.models.text.generate import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +101,8 @@ class Command:
         from scope.cli.progress import console
         from scope.models.load import load_model
         from scope.sae.files import load_sae
-        from scope.steering.resolve import check_dictionary
-        from scope.steering.steer import steer
+        from scope.steering.apply.resolve import check_dictionary
+        from scope.steering.compare.steer import steer
 
         sae = load_sae(self.sae, self.device)
         if self.replay:
@@ -130,8 +130,8 @@ class Command:
         """Every strength in turn, said beforehand how long."""
         from rich.text import Text
 
-        from scope.steering.steer import USUAL
-        from scope.steering.sweep import estimate, sweep
+        from scope.steering.compare.steer import USUAL
+        from scope.steering.compare.sweep import estimate, sweep
 
         how = {**how, "any_model": self.any_model, "arms": None if self.arms == USUAL else self.arms}
         seconds = estimate(model, sae, edits, self.prompt, self.sweep, self.sampling, **how)
@@ -170,8 +170,8 @@ class Command:
             EditError: strengths that do not pair with latents, or an edit that cannot be.
         """
         from scope.errors import EditError
-        from scope.steering.directions import Direction
-        from scope.steering.interventions import KINDS, Edits, When
+        from scope.steering.edits.directions import Direction
+        from scope.steering.edits.interventions import KINDS, Edits, When
 
         targets = list(self.latent)
         if self.direction is not None:
@@ -191,7 +191,7 @@ class Command:
         return Edits(kind(t, **how) for t in targets)
 
     def _pack(self):
-        from scope.features.store import FeatureStore
+        from scope.features.pack.store import FeatureStore
 
         beside = self.sae.parent / "pack"
         if self.pack is None and not (beside / "manifest.json").exists():
@@ -205,7 +205,7 @@ class Command:
             PackError: the pack is about another dictionary.
         """
         from scope.errors import PackError
-        from scope.steering.gauge import Gauge
+        from scope.steering.apply.gauge import Gauge
 
         pack = self._pack()
         if pack is None:
@@ -215,7 +215,7 @@ class Command:
                 f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}; the dictionary {self.sae} has "
                 f"{sae.d_sae} at {sae.site}.\n  Give the dictionary's own pack with --pack."
             )
-        from scope.steering.interventions import When
+        from scope.steering.edits.interventions import When
 
         return Gauge.of_pack(pack, [*self.latent, *([When.of(self.when).latent] if self.when else [])])
 
@@ -231,7 +231,7 @@ class Command:
         """0 where the texts are the same, 1 where they differ."""
         from rich.text import Text
 
-        from scope.steering.dose import Sweep, saved
+        from scope.steering.compare.sweep_result import Sweep, saved
 
         before = saved(self.replay)
         again = before.replay(model, sae)
@@ -257,7 +257,7 @@ def print_run(run, console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from scope.steering import show
+    from scope.steering.export import show
 
     for line in show.edit_lines(run):
         console.print(Text(line, style="bold"))
@@ -286,7 +286,7 @@ def _text(arm, sample):
     """A cell: what stands before the parting from plain dim, the rest as it is."""
     from rich.text import Text
 
-    from scope.steering import show
+    from scope.steering.export import show
 
     at = sample.diverges_at
     if arm.name == "plain" or at is None:

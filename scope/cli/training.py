@@ -130,16 +130,16 @@ class _Source:
     @classmethod
     def of(cls, command, device: torch.device) -> "_Source":
         if command.recording is not None:
-            from activations.hdf5 import ITEM_BYTES
-            from activations.store import ActivationStore
+            from scope.activations.format.hdf5 import ITEM_BYTES
+            from scope.activations.read.store import ActivationStore
 
             store = ActivationStore.open(command.recording)
             sites = match_recorded(command.site, list(store.sites), str(command.recording))
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=str(command.recording))
-        from activations.corpus import open_corpus
-        from activations.harvest import match_sites
-        from activations.live import LiveConfig
+        from scope.activations.corpus.sources import open_corpus
+        from scope.activations.harvest.harvest import match_sites
+        from scope.activations.read.live import LiveConfig
         from scope.models.load import load_model
 
         corpus = open_corpus(command.corpus, command.text_field)
@@ -152,7 +152,7 @@ class _Source:
 
     def batches(self, sites: list[str], how, memory: int):
         if self.store is None:
-            from activations.live import LiveBatches
+            from scope.activations.read.live import LiveBatches
 
             args = self.model, self.model.tokenizer, self.corpus, sites, how.batch_size
             return LiveBatches(*args, self.live, how.order, memory)
@@ -171,7 +171,7 @@ class _Source:
     def read(self):
         """Hashes of the text that is read, or None where nobody knows it once it was read: from a running model, or a
         recording without token ids."""
-        from activations.errors import RecordingError
+        from scope.activations.errors import RecordingError
 
         try:
             return None if self.store is None else smallest(self.store.tokens, self.store.documents)

@@ -11,17 +11,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from scope.errors import ConfigError, DictionaryError
-from scope.evaluation.kept import dictionary_hash
-from scope.evaluation.latents import geometry, shared
+from scope.evaluation.baselines import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
+from scope.evaluation.breakdown import OUTLIER_TIMES, Own, variants_of
+from scope.evaluation.caveats import notes_of
+from scope.evaluation.certificate.certificate import dictionary_hash
+from scope.evaluation.contexts import Text
+from scope.evaluation.latent_statistics import geometry, shared
 from scope.evaluation.metrics import kl, l0, loss_recovered
-from scope.evaluation.notes import notes_of
-from scope.evaluation.nulls import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
-from scope.evaluation.own import OUTLIER_TIMES, Own, variants_of
 from scope.evaluation.random_model import randomised
-from scope.evaluation.scores import EvaluateConfig, Evaluation
+from scope.evaluation.result import EvaluateConfig, Evaluation
 from scope.evaluation.splice import check_fits, kept_mask, specials
 from scope.evaluation.tally import Resampled, Tally, by_unit
-from scope.evaluation.text import Text
 from scope.sae.base import SAE
 from scope.shapes import Mask, Tokens
 from scope.versions import version_of

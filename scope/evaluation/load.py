@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from scope.evaluation.certificate import certify as certificate_for
+from scope.evaluation.certificate.certify import certify as certificate_for
 from scope.sae.base import SAE
 from scope.sae.files import load_sae as load
 from scope.shapes import Tokens

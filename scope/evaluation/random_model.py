@@ -9,8 +9,8 @@ import copy
 import torch
 from torch import nn
 
-from scope.chance import generator
 from scope.errors import ConfigError
+from scope.null_seeds import generator
 
 
 @torch.no_grad()

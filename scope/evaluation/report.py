@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from scope.evaluation.scores import Evaluation
+from scope.evaluation.result import Evaluation
 
 ARMS = {"sae": "SAE", "random": "random", "pca": "PCA", "random_model": "rnd-model", "mean": "mean", "zero": "zero"}
 

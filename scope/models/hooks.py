@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, UnknownSite
-from scope.models.activation_cache import ActivationCache
-from scope.models.decompose import Slice, cut
 from scope.models.hook_names import nearest as nearest
 from scope.models.hook_point import HookFn, HookPoint, Installed, RunState
+from scope.models.transformer_lens.activation_cache import ActivationCache
+from scope.models.transformer_lens.decomposition import Slice, cut
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 

@@ -11,7 +11,7 @@ from scope.models.checkpoints import find_checkpoint, read_config, weight_files,
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import load_weights
-from scope.models.tokenizer import Tokenizer
+from scope.models.text.tokenizer import Tokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -25,7 +25,7 @@ def load_model(
     streamed: bool = False,
 ):
     """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
-    whatever TransformerLens loads under that name, with the same face (scope/models/lens.py).
+    whatever TransformerLens loads under that name, with the same face (scope/models/transformer_lens/bridge.py).
 
     Weights are read and converted tensor by tensor, each into its place: at no time are there two copies. Norms, softmax
     and rotary angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read
@@ -40,7 +40,7 @@ def load_model(
     if str(model).startswith("lens:"):
         if streamed:
             raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint of Gemma 2 can be streamed.")
-        from scope.models.lens import load
+        from scope.models.transformer_lens.bridge import load
 
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
     folder = find_checkpoint(str(model), revision)

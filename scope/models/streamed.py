@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import FLOW, Gemma
-from scope.models.gemma.names import Embedding, Unembed
 from scope.models.gemma.weights import hf_names, not_finite
 from scope.models.parts.cache import ModelCache
 from scope.models.stored import Reader, StoredTensor, stored_tensors
+from scope.models.transformer_lens.weight_names import Embedding, Unembed
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
 TOKENS_AT_ONCE = 4096

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tokenizers
 
-from activations.errors import CorpusError
+from scope.activations.errors import CorpusError
 from scope.pretrain.corpus import read_domains, split_documents, write_tokens
 from scope.pretrain.tokenizer import save_tokenizer, train_tokenizer
 

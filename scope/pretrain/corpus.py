@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from activations.errors import CorpusError
-from activations.installed import DOCUMENTED, docstrings, sources, without_name
+from scope.activations.corpus.installed import DOCUMENTED, docstrings, sources, without_name
+from scope.activations.errors import CorpusError
 
 HELD_OUT = 0.02
 """Share of documents that training never sees, chosen by a hash of the text, so that every rebuild holds out the same ones."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from activations.errors import CorpusError
+from scope.activations.errors import CorpusError
 from scope.models.gemma.model import Gemma
 
 Progress = Callable[[int, int, dict], None] | None

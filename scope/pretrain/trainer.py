@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from activations.files import write_whole
+from scope.activations.format.files import write_whole
 from scope.errors import ConfigError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from scope.activations.corpus.contexts import NO_DOCUMENT, Cursor, Packer, kept_positions
+from scope.activations.corpus.sources import Document
+from scope.activations.errors import RecordingError
 
-from activations.contexts import NO_DOCUMENT, Cursor, Packer, kept_positions
-from activations.corpus import Document
-from activations.errors import RecordingError
 from tests.activations.toy import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()

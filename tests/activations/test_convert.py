@@ -4,11 +4,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import RecordingError, UnknownSiteError
+from scope.activations.read.from_other_libraries import import_activations
+from scope.activations.read.store import ActivationStore
+from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
 
-from activations.errors import RecordingError, UnknownSiteError
-from activations.export import to_sae_lens, to_safetensors
-from activations.importing import import_activations
-from activations.store import ActivationStore
 from tests.activations.test_outliers import Spiked
 from tests.activations.toy import record
 

@@ -3,10 +3,9 @@ import json
 import lzma
 
 import pytest
-
-from activations.corpus import Document, in_turn, mixed, open_corpus
-from activations.errors import CorpusError
-from activations.installed import without_name
+from scope.activations.corpus.installed import without_name
+from scope.activations.corpus.sources import Document, in_turn, mixed, open_corpus
+from scope.activations.errors import CorpusError
 
 
 def texts(spec, **kwargs) -> list[str]:

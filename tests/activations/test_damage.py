@@ -7,11 +7,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import RecordingError
+from scope.activations.format.repair import examine
+from scope.activations.read import store as store_module
+from scope.activations.read.store import ActivationStore
 
-from activations import store as store_module
-from activations.errors import RecordingError
-from activations.repair import examine
-from activations.store import ActivationStore
 from tests.activations.toy import contents, record
 
 FILES = ("manifest.json", "journal.jsonl", "shard-00000.h5", "shard-00005-28.h5", "recording.lock")
@@ -82,8 +82,8 @@ def test_every_single_byte_of_manifest_and_journal_is_under_a_checksum(folder):
 
 
 def complaints_of_reading(folder) -> list[str]:
-    from activations.manifest import read_recording
-    from activations.repair import _notes
+    from scope.activations.format.manifest import read_recording
+    from scope.activations.format.repair import _notes
 
     try:
         return _notes(folder, read_recording(folder))
@@ -166,7 +166,7 @@ def test_a_disk_that_fills_while_rows_are_written_behind_is_a_refusal(tmp_path, 
 
 @pytest.mark.parametrize("name", ["journal.jsonl", "open-00001.json.tmp", "manifest.json.tmp"])
 def test_a_disk_that_fills_under_a_small_file_is_a_refusal_too(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("activations.run._WATERMARK_SECONDS", 0.0)
+    monkeypatch.setattr("scope.activations.harvest.run._WATERMARK_SECONDS", 0.0)
     sync, calls = os.fsync, 0
 
     def full(fd):

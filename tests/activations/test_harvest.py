@@ -6,11 +6,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import ActivationsError, CorpusError, RecordingError, UnknownSiteError
+from scope.activations.format.files import only_writer
+from scope.activations.harvest.harvest import HarvestConfig, match_sites
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import ActivationsError, CorpusError, RecordingError, UnknownSiteError
-from activations.files import only_writer
-from activations.harvest import HarvestConfig, match_sites
-from activations.store import ActivationStore
 from tests.activations.toy import WIDTHS, Arithmetic, contents, numbers, record
 
 

@@ -1,5 +1,6 @@
-from activations.corpus import Corpus, Document
-from activations.heldout import following
+from scope.activations.corpus.sources import Corpus, Document
+from scope.activations.read.heldout import following
+
 from tests.activations.toy import ByteTokenizer, record
 
 

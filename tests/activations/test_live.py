@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
-
-from activations.corpus import open_corpus
-from activations.errors import ActivationsError, RecordingError
-from activations.harvest import HarvestConfig, harvest
-from activations.live import LiveBatches, LiveConfig
+from scope.activations.corpus.sources import open_corpus
+from scope.activations.errors import ActivationsError, RecordingError
+from scope.activations.harvest.harvest import HarvestConfig, harvest
+from scope.activations.read.live import LiveBatches, LiveConfig
 
 SITES = ("blocks.1.hook_resid_post", "blocks.2.attn.hook_z")
 SMALL = LiveConfig(context=16, batch_contexts=4, outlier_times=0.0)

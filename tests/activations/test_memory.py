@@ -9,9 +9,9 @@ PROGRAM = f"""
 import resource, sys
 from pathlib import Path
 import torch
-from activations.harvest import HarvestConfig, harvest
-from activations.repair import examine
-from activations.store import ActivationStore
+from scope.activations.harvest.harvest import HarvestConfig, harvest
+from scope.activations.format.repair import examine
+from scope.activations.read.store import ActivationStore
 from tests.activations.toy import ByteTokenizer, numbers
 
 class Wide:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import ActivationsError, RecordingError
+from scope.activations.harvest.harvest import HarvestConfig
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import ActivationsError, RecordingError
-from activations.harvest import HarvestConfig
-from activations.store import ActivationStore
 from tests.activations.toy import Arithmetic, contents, record
 
 SPIKE = 4 + ord("7")  # the token at which site a is a hundred times as large
@@ -106,7 +106,7 @@ def test_another_rule_is_refused_and_no_rule_flags_nothing(tmp_path):
 
 
 def test_a_recording_from_before_there_was_a_rule_is_extended_without_one(tmp_path):
-    from activations.files import read_json, write_json
+    from scope.activations.format.files import read_json, write_json
 
     record(tmp_path / "r", model=Spiked(), tokens=2048)
     path = tmp_path / "r" / "manifest.json"

@@ -9,11 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from scope.activations.errors import RecordingError
+from scope.activations.format.files import only_writer
+from scope.activations.harvest.ranks import Ranks
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import RecordingError
-from activations.files import only_writer
-from activations.ranks import Ranks
-from activations.store import ActivationStore
 from tests.activations.processes import start_ranks
 from tests.activations.toy import Arithmetic, contents, record
 
@@ -107,7 +107,7 @@ def test_shards_finished_out_of_turn_are_not_shown_to_a_reader_and_not_made_twic
 
 
 def test_rank_0_does_not_wait_for_ever_for_a_rank_that_has_left(tmp_path, monkeypatch):
-    from activations import ranks
+    from scope.activations.harvest import ranks
 
     monkeypatch.setattr(ranks, "_START", 1.0)
     ranked(monkeypatch, 0, 2)
@@ -116,7 +116,7 @@ def test_rank_0_does_not_wait_for_ever_for_a_rank_that_has_left(tmp_path, monkey
 
 
 def test_a_rank_refuses_a_recording_that_rank_0_began_from_something_else(tmp_path, monkeypatch):
-    from activations import ranks
+    from scope.activations.harvest import ranks
 
     record(tmp_path / "r", tokens=2000)
     monkeypatch.setattr(ranks, "_PATIENCE", 0.2)

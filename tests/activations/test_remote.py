@@ -7,13 +7,13 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from scope.activations.errors import RecordingError
+from scope.activations.format import remote
+from scope.activations.format.remote import address, folder_for
+from scope.activations.format.repair import examine, repair
+from scope.activations.harvest.harvest import plan
+from scope.activations.read.store import ActivationStore
 
-from activations import remote
-from activations.errors import RecordingError
-from activations.harvest import plan
-from activations.remote import address, folder_for
-from activations.repair import examine, repair
-from activations.store import ActivationStore
 from tests.activations.processes import start_ranks
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 

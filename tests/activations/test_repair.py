@@ -4,11 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import HolesWarning, RecordingError
+from scope.activations.format.repair import examine, repair
+from scope.activations.harvest.harvest import plan
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import HolesWarning, RecordingError
-from activations.harvest import plan
-from activations.repair import examine, repair
-from activations.store import ActivationStore
 from scope.cli.reading import provenance
 from tests.activations.test_store import flip
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
@@ -127,7 +127,7 @@ def test_the_same_harvest_makes_quarantined_shards_again_byte_for_byte(folder, s
     assert len(list((folder / "quarantine").glob("shard-*"))) == len(shards)
 
 
-@pytest.mark.filterwarnings("ignore::activations.errors.HolesWarning")
+@pytest.mark.filterwarnings("ignore::scope.activations.errors.HolesWarning")
 def test_a_plan_counts_what_is_in_quarantine_as_missing(folder):
     asked = Arithmetic(), ByteTokenizer(), numbers(), config(sites=("a", "b.x")), folder, {"model": "toy"}
     assert plan(*asked).recorded == plan(*asked).tokens == 188 * 64
@@ -138,7 +138,7 @@ def test_a_plan_counts_what_is_in_quarantine_as_missing(folder):
     assert again.survey is not None
 
 
-@pytest.mark.filterwarnings("ignore::activations.errors.HolesWarning")
+@pytest.mark.filterwarnings("ignore::scope.activations.errors.HolesWarning")
 def test_a_shard_is_not_made_again_from_another_text(folder, monkeypatch):
     damage(folder, 2)
     repair(folder)
@@ -151,13 +151,13 @@ def test_a_shard_is_not_made_again_from_another_text(folder, monkeypatch):
             yield document if i < last else replace(document, text=document.text.upper())
 
     changed = replace(given, source=shouted)
-    monkeypatch.setattr("activations.corpus.mixed", lambda documents, seed: documents)
+    monkeypatch.setattr("scope.activations.corpus.sources.mixed", lambda documents, seed: documents)
     with pytest.raises(RecordingError, match="no longer gives the text"):
         record(folder, corpus=changed, sites=("a", "b.x"))
 
 
 def test_a_recording_is_not_repaired_while_it_is_written(folder):
-    from activations.files import only_writer
+    from scope.activations.format.files import only_writer
 
     with only_writer(folder), pytest.raises(RecordingError, match="is being written"):
         repair(folder)

@@ -4,10 +4,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import RecordingError
+from scope.activations.read.shuffle_order import permutation
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import RecordingError
-from activations.order import permutation
-from activations.store import ActivationStore
 from tests.activations.toy import record
 
 
@@ -108,7 +108,7 @@ def test_a_shard_that_another_thread_puts_out_of_the_open_ones_is_still_announce
             anew.reader(shard)
         advise(fd, *rest)
 
-    monkeypatch.setattr("activations.store._OPEN_SHARDS", 1)
+    monkeypatch.setattr("scope.activations.read.store._OPEN_SHARDS", 1)
     monkeypatch.setattr(os, "posix_fadvise", meanwhile)
     assert len(rows_of(anew.shuffled("a", 1000, epochs=1, memory_bytes=SMALL))) == store.n_rows
 

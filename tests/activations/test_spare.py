@@ -1,7 +1,7 @@
 import pytest
 import torch
+from scope.activations.read.buffer_pool import Spare
 
-from activations.spare import Spare
 from tests.activations.toy import record
 
 

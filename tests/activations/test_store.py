@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 import torch
+from scope.activations.errors import RecordingError, UnknownSiteError
+from scope.activations.read.store import ActivationStore
 
-from activations.errors import RecordingError, UnknownSiteError
-from activations.store import ActivationStore
 from tests.activations.toy import record
 
 

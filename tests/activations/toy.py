@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
-
-from activations.corpus import Corpus, Document
-from activations.harvest import HarvestConfig, harvest
-from activations.remote import STAGING
+from scope.activations.corpus.sources import Corpus, Document
+from scope.activations.format.remote import STAGING
+from scope.activations.harvest.harvest import HarvestConfig, harvest
 
 WIDTHS = {"a": 32, "b.x": 16, "b.y": 7}
 

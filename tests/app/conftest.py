@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from tests.conftest import random_gemma

@@ -4,9 +4,9 @@ import sys
 import time
 
 import pytest
+from scope.app import demo
 from streamlit.testing.v1 import AppTest
 
-from app import demo
 from tests.app.conftest import MAIN, said
 
 

@@ -1,10 +1,10 @@
 """The Health page: scores beside nulls, training curves, spreads, and several packs beside one another."""
 
 import numpy as np
+from scope.app.components import health
 
-from app.components import health
-from scope.features.counterparts import counterparts
-from scope.features.store import FeatureStore
+from scope.features.compare.counterparts import counterparts
+from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
 

@@ -7,11 +7,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from scope.app.components.listing import frame_csv
+from scope.app.components.plain import plain
+from scope.app.downloads import written
 
-from app.components.listing import frame_csv
-from app.components.plain import plain
-from app.downloads import written
-from scope.features.text import csv_cell, show, strip_html
+from scope.features.pack.text import csv_cell, show, strip_html
 from tests.app.conftest import MAIN
 from tests.hostile import HOSTILE, MARKS, make_hostile_pack
 

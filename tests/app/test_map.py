@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import plotly.graph_objects as go
+from scope.app.components import atlas
 
-from app.components import atlas
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said
 
 

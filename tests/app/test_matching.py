@@ -5,9 +5,9 @@ import shutil
 import pytest
 import torch
 
-from scope.features.collect import CollectConfig, collect
-from scope.features.matched import matched_directions
-from scope.features.store import FeatureStore
+from scope.features.collect.collect import CollectConfig, collect
+from scope.features.compare.matched_directions import matched_directions
+from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
 from scope.sae.files import load_sae, save_sae
 from tests.app.conftest import said

@@ -4,8 +4,8 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from scope.app import models
 
-from app import models
 from scope.errors import DictionaryError
 
 HUB = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from scope.app.components import health_more, reach
 
-from app.components import health_more, reach
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 

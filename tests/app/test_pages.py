@@ -5,12 +5,12 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from scope.app.components import figures, health, panels
+from scope.app.components.palette import LOWERED, RAISED
 from streamlit.testing.v1 import AppTest
 
-from app.components import figures, health, panels
-from app.components.palette import LOWERED, RAISED
-from scope.features.store import FeatureStore
-from scope.features.text import show
+from scope.features.pack.store import FeatureStore
+from scope.features.pack.text import show
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
@@ -133,7 +133,7 @@ def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
 def test_one_run_shows_the_next_latent(open_app, monkeypatch):
     """To go to a page ends a run and begins another; a walk that did so would take twice as long."""
     at = open_app("feature", f=9)
-    monkeypatch.setattr("app.session.go", lambda *page, **more: pytest.fail("a second run"))
+    monkeypatch.setattr("scope.app.session.go", lambda *page, **more: pytest.fail("a second run"))
     assert pressed(at, "Next").title[0].value.startswith("\\#10 ")
     assert pressed(at, "Random").query_params["pack"] == "toy"
 

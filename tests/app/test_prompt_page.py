@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scope.features.aligned import compared_by_token
-from scope.features.prompt import compared, ranked
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.aligned import compared_by_token
+from scope.features.reading.ranking import compared, ranked
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from tests.app.conftest import said

@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from scope.app.components import notes, tested
+from scope.app.components.listing import LIST
 
-from app.components import notes, tested
-from app.components.listing import LIST
-from scope.features.guess import draw_windows
-from scope.features.store import FeatureStore
+from scope.features.labels.guess import draw_windows
+from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said
 from tests.app.test_pages import pressed
 
@@ -58,7 +58,7 @@ def test_a_pack_that_cannot_be_written_says_so_and_is_browsed_on(open_app, mine,
 
         raise PackError("notes.sqlite cannot be written: attempt to write a readonly database.")
 
-    monkeypatch.setattr("scope.features.notes.Notes.set_star", locked)
+    monkeypatch.setattr("scope.features.pack.notes.Notes.set_star", locked)
     at = pressed(open_app("feature", packs=[mine], f=9), "Star")
     assert not at.exception
     assert "cannot be written" in said(at)

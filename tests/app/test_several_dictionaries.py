@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scope.features.collect import CollectConfig, collect
-from scope.features.store import FeatureStore
-from scope.features.together import overview, ranked_together
+from scope.features.collect.collect import CollectConfig, collect
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.several_saes import overview, ranked_together
 from scope.models.load import load_model
 from scope.sae.files import load_sae, save_sae
 from tests.app.conftest import said

@@ -7,15 +7,15 @@ from threading import Timer
 from types import SimpleNamespace
 
 import pytest
+from scope.app import models, steering
+from scope.app.components import steering_arms, steering_text, steering_units
+from scope.app.jobs import Job
+from scope.app.turns import Turns
 
-from app import models, steering
-from app.components import steering_arms, steering_text, steering_units
-from app.jobs import Job
-from app.turns import Turns
-from scope.models.sampling import SamplingConfig
-from scope.steering.interventions import Add, Clamp, Direction, Edits
-from scope.steering.run import SteeringRun
-from scope.steering.runs import Runs
+from scope.models.text.sampling import SamplingConfig
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.runs import Runs
+from scope.steering.edits.interventions import Add, Clamp, Direction, Edits
 from tests.app.conftest import said
 
 HOSTILE = "<img src=x onerror=alert(1)> [a](http://b)"
@@ -271,7 +271,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused_and_the_next_one_works(pag
 
 
 def test_an_edit_that_is_far_too_strong_is_refused(page, monkeypatch):
-    monkeypatch.setattr("scope.steering.resolve.STRONGEST", 0.1)
+    monkeypatch.setattr("scope.steering.apply.resolve.STRONGEST", 0.1)
     assert "typical norm: such numbers are not finite" in said(written(page(f=3)))
 
 

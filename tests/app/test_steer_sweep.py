@@ -6,21 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
+from scope.app import steering
+from scope.app.components.steering_picker import read_vector
+from scope.app.components.steering_sweep import Grid
+from scope.app.components.steering_units import gauge, parse_strengths
+from scope.app.jobs import Job
+from scope.app.turns import Turns
 
-from app import steering
-from app.components.steering_picker import read_vector
-from app.components.steering_sweep import Grid
-from app.components.steering_units import gauge, parse_strengths
-from app.jobs import Job
-from app.turns import Turns
+from scope.circuits.attribution import attribute
+from scope.circuits.effects import effects
 from scope.errors import EditError
-from scope.models.sampling import SamplingConfig
-from scope.steering.attribution import attribute
-from scope.steering.dose import Sweep
-from scope.steering.effects import effects
-from scope.steering.interventions import Ablate, Add, Direction, Edits
-from scope.steering.runs import Runs
-from scope.steering.sweep import sweep
+from scope.models.text.sampling import SamplingConfig
+from scope.steering.compare.runs import Runs
+from scope.steering.compare.sweep import sweep
+from scope.steering.compare.sweep_result import Sweep
+from scope.steering.edits.interventions import Ablate, Add, Direction, Edits
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
 
@@ -119,7 +119,7 @@ def swept(store, lab, job_kind=Job, strengths=(0.25, 0.5, 0.75)):
 
 
 def test_a_sweep_that_gives_way_between_strengths_is_the_librarys(store, lab, folder):
-    from scope.steering.sweep import sweep
+    from scope.steering.compare.sweep import sweep
 
     model, sae = lab
     mine = Runs.of_pack(folder / "pack").load(swept(store, lab).result)
@@ -216,7 +216,7 @@ def test_a_vector_from_a_file_becomes_a_direction_and_a_pickle_does_not(tmp_path
 
 
 def test_a_later_dictionary_of_the_same_model_can_be_asked(folder, store, tmp_path, monkeypatch):
-    from app import steering_facts
+    from scope.app import steering_facts
 
     other = shutil.copytree(folder / "pack", tmp_path / "later" / "pack")
     manifest = json.loads((other / "manifest.json").read_text())

@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from scope.app.components import token_facts
 
-from app.components import token_facts
-from scope.features.live import read_context
-from scope.features.prompt import ranked
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.ranking import ranked
+from scope.features.reading.read_text import read_context
 from tests.app.conftest import said
 
 

@@ -97,9 +97,8 @@ def peak() -> int:
 
 def contexts(model, n_tokens: int, context: int):
     import torch
-
-    from activations.contexts import Packer
-    from activations.corpus import open_corpus
+    from scope.activations.corpus.contexts import Packer
+    from scope.activations.corpus.sources import open_corpus
 
     packed = Packer(open_corpus("bundled").documents(0), model.tokenizer, context).take(-(-n_tokens // context))
     return torch.from_numpy(packed.tokens).long()
@@ -124,7 +123,7 @@ def made_up(model, site: str, tokens, d_sae: int, l0: int = 64):
 
 
 def _source(model, sae, tokens):
-    from scope.features.source import from_tokens
+    from scope.features.collect.source import from_tokens
 
     return from_tokens(model, sae.site, tokens)
 
@@ -151,9 +150,9 @@ def arm_encode(model, sae, tokens, args) -> tuple[Callable, str, float]:
 
 
 def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
-    from scope.features import passes
-    from scope.features.config import Sizes
-    from scope.features.workshop import workshop
+    from scope.features.collect import passes
+    from scope.features.collect.build_folder import workshop
+    from scope.features.collect.config import Sizes
 
     source, l0 = _source(model, sae, tokens), []
 
@@ -169,8 +168,8 @@ def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
 
 
 def arm_pack(model, sae, tokens, args) -> tuple[Callable, str, float]:
-    from scope.features.collect import collect
-    from scope.features.config import CollectConfig
+    from scope.features.collect.collect import collect
+    from scope.features.collect.config import CollectConfig
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -189,7 +188,7 @@ def arm_dashboard(model, sae, tokens, args) -> tuple[Callable, str, float]:
     from sae_dashboard.sae_vis_runner import SaeVisRunner
     from sae_lens import SAE
 
-    from scope.models import lens
+    from scope.models.transformer_lens import bridge as lens
 
     twin = lens.hooked_transformer(model)
     theirs = SAE.load_from_disk(str(args.lab / "dictionary"))

@@ -12,7 +12,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from activations import run
+from scope.activations.harvest import run
+
 from tests.activations.processes import server
 from tests.activations.toy import contents, record
 

@@ -6,9 +6,8 @@ Reads nothing: the order of the rows is computed for a recording of 4 million ro
 from types import SimpleNamespace
 
 import numpy as np
-
-from activations.order import Order
-from activations.shuffle import MEMORY_BYTES
+from scope.activations.read.shuffle import MEMORY_BYTES
+from scope.activations.read.shuffle_order import Order
 
 ROWS, DOCUMENT, BATCH, SHARD, ICC = 1 << 22, 1024, 4096, 65_536, 0.2
 

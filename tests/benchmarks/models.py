@@ -22,8 +22,8 @@ import torch
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import hf_names
-from scope.models.lens import hooked_transformer
 from scope.models.load import load_model
+from scope.models.transformer_lens.bridge import hooked_transformer
 
 TWO_B = GemmaConfig(
     d_model=2304, n_layers=2, n_heads=8, n_kv_heads=4, d_head=256, d_mlp=9216, d_vocab=8192, n_ctx=2048, window=256

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scope.features.index import Index, order_of
-from scope.features.layout import N_BINS, PackArrays, write_pack
-from scope.features.store import FeatureStore
-from scope.features.table import COLUMNS
+from scope.features.collect.table import COLUMNS
+from scope.features.pack.index import Index, order_of
+from scope.features.pack.layout import N_BINS, PackArrays, write_pack
+from scope.features.pack.store import FeatureStore
 
 N_TOP, N_BANDED, N_RANDOM, HALF = 12, 15, 8, 16
 
@@ -60,7 +60,8 @@ def timed(name: str, call: Callable[[int], object], n: int) -> None:
 
 
 def answers(pack: Path, n: int) -> None:
-    from app.components import health, listing
+    from scope.app.components import health, listing
+
     from scope.features.exports import tables
 
     started = time.perf_counter()
@@ -89,7 +90,7 @@ def whole(store: FeatureStore, latent: int) -> None:
 
 def rows(n: int, repeat: int) -> None:
     """Filters and sorts over a table of `n` rows."""
-    from app.components import listing
+    from scope.app.components import listing
 
     table = made_up_table(n, np.random.default_rng(0), [f" w{i}" for i in range(4096)])
     index, everything = Index(table), np.arange(n)

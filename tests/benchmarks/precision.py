@@ -107,8 +107,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args()
 
-    from activations.contexts import Packer
-    from activations.corpus import open_corpus
+    from scope.activations.corpus.contexts import Packer
+    from scope.activations.corpus.sources import open_corpus
+
     from scope.models.load import load_model
 
     model, corpus = load_model("bundled"), open_corpus("bundled")

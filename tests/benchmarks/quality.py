@@ -43,7 +43,7 @@ class Data:
     def __init__(self, name: str, recording: Path | None, steps: int):
         self.world, self.sizes = None, None
         if name in RECORDED:
-            from activations.store import ActivationStore
+            from scope.activations.read.store import ActivationStore
 
             store = ActivationStore.open(recording)
             site = next(iter(store.sites))

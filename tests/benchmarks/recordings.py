@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from scope.activations.harvest.harvest import HarvestConfig, harvest, match_sites, plan
+from scope.activations.read.store import ActivationStore
 
-from activations.harvest import HarvestConfig, harvest, match_sites, plan
-from activations.store import ActivationStore
 from scope.cli.memory import keep_freed_memory
 from tests.activations.toy import ByteTokenizer, numbers
 from tests.benchmarks import others
@@ -165,8 +165,9 @@ def harvesting(place: Path, tokens: int, rounds: int) -> dict:
 
     The first look at 4,096 tokens, which every harvest takes once whatever its length, is told apart.
     """
-    from activations.contexts import Packer
-    from activations.corpus import open_corpus
+    from scope.activations.corpus.contexts import Packer
+    from scope.activations.corpus.sources import open_corpus
+
     from scope.models.load import load_model
 
     model, corpus, out = load_model("bundled"), open_corpus("bundled"), place / "bundled"

@@ -18,8 +18,8 @@ import numpy as np
 
 from scope.lab import Lab
 from scope.lab import open as open_lab
-from scope.models.generate import SamplingConfig, generate
-from scope.steering.statistics import interval
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.compare.statistics import interval
 
 PROMPTS = ["In the morning", "The first thing that", "We have found that", "It is well known", "After a while the"]
 MEASURES = ("concept", "share", "mass", "log_prob", "repetition", "off_target", "kl", "relevance", "fluency", "score")

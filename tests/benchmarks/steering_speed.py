@@ -19,8 +19,8 @@ import torch
 
 from scope.lab import Lab
 from scope.lab import open as open_lab
-from scope.models.generate import SamplingConfig, generate
-from scope.steering.interventions import Add, Clamp
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.edits.interventions import Add, Clamp
 
 PROMPT = "In the morning"
 
@@ -93,7 +93,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     from sae_lens import SAE
 
-    from scope.models.lens import hooked_transformer
+    from scope.models.transformer_lens.bridge import hooked_transformer
 
     lab = open_lab(args.lab)
     lens, sae = hooked_transformer(lab.model), SAE.load_from_disk(Path(args.lab) / "dictionary")

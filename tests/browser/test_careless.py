@@ -113,7 +113,7 @@ def test_a_pack_taken_away_is_told_and_one_put_back_is_read_again(own_pack, chro
 
 @pytest.mark.parametrize("width", [1280, 768])
 def test_a_label_without_an_end_leaves_every_page_in_its_window(visit, packs, width):
-    from scope.features.store import FeatureStore
+    from scope.features.pack.store import FeatureStore
 
     store = FeatureStore.open(packs[1])
     store.notes.set_label(11, LONG, "you", None)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from scope.app.downloads import written
 
-from app.downloads import written
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.hostile import HOSTILE
 
 SLUG = "img-src-x-onerror-alert-1-hostile"

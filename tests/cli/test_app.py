@@ -3,8 +3,8 @@
 import socket
 
 import pytest
+from scope.app.launch import options
 
-from app.launch import options
 from scope.cli.app import Command, refuse_taken
 from scope.cli.main import run
 from scope.errors import ConfigError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scope.cli.main import run
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from scope.sae.files import load_sae
 from scope.training.trainer import CHECKPOINT
 from tests.conftest import random_gemma
@@ -159,7 +159,8 @@ def test_a_report_of_an_older_form_is_made_anew_and_nothing_else_is(given, whole
 
 
 def test_a_corpus_that_ends_early_is_said(tmp_path, tiny_model, capsys):
-    from activations.corpus import open_corpus
+    from scope.activations.corpus.sources import open_corpus
+
     from scope.cli.demo import Command
 
     (tmp_path / "text.txt").write_text("the dog runs to the river and my sister sees it. " * 40)

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from scope.activations.read.store import ActivationStore
 
-from activations.store import ActivationStore
 from scope.cli.main import run
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from scope.sae.files import save_sae
 from tests.conftest import random_gemma
 from tests.features.test_collect import toy_sae
@@ -43,8 +43,9 @@ def test_a_corpus_becomes_a_pack(dictionary, capsys):
 
 
 def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
-    from activations.contexts import Packer
-    from activations.corpus import open_corpus
+    from scope.activations.corpus.contexts import Packer
+    from scope.activations.corpus.sources import open_corpus
+
     from scope.models.load import load_model
 
     text = dictionary.parent / "many.jsonl"
@@ -57,8 +58,8 @@ def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
 
 
 def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer, tiny_config):
-    from activations.corpus import open_corpus
-    from activations.harvest import HarvestConfig, harvest
+    from scope.activations.corpus.sources import open_corpus
+    from scope.activations.harvest.harvest import HarvestConfig, harvest
 
     model = random_gemma(tiny_config, toy_tokenizer)
     folder = dictionary.parent / "recording"
@@ -78,13 +79,13 @@ def test_under_torchrun_each_process_does_its_share_and_the_first_writes(diction
     import threading
 
     from scope.cli.features import Command
-    from scope.features import share
+    from scope.features.collect import share
 
     monkeypatch.setattr(share, "_POLL", 0.01)
     corpus = {"corpus": str(dictionary.parent / "text.txt"), "context": 32, "certificate": False}
     given = {"dictionary": str(dictionary), "out": dictionary.parent / "pack", **corpus}
-    monkeypatch.setattr("activations.ranks.Ranks.of_environment", lambda: next(ranks))
-    from activations.ranks import Ranks
+    monkeypatch.setattr("scope.activations.harvest.ranks.Ranks.of_environment", lambda: next(ranks))
+    from scope.activations.harvest.ranks import Ranks
 
     ranks = iter([Ranks(1, 2), Ranks(0, 2)])
     other = threading.Thread(target=Command(**given).run)

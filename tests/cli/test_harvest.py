@@ -3,11 +3,11 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from scope.activations.format.files import only_writer
+from scope.activations.harvest.harvest import Plan
+from scope.activations.harvest.outliers import Survey
+from scope.activations.read.store import ActivationStore
 
-from activations.files import only_writer
-from activations.harvest import Plan
-from activations.outliers import Survey
-from activations.store import ActivationStore
 from scope.cli.harvest import agreed, count, duration, middle_residual
 from scope.cli.main import run
 

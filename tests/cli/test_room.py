@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from scope.activations.read.store import ActivationStore
 
-from activations.store import ActivationStore
 from scope.cli.main import run
 from scope.cli.room import refuse_without_room
 from scope.errors import ConfigError

@@ -159,7 +159,8 @@ def test_the_preset_and_every_value_that_it_decided_are_written_down(folder):
 
 
 def test_p35_a_value_that_is_no_number_is_told_with_its_shard_and_row(folder, capsys):
-    from activations.store import ActivationStore
+    from scope.activations.read.store import ActivationStore
+
     from scope.cli.reading import Recorded
 
     store = ActivationStore.open(folder / "recording")

@@ -11,9 +11,9 @@ import torch
 
 from scope.cli.main import run as scope
 from scope.errors import DictionaryError
-from scope.evaluation import certificate
-from scope.evaluation.certificate import certify, examine, record, sample_text
-from scope.evaluation.kept import read
+from scope.evaluation.certificate.certificate import read
+from scope.evaluation.certificate.certify import certify, examine, record, sample_text
+from scope.evaluation.certificate.certify import certify as certificate
 from scope.evaluation.load import UncheckedWarning
 from scope.evaluation.load import load_sae as load_for
 from scope.models.load import load_model
@@ -162,7 +162,7 @@ def test_p11_p23_a_scale_that_was_not_folded_is_told_with_its_factor(model, made
 
 
 def certificate_scales(x):
-    from scope.evaluation.readings import scales
+    from scope.evaluation.certificate.readings import scales
 
     return scales(x)
 

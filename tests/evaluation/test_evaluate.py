@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.baselines import PCA, Moments, RandomDictionary
+from scope.evaluation.certificate.certificate import dictionary_hash
 from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
-from scope.evaluation.kept import dictionary_hash
 from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token
-from scope.evaluation.nulls import PCA, Moments, RandomDictionary
 from scope.evaluation.random_model import randomised
 from scope.evaluation.report import heading, lines, table
 from tests.evaluation.test_splice import SITE, perfect, tokens_of

@@ -5,8 +5,8 @@ import torch
 
 from scope.errors import ConfigError
 from scope.evaluation import metrics
-from scope.evaluation.latents import Firing
-from scope.evaluation.positions import Curve, ends_of, group_of
+from scope.evaluation.by_position import Curve, ends_of, group_of
+from scope.evaluation.latent_statistics import Firing
 from scope.evaluation.tally import Histogram, Resampled, Tally
 
 

@@ -1,6 +1,6 @@
 """Numbers in, a verdict out: no reading is named as the right one that explains little."""
 
-from scope.evaluation.verdict import judge
+from scope.evaluation.certificate.verdict import judge
 
 
 def said(left: float, **declared: float) -> str:

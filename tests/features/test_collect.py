@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from scope.features.codes import lowest_bin
-from scope.features.collect import CollectConfig, collect
-from scope.features.config import Sizes
-from scope.features.logits import neighbours
-from scope.features.store import FeatureStore
+from scope.features.collect.codes import lowest_bin
+from scope.features.collect.collect import CollectConfig, collect
+from scope.features.collect.config import Sizes
+from scope.features.collect.token_effects import neighbours
+from scope.features.pack.store import FeatureStore
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.conftest import random_gemma
 from tests.features.brute import Brute
@@ -248,7 +248,7 @@ def test_p44_promoted_tokens_pass_through_the_gain_of_the_final_norm(collected, 
 
 
 def test_p44_the_measured_effect_is_that_of_a_whole_steered_run(collected, tiny_model):
-    from scope.features.config import NEUTRAL
+    from scope.features.collect.config import NEUTRAL
 
     pack, _, sae = collected
     length, f = pack.manifest["output_score"]["length"], 7
@@ -324,7 +324,7 @@ def test_the_median_norm_is_that_of_the_counted_tokens(collected, tiny_model, to
 
 def test_the_lowest_bin_leaves_room_above_and_below():
     low = lowest_bin(3.0)
-    from scope.features.codes import edges
+    from scope.features.collect.codes import edges
 
     assert edges(low)[0] == 2.0**-14
     assert edges(low)[-1] == 2.0**6

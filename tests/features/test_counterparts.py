@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.counterparts import counterparts
-from scope.features.store import FeatureStore
+from scope.features.compare.counterparts import counterparts
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 

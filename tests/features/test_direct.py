@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scope.features.direct import direct_effects, next_tokens
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.direct_effects import direct_effects, next_tokens
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from tests.conftest import random_gemma

@@ -12,10 +12,10 @@ import pytest
 
 from scope.cli.main import run
 from scope.errors import PackError
-from scope.features.choice import chosen
 from scope.features.exports import FORMATS, tables
 from scope.features.exports.histograms import bars, quantiles
-from scope.features.store import FeatureStore
+from scope.features.pack.choice import chosen
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
 
@@ -179,8 +179,8 @@ def test_saedashboard_reads_it_and_draws_its_page(pack, tmp_path):
 
 
 def test_bars_of_equal_width_hold_all_firings_within_a_bin_of_their_place():
-    from scope.features.codes import bins, edges, lowest_bin
-    from scope.features.layout import N_BINS
+    from scope.features.collect.codes import bins, edges, lowest_bin
+    from scope.features.pack.layout import N_BINS
 
     values = np.random.default_rng(0).lognormal(0, 0.7, 4000).astype(np.float32)
     low = lowest_bin(float(values.max()))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.guess import draw_windows
-from scope.features.store import FeatureStore
+from scope.features.labels.guess import draw_windows
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import VOCAB, make_toy_pack
 
 

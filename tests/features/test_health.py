@@ -3,8 +3,8 @@
 import pytest
 
 from scope.errors import PackError
-from scope.evaluation.kept import Certificate, keep
-from scope.features.health import find_health
+from scope.evaluation.certificate.certificate import Certificate, keep
+from scope.features.pack.health import find_health
 
 
 def certificate(said: str) -> Certificate:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scope.features.index import FLAGS, Index, order_of
+from scope.features.pack.index import FLAGS, Index, order_of
 
 
 @pytest.mark.parametrize("seed", range(4))

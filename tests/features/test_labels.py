@@ -13,7 +13,7 @@ from scope.errors import ConfigError
 from scope.features.labels import detection, label_latents, open_latents, tidy
 from scope.features.labels.ask import Endpoint, Local
 from scope.features.labels.evidence import gather
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 

@@ -9,11 +9,11 @@ import torch
 
 from scope.cli.main import run
 from scope.errors import ConfigError, PackError
-from scope.features.later import add_map
-from scope.features.layout import read_manifest
-from scope.features.logits import neighbours
-from scope.features.map import kept, map_directions
-from scope.features.store import FeatureStore
+from scope.features.collect.add_map import add_map
+from scope.features.collect.map import kept, map_directions
+from scope.features.collect.token_effects import neighbours
+from scope.features.pack.layout import read_manifest
+from scope.features.pack.store import FeatureStore
 from scope.sae.files import load_sae
 from tests.conftest import random_gemma
 from tests.labs import make_lab
@@ -109,7 +109,7 @@ def test_a_map_from_another_dictionary_is_refused(lab, tmp_path):
 
 
 def test_a_map_of_another_size_is_told_with_the_way_out(lab, tmp_path):
-    from scope.features.layout import add_file, npy
+    from scope.features.pack.layout import add_file, npy
 
     pack = shutil.copytree(lab / "pack", tmp_path / "pack")
     add_file(pack, "map.npy", npy(np.zeros((3, 2), np.float32)), {})

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scope.errors import DictionaryError
-from scope.features.matched import matched_directions
+from scope.features.compare.matched_directions import matched_directions
 from tests.steering.conftest import random_sae
 
 

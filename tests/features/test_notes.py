@@ -6,8 +6,8 @@ import sqlite3
 import pytest
 
 from scope.errors import PackError
-from scope.features.notes import FILE, Notes, Said
-from scope.features.store import FeatureStore
+from scope.features.pack.notes import FILE, Notes, Said
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 

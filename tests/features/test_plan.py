@@ -1,7 +1,7 @@
 """What a pack takes is said before it is made, and grows with the latents, not with their square."""
 
-from scope.features.config import CollectConfig
-from scope.features.plan import plan
+from scope.features.collect.config import CollectConfig
+from scope.features.collect.plan import plan
 
 
 def peak(d_sae: int, **more) -> int:

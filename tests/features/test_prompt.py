@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.live import TokenView
-from scope.features.prompt import compared, matrix, ranked
-from scope.features.store import FeatureStore
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.ranking import compared, matrix, ranked
+from scope.features.reading.read_text import TokenView
 from tests.features.toy_pack import make_toy_pack
 
 

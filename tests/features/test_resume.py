@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError, PackError, TokensError
-from scope.features import passes
-from scope.features.collect import collect
-from scope.features.config import CollectConfig
-from scope.features.live import check_same
-from scope.features.store import FeatureStore
+from scope.features.collect.collect import collect, passes
+from scope.features.collect.config import CollectConfig
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.read_text import check_same
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
 

@@ -3,12 +3,12 @@
 import threading
 
 import pytest
+from scope.activations.harvest.ranks import Ranks
 
-from activations.ranks import Ranks
 from scope.errors import PackError
-from scope.features import passes, scoring, share
-from scope.features.collect import collect
-from scope.features.config import CollectConfig
+from scope.features.collect import passes, scoring, share
+from scope.features.collect.collect import collect
+from scope.features.collect.config import CollectConfig
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
 from tests.features.test_resume import same

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.layout import write_pack
-from scope.features.store import FeatureStore
+from scope.features.pack.layout import write_pack
+from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -127,7 +127,7 @@ def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
 def test_a_pack_without_what_came_later_is_still_read(folder):
     import shutil
 
-    from scope.features.layout import sha256
+    from scope.features.pack.layout import sha256
 
     with h5py.File(folder / "relations.h5", "a") as f:
         for name in (
@@ -162,7 +162,7 @@ def test_a_pack_is_opened_found_in_and_shown_without_torch_or_network(folder):
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from scope.features.store import FeatureStore\n"
+        "from scope.features.pack.store import FeatureStore\n"
         f"pack = FeatureStore.open({str(folder)!r})\n"
         "assert len(pack[1]._repr_html_()) > 1000 and len(pack.find('dog')) and pack[1].examples('bands')\n"
         "assert not {'torch', 'transformers', 'tokenizers', 'streamlit'} & set(sys.modules), sys.modules.keys()\n"
@@ -252,7 +252,7 @@ def test_a_new_pack_replaces_the_old_one_whole(folder, tmp_path):
 
 
 def test_a_failed_writing_leaves_the_old_pack(folder, monkeypatch):
-    import scope.features.layout as layout
+    import scope.features.pack.layout as layout
 
     def full(*_):
         raise OSError(28, "No space left on device")

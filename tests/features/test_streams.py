@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from scope.features.codes import Codes, priority
-from scope.features.streams import Entries, Shortlist, TokenCounts, order_by
+from scope.features.collect.codes import Codes, priority
+from scope.features.collect.streams import Entries, Shortlist, TokenCounts, order_by
 
 
 def entries(n: int, groups: int, seed: int, narrow: bool) -> Entries:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scope.features.codes import bins, lowest_bin
-from scope.features.layout import N_BINS
-from scope.features.table import label, output_label, percentile
+from scope.features.collect.codes import bins, lowest_bin
+from scope.features.collect.table import label, output_label, percentile
+from scope.features.pack.layout import N_BINS
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scope.features.text import characters, csv_cell, escape, show, strength, strip_html, strip_text
+from scope.features.pack.text import characters, csv_cell, escape, show, strength, strip_html, strip_text
 from tests.features.toy_pack import HOSTILE
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.live import TokenView
-from scope.features.prompt import matrix, ranked
-from scope.features.store import FeatureStore
-from scope.features.together import matrix_together, overview, ranked_together
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.ranking import matrix, ranked
+from scope.features.reading.read_text import TokenView
+from scope.features.reading.several_saes import matrix_together, overview, ranked_together
 from tests.features.toy_pack import make_toy_pack
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.store import FeatureStore
-from scope.features.unembedding import promotes_by_weights
+from scope.features.pack.store import FeatureStore
+from scope.features.reading.unembedding import promotes_by_weights
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from tests.conftest import random_gemma

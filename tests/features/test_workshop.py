@@ -4,7 +4,7 @@ import os
 import pytest
 
 from scope.errors import PackError
-from scope.features.workshop import workshop
+from scope.features.collect.build_folder import workshop
 
 
 def test_one_process_builds_a_pack_and_leaves_nothing_behind(tmp_path):

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scope.features.codes import lowest_bin
-from scope.features.config import Flags
-from scope.features.layout import N_BINS, PackArrays, write_pack
-from scope.features.table import COLUMNS, flags, label, percentile
+from scope.features.collect.codes import lowest_bin
+from scope.features.collect.config import Flags
+from scope.features.collect.table import COLUMNS, flags, label, percentile
+from scope.features.pack.layout import N_BINS, PackArrays, write_pack
 from tests.features.brute import Brute
 
 HOSTILE = [

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scope.models.checkpoints import BUNDLED
-from scope.models.generate import SamplingConfig, generate
 from scope.models.load import load_model
+from scope.models.text.generate import SamplingConfig, generate
 
 TEXT = (
     "The river begins in the mountains, and 12 boats go down to the sea every day.\n\n"

@@ -6,7 +6,7 @@ import pytest
 
 from scope.errors import TokensError
 from scope.models.load import load_model
-from scope.models.tokenizer import Tokenizer
+from scope.models.text.tokenizer import Tokenizer
 from tests.conftest import random_gemma
 from tests.models.twins import save_checkpoint
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from scope.errors import CheckpointError, ConfigError, TokensError, UnknownSite
-from scope.models import lens
-from scope.models.generate import SamplingConfig, generate
+from scope.models.text.generate import SamplingConfig, generate
+from scope.models.transformer_lens import bridge as lens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -192,11 +192,12 @@ def test_byte_level_pieces_are_text_and_parts_of_characters_are_bytes(gpt2):
 
 def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2, toy_text, tmp_path):
     """From end to end, through the faces that `scope harvest`, `train`, `eval` and `features` use."""
-    from activations.corpus import Corpus, Document
-    from activations.harvest import HarvestConfig, harvest
+    from scope.activations.corpus.sources import Corpus, Document
+    from scope.activations.harvest.harvest import HarvestConfig, harvest
+
     from scope.cli.train import provenance
     from scope.evaluation.evaluate import EvaluateConfig, evaluate
-    from scope.features.collect import CollectConfig, collect
+    from scope.features.collect.collect import CollectConfig, collect
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.config import TrainConfig

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scope.models import lens
+from scope.models.transformer_lens import bridge as lens
 from tests.models.twins import SHAPES, hooked_transformer, some_tokens, twins
 
 pytestmark = pytest.mark.filterwarnings("ignore")

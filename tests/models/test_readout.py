@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from scope.models import lens
-from scope.models.readout import through_final_norm
+from scope.models.direct_logits import through_final_norm
+from scope.models.transformer_lens import bridge as lens
 from tests.models.test_lens import FAMILIES, hooked
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import hf_names
-from scope.models.tokenizer import Tokenizer
+from scope.models.text.tokenizer import Tokenizer
 from scope.pretrain.tokenizer import save_tokenizer
 from tests.conftest import random_gemma
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scope.steering.run import SteeringRun
+from scope.steering.compare.run import SteeringRun
 from tests.labs import make_bundled_lab
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from scope.activations.errors import CorpusError
 
-from activations.errors import CorpusError
 from scope.pretrain.build import build_corpus, tokenizer_sample
 from scope.pretrain.corpus import TokenStreams, fingerprint, split_documents, write_tokens
 from scope.pretrain.tokenizer import save_tokenizer, train_tokenizer

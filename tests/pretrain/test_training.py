@@ -189,7 +189,7 @@ def test_the_card_states_the_figures_that_were_measured(run, corpus):
 
 
 def load_tokenizer(corpus):
-    from scope.models.tokenizer import Tokenizer
+    from scope.models.text.tokenizer import Tokenizer
 
     return Tokenizer.from_folder(corpus / "tokenizer")
 

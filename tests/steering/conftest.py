@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
-from scope.steering.gauge import Gauge
+from scope.steering.apply.gauge import Gauge
 
 SITE = "blocks.1.hook_resid_post"
 

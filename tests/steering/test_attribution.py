@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from scope.circuits.attribution import attribute
+from scope.circuits.attribution_table import Attribution
 from scope.errors import EditError, TokensError
 from scope.models.hooks import HookPoint
-from scope.steering.attribution import attribute
-from scope.steering.tables import Attribution
 from tests.steering.conftest import SITE
 
 PROMPT = "the dog runs to the river. a cat"

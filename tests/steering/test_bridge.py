@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from scope.errors import DictionaryError, EditError
-from scope.models.generate import SamplingConfig, generate
-from scope.steering.bridge import steered_transformers
-from scope.steering.editing import Editing
-from scope.steering.gauge import Gauge
-from scope.steering.interventions import Add, Clamp, Edits
-from scope.steering.resolve import resolve
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.resolve import resolve
+from scope.steering.apply.transformers_hooks import steered_transformers
+from scope.steering.edits.interventions import Add, Clamp, Edits
 from tests.conftest import random_gemma
 from tests.models.twins import SHAPES, twins
 from tests.steering.conftest import SITE, random_sae

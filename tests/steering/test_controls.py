@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from scope.errors import EditError
-from scope.models.generate import SamplingConfig, generate
-from scope.steering.controls import other_latents, rows_in_place
-from scope.steering.directions import Direction
-from scope.steering.gauge import Gauge
-from scope.steering.instruct import before, instruction_for
-from scope.steering.interventions import Ablate, Add, Clamp, ProjectOut
-from scope.steering.resolve import resolve
-from scope.steering.run import SteeringRun
-from scope.steering.scores import promoted
-from scope.steering.steer import steer
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.apply.controls import other_latents, rows_in_place
+from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.resolve import resolve
+from scope.steering.compare.prompt_baseline import before, instruction_for
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.scores import promoted
+from scope.steering.compare.steer import steer
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Ablate, Add, Clamp, ProjectOut
 from tests.steering.conftest import SITE
 
 SHORT = SamplingConfig(max_new_tokens=6, temperature=1.0, top_p=None, repetition_penalty=1.0)
@@ -146,6 +146,6 @@ def test_ctrl_c_before_the_first_token_leaves_at_once(tiny_model, sae, gauge, mo
     def press(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scope.steering.steer.generate", press)
+    monkeypatch.setattr("scope.steering.compare.steer.generate", press)
     with pytest.raises(KeyboardInterrupt):
         steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge)

@@ -4,8 +4,8 @@ import torch
 from safetensors.torch import save_file
 
 from scope.errors import EditError
-from scope.steering.directions import Direction
-from scope.steering.gauge import Gauge
+from scope.steering.apply.gauge import Gauge
+from scope.steering.edits.directions import Direction
 from tests.steering.conftest import SITE
 
 TOWARD = ["the dog runs to the river", "the dog looks at nothing", "a dog sings"]

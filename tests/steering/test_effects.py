@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from scope.circuits.effects import effects
 from scope.errors import DictionaryError, EditError
-from scope.steering.cost import cost
-from scope.steering.directions import Direction
-from scope.steering.effects import effects
-from scope.steering.interventions import Ablate, Add, Clamp, ProjectOut
+from scope.steering.compare.cost import cost
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Ablate, Add, Clamp, ProjectOut
 from tests.steering.conftest import SITE, random_sae
 
 PROMPT = "the dog runs to the river. a cat"

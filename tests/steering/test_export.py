@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from scope.errors import EditError
-from scope.models.generate import SamplingConfig
 from scope.models.load import load_model
+from scope.models.text.generate import SamplingConfig
 from scope.sae.files import load_sae
-from scope.steering.directions import Direction
-from scope.steering.export import as_notebook, as_page, as_python
-from scope.steering.gauge import Gauge
-from scope.steering.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
-from scope.steering.runs import Runs
-from scope.steering.steer import steer
-from scope.steering.sweep import sweep
+from scope.steering.apply.gauge import Gauge
+from scope.steering.compare.runs import Runs
+from scope.steering.compare.steer import steer
+from scope.steering.compare.sweep import sweep
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
+from scope.steering.export.files import as_notebook, as_page, as_python
 from tests.conftest import random_gemma
 from tests.labs import save_checkpoint
 from tests.steering.conftest import random_sae

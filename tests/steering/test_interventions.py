@@ -6,10 +6,11 @@ import torch
 
 from scope.errors import EditError
 from scope.models.hooks import HookPoint, RunState
-from scope.steering.controls import random_frame
-from scope.steering.directions import Direction
-from scope.steering.editing import Editing
-from scope.steering.interventions import (
+from scope.steering.apply.controls import random_frame
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.resolve import resolve
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import (
     KINDS,
     Ablate,
     Add,
@@ -24,7 +25,6 @@ from scope.steering.interventions import (
     When,
     edit_from,
 )
-from scope.steering.resolve import resolve
 from tests.steering.conftest import SITE
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from scope.models import lens
-from scope.models.generate import SamplingConfig, generate
-from scope.steering.attribution import attribute
-from scope.steering.effects import effects
-from scope.steering.interventions import Ablate, Add, Clamp
-from scope.steering.steer import steer
+from scope.circuits.attribution import attribute
+from scope.circuits.effects import effects
+from scope.models.text.generate import SamplingConfig, generate
+from scope.models.transformer_lens import bridge as lens
+from scope.steering.compare.steer import steer
+from scope.steering.edits.interventions import Ablate, Add, Clamp
 from tests.models.test_lens import FAMILIES, hf_gpt2_tokenizer, hooked
 from tests.steering.conftest import SITE, random_sae
 

@@ -4,12 +4,12 @@ import zlib
 import pytest
 import torch
 
-from scope.models.generate import SamplingConfig
-from scope.steering.interventions import Add
-from scope.steering.judge import judge, typical_pmi
-from scope.steering.run import Sample
-from scope.steering.scores import Scores, distinct, moved, zipped
-from scope.steering.steer import steer
+from scope.models.text.generate import SamplingConfig
+from scope.steering.compare.judge import judge, typical_pmi
+from scope.steering.compare.run import Sample
+from scope.steering.compare.scores import Scores, distinct, moved, zipped
+from scope.steering.compare.steer import steer
+from scope.steering.edits.interventions import Add
 from tests.steering.conftest import SITE
 
 SHORT = SamplingConfig(max_new_tokens=8, temperature=1.0, top_p=None, repetition_penalty=1.0)

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from scope.errors import DictionaryError, EditError, TokensError
-from scope.models.generate import SamplingConfig, generate
-from scope.steering import show
-from scope.steering.directions import Direction
-from scope.steering.editing import Editing
-from scope.steering.interventions import Ablate, Add, AtLeast, Clamp, Edits, ProjectOut, Scale, When
-from scope.steering.reader import LatentReader
-from scope.steering.resolve import resolve
-from scope.steering.run import SteeringRun
-from scope.steering.scores import as_generation, promoted, repetition
-from scope.steering.steer import first_difference, steer
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.latent_reader import LatentReader
+from scope.steering.apply.resolve import resolve
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.scores import as_generation, promoted, repetition
+from scope.steering.compare.steer import first_difference, steer
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Ablate, Add, AtLeast, Clamp, Edits, ProjectOut, Scale, When
+from scope.steering.export import show
 from tests.steering.conftest import SITE, random_sae
 
 SHORT = SamplingConfig(max_new_tokens=8, temperature=1.0, top_p=None, repetition_penalty=1.0)

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from scope.errors import EditError
-from scope.models.generate import SamplingConfig
-from scope.steering.directions import Direction
-from scope.steering.dose import Sweep
-from scope.steering.interventions import Ablate, Add
-from scope.steering.statistics import choose, interval
-from scope.steering.sweep import estimate, sweep
+from scope.models.text.generate import SamplingConfig
+from scope.steering.compare.statistics import choose, interval
+from scope.steering.compare.sweep import estimate, sweep
+from scope.steering.compare.sweep_result import Sweep
+from scope.steering.edits.directions import Direction
+from scope.steering.edits.interventions import Ablate, Add
 from tests.steering.conftest import SITE
 
 SHORT = SamplingConfig(max_new_tokens=5, temperature=1.0, top_p=None, repetition_penalty=1.0)

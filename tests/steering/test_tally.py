@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from scope.models.generate import SamplingConfig, generate
-from scope.steering import tally
-from scope.steering.editing import Editing
-from scope.steering.interventions import Ablate, Add, Clamp, Edits
-from scope.steering.resolve import resolve
+from scope.models.text.generate import SamplingConfig, generate
+from scope.steering.apply import tally
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.resolve import resolve
+from scope.steering.edits.interventions import Ablate, Add, Clamp, Edits
 from tests.steering.conftest import SITE, random_sae
 
 LATER = "blocks.2.hook_resid_post"

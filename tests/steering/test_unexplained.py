@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
-from scope.models.generate import SamplingConfig
-from scope.steering.interventions import Ablate, Add, ProjectOut
-from scope.steering.run import SteeringRun
-from scope.steering.steer import steer
+from scope.models.text.generate import SamplingConfig
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.steer import steer
+from scope.steering.edits.interventions import Ablate, Add, ProjectOut
 from tests.steering.conftest import SITE
 
 SHORT = SamplingConfig(max_new_tokens=4, temperature=0.0, stop_at_eos=False)

@@ -15,7 +15,7 @@ from scope.features.exports.saedashboard import saedashboard_file
 from scope.features.exports.tables import OnProgress
 
 if TYPE_CHECKING:
-    from scope.features.store import FeatureStore
+    from scope.features.pack.store import FeatureStore
 
 FORMATS = {
     "parquet": "the table, a row a latent",

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope.features.exports.tables import OnProgress, dumps, plain
-from scope.features.layout import GROUPS
+from scope.features.pack.layout import GROUPS
 
 if TYPE_CHECKING:
-    from scope.features.feature import Example, Feature
-    from scope.features.store import FeatureStore
+    from scope.features.pack.feature import Example, Feature
+    from scope.features.pack.store import FeatureStore
 
 WHAT = "scope features"
 

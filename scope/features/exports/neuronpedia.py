@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scope.errors import PackError
+from scope.features.collect.table import BY_OUTPUT, BY_TOKENS
 from scope.features.exports.histograms import bars, logit_bars
 from scope.features.exports.tables import OnProgress, dumps, plain
-from scope.features.table import BY_OUTPUT, BY_TOKENS
 
 if TYPE_CHECKING:
-    from scope.features.feature import Example, Feature
-    from scope.features.store import FeatureStore
+    from scope.features.pack.feature import Example, Feature
+    from scope.features.pack.store import FeatureStore
 
 BATCH = 1024
 """Latents a file."""

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scope.features.card import card_html
+from scope.features.exports.card import card_html
 from scope.features.exports.tables import OnProgress
-from scope.features.text import escape
+from scope.features.pack.text import escape
 
 if TYPE_CHECKING:
-    from scope.features.store import FeatureStore
+    from scope.features.pack.store import FeatureStore
 
 MOST = 2000
 """Cards on a page; at about 20 kB each, more is more than a browser opens gladly."""

@@ -15,8 +15,8 @@ from scope.features.exports.histograms import bars, logit_bars, quantiles
 from scope.features.exports.tables import OnProgress, plain
 
 if TYPE_CHECKING:
-    from scope.features.feature import Example, Feature
-    from scope.features.store import FeatureStore
+    from scope.features.pack.feature import Example, Feature
+    from scope.features.pack.store import FeatureStore
 
 _RANGES = (([0.0, 0.95], 3), ([0.95, 0.99], 4), ([0.99, 1.0], 5))
 """Of the quantiles: from, to, and how many decimals apart, as SAEDashboard has them."""

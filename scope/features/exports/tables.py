@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scope.features.text import csv_cell, show
+from scope.features.pack.text import csv_cell, show
 
 OnProgress = Callable[[int, int, dict], None]
 

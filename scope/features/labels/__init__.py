@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope.features.collect.table import BY_TOKENS
 from scope.features.labels import detection
 from scope.features.labels.ask import Writer
 from scope.features.labels.evidence import Evidence, gather
-from scope.features.table import BY_TOKENS
-from scope.features.text import show
+from scope.features.pack.text import show
 
 if TYPE_CHECKING:
-    from scope.features.store import FeatureStore
+    from scope.features.pack.store import FeatureStore
 
 PROMPT = "label-1"
 _BATCH = 256  # labels by token statistics that are kept at once
@@ -172,7 +172,7 @@ def _judged(writer: Writer, label: str, evidence: Evidence) -> float | None:
 
 def token_text(store: "FeatureStore", latent: int) -> str:
     """The label from token statistics, whatever label the latent bears now."""
-    from scope.features.table import label
+    from scope.features.collect.table import label
 
     feature = store[latent]
     rows = [(t["token"], t["count"], int(store.token_totals[t["id"]])) for t in feature.tokens]

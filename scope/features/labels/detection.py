@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scope.features.collect.table import label_tokens
 from scope.features.labels.evidence import Evidence
-from scope.features.table import label_tokens
 
 if TYPE_CHECKING:
-    from scope.features.store import FeatureStore
+    from scope.features.pack.store import FeatureStore
 
 PROMPT = "detection-1"
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope.features.text import show
+from scope.features.pack.text import show
 
 if TYPE_CHECKING:
-    from scope.features.feature import Example, Feature
+    from scope.features.pack.feature import Example, Feature
 
 N_SHOWN, N_FIRING, N_SILENT = 16, 10, 10
 HALF = 16

@@ -7,16 +7,16 @@ from torch import Tensor, nn
 
 from scope.errors import ConfigError, TokensError
 from scope.models.gemma.config import GemmaConfig
-from scope.models.gemma.habits import Habits, next_token_loss
-from scope.models.gemma.names import Embedding, NamedWeights, Unembed
-from scope.models.generate import Generates
 from scope.models.hook_point import HookPoint
 from scope.models.parts.attention import Attention, Inputs
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import GatedMLP, RMSNorm, soft_cap, soft_cap_
+from scope.models.parts.mask import Sight
 from scope.models.parts.rope import Angles, rotary_tables
-from scope.models.parts.sight import Sight
-from scope.models.text import Side, TakesText
+from scope.models.text.generate import Generates
+from scope.models.text.prompts import Side, TakesText
+from scope.models.transformer_lens.model_api import Habits, next_token_loss
+from scope.models.transformer_lens.weight_names import Embedding, NamedWeights, Unembed
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
 FLOW = (

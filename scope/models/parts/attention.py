@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from scope.models.hook_point import HookPoint, exactly
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.layers import soft_cap, soft_cap_
+from scope.models.parts.mask import Sight
 from scope.models.parts.rope import Angles, rotate
-from scope.models.parts.sight import Sight
 from scope.shapes import Heads, Keys, Resid
 
 PerHead = Float[Tensor, "head d_model d_head"]

@@ -1,0 +1,143 @@
+"""Documents to contexts: <bos>, then text, document after document with <eos> between, cut where a context is full.
+
+A document that is cut goes on in the next context. Tokens of packed documents see the earlier ones of their context: the
+document of every token is kept, so that whoever minds can tell.
+"""
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from scope.activations.corpus.sources import Document
+from scope.activations.errors import RecordingError
+
+PACKING = "documents end to end with <eos> between, cut where a context is full; attention crosses their boundaries"
+NO_DOCUMENT = -1
+"""Whose text padding is."""
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What packing asks of a tokenizer."""
+
+    bos: int
+    eos: int
+    pad: int
+    special_ids: frozenset[int]
+    sha256: str
+
+    def encode(self, text: str, bos: bool = True) -> list[int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """A place in a corpus: `documents` were opened, `offset` tokens of the last are used, and it had this checksum."""
+
+    documents: int = 0
+    offset: int = 0
+    crc32: int = 0
+    dropped: int = 0
+    """Control tokens found in the texts themselves and left out, so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """Contexts [n position], whose text each token is, the documents that start in them, and where the corpus stands after."""
+
+    tokens: np.ndarray
+    documents: np.ndarray
+    names: list[str]
+    cursor: Cursor
+    exhausted: bool
+
+
+class Packer:
+    """Cuts a stream of documents into contexts, from a cursor on.
+
+    <bos> and <pad> that the text itself contains are left out and counted: a second <bos> would be a second beginning, and
+    <pad> in the middle would hide real text.
+
+    Raises:
+        RecordingError: the corpus no longer gives the document that the cursor points into.
+    """
+
+    def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):
+        self.tokenizer, self.context = tokenizer, context
+        self.stream = iter(documents)
+        self.opened, self.dropped, self.crc32 = 0, cursor.dropped, cursor.crc32
+        self.names: list[str] = []
+        self.ids: list[int] = []
+        self.at = cursor.offset
+        self.exhausted = False
+        for number in range(cursor.documents):
+            document = next(self.stream, None)
+            if document is None:
+                raise RecordingError(_changed(number, "it has no such document any more"))
+            self.opened += 1
+            if self.opened == cursor.documents:
+                if zlib.crc32(document.text.encode(errors="replace")) != cursor.crc32:
+                    raise RecordingError(_changed(number, f"it gives {document.name} there"))
+                self.ids = self._encode(document)
+                self.dropped = cursor.dropped
+
+    def take(self, n_contexts: int) -> Packed:
+        """Up to so many contexts; fewer only when the corpus has ended, and then the last may be padded."""
+        tokens = np.full((n_contexts, self.context), self.tokenizer.pad, np.int32)
+        documents = np.full((n_contexts, self.context), NO_DOCUMENT, np.int32)
+        self.names, filled = [], 0
+        for row in range(n_contexts):
+            tokens[row, 0] = self.tokenizer.bos
+            at = 1
+            while at < self.context and self._fill():
+                n = min(len(self.ids) - self.at, self.context - at)
+                tokens[row, at : at + n] = self.ids[self.at : self.at + n]
+                documents[row, at : at + n] = self.opened - 1
+                at, self.at = at + n, self.at + n
+            if at == 1:
+                break
+            documents[row, 0] = documents[row, 1]
+            filled += 1
+        cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped)
+        ended = filled < n_contexts or bool(documents[filled - 1, -1] == NO_DOCUMENT)
+        return Packed(tokens=tokens[:filled], documents=documents[:filled], names=self.names, cursor=cursor, exhausted=ended)
+
+    def _fill(self) -> bool:
+        """Have at least one token at hand; False when the corpus has no more."""
+        while self.at >= len(self.ids):
+            document = next(self.stream, None)
+            if document is None:
+                return False
+            self.opened += 1
+            self.names.append(document.name)
+            self.crc32 = zlib.crc32(document.text.encode(errors="replace"))
+            self.ids, self.at = self._encode(document), 0
+        return True
+
+    def _encode(self, document: Document) -> list[int]:
+        structural = (self.tokenizer.bos, self.tokenizer.pad)
+        ids = self.tokenizer.encode(document.text, bos=False)
+        kept = [i for i in ids if i not in structural]
+        self.dropped += len(ids) - len(kept)
+        return [*kept, self.tokenizer.eos] if kept else []
+
+
+def kept_positions(tokens: np.ndarray, documents: np.ndarray, exclude: Iterable[str], tokenizer: TextTokenizer) -> np.ndarray:
+    """Which tokens [n position] have their activations stored, by the rules in `exclude`: bos, special, pad."""
+    kept = np.ones(tokens.shape, bool)
+    for rule in exclude:
+        if rule == "bos":
+            kept[:, 0] = False
+        elif rule == "pad":
+            kept &= documents != NO_DOCUMENT
+        elif rule == "special":
+            kept &= ~np.isin(tokens, sorted(tokenizer.special_ids))
+    return kept
+
+
+def _changed(number: int, what: str) -> str:
+    return (
+        f"The corpus changed since this recording began: at document {number}, {what}.\n"
+        "  Give the corpus as it was, or record into another folder."
+    )

@@ -1,0 +1,64 @@
+"""Documents out of a data set of the Hugging Face hub, streamed."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from scope.activations.corpus.readers import Document
+from scope.activations.errors import CorpusError
+
+
+def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Document]]]:
+    """(identity, documents) of owner/name, owner/name:split or owner/name:config:split at the commit that it has now.
+
+    Raises:
+        CorpusError: `datasets` is not installed, or the hub does not give the data set; the message says why.
+    """
+    try:
+        from datasets import load_dataset
+        from huggingface_hub import dataset_info
+    except ImportError:
+        raise CorpusError(f"{spec} is no file, and reading it from the hub needs: pip install datasets") from None
+    name, *rest = spec.split(":")
+    if len(rest) > 2 or not all(rest):
+        raise CorpusError(f"{spec} cannot be read as owner/name, owner/name:split or owner/name:config:split.")
+    config, split = rest if len(rest) == 2 else (None, rest[0] if rest else "train")
+    try:
+        revision = dataset_info(name).sha
+        stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+    except Exception as error:  # the hub raises many kinds; all mean that the text cannot be had
+        raise CorpusError(f"{spec} is no file here, and the hub does not give it: {_why(error, name)}") from None
+
+    def source() -> Iterator[Document]:
+        records = iter(stream)
+        for number in itertools.count():
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # the connection broke, or a file there is damaged
+                raise CorpusError(
+                    f"{spec} broke off at record {number:,}: {_why(error, name)}\n  What is recorded is kept; try again later."
+                ) from None
+            if not isinstance(record.get(field), str):
+                there = ", ".join(map(str, record))
+                raise CorpusError(f'{spec} has no text in a field "{field}". It has {there}: name one with --text-field.')
+            yield Document(f"{name}:{number}", record[field])
+
+    identity = {"kind": "hub", "name": name, "split": split, "revision": revision, "field": field}
+    return identity | ({"config": config} if config else {}), source
+
+
+def _why(error: Exception, name: str) -> str:
+    """What the hub or the network said, and the way out where it is known."""
+    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    said = " ".join((str(error).strip() or type(error).__name__).split())
+    said = said if len(said) <= 300 else said[:297] + "..."
+    if isinstance(error, GatedRepoError):
+        return f"{name} is gated. Accept its terms at https://huggingface.co/datasets/{name}, then: hf auth login"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"there is no data set {name}, or it is private and you are not logged in (hf auth login)."
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, OfflineModeIsEnabled | ConnectionError | TimeoutError) or kinds & {"ConnectError", "TransportError"}:
+        return f"the hub cannot be reached ({said}).\n  Without a network: a file, a folder, docs, or bundled."
+    return said

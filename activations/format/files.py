@@ -1,0 +1,168 @@
+"""Files that are there whole or not at all, a journal whose last line may be torn, and a folder with one writer."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scope.activations.errors import RecordingError
+
+_COPY = "Restore it from a copy, or record again into another folder."
+
+_REPAIR = "`scope recording repair` gives up the shard of that line and keeps the rest; or restore the file from a copy."
+
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "files may not be that large here",
+}
+"""What an operating system says of a place without room, in words."""
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """
+    Raises:
+        RecordingError: what is done within finds no room to write the file; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RecordingError(
+            f"{path.name} cannot be written: {FULL[error.errno]}.\n"
+            f"  Finished shards are kept: make room in {path.parent} and give the same command again."
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file aside, fsync it, rename it: a reader sees the old one or the new one."""
+    aside = path.with_name(path.name + ".tmp")
+    with room_for(path), open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write a JSON object whose last entry is the CRC-32 of every byte before it."""
+    body = json.dumps(value, indent=1, sort_keys=True).removesuffix("\n}").encode()
+    write_whole(path, body + f',\n "crc32": "{zlib.crc32(body):08x}"\n}}\n'.encode())
+
+
+def read_json(path: Path, checked: bool = True) -> Any:
+    """What `write_json` wrote; `checked` refuses a file without its checksum, as old ones are.
+
+    Raises:
+        RecordingError: the file is not JSON, or not what was written.
+    """
+    data = path.read_bytes()
+    sealed = re.fullmatch(rb'(.*),\n "crc32": "([0-9a-f]{8})"\n}\n', data, re.DOTALL)
+    if (sealed and f"{zlib.crc32(sealed[1]):08x}".encode() != sealed[2]) or (checked and not sealed):
+        raise RecordingError(f"{path} is damaged: it fails its checksum. {_COPY}")
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise RecordingError(f"{path} is damaged: {error}. {_COPY}") from None
+    if isinstance(value, dict):
+        value.pop("crc32", None)
+    return value
+
+
+def is_sound(path: Path) -> bool:
+    """Whether `read_json` would read it."""
+    try:
+        read_json(path)
+    except RecordingError:
+        return False
+    return True
+
+
+def journal_line(entry: dict) -> bytes:
+    """One entry as it lies in a journal: CRC-32 in hex, a space, JSON, a line feed."""
+    text = json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()
+    return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
+
+
+def append_line(path: Path, entry: dict) -> None:
+    """Add an entry to a journal, on the disk before this returns. A line cut short by a full disk does not count."""
+    with room_for(path), open(path, "ab") as file:
+        file.write(journal_line(entry))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_journal(path: Path) -> tuple[list[dict], int]:
+    """(entries, how many bytes of the file they fill). A last line cut short by a crash is not counted.
+
+    Raises:
+        RecordingError: a line before the last fails its checksum, or a complete last line does.
+    """
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    entries, good = [], 0
+    *lines, _torn = data.split(b"\n")  # what follows the last line feed was cut short by a crash
+    for number, line in enumerate(lines, 1):
+        crc, _, text = line.partition(b" ")
+        if crc != f"{zlib.crc32(text):08x}".encode():
+            raise RecordingError(f"{path} is damaged: line {number} fails its checksum.\n  {_REPAIR}")
+        entries.append(json.loads(text))
+        good += len(line) + 1
+    return entries, good
+
+
+def salvage_journal(path: Path) -> list[dict | None]:
+    """The entries of a journal, None for each whole line that fails its checksum."""
+    found: list[dict | None] = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
+        crc, _, text = line.partition(b" ")
+        found.append(json.loads(text) if crc == f"{zlib.crc32(text):08x}".encode() else None)
+    return found
+
+
+@contextmanager
+def only_writer(folder: Path, lock: str = "recording.lock") -> Iterator[None]:
+    """Hold a folder for writing, or the part of it that `lock` stands for; readers need no leave.
+
+    Raises:
+        RecordingError: another process holds it; the message names process and host.
+    """
+    path = folder / lock
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(fd, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
+            raise RecordingError(
+                f"{folder} is being written by {holder}.\n  Wait for it, stop it, or record into another folder."
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)
+    finally:
+        os.close(fd)

@@ -1,0 +1,106 @@
+"""Rows as they lie on the disk: their bits, their checksums, and bytes said to people."""
+
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from scope.activations.errors import RecordingError
+from scope.activations.format.hdf5 import NUMPY, Place
+from torch import Tensor
+
+WAY_OUT = (
+    "`scope recording verify` says what else is; `scope recording repair` moves it aside so that the rest stays usable, "
+    "and `scope harvest` then makes it again."
+)
+
+
+_READ_AHEAD = 1 << 20  # reads above this are announced
+_NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache
+
+
+class _Crc32:
+    """zlib's CRC-32 with the face of a hash: what recordings of version 1 hold their rows against."""
+
+    def __init__(self):
+        self.crc = 0
+
+    def update(self, data) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+
+    def intdigest(self) -> int:
+        return self.crc
+
+
+CHECKSUM: dict[str, Callable[[], Any]] = {"uint32": _Crc32, "uint64": xxhash.xxh3_64}
+"""Which checksum a dataset `sums/SITE` holds, by its type: CRC-32 runs at 2 GB/s a core, XXH3 at 20 to 30."""
+
+
+def checksum(dtype: str, data: np.ndarray | memoryview) -> int:
+    """The checksum of the rows of a segment, for sums of that type."""
+    return xxhash.xxh3_64_intdigest(data) if dtype == "uint64" else zlib.crc32(data)
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 302 MB, 1.2 GB."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if nbytes < 1000 or unit == "TB":
+            return f"{nbytes:.0f} {unit}" if nbytes >= 10 or unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    raise AssertionError
+
+
+def to_float(raw: np.ndarray, dtype: str) -> Tensor:
+    """Stored rows as a float32 tensor of its own."""
+    stored = to_tensor(raw, dtype)
+    return stored.float() if dtype == "bfloat16" else stored.clone()
+
+
+def to_tensor(raw: np.ndarray, dtype: str) -> Tensor:
+    """Stored rows as a tensor of their own type, over the same memory."""
+    return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16) if dtype == "bfloat16" else torch.from_numpy(raw)
+
+
+def to_raw(stored: Tensor) -> np.ndarray:
+    """A tensor as numpy sees its bits: bfloat16 as uint16."""
+    return stored.view(torch.int16).numpy().view(np.uint16) if stored.dtype == torch.bfloat16 else stored.numpy()
+
+
+def row_norms(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 [row]: Euclidean norms of stored rows; not finite where a value is not, or where its square overflows.
+
+    In one thread, whatever torch may have: it would share out each small step, and on a busy machine wait after each.
+    """
+    norms = np.empty(len(raw), np.float32)
+    for at in range(0, len(raw), _NORM_ROWS):
+        part = raw[at : at + _NORM_ROWS]
+        wide = (part.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else part
+        np.einsum("ij,ij->i", wide, wide, out=norms[at : at + _NORM_ROWS])
+    return np.sqrt(norms, out=norms)
+
+
+def read_rows(fd: int, place: Place, start: int, stop: int, path: Path) -> np.ndarray:
+    """Rows [start, stop) of a dataset as they are stored."""
+    array = np.empty((max(0, stop - start), *place.shape[1:]), NUMPY[place.dtype])
+    if array.nbytes:
+        read_into(fd, memoryview(array).cast("B"), place.offset + start * place.row_bytes, path)
+    return array
+
+
+def read_into(fd: int, view: memoryview, offset: int, path: Path) -> None:
+    """Fill a buffer from a file.
+
+    Raises:
+        RecordingError: the file ends too early.
+    """
+    if len(view) > _READ_AHEAD and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, len(view), os.POSIX_FADV_WILLNEED)  # the disk begins with all of it
+    while len(view):
+        n = os.preadv(fd, [view], offset)
+        if n == 0:
+            raise RecordingError(f"{path} is cut short: it ends at byte {offset}. {WAY_OUT}")
+        view, offset = view[n:], offset + n

@@ -1,0 +1,137 @@
+"""A sealed shard, read by the offsets in the journal; every byte that is returned was held against its checksum once.
+
+libhdf5 never parses a file here: damaged metadata can take the process with it.
+"""
+
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scope.activations.errors import RecordingError
+from scope.activations.format.hdf5 import Place, gaps
+from scope.activations.format.row_bytes import WAY_OUT, checksum, read_rows
+
+_BLOCK = 8 << 20  # bytes read at once while verifying
+
+
+class Fault(NamedTuple):
+    """What fails its checksum: a sentence, and for activations the site and the rows [start, stop) of the shard."""
+
+    text: str
+    site: str = ""
+    rows: tuple[int, int] = (0, 0)
+
+
+class ShardReader:
+    """A sealed shard, read by position. Each part is held against its checksum the first time it is read.
+
+    Raises:
+        RecordingError: the file is missing or has another length than the journal says.
+    """
+
+    def __init__(self, folder: Path, entry: dict, segment_rows: int):
+        self.path, self.entry, self.segment_rows = folder / entry["file"], entry, segment_rows
+        self.places = {name: Place.from_json(d) for name, d in entry["datasets"].items()}
+        self.checked: dict[str, np.ndarray] = {}
+        self.sums: dict[str, np.ndarray] = {}
+        try:
+            self.fd = os.open(self.path, os.O_RDONLY)
+        except FileNotFoundError:
+            raise RecordingError(f"{self.path} is missing, though the journal lists it. {WAY_OUT}") from None
+        found = os.fstat(self.fd).st_size
+        if found != entry["bytes"]:
+            self.close()
+            raise RecordingError(f"{self.path} has {found} bytes; {entry['bytes']} were sealed. {WAY_OUT}")
+
+    def close(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    __del__ = close
+
+    def small(self, name: str) -> np.ndarray:
+        """A dataset other than activations, whole."""
+        place = self.places[name]
+        array = read_rows(self.fd, place, 0, place.shape[0], self.path)
+        if zlib.crc32(array) != self.entry["datasets"][name]["crc32"]:
+            raise RecordingError(f"{self.path} is damaged: {name} fails its checksum. {WAY_OUT}")
+        return array
+
+    def raw(self, site: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of a site as stored: uint16 that are bfloat16 bits, or float32."""
+        m, n = self.segment_rows, self.places[f"acts/{site}"].shape[0]
+        low, high = start // m, -(-stop // m)
+        if start >= stop or self._state(site)[low:high].all():
+            return read_rows(self.fd, self.places[f"acts/{site}"], start, stop, self.path)
+        whole = read_rows(self.fd, self.places[f"acts/{site}"], low * m, min(high * m, n), self.path)
+        self.check(site, low, whole)
+        return whole[start - low * m : stop - low * m]
+
+    def check(self, site: str, segment: int, raw: np.ndarray) -> None:
+        """Hold rows that begin with a segment, and end with one, against the checksums."""
+        done, m = self._state(site), self.segment_rows
+        stop = segment + -(-len(raw) // m)
+        if done[segment:stop].all():
+            return
+        sums, dtype = self.sums[site][segment:stop].tolist(), self.places[f"sums/{site}"].dtype
+        for i, expected in enumerate(sums):
+            if checksum(dtype, raw[i * m : (i + 1) * m]) != expected:
+                first = (segment + i) * m
+                last = min(first + m, self.places[f"acts/{site}"].shape[0]) - 1
+                raise RecordingError(_failing(self.path, site, first, last) + " " + WAY_OUT)
+        done[segment:stop] = True
+
+    def _state(self, site: str) -> np.ndarray:
+        if site not in self.checked:
+            self.sums[site] = self.small(f"sums/{site}")
+            self.checked[site] = np.zeros(len(self.sums[site]), bool)
+        return self.checked[site]
+
+    def faults(self) -> list[Fault]:
+        """Everything that fails its checksum; empty means that every byte of the file is as sealed."""
+        found, crc = [], 0
+        for start, end in gaps(self.places, self.entry["bytes"]):
+            crc = zlib.crc32(os.pread(self.fd, end - start, start), crc)
+        if crc != self.entry["rest_crc32"]:
+            found.append(Fault(f"{self.path} is damaged: its HDF5 headers fail their checksum."))
+        for name in self.places:
+            try:
+                if name.startswith("acts/"):
+                    found += self._site_faults(name.removeprefix("acts/"))
+                else:
+                    self.small(name)
+            except RecordingError as error:
+                found.append(Fault(str(error).removesuffix(" " + WAY_OUT)))
+        return found
+
+    def _site_faults(self, site: str) -> list[Fault]:
+        place, m = self.places[f"acts/{site}"], self.segment_rows
+        try:
+            sums, dtype, bad = self.small(f"sums/{site}"), self.places[f"sums/{site}"].dtype, []
+        except RecordingError:
+            return []  # told as a fault of sums/SITE; nothing is known of the rows
+        step = max(1, _BLOCK // max(1, place.row_bytes * m)) * m
+        for start in range(0, place.shape[0], step):
+            raw = read_rows(self.fd, place, start, min(start + step, place.shape[0]), self.path)
+            for at in range(0, len(raw), m):
+                if checksum(dtype, raw[at : at + m]) != int(sums[(start + at) // m]):
+                    bad.append((start + at, min(start + at + m, place.shape[0])))
+        return [Fault(_failing(self.path, site, a, b - 1), site, (a, b)) for a, b in _joined(bad)]
+
+
+def _failing(path: Path, site: str, first: int, last: int) -> str:
+    return f"{path} is damaged: {site}, rows {first} to {last} of this shard, fail their checksum."
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbouring [start, stop) spans as one."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in spans:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], stop
+        else:
+            joined.append((start, stop))
+    return joined

@@ -1,0 +1,268 @@
+"""One shard: a file of whole contexts and the activations of their kept rows, written in place, sealed once, read by position.
+
+    tokens  documents                    [context position]  what the model read, padding included, and whose text it is
+    rows/token_id  position  context     [row]               where each kept row comes from
+    acts/SITE                            [row width]         bfloat16 or float32, as the manifest says
+    norms/SITE                           [row]               Euclidean norm of each row as stored
+    sums/SITE                            [segment]           XXH3 of every `segment_rows` rows of acts/SITE (once CRC-32)
+    document_names                       [byte]              JSON list of the documents that start here
+
+There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks
+it on rows as computed. FVU by seed (64,005 rows of the bundled model, width 256, 250 steps, two seeds), as the model computes,
+and with four dimensions moved by 50 root mean squares (`--huge 50`), as some are in the residual streams of wide models:
+
+    float32               0.2095  0.2116      0.2096  0.2116
+    bfloat16              0.2094  0.2115      0.2093  0.2119
+    int8, scale per 64    0.2097  0.2118      0.2139  0.2156
+    fp8, scale per row    0.2089  0.2116      0.2188  0.2211
+
+So bfloat16 is the default: a dictionary cannot tell it from float32. 8 bits would halve the disk again where no dimension is
+huge; where some are, they cost two to four times what a seed does. Who wants the last bit of a float32 model asks for that.
+
+The file is an ordinary HDF5 file. `sealed.py` reads it. Rows are measured and summed by one thread and written by another,
+which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
+"""
+
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scope.activations.errors import RecordingError
+from scope.activations.format.files import FULL, sync_folder
+from scope.activations.format.hdf5 import NUMPY, Skeleton, crc_of_gaps
+from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
+from scope.activations.format.shard_reader import ShardReader
+from torch import Tensor
+
+__all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "layout", "size", "to_float"]
+
+_BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
+_WAITING_BYTES = 64 << 20  # rows that may wait for the writing thread
+
+
+def layout(
+    n_contexts: int,
+    context: int,
+    n_rows: int,
+    names: bytes,
+    widths: dict[str, int],
+    dtype: str,
+    segment_rows: int,
+    sums: str = "uint64",
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The datasets of a shard, name -> (shape, dtype), in the order in which they lie."""
+    datasets: dict[str, tuple[tuple[int, ...], str]] = {
+        "tokens": ((n_contexts, context), "int32"),
+        "documents": ((n_contexts, context), "int32"),
+        "document_names": ((len(names),), "uint8"),
+    }
+    datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
+    for site, width in widths.items():
+        datasets[f"acts/{site}"] = ((n_rows, width), dtype)
+        datasets[f"norms/{site}"] = ((n_rows,), "float32")
+        datasets[f"sums/{site}"] = ((-(-n_rows // segment_rows),), sums)
+    return datasets
+
+
+class NonFiniteError(RecordingError):
+    """The model produced NaN or Inf; nothing of that shard is kept."""
+
+
+class ShardWriter:
+    """Fills one shard, beside its final name, and renames it when all of it is on the disk.
+
+    The whole file is reserved before the first row, so a disk that is too small refuses here.
+
+    Raises:
+        RecordingError: there is no room; nothing is left behind.
+    """
+
+    def __init__(self, path: Path, bones: Skeleton, segment_rows: int, keep: bool = False):
+        self.path, self.bones, self.segment_rows = path, bones, segment_rows
+        self.aside = path.with_name(path.name + ".tmp")
+        self.sites = [name.removeprefix("acts/") for name in bones.places if name.startswith("acts/")]
+        self.rows = dict.fromkeys(self.sites, 0)
+        self.norms = {s: np.empty(bones.places[f"norms/{s}"].shape, "<f4") for s in self.sites}
+        self.sums = {s: np.zeros(p.shape, NUMPY[p.dtype]) for s in self.sites for p in [bones.places[f"sums/{s}"]]}
+        self.crc: dict[str, int] = {}
+        self.begun: dict[str, Any] = {}  # checksums of the segments that are not full yet
+        self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
+        self.waiting: deque[tuple[int, list[Future]]] = deque()
+        self.contexts = 0  # how many are in, for whoever notes how far this has come
+        self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self.fd, 0, bones.nbytes)
+            os.ftruncate(self.fd, bones.nbytes)
+            for offset, piece in bones.pieces.items():
+                self._write(piece, offset)
+        except BaseException as error:
+            self.drop()
+            raise self._explained(error) from None
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Write a whole small dataset."""
+        place = self.bones.places[name]
+        raw = np.ascontiguousarray(array, dtype=NUMPY[place.dtype])
+        if raw.shape != place.shape:
+            raise ValueError(f"{name} is {raw.shape}; {place.shape} was laid out.")
+        self.crc[name] = zlib.crc32(raw)
+        self._write(raw, place.offset)
+
+    def append(self, site: str, x: Tensor) -> None:
+        """Store the next rows [n width] of a site, rounded to the dtype of the recording; leave `x` as it is afterwards.
+
+        Raises:
+            NonFiniteError: a value is NaN or Inf, here or in rows that were waiting; the message names the row.
+        """
+        self._queue(site, to_raw(self.rounded(site, x).cpu().contiguous()))
+
+    def rounded(self, site: str, x: Tensor) -> Tensor:
+        """Activations in the dtype in which the recording stores them; picking rows afterwards moves fewer bytes."""
+        return x.detach().to(torch.bfloat16 if self.bones.places[f"acts/{site}"].dtype == "bfloat16" else torch.float32)
+
+    def take(self, site: str, n_rows: int, read: Callable[[int, int], np.ndarray], write: bool) -> None:
+        """Count rows that exist already: `read(start, stop)` gives them as stored; `write` copies them into this file."""
+        place = self.bones.places[f"acts/{site}"]
+        step = max(self.segment_rows, _BLOCK // place.row_bytes)
+        for start in range(0, n_rows, step):
+            self._queue(site, read(start, min(start + step, n_rows)), write)
+
+    def own(self, site: str) -> Callable[[int, int], np.ndarray]:
+        """A reader of what an earlier process left in this file, for `take`."""
+        place = self.bones.places[f"acts/{site}"]
+        return lambda start, stop: read_rows(self.fd, place, start, stop, self.aside)
+
+    def _count(self, site: str, raw: np.ndarray, first: int) -> None:
+        """Norms and checksums of rows that stand from row `first` on."""
+        dtype = self.bones.places[f"acts/{site}"].dtype
+        norms = row_norms(raw, dtype)
+        if not np.isfinite(norms).all():
+            wide = to_float(raw, dtype).double()
+            bad = (~wide.isfinite().all(1)).nonzero()
+            if len(bad):
+                raise NonFiniteError(
+                    f"{site} is NaN or Inf at row {first + int(bad[0])} of {self.path.name} ({len(bad)} of {len(raw)} rows "
+                    "of that batch).\n  Load the model in float32 or bfloat16, or leave that site out."
+                )
+            norms = wide.norm(dim=1).float().numpy()  # finite values whose squares overflow float32
+        self.norms[site][first : first + len(raw)] = norms
+        self._sum(site, first, raw)
+
+    def _sum(self, site: str, first: int, raw: np.ndarray) -> None:
+        m, sums, at = self.segment_rows, self.sums[site], 0
+        new = CHECKSUM[self.bones.places[f"sums/{site}"].dtype]
+        while at < len(raw):
+            segment, inside = divmod(first + at, m)
+            running = self.begun.pop(site) if inside else new()
+            step = min(m - inside, len(raw) - at)
+            running.update(raw[at : at + step])
+            sums[segment] = running.intdigest()
+            if inside + step < m:
+                self.begun[site] = running
+            at += step
+
+    def flush(self) -> None:
+        """Bring what is written so far to the disk."""
+        self._settle()
+        os.fsync(self.fd)
+
+    def seal(self) -> dict:
+        """Finish the file under its own name; returns what the journal must know to read and check it."""
+        self._settle()
+        try:
+            for site in self.sites:
+                expected = self.bones.places[f"acts/{site}"].shape[0]
+                if self.rows[site] != expected:
+                    raise ValueError(f"{site} has {self.rows[site]} rows; {expected} were laid out.")
+                self.put(f"norms/{site}", self.norms[site])
+                self.put(f"sums/{site}", self.sums[site])
+            os.fsync(self.fd)
+        except OSError as error:
+            raise self._explained(error) from None
+        self.close()
+        os.replace(self.aside, self.path)
+        sync_folder(self.path.parent)
+        datasets = {
+            name: place.to_json() | ({"crc32": self.crc[name]} if name in self.crc else {})
+            for name, place in self.bones.places.items()
+        }
+        return {
+            "file": self.path.name,
+            "bytes": self.bones.nbytes,
+            "datasets": datasets,
+            "rest_crc32": crc_of_gaps(self.bones),
+            "mean_square_norm": {s: _mean_square(self.norms[s]) for s in self.sites},
+            "max_norm": {s: float(self.norms[s].max(initial=0.0)) for s in self.sites},
+        }
+
+    def close(self) -> None:
+        """Let go of the unfinished file and leave it for a later process."""
+        for thread in (self.counting, self.writing):
+            thread.shutdown(wait=True, cancel_futures=True)  # before the file goes, and its number to another
+        if getattr(self, "fd", -1) >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def drop(self) -> None:
+        """Let go of the unfinished file and remove it."""
+        self.close()
+        self.aside.unlink(missing_ok=True)
+
+    def _queue(self, site: str, raw: np.ndarray, write: bool = True) -> None:
+        """Have the threads count and write the next rows of a site, and wait while too many are on their way."""
+        place, first = self.bones.places[f"acts/{site}"], self.rows[site]
+        self.rows[site] += len(raw)
+        begun = [self.counting.submit(self._count, site, raw, first)]
+        if write:
+            begun.append(self.writing.submit(self._write_through, raw, place.offset + first * place.row_bytes))
+        self.waiting.append((raw.nbytes, begun))
+        while self.waiting and (_done(self.waiting[0][1]) or sum(n for n, _ in self.waiting) > _WAITING_BYTES):
+            self._await_first()
+
+    def _settle(self) -> None:
+        while self.waiting:
+            self._await_first()
+
+    def _await_first(self) -> None:
+        for future in self.waiting[0][1]:
+            future.result()
+        self.waiting.popleft()  # only now: after a Ctrl-C during the wait, `flush` waits again
+
+    def _write_through(self, raw: np.ndarray, offset: int) -> None:
+        self._write(raw, offset)
+        if hasattr(os, "posix_fadvise"):  # on Linux, pages that are still dirty begin their way to the disk, and stay in memory
+            os.posix_fadvise(self.fd, offset, raw.nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _write(self, data, offset: int) -> None:
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        try:
+            while len(view):
+                n = os.pwrite(self.fd, view, offset)
+                view, offset = view[n:], offset + n
+        except OSError as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if not isinstance(error, OSError) or error.errno not in FULL:
+            return error
+        free = os.statvfs(self.path.parent)
+        return RecordingError(
+            f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
+            f"  It needs {size(self.bones.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
+            "  Finished shards are kept: make room and give the same command again, or record fewer sites."
+        )
+
+
+def _done(futures: list[Future]) -> bool:
+    return all(future.done() for future in futures)
+
+
+def _mean_square(norms: np.ndarray) -> float:
+    return float(np.mean(norms.astype(np.float64) ** 2)) if len(norms) else 0.0

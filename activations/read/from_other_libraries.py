@@ -1,0 +1,294 @@
+"""Activations that others recorded, as a recording: what is known is taken over, what is not is said, never made up.
+
+SAELens' cached activations: each row of the dataset becomes a context. safetensors: tensors [row width] or [context row width]
+of floating point are sites; token_id(s), tokens, position, context and documents are understood as `export` writes them.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from scope.activations.errors import RecordingError
+from scope.activations.format.files import append_line, write_json
+from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
+from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, versions
+from scope.activations.format.shard_writer import ShardWriter, layout
+from scope.activations.harvest.outliers import counts
+from scope.activations.read.store import ActivationStore
+from scope.activations.read.to_other_libraries import SIDECAR, WholeFolder
+from torch import Tensor
+
+_CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
+_COUNTED = 256  # rows to a context where contexts are unknown
+_TOKENS = ("token_id", "token_ids", "tokens", "input_ids")
+
+OnProgress = Callable[[int, int, dict], None]
+
+
+@dataclass(kw_only=True)
+class Chunk:
+    """Rows of all sites, and what is known of them. `context` counts from 0 within the chunk."""
+
+    acts: dict[str, Tensor]
+    context: np.ndarray
+    n_contexts: int
+    token_id: np.ndarray | None = None
+    position: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    documents: np.ndarray | None = None
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """What lies there: a form, sites with their widths, rows in all, rows to a context, dtype, and the chunks to be read."""
+
+    form: str
+    sites: dict[str, int]
+    rows: int
+    context: int
+    dtype: str
+    unknown: tuple[str, ...]
+    chunks: Callable[[], Iterator[Chunk]]
+    sidecar: dict
+
+
+def import_activations(
+    source: Path | str, out: Path | str, dtype: str | None = None, on_progress: OnProgress | None = None
+) -> ActivationStore:
+    """Make a recording of SAELens' cached activations or of safetensors, in `dtype`, or in the one that loses nothing.
+
+    Raises:
+        RecordingError: nothing that can be read lies there, `out` is not empty, or a value is NaN or Inf.
+    """
+    source, out = Path(source), Path(out)
+    foreign = _open(source)
+    dtype = dtype or foreign.dtype
+    widest = max(foreign.sites.values()) * ITEM_BYTES[dtype]
+    segment_rows = min(256, max(8, _SEGMENT_BYTES // widest))
+    with WholeFolder(out) as folder:
+        manifest = _manifest(foreign, source, dtype, segment_rows)
+        rule = manifest.get("outliers")
+        write_json(folder / MANIFEST, manifest)
+        entry: dict = {"rows": [0, 0], "contexts": [0, 0], "documents": [0, 0]}
+        for number, chunk in enumerate(foreign.chunks()):
+            entry = _write(folder, number, chunk, foreign, dtype, segment_rows, entry, rule)
+            append_line(folder / JOURNAL, entry)
+            if on_progress:
+                on_progress(entry["rows"][1], foreign.rows, {})
+    return ActivationStore.open(out)
+
+
+def _write(
+    out: Path, number: int, chunk: Chunk, foreign: Foreign, dtype: str, segment_rows: int, before: dict, rule: dict | None
+) -> dict:
+    n, c, first = len(chunk.context), chunk.n_contexts, before["contexts"][1]
+    names = json.dumps(chunk.names).encode()
+    datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows)
+    bones = skeleton({"format": FORMAT, "version": VERSION}, datasets)
+    shard = ShardWriter(out / f"shard-{number:05d}.h5", bones, segment_rows)
+    documents = np.full((c, foreign.context), -1) if chunk.documents is None else chunk.documents
+    try:
+        shard.put("document_names", np.frombuffer(names, np.uint8))
+        shard.put("tokens", np.full((c, foreign.context), -1) if chunk.tokens is None else chunk.tokens)
+        shard.put("documents", np.where(documents >= 0, documents + before["documents"][1], -1))
+        shard.put("rows/token_id", np.full(n, -1) if chunk.token_id is None else chunk.token_id)
+        shard.put("rows/position", np.full(n, -1) if chunk.position is None else chunk.position)
+        shard.put("rows/context", chunk.context + first)
+        for site, x in chunk.acts.items():
+            shard.append(site, x)
+        entry = shard.seal()
+    except BaseException:
+        shard.drop()
+        raise
+    return entry | {
+        "shard": number,
+        "contexts": [first, first + c],
+        "rows": [before["rows"][1], before["rows"][1] + n],
+        "documents": [before["documents"][1], before["documents"][1] + len(chunk.names)],
+        "cursor": {"documents": 0, "offset": 0, "crc32": 0, "dropped": 0},
+        "exhausted": True,
+        "outliers": counts(shard.norms, rule),
+    }
+
+
+def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> dict:
+    was = foreign.sidecar.get("manifest", {})
+    rule = was.get("outliers") or {}
+    known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it says nothing of these rows
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": was.get("model", {"model": None}),
+        "tokenizer": was.get("tokenizer", {}),
+        "corpus": {"kind": "imported", "of": was.get("corpus", {})},
+        "config": {
+            "sites": list(foreign.sites),
+            "tokens": foreign.rows,
+            "context": foreign.context,
+            "batch_contexts": 0,
+            "shard_rows": 0,
+            "dtype": dtype,
+            "seed": was.get("config", {}).get("seed"),
+            "exclude": was.get("config", {}).get("exclude", []),
+        },
+        "outliers": rule if known else None,
+        "layout": {
+            "widths": foreign.sites,
+            "contexts_per_shard": 0,
+            "segment_rows": segment_rows,
+            "packing": was.get("layout", {}).get("packing", "unknown"),
+        },
+        "imported": {
+            "from": f"{foreign.form} ({source.name})",
+            "unknown": sorted({*foreign.unknown, *(() if was else ("model", "corpus", "excluded tokens"))}),
+            "exported": foreign.sidecar.get("exported", {}),
+        },
+        "versions": versions(),
+    }
+
+
+def _open(source: Path) -> Foreign:
+    if not source.exists():
+        raise RecordingError(f"{source} does not exist.")
+    beside = (source if source.is_dir() else source.parent) / SIDECAR
+    sidecar = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if (source / "state.json").is_file():
+        return _open_dataset(source, sidecar)
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source] * (source.suffix == ".safetensors")
+    if files:
+        return _open_safetensors(files, sidecar)
+    raise RecordingError(
+        f"{source} holds no activations that can be read.\n"
+        "  Understood are SAELens' cached activations (a folder with state.json) and *.safetensors."
+    )
+
+
+def _open_dataset(source: Path, sidecar: dict) -> Foreign:
+    from datasets import Array2D, Dataset, load_from_disk
+
+    dataset = load_from_disk(str(source))
+    if not isinstance(dataset, Dataset):
+        raise RecordingError(f"{source} is a dataset of several splits; give the folder of one of them.")
+    hooks = {name: kind for name, kind in dataset.features.items() if isinstance(kind, Array2D)}
+    if not hooks or len({kind.shape[0] for kind in hooks.values()}) != 1:
+        raise RecordingError(f"{source} has columns {', '.join(dataset.features)}; none holds activations [context width].")
+    window = next(iter(hooks.values())).shape[0]
+    sites = {name: kind.shape[1] for name, kind in hooks.items()}
+    known = "token_ids" in dataset.features
+    step = max(1, _CHUNK_BYTES // (4 * window * sum(sites.values())))
+
+    def chunks() -> Iterator[Chunk]:
+        for start in range(0, len(dataset), step):
+            table = dataset.with_format("arrow")[start : start + step]
+            n = len(table)
+            acts = {}
+            for site, width in sites.items():
+                column = table.column(site).combine_chunks()
+                flat = getattr(column, "storage", column).flatten().flatten().to_numpy(zero_copy_only=False)
+                acts[site] = torch.from_numpy(np.array(flat, np.float32).reshape(n * window, width))
+            ids = table.column("token_ids").combine_chunks().flatten().to_numpy(zero_copy_only=False) if known else None
+            yield Chunk(
+                acts=acts,
+                context=np.repeat(np.arange(n), window),
+                n_contexts=n,
+                token_id=ids,
+                tokens=None if ids is None else ids.reshape(n, window),
+            )
+
+    was = sidecar.get("manifest", {}).get("config", {})
+    return Foreign(
+        form="SAELens' cached activations",
+        sites=sites,
+        rows=len(dataset) * window,
+        context=window,
+        dtype=was.get("dtype", "float32"),
+        unknown=("positions", "documents") if known else ("positions", "documents", "token ids"),
+        chunks=chunks,
+        sidecar=sidecar,
+    )
+
+
+def _open_safetensors(files: list[Path], sidecar: dict) -> Foreign:
+    from safetensors import safe_open
+
+    with safe_open(files[0], "pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+        shapes = {name: tuple(s.get_shape()) for name, s in slices.items()}
+        kinds = {name: s.get_dtype() for name, s in slices.items()}
+    sites = {n: shape[-1] for n, shape in shapes.items() if len(shape) in (2, 3) and kinds[n] in ("F32", "F16", "BF16")}
+    if not sites or len({shapes[n][:-1] for n in sites}) != 1:
+        raise RecordingError(
+            f"{files[0]} holds {', '.join(f'{n} {list(s)} {kinds[n]}' for n, s in shapes.items())}; sites are tensors "
+            "[row width] or [context row width] of F32, F16 or BF16, with equally many rows."
+        )
+    one = shapes[next(iter(sites))]
+    ids = next((name for name in _TOKENS if name in shapes and shapes[name] == one[:-1]), None)
+    contexts_known = len(one) == 3 or "context" in shapes
+    context = one[1] if len(one) == 3 else shapes["tokens"][1] if "context" in shapes and "tokens" in shapes else _COUNTED
+    known = {
+        "token ids": ids,
+        "positions": "position" in shapes,
+        "contexts": contexts_known,
+        "documents": "documents" in shapes,
+    }
+    per_row = 4 * sum(sites.values())
+    rows_of = [_rows_in(path, next(iter(sites))) for path in files]
+
+    def chunks() -> Iterator[Chunk]:
+        for path, n in zip(files, rows_of, strict=True):
+            with safe_open(path, "pt") as file:
+                if "context" in shapes:
+                    yield _own_chunk(file, sites, context, ids)
+                    continue
+                step = max(1, _CHUNK_BYTES // (per_row * context)) * context
+                for a in range(0, n, step):
+                    b = min(a + step, n)
+                    cut = slice(a // context, b // context) if len(one) == 3 else slice(a, b)
+                    acts = {s: file.get_slice(s)[cut].reshape(b - a, width) for s, width in sites.items()}
+                    token_id = file.get_slice(ids)[cut].reshape(-1).numpy() if ids else None
+                    c = -(-(b - a) // context)
+                    whole = token_id.reshape(c, context) if token_id is not None and len(one) == 3 else None
+                    yield Chunk(acts=acts, context=np.arange(b - a) // context, n_contexts=c, token_id=token_id, tokens=whole)
+
+    return Foreign(
+        form="safetensors",
+        sites=sites,
+        rows=sum(rows_of),
+        context=context,
+        dtype="bfloat16" if all(kinds[s] == "BF16" for s in sites) else "float32",
+        unknown=tuple(what for what, there in known.items() if not there),
+        chunks=chunks,
+        sidecar=sidecar,
+    )
+
+
+def _own_chunk(file, sites: dict[str, int], context: int, ids: str | None) -> Chunk:
+    """A file of `export.to_safetensors`, whole: it was made small enough."""
+    keys = set(file.keys())
+
+    def given(name: str) -> np.ndarray | None:
+        return file.get_tensor(name).numpy() if name in keys else None
+
+    of, tokens, names = given("context"), given("tokens"), given("document_names")
+    assert of is not None
+    return Chunk(
+        acts={site: file.get_tensor(site) for site in sites},
+        context=of,
+        n_contexts=len(tokens) if tokens is not None else int(of.max(initial=-1)) + 1,
+        token_id=given(ids) if ids else None,
+        position=given("position"),
+        tokens=tokens,
+        documents=given("documents"),
+        names=json.loads(names.tobytes()) if names is not None else [],
+    )
+
+
+def _rows_in(path: Path, site: str) -> int:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return int(np.prod(file.get_slice(site).get_shape()[:-1]))

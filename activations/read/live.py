@@ -1,0 +1,208 @@
+"""Batches straight from a running model, through a shuffle buffer: nothing is stored.
+
+The corpus is packed into contexts as harvesting does it, and the same positions are left out. A *pool* is the activations of
+so many contexts as fit the memory; its rows come out in a random order, then the next is filled. What is in a pool is a
+function of the corpus, the model, the settings and the place in the corpus where it begins. So the state is that place and a
+number, a few hundred bytes however large the buffer; going on runs the model once more over the contexts of one pool.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from scope.activations.corpus.contexts import Cursor, Packer, TextTokenizer, kept_positions
+from scope.activations.corpus.sources import Corpus
+from scope.activations.errors import ActivationsError, CorpusError, RecordingError
+from scope.activations.harvest.harvest import RULES, Recorder
+from scope.activations.harvest.outliers import flagged, survey
+from scope.activations.read.shuffle_order import permutation
+from torch import Tensor
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_FEWEST = 8  # contexts in a pool: with fewer, batches would be of neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """How text becomes activations while training."""
+
+    context: int = 256
+    """Tokens per context: <bos>, then text."""
+
+    batch_contexts: int = 16
+    """Contexts that the model runs at once."""
+
+    dtype: str = "bfloat16"
+    """How activations wait in the shuffle buffer, as in a recording: bfloat16 or float32."""
+
+    exclude: tuple[str, ...] = RULES
+    """Tokens whose activations are left out: bos, special (control and turn tokens), pad."""
+
+    outlier_times: float = 10.0
+    """Rows whose norm is above so many medians of their site (over the first 16 contexts) are left out. 0: none is."""
+
+    def __post_init__(self):
+        if self.context < 2 or self.batch_contexts < 1:
+            raise ActivationsError("context must be at least 2 (<bos> and one token of text), and batch_contexts at least 1.")
+        if self.dtype not in _DTYPES:
+            raise ActivationsError(f"dtype is {self.dtype!r}; activations wait as bfloat16 or float32.")
+        unknown = sorted(set(self.exclude) - set(RULES))
+        if unknown:
+            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
+        if self.outlier_times != 0 and not self.outlier_times > 1:
+            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
+
+
+class LiveBatches:
+    """Batches float32 [batch_size width] without end; of several sites, tuples whose rows belong to the same tokens.
+
+    When the corpus ends it is read again in another order; `passes` says how often it has been begun. `memory_bytes` bounds the
+    buffer.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        tokenizer: TextTokenizer,
+        corpus: Corpus,
+        sites: Sequence[str],
+        batch_size: int,
+        config: LiveConfig = LiveConfig(),
+        seed: int = 0,
+        memory_bytes: int = 512 << 20,
+    ):
+        self.recorder, self.tokenizer, self.corpus, self.config = recorder, tokenizer, corpus, config
+        self.sites, self.batch_size, self.seed = tuple(sites), batch_size, seed
+        widths = recorder.sites()
+        row_bytes = sum(widths[s] for s in self.sites) * _DTYPES[config.dtype].itemsize
+        self.contexts = memory_bytes // (row_bytes * config.context) // config.batch_contexts * config.batch_contexts
+        least = max(_FEWEST, -(-batch_size // config.context) * 2)
+        if self.contexts < least:
+            raise ActivationsError(
+                f"A buffer of {memory_bytes / 1e6:.0f} MB holds {self.contexts} contexts of {config.context} tokens of these "
+                f"sites; batches of {batch_size} are\n  not mixed by fewer than {least}. "
+                "Give more memory, fewer sites, or smaller batches."
+            )
+        self.pass_, self.pool_number, self.row, self.start = 0, 0, 0, Cursor()
+        self._held: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
+        self._thresholds: dict[str, float] | None = None
+
+    @property
+    def passes(self) -> int:
+        return self.pass_ + 1
+
+    def state_dict(self) -> dict:
+        """Where the stream stands, after the last batch that was handed out. JSON."""
+        place = {"pass": self.pass_, "pool": self.pool_number, "row": self.row, "start": asdict(self.start)}
+        return place | {"order": self._order()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there; the next batch is the one that would have come, once the model has run over one pool again.
+
+        Raises:
+            RecordingError: the state belongs to another order: other seed, sites, text, settings or memory.
+        """
+        mine = self._order()
+        differs = [f"{k}: {state['order'].get(k)} then, {v} now" for k, v in mine.items() if state["order"].get(k) != v]
+        if differs:
+            raise RecordingError(
+                "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
+                "  Read with the same seed, sites, text and memory as before."
+            )
+        self.pass_, self.pool_number, self.row = state["pass"], state["pool"], state["row"]
+        self.start = Cursor(**state["start"])
+
+    def _order(self) -> dict:
+        settings = asdict(self.config) | {"exclude": list(self.config.exclude)}
+        return {
+            "seed": self.seed,
+            "sites": list(self.sites),
+            "contexts": self.contexts,
+            "corpus": self.corpus.identity,
+        } | settings
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        while True:
+            parts: list[list[Tensor]] = [[] for _ in self.sites]
+            wanted = self.batch_size
+            while wanted:
+                rows, order = self._pool()
+                chosen = torch.from_numpy(order[self.row : self.row + wanted])
+                for part, stored in zip(parts, rows, strict=True):
+                    part.append(stored.index_select(0, chosen).float())
+                self.row += len(chosen)
+                wanted -= len(chosen)
+                if wanted:
+                    self._next_pool()
+            batch = tuple(torch.cat(part) for part in parts)
+            yield batch[0] if len(batch) == 1 else batch
+
+    def where(self, row: int, n: int) -> str:
+        """In words, what row `row` of the last batch, of n, is."""
+        return f"of pool {self.pool_number} of pass {self.pass_ + 1} through {self.corpus.spec}, made by the model just now"
+
+    # Pools.
+
+    def _pool(self) -> tuple[list[Tensor], np.ndarray]:
+        """The pool in use, and the order in which its rows come out."""
+        if self._held is None or self._held[0] != (self.pass_, self.pool_number):
+            self._held = None  # let go of the old one before there are two
+            rows, cursor, ended = self._fill()
+            order = permutation(len(rows[0]), self.seed, self.pass_, self.pool_number)
+            self._held = (self.pass_, self.pool_number), rows, order, cursor, ended
+        return self._held[1], self._held[2]
+
+    def _next_pool(self) -> None:
+        assert self._held is not None
+        *_, cursor, ended = self._held
+        self.row = 0
+        if ended:
+            self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
+        else:
+            self.pool_number, self.start = self.pool_number + 1, cursor
+
+    def _fill(self) -> tuple[list[Tensor], Cursor, bool]:
+        """Run the model over the contexts of the pool. (rows of each site, where the corpus stands after, whether it ended)."""
+        packer = Packer(self.corpus.documents(self.seed + self.pass_), self.tokenizer, self.config.context, self.start)
+        packed = packer.take(self.contexts)
+        kept = kept_positions(packed.tokens, packed.documents, self.config.exclude, self.tokenizer)
+        if not kept.any():
+            if self.pool_number:  # the corpus ended with the last pool
+                self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
+                return self._fill()
+            raise CorpusError(f"The corpus {self.corpus.spec} holds no text to train on.")
+        rows = [torch.empty((int(kept.sum()), self.recorder.sites()[s]), dtype=_DTYPES[self.config.dtype]) for s in self.sites]
+        keep, at = np.ones(len(rows[0]), bool), 0
+        for first in range(0, len(packed.tokens), self.config.batch_contexts):
+            some = slice(first, first + self.config.batch_contexts)
+            chosen = torch.from_numpy(kept[some].reshape(-1).nonzero()[0])
+            tokens = torch.from_numpy(packed.tokens[some].astype(np.int64)).to(getattr(self.recorder, "device", "cpu"))
+            with torch.no_grad():
+                recorded = self.recorder.record(tokens, self.sites)
+            for site, stored in zip(self.sites, rows, strict=True):
+                x = recorded[site].flatten(0, 1)
+                stored[at : at + len(chosen)] = x.index_select(0, chosen.to(x.device)).to(stored.dtype).cpu()
+                keep[at : at + len(chosen)] &= ~self._outliers(site, stored[at : at + len(chosen)])
+            at += len(chosen)
+        if not keep.all():
+            left = torch.from_numpy(keep.nonzero()[0])
+            rows = [stored.index_select(0, left) for stored in rows]
+        return rows, packed.cursor, packed.exhausted
+
+    def _outliers(self, site: str, rows: Tensor) -> np.ndarray:
+        if not self.config.outlier_times:
+            return np.zeros(len(rows), bool)
+        if self._thresholds is None:
+            found = survey(self.recorder, self.tokenizer, self.corpus, _Surveyed(self.config, self.seed), self.sites)
+            self._thresholds = {s: self.config.outlier_times * m for s, m in found.median.items()}
+        norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).numpy()
+        return flagged(norms, self._thresholds[site])
+
+
+class _Surveyed:
+    """What a survey asks of a harvest's config."""
+
+    def __init__(self, config: LiveConfig, seed: int):
+        self.context, self.batch_contexts, self.dtype = config.context, config.batch_contexts, config.dtype
+        self.exclude, self.seed = config.exclude, seed

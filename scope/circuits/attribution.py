@@ -1,0 +1,258 @@
+"""Which latents make the model say one token rather than another: a logit difference, taken apart without a remainder.
+
+The stream at the dictionary's site is a sum: x = sum of f_i d_i + b_dec + error. A row of the table is what one of these parts
+does to m, the difference of two logits after the prompt (both as the model gives them, soft cap included). There are rows for
+the error, for b_dec and for the special tokens such as <bos>, on which no dictionary is read; so the rows add up to the whole:
+
+gradient    g . part, g the gradient of m at x. The whole is g . x, exactly: m's linear reading at x, not m itself.
+integrated  the gradient's mean along the line from b_dec to x. The whole is m: the rows add up to m(x) - m(b_dec), and what
+            m is at b_dec alone is a row too. The rest that the numerical integral leaves is told as `gap`.
+ablation    m(x) - m(x without the part), each part taken away by itself. What the parts do only together is a row, and the
+            whole is m, exactly.
+
+Every latent's row stands beside its null: what a random direction of the same length, active to the same degree at the same
+positions, would come to (one standard deviation).
+Source: integrated gradients, arXiv:1703.01365; of dictionaries, with the error as a node of its own, arXiv:2403.19647.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scope.circuits.attribution_table import Attribution, Row
+from scope.errors import EditError
+from scope.models.hooks import HookedModule
+from scope.null_seeds import generator
+from scope.sae.base import SAE
+from scope.steering.apply.resolve import check_dictionary
+
+WHOLE = {
+    "gradient": "gradient . stream, the logit difference's linear reading at this prompt",
+    "integrated": "the logit difference",
+    "ablation": "the logit difference",
+}
+
+
+def attribute(
+    model: HookedModule,
+    sae: SAE,
+    prompt: str,
+    token: str | int | None = None,
+    other: str | int | None = None,
+    *,
+    method: str = "gradient",
+    steps: int = 32,
+    exact: int = 32,
+    nulls: int = 4,
+    pack: Any = None,
+    any_model: bool = False,
+    seed: int = 0,
+) -> Attribution:
+    """The rows of logit(token) - logit(other) after `prompt`; latents that are silent have none, for theirs would be 0.
+
+    Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral;
+    `exact` latents, those of the largest gradient rows, are ablated one by one, the rest together; `nulls` random directions a
+    latent are tried with "ablation". Labels come from `pack`.
+
+    Raises:
+        EditError: an empty prompt, an unknown method.
+        TokensError: a token that is several, a prompt longer than the context.
+        DictionaryError: a dictionary of another model or site.
+    """
+    if method not in WHOLE:
+        raise EditError(f"There is no method {method!r}; there are {', '.join(WHOLE)}.")
+    if not prompt.strip():
+        raise EditError("The prompt is empty. Give some text whose next token is asked about.")
+    check_dictionary(model, sae, any_model)
+    rest = Rest(model, sae, prompt)
+    wanted, against = rest.choose(token, other)
+    parts = _Parts(sae, rest)
+    difference = float(rest.difference(rest.x[None], wanted, against)[0])
+    if method == "ablation":
+        rows = _ablated(rest, parts, wanted, against, difference, exact, nulls, seed)
+    else:
+        points = [(1.0, 1.0)] if method == "gradient" else _gauss(steps)
+        base = parts.baseline()
+        grad = sum(w * rest.gradient(base + a * (rest.x - base), wanted, against) for a, w in points)
+        rows = _linear(parts, grad)
+        if method == "integrated":
+            start = float(rest.difference(base[None], wanted, against)[0])
+            rows = [row for row in rows if row.latent is not None or row.name == "error"]
+            rows.append(Row(name="at b_dec alone", value=start))
+        else:
+            rows.append(Row(name="bias", value=float((grad * parts.bias()).sum())))
+            rows.append(Row(name="special tokens", value=float((grad * parts.special()).sum())))
+    whole = float((grad * rest.x).sum()) if method == "gradient" else difference
+    gap = whole - sum(row.value for row in rows)
+    log_p = rest.log_p(rest.x[None])[0]
+    return Attribution(
+        prompt=prompt,
+        pieces=tuple(model.words.pieces(rest.tokens.tolist())),
+        token=model.words.pieces([wanted])[0],
+        other=model.words.pieces([against])[0],
+        p_token=float(log_p[wanted].exp()),
+        p_other=float(log_p[against].exp()),
+        method=method,
+        site=sae.site,
+        logit_difference=difference,
+        whole=whole,
+        whole_is=WHOLE[method],
+        gap=gap,
+        rows=tuple(_told(row, parts, rest, model, pack) for row in rows),
+    )
+
+
+class Rest:
+    """The model from a site on, as a function of the stream there; everything before it stays as the prompt made it."""
+
+    def __init__(self, model: HookedModule, sae: SAE, prompt: str):
+        self.model, self.site = model, sae.site
+        self.batch = model.to_tokens(prompt)
+        self.tokens = self.batch[0]
+        self.x = model.record(self.batch, [self.site])[self.site][0]
+        special = {model.cfg.bos, model.cfg.pad, *model.cfg.eos} | set(model.tokenizer.special_ids)
+        self.counted = ~torch.isin(self.tokens, torch.tensor(sorted(special), device=self.tokens.device))
+
+    def logits(self, streams: Tensor) -> Tensor:
+        """[batch vocab] after the last token, for streams [batch pos d_model]."""
+        replaced = (self.site, lambda x, hook: streams.to(x.dtype))
+        with self.model.hooks([replaced]):
+            stream = self.model(self.batch.expand(len(streams), -1), stop_at_layer=self.model.cfg.n_layers)
+        return self.model.logits_of(stream[:, -1:])[:, 0].float()
+
+    @torch.no_grad()
+    def log_p(self, streams: Tensor) -> Tensor:
+        return self.logits(streams).log_softmax(-1)
+
+    @torch.no_grad()
+    def difference(self, streams: Sequence[Tensor] | Tensor, token: int, other: int, at_once: int = 16) -> Tensor:
+        """[batch] logit(token) - logit(other)."""
+        found = []
+        for i in range(0, len(streams), at_once):
+            some = streams[i : i + at_once]
+            logits = self.logits(some if isinstance(some, Tensor) else torch.stack(list(some)))
+            found.append(logits[:, token] - logits[:, other])
+        return torch.cat(found)
+
+    def gradient(self, stream: Tensor, token: int, other: int) -> Tensor:
+        """[pos d_model] of the difference, at a stream [pos d_model]."""
+        leaf = stream.detach().clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = self.logits(leaf[None])[0]
+            return torch.autograd.grad(logits[token] - logits[other], leaf)[0].float()
+
+    def choose(self, token: str | int | None, other: str | int | None) -> tuple[int, int]:
+        """Their ids; what is not given is the likeliest that the other one is not.
+
+        Raises:
+            EditError: both are the same, or an id outside the vocabulary.
+        """
+        given = [None if t is None else self.model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
+        outside = next((t for t in given if t is not None and not 0 <= t < self.model.cfg.d_vocab), None)
+        if outside is not None:
+            raise EditError(f"There is no token {outside}: the vocabulary runs from 0 to {self.model.cfg.d_vocab - 1}.")
+        likely = [int(i) for i in self.log_p(self.x[None])[0].topk(3).indices]
+        if given[0] is None:
+            given[0] = next(i for i in likely if i != given[1])
+        if given[1] is None:
+            given[1] = next(i for i in likely if i != given[0])
+        if given[0] == given[1]:
+            raise EditError(f"Both tokens are {self.model.words.pieces(given[:1])[0]!r}; their difference is 0 by itself.")
+        return given[0], given[1]
+
+
+class _Parts:
+    """The stream as its sum, each part [pos d_model]; zero at special tokens, which are a part of their own."""
+
+    @torch.no_grad()
+    def __init__(self, sae: SAE, rest: Rest):
+        self.x, self.counted = rest.x.float(), rest.counted[:, None]
+        latents = sae.encode(rest.x.to(sae.W_enc.dtype)).float() * self.counted
+        self.ids = latents.amax(0).nonzero().flatten()
+        self.values = latents[:, self.ids]
+        self.rows = sae.W_dec.detach()[self.ids].float()
+        self.b_dec = sae.decode(torch.zeros_like(latents[:1]).to(sae.W_dec.dtype)).detach().float()[0]
+
+    def latent(self, place: int) -> Tensor:
+        return self.values[:, place, None] * self.rows[place]
+
+    def bias(self) -> Tensor:
+        return self.b_dec * self.counted
+
+    def special(self) -> Tensor:
+        return self.x * ~self.counted
+
+    def baseline(self) -> Tensor:
+        """b_dec alone where a dictionary is read, the stream itself elsewhere."""
+        return self.bias() + self.special()
+
+    def error(self) -> Tensor:
+        return self.x - self.baseline() - self.values @ self.rows
+
+
+def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
+    """grad . part of every latent and of the error."""
+    pushed = parts.values.T @ grad
+    found = (pushed * parts.rows).sum(1)
+    null = pushed.norm(dim=1) * parts.rows.norm(dim=1) / grad.shape[1] ** 0.5
+    rows = [
+        Row(name=f"latent {i}", latent=i, value=value, null=sd)
+        for i, value, sd in zip(parts.ids.tolist(), found.tolist(), null.tolist(), strict=True)
+    ]
+    return [*rows, Row(name="error", value=float((grad * parts.error()).sum()))]
+
+
+def _ablated(
+    rest: Rest, parts: _Parts, token: int, other: int, difference: float, exact: int, nulls: int, seed: int
+) -> list[Row]:
+    """Each of the foremost latents taken away alone, the remaining ones together, and what is left to the interplay."""
+    first = _linear(parts, rest.gradient(rest.x, token, other))[:-1]
+    order = sorted(range(len(first)), key=lambda i: -abs(first[i].value))
+    alone, together = order[:exact], order[exact:]
+    effect = difference - rest.difference([rest.x - parts.latent(i) for i in alone], token, other) if alone else []
+    chance = generator("directions of ablation", seed)
+    rows = []
+    for place, value in zip(alone, effect, strict=True):
+        noise = torch.randn(nulls, rest.x.shape[1], generator=chance).to(rest.x.device)
+        directions = noise / noise.norm(dim=1, keepdim=True) * parts.rows[place].norm()
+        pushes = [rest.x - parts.values[:, place, None] * direction for direction in directions]
+        null = float((difference - rest.difference(pushes, token, other)).square().mean().sqrt()) if nulls else None
+        latent = int(parts.ids[place])
+        rows.append(Row(name=f"latent {latent}", latent=latent, value=float(value), null=null))
+    taken = [parts.error(), *([parts.values[:, together] @ parts.rows[together]] if together else [])]
+    found = difference - rest.difference([rest.x - part for part in taken], token, other)
+    rows.append(Row(name="error", value=float(found[0])))
+    if together:
+        rows.append(Row(name=f"{len(together)} other latents", value=float(found[1])))
+    rows.append(Row(name="at b_dec alone", value=float(rest.difference(parts.baseline()[None], token, other)[0])))
+    return [*rows, Row(name="only together", value=difference - sum(row.value for row in rows))]
+
+
+def _gauss(steps: int) -> list[tuple[float, float]]:
+    """Points and weights of Gauss-Legendre on 0 to 1."""
+    import numpy as np
+
+    if steps < 1:
+        raise EditError(f"steps is {steps}; the integral needs at least one point.")
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    return [(float(p), float(w)) for p, w in zip((points + 1) / 2, weights / 2, strict=True)]
+
+
+def _told(row: Row, parts: _Parts, rest: Rest, model: HookedModule, pack: Any) -> Row:
+    """The row with what a reader wants to know of its latent."""
+    if row.latent is None:
+        return row
+    from dataclasses import replace
+
+    values = parts.values[:, (parts.ids == row.latent).nonzero()[0, 0]]
+    at = int(values.argmax())
+    label = str(pack.table["label"].iloc[row.latent]) if pack is not None else ""
+    return replace(
+        row,
+        activation=float(values[at]),
+        n_active=int((values > 0).sum()),
+        strongest=model.words.pieces([int(rest.tokens[at])])[0],
+        label=label,
+    )

@@ -1,0 +1,138 @@
+"""What a certificate says, and where it is kept: beside the dictionary, so that it is measured once.
+
+A file can be torn or edited. One that is not whole, or whose verdict is not what its own numbers come to, counts as absent.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scope.evaluation.certificate.verdict import judge, shown
+from scope.sae.base import SAE
+
+FILE, SCHEMA = "certificate.json", 1
+ELSEWHERE = Path("runs/certificates")
+"""Where certificates go of dictionaries that lie where nothing can be written, or on the hub."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Whether a dictionary `fits` a model, `said` in words, and the numbers behind that.
+
+    `measured` is the dictionary as it stands: l0, fvu, cosine, length_bias, tokens, outliers (left out for their norm).
+    `declared` is what it says of itself, as far as it does: l0 (a number, or the two ends of a range), fvu, and `from` where.
+    `null` is the fvu of a random dictionary of equal L0. `tried` are other readings, best first, each with name, site, remedy,
+    explains, l0, fvu; `here` is the dictionary as it stands on the tokens of these. `notes` a reader must be told;
+    `provenance` names model, dictionary, site, rule and versions. On disk, certificate.json is {"schema", "certificates":
+    {key: these fields}}, the one made last at the end; a pack keeps that one, without `tried`, as health["certificate"].
+    """
+
+    fits: bool
+    said: str
+    measured: dict[str, Any]
+    declared: dict[str, Any]
+    null: dict[str, float]
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    here: dict[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        """All of it in a line: measured beside declared and null."""
+        m, d = self.measured, self.declared
+        l0 = f" (declared {shown(d['l0'])})" if d.get("l0") is not None else ""
+        error = f" (declared {d['fvu']:.3f})" if d.get("fvu") is not None else ""
+        return (
+            f"{self.said} L0 {m['l0']:.1f}{l0}, FVU {m['fvu']:.3f}{error}, {self.null['fvu']:.3f} with a random dictionary of "
+            f"equal L0, on {m['tokens']:,} tokens"
+        )
+
+
+def key_of(model, sae: SAE, rule: str) -> str | None:
+    """Names model, dictionary, site and the rule by which it is judged; None where the model's weights have no hash, and
+    nothing can be kept."""
+    made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
+    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}-{rule[:16]}" if made else None
+
+
+def dictionary_hash(sae: SAE) -> str:
+    """sha256 over names and bytes of its parameters: of what is in memory, whatever file it came from."""
+    digest = hashlib.sha256()
+    for name, p in sorted(sae.named_parameters()):
+        digest.update(name.encode())
+        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_for(where: Path | str | None) -> Path | None:
+    """certificate.json beside the dictionary; where that cannot be, a file in runs/certificates; None for one in memory."""
+    if where is None:
+        return None
+    path = Path(where).expanduser()
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    if folder is not None and os.access(folder, os.W_OK) and "snapshots" not in folder.parts:
+        return folder / FILE
+    return ELSEWHERE / f"{hashlib.sha256(str(where).encode()).hexdigest()[:24]}.json"
+
+
+def read(where: Path | str) -> Certificate | None:
+    """The certificate that was made last of the dictionary at `where`; None if there is none, or none of this version."""
+    return _checked(next(reversed(_all(file_for(where))[0].values()), None))
+
+
+def find(where: Path | str | None, key: str | None) -> tuple[Certificate | None, str]:
+    """(the certificate of that key, or None; why what is there was not believed, where that is so)."""
+    file = file_for(where)
+    kept, damage = _all(file)
+    if damage or not key or key not in kept:
+        return None, damage
+    found = _checked(kept[key])
+    return found, "" if found else f"The certificate in {file} is damaged, or its verdict is not what its numbers come to"
+
+
+def _all(file: Path | None) -> tuple[dict[str, Any], str]:
+    """(what is kept there by key, what is wrong with the file)."""
+    if file is None or not file.exists():
+        return {}, ""
+    damage = f"{file} is damaged"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}, damage
+    if not isinstance(content, dict):
+        return {}, damage
+    if content.get("schema") != SCHEMA:
+        return {}, ""  # of another version
+    kept = content.get("certificates")
+    return (kept, "") if isinstance(kept, dict) else ({}, damage)
+
+
+def _checked(kept: Any) -> Certificate | None:
+    """What was kept, if it is whole and says what its numbers come to."""
+    if not isinstance(kept, dict) or set(kept) != {f.name for f in fields(Certificate)}:
+        return None
+    try:
+        found = Certificate(**kept)
+        fits, said, _, tried = judge(found.measured, found.declared, found.null, found.tried, found.here)
+        found.line()
+        whole = isinstance(found.notes, list) and isinstance(found.provenance, dict)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError):
+        return None  # whatever numbers do that are none
+    return found if whole and (found.fits is fits) and (found.said, found.tried) == (said, tried) else None
+
+
+def keep(where: Path | str | None, key: str | None, certificate: Certificate) -> None:
+    file = file_for(where)
+    if file is None or key is None:
+        return
+    content = {k: v for k, v in _all(file)[0].items() if k != key} | {key: asdict(certificate)}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(file.name + ".tmp")
+        aside.write_text(json.dumps({"schema": SCHEMA, "certificates": content}, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, file)
+    except OSError:
+        return  # a full or read-only disk loses only the time that it saves

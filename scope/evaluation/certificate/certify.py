@@ -1,0 +1,251 @@
+"""A certificate: that a dictionary does, on a few thousand tokens of a model, what it declares.
+
+It is read at its site as it stands. Where L0 or FVU are not what they should be, or a neighbouring site does better, the ways
+in which it can be misread (`readings`) are tried, and the dictionary is refused with the one that explains it. What was found
+is kept beside the dictionary (`kept`), by the hashes of both weights and of the rule, so that it is measured once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.baselines import Moments, RandomDictionary
+from scope.evaluation.certificate.certificate import Certificate, dictionary_hash, find, keep, key_of
+from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhere, farther, otherwise
+from scope.evaluation.certificate.verdict import judge, middle, problems
+from scope.evaluation.metrics import cosine, fvu, length_bias
+from scope.evaluation.splice import check_site, kept_mask, specials
+from scope.sae.base import SAE
+from scope.shapes import Tokens
+from scope.versions import version_of
+
+TOKENS, CONTEXT, SOME = 2048, 128, 512
+"""Tokens on which it is read; of a context; of those on which other readings are tried."""
+
+_AT_ONCE = 8  # sites that are held in memory together
+
+OUTLIER = 20.0
+"""Times the median norm beyond which a token is left out: no dictionary is trained on these (P2)."""
+
+_ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
+OnProgress = Callable[[int, int, dict], None]
+
+
+def certify(
+    model,
+    sae: SAE,
+    where: Path | str | None = None,
+    tokens: Tokens | None = None,
+    *,
+    any_model: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Certificate:
+    """The certificate of `sae` for `model`: the one that is kept, or a new one, which is then kept beside the dictionary.
+
+    `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, by default about 2,000 tokens
+    of the bundled text. `any_model` allows other weights than it was made for, as a fine-tune of the same base.
+
+    Raises:
+        DictionaryError: it does not fit: another model, site or width by name; or it does not do here what it declares, with
+            what was tried and which reading explains it.
+        ConfigError: no tokens were given and the model has no tokenizer.
+    """
+    check_site(model, sae, any_model)
+    key = key_of(model, sae, rule_hash(model, sae, tokens))
+    kept, damage = find(where, key)
+    if kept is None:
+        kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
+        if damage:
+            kept.notes.append(f"{damage}; it was measured anew.")
+        keep(where, key, kept)
+    if not kept.fits:
+        raise DictionaryError(refusal(kept, sae))
+    return kept
+
+
+def rule_hash(model, sae: SAE, tokens: Tokens | None = None) -> str:
+    """sha256 of what decides beside the weights: the rules themselves, the text, and what the dictionary declares."""
+    digest = hashlib.sha256()
+    for module in ("certificate", "verdict", "readings", "nulls", "metrics"):
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+    tokenizer = getattr(model.tokenizer, "sha256", None)
+    text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
+    digest.update(json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode())
+    return digest.hexdigest()
+
+
+def refusal(certificate: Certificate, sae: SAE) -> str:
+    shown = [f"    {r['name']}: L0 {r['l0']:.1f}, FVU {r['fvu']:.3g}" for r in certificate.tried[:4]]
+    return "\n".join(
+        [
+            f"This dictionary does not fit at {sae.site}: {certificate.line()}.",
+            *(["  Tried beside it, best first:", *shown] if shown else []),
+            "  To use it all the same, skip the certificate: --no-certificate, or certify=False.",
+        ]
+    )
+
+
+@torch.no_grad()
+def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None) -> Certificate:
+    """Read `sae` on contexts of tokens, and other readings where it does not do as it should. Position 0, special tokens and
+    tokens of huge norm are left out."""
+    sites = model.sites()
+    others = elsewhere(sae, sites)
+    wanted = {sae.site, *(r.site for r in others)} | ({sae.site_out} if not sae.autoencodes else set())
+    acts, outliers = record(model, tokens, sorted(wanted), sae.site)
+    x = acts[sae.site]
+    y = None if sae.autoencodes else acts[sae.site_out]
+    declared = declared_by(sae)
+    own = as_it_stands(sae)
+    measured = measure(own, x, y) | {"tokens": len(x), "outliers": outliers}
+    null = _null(sae, x, measured["l0"]) if sae.autoencodes else {"fvu": 1.0}
+    wrong = problems(measured, declared, null["fvu"])
+    others = [r for i, r in enumerate(others) if not _known(acts[r.site], [x, *(acts[o.site] for o in others[:i])])]
+    trials = others + (otherwise(sae, x, middle(declared.get("l0"))) if wrong else [])
+    some = torch.arange(0, len(x), max(1, len(x) // SOME))
+    here = measure(own, x[some], None if y is None else y[some])
+    tried: list[dict[str, Any]] = []
+    for done, reading in enumerate(trials):
+        found = measure(reading, acts[reading.site][some], None if y is None else y[some])
+        tried.append({"name": reading.name, "site": reading.site, "remedy": reading.remedy} | found)
+        if on_progress:
+            on_progress(done + 1, len(trials), {})
+    if "fvu" in wrong and sae.autoencodes:
+        tried += _far(model, sae, tokens, sites, some)
+    notes = _notes(model, sae, x, outliers)
+    if declared.get("l0") is None:
+        notes.append("It declares no L0, so thresholds that are all too low or too high cannot be told.")
+    fits, said, more, tried = judge(measured, declared, null, tried, here)
+    return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae), here)
+
+
+def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -> list[dict[str, Any]]:
+    """What the dictionary leaves in blocks that are not beside its own, a few sites at a time for the memory they take."""
+    found, far = [], farther(sae, sites)
+    for start in range(0, len(far), _AT_ONCE):
+        few = far[start : start + _AT_ONCE]
+        acts, _ = record(model, tokens, sorted({sae.site, *(r.site for r in few)}), sae.site)
+        for r in few:
+            found.append({"name": r.name, "site": r.site, "remedy": r.remedy} | measure(r, acts[r.site][some]))
+    return found
+
+
+def _known(x: Tensor, others: list[Tensor]) -> bool:
+    """Whether it is one of the others under a second name: the stream after a block is the stream before the next."""
+    return any(torch.equal(x, other) for other in others)
+
+
+def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, Any]:
+    """L0, FVU and length bias of a reading of `x`, which reconstructs `x` or predicts `y`."""
+    latents, predicted, target = 0, [], x if y is None else y
+    for part in x.split(SOME):
+        encoded, x_hat = reading.apply(part)
+        latents += int((encoded > 0).sum())
+        predicted.append(x_hat)
+    x_hat = torch.cat(predicted)
+    if not torch.isfinite(x_hat).all():
+        return {"l0": latents / len(x), "fvu": float("inf"), "cosine": 0.0, "length_bias": None}
+    return {
+        "l0": latents / len(x),
+        "fvu": fvu(target, x_hat).item(),
+        "cosine": cosine(target, x_hat).item(),
+        "length_bias": length_bias(target, x_hat).item(),
+    }
+
+
+def record(model, tokens: Tokens, sites: list[str], own: str) -> tuple[dict[str, Tensor], int]:
+    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at `own`)."""
+    kept: dict[str, list[Tensor]] = {site: [] for site in sites}
+    tokens = tokens.to(model.device).long()
+    for batch in tokens.split(4):
+        found: dict[str, Tensor] = {}
+        real = batch != model.cfg.pad
+        real[:, 0] = True
+        hooks = [(sites, lambda x, hook, found=found: found.__setitem__(hook.name, x.flatten(2).float()))]
+        with model.hooks(hooks):
+            model(batch, stop_at_layer=model.layers_for(sites), attention_mask=real, return_type=None)
+        mask = kept_mask(batch, model.run.positions, specials(model)) & real
+        for site in sites:
+            kept[site].append(found[site][mask])
+    acts = {site: torch.cat(rows) for site, rows in kept.items()}
+    if len(acts[own]) < 64:
+        raise ConfigError(f"Only {len(acts[own])} tokens count; a certificate needs 64 at least. Give more text.")
+    norms = acts[own].norm(dim=1)
+    usual = norms <= OUTLIER * norms.median()
+    return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
+
+
+def sample_text(model, n_tokens: int = TOKENS) -> Tokens:
+    """Contexts of at least so many tokens of the bundled text.
+
+    Raises:
+        ConfigError: the model has no tokenizer.
+    """
+    from scope.activations.corpus.contexts import Packer
+    from scope.activations.corpus.sources import open_corpus
+
+    if model.tokenizer is None:
+        raise ConfigError("The model has no tokenizer, so a certificate needs tokens: certify(model, sae, tokens=...).")
+    context = min(CONTEXT, model.cfg.n_ctx)
+    packed = Packer(open_corpus("bundled").documents(0), model.tokenizer, context).take(-(-n_tokens // (context - 1)))
+    return torch.from_numpy(packed.tokens).long()
+
+
+def declared_by(sae: SAE) -> dict[str, Any]:
+    """What the dictionary says of itself: an L0 (or the two ends of a range), an FVU, and where it says so."""
+    if "declared" in sae.provenance:
+        return dict(sae.provenance["declared"])
+    training = sae.provenance.get("training") or {}
+    found = {name: float(training[name]) for name in ("l0", "fvu") if isinstance(training.get(name), int | float)}
+    return found | {"from": "its training"} if found else {}
+
+
+def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:
+    """FVU of a random dictionary of as many latents (at most 8,192) and equal L0, fitted to the same tokens."""
+    moments = Moments(sae.d_in)
+    moments.add(x)
+    d_sae = min(sae.d_sae, 8192)
+    random = RandomDictionary(moments, d_sae, max(1e-3, min(l0, d_sae / 2)), seed=0)
+    return {"fvu": fvu(x, random(x)).item()}
+
+
+def _notes(model, sae: SAE, x: Tensor, outliers: int) -> list[str]:
+    notes = []
+    if outliers:
+        notes.append(f"{outliers} tokens of more than {OUTLIER:g} times the median norm were left out.")
+    named = str((sae.provenance.get("model") or {}).get("model") or "")
+    have = str((getattr(model, "provenance", None) or {}).get("model") or "")
+    same = named.rstrip("/").rsplit("/", 1)[-1] == have.rstrip("/").rsplit("/", 1)[-1]
+    if named and have and not same:
+        notes.append(f"It was made for {named}, and this is {have}; only the numbers can say whether that matters.")
+    coarse = (sae.provenance.get("stored") or {}).get("threshold")
+    if coarse in _ROUNDING:
+        notes.append(
+            f"Its thresholds were stored as {coarse}: {_undecided(sae, x[:SOME], _ROUNDING[coarse]):.2%} of its firings lie "
+            "within that rounding of their threshold."
+        )
+    return notes
+
+
+def _undecided(sae: SAE, x: Tensor, rounding: float) -> float:
+    """Of the latents that fire, the share whose pre-activation is nearer to the threshold than its stored form can tell."""
+    pre = sae.pre_activations(x)
+    close = ((pre - sae.threshold).abs() <= rounding * sae.threshold.abs()).sum()
+    return (close / (pre > sae.threshold).sum().clamp_min(1)).item()
+
+
+def _provenance(model, sae: SAE) -> dict[str, Any]:
+    about = getattr(model, "provenance", None) or {}
+    return {
+        "model": {name: about.get(name) for name in ("model", "revision", "weights_sha256")},
+        "dictionary": {"weights_sha256": dictionary_hash(sae), "source": sae.provenance.get("source")},
+        "site": sae.site,
+        "rule": f"position 0, special tokens and norms above {OUTLIER:g} medians are left out",
+        "versions": {"scope": version_of(), "torch": torch.__version__},
+    }

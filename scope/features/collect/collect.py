@@ -1,0 +1,315 @@
+"""`collect`: from a model, a dictionary and text to a pack, in one streaming pass over the activations.
+
+The passes: encode every context once and keep only what fired (on disk, beside the pack); add up all statistics of all
+latents at once; look up windows, near misses and co-firing in what was kept; read the rest from the weights, and measure
+what each direction does to the next token. A run that was stopped goes on at the chunk where it stopped.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from scope.activations.harvest.ranks import Ranks
+from scope.activations.read.store import ActivationStore
+from scope.errors import DictionaryError
+from scope.features.collect import passes, share
+from scope.features.collect.build_folder import workshop
+from scope.features.collect.codes import edges
+from scope.features.collect.config import CollectConfig
+from scope.features.collect.map import map_directions, require
+from scope.features.collect.passes import NEAR, Statistics
+from scope.features.collect.scoring import measure
+from scope.features.collect.source import Source, from_recording, from_tokens, require_tokens
+from scope.features.collect.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, flags, label, output_label, percentile
+from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
+from scope.features.pack.layout import N_BINS, PackArrays, refuse_foreign, write_pack
+from scope.features.pack.store import FeatureStore
+from scope.versions import version_of
+
+OnProgress = Callable[[int, int, dict], None]
+_IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
+
+
+def collect(
+    model,
+    sae,
+    store: ActivationStore | Tensor,
+    config: CollectConfig | None = None,
+    out: Path | str = "pack",
+    on_progress: OnProgress | None = None,
+    *,
+    health: dict[str, Any] | None = None,
+    corpus: dict[str, Any] | None = None,
+    dictionary: str | None = None,
+    ranks: Ranks | None = None,
+) -> FeatureStore | None:
+    """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
+
+    With `ranks` of several processes, each is to be given the same arguments and encodes its share; the first one writes the
+    pack and returns it, the others return None when their share is done. Memory and disk: `scope.features.collect.plan`.
+
+    `health` (an evaluation report, training curves) is stored as it is; `corpus` describes given tokens; `dictionary` is
+    where the dictionary lies, a hint for those who open the pack later.
+
+    Raises:
+        DictionaryError: a dictionary of another width, model or site; activations that are not finite.
+        UnknownSite: the recording or the model has no such site.
+        PackError: the recording is another model's, `out` is no pack, or another process is building it.
+    """
+    config, out, ranks = config or CollectConfig(), Path(out), ranks or Ranks()
+    refuse_foreign(out)
+    require(config.map)
+    _check(model, sae)
+    if isinstance(store, Tensor):
+        n = None if config.tokens is None else -(-config.tokens // store.shape[1])
+        source = from_tokens(model, sae.site, store[:n], corpus)
+    else:
+        source = from_recording(store, sae.site, model, config.tokens)
+    require_tokens(source)
+    weights = weights_hash(sae)
+    identity = {
+        "model": model.provenance,
+        "site": sae.site,
+        "dictionary": weights,
+        "chunk_tokens": config.chunk_tokens,
+        **source.described,
+    }
+    if not ranks.leads:
+        share.assist(model, sae, source, identity, out, config.chunk_tokens, ranks)
+        return None
+    began = time.monotonic()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    n_ctx = source.contexts.shape[1]
+    with workshop(out, identity, n_ctx, source.n_tokens) as place:
+        if ranks.world > 1:
+            share.encode_share(sae, source, place, config.chunk_tokens, ranks, on_progress)
+        missing = share.missing_chunk(place, ranks)
+        found = passes.gather(
+            sae, source, place, config.sizes, config.chunk_tokens, model.cfg.d_vocab, config.seed, on_progress, missing
+        )
+        examples, relations, tokens, controls = _look_up(sae, source, place, found, config)
+        rho = float(np.median(np.concatenate(found.norms)))
+        directions = sae.W_dec.detach().float()
+        effects = _effects(model, directions)
+        count, blocks = found.moments.count, share.Blocks(model, sae, place, ranks)
+        scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
+        relations |= {**neighbours(directions), **_outputs(effects, scores)}
+        vocab = _vocab(model)
+        totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
+        table = _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
+        manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
+        places, told = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
+        manifest |= {"map": told} if told else {}
+        manifest["seconds"] = round(time.monotonic() - began, 1)
+        arrays = PackArrays(
+            table=table,
+            examples=examples,
+            relations=relations,
+            token_totals=totals,
+            controls=controls,
+            contexts=source.contexts,
+            documents=source.documents,
+            document_names=source.document_names,
+            vocab=vocab,
+            manifest=manifest,
+            health=health,
+            map=places,
+        )
+        write_pack(out, arrays)
+    return FeatureStore.open(out)
+
+
+def _check(model, sae) -> None:
+    if not sae.autoencodes:
+        raise DictionaryError("This is a transcoder: it does not reconstruct what it reads, so a pack of it would mislead.")
+    width = model.sites().get(sae.site)
+    if width is None:
+        raise DictionaryError(
+            f"The dictionary reads {sae.site or 'a site that it does not name'}, which this model does not have.\n"
+            f"  The model has: {', '.join(list(model.sites())[:12])} …"
+        )
+    if width != sae.W_enc.shape[0]:
+        raise DictionaryError(f"The dictionary reads {sae.W_enc.shape[0]} numbers; {sae.site} of this model has {width}.")
+    made, given = (sae.provenance.get("model") or {}), model.provenance
+    if isinstance(made, dict) and made.get("weights_sha256", given["weights_sha256"]) != given["weights_sha256"]:
+        raise DictionaryError(
+            f"The dictionary was trained on {made.get('model')} (weights {made['weights_sha256'][:12]}), "
+            f"and the model given is {given['model']} (weights {given['weights_sha256'][:12]}).\n"
+            "  Give the model that it was trained on."
+        )
+
+
+def weights_hash(sae) -> str:
+    """sha256 over the names and bytes of a dictionary's parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfig):
+    """(examples, co-firing and token relations, token statistics, control windows)."""
+    sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
+    d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
+
+    def again():
+        return passes.chunks(source, place, config.chunk_tokens, sae)
+
+    chosen = passes.choose(found, edges(found.low))
+    tokens = found.tokens.result(d_sae)
+    candidates = passes.near_candidates(source, tokens["id"], tokens["count"], found.moments.count, config.seed)
+    middles = passes.control_positions(source, sizes, config.seed)
+    near, relations, controls = passes.near_and_cofiring(found, candidates, again, n_positions, middles)
+    starts, lengths = passes.runs(near.group)
+    chosen.put(near, near.group, sizes.start(NEAR) + np.arange(len(near)) - np.repeat(starts, lengths), NEAR)
+    shape = (d_sae, sizes.places, 2 * sizes.window + 1)
+    large = math.prod(shape) * 4 > _IN_MEMORY
+    acts = np.memmap(place.folder / "windows", np.float32, "w+", shape=shape) if large else np.zeros(shape, np.float32)
+    passes.fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
+    examples = {**vars(chosen), "acts": acts, "histogram": found.moments.histogram}
+    relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
+    return examples, relations, tokens, controls
+
+
+def _effects(model, directions: Tensor) -> TokenEffects | None:
+    """None where the site does not lie in the residual stream: its directions have no logits."""
+    return token_effects(model, directions) if directions.shape[1] == model.cfg.d_model else None
+
+
+def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[str, np.ndarray]:
+    out: dict[str, np.ndarray] = {}
+    for name in ("promoted", "suppressed"):
+        out[f"{name}_id"] = getattr(effects, f"{name}_id", None)
+        out[f"{name}_logit"] = getattr(effects, f"{name}_logit", None)
+    out["logit_histogram"], out["logit_ends"] = getattr(effects, "histogram", None), getattr(effects, "ends", None)
+    out["measured_id"], out["measured_rise"] = getattr(scores, "measured_id", None), getattr(scores, "measured_rise", None)
+    return {name: array for name, array in out.items() if array is not None}
+
+
+def _vocab(model) -> list[str]:
+    if model.tokenizer is None:
+        return [f"<{i}>" for i in range(model.cfg.d_vocab)]
+    pieces = model.tokenizer.vocab()
+    return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
+
+
+def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
+    moments, n = found.moments, source.n_tokens
+    count = moments.count
+    safe = np.maximum(count, 1)
+    mean = moments.sum / safe
+    deviation, skew, kurtosis = _shape(moments, mean)
+    nothing = np.full(len(count), np.nan)
+    W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
+    top = tokens["id"][:, 0]
+    labels = [_label(f, tokens, count, vocab, totals) for f in range(len(count))]
+    columns = {
+        "count": count,
+        "density": count / max(n, 1),
+        "mean": mean,
+        "max": moments.max.astype(np.float64),
+        **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
+        "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
+        "skew": skew,
+        "kurtosis": kurtosis,
+        "top_token": [vocab[t] if t >= 0 else "" for t in top],
+        "top_token_share": tokens["count"][:, 0] / safe,
+        "n_tokens": tokens["n_tokens"],
+        "n_tokens_half": tokens["n_half"],
+        "promotes": _words(relations.get("promoted_id"), vocab, len(count)),
+        "suppresses": _words(relations.get("suppressed_id"), vocab, len(count)),
+        "logit_std": nothing if effects is None else effects.deviation.astype(np.float64),
+        "logit_skew": nothing if effects is None else effects.skew.astype(np.float64),
+        "logit_kurtosis": nothing if effects is None else effects.kurtosis.astype(np.float64),
+        "out_score": nothing if scores is None else scores.score,
+        "out_kl": nothing if scores is None else scores.kl,
+        "nearest": relations["neighbour_id"][:, 0],
+        "nearest_cos": relations["neighbour_cos"][:, 0].astype(np.float64),
+        "dec_norm": W_dec.norm(dim=1).cpu().numpy().astype(np.float64),
+        "enc_dec_cos": torch.cosine_similarity(W_enc.T, W_dec).cpu().numpy().astype(np.float64),
+        "label": [text for text, _ in labels],
+        "label_source": [BY_TOKENS] * len(count),
+        "label_score": [score for _, score in labels],
+    }
+    table = pd.DataFrame(columns)
+    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
+    _label_by_output(table, relations, vocab)
+    return table[list(COLUMNS)]
+
+
+def _shape(moments, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard deviation, skewness, excess kurtosis) of the activations when they fire; NaN where all are equal."""
+    safe = np.maximum(moments.count, 1)
+    second, third, fourth = moments.square / safe, moments.cube / safe, moments.fourth / safe
+    variance = np.maximum(second - mean**2, 0)
+    spread = np.where(variance > 1e-9 * second, variance, np.nan)  # below that, only the rounding of the sums is left
+    skew = (third - 3 * mean * second + 2 * mean**3) / spread**1.5
+    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / spread**2 - 3
+    return np.sqrt(variance), skew, kurtosis
+
+
+def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], vocab: list[str]) -> None:
+    """Where tokens predict little of the firing and the direction moves the output, let the label say what it promotes."""
+    unclear = table["flags"].str.contains("output") & (table["label_score"] < UNCLEAR) & (table["count"] > 0)
+    for f in np.flatnonzero(unclear.to_numpy(dtype=bool)):
+        promoted, measured = ([vocab[i] for i in relations[name][f] if i >= 0] for name in ("promoted_id", "measured_id"))
+        found = output_label(promoted, measured)
+        if found is not None:
+            table.loc[f, ["label", "label_source"]] = [found, BY_OUTPUT]
+
+
+def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
+    ids, fired = tokens["id"][f], tokens["count"][f]
+    rows = [(vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if t >= 0]
+    return label(rows, int(count[f]))
+
+
+def _words(ids: np.ndarray | None, vocab: list[str], n: int) -> list[list[str]]:
+    return [[]] * n if ids is None else [[vocab[i] for i in row] for row in ids.tolist()]
+
+
+def _manifest(model, sae, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:
+    norms = np.concatenate(found.norms)
+    return {
+        "site": sae.site,
+        "model": model.provenance,
+        "dictionary": {
+            "path": dictionary,
+            "parameters_sha256": weights,
+            "kind": getattr(sae, "kind", type(sae).__name__),
+            "d_in": int(sae.W_enc.shape[0]),
+            **({"provenance": sae.provenance} if sae.provenance else {}),
+        },
+        "text": source.described,
+        "n_tokens": source.n_tokens,
+        "n_contexts": len(source.contexts),
+        "n_ctx": int(source.contexts.shape[1]),
+        "pad": int(model.cfg.pad),
+        "excluded": "<bos>, control tokens and padding: latents are not counted there",
+        "window": config.sizes.window,
+        "control_half": config.sizes.control_half,
+        "histogram": {"low": found.low, "bins": N_BINS},
+        "norm_median": rho,
+        "norm_p99": float(np.quantile(norms, 0.99)),
+        "l0": float(found.moments.count.sum() / max(source.n_tokens, 1)),
+        "tokens_lost": found.tokens.lost,
+        "output_score": null,
+        "flags": asdict(config.flags),
+        "config": asdict(config),
+        "made": {
+            "scope": version_of(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    }

@@ -1,0 +1,111 @@
+"""Output scores in blocks of latents: kept as they are finished, so that a stopped run goes on, and shared by processes."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scope.features.collect.config import NEUTRAL, CollectConfig
+from scope.features.collect.token_effects import OutputScores, TokenEffects, output_scores, token_effects
+from scope.null_seeds import generator
+
+if TYPE_CHECKING:
+    from scope.features.collect.share import Blocks
+
+BLOCK = 512
+"""Directions of a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What is measured: of which latents, how far along their directions, and which tokens count."""
+
+    latents: np.ndarray
+    promoted: np.ndarray
+    length: float
+    prompts: int
+
+    @property
+    def n_blocks(self) -> int:
+        return -(-len(self.latents) // BLOCK)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: dict[str, np.ndarray]) -> "Scoring":
+        return cls(arrays["latents"], arrays["promoted"], float(arrays["length"]), int(arrays["prompts"]))
+
+
+def score_block(model, sae, scoring: Scoring, number: int) -> dict[str, np.ndarray]:
+    """Output scores of one block's latents, in their order."""
+    some = slice(number * BLOCK, (number + 1) * BLOCK)
+    directions = sae.W_dec.detach().float()[torch.from_numpy(scoring.latents[some]).to(sae.W_dec.device)]
+    prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: scoring.prompts]]
+    return asdict(output_scores(model, sae.site, directions, scoring.promoted[some], scoring.length, prompts))
+
+
+def measure(
+    model,
+    sae,
+    effects: TokenEffects | None,
+    rho: float,
+    count: np.ndarray,
+    n_tokens: int,
+    config: CollectConfig,
+    blocks: "Blocks",
+    on_progress=None,
+) -> tuple[OutputScores | None, dict[str, Any]]:
+    """Output scores of all latents, NaN where they were not measured, and the same for random directions.
+
+    `blocks` brings the scores of each block: measured here, by another process, or in an earlier run.
+    """
+    if effects is None or config.score_prompts == 0 or model.tokenizer is None:
+        why = "left out" if not config.score_prompts else "the site is not in the residual stream, or there is no tokenizer"
+        blocks.announce(None)
+        return None, {"prompts": 0, "why": why}
+    length, d_sae = config.score_strength * rho, len(count)
+    chosen = _scored(count, n_tokens, config)
+    scoring = Scoring(chosen, effects.promoted_id[chosen], length, config.score_prompts)
+    blocks.announce(scoring)
+    null = {"strength": config.score_strength, "length": length, "prompts": config.score_prompts, "random": config.score_null}
+    if config.score_null:
+        null |= _of_random_directions(model, sae, length, config)
+    null["latents"] = len(chosen)
+    every = OutputScores(
+        np.full(d_sae, np.nan), np.full(d_sae, np.nan), *(np.zeros((d_sae, 0), t) for t in (np.int32, np.float32))
+    )
+    for number in range(scoring.n_blocks):
+        some = chosen[number * BLOCK : (number + 1) * BLOCK]
+        found = blocks.of(scoring, number)
+        if not number:
+            k = found["measured_id"].shape[1]
+            every = OutputScores(every.score, every.kl, np.full((d_sae, k), -1, np.int32), np.zeros((d_sae, k), np.float32))
+        for name, column in vars(every).items():
+            column[some] = found[name]
+        if on_progress:
+            done = min((number + 1) * BLOCK, len(chosen))
+            on_progress(done, len(chosen), {"output scores": done})
+    return every, null
+
+
+def _of_random_directions(model, sae, length: float, config: CollectConfig) -> dict[str, float]:
+    chance = generator("directions of output scores", config.seed)
+    noise: Tensor = torch.randn(config.score_null, sae.W_dec.shape[1], generator=chance).to(sae.W_dec.device)
+    prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
+    aimless = output_scores(model, sae.site, noise, token_effects(model, noise).promoted_id, length, prompts)
+    return {
+        "null_mean": float(aimless.score.mean()),
+        "null_p95": float(np.quantile(aimless.score, 0.95)),
+        "null_kl": float(aimless.kl.mean()),
+    }
+
+
+def _scored(count: np.ndarray, n: int, config: CollectConfig) -> np.ndarray:
+    """Latents to measure: all, or the most frequent of those that are not dense."""
+    if config.score_latents is None or config.score_latents >= len(count):
+        return np.arange(len(count))
+    order = np.argsort(np.where(count / max(n, 1) >= config.flags.dense, -1, count) * -1, kind="stable")
+    return np.sort(order[: config.score_latents])

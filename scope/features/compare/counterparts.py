@@ -1,0 +1,61 @@
+"""Which latents of one pack have a counterpart in another, told by what both write."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scope.errors import PackError
+
+if TYPE_CHECKING:
+    from scope.features.pack.store import FeatureStore
+
+
+def counterparts(a: "FeatureStore", b: "FeatureStore", most: int = 4096, seed: int = 0) -> pd.DataFrame:
+    """For each living latent of `a`, the living latent of `b` that shares most of its ten most promoted tokens.
+
+    Decoder directions do not lie in a pack; the tokens that they promote do, and two latents that promote the same ones write
+    the same thing. Columns: other (-1 for none), shared (tokens in both lists), by_chance (the same after the tokens that `b`
+    promotes changed places at random: what lists of this many common and rare tokens share without meaning the same).
+
+    Args:
+        most: latents of `a` that are looked at, evenly taken over their numbers.
+
+    Raises:
+        PackError: packs of different vocabularies, or one that holds no promoted tokens.
+    """
+    if a.vocab != b.vocab:
+        raise PackError("These packs have different vocabularies, so what their latents promote cannot be compared.")
+    lists = []
+    for pack in (a, b):
+        ids = pack.relation("promoted_id")
+        if not ids.shape[1]:
+            raise PackError(f"{pack.folder} holds no promoted tokens: its site does not lie in the residual stream.")
+        living = np.flatnonzero(pack.index.column("count") > 0)
+        lists.append((living, ids[living].astype(np.int64)))
+    (mine, wanted), (theirs, given) = lists
+    some = np.arange(0, len(mine), max(1, -(-len(mine) // most)))
+    mine, wanted = mine[some], wanted[some]
+    used = np.unique(given[given >= 0])
+    elsewhere = np.arange(-1, len(a.vocab))  # the last place is that of -1, "none"
+    elsewhere[1 + used] = np.random.default_rng(seed).permutation(used)
+    place, shared = _best(wanted, given)
+    _, by_chance = _best(wanted, elsewhere[1 + given])
+    other = np.where(place >= 0, theirs[np.maximum(place, 0)] if len(theirs) else -1, -1)
+    columns = {"other": other, "shared": shared, "by_chance": by_chance}
+    return pd.DataFrame(columns, index=pd.Index(mine, name="id"))
+
+
+def _best(wanted: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row of `given` that shares most with each row of `wanted`, -1 for none; how much it shares)."""
+    order = np.argsort(given, axis=None, kind="stable")
+    tokens, rows = given.ravel()[order], order // max(given.shape[1], 1)
+    best, most = np.full(len(wanted), -1), np.zeros(len(wanted), int)
+    for n, row in enumerate(wanted):
+        row = row[row >= 0]
+        first, last = np.searchsorted(tokens, row), np.searchsorted(tokens, row, side="right")
+        held = [rows[i:j] for i, j in zip(first, last, strict=True) if j > i]
+        if held:
+            found, counts = np.unique(np.concatenate(held), return_counts=True)
+            best[n], most[n] = found[counts.argmax()], counts.max()
+    return best, most

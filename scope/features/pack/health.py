@@ -1,0 +1,54 @@
+"""What is known of a dictionary beside its latents: the evaluation report and the training curve, found in its folder."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scope.errors import PackError
+from scope.evaluation.certificate.certificate import read as kept_certificate
+
+_CURVE_POINTS = 400
+
+
+def find_health(dictionary: Path, evaluation: Path | None = None, certificate: Any = None) -> dict[str, Any] | None:
+    """{"evaluation": report, "certificate": ..., "training": rows of the log}, of what there is; None if there is nothing.
+
+    A report that was named must be there; one that merely lies in the folder must be readable. `certificate` is what was just
+    found, a dataclass; without it, the one that was last kept in the folder, if it is whole.
+
+    Raises:
+        PackError: the report is missing or no JSON.
+    """
+    health: dict[str, Any] = {}
+    report = evaluation or dictionary / "evaluation.json"
+    if evaluation or report.exists():
+        health["evaluation"] = _read(report)
+    fits = certificate or kept_certificate(dictionary)
+    if fits:
+        health["certificate"] = {name: value for name, value in asdict(fits).items() if name not in ("tried", "here")}
+    log = dictionary / "log.jsonl"
+    if log.exists():
+        health["training"] = _curve(log)
+    return health or None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except OSError:
+        raise PackError(f"There is no evaluation report {file}.\n  To make one: scope evaluate DICTIONARY") from None
+    except ValueError as error:
+        raise PackError(f"{file} is no JSON: {error}. Make it again: scope evaluate DICTIONARY") from None
+
+
+def _curve(log: Path) -> list[dict[str, Any]]:
+    """At most 400 rows, evenly taken; a last line torn by a crash is left out."""
+    rows = []
+    for line in log.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    step = max(1, -(-len(rows) // _CURVE_POINTS))
+    return rows[::-1][::step][::-1]

@@ -1,0 +1,51 @@
+"""How far every latent raises a token's logit, read from the weights: all latents, not only those that have it in their ten."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scope.errors import PackError
+from scope.features.pack.search import token_ids
+from scope.features.reading.read_text import check_same
+
+if TYPE_CHECKING:
+    from scope.features.pack.store import FeatureStore
+
+
+@torch.no_grad()
+def token_logits(model, directions: torch.Tensor, ids: np.ndarray, memory: int = 1 << 26) -> np.ndarray:
+    """[n ids] logits of unit directions [n d_model] on some tokens, through the final norm's gain, centred over the vocabulary.
+
+    The same figures as `scope.features.collect.token_effects.token_effects` gives for the ten most promoted tokens.
+    """
+    direct, wanted = getattr(model, "direct_logits", None), torch.as_tensor(ids)
+    parts, block = [], max(1, memory // (4 * model.W_U.shape[1]))
+    if direct is None:
+        unembedding = model.W_U.float()
+        columns = (unembedding[:, wanted] - unembedding.mean(1, keepdim=True)) * (1 + model.ln_final.weight.float())[:, None]
+        block = max(1, memory // (4 * directions.shape[1]))
+    for some in directions.split(block):
+        unit = some.float()
+        unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        if direct is None:
+            parts.append(unit @ columns)
+        else:
+            logits = direct(unit)
+            parts.append(logits[:, wanted] - logits.mean(-1, keepdim=True))
+    return torch.cat(parts).cpu().numpy()
+
+
+def promotes_by_weights(store: "FeatureStore", token: str, model, sae) -> pd.DataFrame:
+    """All latents, those first whose direction raises the token's logit most; of several ids the one it raises most.
+
+    Raises:
+        PackError: model or dictionary are not the pack's, no such token, or a dictionary that does not lie in the stream.
+    """
+    check_same(store, model, sae)
+    if sae.W_dec.shape[1] != model.W_U.shape[0]:
+        raise PackError(f"{store.site} does not lie in the residual stream, so its directions have no logits.")
+    logits = token_logits(model, sae.W_dec.detach(), token_ids(store, token)).max(1)
+    order = np.argsort(-logits, kind="stable")
+    return pd.DataFrame({"logit": logits[order]}, index=pd.Index(order, name="id"))

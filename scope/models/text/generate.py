@@ -1,0 +1,257 @@
+"""Text from a model: cached, batched, streamed, seeded, with whatever hooks are asked for at work on every step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError, EditError, TokensError
+from scope.models.hooks import HookedModule
+from scope.models.text.prompts import Side
+from scope.models.text.sampling import Sampler, SamplingConfig
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Turns = list[dict[str, str]]
+OnToken = Callable[[int, list[int | None]], bool | None]
+OnText = Callable[[int, str], bool | None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One text. `stopped_by` is "eos", "stop", "length", "context" or "cancelled"; `new_ids` holds no end token."""
+
+    prompt_ids: tuple[int, ...]
+    new_ids: tuple[int, ...]
+    text: str
+    stopped_by: str
+
+
+@torch.no_grad()
+def generate(
+    model: HookedModule,
+    prompts: Prompts,
+    sampling: SamplingConfig | None = None,
+    *,
+    fwd_hooks: Sequence = (),
+    on_token: OnToken | None = None,
+    on_text: OnText | None = None,
+    noise_rows: int | None = None,
+    use_cache: bool = True,
+    ends: Sequence[int] | None = None,
+) -> list[Generation]:
+    """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
+
+    Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several arms of n prompts gives every
+    arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended), `on_text(row, piece)` the text as
+    it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in place of the model's.
+
+    Raises:
+        TokensError: an empty prompt, or one that leaves no room in the context.
+        EditError: the logits are not finite, as after a far too strong edit.
+    """
+    sampling = sampling or SamplingConfig()
+    rows = _prompt_ids(model, prompts)
+    longest = max(map(len, rows))
+    if longest >= model.cfg.n_ctx:
+        raise TokensError(
+            f"The prompt has {longest} tokens; this model takes {model.cfg.n_ctx - 1} and adds at least one. Cut it."
+        )
+    pad = [longest - len(row) for row in rows]
+    tokens = torch.tensor([[model.cfg.pad] * n + row for n, row in zip(pad, rows, strict=True)], device=model.device)
+    real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
+    model.check(tokens)
+    writers = [_Writer(model, row, sampling, ends) for row in rows]
+    sampler = Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
+    cache = model.new_cache() if use_cache else None
+    model.run.prompt_lengths = real.sum(1)
+    try:
+        with model.hooks(fwd_hooks):
+            new, new_real = tokens, real
+            for step in range(min(sampling.max_new_tokens, model.cfg.n_ctx - longest)):
+                fed, fed_real = (new, new_real) if use_cache else (tokens, real)
+                logits = _last_logits(model, fed, fed_real if any(pad) else None, cache)
+                if not torch.isfinite(logits).all():
+                    raise EditError(
+                        f"The logits of step {step} are not finite"
+                        + (": an edit is far too strong. Lower its strength." if fwd_hooks else "; the weights may be damaged.")
+                    )
+                drawn = sampler.draw(logits.cpu())
+                said = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
+                cancelled = bool(on_token and on_token(step, said))
+                if on_text:
+                    pieces = [(row, w.piece()) for row, w in enumerate(writers)]
+                    answers = [on_text(row, piece) for row, piece in pieces if piece]
+                    cancelled |= any(answers)
+                if cancelled or all(w.stopped_by for w in writers):
+                    break
+                new = torch.tensor([[model.cfg.eos[0] if i is None else i] for i in said], device=model.device)
+                new_real = torch.ones_like(new, dtype=torch.bool)
+                if any(pad) or not use_cache:
+                    tokens, real = torch.cat([tokens, new], 1), torch.cat([real, new_real], 1)
+            if on_text:  # what waited for the rest of a character
+                for row, w in enumerate(writers):
+                    if rest := w.piece(last=True):
+                        on_text(row, rest)
+    finally:
+        model.run.prompt_lengths = None
+    room = sampling.max_new_tokens <= model.cfg.n_ctx - longest
+    return [w.finish("cancelled" if cancelled else "length" if room else "context") for w in writers]
+
+
+def _last_logits(model: HookedModule, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
+    """Logits of the last position only: the unembedding of all the others would be thrown away."""
+    stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
+    return model.logits_of(stream[:, -1:])[:, 0].float()
+
+
+def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
+    if isinstance(prompts, Tensor):
+        if prompts.is_floating_point() or prompts.dim() not in (1, 2):
+            kind = str(prompts.dtype).removeprefix("torch.")
+            raise TokensError(f"Tokens are whole numbers [batch pos]; these are {kind} of shape {tuple(prompts.shape)}.")
+        prompts = (prompts[None] if prompts.dim() == 1 else prompts).tolist()
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    rows = [model.words.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    if not rows or not all(rows):
+        raise TokensError("A prompt is empty. Give at least a <bos>, or some text.")
+    return rows
+
+
+class _Writer:
+    """One row of the batch: its prompt, its text so far, and why it ended."""
+
+    def __init__(self, model: HookedModule, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
+        self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
+        self.words = model.tokenizer
+        end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
+        usual = {*model.cfg.eos, end_of_turn} if ends is None else set(ends)
+        self.ends = usual if sampling.stop_at_eos else set()
+        self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
+        self.told = 0  # characters that on_text has seen
+        self.settled, self.settled_ids = "", 0  # text that no later token changes, and how many tokens it took
+
+    def take(self, token: int) -> int | None:
+        """Keep a drawn token; None when it ends the text."""
+        if token in self.ends:
+            self.stopped_by = "eos"
+            return None
+        self.ids.append(token)
+        if self.stop and self.words:
+            end = self.words.decode(self.ids[-self.tail :])
+            if any(stop in end for stop in self.stop):
+                self.stopped_by = "stop"
+        return token
+
+    def piece(self, last: bool = False) -> str:
+        """The text since the last call; what is spelled in bytes waits until they end, unless this is the `last` call: as long
+        as more may come, they may still become other characters."""
+        if self.words is None or not self.ids or (not last and self.words.pieces(self.ids[-1:])[0].startswith("<0x")):
+            return ""
+        text = self.settled + self.words.decode(self.ids[self.settled_ids :])
+        if len(self.ids) - self.settled_ids > 64:  # decode only what is new, or a long text would cost its square
+            self.settled, self.settled_ids = text, len(self.ids)
+        piece, self.told = text[self.told :], max(self.told, len(text))
+        return piece
+
+    def finish(self, otherwise: str) -> Generation:
+        text = self.words.decode(self.ids) if self.words else ""
+        return Generation(tuple(self.prompt), tuple(self.ids), text, self.stopped_by or otherwise)
+
+
+class Generates(HookedModule):
+    """What gives a model its `generate` method, under TransformerLens' names and with what that one lacks."""
+
+    def generate(
+        self,
+        input: Prompts | Sequence[int] | Turns | list[Turns] = "",
+        max_new_tokens: int = 10,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        freq_penalty: float = 0.0,
+        do_sample: bool = True,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        stop_at_eos: bool = True,
+        eos_token_id: int | Sequence[int] | None = None,
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = None,
+        use_past_kv_cache: bool = True,
+        return_type: str = "input",
+        on_text: OnText | None = None,
+        on_token: OnToken | None = None,
+        fwd_hooks: Sequence = (),
+        verbose: bool = False,
+    ) -> str | list[str] | list[int] | list[list[int]] | Tensor | list[Generation]:
+        """Continue text, texts or tokens (rows of unequal length too), or answer chat turns laid out by the model's template.
+
+        What comes back looks like what went in, prompt included: text for text, ids for ids; a tensor is filled with the end
+        token after a row's end. Turns [{"role": "user", "content": ...}] are answered with the reply alone. `return_type`
+        "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these whatever went in. do_sample=False,
+        like temperature 0, takes the likeliest token; the same seed gives the same text. Hooks that are installed, or given
+        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `eos_token_id`,
+        one or several, end a text in place of the model's own. `verbose` and `padding_side` are taken for TransformerLens'
+        sake: nothing is drawn, and on which side rows are padded changes no text.
+
+        Raises:
+            TokensError: an empty prompt, one that fills the context, or turns for a model without a chat template.
+            ConfigError: a sampling setting or return_type that cannot be.
+            EditError: the logits are not finite.
+        """
+        kinds = ("input", "str", "tokens", "generations")
+        if return_type not in kinds:
+            raise ConfigError(f"return_type is {return_type!r}; it can be {', '.join(kinds)}.")
+        if padding_side not in ("left", "right", None):
+            raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
+        given = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
+        if given is not None and (not given or not all(0 <= end < self.cfg.d_vocab for end in given)):
+            raise ConfigError(f"eos_token_id is {eos_token_id!r}; give ids from 0 to {self.cfg.d_vocab - 1}, or None.")
+        sampling = SamplingConfig(
+            max_new_tokens=max_new_tokens,
+            temperature=float(temperature) if do_sample else 0.0,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            freq_penalty=float(freq_penalty),
+            seed=seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop_at_eos=stop_at_eos,
+        )
+        one, rows, kind = _read_input(self, input, prepend_bos is not False)
+        how = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
+        found = generate(self, rows, sampling, **how, ends=given)
+        kind = kind if return_type == "input" else return_type
+        if kind == "generations":
+            return found
+        if kind == "tokens":
+            whole = [[*g.prompt_ids, *g.new_ids] for g in found]
+            longest = max(map(len, whole))
+            end = given[0] if given else self.cfg.eos[0]
+            return torch.tensor([row + [end] * (longest - len(row)) for row in whole], device=self.device)
+        if kind == "ids":
+            made = [[*g.prompt_ids, *g.new_ids] for g in found]
+        elif kind == "reply":
+            made = [g.text for g in found]
+        else:
+            made = [self.words.decode([*g.prompt_ids, *g.new_ids]) for g in found]
+        return made[0] if one else made
+
+
+def _read_input(
+    model: HookedModule, input: Prompts | Sequence[int] | Turns | list[Turns], prepend_bos: bool
+) -> tuple[bool, list, str]:
+    """(whether one thing went in rather than a list, the rows of ids, what should come back)."""
+    if isinstance(input, Tensor):
+        return False, _prompt_ids(model, input), "tokens"
+    one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], dict | int))
+    items = [input] if one else list(input)
+    if items and isinstance(items[0], str):
+        rows = [model.words.encode(text, bos=prepend_bos) for text in items]
+        return one, _prompt_ids(model, rows), "str"
+    if items and len(items[0]) and isinstance(items[0][0], dict):
+        return one, _prompt_ids(model, [model.words.chat(turns) for turns in items]), "reply"
+    return one, _prompt_ids(model, items), "ids"

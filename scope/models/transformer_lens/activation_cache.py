@@ -1,0 +1,81 @@
+"""What `run_with_cache` keeps: activations by name, long or short, and through `Decomposition` the parts of the stream."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scope.errors import ConfigError, UnknownSite
+from scope.models.hook_names import nearest, short_name
+from scope.models.transformer_lens.decomposition import Decomposition, Slice, cut
+
+
+class ActivationCache(Decomposition):
+    """A mapping from hook name to tensor. `model` answers for the weights that some sums need; None does without them."""
+
+    def __init__(self, tensors: dict[str, Tensor] | None = None, model: Any = None, has_batch_dim: bool = True):
+        self.tensors = {} if tensors is None else tensors
+        self.model, self.has_batch_dim = model, has_batch_dim
+
+    def __getitem__(self, key: str | tuple) -> Tensor:
+        """By full name, or TransformerLens' short form: cache["resid_post", 3], cache["z", -1], cache["embed"]."""
+        name = key if key in self.tensors else self._spell(*([key] if isinstance(key, str) else key))
+        if name not in self.tensors:
+            raise UnknownSite(f"The cache holds no {name}.{nearest(name, list(self.tensors))}")
+        return self.tensors[name]
+
+    def _spell(self, name: str, layer: int | None = None, part: str | None = None) -> str:
+        if layer is not None and layer < 0:  # from the last block
+            held = 1 + max((int(n.split(".")[1]) for n in self.tensors if n.startswith("blocks.")), default=-1)
+            layer += held if self.model is None else self.model.cfg.n_layers
+        return short_name(name, layer, part)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __repr__(self) -> str:
+        return f"ActivationCache of {len(self)} activations: {', '.join(list(self)[:6])}{' …' if len(self) > 6 else ''}"
+
+    cache_dict = property(lambda self: self.tensors)
+
+    def keys(self):
+        return self.tensors.keys()
+
+    def items(self):
+        return self.tensors.items()
+
+    def values(self):
+        return self.tensors.values()
+
+    def to(self, device: str | torch.device) -> "ActivationCache":
+        self.tensors = {name: x.to(device) for name, x in self.tensors.items()}
+        return self
+
+    def remove_batch_dim(self) -> "ActivationCache":
+        """Drops the batch dimension of a batch of one.
+
+        Raises:
+            ConfigError: the batch is larger.
+        """
+        if self.has_batch_dim:
+            sizes = {x.shape[0] for x in self.tensors.values()}
+            if sizes - {1}:
+                raise ConfigError(f"The batch holds {max(sizes)} sequences; only a batch of one can go without its dimension.")
+            self.tensors = {name: x[0] for name, x in self.tensors.items()}
+            self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: Slice) -> "ActivationCache":
+        cutted = {name: cut(x, batch_slice, 0) for name, x in self.tensors.items()}
+        return ActivationCache(cutted, self.model, self.has_batch_dim and not isinstance(batch_slice, int))
+
+    def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> Tensor:
+        """[layer ...] of one activation in the blocks before `layer`, -1 for all."""
+        return torch.stack([self[activation_name, n, sublayer_type] for n in range(self._upto(layer))])

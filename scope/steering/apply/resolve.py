@@ -1,0 +1,142 @@
+"""An edit meets its dictionary: which row, how much in the latent's own units, and every reason to refuse."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from scope.errors import DictionaryError, EditError
+from scope.models.hooks import HookedModule
+from scope.sae.base import SAE
+from scope.steering.apply.gauge import Gauge
+from scope.steering.edits.interventions import Direction, Edit
+
+STRONGEST = 1e6
+"""Typical norms. Far beyond any use, and far enough below the largest float32 that nothing overflows on the way."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An edit with its numbers: `row` is what is added, `amount` how much in the latent's own units."""
+
+    edit: Edit
+    site: str
+    row: Tensor
+    amount: float
+    rho: float
+    maximum: float | None
+
+    def sheet(self) -> dict[str, Any]:
+        """Strength in the three units: fraction of the residual norm, raw coefficient, multiples of the maximum."""
+        found: dict[str, Any] = {"edit": str(self.edit), "site": self.site, "decoder_norm": float(self.row.norm())}
+        if self.edit.has_amount:
+            strength = self.amount * found["decoder_norm"] / self.rho
+            found |= {"strength": strength, "raw": self.amount}
+            found["multiple_of_maximum"] = self.amount / self.maximum if self.maximum else None
+        return found
+
+
+def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
+    """site -> dictionary, from one, several or none."""
+    found = [] if sae is None else [sae] if isinstance(sae, SAE) else list(sae)
+    sites = [s.site for s in found]
+    if len(set(sites)) < len(sites):
+        raise DictionaryError(f"Two dictionaries read the same site ({', '.join(sites)}). Give one for each site.")
+    return dict(zip(sites, found, strict=True))
+
+
+def check_dictionary(model: HookedModule, sae: SAE, any_model: bool = False) -> None:
+    """That this dictionary was made for this model.
+
+    Raises:
+        DictionaryError: its site does not exist there, has another width, or the weights it was trained on are others
+            (`any_model` allows these, as for a fine-tune of the same base).
+    """
+    if not sae.autoencodes:
+        raise DictionaryError("This is a transcoder: its latents write to another site than it reads, so none is steered here.")
+    sites = model.sites()
+    if sae.site not in sites:
+        known = sorted({name.rsplit(".", 1)[-1] for name in sites if name.startswith("blocks.")})
+        raise DictionaryError(
+            f"The dictionary reads {sae.site or 'no named site'}, which this model does not have: it has "
+            f"{model.cfg.n_layers} blocks, each with {', '.join(known)}."
+        )
+    if sites[sae.site] != sae.d_in:
+        raise DictionaryError(
+            f"The dictionary reads {sae.d_in} features at {sae.site}; there this model has {sites[sae.site]}.\n"
+            "  It was made for another model: give the one that its recording was made with."
+        )
+    made_for = sae.provenance.get("model")
+    expected = made_for.get("weights_sha256") if isinstance(made_for, Mapping) else None
+    found = model.provenance.get("weights_sha256")
+    if expected and found and expected != found and not any_model:
+        raise DictionaryError(
+            f"The dictionary was trained on {made_for.get('model')} with weights {expected[:12]}; this is "
+            f"{model.provenance.get('model')} with weights {found[:12]}.\n"
+            "  Load that model, or say that you mean it: any_model=True, on the command line --any-model."
+        )
+
+
+def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) -> Resolved:
+    """The numbers of an edit.
+
+    Raises:
+        EditError: an unknown latent (with the nearest), no dictionary at its site, a unit without its measure.
+    """
+    site = _site(edit, saes)
+    gauge = gauges[site]
+    if isinstance(edit.latent, Direction):
+        row, maximum = edit.latent.unit(), None
+    else:
+        row = saes[site].W_dec[_known(edit.latent, saes[site])].detach().float()
+        maximum = gauge.maximum.get(edit.latent)
+        if not row.norm() > 0:
+            raise EditError(
+                f"The decoder row of latent {edit.latent} is zero: adding it changes nothing. It is dead; take another."
+            )
+    if edit.when:
+        if site not in saes:
+            raise EditError(f"{edit.when} needs a dictionary at {site}; none was given.")
+        _known(edit.when.latent, saes[site])
+    amount = _amount(edit, row, gauge.rho, maximum)
+    times = abs(amount) * float(row.norm()) / gauge.rho
+    if times > STRONGEST:
+        raise EditError(
+            f"[{edit}] is {times:.3g} times the site's typical norm: such numbers are not finite for long. "
+            "Lower its strength; 0.5 of the norm is a good place to start."
+        )
+    return Resolved(edit, site, row, amount, gauge.rho, maximum)
+
+
+def _site(edit: Edit, saes: Mapping[str, SAE]) -> str:
+    if isinstance(edit.latent, Direction):
+        return edit.latent.site
+    if edit.site is None and len(saes) == 1:
+        return next(iter(saes))
+    if edit.site in saes:
+        return edit.site
+    there = f"dictionaries are at hand for {', '.join(saes)}" if saes else "no dictionary was given"
+    raise EditError(f"{edit.target} belongs to {f'a dictionary at {edit.site}' if edit.site else 'no site'}, but {there}.")
+
+
+def _known(latent: int, sae: SAE) -> int:
+    if not 0 <= latent < sae.d_sae:
+        near = 0 if latent < 0 else sae.d_sae - 1
+        raise EditError(f"There is no latent {latent}: this dictionary's run from 0 to {sae.d_sae - 1}. Nearest: {near}.")
+    return latent
+
+
+def _amount(edit: Edit, row: Tensor, rho: float, maximum: float | None) -> float:
+    if not edit.has_amount:
+        return 0.0
+    if edit.unit == "raw":
+        return edit.strength
+    if edit.unit == "norm":
+        return edit.strength * rho / float(row.norm())
+    if not maximum:
+        raise EditError(
+            f"The largest activation of {edit.target} is not known, so {edit.strength:g} times it is not either.\n"
+            "  Give the feature pack (--pack), or a strength in fractions of the residual norm."
+        )
+    return edit.strength * maximum

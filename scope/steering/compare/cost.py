@@ -1,0 +1,77 @@
+"""What an edit takes from the model, whatever it is meant to add: the loss on ordinary texts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from scope.errors import EditError
+from scope.models.hooks import HookedModule
+from scope.sae.base import SAE
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.resolve import dictionaries, resolve
+from scope.steering.compare.statistics import interval
+from scope.steering.compare.steer import check_sites, gauges_for
+from scope.steering.edits.interventions import Edit, Edits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Mean loss of the next token on ordinary texts, nats: what an edit takes from the model, whatever it is meant to add."""
+
+    n_tokens: int
+    plain: float
+    steered: float
+    random: float
+    """With a random direction of the same size."""
+    low: float
+    high: float
+    """Of steered - plain, 95 % over texts."""
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"loss on {self.n_tokens} tokens: plain {self.plain:.3f}, steered {self.steered:.3f} "
+            f"({self.steered - self.plain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]), random direction {self.random:.3f}"
+        )
+
+
+@torch.no_grad()
+def cost(
+    model: HookedModule,
+    sae: SAE | Sequence[SAE] | None,
+    edits: Edit | Edits | Sequence[Edit],
+    texts: Sequence[str],
+    *,
+    gauges: Gauge | dict[str, Gauge] | None = None,
+    control_seed: int = 0,
+) -> Cost:
+    """The loss on texts that have nothing to do with the edit, run as prompts: about 2,000 tokens tell enough.
+
+    Raises:
+        EditError: no text, or an edit that cannot be applied.
+        TokensError: a text longer than the context.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts or not all(t.strip() for t in texts):
+        raise EditError("A text is empty. Give some ordinary sentences.")
+    edits, saes = Edits.of(edits), dictionaries(sae)
+    check_sites(model, saes, edits)
+    gauges = gauges_for(model, saes, edits, texts, gauges)
+    resolved = [resolve(edit, saes, gauges) for edit in edits]
+    sums = np.zeros((len(texts), 3))
+    counts = np.zeros(len(texts))
+    for i, text in enumerate(texts):
+        tokens = model.to_tokens(text)
+        counts[i] = tokens.shape[1] - 1
+        for j, control in enumerate(("plain", None, control_seed)):
+            hooks = [] if control == "plain" else Editing(model, saes, resolved, control=control).hooks()
+            log_p = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, :-1].float().log_softmax(-1)
+            sums[i, j] = -float(log_p.gather(1, tokens[0, 1:, None]).sum())
+    low, high = interval((sums[:, 1] - sums[:, 0]) / counts)
+    plain, steered, random = (float(s) for s in sums.sum(0) / counts.sum())
+    return Cost(n_tokens=int(counts.sum()), plain=plain, steered=steered, random=random, low=low, high=high)

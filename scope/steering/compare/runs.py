@@ -1,0 +1,90 @@
+"""The shelf of finished runs: one JSON file each, named by the hash of what it holds, written whole or not at all."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from scope.errors import EditError
+from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.sweep_result import Sweep, saved
+
+_NAME = re.compile(r"[0-9a-f]{12}")
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """A run in a list: its name, when it was kept (seconds since 1970), what was edited, and the first prompt."""
+
+    name: str
+    made: float
+    edits: str
+    prompt: str
+    sweep: bool
+
+
+class Runs:
+    """Runs and sweeps in a folder. A name is the beginning of the contents' SHA-256, so the same run is kept once."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    @classmethod
+    def of_pack(cls, pack: str | Path) -> "Runs":
+        """Beside the pack, which stays as it was made: runs/demo/pack has its runs in runs/demo/pack.steering."""
+        pack = Path(pack)
+        return cls(pack.with_name(f"{pack.name}.steering"))
+
+    def save(self, run: SteeringRun | Sweep) -> str:
+        """Keep a run; its name."""
+        name = hashlib.sha256(run.to_json().encode()).hexdigest()[:12]
+        run.to_json(self.folder / f"{name}.json")
+        return name
+
+    def load(self, name: str) -> SteeringRun | Sweep:
+        """A run by name. What is read is kept in memory for a while.
+
+        Raises:
+            EditError: there is no such run, or it cannot be read.
+        """
+        file = self._file(name)
+        return _read(file, file.stat().st_mtime_ns)
+
+    def forget(self, name: str) -> None:
+        """Take a run away for good.
+
+        Raises:
+            EditError: there is no such run.
+        """
+        self._file(name).unlink()
+
+    def names(self) -> list[str]:
+        """All of them, the newest first."""
+        files = [f for f in self.folder.glob("*.json") if _NAME.fullmatch(f.stem)] if self.folder.is_dir() else []
+        return [f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)]
+
+    def newest(self, most: int = 20) -> tuple[list[Shelved], list[str]]:
+        """What a list of them shows, and the names of those that cannot be read."""
+        found, damaged = [], []
+        for name in self.names()[:most]:
+            try:
+                kept, made = self.load(name), self._file(name).stat().st_mtime
+            except EditError:
+                damaged.append(name)
+                continue
+            one = kept.runs[0] if isinstance(kept, Sweep) else kept
+            found.append(Shelved(name, made, str(one.edits), one.prompts[0], isinstance(kept, Sweep)))
+        return found, damaged
+
+    def _file(self, name: str) -> Path:
+        """Names come from addresses, so nothing but a name is ever taken for one."""
+        file = self.folder / f"{name}.json"
+        if not _NAME.fullmatch(name) or not file.is_file():
+            raise EditError(f"No saved run {name!r} lies beside this pack.\n  Runs are kept in {self.folder}")
+        return file
+
+
+@lru_cache(maxsize=64)
+def _read(file: Path, written: int) -> SteeringRun | Sweep:
+    return saved(file)
