@@ -4,6 +4,7 @@ What is right is known, since the dictionary was made here, on the bundled model
 """
 
 import copy
+import hashlib
 import json
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 
 from scope.cli.main import run as scope
 from scope.errors import DictionaryError
+from scope.evaluation.certificate import certify as certificate
+from scope.evaluation.certificate import rules
 from scope.evaluation.certificate.certificate import read
 from scope.evaluation.certificate.certify import certify, examine, record, sample_text
-from scope.evaluation.certificate.certify import certify as certificate
 from scope.evaluation.load import UncheckedWarning
 from scope.evaluation.load import load_sae as load_for
 from scope.models.load import load_model
@@ -295,6 +297,41 @@ def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_decla
     certify(model, sae, tmp_path, tokens)
     assert len(runs) == 4
     assert certify(model, sae, tmp_path, tokens).declared["fvu"] == 0.11
+    monkeypatch.setattr(rules, "RULES", rules.RULES + 1)
+    certify(model, sae, tmp_path, tokens)
+    assert len(runs) == 5
+
+
+def test_a_certificate_of_version_0_1_0_is_found_under_the_hash_that_it_had_and_no_longer_once_the_rules_are_others(
+    model, made, tokens, tmp_path, monkeypatch
+):
+    sae = load_sae(save_sae(made(), tmp_path))
+    first = certify(model, sae, tmp_path, tokens)
+    file = tmp_path / "certificate.json"
+    content = json.loads(file.read_text())
+    (key,) = content["certificates"]
+    earlier = rules.rules_hash_of_0_1_0(certificate.what_decides(model, sae, tokens))[:16]
+    kept = content["certificates"].pop(key) | {"said": "It fitted, in the words of that version."}
+    content["certificates"][f"{key.rsplit('-', 1)[0]}-{earlier}"] = kept
+    file.write_text(json.dumps(content))
+    runs = []
+    monkeypatch.setattr(certificate, "examine", lambda *given: runs.append(given) or examine(*given))
+    assert certify(model, sae, tmp_path, tokens) == first
+    assert not runs
+    monkeypatch.setattr(rules, "RULES", 2)
+    certify(model, sae, tmp_path, tokens)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("length", [0, 27, 28, 91, 92, 1000])
+def test_hashing_that_goes_on_in_the_middle_comes_to_what_hashing_from_the_start_does(length):
+    start = bytes(range(128))
+    state = "".join(f"{x:08x}" for x in rules._compress(rules._compress(FIRST, start[:64]), start[64:]))
+    more = b"x" * length
+    assert rules._continue(state, 128, b"tail", more) == hashlib.sha256(start + b"tail" + more).hexdigest()
+
+
+FIRST = [int(p**0.5 % 1 * 2**32) for p in (2, 3, 5, 7, 11, 13, 17, 19)]  # FIPS 180-4, 5.3.3
 
 
 @pytest.mark.parametrize(

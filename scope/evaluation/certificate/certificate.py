@@ -6,7 +6,7 @@ A file can be torn or edited. One that is not whole, or whose verdict is not wha
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,11 @@ class Certificate:
         )
 
 
-def key_of(model, sae: SAE, rule: str) -> str | None:
-    """Names model, dictionary, site and the rule by which it is judged; None where the model's weights have no hash, and
-    nothing can be kept."""
+def key_of(model, sae: SAE, rules: str | None) -> str | None:
+    """Names model, dictionary, site and the rules by which it is judged; None without rules, or where the model's weights have
+    no hash and nothing can be kept."""
     made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
-    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}-{rule[:16]}" if made else None
+    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
 
 
 def dictionary_hash(sae: SAE) -> str:
@@ -83,11 +83,12 @@ def read(where: Path | str) -> Certificate | None:
     return _checked(next(reversed(_all(file_for(where))[0].values()), None))
 
 
-def find(where: Path | str | None, key: str | None) -> tuple[Certificate | None, str]:
-    """(the certificate of that key, or None; why what is there was not believed, where that is so)."""
+def find(where: Path | str | None, *keys: str | None) -> tuple[Certificate | None, str]:
+    """(the certificate of the first of these keys that is there, or None; why what is there was not believed, if so)."""
     file = file_for(where)
     kept, damage = _all(file)
-    if damage or not key or key not in kept:
+    key = next((key for key in keys if key in kept), None)
+    if key is None:
         return None, damage
     found = _checked(kept[key])
     return found, "" if found else f"The certificate in {file} is damaged, or its verdict is not what its numbers come to"
@@ -111,7 +112,7 @@ def _all(file: Path | None) -> tuple[dict[str, Any], str]:
 
 
 def _checked(kept: Any) -> Certificate | None:
-    """What was kept, if it is whole and says what its numbers come to."""
+    """What was kept, if it is whole and its verdict is what its numbers come to; in the words of this version."""
     if not isinstance(kept, dict) or set(kept) != {f.name for f in fields(Certificate)}:
         return None
     try:
@@ -121,7 +122,7 @@ def _checked(kept: Any) -> Certificate | None:
         whole = isinstance(found.notes, list) and isinstance(found.provenance, dict)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError):
         return None  # whatever numbers do that are none
-    return found if whole and (found.fits is fits) and (found.said, found.tried) == (said, tried) else None
+    return replace(found, said=said) if whole and found.fits is fits and found.tried == tried else None
 
 
 def keep(where: Path | str | None, key: str | None, certificate: Certificate) -> None:

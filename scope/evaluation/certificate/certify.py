@@ -2,10 +2,9 @@
 
 It is read at its site as it stands. Where L0 or FVU are not what they should be, or a neighbouring site does better, the ways
 in which it can be misread (`readings`) are tried, and the dictionary is refused with the one that explains it. What was found
-is kept beside the dictionary (`kept`), by the hashes of both weights and of the rule, so that it is measured once.
+is kept beside the dictionary (`certificate`), by the hashes of both weights and the number of the rules, and measured once.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import Moments, RandomDictionary
 from scope.evaluation.certificate.certificate import Certificate, dictionary_hash, find, keep, key_of
 from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhere, farther, otherwise
+from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
 from scope.evaluation.certificate.verdict import judge, middle, problems
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.evaluation.splice import check_site, kept_mask, specials
@@ -57,8 +57,9 @@ def certify(
         ConfigError: no tokens were given and the model has no tokenizer.
     """
     check_site(model, sae, any_model)
-    key = key_of(model, sae, rule_hash(model, sae, tokens))
-    kept, damage = find(where, key)
+    depends_on = what_decides(model, sae, tokens)
+    key = key_of(model, sae, rules_hash(depends_on))
+    kept, damage = find(where, key, key_of(model, sae, rules_hash_of_0_1_0(depends_on)))
     if kept is None:
         kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
         if damage:
@@ -69,15 +70,12 @@ def certify(
     return kept
 
 
-def rule_hash(model, sae: SAE, tokens: Tokens | None = None) -> str:
-    """sha256 of what decides beside the weights: the rules themselves, the text, and what the dictionary declares."""
-    digest = hashlib.sha256()
-    for module in ("certificate", "verdict", "readings", "nulls", "metrics"):
-        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
+def what_decides(model, sae: SAE, tokens: Tokens | None = None) -> bytes:
+    """What a certificate depends on beside the weights and the rules: the text, and what the SAE declares. Its form is part of
+    the keys of certificates on disk."""
     tokenizer = getattr(model.tokenizer, "sha256", None)
     text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
-    digest.update(json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode())
-    return digest.hexdigest()
+    return json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode()
 
 
 def refusal(certificate: Certificate, sae: SAE) -> str:
