@@ -162,6 +162,7 @@ class StreamedGemma(Gemma):
 
     device = property(lambda self: self._weights.device if self._weights else torch.device("meta"))
     dtype = property(lambda self: self._weights.dtype if self._weights else torch.float32)
+    streamed = property(lambda self: True)
     W_E, W_U, W_Q, W_K, W_V, W_O = map(_refused, ("W_E", "W_U", "W_Q", "W_K", "W_V", "W_O"))
     W_gate, W_in, W_out = map(_refused, ("W_gate", "W_in", "W_out"))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scope.models.parts.cache import LayerCache, ModelCache
+from scope.models.parts.cache import ModelCache
 
 N_LOGIT_BINS = 40
 
@@ -41,17 +41,13 @@ def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26)
 
     `directions` are [n d_model] in the residual stream; control tokens are left out. Blocks of about `memory` bytes.
     """
-    direct = getattr(model, "direct_logits", None)  # of models with other norms than ours
-    gain = None if direct else 1 + model.ln_final.weight.float()
-    unembedding = model.W_U.float()
-    special = _special(model)
-    k = min(k, unembedding.shape[1] - len(special))
-    block = max(1, memory // (4 * unembedding.shape[1]))
+    special, d_vocab = _special(model), model.cfg.d_vocab
+    k = min(k, d_vocab - len(special))
+    block = max(1, memory // (4 * d_vocab))
     parts: list[list[np.ndarray]] = [[] for _ in range(9)]
     for some in directions.float().split(block):
         unit = some / some.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        logits = direct(unit) if direct else (unit * gain) @ unembedding
-        logits -= logits.mean(-1, keepdim=True)
+        logits = model.direct_logits(unit)
         square = logits.square()
         variance = square.mean(-1)
         skew = (square * logits).mean(-1) / variance.pow(1.5).clamp(min=1e-30)
@@ -76,9 +72,7 @@ def _histogram(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _special(model) -> list[int]:
-    tokenizer = model.tokenizer
-    named = {model.cfg.bos, model.cfg.pad, *model.cfg.eos} if tokenizer is None else set(tokenizer.special_ids)
-    return sorted(i for i in named if i < model.cfg.d_vocab)
+    return sorted(i for i in model.special_ids if i < model.cfg.d_vocab)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,18 +141,9 @@ def _prefill(model, ids: Sequence[int], site: str) -> tuple[int, ModelCache, Ten
 def _next_token(model, site: str, edit: Tensor, last: int, cache: ModelCache) -> Tensor:
     """Log probabilities [rows d_vocab] after `last`, with a row's edit added at the site."""
     rows = len(edit)
-    own = ModelCache([_repeat(layer, rows) for layer in cache.layers])
-    if cache.positions is not None:
-        own.positions, own.real = cache.positions.expand(rows, -1), cache.real.expand(rows, -1)
     tokens = torch.full((rows, 1), last, device=model.device)
-    logits = model.run_with_hooks(tokens, cache=own, fwd_hooks=[(site, lambda x, hook: x + edit[:, None])])
+    logits = model.run_with_hooks(tokens, cache=cache.repeated(rows), fwd_hooks=[(site, lambda x, hook: x + edit[:, None])])
     return logits[:, -1].float().log_softmax(-1)
-
-
-def _repeat(layer: LayerCache, rows: int) -> LayerCache:
-    if layer.k is None:
-        return LayerCache(layer.window)
-    return LayerCache(layer.window, layer.k.expand(rows, -1, -1, -1), layer.v.expand(rows, -1, -1, -1))
 
 
 @torch.no_grad()

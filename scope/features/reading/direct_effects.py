@@ -27,10 +27,12 @@ def direct_effects(view: TokenView, model, sae, position: int | None = None) -> 
     the soft cap. Later layers see the latent too, and what they make of it is not in here: for that, ablate it.
 
     Raises:
-        PackError: a model whose final norm is not Gemma's, or a dictionary that does not lie in the stream.
+        PackError: a model whose final norm takes a mean away, or a dictionary that does not lie in the stream.
     """
-    if hasattr(model, "direct_logits") or sae.W_dec.shape[1] != model.W_U.shape[0]:
-        raise PackError("The direct path is read from dictionaries in the residual stream of a Gemma alone.")
+    if model.cfg.normalization_type != "RMS" or sae.W_dec.shape[1] != model.W_U.shape[0]:
+        raise PackError(
+            "The direct path is read from dictionaries in the residual stream of a model with an RMS norm at its end."
+        )
     at = len(view.ids) - 1 if position is None else position
     tokens = torch.tensor([view.ids[: at + 1]], device=model.W_U.device)
     stream = model(tokens, stop_at_layer=model.cfg.n_layers)[:, -1:]

@@ -20,21 +20,9 @@ def token_logits(model, directions: torch.Tensor, ids: np.ndarray, memory: int =
 
     The same figures as `scope.features.collect.token_effects.token_effects` gives for the ten most promoted tokens.
     """
-    direct, wanted = getattr(model, "direct_logits", None), torch.as_tensor(ids)
-    parts, block = [], max(1, memory // (4 * model.W_U.shape[1]))
-    if direct is None:
-        unembedding = model.W_U.float()
-        columns = (unembedding[:, wanted] - unembedding.mean(1, keepdim=True)) * (1 + model.ln_final.weight.float())[:, None]
-        block = max(1, memory // (4 * directions.shape[1]))
-    for some in directions.split(block):
-        unit = some.float()
-        unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-        if direct is None:
-            parts.append(unit @ columns)
-        else:
-            logits = direct(unit)
-            parts.append(logits[:, wanted] - logits.mean(-1, keepdim=True))
-    return torch.cat(parts).cpu().numpy()
+    block = max(1, memory // (4 * directions.shape[1]))
+    units = (some.float() / some.float().norm(dim=-1, keepdim=True).clamp(min=1e-12) for some in directions.split(block))
+    return torch.cat([model.direct_logits(unit, torch.as_tensor(ids)) for unit in units]).cpu().numpy()
 
 
 def promotes_by_weights(store: "FeatureStore", token: str, model, sae) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, TokensError
+from scope.models.direct_logits import DirectLogits
 from scope.models.gemma.config import GemmaConfig
 from scope.models.hook_point import HookPoint
 from scope.models.parts.attention import Attention, Inputs
@@ -78,7 +79,7 @@ class Block(nn.Module):
         return tuple(self.ln1(part) for part in parts)
 
 
-class Gemma(NamedWeights, Habits, TakesText, Generates):
+class Gemma(NamedWeights, Habits, DirectLogits, TakesText, Generates):
     """A Gemma 2 language model. `model(tokens)` gives logits [batch pos d_vocab]; sites are named as in TransformerLens."""
 
     def __init__(self, config: GemmaConfig, tokenizer=None):
@@ -95,6 +96,7 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
 
     device = property(lambda self: self.embed.weight.device)
     dtype = property(lambda self: self.embed.weight.dtype)
+    streamed = property(lambda self: False)
 
     def forward(
         self,
@@ -216,6 +218,17 @@ class Gemma(NamedWeights, Habits, TakesText, Generates):
         scores = self.unembed(self.ln_final(resid))
         kept = torch.is_grad_enabled() or self.unembed.hook_out.has_hooks()
         return soft_cap(scores, self.cfg.final_cap) if kept else soft_cap_(scores, self.cfg.final_cap)
+
+    def logits_from(self, layer: int, resid: Resid, tokens: Tokens, attention_mask: Mask | None = None) -> Logits:
+        """The logits of a run in which `resid` is the stream before block `layer`. The blocks before it do not run."""
+        positions = self.positions_of(torch.ones_like(tokens).bool() if attention_mask is None else attention_mask)
+        return self.logits_of(self.run_blocks(resid, positions, attention_mask, start_at_layer=layer))
+
+    @torch.no_grad()
+    def through_final_norm(self, directions: Tensor) -> Tensor:
+        """Directions [... d_model] as the unembedding meets them, but for the norm's division: times its gain. Float32."""
+        directions = directions.detach().float()
+        return (1.0 + self.ln_final.weight.detach().float()).to(directions.device) * directions
 
     def _apply(self, fn, recurse: bool = True):  # what .to(), .half() and .cuda() come to
         moved = super()._apply(fn, recurse)

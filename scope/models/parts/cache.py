@@ -4,7 +4,7 @@ A local layer only ever looks back `window - 1` tokens, so its entry drops what 
 with the keys, which is what masks are made from.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -70,6 +70,12 @@ class LayerCache:
         """Keep only these rows of the batch, in this order."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
+    def repeated(self, n: int) -> "LayerCache":
+        """The one row, n times; what is appended to the copy does not change this one."""
+        if self.k is None:
+            return LayerCache(self.window)
+        return LayerCache(self.window, self.k.expand(n, -1, -1, -1), self.v.expand(n, -1, -1, -1))
+
 
 @dataclass
 class ModelCache:
@@ -79,7 +85,6 @@ class ModelCache:
     positions: Tensor | None = None  # [batch pos], absolute, of every token so far
     real: Tensor | None = None  # [batch pos], False at padding
     padded: bool = True  # False where it is known that every token so far is real
-    extra: dict = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
@@ -95,3 +100,10 @@ class ModelCache:
         self.positions, self.real = self.positions[rows], self.real[rows]
         for layer in self.layers:
             layer.select(rows)
+
+    def repeated(self, n: int) -> "ModelCache":
+        """The cache of one row, n times; what is appended to the copy does not change this one."""
+        copy = ModelCache([layer.repeated(n) for layer in self.layers], padded=self.padded)
+        if self.positions is not None:
+            copy.positions, copy.real = self.positions.expand(n, -1), self.real.expand(n, -1)
+        return copy

@@ -108,3 +108,10 @@ class TakesText:
         if self.tokenizer is None:
             raise TokensError("This model has no tokenizer; give it token ids, or load it with load_model.")
         return self.tokenizer
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that stand for no text: the tokenizer's, or, without one, those that the config names."""
+        if self.tokenizer is not None:
+            return frozenset(self.tokenizer.special_ids)
+        return frozenset({self.cfg.bos, self.cfg.pad, *self.cfg.eos})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import CheckpointError, ConfigError, TokensError
+from scope.models.direct_logits import DirectLogits
 from scope.models.hooks import HookedModule, HookPoint
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.layers import soft_cap
@@ -101,7 +102,7 @@ class LensConfig:
         return getattr(self.config, name)
 
 
-class LensModel(TakesText, HookedModule):
+class LensModel(DirectLogits, TakesText, HookedModule):
     """A TransformerLens model behind our face. A hook point here listens at the one of its name there, only while it is used.
 
     Positions that hooks see count real tokens, as everywhere here; how the model itself counts padding is its own affair.
@@ -134,6 +135,8 @@ class LensModel(TakesText, HookedModule):
 
     device = property(lambda self: next(self.lens.parameters()).device)
     dtype = property(lambda self: next(self.lens.parameters()).dtype)
+    streamed = property(lambda self: False)
+    W_U = property(lambda self: self.lens.W_U)
 
     def forward(
         self,
@@ -201,14 +204,30 @@ class LensModel(TakesText, HookedModule):
         cap = getattr(self.cfg, "output_logits_soft_cap", None)
         return soft_cap(self.lens.unembed(normalized), cap if cap and cap > 0 else None)
 
-    def direct_logits(self, directions: Tensor) -> Tensor:
-        """What directions [n d_model] of the stream add to the scores by themselves: through the final norm's gain and, where
-        it is a layer norm, without the mean that this takes away."""
-        final = getattr(self.lens, "ln_final", None)
-        if self.cfg.normalization_type in ("LN", "LNPre"):
+    def logits_from(self, layer: int, resid: Tensor, tokens: Tokens, attention_mask: Mask | None = None) -> Tensor:
+        """The logits of a run in which `resid` is the stream before block `layer`: all blocks run, and it is put in."""
+        site = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
+        with self.hooks([(site, lambda old, hook: resid.to(old.dtype).view_as(old))]):
+            return self(tokens, attention_mask=attention_mask)
+
+    @torch.no_grad()
+    def through_final_norm(self, directions: Tensor) -> Tensor:
+        """Directions [... d_model] as the unembedding meets them, but for the norm's division: times its gain, and centred
+        where the norm centres. Float32.
+
+        The norm is asked, not opened: how it holds a gain (1 + w, w, folded away) shows in what it does to vectors of 1 and
+        -1, whose mean square is 1 already.
+        """
+        directions, final = directions.detach().float(), getattr(self.lens, "ln_final", None)
+        if final is None:
+            return directions
+        signs = torch.ones(directions.shape[-1], device=self.device, dtype=self.dtype)
+        signs[1::2] = -1.0
+        normed, negated, shifted = (final(x[None, None])[0, 0].float() for x in (signs, -signs, signs + 1.0))
+        gain = ((normed - negated) / 2 * signs).to(directions.device)
+        if torch.allclose(normed, shifted, rtol=1e-2, atol=1e-2 * float(gain.abs().amax())):
             directions = directions - directions.mean(-1, keepdim=True)
-        gain = getattr(final, "w", getattr(final, "weight", None))
-        return (directions if gain is None else directions * gain.float()) @ self.lens.W_U.float()
+        return gain * directions
 
     def new_cache(self) -> ModelCache:
         return ModelCache([LayerCache() for _ in range(self.cfg.n_layers)])

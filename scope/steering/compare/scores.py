@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scope.models.direct_logits import through_final_norm
 from scope.models.hooks import HookedModule
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge
@@ -66,7 +65,7 @@ def promoted(model: HookedModule, row: Tensor, k: int = TOP) -> list[int]:
     The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
     """
     unembedding = model.W_U.detach().float()
-    scores = through_final_norm(model, row).to(unembedding.device) @ unembedding
+    scores = model.through_final_norm(row).to(unembedding.device) @ unembedding
     special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
     scores[special] = -torch.inf
     return scores.topk(min(k, len(scores) - len(special))).indices.tolist()
