@@ -6,6 +6,8 @@ Everything named here is loaded on first use, so that `import scope` costs nothi
 from importlib import import_module
 from pathlib import Path
 
+from scope import renamed
+
 _CHECKOUT = Path(__file__).parents[1]
 if (_CHECKOUT / "activations" / "format").is_dir():
     # In a checkout the folders activations/ and app/ stand beside scope/; an installed wheel has them inside it. Either way
@@ -30,11 +32,16 @@ _HOME = {
     "open": "scope.lab",
 }
 
+renamed.install()
+
 __version__ = "0.1.0"
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):
+    if name in renamed.NAMES:
+        renamed.warn(f"scope.{name}", f"scope.{renamed.NAMES[name]}")
+        name = renamed.NAMES[name]
     if name not in _HOME:
         raise AttributeError(f"scope has no {name}; it has {', '.join(__all__)}.")
     return getattr(import_module(_HOME[name]), name)

@@ -19,12 +19,13 @@ from scope.errors import DictionaryError, EditError, PackError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.pack.feature import Feature
 from scope.features.pack.store import FeatureStore
+from scope.fit import check_fit
 from scope.models.load import load_model
 from scope.models.text.generate import SamplingConfig, generate
 from scope.sae.files import load_sae
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import check_dictionary, resolve
+from scope.steering.apply.resolve import resolve
 from scope.steering.apply.transformers_hooks import steered_transformers
 from scope.steering.compare.cost import Cost, cost
 from scope.steering.compare.run import SteeringRun
@@ -104,7 +105,7 @@ class Lab:
         model = self._model
         if model is None or isinstance(model, str | Path):
             model = load_model(str(model or self.pack.manifest["model"].get("model") or "bundled"), device=self._device)
-        check_dictionary(model, self.sae)
+        check_fit(model, self.sae, reconstructs=True)
         if self._certified is not None:
             self.certificate = certify(model, self.sae, self._certified)
         return model
@@ -120,7 +121,7 @@ class Lab:
         sae = dictionary if folder is None else load_sae(folder, self._device)
         if sae.site in self.dictionaries:
             raise DictionaryError(f"This lab has a dictionary at {sae.site} already.")
-        check_dictionary(self.model, sae)
+        check_fit(self.model, sae, reconstructs=True)
         if folder is not None and self._certified is not None:
             certify(self.model, sae, folder)
         self.dictionaries[sae.site] = sae

@@ -10,15 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"scope.shapes", "scope.errors", "scope.versions", "scope.null_seeds", "scope.fit", "scope.provenance"}
+BASE = {
+    *("scope.shapes", "scope.errors", "scope.versions", "scope.null_seeds", "scope.fit", "scope.provenance", "scope.progress"),
+    *("scope.sites", "scope.memory", "scope.whole_files", "scope.escape", "scope.renamed"),
+}
+"""The ground: types and functions that every room may use, and that know no room."""
+
 DATA, MODELS, SAE = BASE | {"scope.activations"}, BASE | {"scope.models"}, BASE | {"scope.sae"}
 MAY_IMPORT = {
-    "scope.shapes": set(),
-    "scope.errors": set(),
-    "scope.versions": set(),
-    "scope.null_seeds": set(),
-    "scope.provenance": BASE,
-    "scope.fit": BASE,
+    **dict.fromkeys(BASE, BASE),
     "scope.activations": BASE,
     "scope.models": DATA,
     "scope.sae": DATA,

@@ -47,7 +47,7 @@ HANDLED = {
     13: "one soft cap on the scores of attention and one on the logits, none left out by a fast path",
     14: "Attention takes query_pre_attn_scalar from the config",
     15: "GemmaConfig.layer_types by name, the window's edge by distance < window",
-    16: "check_site by hash of the weights and by width; certificate by what it measures",
+    16: "check_fit by hash of the weights and by width; certificate by what it measures",
     23: "save folds mean and scale; sae_lens refuses a scale that is not there; certificate names the factor",
     24: "unit_decoder scales thresholds with the rows",
     25: "readers fold b_dec by each format's own convention; certificate tries both others",

@@ -11,7 +11,7 @@ import streamlit as st
 from scope.app.components.figures import show_line
 from scope.app.components.palette import lowered_or_raised
 
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 _HERE = Path(__file__).parent
 
@@ -25,7 +25,7 @@ _mount = st.components.v2.component(
 
 def bar(token: str, value: float, largest: float, form: str = "+.2f") -> dict[str, Any]:
     """One bar: the token cut to 18 glyphs and whole, its figure as written, its length as a share of the largest, colour."""
-    glyphs = show(token, mark_space=True)
+    glyphs = visible_token(token, mark_space=True)
     length = abs(float(value)) / largest if largest > 0 else 0.0
     return {
         "name": show_line(glyphs, 18),

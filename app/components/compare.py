@@ -6,8 +6,8 @@ from scope.app.components.panels import guarded
 from scope.app.components.plain import number, plain
 from scope.app.components.tokens import example_row, strips
 
+from scope.escape import visible_token
 from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import show
 
 MOST = 4
 
@@ -30,7 +30,7 @@ def side_by_side(store: FeatureStore, latents: list[int]) -> int | None:
             st.markdown(f"**\\#{i}** {plain(show_line(feature.label, 80))}")
             if st.button(f"Open #{i}", icon=":material/open_in_new:", type="tertiary"):
                 opened = i
-            promoted = " ".join(show(token, mark_space=True) for token, _ in feature.promoted[:8])
+            promoted = " ".join(visible_token(token, mark_space=True) for token, _ in feature.promoted[:8])
             st.caption("raises " + plain(promoted) if promoted else "Its promoted tokens are not in this pack.")
             with guarded():
                 rows = [example_row(e, float(feature.row["max"]), 8) for e in feature.examples("top", 5)]

@@ -14,8 +14,8 @@ import plotly.graph_objects as go
 from plotly.basedatatypes import BaseFigure
 from scope.app.components.palette import ELSEWHERE, LOWERED, MARK, RAISED, SERIES
 
+from scope.escape import visible_token
 from scope.features.pack.index import Index
-from scope.features.pack.text import show
 
 SMALL = {"displayModeBar": False}
 """Configuration of figures that are only looked at."""
@@ -335,5 +335,5 @@ def _literal(text: str) -> str:
 def show_line(text: str, most: int = 60) -> str:
     """One line of visible glyphs, cut where it grows long."""
     text = text[: 2 * most]
-    glyphs = text if text.isprintable() else "".join(char if char.isprintable() else show(char) for char in text)
+    glyphs = text if text.isprintable() else "".join(char if char.isprintable() else visible_token(char) for char in text)
     return glyphs if len(glyphs) <= most else glyphs[: most - 1] + "…"

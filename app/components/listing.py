@@ -10,9 +10,10 @@ import streamlit as st
 from scope.app.components.figures import show_line
 
 from scope.errors import PackError
+from scope.escape import visible_token
 from scope.features.pack.index import Index
 from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import csv_cell, show
+from scope.features.pack.text import csv_cell
 
 MODES = ("anything", "label", "fires on", "promotes", "numbers")
 """What a search looks through; these words stand in the address, as those of SORTS do."""
@@ -161,10 +162,10 @@ class COLUMNS:
                 "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
                 "max": table["max"].to_numpy(),
                 "p99": table["p99"].to_numpy(),
-                "top token": [show(token, mark_space=True) for token in table["top_token"]],
+                "top token": [visible_token(token, mark_space=True) for token in table["top_token"]],
                 "share": table["top_token_share"].to_numpy(),
                 "output score": table["out_score"].to_numpy(float),
-                "promotes": [[show(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
+                "promotes": [[visible_token(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
                 "nearest": table["nearest_cos"].to_numpy(float),
                 "label from": [show_line(text, 30) for text in table["label_source"]],
                 "flags": table["flags"].to_numpy(),

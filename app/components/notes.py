@@ -8,8 +8,8 @@ import streamlit as st
 from scope.app.components.plain import number, plain
 
 from scope.errors import PackError
+from scope.escape import visible_token
 from scope.features.pack.feature import Feature
-from scope.features.pack.text import show
 
 OWN = ("token statistics", "promoted tokens, weights and measured")
 """Sources of the labels that come with a pack; all others were given by somebody."""
@@ -43,7 +43,7 @@ def source(feature: Feature, label) -> str:
     if label is None:
         return f"label from {who}, F1 {number(row.get('label_score'), '.2f')}"
     author = label.detail.get("author") if isinstance(label.detail, dict) else None
-    by = plain(show(author)) if isinstance(author, str) and label.source == "you" else who
+    by = plain(visible_token(author)) if isinstance(author, str) and label.source == "you" else who
     score = f" · detection score {label.score:.2f}" if label.score is not None else ""
     return f"label by {by} · {moment(label.made)}{score}"
 
@@ -104,6 +104,6 @@ def note_and_lists(feature: Feature, note: str, lists: list[str]) -> None:
         key=lists_key,
         on_change=keep_lists,
         accept_new_options=True,
-        format_func=show,
+        format_func=visible_token,
         placeholder="Put it on a list, or name a new one",
     )

@@ -13,8 +13,9 @@ from scope.app.components.plain import number, plain
 from scope.app.components.tokens import example_row, first_shown, strips
 
 from scope.errors import PackError
+from scope.escape import visible_token
 from scope.features.pack.feature import Example, Feature
-from scope.features.pack.text import characters, show
+from scope.features.pack.text import characters
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
 MEANING = {
@@ -304,7 +305,7 @@ def tokens(feature: Feature) -> None:
         st.caption("It fired on none.")
         return
     frame = pd.DataFrame(rows).drop(columns="id")
-    frame["token"] = [show(token, mark_space=True) for token in frame["token"]]
+    frame["token"] = [visible_token(token, mark_space=True) for token in frame["token"]]
     percent = st.column_config.NumberColumn
     st.dataframe(
         frame,

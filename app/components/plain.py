@@ -3,7 +3,7 @@
 import math
 import re
 
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
@@ -13,7 +13,8 @@ _JOINER = "\u2060"  # no width, no break: Markdown makes links of bare addresses
 def plain(text: object) -> str:
     """Text that Markdown shows as it stands: no link, image, formula, icon or colour, and no unseen control character."""
     lines = (
-        "".join(show(char) if char < " " or not char.isprintable() else char for char in line) for line in f"{text}".split("\n")
+        "".join(visible_token(char) if char < " " or not char.isprintable() else char for char in line)
+        for line in f"{text}".split("\n")
     )
     return "  \n".join(_PUNCTUATION.sub(r"\\\1", _ADDRESS.sub(r"\1" + _JOINER, line)) for line in lines)
 

@@ -13,7 +13,7 @@ from scope.app.components.figures import show_line
 from scope.app.components.plain import plain
 
 from scope.errors import PackError
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 LONGEST = 1500
 """Characters of a text that stand in an address."""
@@ -33,7 +33,7 @@ _HELP = {
 
 def piece(token: str) -> str:
     """A token in a list, its spaces marked."""
-    return show_line(show(token, mark_space=True), 18)
+    return show_line(visible_token(token, mark_space=True), 18)
 
 
 def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
@@ -169,7 +169,8 @@ def attribution(found: Any, most: int = 12) -> None:
     )
     st.caption(
         plain(
-            f"{show(found.token)!r} (p {found.p_token:.3f}) rather than {show(found.other)!r} (p {found.p_other:.3f}); logit "
+            f"{visible_token(found.token)!r} (p {found.p_token:.3f}) rather than {visible_token(found.other)!r} "
+            f"(p {found.p_other:.3f}); logit "
             f"difference {found.logit_difference:+.3f}. The sum is {found.whole_is}."
         )
     )

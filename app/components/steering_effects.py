@@ -8,7 +8,7 @@ import streamlit as st
 from scope.app.components.figures import show_line
 from scope.app.components.plain import number, plain
 
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 _NUMBERS = ("plain", "edited", "change")
 
@@ -45,7 +45,7 @@ def numbers(found: Any) -> None:
                 delta_arrow="off",
                 border=True,
             )
-    st.caption(plain(f"Logit of {show(found.token)!r} minus that of {show(found.other)!r}. {found.report}."))
+    st.caption(plain(f"Logit of {visible_token(found.token)!r} minus that of {visible_token(found.other)!r}. {found.report}."))
     if nulls:
         less = sum(found.kl > n for n in nulls)
         st.caption(f"The edit moves the next token further than {less} of {len(nulls)} other latents do.")
@@ -56,7 +56,7 @@ def numbers(found: Any) -> None:
 def tokens(found: Any) -> None:
     """The likeliest next tokens with and without the edit."""
     rows = pd.DataFrame(list(found.tokens))
-    rows["token"] = [show_line(show(token, mark_space=True), 24) for token in rows["token"]]
+    rows["token"] = [show_line(visible_token(token, mark_space=True), 24) for token in rows["token"]]
     forms = {"plain": "%.3f", "edited": "%.3f", "change": "%+.3f"}
     _table(rows, forms, "effects tokens", "The likeliest next tokens, without and with the edit")
 

@@ -10,8 +10,8 @@ from scope.app.components.figures import show_line
 from scope.app.components.plain import number, plain
 from scope.app.components.steering_units import UNITS, lengths, units
 
+from scope.escape import visible_token as glyphs
 from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import show as glyphs
 from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, When
 
 OPERATIONS = {

@@ -8,8 +8,8 @@ from scope.app.components.figures import show_line
 from scope.app.components.plain import number, plain
 from scope.app.components.prompts import table
 
+from scope.escape import visible_token
 from scope.features.pack.feature import Example, Feature
-from scope.features.pack.text import show
 
 
 def value(feature: Feature, example: Example, token: int) -> str:
@@ -39,7 +39,7 @@ def statistics(feature: Feature, token_id: int) -> str:
 
 def header(example: Example, token: int) -> None:
     """Which token it is, and where it stands."""
-    piece = show_line(show(example.tokens[token], mark_space=True), 40)
+    piece = show_line(visible_token(example.tokens[token], mark_space=True), 40)
     st.markdown(f"**{plain(piece)}**", width="content")
     place = example.offset - example.peak + token
     st.caption(plain(f"token {place} of context {example.context}, {example.document}"), width="content")

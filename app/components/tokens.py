@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from scope.escape import visible_token
 from scope.features.pack.feature import Example
-from scope.features.pack.text import RAMPS, characters, show, strength
+from scope.features.pack.text import RAMPS, characters, strength
 
 STEPS = 5
 _HERE = Path(__file__).parent
@@ -62,8 +63,10 @@ def row(
         marks += "x" if parts is not None and start <= parts < stop else ""
         marks += "c" if chosen is not None and start <= chosen < stop else ""
         breaks = text.count("\n")
-        cells.append([show(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start])
-    return {"cells": cells, "value": value, "notes": [show(note) for note in notes]}
+        cells.append(
+            [visible_token(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start]
+        )
+    return {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes]}
 
 
 def example_row(example: Example, largest: float, window: int, unit: str = "", chosen: int | None = None) -> dict[str, Any]:

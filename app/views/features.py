@@ -26,7 +26,7 @@ from scope.app.components.listing import (
 from scope.app.components.plain import plain
 
 from scope.errors import PackError, ScopeError
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 ROWS = 100
 LEASTS = tuple(f"least {column}" for column in LEAST.values())
@@ -50,7 +50,9 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     flags = "What the flags mean stands in the pack's table: scope.features.collect.table"
     hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
     lists = [LIST + name for name in store.notes.lists()]
-    only = st.multiselect("Only", [*ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=show)
+    only = st.multiselect(
+        "Only", [*ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
+    )
     span = st.slider("Density, powers of ten", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=240)
     with st.popover("More", icon=":material/filter_alt:"):
         share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from scope.circuits.attribution_table import Attribution, Row
 from scope.errors import EditError
+from scope.fit import check_fit
 from scope.models.hooks import HookedModule
 from scope.null_seeds import generator
 from scope.sae.base import SAE
-from scope.steering.apply.resolve import check_dictionary
 
 WHOLE = {
     "gradient": "gradient . stream, the logit difference's linear reading at this prompt",
@@ -65,7 +65,7 @@ def attribute(
         raise EditError(f"There is no method {method!r}; there are {', '.join(WHOLE)}.")
     if not prompt.strip():
         raise EditError("The prompt is empty. Give some text whose next token is asked about.")
-    check_dictionary(model, sae, any_model)
+    check_fit(model, sae, any_model, reconstructs=True)
     rest = Rest(model, sae, prompt)
     wanted, against = rest.choose(token, other)
     parts = _Parts(sae, rest)

@@ -3,7 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scope.steering.export.show import escape, number, visible
+from scope.escape import escape, visible
+from scope.steering.export.show import number
 
 _SHOWN = 15
 

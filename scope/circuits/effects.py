@@ -13,14 +13,15 @@ from torch import Tensor
 
 from scope.circuits.attribution_table import html_table
 from scope.errors import EditError
+from scope.escape import visible
+from scope.fit import check_fit
 from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import Resolved, check_dictionary, dictionaries, resolve
+from scope.steering.apply.resolve import Resolved, dictionaries, resolve
 from scope.steering.compare.steer import check_sites, gauges_for
 from scope.steering.edits.interventions import Direction, Edit, Edits
-from scope.steering.export.show import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def effects(
         raise EditError("The prompt is empty. Give some text whose next token is asked about.")
     edits, saes, later = Edits.of(edits), dictionaries(sae), dictionaries(downstream or None)
     for one in {**saes, **later}.values():
-        check_dictionary(model, one, any_model)
+        check_fit(model, one, any_model, reconstructs=True)
     check_sites(model, saes, edits)
     gauges = gauges_for(model, saes, edits, [prompt], gauges)
     resolved = [resolve(edit, saes, gauges) for edit in edits]

@@ -242,10 +242,10 @@ def _described(feature) -> Any:
     """A latent in a few lines: its label, what it promotes, its strongest contexts with the peak marked."""
     from rich.text import Text
 
-    from scope.features.pack.text import show
+    from scope.escape import visible_token
 
     text = Text(f"Latent {feature.id}: {feature.label}", style="bold")
-    promoted = " ".join(show(token, mark_space=True) for token, _ in feature.promoted[:6])
+    promoted = " ".join(visible_token(token, mark_space=True) for token, _ in feature.promoted[:6])
     text.append(f"\n  promotes {promoted}   output score {feature.row['out_score']:+.3f}", style="cyan not bold")
     for example in feature.examples("top", n=3):
         low, high = max(0, example.peak - 12), example.peak + 6
@@ -253,7 +253,7 @@ def _described(feature) -> Any:
         for i in range(low, min(high, len(example.tokens))):
             strong = example.acts[i] > 0.5 * example.value
             style = "bold black on yellow" if i == example.peak else "yellow not bold" if strong else "not bold"
-            text.append(show(example.tokens[i]), style=style)
+            text.append(visible_token(example.tokens[i]), style=style)
     return text.append("\n")
 
 

@@ -152,7 +152,7 @@ def _report(console, pack) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from scope.features.pack.text import show
+    from scope.escape import visible_token
 
     table, null = pack.table, pack.manifest["output_score"]
     flagged = {name: int(table["flags"].str.contains(name).sum()) for name in ("dead", "dense", "single-token", "duplicate")}
@@ -167,7 +167,7 @@ def _report(console, pack) -> None:
         )
     shown = Table("latent", "label", "density", "promotes (weights)", "output score", box=None)
     for i, row in table.sort_values(["out_score", "label_score"], ascending=False, na_position="last").head(8).iterrows():
-        words = " ".join(show(t, mark_space=True) for t in row["promotes"][:5])
+        words = " ".join(visible_token(t, mark_space=True) for t in row["promotes"][:5])
         shown.add_row(str(i), escape(row["label"]), f"{row['density']:.2%}", escape(words), f"{row['out_score']:+.3f}")
     console.print(shown)
     console.print(f"To browse it: scope app {escape(str(pack.folder))}")

@@ -130,7 +130,7 @@ def _report(console, store, made, todo: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from scope.features.pack.text import show
+    from scope.escape import visible_token
 
     if not made:
         console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")
@@ -139,7 +139,7 @@ def _report(console, store, made, todo: int) -> None:
     ranked = sorted(made, key=lambda m: -1 if m.score is None else -m.score)
     for m in ranked[:12]:
         numbers = ["–" if v is None else f"{v:.2f}" for v in (m.score, m.null, m.tokens)]
-        shown.add_row(str(m.latent), escape(show(m.text)), *numbers)
+        shown.add_row(str(m.latent), escape(visible_token(m.text)), *numbers)
     console.print(shown)
     tested, means = [m for m in made if m.score is not None and m.null is not None], _means(made)
     if tested:

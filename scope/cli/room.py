@@ -1,7 +1,6 @@
 """Whether memory holds a model's weights, asked before they are loaded."""
 
 import math
-from pathlib import Path
 
 from scope.errors import ConfigError
 
@@ -15,10 +14,11 @@ def refuse_without_room(model: str, dtype: str, revision: str | None = None, fre
         ConfigError: the weights in `dtype` are more than that. The message says how large they are and what to do.
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    from scope.memory import free_memory
     from scope.models.checkpoints import find_checkpoint, weight_files
     from scope.models.stored import stored_tensors
 
-    free = _available() if free is None else free
+    free = free_memory() if free is None else free
     if free is None or model.startswith("lens:") or dtype not in _ITEM:
         return
     tensors = stored_tensors(weight_files(find_checkpoint(model, revision))).values()
@@ -29,12 +29,3 @@ def refuse_without_room(model: str, dtype: str, revision: str | None = None, fre
             f"The weights of {model} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB of memory are free.\n"
             f"  Add --streamed to keep them on disk and read one block at a time{smaller}."
         )
-
-
-def _available() -> int | None:
-    """Bytes that can be had without swapping, as Linux tells them; None elsewhere."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None

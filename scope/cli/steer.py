@@ -99,9 +99,9 @@ class Command:
     def run(self) -> int | None:
         from scope.cli.certificate import certified
         from scope.cli.progress import console
+        from scope.fit import check_fit
         from scope.models.load import load_model
         from scope.sae.files import load_sae
-        from scope.steering.apply.resolve import check_dictionary
         from scope.steering.compare.steer import steer
 
         sae = load_sae(self.sae, self.device)
@@ -112,7 +112,7 @@ class Command:
         if self.latent:
             self._edits(sae, None)  # refuses before the model is loaded
         model = load_model(self.model, device=self.device)
-        check_dictionary(model, sae, self.any_model)
+        check_fit(model, sae, self.any_model, reconstructs=True)
         certified(model, sae, self.sae, self.certificate, self.any_model)
         edits = self._edits(sae, model)
         how = {"n": self.n, "gauges": gauge, "control_seed": self.control_seed, "instruction": self.instruction}
@@ -257,6 +257,7 @@ def print_run(run, console) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from scope.escape import visible
     from scope.steering.export import show
 
     for line in show.edit_lines(run):
@@ -266,7 +267,7 @@ def print_run(run, console) -> None:
     for arm in run.arms:
         texts.add_column(arm.name, ratio=3)
     for i, sample in enumerate(run["steered"].samples):
-        texts.add_row(Text(show.visible(sample.prompt)), *(_text(arm, arm.samples[i]) for arm in run.arms))
+        texts.add_row(Text(visible(sample.prompt)), *(_text(arm, arm.samples[i]) for arm in run.arms))
     console.print(texts)
     figures = Table(box=None)
     figures.add_column("")
@@ -286,10 +287,11 @@ def _text(arm, sample):
     """A cell: what stands before the parting from plain dim, the rest as it is."""
     from rich.text import Text
 
+    from scope.escape import visible
     from scope.steering.export import show
 
     at = sample.diverges_at
     if arm.name == "plain" or at is None:
-        return Text(show.visible(sample.text))
+        return Text(visible(sample.text))
     before, after = ("".join(text for _, _, text in show.spelled(part)) for part in (sample.pieces[:at], sample.pieces[at:]))
-    return Text.assemble((show.visible(before), "dim"), show.visible(after))
+    return Text.assemble((visible(before), "dim"), visible(after))

@@ -20,8 +20,9 @@ from scope.evaluation.latent_statistics import geometry, shared
 from scope.evaluation.metrics import kl, l0, loss_recovered
 from scope.evaluation.random_model import randomised
 from scope.evaluation.result import EvaluateConfig, Evaluation
-from scope.evaluation.splice import check_fits, kept_mask, specials
+from scope.evaluation.splice import kept_mask, specials
 from scope.evaluation.tally import Resampled, Tally, by_unit
+from scope.fit import check_fit
 from scope.sae.base import SAE
 from scope.shapes import Mask, Tokens
 from scope.versions import version_of
@@ -81,9 +82,9 @@ class _Run:
     def __init__(self, model, sae: SAE, text: Text, config: EvaluateConfig, on_progress: OnProgress, beside: dict[str, SAE]):
         self.model, self.sae, self.text, self.config = model, sae, text, config
         self.on_progress, self.beside = on_progress, beside
-        self.site = check_fits(model, sae)
+        self.site = check_fit(model, sae, reconstructs=True)
         for name, other in beside.items():
-            if check_fits(model, other) != self.site:
+            if check_fit(model, other, reconstructs=True) != self.site:
                 raise DictionaryError(f"{name} reads {other.site}; beside a dictionary of {self.site} it cannot be judged.")
         self.excluded = specials(model)
         self.stop = model.layers_for([self.site])

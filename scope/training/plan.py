@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from scope.errors import ConfigError
+from scope.memory import free_memory
 from scope.sae.config import SAEConfig
 from scope.sae.jumprelu import JumpReLUConfig
 from scope.sae.kinds import make_sae
@@ -69,25 +70,3 @@ def refuse_what_does_not_fit(planned: Plan, device: torch.device) -> None:
             "  Train fewer dictionaries at once or narrower ones, lower --shuffle-mb, or use several processes: torchrun with\n"
             "  --parallel site deals the dictionaries to them, --parallel width splits each."
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can be had on a device without anything being pushed out; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as lines:
-            found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-    except OSError:
-        return None
-    limits = [found, _cgroup_room()]
-    return min((n for n in limits if n is not None), default=None)
-
-
-def _cgroup_room() -> int | None:
-    """What a container's limit leaves."""
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            return int(limit.read()) - int(used.read())
-    except (OSError, ValueError):
-        return None

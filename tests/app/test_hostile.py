@@ -11,7 +11,8 @@ from scope.app.components.listing import frame_csv
 from scope.app.components.plain import plain
 from scope.app.downloads import written
 
-from scope.features.pack.text import csv_cell, show, strip_html
+from scope.escape import visible_token
+from scope.features.pack.text import csv_cell, strip_html
 from tests.app.conftest import MAIN
 from tests.hostile import HOSTILE, MARKS, make_hostile_pack
 
@@ -53,7 +54,7 @@ def check(source: str) -> Reader:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_text_is_only_text_in_html_markdown_and_csv(text):
     strip = check(strip_html([text], [1.0], 1.0, 0))
-    printable = show(text).encode("utf-8", "replace").decode()
+    printable = visible_token(text).encode("utf-8", "replace").decode()
     assert "".join(strip.text) == printable
     marked = plain(text)
     assert not obeyed(marked)

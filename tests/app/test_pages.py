@@ -9,8 +9,8 @@ from scope.app.components import figures, health, panels
 from scope.app.components.palette import LOWERED, RAISED
 from streamlit.testing.v1 import AppTest
 
+from scope.escape import visible_token
 from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import show
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
@@ -203,7 +203,7 @@ def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_a
     shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9))}
     lists = {"Raises, by weights": feature.promoted, "Lowers, by weights": feature.suppressed}
     for name, pairs in lists.items():
-        assert [bar["whole"] for bar in shown[name]] == [show(token, mark_space=True) for token, _ in pairs[:10]]
+        assert [bar["whole"] for bar in shown[name]] == [visible_token(token, mark_space=True) for token, _ in pairs[:10]]
         assert [bar["told"] for bar in shown[name]] == [f"{value:+.2f}" for _, value in pairs[:10]]
         largest = max(abs(value) for _, value in pairs[:10])
         assert [bar["length"] for bar in shown[name]] == pytest.approx([abs(value) / largest for _, value in pairs[:10]])

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from scope.features.pack.text import characters, csv_cell, escape, show, strength, strip_html, strip_text
+from scope.escape import escape, visible_token
+from scope.features.pack.text import characters, csv_cell, strength, strip_html, strip_text
 from tests.features.toy_pack import HOSTILE
 
 
@@ -17,12 +18,14 @@ def test_p50_hostile_text_adds_no_markup(token):
     assert attributes
     assert re.fullmatch(r'style="[^"]*" title="[^"]*" aria-label="[^"]*"', attributes[1])
     body = html.unescape(attributes[2])
-    assert body == "".join(show(text) for _, _, text in characters([token])).replace("\ud800", "?")
+    assert body == "".join(visible_token(text) for _, _, text in characters([token])).replace("\ud800", "?")
 
 
 @pytest.mark.parametrize("token", HOSTILE)
 def test_p50_nothing_that_acts_unseen_remains_in_what_is_shown(token):
-    assert not set(show(token)) & set("\n\t\r\x00\x07\x1b\u200b\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+    assert not set(visible_token(token)) & set(
+        "\n\t\r\x00\x07\x1b\u200b\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,11 +47,11 @@ def test_p50_nothing_that_acts_unseen_remains_in_what_is_shown(token):
     ],
 )
 def test_what_cannot_be_seen_is_shown_as_a_glyph(token, glyphs):
-    assert show(token) == glyphs
+    assert visible_token(token) == glyphs
 
 
 def test_a_leading_space_is_marked_where_it_matters():
-    assert show(" dog", mark_space=True) == "␣dog"
+    assert visible_token(" dog", mark_space=True) == "␣dog"
 
 
 def test_bytes_that_complete_a_character_become_it():

@@ -20,7 +20,8 @@ from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhe
 from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
 from scope.evaluation.certificate.verdict import judge, middle, problems
 from scope.evaluation.metrics import cosine, fvu, length_bias
-from scope.evaluation.splice import check_site, kept_mask, specials
+from scope.evaluation.splice import kept_mask, specials
+from scope.fit import check_fit
 from scope.sae.base import SAE
 from scope.shapes import Tokens
 from scope.versions import version_of
@@ -56,7 +57,7 @@ def certify(
             what was tried and which reading explains it.
         ConfigError: no tokens were given and the model has no tokenizer.
     """
-    check_site(model, sae, any_model)
+    check_fit(model, sae, any_model)
     depends_on = what_decides(model, sae, tokens)
     key = key_of(model, sae, rules_hash(depends_on))
     kept, damage = find(where, key, key_of(model, sae, rules_hash_of_0_1_0(depends_on)))

@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scope.escape import visible_token
 from scope.features.collect.codes import edges
 from scope.features.collect.config import Flags
-from scope.features.pack.text import show
 
 COLUMNS = tuple(
     "count density mean max p50 p90 p99 cv skew kurtosis top_token top_token_share n_tokens n_tokens_half promotes suppresses "
@@ -66,7 +66,7 @@ def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05,
     chosen, best = label_tokens(tokens, count, covered, most)
     if not chosen:
         return "no token stands out", 0.0
-    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in chosen))
+    words = ", ".join(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in chosen))
     return (words if best >= 0.5 else f"often {words}"), best
 
 
@@ -84,7 +84,7 @@ def label_tokens(tokens: list[tuple[Any, int, int]], count: int, covered: float 
 def output_label(promoted: list[str], measured: list[str], most: int = 3) -> str | None:
     """A label from the output: tokens promoted by weights that measurably rose too; None where the two share none."""
     agreed = [t for t in promoted if t in measured][:most]
-    words = ", ".join(dict.fromkeys(f"“{show(t.strip(' ') or t)}”" for t in agreed))
+    words = ", ".join(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in agreed))
     return f"promotes {words}" if agreed else None
 
 

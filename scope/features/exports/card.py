@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scope.errors import PackError
-from scope.features.pack.text import escape, show, strip_html, strip_text
+from scope.escape import escape, visible_token
+from scope.features.pack.text import strip_html, strip_text
 
 if TYPE_CHECKING:
     from scope.features.pack.feature import Example, Feature
@@ -86,7 +87,7 @@ def _output(feature: "Feature") -> str:
 
 def _chips(name: str, pairs: list[tuple[str, float]], form: str) -> str:
     chips = "".join(
-        f'<span style="{_CHIP}" title="{value:{form}}"><bdi>{escape(show(token, mark_space=True))}</bdi></span>'
+        f'<span style="{_CHIP}" title="{value:{form}}"><bdi>{escape(visible_token(token, mark_space=True))}</bdi></span>'
         for token, value in pairs[:8]
     )
     return f'<div><span style="{_MUTED}">{escape(name)}</span> {chips}</div>'
@@ -126,7 +127,7 @@ def card_text(feature: "Feature", examples: int = 4, window: int = 12) -> str:
         lines.append("  " + "  ".join(f"{k} {v}" for k, v in numbers(feature.row)))
     for name, pairs in (("promotes", feature.promoted), ("measured", feature.measured)):
         if pairs:
-            lines.append(f"  {name}: " + "  ".join(show(t, mark_space=True) for t, _ in pairs[:8]))
+            lines.append(f"  {name}: " + "  ".join(visible_token(t, mark_space=True) for t, _ in pairs[:8]))
     try:
         found = [] if feature.dead else feature.examples("top", examples)
     except PackError as damaged:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scope.escape import escape
 from scope.features.exports.card import card_html
 from scope.features.exports.tables import OnProgress
-from scope.features.pack.text import escape
 
 if TYPE_CHECKING:
     from scope.features.pack.store import FeatureStore

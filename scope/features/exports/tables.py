@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scope.features.pack.text import csv_cell, show
+from scope.escape import visible_token
+from scope.features.pack.text import csv_cell
 
 OnProgress = Callable[[int, int, dict], None]
 
@@ -67,7 +68,7 @@ def safe_cell(value: object) -> str:
 
 @cache
 def _glyphs(text: str) -> str:
-    return show(text).encode("utf-8", "replace").decode("utf-8")
+    return visible_token(text).encode("utf-8", "replace").decode("utf-8")
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:

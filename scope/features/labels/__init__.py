@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scope.escape import visible_token
 from scope.features.collect.table import BY_TOKENS
 from scope.features.labels import detection
 from scope.features.labels.ask import Writer
 from scope.features.labels.evidence import Evidence, gather
-from scope.features.pack.text import show
 
 if TYPE_CHECKING:
     from scope.features.pack.store import FeatureStore
@@ -151,7 +151,7 @@ def _label(store: "FeatureStore", latent: int, writer: Writer | None, others: "_
 
 def _written(store: "FeatureStore", evidence: Evidence, writer: Writer) -> str:
     windows = "\n".join(f"{i}. {window.marked}" for i, window in enumerate(evidence.shown, 1))
-    promoted = ", ".join(f"“{show(t.strip() or t)}”" for t, _ in store[evidence.latent].promoted[:8])
+    promoted = ", ".join(f"“{visible_token(t.strip() or t)}”" for t, _ in store[evidence.latent].promoted[:8])
     more = f"\nThe unit makes these next tokens likelier: {promoted}\n" if promoted else ""
     return tidy(writer.answer(_ASK.format(windows=windows, more=more))) or "(the model gave no label)"
 

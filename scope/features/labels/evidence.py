@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scope.features.pack.text import show
+from scope.escape import visible_token
 
 if TYPE_CHECKING:
     from scope.features.pack.feature import Example, Feature
@@ -59,7 +59,9 @@ class Evidence:
 
 def joined(pieces) -> str:
     """Tokens as running text on one line; what cannot be seen is shown as a glyph."""
-    return "".join(" " * (len(p) - len(p.lstrip(" "))) + show(p.lstrip(" ")) if p.strip(" ") else p for p in pieces).strip()
+    return "".join(
+        " " * (len(p) - len(p.lstrip(" "))) + visible_token(p.lstrip(" ")) if p.strip(" ") else p for p in pieces
+    ).strip()
 
 
 def gather(feature: "Feature", seed: int = 0) -> Evidence:

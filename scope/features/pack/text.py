@@ -1,37 +1,11 @@
-"""Token text made visible and harmless. Every token, label and file name that reaches HTML passes through `escape`.
+"""Tokens as a strip of coloured text, in HTML or for a terminal, and text for spreadsheet cells."""
 
-Tokens are other people's text: they may hold markup, control characters, and marks that reverse the reading direction.
-`show` replaces what cannot be seen by something that can; `escape` makes any string plain text inside tags and attributes.
-"""
-
-import html
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-from scope.models.text.characters import BYTE, characters
-
-_GLYPHS = {"\n": "↵", "\t": "⇥", "\r": "␍", "\xa0": "⍽"}
-_NAMES = {
-    "\u200b": "ZWSP",
-    "\u200c": "ZWNJ",
-    "\u200d": "ZWJ",
-    "\u200e": "LRM",
-    "\u200f": "RLM",
-    "\u202a": "LRE",
-    "\u202b": "RLE",
-    "\u202c": "PDF",
-    "\u202d": "LRO",
-    "\u202e": "RLO",
-    "\u2066": "LRI",
-    "\u2067": "RLI",
-    "\u2068": "FSI",
-    "\u2069": "PDI",
-    "\ufeff": "BOM",
-    "\xad": "SHY",
-}
-_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, format marks, surrogates, private use, unassigned, separators
+from scope.escape import escape, visible_token
+from scope.models.text.characters import characters
 
 RAMPS = {
     "light": (("#FDE9C9", "#111"), ("#FBCB8B", "#111"), ("#F2A444", "#111"), ("#CF7A00", "#111"), ("#8F5000", "#fff")),
@@ -39,43 +13,6 @@ RAMPS = {
     "both": (("#FBCB8B", "#111"), ("#F2A444", "#111"), ("#CF7A00", "#111")),
 }
 """Background and text colour by strength, weakest first; "both" is legible on light and dark pages alike."""
-
-
-def escape(text: object) -> str:
-    """Plain text for HTML, safe between tags and inside quoted attributes."""
-    printable = str(text).encode("utf-8", "replace").decode("utf-8")
-    return html.escape(printable, quote=True)
-
-
-def show(token: str, mark_space: bool = False) -> str:
-    """A token as glyphs that can be seen: ↵ ⇥ ␣, ⟨E2⟩ for a lone byte, ⟪RLO⟫ for a mark that would act unseen.
-
-    A token of spaces alone becomes ␣; with `mark_space` (lists of tokens, where it matters) a leading space does too.
-    The result is text, not HTML: it still has to be escaped, or set as textContent.
-    """
-    byte = BYTE.fullmatch(token)
-    if byte:
-        return f"⟨{byte[1]}⟩"
-    if token and not token.strip(" "):
-        return "␣" * len(token)
-    glyphs = token if token.isprintable() else "".join(_glyph(token, i) for i in range(len(token)))
-    if glyphs and unicodedata.combining(glyphs[0]):
-        glyphs = "◌" + glyphs
-    if mark_space:
-        body = glyphs.lstrip(" ")
-        glyphs = "␣" * (len(glyphs) - len(body)) + body
-    return glyphs
-
-
-def _glyph(token: str, i: int) -> str:
-    char = token[i]
-    if char in _GLYPHS:
-        return _GLYPHS[char]
-    if char in "\u200c\u200d" and 0 < i < len(token) - 1 and ord(token[i - 1]) > 0x2FF:
-        return char  # inside a Persian word or an emoji these join letters; at an edge they hide
-    if unicodedata.category(char) in _HIDDEN:
-        return f"⟪{_NAMES.get(char, format(ord(char), '04X'))}⟫"
-    return char
 
 
 def strength(value: float, largest: float, steps: int) -> int:
@@ -100,7 +37,7 @@ def strip_html(
             style += f"background:{ramp[step - 1][0]};color:{ramp[step - 1][1]};border-radius:2px;"
         if peak is not None and start <= peak < stop:
             style += "font-weight:700;text-decoration:underline;"
-        glyphs = escape(show(text))
+        glyphs = escape(visible_token(text))
         told = f' title="{value:.3g}" aria-label="{glyphs}, {value:.3g}"' if step else ""
         spans.append(f'<span style="{style}"{told}>{glyphs}</span>')
     return "".join(spans)
@@ -109,7 +46,7 @@ def strip_html(
 def strip_text(tokens: Sequence[str], peak: int | None = None) -> str:
     """The same for a terminal: glyphs, with the peak between « and »."""
     marked = [
-        f"«{show(text)}»" if peak is not None and start <= peak < stop else show(text)
+        f"«{visible_token(text)}»" if peak is not None and start <= peak < stop else visible_token(text)
         for start, stop, text in characters(tokens)
     ]
     return "".join(marked)

@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from scope.errors import PackError, TokensError
+from scope.escape import escape, visible_token
 from scope.features.collect.collect import weights_hash
-from scope.features.pack.text import escape, show, strip_html, strip_text
+from scope.features.pack.text import strip_html, strip_text
 from scope.features.reading.ranking import ranked
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class TokenView:
         return strip_html(self.pieces, values, max(float(self.store.table["max"].iloc[latent]), float(values.max())))
 
     def __repr__(self) -> str:
-        rows = [f"  #{i} {r.label}  {r.value:.3g} on «{show(r.token)}»" for i, r in self.top(8).iterrows()]
+        rows = [f"  #{i} {r.label}  {r.value:.3g} on «{visible_token(r.token)}»" for i, r in self.top(8).iterrows()]
         told = self.tuned() or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
         return "\n".join([strip_text(self.pieces), *rows, f"  {told}"])
 
@@ -74,7 +75,8 @@ class TokenView:
     def _repr_html_(self) -> str:
         rows = "".join(
             f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><b>#{i}</b> {escape(r.label)} '
-            f'<span style="opacity:.65;font-size:12px">{r.value:.3g} on <bdi>{escape(show(r.token, True))}</bdi></span>'
+            f'<span style="opacity:.65;font-size:12px">{r.value:.3g} on '
+            f"<bdi>{escape(visible_token(r.token, True))}</bdi></span>"
             f"<div>{self.strip(int(i))}</div></div>"
             for i, r in self.top(8).iterrows()
         )

@@ -1,10 +1,8 @@
 """Tokens as characters: a character that the vocabulary lacks is spelled in tokens of one byte each, shown as <0xE6>."""
 
-import re
 from collections.abc import Sequence
 
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-"""What a tokenizer calls a token of one byte."""
+from scope.escape import BYTE
 
 
 def characters(tokens: Sequence[str]) -> list[tuple[int, int, str]]:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from scope.errors import DictionaryError, EditError
-from scope.models.hooks import HookedModule
 from scope.sae.base import SAE
 from scope.steering.apply.gauge import Gauge
 from scope.steering.edits.interventions import Direction, Edit
@@ -44,38 +43,6 @@ def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
     if len(set(sites)) < len(sites):
         raise DictionaryError(f"Two dictionaries read the same site ({', '.join(sites)}). Give one for each site.")
     return dict(zip(sites, found, strict=True))
-
-
-def check_dictionary(model: HookedModule, sae: SAE, any_model: bool = False) -> None:
-    """That this dictionary was made for this model.
-
-    Raises:
-        DictionaryError: its site does not exist there, has another width, or the weights it was trained on are others
-            (`any_model` allows these, as for a fine-tune of the same base).
-    """
-    if not sae.autoencodes:
-        raise DictionaryError("This is a transcoder: its latents write to another site than it reads, so none is steered here.")
-    sites = model.sites()
-    if sae.site not in sites:
-        known = sorted({name.rsplit(".", 1)[-1] for name in sites if name.startswith("blocks.")})
-        raise DictionaryError(
-            f"The dictionary reads {sae.site or 'no named site'}, which this model does not have: it has "
-            f"{model.cfg.n_layers} blocks, each with {', '.join(known)}."
-        )
-    if sites[sae.site] != sae.d_in:
-        raise DictionaryError(
-            f"The dictionary reads {sae.d_in} features at {sae.site}; there this model has {sites[sae.site]}.\n"
-            "  It was made for another model: give the one that its recording was made with."
-        )
-    made_for = sae.provenance.get("model")
-    expected = made_for.get("weights_sha256") if isinstance(made_for, Mapping) else None
-    found = model.provenance.get("weights_sha256")
-    if expected and found and expected != found and not any_model:
-        raise DictionaryError(
-            f"The dictionary was trained on {made_for.get('model')} with weights {expected[:12]}; this is "
-            f"{model.provenance.get('model')} with weights {found[:12]}.\n"
-            "  Load that model, or say that you mean it: any_model=True, on the command line --any-model."
-        )
 
 
 def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) -> Resolved:

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from scope.errors import EditError
+from scope.fit import check_fit
 from scope.models.hooks import HookedModule
 from scope.models.text.generate import Generation, SamplingConfig, generate
 from scope.sae.base import SAE
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import Resolved, check_dictionary, dictionaries, resolve
+from scope.steering.apply.resolve import Resolved, dictionaries, resolve
 from scope.steering.compare.caveats import notes
 from scope.steering.compare.prompt_baseline import before, instruction_for
 from scope.steering.compare.run import Arm, Sample, SteeringRun
@@ -66,7 +67,7 @@ def steer(
         raise EditError(f"n is {n}; ask for at least one text.")
     _check_arms(arms)
     for one in saes.values():
-        check_dictionary(model, one, any_model)
+        check_fit(model, one, any_model, reconstructs=True)
     check_sites(model, saes, edits)
     gauges = gauges_for(model, saes, edits, prompts, gauges)
     resolved = [resolve(edit, saes, gauges) for edit in edits]

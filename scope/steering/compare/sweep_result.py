@@ -155,7 +155,7 @@ class Sweep:
         return table[[c for c in table if not c.startswith(("steered - other", "steered - prompt", "other ", "prompt "))]]
 
     def _repr_html_(self) -> str:
-        from scope.steering.export.show import escape
+        from scope.escape import escape
 
         return self._shown().round(3).to_html(index=False, na_rep="-") + f"<p>{escape(str(self).splitlines()[-1])}</p>"
 

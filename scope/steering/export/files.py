@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from scope.escape import escape
 from scope.steering.compare.run import Arm, Sample, SteeringRun
 from scope.steering.compare.sweep_result import Sweep
 from scope.steering.export import show
@@ -34,7 +35,7 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     """
     runs = run.runs if isinstance(run, Sweep) else [run]
     title = f"Steering: {runs[0].edits}"
-    body = [_HEAD.format(title=show.escape(title)), f"<h1 style='font-size:20px'>{show.escape(title)}</h1>"]
+    body = [_HEAD.format(title=escape(title)), f"<h1 style='font-size:20px'>{escape(title)}</h1>"]
     if isinstance(run, Sweep):
         body.append(run._repr_html_())
     for strength, one in zip(run.strengths if isinstance(run, Sweep) else [None], runs, strict=True):
@@ -43,7 +44,7 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
         body += [_texts(one), _told(one)]
     body.append(_settings(runs[0]))
     if code:
-        body.append(f"<h2 style='font-size:17px'>As Python</h2><pre style='white-space:pre-wrap'>{show.escape(code)}</pre>")
+        body.append(f"<h2 style='font-size:17px'>As Python</h2><pre style='white-space:pre-wrap'>{escape(code)}</pre>")
     return "\n".join([*body, "</body></html>\n"])
 
 
@@ -74,10 +75,10 @@ def _code(text: str) -> dict:
 def _texts(run: SteeringRun) -> str:
     target = next(iter(run.promoted))
     largest = max((v for arm in run.arms for s in arm.samples if s.scores for v in s.scores.readings[target]), default=0.0)
-    head = "".join(f'<th style="{_CELL}">{show.escape(arm.name)}</th>' for arm in run.arms)
+    head = "".join(f'<th style="{_CELL}">{escape(arm.name)}</th>' for arm in run.arms)
     rows = [f"<tr>{head}</tr>"]
     for i, sample in enumerate(run["steered"].samples):
-        rows.append(f'<tr><td style="{_CELL}" colspan="{len(run.arms)}"><em>{show.escape(sample.prompt)}</em></td></tr>')
+        rows.append(f'<tr><td style="{_CELL}" colspan="{len(run.arms)}"><em>{escape(sample.prompt)}</em></td></tr>')
         cells = (f'<td style="{_CELL}">{_text(arm, i, target, largest)}</td>' for arm in run.arms)
         rows.append(f"<tr>{''.join(cells)}</tr>")
     key = (
@@ -85,7 +86,7 @@ def _texts(run: SteeringRun) -> str:
         "edit acted. Bar: the first token that differs from plain."
     )
     table = f'<table style="table-layout:fixed;width:100%;border-collapse:collapse">{"".join(rows)}</table>'
-    return f'{table}<p style="font-size:90%;color:#555">{show.escape(key)}</p>'
+    return f'{table}<p style="font-size:90%;color:#555">{escape(key)}</p>'
 
 
 def _text(arm: Arm, place: int, target: str, largest: float) -> str:
@@ -115,20 +116,20 @@ def _token(piece: str, value: float, largest: float, edited: bool, parts: bool) 
     style += "text-decoration:underline dotted;" if edited else ""
     style += "border-left:3px solid #0072B2;padding-left:2px;" if parts else ""
     told = f' title="{value:.3g}"' if value > 0 else ""
-    return f'<span style="{style}"{told}>{show.escape(piece)}</span>' if style else show.escape(piece)
+    return f'<span style="{style}"{told}>{escape(piece)}</span>' if style else escape(piece)
 
 
 def _told(run: SteeringRun) -> str:
     """The figures, the self-check and the notes."""
-    head = "".join(f'<th style="padding:2px 10px;text-align:right">{show.escape(arm.name)}</th>' for arm in run.arms)
+    head = "".join(f'<th style="padding:2px 10px;text-align:right">{escape(arm.name)}</th>' for arm in run.arms)
     rows = "".join(
-        f'<tr><td style="padding:2px 10px">{show.escape(name)}</td>'
+        f'<tr><td style="padding:2px 10px">{escape(name)}</td>'
         + "".join(f'<td style="padding:2px 10px;text-align:right">{show.number(v)}</td>' for v in values)
-        + f'<td style="padding:2px 10px;color:#555">{show.escape(meaning)}</td></tr>'
+        + f'<td style="padding:2px 10px;color:#555">{escape(meaning)}</td></tr>'
         for name, meaning, values in show.figures(run)
     )
-    notes = "".join(f"<p><strong>{show.escape(note)}</strong></p>" for note in run.notes)
-    lines = "".join(f"<div>{show.escape(line)}</div>" for line in [*show.edit_lines(run), *show.self_check(run)])
+    notes = "".join(f"<p><strong>{escape(note)}</strong></p>" for note in run.notes)
+    lines = "".join(f"<div>{escape(line)}</div>" for line in [*show.edit_lines(run), *show.self_check(run)])
     return f"{notes}<table><tr><th></th>{head}<th></th></tr>{rows}</table>{lines}"
 
 
@@ -143,8 +144,8 @@ def _settings(run: SteeringRun) -> str:
         "versions": run.versions,
     }
     rows = "".join(
-        f'<tr><td style="padding:2px 10px;vertical-align:top">{show.escape(name)}</td>'
-        f'<td style="padding:2px 10px;overflow-wrap:anywhere">{show.escape(str(value))}</td></tr>'
+        f'<tr><td style="padding:2px 10px;vertical-align:top">{escape(name)}</td>'
+        f'<td style="padding:2px 10px;overflow-wrap:anywhere">{escape(str(value))}</td></tr>'
         for name, value in facts.items()
     )
     return f"<h2 style='font-size:17px'>How it was made</h2><table style='font-size:90%'>{rows}</table>"

@@ -1,11 +1,10 @@
 """A run as text and as HTML: arms side by side, where they part, and the figures that say whether to believe it."""
 
-import html
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scope.escape import escape, visible
 from scope.models.text.characters import BYTE, characters
 
 if TYPE_CHECKING:
@@ -159,18 +158,3 @@ def _span(text: str, step: int, parts: bool, target: str) -> str:
     told += ["first token that differs from plain"] if parts else []
     style = ";".join(([f"background:{_SHADES[step - 1]};color:#111"] if step else []) + ([_PARTS] if parts else []))
     return f'<span style="{style}" title="{escape(", ".join(told))}">{text}</span>'
-
-
-def escape(text: str) -> str:
-    """Plain text for HTML; what would act unseen, such as marks that reverse the reading direction, becomes visible."""
-    return html.escape(_unhide(text), quote=True)
-
-
-def visible(text: str) -> str:
-    """On one line, line breaks as glyphs."""
-    return _unhide(text.replace("\n", "↵").replace("\t", "⇥"))
-
-
-def _unhide(text: str) -> str:
-    hidden = {"Cf", "Cc", "Cs"}
-    return "".join(f"⟪{ord(c):04X}⟫" if unicodedata.category(c) in hidden and c not in "\n\t" else c for c in text)

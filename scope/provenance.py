@@ -1,0 +1,109 @@
+"""Which model, which recording, which dictionary: the facts that results record about what made them.
+
+Results carry these facts as JSON objects. The classes here name the fields once; `of` reads an object of any version and
+leaves absent what it lacks, `to_json` writes today's fields.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def _text(record: Mapping[str, Any], *names: str) -> str | None:
+    """The first of these entries that is a text."""
+    return next((record[n] for n in names if isinstance(record.get(n), str) and record[n]), None)
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelId:
+    """A language or vision model: where it was loaded from and the hashes of what decides its outputs."""
+
+    name: str | None = None
+    """What loads it again: "bundled", a hub id, or a folder."""
+    revision: str | None = None
+    weights_sha256: str | None = None
+    config_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    dtype: str | None = None
+    adapter: str | None = None
+    """Folder or hub id of a PEFT adapter applied to the weights."""
+
+    @classmethod
+    def of(cls, record: Any) -> "ModelId":
+        """From the "model" entry of a result; of anything else than an object, a ModelId that knows nothing."""
+        record = _object(record)
+        rest = ("revision", "weights_sha256", "config_sha256", "tokenizer_sha256", "dtype", "adapter")
+        return cls(name=_text(record, "model"), **{key: _text(record, key) for key in rest})
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {
+            "model": self.name,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "dtype": self.dtype,
+        }
+        return fields | ({"adapter": self.adapter} if self.adapter else {})
+
+    def same_weights(self, other: "ModelId") -> bool | None:
+        """Whether both have the same weights; None where either's hash is unknown."""
+        if not self.weights_sha256 or not other.weights_sha256:
+            return None
+        return self.weights_sha256 == other.weights_sha256
+
+    def __str__(self) -> str:
+        weights = f" (weights {self.weights_sha256[:12]})" if self.weights_sha256 else ""
+        return f"{self.name or 'an unnamed model'}{weights}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordingId:
+    """The activations that a dictionary was trained on: corpus, settings, and how many rows."""
+
+    corpus: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tokens: int | None = None
+    stored: bool = True
+    """False for activations taken straight from a running model."""
+
+    @classmethod
+    def of(cls, record: Any) -> "RecordingId":
+        record = _object(record)
+        tokens = record.get("tokens")
+        return cls(
+            corpus=_object(record.get("corpus")),
+            config=_object(record.get("config")),
+            tokens=tokens if isinstance(tokens, int) else None,
+            stored=record.get("stored") is not False,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryId:
+    """An SAE, transcoder or crosscoder: its kind, its place in the model, and the hash of its parameters."""
+
+    kind: str | None = None
+    site: str | None = None
+    path: str | None = None
+    parameters_sha256: str | None = None
+    """Over names and values in memory (`scope.sae.files.parameters_sha256`); the same whatever file they came from."""
+    weights_sha256: str | None = None
+    """Of the file it was loaded from."""
+    model: ModelId = field(default_factory=ModelId)
+    recording: RecordingId = field(default_factory=RecordingId)
+
+    @classmethod
+    def of(cls, record: Any) -> "DictionaryId":
+        """From the "dictionary" entry of a pack's manifest, or from `sae.provenance`."""
+        record = _object(record)
+        made = _object(record.get("provenance")) or record
+        return cls(
+            **{key: _text(record, key) for key in ("kind", "site", "path", "parameters_sha256", "weights_sha256")},
+            model=ModelId.of(made.get("model")),
+            recording=RecordingId.of(made.get("recording")),
+        )

@@ -1,0 +1,65 @@
+"""Old public names, each kept for one version: they work, and say their new name once.
+
+A row here is all that a renaming takes. Names of modules serve `import old.path` and `from old.path import X`; names of
+`import scope` serve `scope.Old`; flags serve the command line.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+import warnings
+
+MODULES = {
+    "scope.chance": "scope.null_seeds",
+    "scope.models.lens": "scope.models.transformer_lens.bridge",
+    "scope.models.generate": "scope.models.text.generate",
+    "scope.models.sampling": "scope.models.text.sampling",
+    "scope.models.tokenizer": "scope.models.text.tokenizer",
+    "scope.steering.interventions": "scope.steering.edits.interventions",
+    "scope.steering.directions": "scope.steering.edits.directions",
+    "scope.steering.steer": "scope.steering.compare.steer",
+    "scope.steering.sweep": "scope.steering.compare.sweep",
+    "scope.steering.run": "scope.steering.compare.run",
+    "scope.steering.bridge": "scope.steering.apply.transformers_hooks",
+    "scope.steering.attribution": "scope.circuits.attribution",
+    "scope.steering.effects": "scope.circuits.effects",
+    "scope.features.store": "scope.features.pack.store",
+}
+"""Module path of version 0.1.0 -> today's. The rows name what the README, the notebooks and docstrings showed."""
+
+NAMES: dict[str, str] = {}
+"""Name of `import scope` in version 0.1.0 -> today's."""
+
+FLAGS: dict[str, str] = {}
+"""Flag of the command line in version 0.1.0 -> today's."""
+
+
+class RenamedWarning(FutureWarning):
+    """A name that will go with the next version."""
+
+
+def warn(old: str, new: str, depth: int = 3) -> None:
+    warnings.warn(f"{old} is now {new}; the old name goes with the next version.", RenamedWarning, stacklevel=depth)
+
+
+class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds a module under its old path, as the very module that bears the new one."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in MODULES:
+            return None
+        return importlib.util.spec_from_loader(name, self)
+
+    def create_module(self, spec):
+        warn(spec.name, MODULES[spec.name], depth=6)
+        return importlib.import_module(MODULES[spec.name])
+
+    def exec_module(self, module) -> None:
+        """It has run under its own name."""
+
+
+def install() -> None:
+    """Let the import system know the old paths. After everything else, so that what exists is found first."""
+    if not any(isinstance(finder, _OldModules) for finder in sys.meta_path):
+        sys.meta_path.append(_OldModules())

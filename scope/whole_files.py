@@ -1,0 +1,174 @@
+"""Files and folders that are there whole or not at all, and folders with one writer.
+
+What is written goes into a file beside the target, is synced to the disk and then renamed: after a crash, kill -9 or on a full
+disk the old content or the new content is there, never a part. Permissions follow the umask.
+"""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from scope.errors import ScopeError
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "your quota is used up",
+    errno.EFBIG: "files may not be that large here",
+}
+"""What an operating system says of a place without room, in words."""
+
+
+class FolderInUse(ScopeError):
+    """Another process is writing in the folder."""
+
+
+@contextmanager
+def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open file whose content becomes `path` when the block ends without an error; else nothing is left of it.
+
+    Raises:
+        OSError: there is no room or no permission; what was at `path` is untouched.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with open(aside, mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file whole."""
+    with whole_file(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write a JSON file whole."""
+    write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def settle_file(aside: Path, path: Path) -> None:
+    """Sync a file that another library wrote beside `path`, give it the permissions of the umask, and rename it to `path`."""
+    with open(aside, "rb") as file:
+        os.fsync(file.fileno())
+    os.chmod(aside, 0o666 & ~_umask())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its place when the block ends without an error; else nothing is left of it.
+
+    A folder that was at `path` is replaced in two renames, so a crash between them leaves it as `path`.old.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    aside.mkdir()
+    try:
+        yield aside
+        for file in sorted(f for f in aside.rglob("*") if f.is_file()):
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        old = path.with_name(path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(aside, path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder survive a power cut. Systems that cannot open folders sync them by themselves."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> Iterator[None]:
+    """Hold a folder for writing, or the part of it that `lock` stands for. Readers need no lock.
+
+    The system lets go of it when the process ends, however that happens. On file systems without locks (some NFS and Lustre)
+    nothing is held and nothing is refused.
+
+    Raises:
+        FolderInUse: another process holds it; the message names process and host.
+    """
+    path = folder / lock
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _try_lock(handle):
+            holder = os.read(handle, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
+            raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  Wait for it, stop it, or give another --out.")
+        os.ftruncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            yield
+        finally:
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path, lock: str = ".lock") -> bool:
+    """Whether another process holds one of the locks that the glob `lock` names. Asking disturbs nobody."""
+    for path in Path(folder).glob(lock):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            if not _try_lock(handle, shared=True):
+                return True
+        finally:
+            os.close(handle)
+    return False
+
+
+def _try_lock(handle: int, shared: bool = False) -> bool:
+    """Whether the lock was free. True where the system or the file system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            return True
+        raise
+    return True
