@@ -12,7 +12,7 @@ from scope.app.jobs import Job
 from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
 from scope.features.pack.store import FeatureStore
-from scope.models.text.sampling import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.gauge import Gauge
 from scope.steering.compare.run import SteeringRun
 from scope.steering.compare.runs import Runs

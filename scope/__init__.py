@@ -17,7 +17,7 @@ if (_CHECKOUT / "activations" / "format").is_dir():
 _HOME = {
     "load_model": "scope.models.load",
     "generate": "scope.models.text.generate",
-    "SamplingConfig": "scope.models.text.generate",
+    "SamplingConfig": "scope.models.text.sampling_config",
     "load_sae": "scope.evaluation.load",
     "save_sae": "scope.sae.files",
     "JumpReLUConfig": "scope.sae.jumprelu",

@@ -21,7 +21,8 @@ from scope.features.pack.feature import Feature
 from scope.features.pack.store import FeatureStore
 from scope.fit import check_fit
 from scope.models.load import load_model
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import load_sae
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 from scope.activations.corpus.sources import open_corpus
-from scope.activations.harvest.harvest import HarvestConfig, harvest
+from scope.activations.harvest.config import HarvestConfig
+from scope.activations.harvest.harvest import harvest
 
 from scope.cli.demo import default_site
 from scope.cli.train import provenance

@@ -5,7 +5,8 @@ import pytest
 import scope
 from scope.errors import DictionaryError, EditError, PackError, ScopeError
 from scope.lab import Lab
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import load_sae
 from scope.steering.compare.run import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add

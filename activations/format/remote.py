@@ -18,9 +18,6 @@ from scope.activations.errors import RecordingError
 from scope.activations.format.files import write_whole
 from scope.activations.format.row_bytes import WAY_OUT
 
-STAGING = Path("runs/staging")
-"""Where shards are made before they are sent; a sealed shard is removed there once it has arrived."""
-
 FETCHED = Path("runs/fetched")
 """Where shards are kept that were read from a store."""
 

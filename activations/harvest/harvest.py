@@ -16,19 +16,19 @@ from typing import Protocol, runtime_checkable
 
 from scope.activations.corpus.contexts import PACKING, TextTokenizer
 from scope.activations.corpus.sources import Corpus
-from scope.activations.errors import ActivationsError, RecordingError, UnknownSiteError
+from scope.activations.errors import RecordingError, UnknownSiteError
 from scope.activations.format import manifest as recording
 from scope.activations.format.files import only_writer
 from scope.activations.format.hdf5 import ITEM_BYTES
-from scope.activations.format.remote import STAGING, Remote, address, folder_for
+from scope.activations.format.remote import Remote, address, folder_for
 from scope.activations.format.shard_writer import size
+from scope.activations.harvest.config import STAGING, HarvestConfig
 from scope.activations.harvest.outliers import Survey, survey
 from scope.activations.harvest.ranks import Ranks, held, is_held, only_rank, refuse_strangers, wait_for_manifest
 from scope.activations.harvest.run import OnProgress, Run
 from scope.activations.read.store import ActivationStore
 from torch import Tensor
 
-RULES = ("bos", "special", "pad")
 _SEGMENT_BYTES = 65_536  # what is read and checked at once while shuffling; below it a disk loses most of its speed
 
 
@@ -43,55 +43,6 @@ class Recorder(Protocol):
     def sites(self) -> dict[str, int]:
         """Every site that can be recorded, with its width."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class HarvestConfig:
-    """What to record. Each field is also a flag of `scope harvest`, and the line under it is the flag's help."""
-
-    sites: tuple[str, ...] = ()
-    """Where to listen: names such as blocks.3.hook_resid_post, globs such as 'blocks.*.hook_resid_post', or all."""
-
-    tokens: int = 1_000_000
-    """Tokens to run, <bos> included, rounded up to whole contexts. Raise it later to extend a recording."""
-
-    context: int = 256
-    """Tokens per context: <bos>, then text."""
-
-    batch_contexts: int = 16
-    """Contexts run at once."""
-
-    shard_rows: int = 65_536
-    """Tokens per shard, about. A shard is what one file holds."""
-
-    dtype: str = "bfloat16"
-    """How activations are stored: bfloat16 or float32."""
-
-    seed: int = 0
-    """Order of the documents."""
-
-    exclude: tuple[str, ...] = RULES
-    """Tokens whose activations are not stored: bos, special (control and turn tokens), pad."""
-
-    outlier_times: float = 10.0
-    """Rows with a norm above so many medians of their site are outliers: stored, flagged, left out of training. 0: no rule."""
-
-    def __post_init__(self):
-        for name in ("tokens", "batch_contexts", "shard_rows"):
-            if getattr(self, name) < 1:
-                raise ActivationsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.context < 2:
-            raise ActivationsError(f"context is {self.context}; <bos> and one token of text need at least 2.")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ActivationsError(f"dtype is {self.dtype!r}; activations are stored as bfloat16 or float32.")
-        if self.seed < 0:
-            raise ActivationsError(f"seed is {self.seed}; it must be 0 or more.")
-        if self.outlier_times != 0 and not 1 < self.outlier_times < float("inf"):
-            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
-        unknown = sorted(set(self.exclude) - set(RULES))
-        if unknown:
-            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
-        object.__setattr__(self, "exclude", tuple(rule for rule in RULES if rule in self.exclude))  # their order means nothing
 
 
 @dataclass(frozen=True, kw_only=True)

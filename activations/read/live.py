@@ -7,51 +7,21 @@ number, a few hundred bytes however large the buffer; going on runs the model on
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from scope.activations.corpus.contexts import Cursor, Packer, TextTokenizer, kept_positions
 from scope.activations.corpus.sources import Corpus
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
-from scope.activations.harvest.harvest import RULES, Recorder
+from scope.activations.harvest.config import LiveConfig
+from scope.activations.harvest.harvest import Recorder
 from scope.activations.harvest.outliers import flagged, survey
 from scope.activations.read.shuffle_order import permutation
 from torch import Tensor
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _FEWEST = 8  # contexts in a pool: with fewer, batches would be of neighbours
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveConfig:
-    """How text becomes activations while training."""
-
-    context: int = 256
-    """Tokens per context: <bos>, then text."""
-
-    batch_contexts: int = 16
-    """Contexts that the model runs at once."""
-
-    dtype: str = "bfloat16"
-    """How activations wait in the shuffle buffer, as in a recording: bfloat16 or float32."""
-
-    exclude: tuple[str, ...] = RULES
-    """Tokens whose activations are left out: bos, special (control and turn tokens), pad."""
-
-    outlier_times: float = 10.0
-    """Rows whose norm is above so many medians of their site (over the first 16 contexts) are left out. 0: none is."""
-
-    def __post_init__(self):
-        if self.context < 2 or self.batch_contexts < 1:
-            raise ActivationsError("context must be at least 2 (<bos> and one token of text), and batch_contexts at least 1.")
-        if self.dtype not in _DTYPES:
-            raise ActivationsError(f"dtype is {self.dtype!r}; activations wait as bfloat16 or float32.")
-        unknown = sorted(set(self.exclude) - set(RULES))
-        if unknown:
-            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
-        if self.outlier_times != 0 and not self.outlier_times > 1:
-            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
 
 
 class LiveBatches:

@@ -9,7 +9,7 @@ import streamlit as st
 from scope.app.components.plain import plain
 
 from scope.errors import EditError
-from scope.models.text.sampling import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.steer import ARMS
 
 LONGEST_TEXT = 4096

@@ -75,7 +75,8 @@ class Command:
             self._open()
 
     def _harvest(self, model, corpus, site: str):
-        from scope.activations.harvest.harvest import HarvestConfig, harvest
+        from scope.activations.harvest.config import HarvestConfig
+        from scope.activations.harvest.harvest import harvest
         from scope.cli.progress import console, progress_bar
 
         config = HarvestConfig(
@@ -179,7 +180,7 @@ class Command:
     def _steer(self, model, sae, pack):
         """Push the latent with the best output score, beside plain text and a random direction of the same size."""
         from scope.lab import Lab
-        from scope.models.text.generate import SamplingConfig
+        from scope.models.text.sampling_config import SamplingConfig
 
         latent = int(pack.steerable(1).index[0])
         sampling = SamplingConfig(max_new_tokens=48, seed=self.seed)

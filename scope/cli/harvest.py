@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from scope.activations.format.remote import STAGING
-from scope.activations.harvest.harvest import HarvestConfig, Plan
+from scope.activations.harvest.config import STAGING, HarvestConfig
+from scope.activations.harvest.harvest import Plan
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from scope.pretrain.trainer import PretrainConfig
+from scope.pretrain.config import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,8 +138,8 @@ class _Source:
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=str(command.recording))
         from scope.activations.corpus.sources import open_corpus
+        from scope.activations.harvest.config import LiveConfig
         from scope.activations.harvest.harvest import match_sites
-        from scope.activations.read.live import LiveConfig
         from scope.models.load import load_model
 
         corpus = open_corpus(command.corpus, command.text_field)

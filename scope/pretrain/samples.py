@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scope.models.gemma.model import Gemma
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 
 SAMPLING = SamplingConfig(temperature=0.85, top_p=None, repetition_penalty=1.0)
 """Near the model's own distribution, and without a penalty, which code and verse would not survive."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError, UnknownSiteError
 from scope.activations.format.files import only_writer
-from scope.activations.harvest.harvest import HarvestConfig, match_sites
+from scope.activations.harvest.config import HarvestConfig
+from scope.activations.harvest.harvest import match_sites
 from scope.activations.read.store import ActivationStore
 
 from tests.activations.toy import WIDTHS, Arithmetic, contents, numbers, record

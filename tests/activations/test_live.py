@@ -6,8 +6,9 @@ import pytest
 import torch
 from scope.activations.corpus.sources import open_corpus
 from scope.activations.errors import ActivationsError, RecordingError
-from scope.activations.harvest.harvest import HarvestConfig, harvest
-from scope.activations.read.live import LiveBatches, LiveConfig
+from scope.activations.harvest.config import HarvestConfig, LiveConfig
+from scope.activations.harvest.harvest import harvest
+from scope.activations.read.live import LiveBatches
 
 SITES = ("blocks.1.hook_resid_post", "blocks.2.attn.hook_z")
 SMALL = LiveConfig(context=16, batch_contexts=4, outlier_times=0.0)

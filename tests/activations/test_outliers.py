@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scope.activations.errors import ActivationsError, RecordingError
-from scope.activations.harvest.harvest import HarvestConfig
+from scope.activations.harvest.config import HarvestConfig
 from scope.activations.read.store import ActivationStore
 
 from tests.activations.toy import Arithmetic, contents, record

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 from scope.activations.corpus.sources import Corpus, Document
-from scope.activations.format.remote import STAGING
-from scope.activations.harvest.harvest import HarvestConfig, harvest
+from scope.activations.harvest.config import STAGING, HarvestConfig
+from scope.activations.harvest.harvest import harvest
 
 WIDTHS = {"a": 32, "b.x": 16, "b.y": 7}
 

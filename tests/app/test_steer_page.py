@@ -12,7 +12,7 @@ from scope.app.components import steering_arms, steering_text, steering_units
 from scope.app.jobs import Job
 from scope.app.turns import Turns
 
-from scope.models.text.sampling import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.run import SteeringRun
 from scope.steering.compare.runs import Runs
 from scope.steering.edits.interventions import Add, Clamp, Direction, Edits

@@ -16,7 +16,7 @@ from scope.app.turns import Turns
 from scope.circuits.attribution import attribute
 from scope.circuits.effects import effects
 from scope.errors import EditError
-from scope.models.text.sampling import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.runs import Runs
 from scope.steering.compare.sweep import sweep
 from scope.steering.compare.sweep_result import Sweep

@@ -22,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from scope.activations.harvest.harvest import HarvestConfig, harvest, match_sites, plan
+from scope.activations.harvest.config import HarvestConfig
+from scope.activations.harvest.harvest import harvest, match_sites, plan
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.memory import keep_freed_memory

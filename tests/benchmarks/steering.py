@@ -18,7 +18,8 @@ import numpy as np
 
 from scope.lab import Lab
 from scope.lab import open as open_lab
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.statistics import interval
 
 PROMPTS = ["In the morning", "The first thing that", "We have found that", "It is well known", "After a while the"]

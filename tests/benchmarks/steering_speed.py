@@ -19,7 +19,8 @@ import torch
 
 from scope.lab import Lab
 from scope.lab import open as open_lab
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.edits.interventions import Add, Clamp
 
 PROMPT = "In the morning"

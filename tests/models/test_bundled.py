@@ -5,7 +5,8 @@ import torch
 
 from scope.models.checkpoints import BUNDLED
 from scope.models.load import load_model
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 
 TEXT = (
     "The river begins in the mountains, and 12 boats go down to the sea every day.\n\n"

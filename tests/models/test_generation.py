@@ -7,7 +7,8 @@ import torch
 
 from scope.errors import ConfigError, EditError, TokensError
 from scope.models.parts.cache import LayerCache
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 
 GREEDY = SamplingConfig(max_new_tokens=20, temperature=0, repetition_penalty=1.0)
 PROMPTS = ["the dog", "my sister looks at the river. the old king counts", "a"]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scope.errors import CheckpointError, ConfigError, TokensError, UnknownSite
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.models.transformer_lens import bridge as lens
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -193,7 +194,8 @@ def test_byte_level_pieces_are_text_and_parts_of_characters_are_bytes(gpt2):
 def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2, toy_text, tmp_path):
     """From end to end, through the faces that `scope harvest`, `train`, `eval` and `features` use."""
     from scope.activations.corpus.sources import Corpus, Document
-    from scope.activations.harvest.harvest import HarvestConfig, harvest
+    from scope.activations.harvest.config import HarvestConfig
+    from scope.activations.harvest.harvest import harvest
 
     from scope.cli.train import provenance
     from scope.evaluation.evaluate import EvaluateConfig, evaluate

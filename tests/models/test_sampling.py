@@ -13,7 +13,8 @@ from transformers import (
 
 from scope.errors import ConfigError
 from scope.models.text import sampling
-from scope.models.text.sampling import Sampler, SamplingConfig
+from scope.models.text.sampling import Sampler
+from scope.models.text.sampling_config import SamplingConfig
 
 NEUTRAL = {"temperature": 1.0, "top_k": None, "top_p": None, "repetition_penalty": 1.0}
 PROMPTS = [[2, 7, 9], [2, 11, 11]]

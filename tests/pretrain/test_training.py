@@ -12,9 +12,10 @@ from scope.errors import CheckpointError, ConfigError
 from scope.models.load import load_model
 from scope.pretrain.build import build_corpus
 from scope.pretrain.card import model_card
+from scope.pretrain.config import PretrainConfig
 from scope.pretrain.evaluate import DocumentBits, document_bits, evaluate_text, read_held_out, report, score, windows
 from scope.pretrain.export import export
-from scope.pretrain.trainer import PretrainConfig, _curve_until, pretrain
+from scope.pretrain.trainer import _curve_until, pretrain
 from tests.conftest import random_gemma
 
 TINY = PretrainConfig(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from scope.errors import EditError
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import resolve

@@ -13,7 +13,7 @@ import pytest
 
 from scope.errors import EditError
 from scope.models.load import load_model
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import load_sae
 from scope.steering.apply.gauge import Gauge
 from scope.steering.compare.runs import Runs

@@ -5,7 +5,8 @@ import torch
 
 from scope.circuits.attribution import attribute
 from scope.circuits.effects import effects
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.models.transformer_lens import bridge as lens
 from scope.steering.compare.steer import steer
 from scope.steering.edits.interventions import Ablate, Add, Clamp

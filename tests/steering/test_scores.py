@@ -4,7 +4,7 @@ import zlib
 import pytest
 import torch
 
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.judge import judge, typical_pmi
 from scope.steering.compare.run import Sample
 from scope.steering.compare.scores import Scores, distinct, moved, zipped

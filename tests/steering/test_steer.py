@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from scope.errors import DictionaryError, EditError, TokensError
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import resolve

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from scope.errors import EditError
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.statistics import choose, interval
 from scope.steering.compare.sweep import estimate, sweep
 from scope.steering.compare.sweep_result import Sweep

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from scope.models.text.generate import SamplingConfig, generate
+from scope.models.text.generate import generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply import tally
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import resolve

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.run import SteeringRun
 from scope.steering.compare.steer import steer
 from scope.steering.edits.interventions import Ablate, Add, ProjectOut

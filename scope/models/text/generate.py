@@ -9,7 +9,8 @@ from torch import Tensor
 from scope.errors import ConfigError, EditError, TokensError
 from scope.models.hooks import HookedModule
 from scope.models.text.prompts import Side
-from scope.models.text.sampling import Sampler, SamplingConfig
+from scope.models.text.sampling import Sampler
+from scope.models.text.sampling_config import SamplingConfig
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
 Turns = list[dict[str, str]]

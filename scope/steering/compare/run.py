@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import EditError
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.report import Report
 from scope.steering.compare.judge import By, Judged, judge, typical_pmi

@@ -8,7 +8,8 @@ import torch
 from scope.errors import EditError
 from scope.fit import check_fit
 from scope.models.hooks import HookedModule
-from scope.models.text.generate import Generation, SamplingConfig, generate
+from scope.models.text.generate import Generation, generate
+from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.base import SAE
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.editing import Editing

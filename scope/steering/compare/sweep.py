@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from scope.errors import EditError
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import dictionaries
 from scope.steering.compare.judge import By

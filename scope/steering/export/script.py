@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pprint import pformat
 
-from scope.models.text.sampling import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.run import SteeringRun
 from scope.steering.edits.base import Edit
 from scope.steering.edits.interventions import Direction
 
 _HEAD = '''"""A steering run, made again. It needs scope, and the model and dictionary that are named below."""
 
-from scope.models.text.generate import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig
 from scope.models.load import load_model
 from scope.sae.files import load_sae
 from scope.steering.apply.gauge import Gauge

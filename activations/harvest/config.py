@@ -1,0 +1,92 @@
+"""What is recorded and how: the settings of a harvest and of reading a running model. Nothing here loads torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scope.activations.errors import ActivationsError
+
+RULES = ("bos", "special", "pad")
+"""Kinds of tokens whose activations can be left out."""
+
+STAGING = Path("runs/staging")
+"""Folder in which shards are made before they are sent to a store; a sealed shard is removed there once it has arrived."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarvestConfig:
+    """What to record. Each field is also a flag of `scope harvest`, and the line under it is the flag's help."""
+
+    sites: tuple[str, ...] = ()
+    """Where to listen: names such as blocks.3.hook_resid_post, globs such as 'blocks.*.hook_resid_post', or all."""
+
+    tokens: int = 1_000_000
+    """Tokens to run, <bos> included, rounded up to whole contexts. Raise it later to extend a recording."""
+
+    context: int = 256
+    """Tokens per context: <bos>, then text."""
+
+    batch_contexts: int = 16
+    """Contexts run at once."""
+
+    shard_rows: int = 65_536
+    """Tokens per shard, about. A shard is what one file holds."""
+
+    dtype: str = "bfloat16"
+    """How activations are stored: bfloat16 or float32."""
+
+    seed: int = 0
+    """Order of the documents."""
+
+    exclude: tuple[str, ...] = RULES
+    """Tokens whose activations are not stored: bos, special (control and turn tokens), pad."""
+
+    outlier_times: float = 10.0
+    """Rows with a norm above so many medians of their site are outliers: stored, flagged, left out of training. 0: no rule."""
+
+    def __post_init__(self):
+        for name in ("tokens", "batch_contexts", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise ActivationsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.context < 2:
+            raise ActivationsError(f"context is {self.context}; <bos> and one token of text need at least 2.")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ActivationsError(f"dtype is {self.dtype!r}; activations are stored as bfloat16 or float32.")
+        if self.seed < 0:
+            raise ActivationsError(f"seed is {self.seed}; it must be 0 or more.")
+        if self.outlier_times != 0 and not 1 < self.outlier_times < float("inf"):
+            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
+        unknown = sorted(set(self.exclude) - set(RULES))
+        if unknown:
+            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
+        object.__setattr__(self, "exclude", tuple(rule for rule in RULES if rule in self.exclude))  # their order means nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """How text becomes activations while training."""
+
+    context: int = 256
+    """Tokens per context: <bos>, then text."""
+
+    batch_contexts: int = 16
+    """Contexts that the model runs at once."""
+
+    dtype: str = "bfloat16"
+    """How activations wait in the shuffle buffer, as in a recording: bfloat16 or float32."""
+
+    exclude: tuple[str, ...] = RULES
+    """Tokens whose activations are left out: bos, special (control and turn tokens), pad."""
+
+    outlier_times: float = 10.0
+    """Rows whose norm is above so many medians of their site (over the first 16 contexts) are left out. 0: none is."""
+
+    def __post_init__(self):
+        if self.context < 2 or self.batch_contexts < 1:
+            raise ActivationsError("context must be at least 2 (<bos> and one token of text), and batch_contexts at least 1.")
+        if self.dtype not in ("bfloat16", "float32"):
+            raise ActivationsError(f"dtype is {self.dtype!r}; activations wait as bfloat16 or float32.")
+        unknown = sorted(set(self.exclude) - set(RULES))
+        if unknown:
+            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
+        if self.outlier_times != 0 and not self.outlier_times > 1:
+            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")

@@ -1,0 +1,95 @@
+"""How a small Gemma is trained from nothing, as settings. Nothing here loads torch."""
+
+from dataclasses import dataclass
+
+from scope.errors import ConfigError
+from scope.models.gemma.config import GemmaConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A training run. The defaults are those of the bundled model."""
+
+    d_model: int = 256
+    """Width of the residual stream."""
+
+    n_layers: int = 4
+    """Blocks; even ones are local, odd ones global."""
+
+    n_heads: int = 4
+    """Query heads."""
+
+    n_kv_heads: int = 2
+    """Key-value heads; each serves n_heads / n_kv_heads query heads."""
+
+    d_head: int = 48
+    """Size of a head."""
+
+    d_mlp: int = 1024
+    """Width of the gated MLP."""
+
+    d_vocab: int = 8192
+    """Pieces of the tokenizer."""
+
+    n_ctx: int = 256
+    """Tokens of a training sequence, <bos> included."""
+
+    window: int = 128
+    """Keys that a local layer sees."""
+
+    steps: int = 4700
+    """Optimiser steps."""
+
+    batch: int = 16
+    """Sequences a step."""
+
+    matrix_lr: float = 0.02
+    """Peak learning rate of Muon, for the matrices of the blocks."""
+
+    other_lr: float = 4e-3
+    """Peak learning rate of AdamW, for embedding and norms."""
+
+    weight_decay: float = 0.02
+    """Decoupled decay of the matrices, times the learning rate."""
+
+    warmup: int = 100
+    """Steps of linear warm-up."""
+
+    decay: float = 0.5
+    """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
+
+    seed: int = 0
+    """Of the start weights and of the order of the data."""
+
+    compile: bool = False
+    """Compile the step with torch.compile: about a third faster, a minute to start, and it needs a C++ compiler."""
+
+    save_every: int = 250
+    """Steps between checkpoints."""
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch < 1 or not 0 <= self.decay <= 1:
+            raise ConfigError("steps and batch must be at least 1, and decay between 0 and 1.")
+        if self.save_every < 1 or self.warmup < 0:
+            raise ConfigError("save_every must be at least 1, and warmup not below 0.")
+        if self.d_vocab > 2**16:
+            raise ConfigError(f"d_vocab is {self.d_vocab}; tokens are stored in 16 bits, so {2**16} pieces are the most.")
+
+    def model_config(self) -> GemmaConfig:
+        return GemmaConfig(
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            d_head=self.d_head,
+            d_mlp=self.d_mlp,
+            d_vocab=self.d_vocab,
+            n_ctx=self.n_ctx,
+            window=self.window,
+            query_scalar=self.d_head,
+        )
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, as a share of its peak."""
+        decay_steps = max(1, int(self.steps * self.decay))
+        return min(1.0, (step + 1) / max(1, self.warmup), (self.steps - step) / decay_steps)
