@@ -49,13 +49,13 @@ def matched(store: FeatureStore, other: FeatureStore) -> tuple[pd.DataFrame, flo
     Raises:
         DictionaryError: a dictionary is gone, is not the pack's, or the two cannot be matched.
     """
-    from scope.features.collect.collect import weights_hash
     from scope.features.compare.matched_directions import matched_directions
+    from scope.sae.files import parameters_sha256
 
     saes: list[Any] = []
     for each in (store, other):
         sae = models.load_dictionary(models.dictionary_of(each))
-        if weights_hash(sae) != each.manifest["dictionary"].get("parameters_sha256"):
+        if parameters_sha256(sae) != each.manifest["dictionary"].get("parameters_sha256"):
             raise DictionaryError(f"The dictionary beside {each.folder} is not the one that the pack was made from.")
         saes.append(sae)
     with models.spared():

@@ -181,9 +181,9 @@ def _model(name: str, revision: str | None, made: int) -> Any:
 
 @st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)
 def _dictionary(place: str, made: int) -> Any:
-    from scope.sae.files import load_sae
+    from scope.sae.files import read_sae
 
-    return load_sae(place)
+    return read_sae(place)
 
 
 def written(place: str) -> int:

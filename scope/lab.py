@@ -23,7 +23,7 @@ from scope.fit import check_fit
 from scope.models.load import load_model
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import resolve
@@ -57,7 +57,7 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
     dictionary = folder / "dictionary"
-    return Lab(FeatureStore.open(folder / "pack"), load_sae(dictionary, device), model, device, dictionary if certify else None)
+    return Lab(FeatureStore.open(folder / "pack"), read_sae(dictionary, device), model, device, dictionary if certify else None)
 
 
 def _demo() -> Path:
@@ -119,7 +119,7 @@ class Lab:
             DictionaryError: it is of another model or does not fit it, or its site has one.
         """
         folder = dictionary if isinstance(dictionary, str | Path) else None
-        sae = dictionary if folder is None else load_sae(folder, self._device)
+        sae = dictionary if folder is None else read_sae(folder, self._device)
         if sae.site in self.dictionaries:
             raise DictionaryError(f"This lab has a dictionary at {sae.site} already.")
         check_fit(self.model, sae, reconstructs=True)

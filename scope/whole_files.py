@@ -5,6 +5,7 @@ disk the old content or the new content is there, never a part. Permissions foll
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -69,6 +70,12 @@ def settle_file(aside: Path, path: Path) -> None:
     os.chmod(aside, 0o666 & ~_umask())
     os.replace(aside, path)
     sync_folder(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from scope.errors import DictionaryError, EditError, PackError, ScopeError
 from scope.lab import Lab
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.steering.compare.run import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
 from tests.conftest import random_gemma
@@ -177,7 +177,7 @@ def test_a_model_or_dictionary_that_is_not_the_labs_is_refused(lab, folder, tiny
 def test_a_run_replays_from_its_file(lab, folder, tmp_path):
     run = lab.steer(3, 0.6).compare(["the dog", "a cat"], n=2, max_new_tokens=6)
     run.to_json(tmp_path / "run.json")
-    again = SteeringRun.from_json(tmp_path / "run.json").replay(lab.model, load_sae(folder / "dictionary"))
+    again = SteeringRun.from_json(tmp_path / "run.json").replay(lab.model, read_sae(folder / "dictionary"))
     assert again.same_texts(run)
 
 

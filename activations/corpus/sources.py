@@ -23,7 +23,9 @@ from scope.activations.corpus.installed import DOCUMENTED, docstrings, package_r
 from scope.activations.corpus.readers import PACKED, PLAIN, Document, named_field, read_file, read_jsonl, reader_of
 from scope.activations.errors import CorpusError
 
-__all__ = ["Corpus", "Document", "file_sha256", "in_turn", "mixed", "open_corpus"]
+from scope.whole_files import file_sha256
+
+__all__ = ["Corpus", "Document", "in_turn", "mixed", "open_corpus"]
 
 SAMPLES = Path(__file__).parent / "data"
 """Text that ships with the package: *.jsonl.xz."""
@@ -92,11 +94,6 @@ def mixed(documents: Iterable[Document], seed: int) -> Iterator[Document]:
         i = int(uniform() * len(held))
         held[i], held[-1] = held[-1], held[i]
         yield held.pop()
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _folder(folder: Path, spec: str, field: str) -> Corpus:

@@ -60,9 +60,9 @@ class Command:
         from scope.cli.progress import console
         from scope.features.pack.store import FeatureStore
         from scope.models.load import load_model
-        from scope.sae.files import load_sae
+        from scope.sae.files import read_sae
 
-        sae = load_sae(self.sae, self.device)
+        sae = read_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"
         pack = FeatureStore.open(beside) if self.pack or (beside / "manifest.json").exists() else None
         if pack is not None and (pack.site, pack.d_sae) != (sae.site, sae.d_sae):

@@ -150,16 +150,17 @@ class Command:
         from scope.cli.certificate import certified
         from scope.cli.progress import progress_bar
         from scope.errors import PackError
-        from scope.features.collect.collect import CollectConfig, collect, weights_hash
+        from scope.features.collect.collect import CollectConfig, collect
         from scope.features.pack.health import find_health
         from scope.features.pack.store import FeatureStore
+        from scope.sae.files import parameters_sha256
 
         folder, dictionary = self.out / "pack", self.out / "dictionary"
         try:
             pack = FeatureStore.open(folder)
             made = pack.manifest["dictionary"]["parameters_sha256"], pack.manifest["config"]["seed"]
             told = (pack.health or {}).get("evaluation") == (find_health(dictionary) or {}).get("evaluation")
-            if made == (weights_hash(sae), self.seed) and told:
+            if made == (parameters_sha256(sae), self.seed) and told:
                 return pack
         except PackError:
             pass  # none yet, or one that was not finished: it is made now

@@ -55,16 +55,16 @@ class Command:
         from scope.evaluation.evaluate import evaluate
         from scope.evaluation.report import table
         from scope.models.load import load_model
-        from scope.sae.files import load_sae
+        from scope.sae.files import read_sae
 
         if self.recording is None and self.corpus is None:
             raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
         store = None if self.recording is None else ActivationStore.open(self.recording)
         corpus = None if self.corpus is None else open_corpus(self.corpus)
-        sae = load_sae(self.dictionary)
+        sae = read_sae(self.dictionary)
         model = load_model(self.model)
         certified(model, sae, self.dictionary, self.certificate)
-        others = {name: load_sae(name) for name in self.beside}
+        others = {name: read_sae(name) for name in self.beside}
         for name, other in others.items():
             certified(model, other, name, self.certificate)
         tokens, documents, text = self.text(store, corpus, model.tokenizer, model.cfg.n_ctx)

@@ -59,13 +59,13 @@ class Command:
         from scope.features.collect.collect import collect
         from scope.features.pack.health import find_health
         from scope.models.load import load_model
-        from scope.sae.files import load_sae
+        from scope.sae.files import read_sae
 
         if (self.recording is None) == (self.corpus is None):
             raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
         ranks = Ranks.of_environment()
         device = f"cuda:{ranks.local}" if self.device == "cuda" and ranks.world > 1 else self.device
-        sae = load_sae(self.dictionary, device=device)
+        sae = read_sae(self.dictionary, device=device)
         if self.site:
             sae.site = self.site
         find_health(Path(self.dictionary), self.evaluation)  # a report that is not there is refused before the work

@@ -34,11 +34,11 @@ class Command:
         from scope.features.collect.map import NEAR, require
         from scope.features.pack.origin import dictionary_of
         from scope.features.pack.store import FeatureStore
-        from scope.sae.files import load_sae
+        from scope.sae.files import read_sae
 
         require(self.method)
         place = self.dictionary or dictionary_of(FeatureStore.open(self.pack))
-        store = add_map(self.pack, load_sae(place), self.method, self.seed)
+        store = add_map(self.pack, read_sae(place), self.method, self.seed)
         told = store.manifest["map"]
         if "explained" in told:
             axes, chance = sum(told["explained"]), sum(told["explained_by_chance"])

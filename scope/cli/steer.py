@@ -101,10 +101,10 @@ class Command:
         from scope.cli.progress import console
         from scope.fit import check_fit
         from scope.models.load import load_model
-        from scope.sae.files import load_sae
+        from scope.sae.files import read_sae
         from scope.steering.compare.steer import steer
 
-        sae = load_sae(self.sae, self.device)
+        sae = read_sae(self.sae, self.device)
         if self.replay:
             return self._replay(load_model(self.model, device=self.device), sae, console)
         self._check_targets()

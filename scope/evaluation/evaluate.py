@@ -14,7 +14,6 @@ from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
 from scope.evaluation.breakdown import OUTLIER_TIMES, Own, variants_of
 from scope.evaluation.caveats import notes_of
-from scope.evaluation.certificate.certificate import dictionary_hash
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import geometry, shared
 from scope.evaluation.metrics import kl, l0, loss_recovered
@@ -24,6 +23,7 @@ from scope.evaluation.splice import kept_mask, specials
 from scope.evaluation.tally import Resampled, Tally, by_unit
 from scope.fit import check_fit
 from scope.sae.base import SAE
+from scope.sae.files import parameters_sha256
 from scope.shapes import Mask, Tokens
 from scope.versions import version_of
 
@@ -279,8 +279,8 @@ class _Run:
             "site": self.site,
             "dictionary": self.sae.provenance.get("weights_sha256"),
             "dictionary_source": self.sae.provenance.get("source"),
-            "parameters_sha256": dictionary_hash(self.sae),
-            "beside": {name: dictionary_hash(other) for name, other in self.beside.items()},
+            "parameters_sha256": parameters_sha256(self.sae),
+            "beside": {name: parameters_sha256(other) for name, other in self.beside.items()},
             "config": asdict(c),
             "drawn": text.said,
             "rule": "position 0 and special tokens are neither replaced nor counted",

@@ -6,7 +6,7 @@ from typing import Any
 
 from scope.evaluation.certificate.certify import certify as certificate_for
 from scope.sae.base import SAE
-from scope.sae.files import load_sae as load
+from scope.sae.files import read_sae
 from scope.shapes import Tokens
 
 
@@ -23,7 +23,7 @@ def load_sae(
     any_model: bool = False,
     tokens: Tokens | None = None,
 ) -> SAE:
-    """A dictionary from whatever `scope.sae.files.load_sae` reads: a folder, a file of weights, a hub id with the folder in it.
+    """A dictionary from whatever `scope.sae.files.read_sae` reads: a folder, a file of weights, a hub id with the folder in it.
 
     With a `model` it is certified for it on about 2,000 tokens (`tokens`, by default bundled text), once: what was found lies
     beside the dictionary. `certify=False` skips that, with an UncheckedWarning; `any_model` allows other weights than it was
@@ -33,7 +33,7 @@ def load_sae(
         DictionaryError: nothing that can be read; or it does not fit the model, with the reading that explains it.
         ConfigError: a device that this machine does not have, or a model without a tokenizer and no tokens.
     """
-    sae = load(folder_or_id, device)
+    sae = read_sae(folder_or_id, device)
     if model is None:
         return sae
     if certify:

@@ -8,7 +8,7 @@ import torch
 
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
-from scope.sae.files import FORMATS, MANIFEST, load_sae, save_sae
+from scope.sae.files import FORMATS, MANIFEST, read_sae, save_sae
 from scope.sae.formats import gemma_scope, sae_lens
 from scope.sae.formats.arrays import build
 from scope.sae.kinds import as_jumprelu
@@ -38,7 +38,7 @@ TARGETS: dict[str, Callable[[SAE, Path], list[str]]] = {
 
 
 def convert(source: Path | str, out: Path | str, to: str, site: str | None = None) -> Converted:
-    """Write the dictionary at `source` (anything that `load_sae` takes) into the folder `out` in another format.
+    """Write the dictionary at `source` (anything that `read_sae` takes) into the folder `out` in another format.
 
     `site` names where it reads, for sources that do not say, or say what is wrong; that they did is then told.
 
@@ -52,7 +52,7 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
     there = [name for name in (MANIFEST, *FORMATS) if (out / name).exists()]
     if there:
         raise DictionaryError(f"{out} already holds {', '.join(there)}. Give another folder; nothing is overwritten.")
-    sae = load_sae(source)
+    sae = read_sae(source)
     said = sae.site
     if site is not None:
         sae.site = sae.provenance["site"] = site
@@ -73,7 +73,7 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
 def _furthest(sae: SAE, folder: Path, to: str) -> float:
     """Read back what was written; how far the number that differs most lies from what was meant."""
     if to != "gemma_scope":
-        meant, back = sae, load_sae(folder)
+        meant, back = sae, read_sae(folder)
     elif isinstance(sae, Transcoder):
         meant, back = sae, _transcoder_back(sae, folder)
     else:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError, DictionaryError
+from scope.renamed import warn
 from scope.sae.base import SAE
 from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
 from scope.sae.formats.arrays import fill, refuse_other_sizes
-from scope.sae.formats.files import read_json, write_json
+from scope.sae.formats.files import read_json
 from scope.sae.kinds import KINDS
 from scope.sae.topk import TopKSAE
+from scope.whole_files import file_sha256, write_json
 
 MANIFEST = "scope.json"
 SCHEMA = 1
@@ -44,7 +46,7 @@ def save_sae(sae: SAE, folder: Path | str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     sae_lens.write(_competed(sae), folder)
-    sae.provenance["weights_sha256"] = file_hash(folder / sae_lens.WEIGHTS)
+    sae.provenance["weights_sha256"] = file_sha256(folder / sae_lens.WEIGHTS)
     manifest = {
         "schema": SCHEMA,
         "kind": sae.kind,
@@ -65,7 +67,7 @@ def _competed(sae: SAE) -> SAE:
     return made
 
 
-def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
+def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
     """A dictionary in float32: from a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma
     Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or from a hub id followed by the
     folder within its repository (google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82).
@@ -83,7 +85,7 @@ def load_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
         sae = _from_folder(path.parent)
     elif path.is_file() and path.suffix == ".npz":
         sae = gemma_scope.read(path)
-        sae.provenance["weights_sha256"] = file_hash(path)
+        sae.provenance["weights_sha256"] = file_sha256(path)
     elif path.exists():
         raise DictionaryError(f"{path} is no dictionary. Give a folder, or one of {', '.join(FORMATS)}.")
     else:
@@ -103,7 +105,7 @@ def _from_folder(folder: Path, named: str | None = None) -> SAE:
         raise DictionaryError(f"{folder} holds several dictionaries: {', '.join(found)}. Give the file that is meant.")
     if found:
         sae = FORMATS[found[0]][1](folder, named or str(folder.resolve()))
-        sae.provenance["weights_sha256"] = file_hash(folder / found[0])
+        sae.provenance["weights_sha256"] = file_sha256(folder / found[0])
         return sae
     there = sorted(p.name for p in folder.iterdir())
     if "checkpoint.safetensors" in there:
@@ -135,7 +137,7 @@ def _ours(folder: Path) -> SAE:
         )
     _refuse_other_kind(kind, folder)
     arrays = sae_lens.stored(folder)
-    found, said = file_hash(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
+    found, said = file_sha256(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
     if found != said:
         raise DictionaryError(
             f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
@@ -236,6 +238,19 @@ def _fetched(repo: str, inside: str) -> Path:
         ) from None
 
 
-def file_hash(file: Path) -> str:
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def parameters_sha256(sae: SAE) -> str:
+    """SHA-256 over the names and float32 bytes of everything that decides what a dictionary computes: the same from whatever
+    file it was read. Packs record it, and certificates are found by it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def __getattr__(name: str) -> Any:
+    """Programs exported by version 0.1.0 import `load_sae` from here."""
+    if name == "load_sae":
+        warn("scope.sae.files.load_sae", "scope.load_sae")
+        return read_sae
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

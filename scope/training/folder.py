@@ -9,7 +9,7 @@ from typing import Any
 from scope.errors import ConfigError
 from scope.sae.base import SAE
 from scope.sae.files import MANIFEST
-from scope.sae.formats.sae_lens import read_json
+from scope.sae.formats.files import read_json
 from scope.sae.kinds import KINDS
 from scope.training.config import TrainConfig
 from scope.training.progress import LOG

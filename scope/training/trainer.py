@@ -17,8 +17,7 @@ from torch import Tensor
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
 from scope.sae.engine import Engine
-from scope.sae.files import load_sae
-from scope.sae.formats.sae_lens import write_json
+from scope.sae.files import read_sae
 from scope.training.batches import Batches, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig
@@ -27,6 +26,7 @@ from scope.training.interrupt import LOCK, Interrupt, exclusive
 from scope.training.learner import Job, Learner
 from scope.training.progress import shown
 from scope.training.ranks import Ranks
+from scope.whole_files import write_json
 
 __all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
@@ -89,7 +89,7 @@ def train_all(
             refuse_another(job.out, one)
         run = _Run(jobs, batches, out, ranks, on_row)
         if not run.checkpoint.exists() and all(is_finished(job.out) for job in jobs):
-            return [load_sae(job.out) for job in jobs]
+            return [read_sae(job.out) for job in jobs]
         return run.go(on_progress, interrupt, described)
 
 

@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.features.toy_pack import make_toy_pack
 from tests.labs import make_lab
@@ -38,7 +38,7 @@ def store(folder) -> FeatureStore:
 @pytest.fixture(scope="module")
 def lab(folder):
     """(model, dictionary) of that lab."""
-    return load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+    return load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scope.features.collect.collect import CollectConfig, collect
 from scope.features.compare.matched_directions import matched_directions
 from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
-from scope.sae.files import load_sae, save_sae
+from scope.sae.files import read_sae, save_sae
 from tests.app.conftest import said
 
 
@@ -17,13 +17,13 @@ from tests.app.conftest import said
 def pair(tmp_path_factory, folder):
     """The tiny lab, and one of the same model and site whose second half of directions was drawn anew."""
     place = tmp_path_factory.mktemp("pair") / "late"
-    sae, model = load_sae(folder / "dictionary"), load_model(str(folder / "checkpoint"))
+    sae, model = read_sae(folder / "dictionary"), load_model(str(folder / "checkpoint"))
     with torch.no_grad():
         half = sae.W_dec.shape[0] // 2
         sae.W_dec[half:] = torch.randn(sae.W_dec[half:].shape, generator=torch.Generator().manual_seed(9))
     save_sae(sae, place / "dictionary")
     tokens = torch.tensor(FeatureStore.open(folder / "pack").contexts[:10].astype(int))
-    collect(model, load_sae(place / "dictionary"), tokens, CollectConfig(score_prompts=0), place / "pack")
+    collect(model, read_sae(place / "dictionary"), tokens, CollectConfig(score_prompts=0), place / "pack")
     return folder / "pack", place / "pack"
 
 
@@ -33,7 +33,7 @@ def test_the_button_tells_what_the_library_finds(open_app, pair):
     next(b for b in at.button if b.label == "Match directions").click()
     at.run()
     assert not at.exception
-    pairs, null = matched_directions(*(load_sae(pack.parent / "dictionary") for pack in pair))
+    pairs, null = matched_directions(*(read_sae(pack.parent / "dictionary") for pack in pair))
     told = " ".join(c.value.replace("\\", "") for c in at.caption)
     assert f"nearest {pairs['cosine'].median():.2f}; of random directions {null:.2f}" in told
     table = next(f.value for f in at.dataframe if "nearest there" in f.value)

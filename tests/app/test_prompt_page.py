@@ -8,7 +8,7 @@ from scope.features.pack.store import FeatureStore
 from scope.features.reading.aligned import compared_by_token
 from scope.features.reading.ranking import compared, ranked
 from scope.models.load import load_model
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.app.conftest import said
 
 
@@ -25,7 +25,7 @@ def page(open_app, folder):
 @pytest.fixture(scope="module")
 def read(folder):
     store = FeatureStore.open(folder / "pack")
-    model, sae = load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+    model, sae = load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
     return lambda text: store.read(text, model, sae)
 
 

@@ -10,7 +10,7 @@ from scope.features.collect.collect import CollectConfig, collect
 from scope.features.pack.store import FeatureStore
 from scope.features.reading.several_saes import overview, ranked_together
 from scope.models.load import load_model
-from scope.sae.files import load_sae, save_sae
+from scope.sae.files import read_sae, save_sae
 from tests.app.conftest import said
 from tests.steering.conftest import random_sae
 
@@ -29,7 +29,7 @@ def packs(tmp_path_factory, folder) -> dict[str, Path]:
     import torch
 
     tokens = torch.tensor(first.contexts[:20].astype(int))
-    collect(model, load_sae(place / "dictionary"), tokens, CollectConfig(score_prompts=0), place / "pack")
+    collect(model, read_sae(place / "dictionary"), tokens, CollectConfig(score_prompts=0), place / "pack")
     return {"tiny": folder / "pack", "other": place / "pack"}
 
 
@@ -45,7 +45,7 @@ def page(open_app, packs):
 def views(packs, folder):
     model = load_model(str(folder / "checkpoint"))
     stores = {slug: FeatureStore.open(place) for slug, place in packs.items()}
-    saes = {slug: load_sae(place.parent / "dictionary") for slug, place in packs.items()}
+    saes = {slug: read_sae(place.parent / "dictionary") for slug, place in packs.items()}
     return {slug: store.read(TEXT, model, saes[slug]) for slug, store in stores.items()}
 
 

@@ -73,10 +73,10 @@ def run_arm(args) -> dict:
     import torch
 
     from scope.models.load import load_model
-    from scope.sae.files import load_sae
+    from scope.sae.files import read_sae
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    sae = load_sae(args.lab / "dictionary")
+    sae = read_sae(args.lab / "dictionary")
     named = ((sae.provenance or {}).get("model") or {}).get("model") or "bundled"
     model = load_model(named)
     tokens = contexts(model, args.tokens, args.context)

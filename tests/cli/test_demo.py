@@ -13,7 +13,7 @@ import torch
 
 from scope.cli.main import run
 from scope.features.pack.store import FeatureStore
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.training.trainer import CHECKPOINT
 from tests.conftest import random_gemma
 from tests.labs import save_checkpoint
@@ -70,7 +70,7 @@ def files(out: Path) -> dict[str, tuple[int, str]]:
 
 
 def same_dictionary(a: Path, b: Path) -> bool:
-    pairs = zip(load_sae(a / "dictionary").state_dict().items(), load_sae(b / "dictionary").state_dict().items(), strict=True)
+    pairs = zip(read_sae(a / "dictionary").state_dict().items(), read_sae(b / "dictionary").state_dict().items(), strict=True)
     return all(one == other and torch.equal(x, y) for (one, x), (other, y) in pairs)
 
 
@@ -102,7 +102,7 @@ def test_the_whole_way_leaves_everything_that_the_app_and_a_reader_need(whole):
     assert set(report["seconds"]) == {"harvest", "train", "evaluate", "features", "steer", "total"}
     assert report["evaluation"]["arms"]["sae"]["fvu"] > 0
     assert (
-        FeatureStore.open(whole / "pack").manifest["site"] == load_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
+        FeatureStore.open(whole / "pack").manifest["site"] == read_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
     )
     assert json.loads((whole / "steering.json").read_text())
 

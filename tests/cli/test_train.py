@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scope.cli.main import run
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 
 SITE = "blocks.1.hook_resid_post"
 SMALL = ["--d-sae", "64", "--target-l0", "6", "--steps", "30", "--batch-size", "64"]
@@ -30,7 +30,7 @@ def scope(command: str, path, *flags: str) -> int:
 def test_a_recording_becomes_a_dictionary_and_the_dictionary_a_table(folder, capsys):
     assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "dictionary", *SMALL) == 0
     assert "64 latents over blocks.1.hook_resid_post" in " ".join(capsys.readouterr().out.split())
-    sae = load_sae(folder / "dictionary")
+    sae = read_sae(folder / "dictionary")
     assert (sae.site, sae.d_in, sae.d_sae) == (SITE, 32, 64)
     assert sae.provenance["model"]["weights_sha256"] == "random-0"
     assert sae.provenance["recording"]["corpus"]["sha256"]
@@ -107,7 +107,7 @@ def test_every_combination_is_trained_in_one_pass_each_as_if_it_were_alone(folde
     assert len(list((folder / "many").glob("*/scope.json"))) == 8
     alone = ["--site", SITE, "--target-l0", "6", "--seed", "1", "--order-seed", "0"]
     assert scope("train", folder / "recording", "--out", folder / "one", *alone, *small) == 0
-    one, same = load_sae(folder / "one"), load_sae(folder / "many" / f"{SITE}-d64-l0_6-seed1")
+    one, same = read_sae(folder / "one"), read_sae(folder / "many" / f"{SITE}-d64-l0_6-seed1")
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), same.parameters(), strict=True))
     capsys.readouterr()
     assert scope("runs", folder) == 0
@@ -121,7 +121,7 @@ def test_a_running_model_is_read_through_a_buffer_and_nothing_is_stored(folder, 
     flags = ["--model", "tiny", "--corpus", folder / "toy.jsonl", "--site", "blocks.1.attn.hook_z", "--out", folder / "live"]
     small = ["--d-sae", "64", "--target-l0", "6", "--tokens", "2k", "--batch-size", "64", "--context", "32"]
     assert run(["train", *map(str, flags), *small]) == 0
-    sae = load_sae(folder / "live")
+    sae = read_sae(folder / "live")
     assert sae.d_in == 48  # 4 heads of 12, side by side: not the width of the stream
     assert sae.provenance["recording"]["config"]["exclude"] == ["bos", "special", "pad"]
     assert sae.provenance["model"]["weights_sha256"] == "random-0"
@@ -133,7 +133,7 @@ def test_a_running_model_is_read_through_a_buffer_and_nothing_is_stored(folder, 
 def test_every_kind_is_trained_by_its_own_flags(folder, kind):
     small = ["--d-sae", "64", "--steps", "30", "--batch-size", "64"]
     assert scope("train", folder / "recording", "--site", SITE, "--out", folder / "d", "--kind", *kind, *small) == 0
-    assert load_sae(folder / "d").kind == kind[0]
+    assert read_sae(folder / "d").kind == kind[0]
 
 
 def test_the_preset_and_every_value_that_it_decided_are_written_down(folder):

@@ -19,7 +19,7 @@ from scope.evaluation.certificate.certify import certify, examine, record, sampl
 from scope.evaluation.load import UncheckedWarning
 from scope.evaluation.load import load_sae as load_for
 from scope.models.load import load_model
-from scope.sae.files import load_sae, save_sae
+from scope.sae.files import read_sae, save_sae
 from scope.sae.jumprelu import JumpReLUConfig
 from scope.sae.kinds import make_sae
 from scope.sae.transcoder import TranscoderConfig
@@ -261,7 +261,7 @@ def test_a_certificate_lies_beside_the_dictionary_and_is_made_once_for_model_wei
     model, made, tokens, tmp_path, monkeypatch
 ):
     save_sae(made(), tmp_path)
-    sae = load_sae(tmp_path)
+    sae = read_sae(tmp_path)
     first = certify(model, sae, tmp_path, tokens)
     assert read(tmp_path) == first
     content = json.loads((tmp_path / "certificate.json").read_text())
@@ -284,7 +284,7 @@ def test_a_certificate_lies_beside_the_dictionary_and_is_made_once_for_model_wei
 def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_declared_changes(
     model, made, tokens, tmp_path, monkeypatch
 ):
-    sae = load_sae(save_sae(made(), tmp_path))
+    sae = read_sae(save_sae(made(), tmp_path))
     runs = []
     monkeypatch.setattr(certificate, "examine", lambda *given: runs.append(given) or examine(*given))
     certify(model, sae, tmp_path, tokens)
@@ -305,7 +305,7 @@ def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_decla
 def test_a_certificate_of_version_0_1_0_is_found_under_the_hash_that_it_had_and_no_longer_once_the_rules_are_others(
     model, made, tokens, tmp_path, monkeypatch
 ):
-    sae = load_sae(save_sae(made(), tmp_path))
+    sae = read_sae(save_sae(made(), tmp_path))
     first = certify(model, sae, tmp_path, tokens)
     file = tmp_path / "certificate.json"
     content = json.loads(file.read_text())
@@ -376,11 +376,11 @@ def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model
 def test_one_of_the_hubs_cache_is_kept_apart_and_a_damaged_one_is_made_anew(model, made, tokens, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = save_sae(made(), tmp_path / "snapshots" / "d")
-    certify(model, load_sae(folder), folder, tokens)
+    certify(model, read_sae(folder), folder, tokens)
     assert not (folder / "certificate.json").exists()
     file = next((tmp_path / "runs" / "certificates").iterdir())
     file.write_text("{cut")
-    assert certify(model, load_sae(folder), folder, tokens).fits
+    assert certify(model, read_sae(folder), folder, tokens).fits
     assert read(folder).fits
     assert read(tmp_path) is None
 

@@ -8,11 +8,11 @@ import torch
 
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import PCA, Moments, RandomDictionary
-from scope.evaluation.certificate.certificate import dictionary_hash
 from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
 from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token
 from scope.evaluation.random_model import randomised
 from scope.evaluation.report import heading, lines, table
+from scope.sae.files import parameters_sha256
 from tests.evaluation.test_splice import SITE, perfect, tokens_of
 
 CONFIG = EvaluateConfig(contexts=6, batch_contexts=4, resamples=50)
@@ -206,7 +206,7 @@ def test_every_number_can_be_made_again_from_what_is_written_beside_it(tiny_mode
     said = content["provenance"]
     drawn = tokens[said["drawn"]["contexts"]]
     assert hashlib.sha256(drawn.int().numpy().tobytes()).hexdigest() == said["drawn"]["tokens_sha256"]
-    assert said["parameters_sha256"] == dictionary_hash(sae)
+    assert said["parameters_sha256"] == parameters_sha256(sae)
     assert said["model"]["weights_sha256"] == "random-0"
     again = evaluate(tiny_model, sae, tokens, EvaluateConfig(**said["config"]))
     assert json.loads(json.dumps(again.to_json())) == content

@@ -7,7 +7,7 @@ import torch
 from scope.features.pack.store import FeatureStore
 from scope.features.reading.direct_effects import direct_effects, next_tokens
 from scope.models.load import load_model
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.labs import make_lab
 
@@ -16,7 +16,7 @@ from tests.labs import make_lab
 def lab(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     folder = make_lab(tmp_path_factory.mktemp("direct") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
     store = FeatureStore.open(folder / "pack")
-    model, sae = load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+    model, sae = load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
     return store.read("the dog runs to the river", model, sae), model, sae
 
 

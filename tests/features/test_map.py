@@ -14,7 +14,7 @@ from scope.features.collect.map import kept, map_directions
 from scope.features.collect.token_effects import neighbours
 from scope.features.pack.layout import read_manifest
 from scope.features.pack.store import FeatureStore
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.labs import make_lab
 
@@ -73,7 +73,7 @@ def test_a_map_by_umap_without_umap_says_how_to_install_it(monkeypatch):
 
 def test_a_pack_is_made_with_its_map_and_tells_what_it_is_worth(lab):
     store = FeatureStore.open(lab / "pack")
-    directions = load_sae(lab / "dictionary").W_dec.detach()
+    directions = read_sae(lab / "dictionary").W_dec.detach()
     places, told = map_directions(directions, store.relation("neighbour_id"))
     assert np.array_equal(store.map, places)
     assert store.manifest["map"] == told
@@ -95,12 +95,12 @@ def test_an_older_pack_gets_its_map_later_and_nothing_else_of_it_changes(lab, tm
     assert np.array_equal(store.map, wanted)
     assert store.manifest["files"] == before
     assert store.verify() == []
-    assert add_map(pack, load_sae(lab / "dictionary")).verify() == []  # once more, over the one that lies there
+    assert add_map(pack, read_sae(lab / "dictionary")).verify() == []  # once more, over the one that lies there
 
 
 def test_a_map_from_another_dictionary_is_refused(lab, tmp_path):
     pack = shutil.copytree(lab / "pack", tmp_path / "pack")
-    other = load_sae(lab / "dictionary")
+    other = read_sae(lab / "dictionary")
     with torch.no_grad():
         other.W_dec[0] += 1
     with pytest.raises(PackError, match="another dictionary"):

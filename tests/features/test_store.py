@@ -127,7 +127,7 @@ def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
 def test_a_pack_without_what_came_later_is_still_read(folder):
     import shutil
 
-    from scope.features.pack.layout import sha256
+    from scope.whole_files import file_sha256
 
     with h5py.File(folder / "relations.h5", "a") as f:
         for name in (
@@ -143,7 +143,7 @@ def test_a_pack_without_what_came_later_is_still_read(folder):
     shutil.rmtree(folder / "README.txt", ignore_errors=True)
     manifest = json.loads((folder / "manifest.json").read_text())
     file = folder / "relations.h5"
-    manifest["files"]["relations.h5"] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    manifest["files"]["relations.h5"] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
     del manifest["files"]["README.txt"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     pack = FeatureStore.open(folder)

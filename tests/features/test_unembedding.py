@@ -7,7 +7,7 @@ from scope.errors import PackError
 from scope.features.pack.store import FeatureStore
 from scope.features.reading.unembedding import promotes_by_weights
 from scope.models.load import load_model
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.labs import make_lab
 
@@ -16,7 +16,7 @@ from tests.labs import make_lab
 def lab(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     folder = make_lab(tmp_path_factory.mktemp("weights") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
     store = FeatureStore.open(folder / "pack")
-    return store, load_model(str(folder / "checkpoint")), load_sae(folder / "dictionary")
+    return store, load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
 
 
 def test_the_live_weights_give_the_figures_that_lie_in_the_pack(lab):

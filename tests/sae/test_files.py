@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scope.errors import ConfigError, DictionaryError
-from scope.sae.files import load_sae, save_sae
+from scope.renamed import RenamedWarning
+from scope.sae.convert import convert
+from scope.sae.files import parameters_sha256, read_sae, save_sae
 from scope.sae.jumprelu import JumpReLUSAE
+from scope.sae.kinds import KINDS, make_sae
 from tests.sae.test_jumprelu import random_sae
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(9))
@@ -31,7 +35,7 @@ def arrays(sae: JumpReLUSAE) -> dict[str, np.ndarray]:
 
 def test_a_dictionary_comes_back_as_it_was_saved(saved):
     sae, folder = saved
-    loaded = load_sae(folder)
+    loaded = read_sae(folder)
     assert (loaded.site, loaded.config, loaded.kind) == (sae.site, sae.config, "jumprelu")
     assert loaded.provenance["model"]["weights_sha256"] == "abc"
     assert torch.equal(loaded.encode(X), sae.encode(X))
@@ -48,6 +52,46 @@ def test_a_disk_that_takes_no_more_is_told_with_its_number_and_leaves_no_half_fi
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.errno == errno.EFBIG
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_are_readable_as_the_umask_says(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save_sae(random_sae(), tmp_path / "ours")
+        convert(tmp_path / "ours", tmp_path / "theirs", "gemma_scope")
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "ours").iterdir(), *(tmp_path / "theirs").iterdir()]
+    assert {file.name: file.stat().st_mode & 0o777 for file in files} == dict.fromkeys((f.name for f in files), mode)
+    assert len(files) == 4
+
+
+HASHES = {
+    "jumprelu": "a7d60206568e37d5e7655a05df6e486d18ded54d6b95f00696c1abbcd2f1f517",
+    "topk": "a73151d184c68495ce54397243b0ca9dbc78df00f463cd286a0f5f9ac1eeaa77",
+    "batch_topk": "a7d60206568e37d5e7655a05df6e486d18ded54d6b95f00696c1abbcd2f1f517",
+    "gated": "67b7839de77a39f693b8cd750e52be117908d2274ddd2dd64bfd07fd140952dd",
+    "transcoder": "a7d60206568e37d5e7655a05df6e486d18ded54d6b95f00696c1abbcd2f1f517",
+}
+"""What version 0.1.0 wrote into packs, and into the keys of certificates, for the dictionaries of the test below."""
+
+
+@pytest.mark.parametrize("kind", HASHES)
+def test_the_hash_of_the_parameters_is_the_one_that_packs_and_certificates_of_0_1_0_hold(kind):
+    settings = {"jumprelu": {"target_l0": 2.0}, "gated": {"target_l0": 2.0}, "topk": {"k": 2}, "batch_topk": {"k": 2}}
+    sae = make_sae(KINDS[kind].config(d_in=3, d_sae=4, **settings.get(kind, {})))
+    for i, (_, p) in enumerate(sorted(sae.named_parameters())):
+        p.data = (torch.arange(p.numel()).float().view(p.shape) + i) / 8
+    assert parameters_sha256(sae) == HASHES[kind]
+    sae.b_dec.data[0] += 1
+    assert parameters_sha256(sae) != HASHES[kind]
+
+
+def test_an_exported_program_of_0_1_0_still_finds_load_sae(saved):
+    with pytest.warns(RenamedWarning, match=r"scope\.load_sae"):
+        from scope.sae.files import load_sae
+    assert torch.equal(load_sae(saved[1]).W_enc, saved[0].W_enc)
 
 
 @pytest.mark.filterwarnings("ignore")  # sae_lens and what it imports warn at import
@@ -69,19 +113,19 @@ def test_what_saelens_writes_we_load_and_encode_bit_for_bit_the_same(tmp_path):
     theirs = Theirs(JumpReLUSAEConfig(d_in=6, d_sae=20, apply_b_dec_to_input=False))
     theirs.load_state_dict({k: torch.from_numpy(v) for k, v in arrays(random_sae(seed=4)).items()})
     theirs.save_model(str(tmp_path))
-    assert torch.equal(load_sae(tmp_path).encode(X), theirs.encode(X))
+    assert torch.equal(read_sae(tmp_path).encode(X), theirs.encode(X))
 
 
 def test_p25_a_bias_subtracted_before_encoding_is_folded_into_the_encoder(saved):
     sae, folder = saved
     rewrite(folder, apply_b_dec_to_input=True)
-    torch.testing.assert_close(load_sae(folder).encode(X), sae.encode(X - sae.b_dec))
+    torch.testing.assert_close(read_sae(folder).encode(X), sae.encode(X - sae.b_dec))
 
 
 def test_p25_without_a_version_saelens_older_default_holds(saved):
     sae, folder = saved
     rewrite(folder, apply_b_dec_to_input=None, metadata={})
-    torch.testing.assert_close(load_sae(folder).encode(X), sae.encode(X - sae.b_dec))
+    torch.testing.assert_close(read_sae(folder).encode(X), sae.encode(X - sae.b_dec))
 
 
 def test_p26_thresholds_stored_as_logarithms_are_read_under_their_name_and_refused_under_the_other(saved):
@@ -91,17 +135,17 @@ def test_p26_thresholds_stored_as_logarithms_are_read_under_their_name_and_refus
     stored = load_file(file)
     stored["log_threshold"] = stored.pop("threshold").log()
     save_file(stored, file)
-    torch.testing.assert_close(load_sae(folder).threshold, sae.threshold)
+    torch.testing.assert_close(read_sae(folder).threshold, sae.threshold)
     stored["threshold"] = stored.pop("log_threshold") - 3
     save_file(stored, file)
     with pytest.raises(DictionaryError, match="logarithms"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 def test_a_relu_dictionary_is_read_as_jumprelu_with_thresholds_of_zero(saved):
     sae, folder = saved
     rewrite(folder, architecture="standard")
-    assert torch.equal(load_sae(folder).encode(X), torch.relu(sae.pre_activations(X)))
+    assert torch.equal(read_sae(folder).encode(X), torch.relu(sae.pre_activations(X)))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +163,7 @@ def test_p23_p27_a_form_that_would_be_read_wrongly_is_refused(saved, change, sai
     _, folder = saved
     rewrite(folder, **change)
     with pytest.raises(DictionaryError, match=said):
-        load_sae(folder)
+        read_sae(folder)
 
 
 def rewrite(folder, **changes):
@@ -136,7 +180,7 @@ def test_gemma_scope_files_load_and_the_path_says_the_site(tmp_path, keys):
     folder.mkdir(parents=True)
     np.savez(folder / "params.npz", **{keys(name): array for name, array in arrays(sae).items()})
     for path in (folder, folder / "params.npz"):
-        loaded = load_sae(path)
+        loaded = read_sae(path)
         assert torch.equal(loaded.encode(X), sae.encode(X))
         assert loaded.site == "blocks.12.hook_mlp_out"
         assert loaded.provenance["model"]["model"] == "google/gemma-2-2b"
@@ -145,7 +189,7 @@ def test_gemma_scope_files_load_and_the_path_says_the_site(tmp_path, keys):
 def test_p49_pickles_in_an_npz_are_refused(tmp_path):
     np.savez(tmp_path / "params.npz", **arrays(random_sae()) | {"W_enc": np.array([{"run": "me"}], dtype=object)})
     with pytest.raises(DictionaryError, match="pickled"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,26 +204,26 @@ def test_p49_pickles_in_an_npz_are_refused(tmp_path):
 def test_arrays_that_do_not_fit_together_are_named(tmp_path, spoil, said):
     np.savez(tmp_path / "params.npz", **spoil(arrays(random_sae())))
     with pytest.raises(DictionaryError, match=said):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 def test_a_folder_copied_half_way_is_known_as_one(saved):
     _, folder = saved
     save_file({k: torch.from_numpy(v) for k, v in arrays(random_sae(seed=2)).items()}, folder / "sae_weights.safetensors")
     with pytest.raises(DictionaryError, match=r"not what scope\.json describes"):
-        load_sae(folder)
+        read_sae(folder)
     (folder / "sae_weights.safetensors").write_bytes(b"cut")
     with pytest.raises(DictionaryError, match="damaged"):
-        load_sae(folder)
+        read_sae(folder)
     (folder / "sae_weights.safetensors").unlink()
     with pytest.raises(DictionaryError, match="has no sae_weights"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/at/all"])
 def test_a_folder_that_is_not_there_is_said_with_what_would_do(name):
     with pytest.raises(DictionaryError, match="There is no folder"):
-        load_sae(name)
+        read_sae(name)
 
 
 @pytest.mark.parametrize(("name", "strange"), [("provenance", None), ("config", []), ("site", None)])
@@ -188,7 +232,7 @@ def test_a_damaged_description_is_refused_by_what_it_lacks(saved, name, strange)
     manifest = json.loads((folder / "scope.json").read_text())
     (folder / "scope.json").write_text(json.dumps(manifest | {name: strange}))
     with pytest.raises(DictionaryError, match=f"scope.json is damaged: without {name}"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +252,7 @@ def test_a_description_that_cannot_be_of_these_weights_is_refused_before_anythin
         change = {"config": manifest["config"] | change["config"]}
     (folder / "scope.json").write_text(json.dumps(manifest | change))
     with pytest.raises(DictionaryError, match=said):
-        load_sae(folder)
+        read_sae(folder)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +276,7 @@ def test_what_saelens_config_says_is_held_against_the_arrays_and_refused_where_i
         save_file(stored, folder / "sae_weights.safetensors")
     rewrite(folder, **change)
     with pytest.raises(DictionaryError, match=said):
-        load_sae(folder)
+        read_sae(folder)
 
 
 def test_metadata_of_saelens_that_are_no_object_are_refused(saved):
@@ -241,20 +285,20 @@ def test_metadata_of_saelens_that_are_no_object_are_refused(saved):
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(config | {"metadata": "none"}))
     with pytest.raises(DictionaryError, match=r"cfg.json is damaged"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 def test_an_empty_folder_and_a_file_of_another_kind_are_no_dictionaries(tmp_path):
     with pytest.raises(DictionaryError, match="holds no dictionary"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     (tmp_path / "weights.pt").write_bytes(b"x")
     with pytest.raises(DictionaryError, match="no dictionary"):
-        load_sae(tmp_path / "weights.pt")
+        read_sae(tmp_path / "weights.pt")
     (tmp_path / "params.npz").write_bytes(b"no zip")
     with pytest.raises(DictionaryError, match="npz"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 def test_a_device_that_is_not_there_is_refused(saved):
     with pytest.raises(ConfigError, match="cannot be used here"):
-        load_sae(saved[1], "cuda:99")
+        read_sae(saved[1], "cuda:99")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from scope.cli.main import run as scope
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.convert import convert
-from scope.sae.files import load_sae, save_sae
+from scope.sae.files import read_sae, save_sae
 from scope.sae.kinds import KINDS
 from tests.sae.test_kinds import SITE, X, lens, random_kind
 
@@ -43,7 +43,7 @@ def offline(monkeypatch):
 def test_saelens_loads_every_kind_that_we_write_and_encodes_bit_for_bit_the_same(kind, site, tmp_path):
     sae = random_kind(kind)
     sae.site = site
-    sae = load_sae(save_sae(sae, tmp_path))
+    sae = read_sae(save_sae(sae, tmp_path))
     theirs = lens("SAE").load_from_disk(str(tmp_path))
     x = X.view(40, 2, 3) if theirs.cfg.reshape_activations == "hook_z" else X
     assert torch.equal(theirs.encode(x), sae.encode(X))
@@ -59,7 +59,7 @@ def test_what_saelens_writes_of_any_architecture_we_encode_bit_for_bit_the_same(
     _randomise(theirs)
     theirs.cfg.metadata.hook_name, theirs.cfg.metadata.hook_name_out = SITE, "blocks.1.hook_mlp_out"
     theirs.save_model(str(tmp_path))
-    ours = load_sae(tmp_path)
+    ours = read_sae(tmp_path)
     assert torch.equal(ours.encode(X), theirs.encode(X))
     torch.testing.assert_close(ours(X), theirs(X))
     assert ours.site == SITE
@@ -78,10 +78,10 @@ def test_p27_saelens_batch_topk_is_read_with_its_threshold_as_a_checkpoint_and_a
     theirs.save_inference_model(str(tmp_path / "inference"))
     inference = lens("SAE").load_from_disk(str(tmp_path / "inference"))
     for folder in ("checkpoint", "inference"):
-        ours = load_sae(tmp_path / folder)
+        ours = read_sae(tmp_path / folder)
         torch.testing.assert_close(ours.encode(X), inference.encode(X))
         torch.testing.assert_close(ours(X), inference(X))
-    checkpoint = load_sae(tmp_path / "checkpoint")
+    checkpoint = read_sae(tmp_path / "checkpoint")
     assert (checkpoint.kind, checkpoint.config.k) == ("batch_topk", 2.5)
     assert checkpoint.config.nested == ((5,) if more else ())
 
@@ -90,7 +90,7 @@ def test_p24_saelens_topk_chosen_by_decoder_norm_has_the_norms_folded_in(tmp_pat
     theirs = lens("TopKSAE")(lens("TopKSAEConfig")(d_in=6, d_sae=20, k=3, rescale_acts_by_decoder_norm=True))
     _randomise(theirs)
     theirs.save_model(str(tmp_path))
-    ours = load_sae(tmp_path)
+    ours = read_sae(tmp_path)
     torch.testing.assert_close(ours.encode(X), theirs.encode(X))
     torch.testing.assert_close(ours(X), theirs(X))
     torch.testing.assert_close(ours.W_dec.norm(dim=1), torch.ones(20))
@@ -103,7 +103,7 @@ def test_p23_a_scale_that_lies_beside_the_weights_is_folded_into_them_as_saelens
     _randomise(theirs)
     theirs.save_model(str(tmp_path))
     write_json(tmp_path / "activation_scaler.json", {"scaling_factor": 0.25, "has_whitening": False})
-    ours = load_sae(tmp_path)
+    ours = read_sae(tmp_path)
     torch.testing.assert_close(ours.encode(X), theirs.encode(X * 0.25))
     torch.testing.assert_close(ours(X), theirs(X * 0.25) / 0.25)
     theirs.fold_activation_norm_scaling_factor(0.25)
@@ -114,7 +114,7 @@ def test_p25_a_gated_dictionary_that_subtracts_its_b_dec_has_both_paths_shifted(
     theirs = lens("GatedSAE")(lens("GatedSAEConfig")(d_in=6, d_sae=20, apply_b_dec_to_input=True))
     _randomise(theirs)
     theirs.save_model(str(tmp_path))
-    torch.testing.assert_close(load_sae(tmp_path).encode(X), theirs.encode(X))
+    torch.testing.assert_close(read_sae(tmp_path).encode(X), theirs.encode(X))
 
 
 def old_folder(tmp_path, config, **more):
@@ -130,7 +130,7 @@ def old_folder(tmp_path, config, **more):
 def test_p27_an_older_standard_dictionary_with_topk_as_its_activation_function_is_a_topk(tmp_path):
     config = {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}
     sae = old_folder(tmp_path, config, threshold=None)
-    ours = load_sae(tmp_path)
+    ours = read_sae(tmp_path)
     assert (ours.kind, ours.site, ours.provenance["declared"]["l0"]) == ("topk", SITE, 3.0)
     theirs = lens("SAE").load_from_disk(str(tmp_path))
     torch.testing.assert_close(ours.encode(X), theirs.encode(X))
@@ -141,19 +141,19 @@ def test_a_fine_tuning_factor_goes_into_the_decoder_and_one_of_ones_is_none(tmp_
     config = {"architecture": "jumprelu", "apply_b_dec_to_input": False, "finetuning_scaling_factor": True}
     factor = torch.linspace(0.5, 2, 20)
     sae = old_folder(tmp_path, config, scaling_factor=factor)
-    ours = load_sae(tmp_path)
+    ours = read_sae(tmp_path)
     torch.testing.assert_close(ours(X), (sae.encode(X) * factor) @ sae.W_dec + sae.b_dec)
     old_folder(tmp_path, config, scaling_factor=torch.ones(20))
-    assert torch.equal(load_sae(tmp_path)(X), sae(X))
+    assert torch.equal(read_sae(tmp_path)(X), sae(X))
     old_folder(tmp_path, config, scaling_factor=torch.ones(7) * 2)
     with pytest.raises(DictionaryError, match="one per latent"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 def test_p30_declared_l0_is_read_from_the_sparsity_file(tmp_path):
     old_folder(tmp_path, {"architecture": "jumprelu", "apply_b_dec_to_input": False})
     save_file({"sparsity": torch.full((20,), -1.0)}, tmp_path / "sparsity.safetensors")
-    assert load_sae(tmp_path).provenance["declared"]["l0"] == pytest.approx(2.0)
+    assert read_sae(tmp_path).provenance["declared"]["l0"] == pytest.approx(2.0)
 
 
 def _randomise(module) -> None:
@@ -186,7 +186,7 @@ def npz(folder, stored):
 )
 def test_gemma_scope_files_load_identically_here_and_in_saelens(path, site, tmp_path, monkeypatch):
     folder = npz(tmp_path / "google" / path, arrays(random_kind("jumprelu")))
-    ours, theirs = load_sae(folder), _saelens_gemma_scope(folder, path, monkeypatch)
+    ours, theirs = read_sae(folder), _saelens_gemma_scope(folder, path, monkeypatch)
     assert (ours.site, ours.provenance["declared"]["l0"]) == (site, 59.0)
     assert theirs.cfg.metadata.hook_name == site
     x = X.view(40, 2, 3) if site.endswith("hook_z") else X
@@ -212,7 +212,7 @@ def _saelens_gemma_scope(folder, path, monkeypatch):
 
 def test_p11_the_embeddings_dictionary_reads_embeddings_times_their_factor(tmp_path):
     sae = random_kind("jumprelu")
-    ours = load_sae(npz(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21", arrays(sae)))
+    ours = read_sae(npz(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21", arrays(sae)))
     root = 6**0.5
     torch.testing.assert_close(ours.encode(root * X), sae.encode(X))
     torch.testing.assert_close(ours(root * X), root * sae(X))
@@ -220,23 +220,23 @@ def test_p11_the_embeddings_dictionary_reads_embeddings_times_their_factor(tmp_p
 
 def test_p29_coarse_numbers_are_widened_and_said(tmp_path):
     stored = arrays(random_kind("jumprelu"))
-    ours = load_sae(npz(tmp_path / "half", {name: a.half() for name, a in stored.items()}))
+    ours = read_sae(npz(tmp_path / "half", {name: a.half() for name, a in stored.items()}))
     assert ours.W_enc.dtype == torch.float32
     assert ours.provenance["stored"]["threshold"] == "float16"
     save_file({name: a.bfloat16() for name, a in stored.items()}, tmp_path / "sae_weights.safetensors")
     write_json(tmp_path / "cfg.json", {"architecture": "jumprelu", "d_in": 6, "d_sae": 20, "apply_b_dec_to_input": False})
-    assert set(load_sae(tmp_path).provenance["stored"].values()) == {"bfloat16"}
+    assert set(read_sae(tmp_path).provenance["stored"].values()) == {"bfloat16"}
 
 
 def test_p28_a_square_decoder_that_is_turned_is_told_by_its_encoder(tmp_path):
     generator = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(32, 32, generator=generator), dim=1)
     right = {"W_enc": rows.T, "W_dec": rows, "b_enc": torch.zeros(32), "b_dec": torch.zeros(32), "threshold": torch.ones(32)}
-    load_sae(npz(tmp_path / "right", right))
+    read_sae(npz(tmp_path / "right", right))
     with pytest.raises(DictionaryError, match="W_enc or W_dec is transposed"):
-        load_sae(npz(tmp_path / "turned", right | {"W_dec": rows.T}))
+        read_sae(npz(tmp_path / "turned", right | {"W_dec": rows.T}))
     with pytest.raises(DictionaryError, match="W_enc or W_dec is transposed"):
-        load_sae(npz(tmp_path / "turned_encoder", right | {"W_enc": rows}))
+        read_sae(npz(tmp_path / "turned_encoder", right | {"W_enc": rows}))
 
 
 def test_a_file_cut_short_is_known_as_one(tmp_path):
@@ -244,10 +244,10 @@ def test_a_file_cut_short_is_known_as_one(tmp_path):
     file = folder / "params.npz"
     file.write_bytes(file.read_bytes()[:-200])
     with pytest.raises(DictionaryError, match="damaged"):
-        load_sae(folder)
+        read_sae(folder)
     file.rename(folder / "params.npz.incomplete")
     with pytest.raises(DictionaryError, match="interrupted"):
-        load_sae(folder)
+        read_sae(folder)
 
 
 # Gemma Scope 2
@@ -272,7 +272,7 @@ def scope_2(folder, stored, **config):
 def test_gemma_scope_2_is_read_by_its_config(hook, site, tmp_path):
     sae = random_kind("jumprelu")
     folder = scope_2(tmp_path / "layer_12_width_16k_l0_medium", arrays(sae), hf_hook_point_in=hook)
-    ours = load_sae(folder)
+    ours = read_sae(folder)
     assert torch.equal(ours(X), sae(X))
     assert (ours.site, ours.provenance["declared"]["l0"]) == (site, [30.0, 60.0])
 
@@ -289,7 +289,7 @@ def test_gemma_scope_2_files_load_identically_here_and_in_saelens(part, hook, tm
         ends = {"in": "pre_feedforward_layernorm.output", "out": "post_feedforward_layernorm.output"}
         config = {f"hf_hook_point_{end}": f"model.layers.3.{name}" for end, name in ends.items()} | {"affine_connection": True}
     name = f"{part}/layer_3_width_16k_l0_small"
-    ours = load_sae(scope_2(tmp_path / name, stored, **config))
+    ours = read_sae(scope_2(tmp_path / name, stored, **config))
     theirs = _saelens_gemma_scope_2(tmp_path, name, stored, monkeypatch)
     assert torch.equal(ours.encode(X), theirs.encode(X))
     torch.testing.assert_close(ours(X), theirs(X))
@@ -325,7 +325,7 @@ def test_gemma_scope_2s_transcoder_predicts_its_output_and_adds_its_affine_map(t
         "hf_hook_point_out": "model.layers.3.post_feedforward_layernorm.output",
         "affine_connection": True,
     }
-    ours = load_sae(scope_2(tmp_path / "layer_3_width_16k_l0_big_affine", stored, **config))
+    ours = read_sae(scope_2(tmp_path / "layer_3_width_16k_l0_big_affine", stored, **config))
     assert torch.equal(ours(X), sae(X))
     assert (ours.site, ours.site_out) == ("", "blocks.3.hook_mlp_out")  # its input lies after the norm's gain: no site here
     assert "pre_feedforward" in ours.provenance["reads"]
@@ -335,7 +335,7 @@ def test_p27_a_cross_layer_transcoder_is_refused(tmp_path):
     stored = arrays(random_kind("jumprelu"))
     stored["W_dec"] = stored["W_dec"][:, None].repeat(1, 4, 1)
     with pytest.raises(DictionaryError, match="4 layers"):
-        load_sae(scope_2(tmp_path / "clt", stored))
+        read_sae(scope_2(tmp_path / "clt", stored))
 
 
 # dictionary_learning
@@ -358,7 +358,7 @@ def linear(sae, **more):
 def test_dictionary_learnings_relu_subtracts_its_bias_and_is_read_with_unit_rows(tmp_path):
     sae = random_kind("jumprelu")
     stored = linear(sae, **{"encoder.bias": sae.b_enc, "bias": sae.b_dec})
-    ours = load_sae(learning(tmp_path, "AutoEncoder", stored))
+    ours = read_sae(learning(tmp_path, "AutoEncoder", stored))
     latents = torch.relu((X - sae.b_dec) @ sae.W_enc + sae.b_enc) * sae.W_dec.norm(dim=1)
     torch.testing.assert_close(ours.encode(X), latents)
     torch.testing.assert_close(ours.W_dec.norm(dim=1), torch.ones(20))
@@ -369,22 +369,22 @@ def test_dictionary_learnings_relu_subtracts_its_bias_and_is_read_with_unit_rows
 def test_dictionary_learnings_newer_relu_subtracts_nothing(tmp_path):
     sae = random_kind("jumprelu")
     stored = linear(sae, **{"encoder.bias": sae.b_enc, "decoder.bias": sae.b_dec})
-    ours = load_sae(learning(tmp_path, "AutoEncoderNew", stored))
+    ours = read_sae(learning(tmp_path, "AutoEncoderNew", stored))
     torch.testing.assert_close(ours.encode(X), torch.relu(X @ sae.W_enc + sae.b_enc))
 
 
 def test_dictionary_learnings_jumprelu_topk_batch_topk_and_gated_are_read_as_what_they_are(tmp_path):
     jump, topk, gated = random_kind("jumprelu"), random_kind("topk"), random_kind("gated")
-    assert torch.equal(load_sae(learning(tmp_path / "j", "JumpReluAutoEncoder", arrays(jump))).encode(X), jump.encode(X))
+    assert torch.equal(read_sae(learning(tmp_path / "j", "JumpReluAutoEncoder", arrays(jump))).encode(X), jump.encode(X))
     k = {"k": torch.tensor(3, dtype=torch.int), "threshold": torch.tensor(0.4)}
     stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec}) | k
-    ours = load_sae(learning(tmp_path / "t", "AutoEncoderTopK", stored))
+    ours = read_sae(learning(tmp_path / "t", "AutoEncoderTopK", stored))
     torch.testing.assert_close(ours.encode(X), topk.encode(X - topk.b_dec))
-    ours = load_sae(learning(tmp_path / "b", "BatchTopKSAE", stored))
+    ours = read_sae(learning(tmp_path / "b", "BatchTopKSAE", stored))
     pre = topk.pre_activations(X - topk.b_dec)
     torch.testing.assert_close(ours.encode(X), torch.relu(pre) * (pre > 0.4))
     names = {"decoder_bias": gated.b_dec, "r_mag": gated.r_mag, "gate_bias": gated.b_enc, "mag_bias": gated.b_mag}
-    ours = load_sae(learning(tmp_path / "g", "GatedAutoEncoder", linear(gated, **names)))
+    ours = read_sae(learning(tmp_path / "g", "GatedAutoEncoder", linear(gated, **names)))
     torch.testing.assert_close(ours.encode(X), gated.encode(X - gated.b_dec))
 
 
@@ -393,7 +393,7 @@ def test_dictionary_learnings_topk_whose_k_is_no_whole_number_is_refused(tmp_pat
     topk = random_kind("topk")
     stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
     with pytest.raises(DictionaryError, match="no number of latents"):
-        load_sae(learning(tmp_path, "AutoEncoderTopK", stored, k=k))
+        read_sae(learning(tmp_path, "AutoEncoderTopK", stored, k=k))
 
 
 def test_p27_a_batch_topk_whose_threshold_was_never_set_is_refused(tmp_path):
@@ -401,13 +401,13 @@ def test_p27_a_batch_topk_whose_threshold_was_never_set_is_refused(tmp_path):
     stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
     stored |= {"k": torch.tensor(3, dtype=torch.int), "threshold": torch.tensor(-1.0)}
     with pytest.raises(DictionaryError, match="never set"):
-        load_sae(learning(tmp_path, "BatchTopKSAE", stored))
+        read_sae(learning(tmp_path, "BatchTopKSAE", stored))
 
 
 def test_dictionary_learnings_matryoshka_keeps_its_groups_as_nested_widths(tmp_path):
     stored = arrays(random_kind("topk"))
     stored |= {"k": torch.tensor(3), "threshold": torch.tensor(0.4), "group_sizes": torch.tensor([5, 5, 10])}
-    assert load_sae(learning(tmp_path, "MatryoshkaBatchTopKSAE", stored)).config.nested == (5, 10)
+    assert read_sae(learning(tmp_path, "MatryoshkaBatchTopKSAE", stored)).config.nested == (5, 10)
 
 
 class Harm:
@@ -420,25 +420,25 @@ def test_p49_an_ae_pt_that_would_run_code_is_refused_and_runs_none(tmp_path, mon
     learning(tmp_path, "AutoEncoder", {})
     (tmp_path / "ae.pt").write_bytes(pickle.dumps({"bias": Harm()}))
     with pytest.raises(DictionaryError, match="refused"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     torch.save({"bias": Harm()}, tmp_path / "ae.pt")
     with pytest.raises(DictionaryError, match="refused"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     assert not (tmp_path / "harmed").exists()
 
 
 def test_an_ae_pt_cut_short_alone_or_of_an_unknown_class_is_refused(tmp_path):
     learning(tmp_path, "IdentityDict", {})
     with pytest.raises(DictionaryError, match="IdentityDict"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     learning(tmp_path, "AutoEncoder", arrays(random_kind("topk")))
     whole = (tmp_path / "ae.pt").read_bytes()
     (tmp_path / "ae.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DictionaryError, match=r"damaged|refused"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(DictionaryError, match=r"without config\.json"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
 
 
 # sparsify
@@ -460,14 +460,14 @@ def sparse(folder, sae, **config):
 )
 def test_sparsifys_topk_subtracts_b_dec_and_reads_the_output_of_the_module_it_is_named_after(hook, site, tmp_path):
     sae = random_kind("topk")
-    ours = load_sae(sparse(tmp_path / hook, sae))
+    ours = read_sae(sparse(tmp_path / hook, sae))
     assert (ours.kind, ours.site, ours.config.k) == ("topk", site, 3)
     torch.testing.assert_close(ours.encode(X), sae.encode(X - sae.b_dec))
 
 
 def test_sparsifys_transcoder_subtracts_nothing_and_names_what_it_predicts(tmp_path):
     sae = random_kind("transcoder", d_out=6, k=3)
-    ours = load_sae(sparse(tmp_path / "layers.5.mlp", sae, transcode=True, skip_connection=True))
+    ours = read_sae(sparse(tmp_path / "layers.5.mlp", sae, transcode=True, skip_connection=True))
     torch.testing.assert_close(ours(X), sae(X))
     assert (ours.kind, ours.site_out) == ("transcoder", "blocks.5.mlp.hook_out")
 
@@ -477,7 +477,7 @@ def test_sparsifys_transcoder_subtracts_nothing_and_names_what_it_predicts(tmp_p
 )
 def test_sparsifys_other_kinds_are_refused(change, said, tmp_path):
     with pytest.raises(DictionaryError, match=said):
-        load_sae(sparse(tmp_path / "layers.5", random_kind("topk"), **change))
+        read_sae(sparse(tmp_path / "layers.5", random_kind("topk"), **change))
 
 
 # Converting
@@ -491,7 +491,7 @@ def test_a_round_trip_is_the_same_to_the_bit(kind, to, tmp_path):
     done = convert(tmp_path / "a", tmp_path / "b", to)
     assert done.furthest == 0
     back = convert(tmp_path / "b", tmp_path / "c", "scope").sae
-    assert torch.equal(back(X), load_sae(tmp_path / "a")(X))
+    assert torch.equal(back(X), read_sae(tmp_path / "a")(X))
     assert back.kind == ("jumprelu" if (kind, to) == ("batch_topk", "sae_lens") else kind)
 
 
@@ -501,7 +501,7 @@ def test_a_site_that_is_given_stands_before_the_sources_and_that_is_said(tmp_pat
     other = "blocks.7.hook_resid_post"
     assert sae.site not in ("", other)
     done = convert(tmp_path / "a", tmp_path / "b", "scope", other)
-    assert load_sae(tmp_path / "b").site == other
+    assert read_sae(tmp_path / "b").site == other
     assert done.lost == [f"that it reads {sae.site}, which the source says"]
     assert convert(tmp_path / "a", tmp_path / "c", "scope", sae.site).lost == []
 
@@ -512,7 +512,7 @@ def test_what_thresholds_can_express_goes_to_gemma_scope_and_what_is_lost_is_sai
     save_sae(sae, tmp_path / "a")
     done = convert(tmp_path / "a", tmp_path / "b", "gemma_scope")
     assert done.furthest == 0
-    torch.testing.assert_close(load_sae(tmp_path / "b").encode(X), sae.encode(X), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(read_sae(tmp_path / "b").encode(X), sae.encode(X), rtol=1e-5, atol=1e-6)
     told = " ".join(done.lost)
     assert "layer_1/width_0k" in told
     assert "nested widths 5" in told
@@ -548,11 +548,11 @@ def test_p27_a_manifest_of_another_kind_than_the_weights_is_refused(tmp_path, ag
         content = json.loads((tmp_path / "cfg.json").read_text())
         (tmp_path / "cfg.json").write_text(json.dumps(content | {"architecture": "topk", "k": 3}))
     with pytest.raises(DictionaryError, match="holds threshold" if agree else "kind topk, and cfg.json .* 'jumprelu'"):
-        load_sae(tmp_path)
+        read_sae(tmp_path)
     (tmp_path / "scope.json").unlink()
     if agree:
         with pytest.raises(DictionaryError, match="holds threshold"):
-            load_sae(tmp_path)
+            read_sae(tmp_path)
 
 
 def test_converting_into_a_file_is_refused(tmp_path):
@@ -583,7 +583,7 @@ def test_the_command_says_what_it_wrote_and_a_hub_id_without_the_hub_is_refused(
     )
     assert "could not be fetched" in capsys.readouterr().err
     with pytest.raises(DictionaryError, match="SAELens keeps"):
-        load_sae("google/gemma-scope-2b-pt-res/layer_20/width_16k/canonical")
+        read_sae("google/gemma-scope-2b-pt-res/layer_20/width_16k/canonical")
 
 
 def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path, monkeypatch):
@@ -597,7 +597,7 @@ def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path, monkeypatch):
     sae = random_kind("jumprelu")
     npz(repo / "snapshots" / ("a" * 40) / "layer_2" / "width_16k" / "average_l0_7", arrays(sae))
     name = "google/gemma-scope-2b-pt-mlp/layer_2/width_16k/average_l0_7"
-    ours = load_sae(name)
+    ours = read_sae(name)
     assert torch.equal(ours(X), sae(X))
     assert (ours.site, ours.provenance["source"]) == ("blocks.2.hook_mlp_out", name)
     assert ours.provenance["model"]["model"] == "google/gemma-2-2b"

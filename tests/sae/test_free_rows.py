@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scope.sae.files import load_sae, save_sae
+from scope.sae.files import read_sae, save_sae
 from scope.sae.kinds import KINDS, make_sae
 from scope.sae.topk import TopKSAE
 
@@ -27,7 +27,7 @@ def test_saved_while_rows_are_free_it_decides_and_reconstructs_as_before_once_it
     sae = free(kind)
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     save_sae(sae, tmp_path)
-    loaded = load_sae(tmp_path)
+    loaded = read_sae(tmp_path)
     assert torch.equal(loaded.encode(X) > 0, sae.encode(X) > 0)
     torch.testing.assert_close(loaded(X), sae(X))
     torch.testing.assert_close(loaded.W_dec.norm(dim=1), torch.ones(24))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scope.errors import DictionaryError
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from tests.mirror import SHA, Mirror, mirrored
 from tests.sae.test_kinds import X, random_kind
 
@@ -24,19 +24,19 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_a_dictionary_comes_from_a_mirror_and_from_then_on_without_a_network(hub, monkeypatch):
-    first = load_sae(f"{REPO}/{INSIDE}")
+    first = read_sae(f"{REPO}/{INSIDE}")
     assert torch.equal(first(X), hub(X))
     assert (first.site, first.provenance["revision"]) == ("blocks.3.hook_resid_post", SHA)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert torch.equal(load_sae(f"{REPO}/{INSIDE}")(X), hub(X))
+    assert torch.equal(read_sae(f"{REPO}/{INSIDE}")(X), hub(X))
 
 
 def test_a_download_that_breaks_off_is_refused_and_the_same_call_fetches_it(hub, monkeypatch):
     monkeypatch.setattr(Mirror, "cut", 500)
     with pytest.raises(DictionaryError, match=r"could not be fetched(.|\n)*same command again"):
-        load_sae(f"{REPO}/{INSIDE}")
+        read_sae(f"{REPO}/{INSIDE}")
     monkeypatch.setattr(Mirror, "cut", None)
-    assert torch.equal(load_sae(f"{REPO}/{INSIDE}")(X), hub(X))
+    assert torch.equal(read_sae(f"{REPO}/{INSIDE}")(X), hub(X))
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_a_download_that_breaks_off_is_refused_and_the_same_call_fetches_it(hub,
 )
 def test_what_the_hub_does_not_give_is_refused_with_the_reason(hub, name, said):
     with pytest.raises(DictionaryError, match=said):
-        load_sae(name)
+        read_sae(name)

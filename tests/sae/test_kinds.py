@@ -13,7 +13,7 @@ from scope.sae.base import ZeroRowsWarning
 from scope.sae.batch_topk import BatchTopKConfig
 from scope.sae.control import Control
 from scope.sae.engine import Autograd
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.sae.gated import GatedConfig
 from scope.sae.jumprelu import JumpReLUConfig
 from scope.sae.kinds import KINDS, as_jumprelu, kind_of, make_sae
@@ -305,7 +305,7 @@ def run(kind: str, out, steps: int = 300, on_progress=None):
 def test_every_kind_learns_and_comes_back_from_the_disk_as_it_was_trained(kind, tmp_path):
     x = _world()
     sae = run(kind, tmp_path)
-    loaded = load_sae(tmp_path)
+    loaded = read_sae(tmp_path)
     assert (loaded.kind, loaded.config) == (kind, TRAINED[kind])
     assert torch.equal(loaded.encode(x), sae.encode(x))
     assert (x - loaded(x)).square().sum() / (x - x.mean(0)).square().sum() < 0.35

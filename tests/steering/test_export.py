@@ -14,7 +14,7 @@ import pytest
 from scope.errors import EditError
 from scope.models.load import load_model
 from scope.models.text.sampling_config import SamplingConfig
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.steering.apply.gauge import Gauge
 from scope.steering.compare.runs import Runs
 from scope.steering.compare.steer import steer
@@ -45,7 +45,7 @@ def place(tmp_path_factory, tiny_config, toy_tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def lab(place):
-    return load_model(str(place / "checkpoint")), load_sae(place / "dictionary")
+    return load_model(str(place / "checkpoint")), read_sae(place / "dictionary")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scope.errors import ConfigError
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.training.config import TrainConfig
 from scope.training.grid import cells
 from scope.training.plan import plan, refuse_what_does_not_fit
@@ -34,7 +34,7 @@ def test_each_of_many_ends_in_the_bits_in_which_it_ends_alone(whole, tmp_path):
     for one, sae in zip(grid(tmp_path, revive_after=64), together, strict=True):
         alone = train_all([one], TwoSites((one.sae.site,)), one.out)[0]
         assert same(alone, sae)
-        assert same(load_sae(out / one.out.name), sae)
+        assert same(read_sae(out / one.out.name), sae)
         rows = [
             [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_log(o)]
             for o in (one.out, out / one.out.name)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scope.errors import ConfigError
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.sae.topk import TopKConfig, TopKSAE
 from scope.training.checkpoint import load_state
 from scope.training.config import TrainConfig
@@ -43,12 +43,12 @@ def gap(a, b) -> float:
 def test_two_processes_equal_one_up_to_the_order_of_sums_and_dealt_dictionaries_to_the_bit(tmp_path, alone, device):
     assert torchrun(tmp_path, "data,width,site", device=device) == 0
     for name, one in zip("abc", alone, strict=True):
-        assert gap(load_sae(tmp_path / "data" / name), one) < 1e-5
-        assert gap(load_sae(tmp_path / "width" / name), one) < 1e-5
+        assert gap(read_sae(tmp_path / "data" / name), one) < 1e-5
+        assert gap(read_sae(tmp_path / "width" / name), one) < 1e-5
         if device == "cpu":
-            assert same(load_sae(tmp_path / "site" / name), one)
+            assert same(read_sae(tmp_path / "site" / name), one)
     assert not list(tmp_path.rglob("checkpoint*"))
-    assert load_sae(tmp_path / "width" / "a").provenance["training"]["processes"] == 2
+    assert read_sae(tmp_path / "width" / "a").provenance["training"]["processes"] == 2
 
 
 def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_ends_in_the_same_bits(tmp_path):
@@ -62,7 +62,7 @@ def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_en
     assert not torch.equal(W[:32], W[32:])
     assert torchrun(tmp_path / "killed", "width") == 0
     for name in "abc":
-        assert same(load_sae(tmp_path / "killed" / "width" / name), load_sae(tmp_path / "whole" / "width" / name))
+        assert same(read_sae(tmp_path / "killed" / "width" / name), read_sae(tmp_path / "whole" / "width" / name))
 
 
 def test_p36_what_two_processes_began_one_can_finish(tmp_path, alone):

@@ -16,7 +16,7 @@ import torch
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.batch_topk import BatchTopKConfig
 from scope.sae.engine import Autograd
-from scope.sae.files import load_sae
+from scope.sae.files import read_sae
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from scope.sae.kinds import make_sae
 from scope.training.progress import read_log
@@ -85,7 +85,7 @@ def test_planted_features_are_found_at_the_target_l0(tmp_path):
 
 def test_the_dictionary_reads_raw_activations_and_says_what_made_it(tmp_path):
     train(fresh(), batches(), SMALL, tmp_path)
-    sae = load_sae(tmp_path)
+    sae = read_sae(tmp_path)
     said = sae.provenance
     x = planted()[0]
     assert (sae(x) - x).square().sum() / (x - x.mean(0)).square().sum() < 0.9
@@ -152,7 +152,7 @@ def test_p36_killed_interrupted_or_terminated_the_same_command_ends_in_the_same_
     assert code != 0
     assert (tmp_path / "killed" / CHECKPOINT).exists()
     with pytest.raises(DictionaryError, match="has not finished"):
-        load_sae(tmp_path / "killed")
+        read_sae(tmp_path / "killed")
     resumed = train(fresh(), batches(), SMALL, tmp_path / "killed")
     whole = train(fresh(), batches(), SMALL, tmp_path / "whole")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
@@ -183,12 +183,12 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
 
 def test_a_trained_dictionary_is_not_begun_anew_and_a_fresh_one_of_its_settings_is(tmp_path):
     first = train(fresh(), batches(), SMALL, tmp_path / "first")
-    loaded = load_sae(tmp_path / "first")
+    loaded = read_sae(tmp_path / "first")
     for given in (loaded, first):
         with pytest.raises(ConfigError, match=r"(?s)would be lost.*make_sae"):
             train(given, batches(), SMALL, tmp_path / "second")
         assert all(
-            torch.equal(a, b) for a, b in zip(given.parameters(), load_sae(tmp_path / "first").parameters(), strict=True)
+            torch.equal(a, b) for a, b in zip(given.parameters(), read_sae(tmp_path / "first").parameters(), strict=True)
         )
     assert train(first, batches(), SMALL, tmp_path / "first").provenance["training"]  # finished: nothing is begun
     again = train(make_sae(loaded.config, loaded.site), batches(), SMALL, tmp_path / "second")

@@ -12,6 +12,7 @@ from typing import Any
 
 from scope.evaluation.certificate.verdict import judge, shown
 from scope.sae.base import SAE
+from scope.sae.files import parameters_sha256
 
 FILE, SCHEMA = "certificate.json", 1
 ELSEWHERE = Path("runs/certificates")
@@ -55,16 +56,7 @@ def key_of(model, sae: SAE, rules: str | None) -> str | None:
     """Names model, dictionary, site and the rules by which it is judged; None without rules, or where the model's weights have
     no hash and nothing can be kept."""
     made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
-    return f"{made}-{dictionary_hash(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
-
-
-def dictionary_hash(sae: SAE) -> str:
-    """sha256 over names and bytes of its parameters: of what is in memory, whatever file it came from."""
-    digest = hashlib.sha256()
-    for name, p in sorted(sae.named_parameters()):
-        digest.update(name.encode())
-        digest.update(p.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return f"{made}-{parameters_sha256(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
 
 
 def file_for(where: Path | str | None) -> Path | None:

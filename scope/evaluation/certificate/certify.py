@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import Moments, RandomDictionary
-from scope.evaluation.certificate.certificate import Certificate, dictionary_hash, find, keep, key_of
+from scope.evaluation.certificate.certificate import Certificate, find, keep, key_of
 from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhere, farther, otherwise
 from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
 from scope.evaluation.certificate.verdict import judge, middle, problems
@@ -23,6 +23,7 @@ from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.evaluation.splice import kept_mask, specials
 from scope.fit import check_fit
 from scope.sae.base import SAE
+from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
 from scope.versions import version_of
 
@@ -243,7 +244,7 @@ def _provenance(model, sae: SAE) -> dict[str, Any]:
     about = getattr(model, "provenance", None) or {}
     return {
         "model": {name: about.get(name) for name in ("model", "revision", "weights_sha256")},
-        "dictionary": {"weights_sha256": dictionary_hash(sae), "source": sae.provenance.get("source")},
+        "dictionary": {"weights_sha256": parameters_sha256(sae), "source": sae.provenance.get("source")},
         "site": sae.site,
         "rule": f"position 0, special tokens and norms above {OUTLIER:g} medians are left out",
         "versions": {"scope": version_of(), "torch": torch.__version__},

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from scope.errors import ConfigError, PackError
-from scope.features.collect.collect import weights_hash
 from scope.features.collect.map import map_directions
 from scope.features.pack.layout import add_file, npy
 from scope.features.pack.store import FeatureStore
+from scope.sae.files import parameters_sha256
 
 
 def add_map(pack: Path, sae, method: str = "pca", seed: int = 0) -> FeatureStore:
@@ -17,7 +17,7 @@ def add_map(pack: Path, sae, method: str = "pca", seed: int = 0) -> FeatureStore
         ConfigError: see `scope.features.collect.map.map_directions`.
     """
     store = FeatureStore.open(pack)
-    want, have = store.manifest["dictionary"].get("parameters_sha256"), weights_hash(sae)
+    want, have = store.manifest["dictionary"].get("parameters_sha256"), parameters_sha256(sae)
     if want != have:
         raise PackError(
             f"{pack} was made from another dictionary (parameters {str(want)[:12]}; given {have[:12]}).\n"

@@ -5,7 +5,6 @@ latents at once; look up windows, near misses and co-firing in what was kept; re
 what each direction does to the next token. A run that was stopped goes on at the chunk where it stopped.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from scope.features.collect.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR,
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.pack.layout import N_BINS, PackArrays, refuse_foreign, write_pack
 from scope.features.pack.store import FeatureStore
+from scope.sae.files import parameters_sha256
 from scope.versions import version_of
 
 OnProgress = Callable[[int, int, dict], None]
@@ -75,7 +75,7 @@ def collect(
     else:
         source = from_recording(store, sae.site, model, config.tokens)
     require_tokens(source)
-    weights = weights_hash(sae)
+    weights = parameters_sha256(sae)
     identity = {
         "model": model.provenance,
         "site": sae.site,
@@ -146,15 +146,6 @@ def _check(model, sae) -> None:
             f"and the model given is {given['model']} (weights {given['weights_sha256'][:12]}).\n"
             "  Give the model that it was trained on."
         )
-
-
-def weights_hash(sae) -> str:
-    """sha256 over the names and bytes of a dictionary's parameters."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(sae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfig):

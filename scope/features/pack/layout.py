@@ -13,7 +13,6 @@ notes.sqlite      (later) labels, notes and stars; the only file that is written
 """
 
 import gzip
-import hashlib
 import io
 import json
 import os
@@ -32,6 +31,7 @@ from scope.errors import PackError
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
 from scope.versions import version_of
+from scope.whole_files import file_sha256
 
 SCHEMA = 1
 N_BINS = 160
@@ -165,7 +165,7 @@ def add_file(folder: Path, name: str, content: bytes, told: dict[str, Any]) -> N
 
 
 def _stated(file: Path) -> dict[str, Any]:
-    return {"size": file.stat().st_size, "sha256": sha256(file)}
+    return {"size": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _put(file: Path, content: bytes) -> None:
@@ -232,11 +232,6 @@ def _write_dataset(f: h5py.File, name: str, array: np.ndarray, dtype: str, rows:
     )
     for start in range(0, n, 4096):
         data[start : start + 4096] = array[start : start + 4096]
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _sync(file: Path) -> None:
@@ -324,7 +319,7 @@ def verify(folder: Path, on_progress: Callable[[int, int, dict], None] | None = 
     """Names of files whose bytes are not those that were written; empty when all is well."""
     files, bad = read_manifest(folder)["files"], []
     for done, (name, stated) in enumerate(files.items(), 1):
-        if sha256(folder / name) != stated["sha256"]:
+        if file_sha256(folder / name) != stated["sha256"]:
             bad.append(name)
         if on_progress:
             on_progress(done, len(files), {})

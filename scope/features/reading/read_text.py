@@ -10,9 +10,9 @@ import torch
 
 from scope.errors import PackError, TokensError
 from scope.escape import escape, visible_token
-from scope.features.collect.collect import weights_hash
 from scope.features.pack.text import strip_html, strip_text
 from scope.features.reading.ranking import ranked
+from scope.sae.files import parameters_sha256
 
 if TYPE_CHECKING:
     from scope.features.pack.store import FeatureStore
@@ -109,7 +109,7 @@ def check_same(store: "FeatureStore", model, sae, tuning: bool = False) -> None:
         ("model weights", store.manifest["model"].get("weights_sha256"), model.provenance.get("weights_sha256")),
         ("tokenizer", store.manifest["model"].get("tokenizer_sha256"), model.provenance.get("tokenizer_sha256")),
         ("site", store.site, sae.site),
-        ("dictionary parameters", store.manifest["dictionary"].get("parameters_sha256"), weights_hash(sae)),
+        ("dictionary parameters", store.manifest["dictionary"].get("parameters_sha256"), parameters_sha256(sae)),
     ]
     wrong = [
         f"  {what}: this pack's {str(want)[:20]}, given {str(have)[:20]}" for what, want, have in pairs if want and want != have

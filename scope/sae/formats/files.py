@@ -1,7 +1,6 @@
-"""JSON objects and safetensors as the formats lay them: read or refused by name, written aside and renamed."""
+"""JSON objects and safetensors files of the formats: read or refused by name; safetensors also written."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scope.errors import DictionaryError
+from scope.whole_files import settle_file
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -23,12 +23,6 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    into_place(aside, file)
-
-
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """All tensors of a file, or a DictionaryError that says whether it is missing, cut short or something else."""
     try:
@@ -40,13 +34,18 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def write_safetensors(file: Path, arrays: dict[str, Tensor]) -> None:
+    """Write a file whole, readable as the umask says.
+
+    Raises:
+        OSError: there is no room or no permission; what was there before is untouched.
+    """
     aside = file.with_name(file.name + ".tmp")
     try:
         save_file(arrays, aside)
+        settle_file(aside, file)
     except (SafetensorError, OSError) as error:
         aside.unlink(missing_ok=True)
         raise as_os_error(error) from None
-    into_place(aside, file)
 
 
 def as_os_error(error: Exception) -> Exception:
@@ -57,10 +56,3 @@ def as_os_error(error: Exception) -> Exception:
     if "os error " in said:
         return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
     return error
-
-
-def into_place(aside: Path, file: Path) -> None:
-    """Rename once the bytes are on the disk, so that a crash leaves the old file or the new one."""
-    with open(aside, "rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(aside, file)

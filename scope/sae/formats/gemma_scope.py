@@ -7,7 +7,6 @@ Encoding is x @ W_enc + b_enc: their scale and pre-encoder bias are folded in al
 embedding's dictionaries read embeddings before their factor sqrt(d_in), which is folded in here.
 """
 
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from scope.sae.formats.arrays import build, from_numpy
 from scope.sae.jumprelu import JumpReLUSAE
 from scope.sae.kinds import as_jumprelu
 from scope.sae.transcoder import Transcoder
+from scope.whole_files import whole_file
 
 FILE = "params.npz"
 SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
@@ -75,16 +75,8 @@ def write(sae: SAE, folder: Path) -> list[str]:
     if sae.site == "hook_embed":
         root = np.float32(sae.d_in**0.5)
         arrays |= {"W_enc": arrays["W_enc"] * root, "W_dec": arrays["W_dec"] / root, "b_dec": arrays["b_dec"] / root}
-    aside = folder / (FILE + ".tmp")
-    try:
-        with open(aside, "wb") as handle:
-            np.savez(handle, **{name: arrays[name] for name in _ARRAYS})
-            handle.flush()
-            os.fsync(handle.fileno())
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    os.replace(aside, folder / FILE)
+    with whole_file(folder / FILE) as file:
+        np.savez(file, **{name: arrays[name] for name in _ARRAYS})
     lost = ["model, site and training are not in the file: they are said by the path " + suggested_path(sae)]
     if not isinstance(sae, JumpReLUSAE | Transcoder):
         lost.append(f"that it was trained as {sae.kind}; it is written with the threshold that stands for it")

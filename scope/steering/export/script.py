@@ -13,7 +13,7 @@ _HEAD = '''"""A steering run, made again. It needs scope, and the model and dict
 
 from scope.models.text.sampling_config import SamplingConfig
 from scope.models.load import load_model
-from scope.sae.files import load_sae
+from scope import load_sae
 from scope.steering.apply.gauge import Gauge
 from scope.steering.edits.interventions import {names}
 from scope.steering.compare.steer import steer
