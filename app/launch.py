@@ -10,7 +10,7 @@ from typing import Any
 
 def options(port: int, browser: bool) -> dict[str, Any]:
     """Streamlit's settings as it names them on its command line."""
-    from scope.app.components.palette import DARK, LIGHT
+    from scope.app.kit.palette import DARK, LIGHT
 
     settings: dict[str, Any] = {
         "server.address": "127.0.0.1",
@@ -34,7 +34,7 @@ def options(port: int, browser: bool) -> dict[str, Any]:
 
 
 def main(port: int, browser: bool) -> None:
-    """Serve until stopped. The packs come by the environment variable that `scope.app.packs` names."""
+    """Serve until stopped. The packs come by the environment variable that `scope.app.serve.packs` names."""
     from streamlit.web import bootstrap
 
     script = str(Path(__file__).with_name("main.py"))

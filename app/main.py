@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import streamlit as st
-from scope.app import demo, models, packs, session
-from scope.app.components.plain import count, plain, short_name
+from scope.app.kit import messages
+from scope.app.kit.plain import count, plain, short_name
+from scope.app.serve import demo, models, packs, session
 
 from scope.errors import ScopeError
 
@@ -37,12 +38,12 @@ st.html(Path(__file__).with_name("frame.css"))
 # Without icons of their own: the tab would fetch a page's icon from a font server.
 page = st.navigation(
     [
-        st.Page("views/overview.py", title="Overview", default=True),
-        st.Page("views/features.py", title="Features", url_path="features"),
-        st.Page("views/feature.py", title="Feature", url_path="feature"),
-        st.Page("views/prompt.py", title="Prompt", url_path="prompt"),
-        st.Page("views/steer.py", title="Steer", url_path="steer"),
-        st.Page("views/health.py", title="Health", url_path="health"),
+        st.Page("overview/page.py", title="Overview", default=True),
+        st.Page("features/page.py", title="Features", url_path="features"),
+        st.Page("feature/page.py", title="Feature", url_path="feature"),
+        st.Page("prompt/page.py", title="Prompt", url_path="prompt"),
+        st.Page("steer/page.py", title="Steer", url_path="steer"),
+        st.Page("health/page.py", title="Health", url_path="health"),
     ],
     position="top",
 )
@@ -56,7 +57,7 @@ try:
     finally:
         status.caption(plain(models.status()))  # the page may have loaded it
 except ScopeError as refusal:
-    session.refuse(refusal)
+    messages.refuse(refusal)
     if not packs.registry():
         demo.offer()
     slug = st.session_state.get("pack")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
+from streamlit.util import calc_hash
 
 from scope.features.pack.store import FeatureStore
 from scope.models.load import load_model
@@ -49,7 +50,7 @@ def open_app(monkeypatch, toy_folder):
         monkeypatch.setenv("SCOPE_PACKS", json.dumps([str(p) for p in (packs or [toy_folder])]))
         at = AppTest.from_file(str(MAIN), default_timeout=60)
         if page != "overview":
-            at.switch_page(f"views/{page}.py")
+            at._page_hash = calc_hash(page)  # before the first run, switch_page takes the file's name for the address
         for name, value in params.items():
             at.query_params[name] = str(value)
         return at.run()

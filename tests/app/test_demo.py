@@ -4,7 +4,7 @@ import sys
 import time
 
 import pytest
-from scope.app import demo
+from scope.app.serve import demo
 from streamlit.testing.v1 import AppTest
 
 from tests.app.conftest import MAIN, said

@@ -1,7 +1,7 @@
 """The Health page: scores beside nulls, training curves, spreads, and several packs beside one another."""
 
 import numpy as np
-from scope.app.components import health
+from scope.app.serve import facts as health
 
 from scope.features.compare.counterparts import counterparts
 from scope.features.pack.store import FeatureStore

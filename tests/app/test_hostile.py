@@ -7,9 +7,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from scope.app.components.listing import frame_csv
-from scope.app.components.plain import plain
-from scope.app.downloads import written
+from scope.app.kit.plain import plain
+from scope.app.serve.downloads import frame_csv, written
 
 from scope.escape import visible_token
 from scope.features.pack.text import csv_cell, strip_html

@@ -3,8 +3,8 @@
 from threading import Event
 
 import pytest
-from scope.app.jobs import Job
-from scope.app.turns import Turns
+from scope.app.serve.jobs import Job
+from scope.app.serve.turns import Turns
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_long_work_that_gave_way_can_be_stopped_while_it_waits(turns):
 
 def test_a_job_whose_reader_closed_the_page_ends_and_one_whose_page_is_back_goes_on(turns, monkeypatch):
     now, open_page = [100.0], [True]
-    monkeypatch.setattr("scope.app.jobs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("scope.app.serve.jobs.time.monotonic", lambda: now[0])
     job = Job("compare", lambda job: None, turns, here=lambda: open_page[0])
     assert not job.stopping
     open_page[0] = False

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import plotly.graph_objects as go
-from scope.app.components import atlas
+from scope.app.features import atlas
 
 from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said

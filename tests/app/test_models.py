@@ -4,7 +4,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from scope.app import models
+from scope.app.serve import models
 
 from scope.errors import DictionaryError
 

@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from scope.app.components import health_more, reach
+from scope.app.feature import reach
+from scope.app.health import panels as health_more
 
 from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said

@@ -1,7 +1,7 @@
 """What pages keep of a pack between their runs."""
 
 import numpy as np
-from scope.app import packs
+from scope.app.serve import packs
 
 from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack

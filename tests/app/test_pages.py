@@ -5,8 +5,10 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from scope.app.components import figures, health, panels
-from scope.app.components.palette import LOWERED, RAISED
+from scope.app.feature import panels
+from scope.app.kit import figures
+from scope.app.kit.palette import LOWERED, RAISED
+from scope.app.serve import facts as health
 from streamlit.testing.v1 import AppTest
 
 from scope.escape import visible_token
@@ -117,10 +119,10 @@ def test_choosing_a_cell_opens_the_latent_and_keeps_the_list(open_app):
     at.run()
     assert at.query_params["f"] == str(listed[3])
     assert at.session_state["results"]["toy"] == listed
-    at.switch_page("views/feature.py")
+    at.switch_page("feature/page.py")
     at.query_params["f"] = str(listed[3])
     assert pressed(at.run(), "Next").query_params["f"] == str(listed[4])
-    at.switch_page("views/features.py").run()
+    at.switch_page("features/page.py").run()
     assert at.dataframe[0].value["id"].tolist() == listed
 
 
@@ -133,7 +135,7 @@ def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
 def test_one_run_shows_the_next_latent(open_app, monkeypatch):
     """To go to a page ends a run and begins another; a walk that did so would take twice as long."""
     at = open_app("feature", f=9)
-    monkeypatch.setattr("scope.app.session.go", lambda *page, **more: pytest.fail("a second run"))
+    monkeypatch.setattr("scope.app.serve.session.go", lambda *page, **more: pytest.fail("a second run"))
     assert pressed(at, "Next").title[0].value.startswith("\\#10 ")
     assert pressed(at, "Random").query_params["pack"] == "toy"
 
@@ -251,8 +253,8 @@ def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
     assert np.isin(dense, listed(at)).all()
     at.toggle(key="dense").set_value(False).run()
     assert not np.isin(dense, listed(at)).any()
-    at.switch_page("views/prompt.py").run()
-    at.switch_page("views/features.py").run()
+    at.switch_page("prompt/page.py").run()
+    at.switch_page("features/page.py").run()
     assert not np.isin(dense, listed(at)).any()
     assert not at.warning
     assert not np.isin(dense, listed(open_app("features", dense="false"))).any()

@@ -1,7 +1,7 @@
 """Text of tokens, labels and files, where Streamlit would read Markdown."""
 
 import pytest
-from scope.app.components.plain import plain
+from scope.app.kit.plain import plain
 
 
 @pytest.mark.parametrize("text", ["http://evil.example", "HTTPS://evil.example", "www.evil.example", "a@evil.example"])

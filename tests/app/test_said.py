@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scope.app.components import notes, tested
-from scope.app.components.listing import LIST
+from scope.app.feature import notes
+from scope.app.feature import own_texts as tested
+from scope.app.features.listing import LIST
 
 from scope.features.labels.guess import draw_windows
 from scope.features.pack.store import FeatureStore

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from scope.app import models
+from scope.app.serve import models
 
 from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.pack.layout import SCHEMA
@@ -176,7 +176,7 @@ def tried(at, text: str = "the dog"):
 
 
 def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(open_app, monkeypatch):
-    monkeypatch.setattr("scope.app.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
     at = tried(open_app("feature", f=9))
     assert "dictionary of this pack is not where it was" in said(at)
     assert at.metric
@@ -186,9 +186,9 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     def another(store, model, sae):
         raise PackError("The pack was made with something else:\n  model weights: this pack's aa, given bb")
 
-    monkeypatch.setattr("scope.app.models.load_model", lambda name, revision: None)
-    monkeypatch.setattr("scope.app.models.load_dictionary", lambda folder: None)
-    monkeypatch.setattr("scope.app.models.dictionary_of", lambda store: tmp_path)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
+    monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", another)
     at = tried(open_app("feature", f=9))
     assert "this pack's aa, given bb" in said(at)
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
     def cannot(name, revision):
         raise CheckpointError(told)
 
-    monkeypatch.setattr("scope.app.models.load_model", cannot)
+    monkeypatch.setattr("scope.app.serve.models.load_model", cannot)
     at = tried(open_app("feature", f=9))
     assert told in said(at).replace("\u2060", "")
     assert at.metric
@@ -217,9 +217,9 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
 @pytest.fixture
 def no_model(monkeypatch, tmp_path):
     """Live actions get this far without a model."""
-    monkeypatch.setattr("scope.app.models.load_model", lambda name, revision: None)
-    monkeypatch.setattr("scope.app.models.load_dictionary", lambda folder: None)
-    monkeypatch.setattr("scope.app.models.dictionary_of", lambda store: tmp_path)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
+    monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", lambda store, model, sae: None)
 
 
@@ -249,7 +249,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fi
             raise TokensError("The text has 300 tokens; the context holds 256.")
 
     monkeypatch.setattr(FeatureStore, "read", too_long)
-    monkeypatch.setattr("scope.app.models.cut", lambda store, text: (text[:7], 300, 256))
+    monkeypatch.setattr("scope.app.serve.models.cut", lambda store, text: (text[:7], 300, 256))
     at = open_app("prompt", text="the dog and the river")
     assert "300 tokens" in said(at)
     assert any(button.label == "Read the first 256 tokens" for button in at.button)
@@ -275,7 +275,7 @@ def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_une
         return TokenView(store, [4, 5], ["the", " dog"], latents, 0.31, np.ones(2, bool), np.full(2, 0.31), told)
 
     monkeypatch.setattr(FeatureStore, "read", read)
-    monkeypatch.setattr("scope.app.prompting.following", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
+    monkeypatch.setattr("scope.app.prompt.model_work.following", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
     for at in (tried(open_app("feature", f=9)), open_app("prompt", text="the dog")):
         assert not at.exception
         assert any("leaves 31.0%" in box.value.replace("\\", "") for box in at.warning)

@@ -7,11 +7,15 @@ from threading import Timer
 from types import SimpleNamespace
 
 import pytest
-from scope.app import models, steering
-from scope.app.components import steering_arms, steering_text, steering_units
-from scope.app.jobs import Job
-from scope.app.turns import Turns
+from scope.app.serve import models
+from scope.app.serve.jobs import Job
+from scope.app.serve.turns import Turns
+from scope.app.steer import conditions as steering_arms
+from scope.app.steer import strengths as steering_units
+from scope.app.steer import work as steering
+from scope.app.steer.state import Asked
 
+from scope.features.pack.store import FeatureStore
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.run import SteeringRun
 from scope.steering.compare.runs import Runs
@@ -174,7 +178,7 @@ def test_a_row_that_is_switched_off_is_left_out(page, folder):
 def test_a_link_to_a_run_brings_back_its_controls(page, store, lab):
     model, sae = lab
     edits = Edits([Add(3, 0.75), Add(5, -0.25, positions="generated")])
-    asked = steering_text.Asked("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
+    asked = Asked("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
     job = Job("compare", steering.compare(store, model, sae, edits, asked), Turns()).start()
     assert job.wait(60)
     at = page(run=job.result)
@@ -276,7 +280,7 @@ def test_an_edit_that_is_far_too_strong_is_refused(page, monkeypatch):
 
 
 def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, store, lab):
-    asked = steering_text.Asked("a cat", None, SamplingConfig(max_new_tokens=2), 1, ("plain", "steered"), None)
+    asked = Asked("a cat", None, SamplingConfig(max_new_tokens=2), 1, ("plain", "steered"), None)
     job = Job("compare", steering.compare(store, *lab, Edits([Add(3, -4.5)]), asked), Turns()).start()
     assert job.wait(60)
     at = page(run=job.result)
@@ -287,7 +291,7 @@ def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, 
 
 def test_everything_that_a_run_was_drawn_with_is_in_the_controls_that_a_link_to_it_fills(page, store, lab):
     sampling = SamplingConfig(max_new_tokens=3, top_k=7, stop=("zzz\n", " ", "\\q"), stop_at_eos=False)
-    asked = steering_text.Asked("a cat", None, sampling, 1, ("plain", "steered"), None)
+    asked = Asked("a cat", None, sampling, 1, ("plain", "steered"), None)
     edits = Edits([Add(3, 2.5, unit="raw"), Clamp(5, 1.25, unit="max")])
     job = Job("compare", steering.compare(store, *lab, edits, asked), Turns()).start()
     assert job.wait(60)
@@ -326,8 +330,9 @@ def test_another_unit_keeps_the_edit_and_tells_the_others(page, store, folder):
 def test_a_direction_and_a_silent_latent_have_no_largest_activation_to_be_measured_by(store):
     direction = Direction((1.0, 0.0), store.site)
     assert steering_units.lengths(store, direction) == {"norm": 1.0, "raw": pytest.approx(1 / store.norm_median), "max": None}
-    silent = {3: SimpleNamespace(row={"dec_norm": 2.0, "max": 0.0})}
-    pack = type("Pack", (dict,), {"site": store.site, "norm_median": 8.0})(silent)
+    silent = SimpleNamespace(row={"dec_norm": 2.0, "max": 0.0})
+    known = {"site": store.site, "norm_median": 8.0, "__getitem__": lambda self, i: silent}
+    pack = object.__new__(type("Pack", (FeatureStore,), known))
     assert steering_units.lengths(pack, 3) == {"norm": 1.0, "raw": 0.25, "max": None}
 
 
@@ -379,7 +384,7 @@ def test_a_chat_is_laid_out_by_the_template(page, open_app, folder, tmp_path):
 def test_a_list_from_another_page_becomes_the_stack(open_app, folder, monkeypatch):
     at = open_app("overview", packs=[folder / "pack"])
     at.session_state["stacks"] = {"tiny": [5, 9, 11]}
-    at.switch_page("views/steer.py").run()
+    at.switch_page("steer/page.py").run()
     assert [r.target for r in at.session_state["steer rows tiny"]] == [5, 9, 11]
 
 
@@ -392,8 +397,8 @@ def test_the_stack_is_still_there_after_another_page_was_looked_at(page):
     row(at, 1, "strength").set_value(1.25).run()
     at.text_area(key="steer prompt").set_value("a cat sat").run()
     del at.query_params["f"]
-    at.switch_page("views/overview.py").run()
-    at.switch_page("views/steer.py").run()
+    at.switch_page("overview/page.py").run()
+    at.switch_page("steer/page.py").run()
     assert not at.exception
     assert row(at, 1, "strength").value == 1.25
     assert at.text_area(key="steer prompt").value == "a cat sat"
@@ -407,7 +412,7 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
         def stopping(self):
             return len(self.told.get("ids", [[]])[0]) >= 3
 
-    asked = steering_text.Asked("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
+    asked = Asked("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
     job = Stopped("compare", steering.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), Turns()).start()
     assert job.wait(60)
     run = Runs.of_pack(folder / "pack").load(job.result)

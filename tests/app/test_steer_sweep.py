@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from scope.app import steering
-from scope.app.components.steering_picker import read_vector
-from scope.app.components.steering_sweep import Grid
-from scope.app.components.steering_units import gauge, parse_strengths
-from scope.app.jobs import Job
-from scope.app.turns import Turns
+from scope.app.serve.jobs import Job
+from scope.app.serve.turns import Turns
+from scope.app.steer import work as steering
+from scope.app.steer.picker import read_vector
+from scope.app.steer.state import Grid
+from scope.app.steer.strengths import gauge, parse_strengths
 
 from scope.circuits.attribution import attribute
 from scope.circuits.effects import effects
@@ -216,10 +216,10 @@ def test_a_vector_from_a_file_becomes_a_direction_and_a_pickle_does_not(tmp_path
 
 
 def test_a_later_dictionary_of_the_same_model_can_be_asked(folder, store, tmp_path, monkeypatch):
-    from scope.app import steering_facts
+    from scope.app.steer.effects import later_packs
 
     other = shutil.copytree(folder / "pack", tmp_path / "later" / "pack")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "site": "blocks.3.hook_resid_post"}))
     monkeypatch.setenv("SCOPE_PACKS", json.dumps([str(folder / "pack"), str(other)]))
-    assert steering_facts.later(store) == ["later"]
+    assert later_packs(store) == ["later"]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scope.app.components import token_facts
+from scope.app.feature import token_facts
 
 from scope.features.pack.store import FeatureStore
 from scope.features.reading.ranking import ranked

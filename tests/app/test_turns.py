@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from scope.app.turns import Turns
+from scope.app.serve.turns import Turns
 
 
 def test_turns_come_in_the_order_of_asking_and_a_place_can_be_given_up():

@@ -60,7 +60,8 @@ def timed(name: str, call: Callable[[int], object], n: int) -> None:
 
 
 def answers(pack: Path, n: int) -> None:
-    from scope.app.components import health, listing
+    from scope.app.features import listing
+    from scope.app.serve import facts as health
 
     from scope.features.exports import tables
 
@@ -90,7 +91,7 @@ def whole(store: FeatureStore, latent: int) -> None:
 
 def rows(n: int, repeat: int) -> None:
     """Filters and sorts over a table of `n` rows."""
-    from scope.app.components import listing
+    from scope.app.features import listing
 
     table = made_up_table(n, np.random.default_rng(0), [f" w{i}" for i in range(4096)])
     index, everything = Index(table), np.arange(n)
@@ -116,6 +117,7 @@ def pages(pack: Path, n: int) -> None:
     from streamlit import config
     from streamlit.runtime.scriptrunner.script_cache import ScriptCache
     from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
 
     for name in ("runner.magicEnabled", "browser.gatherUsageStats"):
         config.set_option(name, False)  # as `scope app` sets them
@@ -125,20 +127,20 @@ def pages(pack: Path, n: int) -> None:
     rng = np.random.default_rng(2)
     d_sae = FeatureStore.open(pack).d_sae
     main_script = str(Path(__file__).parents[2] / "app" / "main.py")
-    views = [page for page in sorted((Path(main_script).parent / "views").glob("*.py")) if not page.stem.startswith("_")]
-    features = next(page for page in views if page.stem == "features")
-    for page, view in [*((page, "") for page in views), (features, "Scatter"), (features, "Map")]:
+    names = sorted(page.parent.name for page in Path(main_script).parent.glob("*/page.py"))
+    for name, view in [*((name, "") for name in names), ("features", "Scatter"), ("features", "Map")]:
         at = AppTest.from_file(main_script, default_timeout=60)
 
-        def visit(i: int, at=at, page=page, view=view) -> None:
+        def visit(i: int, at=at, name=name, view=view) -> None:
             if view:
                 at.query_params["view"] = view
-            if page.stem in ("feature", "steer"):
+            if name in ("feature", "steer"):
                 at.query_params["f"] = str(int(rng.integers(d_sae)))
-            at.switch_page(f"views/{page.name}").run()
+            at._page_hash = calc_hash("" if name == "overview" else name)
+            at.run()
             assert not at.exception, at.exception
 
-        timed(f"page {page.stem} {view}".strip(), visit, n)
+        timed(f"page {name} {view}".strip(), visit, n)
 
 
 def browser(pack: Path, n: int) -> None:

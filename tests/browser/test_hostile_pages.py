@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from scope.app.downloads import written
+from scope.app.serve.downloads import written
 
 from scope.features.pack.store import FeatureStore
 from tests.hostile import HOSTILE

@@ -1,1 +1,0 @@
-"""Drawings: data in, a Plotly figure, a table or token strips out."""

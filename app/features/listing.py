@@ -1,0 +1,208 @@
+"""The table of latents: searching, narrowing, sorting, and what each column shows."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence, Set
+from types import MappingProxyType
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from scope.app.kit.plain import show_line
+from scope.app.serve.session import DENSE
+
+from scope.errors import PackError
+from scope.escape import visible_token
+from scope.features.pack.index import Index
+from scope.features.pack.store import FeatureStore
+
+MODES = ("anything", "label", "fires on", "promotes", "numbers")
+"""What a search looks through; these words stand in the address, as those of SORTS do."""
+
+SORTS = {
+    "best match": "",
+    "density": "density",
+    "firings": "count",
+    "max": "max",
+    "output score": "out_score",
+    "top token's share": "top_token_share",
+    "label's score": "label_score",
+    "nearest cosine": "nearest_cos",
+    "tokens for half": "n_tokens_half",
+}
+"""Column of the table by its name on the page."""
+
+FILTERS = ("dead", "rare", "single-token", "duplicate")
+"""Flags that can be hidden; dense latents have a choice of their own, which the Prompt page shares."""
+ONLY = ("starred", "labelled", "unlabelled", "output")
+"""What a list may be narrowed to, beside the lists that people made."""
+LEAST = {"Largest activation": "max", "Output score": "out_score", "Label's score": "label_score"}
+"""Figures that may be asked to be at least so large, by their names on the page."""
+WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, DENSE: {"dense": True}}
+WIDE |= {"Density": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
+WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
+"""What state opens each filter wide."""
+
+
+def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Ids that match, the best first, and columns that only this search gives.
+
+    Raises:
+        PackError: no such token, or a number that is none of this pack's.
+    """
+    if not words.strip():
+        return np.arange(store.d_sae), pd.DataFrame()
+    if mode == "numbers":
+        return numbers(store, words), pd.DataFrame()
+    if mode == "label":
+        wanted, texts = words.strip().casefold(), store.index.text("label")
+        inside, exact = texts.containing(wanted), texts.with_word(wanted)
+        return np.concatenate([np.flatnonzero(exact), np.flatnonzero(inside & ~exact)]), pd.DataFrame()
+    hits = {"anything": store.find, "fires on": store.fires_on, "promotes": store.promotes}[mode](words)
+    extra = [c for c in ("p_fires_given_token", "p_token_given_fires", "lift", "logit", "measured") if c in hits]
+    return hits.index.to_numpy(), hits[extra]
+
+
+def numbers(store: FeatureStore, words: str) -> np.ndarray:
+    """Ids from "3, 17 40-45", in the order given, each once."""
+    ids: list[int] = []
+    for part in re.split(r"[\s,;]+", words.strip(" ,;")):
+        match = re.fullmatch(r"#?(\d{1,12})(?:-(\d{1,12}))?", part)
+        if not match:
+            raise PackError(f"{part!r} is no number of a latent. Give numbers and ranges, such as: 3, 17, 40-45")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last or last >= store.d_sae:
+            raise PackError(f"{part} is not within this pack: its latents run from 0 to {store.d_sae - 1:,}.")
+        ids.extend(range(first, last + 1))
+    return np.array(list(dict.fromkeys(ids)), int)
+
+
+def only_these(store: FeatureStore, names: Sequence[str]) -> np.ndarray:
+    """[d_sae] latents that are all that is asked: starred, labelled by somebody, flagged as output, on a list of this name."""
+    kept, n = np.ones(store.d_sae, bool), store.d_sae
+    lists = store.notes.lists() if any(name.startswith(LIST) for name in names) else {}
+    for name in names:
+        if name in ("labelled", "unlabelled"):
+            kept &= _marked(store.notes.labels(), n) == (name == "labelled")
+        elif name == "output":
+            kept &= store.index.flagged(["output"])
+        else:
+            kept &= _marked(store.notes.starred() if name == "starred" else lists.get(name.removeprefix(LIST), []), n)
+    return kept
+
+
+LIST = "list: "
+
+
+def _marked(latents: Iterable[int], n: int) -> np.ndarray:
+    mask = np.zeros(n, bool)
+    mask[[i for i in latents if 0 <= i < n]] = True
+    return mask
+
+
+def survivors(
+    index: Index,
+    hidden: Sequence[str],
+    span: tuple[float, float],
+    share: float,
+    least: Mapping[str, float | None] = MappingProxyType({}),
+    only: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Per filter, which latents it leaves; a filter that is wide open is left out.
+
+    Args:
+        span: powers of ten between which the density lies.
+        share: largest share of the top token.
+        least: smallest values by column; latents without the figure are left out by it.
+        only: which latents are left by what people said of them.
+    """
+    density, left = index.column("density"), {}
+    if hidden:
+        left["Hide"] = ~index.flagged(hidden)
+    if only is not None:
+        left["Only"] = only
+    if span[0] > -7 or span[1] < 0:
+        low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
+        left["Density"] = (density >= low) & (density <= high * (1 + 1e-9))
+    if share < 1:
+        left["Top token's share"] = index.column("top_token_share") <= share + 1e-9
+    for name, column in LEAST.items():
+        if least.get(column) is not None:
+            left[name] = index.column(column) >= least[column]
+    return left
+
+
+def narrowed(masks: dict[str, np.ndarray], n: int, without: str = "") -> np.ndarray:
+    """[n] which latents all filters leave, or all but one of them."""
+    return np.logical_and.reduce([np.ones(n, bool), *(mask for name, mask in masks.items() if name != without)])
+
+
+def shown(index: Index, ids: np.ndarray, keep: np.ndarray, sort: str, rising: bool) -> np.ndarray:
+    """Those of `ids` that are kept, in the order asked for; latents without the figure come last either way."""
+    if not sort:
+        ids = ids[keep[ids]]
+        return ids[::-1] if rising else ids
+    if len(ids) < len(keep):
+        keep = keep & np.isin(np.arange(len(keep)), ids)
+    order = index.order(sort, rising)
+    return order[keep[order]]
+
+
+class COLUMNS:
+    """What the table shows of each latent."""
+
+    @staticmethod
+    def rows(store: FeatureStore, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
+        table = store.table.iloc[ids]
+        rows = pd.DataFrame(
+            {
+                "id": ids,
+                "star": ["★" if i in starred else "" for i in ids.tolist()],
+                "label": [show_line(text) for text in table["label"]],
+                "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
+                "max": table["max"].to_numpy(),
+                "p99": table["p99"].to_numpy(),
+                "top token": [visible_token(token, mark_space=True) for token in table["top_token"]],
+                "share": table["top_token_share"].to_numpy(),
+                "output score": table["out_score"].to_numpy(float),
+                "promotes": [[visible_token(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
+                "nearest": table["nearest_cos"].to_numpy(float),
+                "label from": [show_line(text, 30) for text in table["label_source"]],
+                "flags": table["flags"].to_numpy(),
+            }
+        )
+        if not starred:
+            del rows["star"]
+        for column in beside.columns:
+            rows.insert(rows.columns.get_loc("label") + 1, column, beside.loc[ids, column].to_numpy())
+        return rows
+
+    @staticmethod
+    def config(rows: pd.DataFrame) -> dict:
+        number, config = st.column_config.NumberColumn, {}
+        config["id"] = number("latent", format="%d", width=70)
+        config["label"] = st.column_config.TextColumn("label", width="medium")
+        config["density"] = st.column_config.ProgressColumn(
+            "density, log10",
+            format="%.2f",
+            min_value=-7.0,
+            max_value=0.0,
+            width=120,
+            help="Share of tokens on which it fires, as a power of ten.",
+        )
+        config["p99"] = number("p99", format="%.3g", help="All but a hundredth of its firings are weaker; within 9 %.")
+        config["max"] = number("max", format="%.3g", help="Largest activation.")
+        config["share"] = number("its share", format="percent", help="Share of the firings that are on the top token.")
+        config["star"] = st.column_config.TextColumn("", width=30)
+        config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
+        config["promotes"] = st.column_config.ListColumn(
+            "promotes", help="By weights, through the final norm's gain.", width="medium"
+        )
+        config["output score"] = number(
+            format="%+.3f", help="Measured rise of its promoted tokens' probability when it is added."
+        )
+        config["p_fires_given_token"] = number("fires on it", format="percent", help="P(fires | this token).")
+        config["p_token_given_fires"] = number("of its firings", format="percent", help="P(this token | it fires).")
+        config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when it fires.")
+        config["logit"] = number("logit", format="%+.2f", help="How far it raises this token's logit, by weights.")
+        config["measured"] = number("measured rise", format="%+.4f", help="Rise of this token's probability when it was added.")
+        return {name: column for name, column in config.items() if name in rows}

@@ -1,0 +1,94 @@
+"""Two dictionaries of one site held against each other, direction by direction, when it is asked for on the Health page."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from scope.app.kit import figures, messages
+from scope.app.kit.code import heading
+from scope.app.kit.plain import plain, show_line
+from scope.app.serve import models, session
+
+from scope.errors import DictionaryError, ScopeError
+from scope.features.pack.store import FeatureStore
+
+MATCHED = 0.7
+"""Cosine from which two latents are told as one; a convention, which is why the whole spread is drawn beside it."""
+LISTED = 50
+
+
+def draw(store: FeatureStore, other: FeatureStore) -> None:
+    """A button, and what it found: how near the nearest directions lie, and which latents the other does not have."""
+    told = "Each direction's nearest in the other dictionary. Loads both dictionaries, no model."
+    lines = "from scope import load_sae\nfrom scope.features.compare.matched_directions import matched_directions\n\n"
+    lines += f"pairs, null = matched_directions(load_sae({place(store)!r}), load_sae({place(other)!r}))\npairs.describe()"
+    heading("Directions that both have", lines, "py directions", meaning=told)
+    key = ("directions", str(store.folder), id(store), str(other.folder), id(other))
+    if st.button("Match directions", icon=":material/join_inner:", help=told):
+        try:
+            with st.spinner("Matching"):
+                st.session_state["directions"] = (key, *matched(store, other))
+        except ScopeError as refusal:
+            messages.refuse(refusal)
+    held, pairs, null = st.session_state.get("directions", (None, None, None))
+    if held == key:
+        shown(store, pairs, null)
+
+
+def place(store: FeatureStore) -> str:
+    try:
+        return models.dictionary_of(store)
+    except DictionaryError:
+        return "DICTIONARY"
+
+
+def matched(store: FeatureStore, other: FeatureStore) -> tuple[pd.DataFrame, float]:
+    """See `scope.features.compare.matched_directions`, of the dictionaries behind two packs.
+
+    Raises:
+        DictionaryError: a dictionary is gone, is not the pack's, or the two cannot be matched.
+    """
+    from scope.features.compare.matched_directions import matched_directions
+    from scope.sae.files import parameters_sha256
+
+    saes: list[Any] = []
+    for each in (store, other):
+        sae = models.load_dictionary(models.dictionary_of(each))
+        if parameters_sha256(sae) != each.manifest["dictionary"].get("parameters_sha256"):
+            raise DictionaryError(f"The dictionary beside {each.folder} is not the one that the pack was made from.")
+        saes.append(sae)
+    with models.spared():
+        return matched_directions(*saes)
+
+
+def shown(store: FeatureStore, pairs: pd.DataFrame, null: float) -> None:
+    """The spread of the best cosines, and the latents without a partner; one of these can be opened."""
+    cosine = pairs["cosine"].to_numpy(float)
+    partner = cosine >= MATCHED
+    told = f"Median cosine with the nearest {np.median(cosine):.2f}; of random directions {null:.2f}. "
+    told += f"{partner.mean():.1%} of {len(cosine):,} latents have a partner with a cosine of {MATCHED:g} or more."
+    edges = np.linspace(min(0.0, float(cosine.min())), 1, 41)
+    spread = {"nearest": (edges, np.histogram(cosine.clip(max=1.0), edges)[0])}
+    left, right = st.columns([2, 3])
+    with left:
+        st.plotly_chart(figures.spreads(spread, log=False), config=figures.SMALL, key="directions spread", alt=told)
+        st.caption(plain(told))
+    alone = np.flatnonzero(~partner & (store.index.column("count") > 0))
+    alone = alone[np.argsort(cosine[alone], kind="stable")][:LISTED]
+    with right:
+        st.caption(f"Living latents without a partner, the loneliest first: {len(alone):,} shown. A click opens one.")
+        rows = pd.DataFrame({"latent": alone, "cosine": cosine[alone], "nearest there": pairs["other"].to_numpy()[alone]})
+        rows["label"] = [show_line(store.table["label"].iat[i]) for i in alone]
+        picked = st.dataframe(
+            rows,
+            hide_index=True,
+            height=260,
+            column_config={"cosine": st.column_config.NumberColumn(format="%.2f")},
+            on_select="rerun",
+            selection_mode="single-cell",
+            key="directions alone",
+            alt=f"{len(rows)} latents without a partner",
+        )
+    if picked.selection.cells:
+        session.go("feature", f=int(alone[picked.selection.cells[0][0]]))

@@ -1,0 +1,90 @@
+"""Tables of latents of which one can be picked, and an attribution whose rows add up: what the Prompt and Steer pages share."""
+
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from scope.app.kit.plain import plain, show_line
+
+from scope.escape import visible_token
+
+METHODS = ("gradient", "integrated", "ablation")
+
+_FORMS = {"value": "%.3g", "share": "percent", "quantile": "percent", "surprise": "%.1f"}
+_FORMS |= {"first": "percent", "second": "percent", "change": "%+.2f", "effect": "%+.3f", "null": "%.3f", "direct": "%+.3f"}
+_HELP = {
+    "direct": "What it adds to the logit of the likeliest next token by the direct path, before the soft cap.",
+    "share": "Of its maximum in this pack.",
+    "quantile": "Share of its own firings that are weaker.",
+    "surprise": "-log10 of the share of all tokens on which it fires at least so strongly.",
+    "null": "One standard deviation of what random directions of its length come to.",
+}
+
+
+def piece(token: str) -> str:
+    """A token in a list, its spaces marked."""
+    return show_line(visible_token(token, mark_space=True), 18)
+
+
+def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
+    """A table of latents, of which one can be picked: its place among the rows.
+
+    Args:
+        rows: latents by their index or by a column "latent"; with a column "dictionary" where there are several.
+    """
+    shown = pd.DataFrame({"latent": rows.get("latent", rows.index)})
+    shown = shown.assign(**{name: rows[name].to_numpy() for name in figures})
+    if "token" in rows:
+        shown.insert(1, "token", [piece(token) for token in rows["token"]])
+    if "dictionary" in rows:
+        shown.insert(0, "dictionary", [show_line(name, 30) for name in rows["dictionary"]])
+    shown.insert(shown.columns.get_loc(figures[0]) + 1, "label", [show_line(text, 40) for text in rows["label"]])
+    config = {
+        name: st.column_config.NumberColumn(name, format=_FORMS[name], help=_HELP.get(name))
+        for name in figures
+        if name in _FORMS
+    }
+    picked = st.dataframe(
+        shown,
+        hide_index=True,
+        column_config={"latent": st.column_config.NumberColumn(format="%d", width=70), **config},
+        on_select="rerun",
+        selection_mode="single-row",
+        key=key,
+        height=min(36 * len(shown) + 40, 420),
+        alt=f"{len(shown)} latents; choose a row",
+    )
+    return int(picked.selection.rows[0]) if picked.selection.rows else None
+
+
+def attribution(found: Any, most: int = 12) -> None:
+    """An attribution: the foremost latents, the rest as one row, the parts that are no latent, and their sum."""
+    rows = found.sorted()
+    latents = [row for row in rows if row.latent is not None]
+    shown = [{"part": f"#{r.latent} {show_line(r.label, 40)}", "effect": r.value, "null": r.null} for r in latents[:most]]
+    if len(latents) > most:
+        shown.append(
+            {"part": f"{len(latents) - most} further latents", "effect": sum(r.value for r in latents[most:]), "null": None}
+        )
+    shown += [{"part": r.name, "effect": r.value, "null": None} for r in rows if r.latent is None]
+    shown.append({"part": "sum", "effect": sum(r.value for r in rows), "null": None})
+    st.dataframe(
+        pd.DataFrame(shown),
+        hide_index=True,
+        column_config={
+            name: st.column_config.NumberColumn(name, format=_FORMS[name], help=_HELP.get(name)) for name in ("effect", "null")
+        },
+        key="attributed",
+        alt="What each part adds to the logit difference",
+    )
+    st.caption(
+        plain(
+            f"{visible_token(found.token)!r} (p {found.p_token:.3f}) rather than {visible_token(found.other)!r} "
+            f"(p {found.p_other:.3f}); logit difference {found.logit_difference:+.3f}. The sum is {found.whole_is}."
+        )
+    )
+
+
+def attribution_code(text: str) -> str:
+    """The lines that give the same attribution."""
+    return f"import scope\n\nlab = scope.open(str(pack.folder.parent))\nlab.attribute({text!r})\n"

@@ -1,0 +1,41 @@
+"""Other people's text where Streamlit would read Markdown, and numbers as a reader wants them."""
+
+import math
+import re
+
+from scope.escape import visible_token
+
+_PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+_ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
+_JOINER = "\u2060"  # no width, no break: Markdown makes links of bare addresses even where every mark is escaped
+
+
+def plain(text: object) -> str:
+    """Text that Markdown shows as it stands: no link, image, formula, icon or colour, and no unseen control character."""
+    lines = (
+        "".join(visible_token(char) if char < " " or not char.isprintable() else char for char in line)
+        for line in f"{text}".split("\n")
+    )
+    return "  \n".join(_PUNCTUATION.sub(r"\\\1", _ADDRESS.sub(r"\1" + _JOINER, line)) for line in lines)
+
+
+def count(n: float) -> str:
+    """1,234 or 1.2 M."""
+    return f"{n / 1e6:.3g} M" if n >= 1e6 else f"{int(n):,}"
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """A figure, or a dash where there is none."""
+    return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def short_name(model: str) -> str:
+    """A model's name without the folders or the owner before it."""
+    return model.rstrip("/").rsplit("/", 1)[-1] or model
+
+
+def show_line(text: str, most: int = 60) -> str:
+    """One line of visible glyphs, cut where it grows long."""
+    text = text[: 2 * most]
+    glyphs = text if text.isprintable() else "".join(char if char.isprintable() else visible_token(char) for char in text)
+    return glyphs if len(glyphs) <= most else glyphs[: most - 1] + "…"

@@ -1,0 +1,125 @@
+"""Token strips: text coloured by activation, read from left to right, with the value of each token under the pointer.
+
+Token text enters the page by `textContent` alone (tokens.js), so markup in a token is shown and never obeyed.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from scope.escape import visible_token
+from scope.features.pack.feature import Example
+from scope.features.pack.text import RAMPS, characters, strength
+
+STEPS = 5
+_HERE = Path(__file__).parent
+
+
+def _colours() -> str:
+    pairs = zip(RAMPS["light"], RAMPS["dark"], strict=True)
+    return "\n".join(
+        f".s{step} {{ background: light-dark({light[0]}, {dark[0]}); color: light-dark({light[1]}, {dark[1]}); }}"
+        for step, (light, dark) in enumerate(pairs, 1)
+    )
+
+
+_mount = st.components.v2.component(
+    "scope_tokens",
+    html='<div class="strips"></div>',
+    css=(_HERE / "tokens.css").read_text(encoding="utf-8") + _colours(),
+    js=(_HERE / "tokens.js").read_text(encoding="utf-8"),
+)
+
+
+def row(
+    tokens: Sequence[str],
+    values: Sequence[float] | np.ndarray,
+    largest: float,
+    peak: int | None = None,
+    *,
+    value: str = "",
+    notes: Sequence[str] = (),
+    steered: Sequence[bool] = (),
+    parts: int | None = None,
+    chosen: int | None = None,
+) -> dict[str, Any]:
+    """One strip. Bytes that make up a character become that character, with the largest of their values.
+
+    Args:
+        largest: the value of the darkest step; steps are fifths of it.
+        value: told at the right, such as the activation at the peak.
+        notes: told small, such as the document's name.
+        steered: which tokens get a dotted line, for generations.
+        parts: the first token that differs from another text's; a bar stands before it.
+        chosen: a token with a frame around it.
+    """
+    cells = []
+    for start, stop, text in characters(tokens):
+        high = max((float(v) for v in values[start:stop]), default=0.0)
+        marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
+        marks += "x" if parts is not None and start <= parts < stop else ""
+        marks += "c" if chosen is not None and start <= chosen < stop else ""
+        breaks = text.count("\n")
+        cells.append(
+            [visible_token(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start]
+        )
+    return {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes]}
+
+
+def example_row(example: Example, largest: float, window: int, unit: str = "", chosen: int | None = None) -> dict[str, Any]:
+    """The strip of an example, `window` tokens to either side of its peak; window 0 shows all that the pack holds. `chosen` is
+    an index into the example's tokens."""
+    start, stop = first_shown(example, window), example.peak + (window or len(example.tokens)) + 1
+    shade = largest or float(np.max(example.acts, initial=0.0))
+    value = f"{example.value:.3g}" if example.value > 0 else "silent"
+    return row(
+        example.tokens[start:stop],
+        example.acts[start:stop],
+        shade,
+        example.peak - start,
+        value=value,
+        notes=[part for part in (unit, f"{example.document}, token {example.offset}") if part],
+        chosen=None if chosen is None else chosen - start,
+    )
+
+
+def first_shown(example: Example, window: int) -> int:
+    """Index of the token with which an example's strip begins."""
+    return max(0, example.peak - window) if window else 0
+
+
+def strips(
+    rows: list[dict[str, Any]],
+    *,
+    key: str,
+    breaks: bool = False,
+    actions: Sequence[str] = (),
+    pick: bool = False,
+    on_pick: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Draw strips. In the run in which something was pressed: (number of the row, action) for a button of `actions`, or with
+    `pick` (number of the row, number of the token that was clicked); else None.
+
+    Args:
+        breaks: begin a new line where a token holds a line break, besides showing its glyph.
+        actions: buttons on each row.
+        on_pick: gets row and token before the run that a click begins; tokens can be picked then, too.
+    """
+
+    def heard() -> None:
+        picked = st.session_state[key].picked
+        if on_pick is not None and isinstance(picked, list | tuple) and not isinstance(picked[1], str):
+            on_pick(int(picked[0]), int(picked[1]))
+
+    done = _mount(
+        key=key,
+        data={"rows": rows, "breaks": breaks, "actions": list(actions), "pick": pick or on_pick is not None},
+        on_picked_change=heard,
+    )
+    if not isinstance(done.picked, list | tuple):
+        return None
+    number, what = done.picked
+    return int(number), what if isinstance(what, str) else int(what)

@@ -1,0 +1,70 @@
+"""All packs that are open here, a row each: what each is of, how good, how large; one that cannot be opened says why."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from scope.app.kit.plain import short_name, show_line
+from scope.app.serve import facts as health
+
+from scope.features.pack.store import FeatureStore
+
+
+def facts(store: FeatureStore) -> dict[str, Any]:
+    """One pack's row. Figures that need an evaluation are None without one."""
+    manifest, own = store.manifest, ((health.evaluation(store) or {}).get("arms") or {}).get("sae") or {}
+    counts = pd.read_parquet(store.folder / "features.parquet", columns=["count"])["count"]
+    return {
+        "state": "ready",
+        "model": short_name(store.model_name),
+        "site": store.site,
+        "kind": str(manifest["dictionary"].get("kind") or ""),
+        "latents": store.d_sae,
+        "L0": float(counts.sum() / max(store.n_tokens, 1)),
+        "FVU": own.get("fvu"),
+        "recovered": own.get("recovered_vs_mean"),
+        "dead": float((counts == 0).mean()),
+        "tokens": store.n_tokens,
+        "corpus": health.corpus_name(store),
+        "made": str((manifest.get("made") or {}).get("date", ""))[:10],
+        "MB": sum(file["size"] for file in manifest["files"].values()) / 1e6,
+    }
+
+
+def unopened(folder: Path, refusal: str, building: tuple[int, int] | None) -> dict[str, Any]:
+    """The row of a pack that is being built or cannot be opened."""
+    if building is not None:
+        done, total = building
+        return {"state": f"being built, {done / total:.0%}"}
+    return {"state": refusal.splitlines()[0].replace(f"{folder.absolute()}", "").replace(f"{folder}", "").lstrip("/ ")}
+
+
+def table(rows: Mapping[str, dict[str, Any]], current: str) -> str | None:
+    """The table; the slug of the pack whose cell was clicked, if it is another one than is shown."""
+    shown = pd.DataFrame([{"pack": slug, **row} for slug, row in rows.items()])
+    texts = [name for name in ("pack", "state", "model", "site", "kind", "corpus") if name in shown]
+    shown = shown.assign(**{name: [show_line(f"{text}", 60) if text == text else "" for text in shown[name]] for name in texts})
+    number = st.column_config.NumberColumn
+    config = {
+        "latents": number(format="localized"),
+        "L0": number(format="%.1f", help="Latents that fire on a token, mean over the pack's tokens."),
+        "FVU": number(format="%.3f", help="Fraction of variance unexplained, on the text of the evaluation."),
+        "recovered": number("loss recovered", format="percent", help="Of what mean-ablation of the site costs."),
+        "dead": number(format="percent", help="Share of latents that never fired."),
+        "tokens": number(format="localized"),
+        "MB": number(format="%.1f"),
+    }
+    picked = st.dataframe(
+        shown,
+        hide_index=True,
+        column_config={name: column for name, column in config.items() if name in shown},
+        on_select="rerun",
+        selection_mode="single-cell",
+        key=f"packs {current}",  # a choice ends with the pack it led away from
+        alt=f"{len(shown)} packs; a click on a row opens one",
+    )
+    cells = picked.selection.cells
+    slug = list(rows)[cells[0][0]] if cells else None
+    return slug if slug != current else None

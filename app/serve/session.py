@@ -1,0 +1,125 @@
+"""What the pages of one reader share: which pack is shown, where in it the reader is, refusals, and the way between pages."""
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import streamlit as st
+from scope.app.serve import packs
+
+from scope.errors import PackError
+from scope.features.pack.store import FeatureStore
+
+PAGES = {
+    "overview": "overview/page.py",
+    "features": "features/page.py",
+    "feature": "feature/page.py",
+    "prompt": "prompt/page.py",
+    "steer": "steer/page.py",
+    "health": "health/page.py",
+}
+
+DENSE = "Dense too"
+"""Name of the toggle by which lists show latents that fire very often."""
+
+_MAKE = "scope demo                                       makes one from the bundled model in a few minutes"
+_COLLECT = "scope features DICTIONARY --recording RECORDING  makes one of a dictionary of yours"
+
+
+def current() -> str:
+    """Slug of the pack that is shown: the one in the address, else the one shown last, else the first.
+
+    Raises:
+        PackError: there are no packs, or the address names one that is not open here.
+    """
+    known, asked = packs.registry(), st.query_params.get("pack")
+    if not known:
+        raise PackError(f"No packs in {Path('runs').absolute()}, and none was given to scope app.\n  {_MAKE}\n  {_COLLECT}")
+    if asked is not None and asked not in known:
+        raise PackError(f"No pack called {asked!r} is open here.\n  Open: {', '.join(known)}")
+    slug = asked or st.session_state.get("pack")
+    st.session_state["pack"] = slug if slug in known else next(iter(known))
+    return st.session_state["pack"]
+
+
+def pack(slug: str | None = None) -> FeatureStore:
+    """The pack that is shown, or another one that is open, for reading.
+
+    Raises:
+        PackError: it is missing, being built, damaged or of another schema.
+    """
+    return packs.open_pack(slug or current())
+
+
+def asked_latent(store: FeatureStore) -> int | None:
+    """The latent in the address, else the one seen last in this pack, else None.
+
+    Parsed by hand: a widget bound to the address would quietly put its default in place of a bad number.
+
+    Raises:
+        PackError: it is no whole number, or none of this pack's.
+    """
+    text = st.query_params.get("f")
+    if text is None:
+        return st.session_state.get("latents", {}).get(current())
+    if not re.fullmatch(r"-?\d{1,18}", text.strip()):
+        raise PackError(f"{text!r} is no latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
+    return store[int(text)].id
+
+
+def steer_these(latents: list[int]) -> None:
+    """Go to the Steer page with these latents as its edits. Ends the run."""
+    st.session_state.setdefault("stacks", {})[current()] = list(latents)
+    go("steer")
+
+
+def dense_too(store: FeatureStore, at_first: bool) -> bool:
+    """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address.
+
+    Until somebody chooses, each page begins as it sees fit: a table of all latents with them, a ranking of a text without.
+    """
+    if "dense told" in st.session_state and "dense" not in st.query_params:
+        st.session_state.setdefault("dense", st.session_state["dense told"])
+    limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
+    told = f"Latents that fire on more than {limit:.2g} of all tokens; one choice for the lists of all pages."
+
+    def choose() -> None:
+        st.session_state["dense told"] = st.session_state["dense"]
+
+    return st.toggle(DENSE, at_first, key="dense", bind="query-params", help=told, on_change=choose)
+
+
+def remember(latent: int) -> None:
+    st.session_state.setdefault("latents", {})[current()] = latent
+
+
+def results() -> list[int]:
+    """The latents of the last list that was looked at in this pack, in its order; [] before any."""
+    return st.session_state.get("results", {}).get(current(), [])
+
+
+def keep_results(latents: list[int]) -> None:
+    st.session_state.setdefault("results", {})[current()] = latents
+
+
+def params(**more: Any) -> dict[str, str]:
+    """Parameters of an address within the pack that is shown."""
+    return {"pack": current(), **{name: str(value) for name, value in more.items()}}
+
+
+def go(page: str, **more: Any) -> None:
+    """Go to a page; the browser's Back comes back. Ends the run."""
+    st.switch_page(PAGES[page], query_params=params(**more))
+
+
+def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **more: Any) -> None:
+    """A link to a page of the pack that is shown. `label` must already be plain."""
+    st.page_link(PAGES[page], label=label, icon=icon, help=help, query_params=params(**more))
+
+
+def address(page: str, **more: Any) -> str:
+    """The whole address of a page, to be copied."""
+    parts = urlsplit(st.context.url or "http://localhost:8501/")
+    path = "" if page == "overview" else page
+    return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"

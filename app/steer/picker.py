@@ -1,0 +1,107 @@
+"""What can be put on the stack: a latent that is looked for, a preset of the pack, or a direction of one's own."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+from scope.app.kit.plain import number, show_line
+from scope.app.steer import edit_list as stack
+
+from scope.errors import EditError
+from scope.features.pack.store import FeatureStore
+from scope.steering.edits.interventions import Direction
+
+MOST = 30
+SOURCES = ("Latent", "Prompts", "File")
+
+
+def draw(store: FeatureStore, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
+    """The panel that adds a row. ("between", what `Direction.between` takes) where the model is needed for it, else None."""
+    with st.popover("Add an edit", icon=":material/add:", width="stretch", key="steer add"):
+        source = st.segmented_control(
+            "What to edit", SOURCES, default="Latent", required=True, key="steer source", label_visibility="collapsed"
+        )
+        if source == "Latent":
+            latent(store, slug, presets)
+        elif source == "File":
+            file(store, slug)
+        else:
+            return prompts(store)
+    return None
+
+
+def latent(store: FeatureStore, slug: str, presets: list[int]) -> None:
+    """Search by label, token or number; with nothing searched for, the presets of the pack."""
+    words = st.text_input("Find a latent", key="steer find", placeholder="label, token, or #number")
+    found = matches(store, words) if words.strip() else presets
+    if not found:
+        st.caption("No latent of this pack matches.")
+        return
+    st.caption("The highest output scores of the pack:" if not words.strip() else f"{len(found)} found, the likeliest first:")
+    chosen = st.selectbox(
+        "Latent", found, format_func=lambda i: described(store, i), key="steer found", label_visibility="collapsed"
+    )
+    st.button("Add", icon=":material/add:", key="steer add latent", on_click=stack.add, args=(slug, chosen))
+
+
+def matches(store: FeatureStore, words: str) -> list[int]:
+    """Latents that match: a number means that latent, whatever else it may be part of.
+
+    Raises:
+        PackError: a number that is none of the pack's; the message names the nearest.
+    """
+    one = re.fullmatch(r"\s*#?(\d{1,18})\s*", words)
+    if one:
+        return [store[int(one[1])].id]
+    return [int(i) for i in store.find(words).index[:MOST]]
+
+
+def described(store: FeatureStore, latent: int) -> str:
+    feature = store[latent]
+    return f"#{latent} {show_line(feature.label, 34)} · output {number(feature.row['out_score'], '+.3f')}"
+
+
+def file(store: FeatureStore, slug: str) -> None:
+    """A vector from a file. Pickles are not taken."""
+    given = st.file_uploader("A vector", ["npy", "npz", "json", "safetensors"], key="steer file", help="As wide as the site.")
+    key = st.text_input("Which of several", key="steer file key", placeholder="the only one")
+    if st.button("Add", icon=":material/add:", key="steer add file", disabled=given is None):
+        stack.add(slug, read_vector(given.name, given.getvalue(), store.site, key or None))
+        st.rerun()
+
+
+def read_vector(name: str, data: bytes, site: str, key: str | None) -> Direction:
+    """The direction in an uploaded file.
+
+    Raises:
+        EditError: it holds none; the message names the file as it was called.
+    """
+    path = Path(name)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / f"{path.stem[:80].replace('/', '_') or 'vector'}{path.suffix}"
+        kept.write_bytes(data)
+        try:
+            return Direction.from_file(kept, site, key)
+        except EditError as refusal:
+            raise EditError(str(refusal).replace(str(kept), kept.name)) from None
+
+
+def prompts(store: FeatureStore) -> tuple[str, tuple[Any, ...]] | None:
+    """Two sets of prompts, whose difference the model has to be asked for."""
+    toward = st.text_area("Toward, a prompt a line", key="steer toward", height=90, placeholder="I love this.\nWhat joy!")
+    away = st.text_area("Away from, a prompt a line", key="steer away", height=90, placeholder="I hate this.\nHow sad.")
+    kind = st.selectbox(
+        "Direction",
+        ("Difference of means", "Linear probe"),
+        key="steer between",
+        help="The probe gives little weight to what differs within one side anyway; its accuracy, each prompt left out in "
+        "turn, stands in its name.",
+    )
+    if not st.button("Make and add", icon=":material/add:", key="steer add between"):
+        return None
+    sides = [[line for line in text.splitlines() if line.strip()] for text in (toward, away)]
+    if not all(sides):
+        raise EditError("A direction between prompts needs at least one prompt on both sides, each on a line of its own.")
+    return ("probe" if kind == "Linear probe" else "between"), (store.site, *sides)
