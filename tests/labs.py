@@ -11,7 +11,7 @@ from scope.activations.harvest.harvest import harvest
 from scope.cli.demo import default_site
 from scope.cli.train import provenance
 from scope.features.collect.collect import CollectConfig, collect
-from scope.models.gemma.weights import hf_names
+from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
 from scope.sae.files import save_sae
 from scope.sae.jumprelu import JumpReLUConfig
@@ -27,7 +27,7 @@ def save_checkpoint(model, folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     parameters = dict(model.named_parameters())
-    tensors = {theirs: parameters[ours].detach().contiguous() for ours, theirs in hf_names(model.cfg.n_layers).items()}
+    tensors = {theirs: parameters[ours].detach().contiguous() for ours, theirs in tensor_names(model.cfg).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.cfg.to_hf()))
     (folder / "tokenizer.json").write_text(model.tokenizer.backend.to_str())

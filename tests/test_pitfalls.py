@@ -21,7 +21,7 @@ from scope.errors import DictionaryError
 from scope.evaluation.evaluate import EvaluateConfig, evaluate
 from scope.evaluation.splice import kept_mask
 from scope.models.parts.layers import RMSNorm, soft_cap
-from scope.models.parts.rope import rotary_tables
+from scope.models.parts.positions import rotary_tables
 from scope.sae.formats.arrays import build
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.activations.toy import ByteTokenizer, record

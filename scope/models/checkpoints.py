@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from scope.errors import CheckpointError
+from scope.models.adapters import refuse_adapter
 from scope.models.stored import read_header
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -25,6 +26,7 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
         return folder
     path = Path(name).expanduser()
     if path.is_dir():
+        refuse_adapter(path)
         if not (path / "config.json").exists():
             raise CheckpointError(
                 f"{path} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
@@ -54,7 +56,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
     way_out = "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), endpoint=hub))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), endpoint=hub))
     except GatedRepoError:
         raise CheckpointError(
             f"{name} is gated: accept its licence on {hub}/{name}, then run `hf auth login` or set HF_TOKEN."
@@ -74,6 +76,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name} is no folder here and cannot be fetched from {hub}: {reason}\n{way_out}") from None
+    refuse_adapter(folder)
+    return folder
 
 
 def read_config(folder: Path) -> dict:

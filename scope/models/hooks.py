@@ -1,23 +1,154 @@
 """Hook points: named places of a model where a tensor can be read or replaced while it flows past.
 
-The vocabulary is TransformerLens': `run_with_hooks`, `run_with_cache`, `hooks`, `hook_dict`, `reset_hooks`, and functions
-`fn(tensor, hook)` that return a replacement or None. Two things differ on purpose: a name that matches nothing is refused
-with the nearest names, and a hook that never fired is an error at the end of its run.
+A hook is a function `fn(tensor, hook)` that returns a replacement or None. A name that matches nothing is refused with the
+nearest names, and a hook that never fired is an error at the end of its run. TransformerLens' further methods for hooks and
+caches are in scope/models/transformer_lens/hook_api.py.
 """
 
+import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, UnknownSite
-from scope.models.hook_names import nearest as nearest
-from scope.models.hook_point import HookFn, HookPoint, Installed, RunState
-from scope.models.transformer_lens.activation_cache import ActivationCache
-from scope.models.transformer_lens.decomposition import Slice, cut
+from scope.models.face import NamesFilter
 
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+HEAD = ("ln_final", "unembed")
+"""Modules behind the last block."""
+
+HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
+
+
+@dataclass
+class RunState:
+    """What is flowing right now, for hooks that must know where they are: all [batch pos], positions absolute, <bos> at 0."""
+
+    tokens: Tensor | None = None
+    positions: Tensor | None = None
+    real: Tensor | None = None
+    prompt_lengths: Tensor | None = None
+    """[batch] real tokens of each prompt while generating; None means that everything is prompt."""
+
+
+@dataclass(eq=False)
+class Installed:
+    """One function on one hook point, and how often it has run."""
+
+    fn: HookFn
+    permanent: bool = False
+    fired: int = 0
+
+
+class HookPoint(nn.Module):
+    """The identity, until a hook is installed. `name` is its full path in the model, e.g. blocks.3.hook_resid_post.
+
+    `width` is how many numbers it has for each position, heads concatenated; 0 where it has no row for each, as attention
+    patterns. A point `on_request` is computed only while it has hooks, so it is left out where no names are given; a name or
+    a filter that selects it gets it.
+    """
+
+    def __init__(self, width: int = 0, on_request: bool = False):
+        super().__init__()
+        self.name, self.width, self.on_request = "", width, on_request
+        self.ctx: dict[str, Any] = {}
+        self.run = RunState()
+        self.fwd_hooks: list[Installed] = []
+        self.bwd_hooks: list[Installed] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Skips torch's module call where there are no hooks: most of a small model's time would go into it."""
+        if self.fwd_hooks or self.bwd_hooks or self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
+            return super().__call__(x)
+        return x
+
+    def has_hooks(self) -> bool:
+        return bool(self.fwd_hooks or self.bwd_hooks)
+
+    def layer(self) -> int:
+        """Index of the block this point lies in, from 0."""
+        parts = self.name.split(".")
+        if parts[0] != "blocks":
+            raise ConfigError(f"{self.name} lies outside the blocks, so it has no layer.")
+        return int(parts[1])
+
+    def add_hook(self, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> Installed:
+        """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
+        if dir not in ("fwd", "bwd"):
+            raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
+        installed = Installed(_given_its_point(fn), is_permanent)
+        hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
+        hooks.insert(0 if prepend else len(hooks), installed)
+        return installed
+
+    def add_perma_hook(self, fn: HookFn, dir: str = "fwd") -> Installed:
+        return self.add_hook(fn, dir, is_permanent=True)
+
+    def clear_context(self) -> None:
+        self.ctx.clear()
+
+    def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
+        for name in ("fwd", "bwd"):
+            if dir in (name, "both"):
+                hooks = getattr(self, f"{name}_hooks")
+                hooks[:] = [h for h in hooks if h.permanent and not including_permanent]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.fwd_hooks or self.bwd_hooks):
+            return x
+        for installed in tuple(self.fwd_hooks):
+            installed.fired += 1
+            replaced = installed.fn(x, self)
+            if replaced is not None:
+                if not isinstance(replaced, Tensor):
+                    raise ConfigError(f"A hook on {self.name} returned {type(replaced).__name__}; give a tensor, or None.")
+                if replaced.shape != x.shape:
+                    raise ConfigError(
+                        f"A hook on {self.name} returned shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there."
+                    )
+                x = replaced
+        if self.bwd_hooks and x.requires_grad:
+            x.register_hook(self._backward)
+        return x
+
+    def looked(self, x: Tensor) -> tuple[Tensor, bool]:
+        """What the hooks make of x, and whether they only looked: neither replaced it nor wrote into it."""
+        version = x._version
+        seen = self(x)
+        return seen, seen is x and x._version == version
+
+    def _backward(self, grad: Tensor) -> Tensor:
+        for installed in tuple(self.bwd_hooks):
+            installed.fired += 1
+            replaced = installed.fn(grad, self)
+            if isinstance(replaced, tuple) and len(replaced) == 1:  # as TransformerLens has it
+                replaced = replaced[0]
+            grad = grad if replaced is None else replaced
+        return grad
+
+
+def _given_its_point(fn: HookFn) -> HookFn:
+    """TransformerLens gives the point by the name `hook`. A function in which this name is not the second place gets it so,
+    or `lambda x, layer=3, hook=None: ...` would take the point for its layer."""
+    try:
+        takes = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # some that are written in C tell nothing
+        return fn
+    placed = [name for name, p in takes.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    every = any(p.kind == p.VAR_POSITIONAL for p in takes.values())
+    rest = any(p.kind == p.VAR_KEYWORD for p in takes.values()) and len(placed) < 2 and not every
+    if rest or ("hook" in takes and placed[1:2] != ["hook"]):
+        return lambda x, point: fn(x, hook=point)
+    return fn
+
+
+def exactly(value: Tensor, through: Tensor) -> Tensor:
+    """`value` to the last bit, with the gradients of `through`, which is the same number computed another way."""
+    return value.detach() + (through - through.detach()) if through.requires_grad else value
 
 
 class HookedModule(nn.Module):
@@ -64,27 +195,6 @@ class HookedModule(nn.Module):
                 raise UnknownSite(f"This model has no hook point {name}.{nearest(name, list(self.hook_dict))}")
         return [name for name in self.hook_dict if name in set(wanted)]
 
-    def add_hook(
-        self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False
-    ) -> list[Installed]:
-        return [self.hook_dict[n].add_hook(fn, dir, is_permanent, prepend) for n in self.match(name)]
-
-    def add_perma_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd") -> list[Installed]:
-        return self.add_hook(name, fn, dir, is_permanent=True)
-
-    def reset_hooks(self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False) -> None:
-        self.remove_all_hook_fns(direction, including_permanent)
-        if clear_contexts:
-            self.clear_contexts()
-
-    def remove_all_hook_fns(self, direction: str = "both", including_permanent: bool = False) -> None:
-        for point in self.hook_points():
-            point.remove_hooks(direction, including_permanent)
-
-    def clear_contexts(self) -> None:
-        for point in self.hook_points():
-            point.clear_context()
-
     @contextmanager
     def hooks(
         self, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, must_fire: bool = True, clear_contexts: bool = False
@@ -115,90 +225,8 @@ class HookedModule(nn.Module):
                     if hook in hooks:
                         hooks.remove(hook)
             if clear_contexts:
-                self.clear_contexts()
-
-    def run_with_hooks(
-        self, *args, fwd_hooks=(), bwd_hooks=(), reset_hooks_end: bool = True, clear_contexts: bool = False, **kwargs
-    ):
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts=clear_contexts):
-            return self(*args, **kwargs)
-
-    def run_with_cache(
-        self,
-        *args,
-        names_filter: NamesFilter = None,
-        device: str | torch.device | None = None,
-        incl_bwd: bool = False,
-        remove_batch_dim: bool = False,
-        return_cache_object: bool = True,
-        pos_slice: Slice = None,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **kwargs,
-    ):
-        """(output, ActivationCache). With incl_bwd the output must be a scalar; its gradients are cached as NAME_grad.
-        `pos_slice` keeps those positions alone, `device` is where the cache goes. With `stop_at_layer`, no filter or a function
-        means what the run passes; names that it does not reach are refused."""
-        stop = kwargs.get("stop_at_layer")
-        if stop is not None and stop < 0:
-            stop += len(self.blocks)
-        names = self.match(names_filter)
-        if stop is not None and (names_filter is None or callable(names_filter)):
-            names = [n for n in names if self.reached(n, stop)]
-            if not names and names_filter is not None:
-                raise UnknownSite(f"The filter selects nothing that a run passes before it stops at layer {stop}.")
-        tensors, fwd, bwd = self.get_caching_hooks(names, incl_bwd, device, pos_slice=pos_slice)
-        with self.hooks(fwd, bwd, reset_hooks_end, must_fire=names_filter is not None, clear_contexts=clear_contexts):
-            out = self(*args, **kwargs)
-            if incl_bwd:
-                out.backward()
-        cache = ActivationCache(tensors, self)
-        cache = cache.remove_batch_dim() if remove_batch_dim else cache
-        return out, cache if return_cache_object else cache.tensors
-
-    def get_caching_hooks(
-        self,
-        names_filter: NamesFilter = None,
-        incl_bwd: bool = False,
-        device: str | torch.device | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-        pos_slice: Slice = None,
-    ) -> tuple[dict[str, Tensor], list, list]:
-        """(a dictionary, forward hooks, backward hooks): while these are installed, each run fills the dictionary."""
-        tensors = {} if cache is None else cache
-
-        def keep(suffix: str):
-            def fn(x: Tensor, hook: HookPoint) -> None:
-                queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
-                kept = cut(x.detach(), pos_slice, queries)
-                kept = kept[0] if remove_batch_dim else kept
-                tensors[hook.name + suffix] = kept.to(device) if device else kept
-
-            return fn
-
-        names = self.match(names_filter)
-        return tensors, [(names, keep(""))], [(names, keep("_grad"))] if incl_bwd else []
-
-    def add_caching_hooks(
-        self,
-        names_filter: NamesFilter = None,
-        incl_bwd: bool = False,
-        device: str | torch.device | None = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Installs hooks that fill the dictionary which is returned, at each run until `reset_hooks()`."""
-        tensors, fwd, bwd = self.get_caching_hooks(names_filter, incl_bwd, device, remove_batch_dim, cache)
-        for dir, pairs in (("fwd", fwd), ("bwd", bwd)):
-            for names, fn in pairs:
-                self.add_hook(names, fn, dir)
-        return tensors
-
-    def reached(self, name: str, stop_at_layer: int) -> bool:
-        """Whether a run that stops before block `stop_at_layer` passes this hook point."""
-        parts = name.split(".")
-        return int(parts[1]) < stop_at_layer if parts[0] == "blocks" else name == "hook_embed"
+                for point in self.hook_points():
+                    point.clear_context()
 
     @torch.no_grad()
     def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
@@ -225,7 +253,7 @@ class HookedModule(nn.Module):
 
     def layers_for(self, names: Sequence[str]) -> int | None:
         """How many blocks must run so that all names are passed; None means all, and the head."""
-        if any(name.startswith(("ln_final", "unembed")) for name in names):
+        if any(name.startswith(HEAD) for name in names):
             return None
         return max((self.hook_dict[n].layer() + 1 for n in names if n.startswith("blocks")), default=0)
 
@@ -236,3 +264,9 @@ def _pairs(hooks: Sequence) -> list[tuple]:
     if not all(isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1]) for pair in hooks):
         raise ConfigError("Hooks are given as a list of pairs: [(name or filter, fn(tensor, hook)), ...].")
     return hooks
+
+
+def nearest(name: str, known: Sequence[str], n: int = 4) -> str:
+    """The end of a refusal: the known names most like `name`."""
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4) or list(known)[:n]
+    return f"\n  Nearest: {', '.join(close)}" if close else ""

@@ -8,10 +8,11 @@ import torch
 
 from scope.errors import ConfigError
 from scope.models.checkpoints import find_checkpoint, read_config, weight_files, weights_hash
-from scope.models.gemma.config import GemmaConfig
-from scope.models.gemma.model import Gemma
-from scope.models.gemma.weights import load_weights
+from scope.models.face import LanguageModel
+from scope.models.families import family_of
+from scope.models.streamed import streamed_class
 from scope.models.text.tokenizer import Tokenizer
+from scope.models.weights import load_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -23,8 +24,8 @@ def load_model(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     streamed: bool = False,
-):
-    """A Gemma 2 in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
+) -> LanguageModel:
+    """A Gemma in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
     whatever TransformerLens loads under that name, with the same face (scope/models/transformer_lens/bridge.py).
 
     Weights are read and converted tensor by tensor, each into its place: at no time are there two copies. Norms, softmax
@@ -39,7 +40,7 @@ def load_model(
     device = _device(device)
     if str(model).startswith("lens:"):
         if streamed:
-            raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint of Gemma 2 can be streamed.")
+            raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint can be streamed.")
         from scope.models.transformer_lens.bridge import load
 
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
@@ -48,16 +49,15 @@ def load_model(
     if revision is not None and not fetched:
         raise ConfigError(f"revision is {revision!r}, but {model} is no hub id: what lies in a folder has no revision.")
     raw = read_config(folder)
-    config = GemmaConfig.from_hf(raw, str(model))
+    family = family_of(raw, str(model))
+    config = family.config_from_hf(raw, str(model))
     tokenizer = Tokenizer.from_folder(folder)
     files = weight_files(folder)
     if streamed:
-        from scope.models.streamed import StreamedGemma
-
-        loaded = StreamedGemma(config, tokenizer, files, dtype, device)
+        loaded = streamed_class(family)(config, tokenizer, files, dtype, device)
     else:
         with torch.device("meta"):
-            loaded = Gemma(config, tokenizer)
+            loaded = family(config, tokenizer)
         load_weights(loaded, files, dtype, device)
     loaded.provenance = {
         "model": _name(str(model)),

@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from scope.errors import CheckpointError, ConfigError
-from scope.models.gemma.config import GemmaConfig
-from scope.models.gemma.model import FLOW, Gemma
-from scope.models.gemma.weights import hf_names, not_finite
+from scope.errors import ConfigError
 from scope.models.parts.cache import ModelCache
-from scope.models.stored import Reader, StoredTensor, stored_tensors
-from scope.models.transformer_lens.weight_names import Embedding, Unembed
+from scope.models.parts.decoder import Decoder
+from scope.models.parts.embedding import Embedding, Unembed
+from scope.models.stored import Reader
+from scope.models.weights import check_finite, check_tied, matching, put
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
 TOKENS_AT_ONCE = 4096
@@ -28,42 +27,31 @@ TOKENS_AT_ONCE = 4096
 _VOCABULARY_PIECE = 8192
 
 
-class Weights:
+class StoredWeights:
     """A checkpoint's tensors under our names, read when asked for, in one dtype, on one device.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape; not finite, when it is first read.
     """
 
-    def __init__(self, files: dict[str, Path], shapes: dict[str, tuple[int, ...]], n_layers: int, dtype, device):
-        names, there = hf_names(n_layers), stored_tensors(files)
-        missing = [theirs for theirs in names.values() if theirs not in there]
-        if missing:
-            raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors, first {missing[0]}. It is incomplete.")
-        unknown = sorted(set(there) - set(names.values()) - {"lm_head.weight"})
-        if unknown:
-            raise CheckpointError(f"The checkpoint holds tensors no Gemma 2 has: {', '.join(unknown[:4])}.")
-        for ours, shape in shapes.items():
-            if there[names[ours]].shape != shape:
-                found = there[names[ours]].shape
-                raise CheckpointError(f"{names[ours]} has shape {found} where config.json asks for {shape}.")
+    def __init__(self, model: Decoder, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device):
+        self.stored, head = matching(model, files)
         self.dtype, self.device = dtype, torch.device(device)
-        self.stored = {ours: there[theirs] for ours, theirs in names.items()}
-        self.reader = Reader(list(there.values()))
-        self.whole: set[str] = set()  # what was found finite
+        self.reader = Reader([*self.stored.values(), *([head] if head else [])])
+        self.checked: set[str] = set()  # names of what was found finite
         self.ahead = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self.reading: Future | None = None
-        if "lm_head.weight" in there:
-            self._check_tied(there["lm_head.weight"])
+        if head:
+            check_tied(model, self.reader, head, self.pieces("embed.weight", _VOCABULARY_PIECE))
 
     def read(self, name: str, into: Tensor, first_row: int = 0) -> Tensor:
         return self.reader.read(self.stored[name], into, first_row)
 
     def read_whole(self, name: str, into: Tensor) -> Tensor:
         self.read(name, into)
-        if name not in self.whole:
-            self.check_finite(name, into)
-            self.whole.add(name)
+        if name not in self.checked:
+            check_finite(self.stored[name], into)
+            self.checked.add(name)
         return into
 
     def pieces(self, name: str, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -72,14 +60,10 @@ class Weights:
         buffer = torch.empty(min(rows, n), width, dtype=self.dtype, device=self.device)
         for first in range(0, n, len(buffer)):
             piece = self.read(name, buffer[: min(len(buffer), n - first)], first)
-            if name not in self.whole:
-                self.check_finite(name, piece)
+            if name not in self.checked:
+                check_finite(self.stored[name], piece)
             yield first, piece
-        self.whole.add(name)
-
-    def check_finite(self, name: str, values: Tensor) -> None:
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):  # makes no copy, and NaN is passed on
-            raise not_finite(self.stored[name], values.dtype)
+        self.checked.add(name)
 
     def read_ahead(self, names: list[str]) -> None:
         """Begin to bring these into the system's cache."""
@@ -89,18 +73,11 @@ class Weights:
         if self.reading is not None:
             self.reading.result()
 
-    def _check_tied(self, head: StoredTensor) -> None:
-        same = head.shape == self.stored["embed.weight"].shape
-        for first, rows in self.pieces("embed.weight", _VOCABULARY_PIECE) if same else ():
-            same = same and torch.equal(self.reader.read(head, torch.empty_like(rows), first), rows)
-        if not same:
-            raise CheckpointError("lm_head.weight differs from the embedding; Gemma 2 ties them, so this is another model.")
-
 
 class StreamedEmbedding(Embedding):
     """Reads only the rows that the tokens need."""
 
-    def __init__(self, d_vocab: int, d_model: int, weights: Weights):
+    def __init__(self, d_vocab: int, d_model: int, weights: StoredWeights):
         super().__init__(d_vocab, d_model)
         self.weights = weights
 
@@ -109,7 +86,7 @@ class StreamedEmbedding(Embedding):
         rows = torch.empty(len(ids), self.embedding_dim, dtype=self.weights.dtype)
         for row, i in zip(rows, ids.tolist(), strict=True):
             self.weights.read("embed.weight", row, i)
-        self.weights.check_finite("embed.weight", rows)
+        check_finite(self.weights.stored["embed.weight"], rows)
         scale = torch.tensor(math.sqrt(self.embedding_dim), dtype=self.weights.dtype)
         return (rows * scale)[where].to(self.weights.device)
 
@@ -136,29 +113,34 @@ def _refused(name: str) -> property:
     return property(refuse)
 
 
-class StreamedGemma(Gemma):
-    """A Gemma 2 that reads each block when it is needed. Hooks, sites and numbers are those of the resident model.
+def streamed_class(family: type[Decoder]) -> type[Decoder]:
+    """The family's model, streamed: `streamed_class(Gemma)(config, tokenizer, files, dtype, device)`."""
+    return type(f"Streamed{family.__name__}", (Streamed, family), {"__doc__": Streamed.__doc__})
+
+
+class Streamed(Decoder):
+    """A model that reads each block when it is needed. Hooks, sites and numbers are those of the model in memory.
 
     `record` is what it is for: the batch passes a block in slices of about TOKENS_AT_ONCE tokens, and hooks that are
     installed meanwhile see a slice at a time (`hook.run` agrees). Any other call runs the whole batch at once, without
     gradients.
     """
 
-    def __init__(self, config: GemmaConfig, tokenizer, files: dict[str, Path], dtype: torch.dtype, device):
+    def __init__(self, config, tokenizer, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device):
         self._weights = None
         with torch.device("meta"):
             super().__init__(config, tokenizer)
-        shapes = {name: tuple(p.shape) for name, p in self.named_parameters()}
-        self._weights = Weights(files, shapes, config.n_layers, dtype, device)
+        self._weights = StoredWeights(self, files, dtype, device)
         with torch.device("meta"):
             self.embed = StreamedEmbedding(config.d_vocab, config.d_model, self._weights)
             self.unembed = StreamedUnembed(self.embed)
-        self.setup_hooks(FLOW)
-        self.cfg.note_place(self.dtype, self.device)
-        parameters = self.blocks[0].named_parameters()
-        self.slots = {name: torch.empty(p.shape, dtype=dtype, device=self.device) for name, p in parameters}
-        gain = self._weights.read_whole("ln_final.weight", torch.empty(config.d_model, dtype=dtype, device=self.device))
-        self.ln_final.weight = nn.Parameter(gain, requires_grad=False)
+        self.setup_hooks(self.block_parts)
+        self.on_placed()
+        self._slots: dict[tuple[str, torch.Size], Tensor] = {}  # blocks of one kind take turns in the same memory
+        for name, p in list(self.named_parameters()):
+            if not name.startswith(("blocks.", "embed.")):
+                values = self._weights.read_whole(name, torch.empty(p.shape, dtype=dtype, device=self.device))
+                put(self, name, nn.Parameter(values, requires_grad=False))
 
     device = property(lambda self: self._weights.device if self._weights else torch.device("meta"))
     dtype = property(lambda self: self._weights.dtype if self._weights else torch.float32)
@@ -182,15 +164,19 @@ class StreamedGemma(Gemma):
         self._weights.await_reading()
         block, parameters = self.blocks[layer], dict(self.blocks[layer].named_parameters())
         try:
-            for name, slot in self.slots.items():
+            for name, p in parameters.items():
+                slot = self._slots.get((name, p.shape))
+                if slot is None:
+                    slot = self._slots[name, p.shape] = torch.empty(p.shape, dtype=self.dtype, device=self.device)
                 self._weights.read_whole(f"blocks.{layer}.{name}", slot)
-                _put(block, name, nn.Parameter(slot, requires_grad=False))
+                put(block, name, nn.Parameter(slot, requires_grad=False))
             if following is not None:
-                self._weights.read_ahead([f"blocks.{following}.{name}" for name in self.slots])
+                names = [name for name, _ in self.blocks[following].named_parameters()]
+                self._weights.read_ahead([f"blocks.{following}.{name}" for name in names])
             yield
         finally:
             for name, meta in parameters.items():
-                _put(block, name, meta)
+                put(block, name, meta)
 
     @torch.no_grad()
     def forward(self, *args, **kwargs):
@@ -253,8 +239,3 @@ class StreamedGemma(Gemma):
             with self.resident(layer, layer + 1 if layer + 1 < stop else None):
                 resid = super().run_blocks(resid, positions, real, cache, layer + 1, layer)
         return resid
-
-
-def _put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, leaf = name.rsplit(".", 1)
-    setattr(module.get_submodule(owner), leaf, parameter)

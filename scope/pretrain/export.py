@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from scope.errors import CheckpointError
 from scope.models.gemma.model import Gemma
-from scope.models.gemma.weights import hf_names
+from scope.models.gemma.weights import tensor_names
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -29,7 +29,7 @@ def export(model: Gemma, tokenizer: Path, out: Path, card: str, shard_bytes: int
     parameters = dict(model.named_parameters())
     tensors = {
         theirs: parameters[ours].detach().to("cpu", torch.bfloat16).contiguous()
-        for ours, theirs in hf_names(model.cfg.n_layers).items()
+        for ours, theirs in tensor_names(model.cfg).items()
     }
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:

@@ -21,7 +21,7 @@ import torch
 
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
-from scope.models.gemma.weights import hf_names
+from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
 from scope.models.transformer_lens.bridge import hooked_transformer
 
@@ -71,7 +71,7 @@ def transformers_twin(ours: Gemma, dtype: torch.dtype, attention: str = "eager")
     theirs.model.rotary_emb.inv_freq = frequencies.float()
     names = dict(theirs.named_parameters())
     with torch.no_grad():
-        for mine, name in hf_names(ours.cfg.n_layers).items():
+        for mine, name in tensor_names(ours.cfg).items():
             names[name].copy_(ours.get_parameter(mine))
     return theirs
 

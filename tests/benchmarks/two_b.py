@@ -28,7 +28,7 @@ def make(folder: Path, args) -> None:
     from scope.models.checkpoints import BUNDLED
     from scope.models.gemma.config import GemmaConfig
     from scope.models.gemma.model import Gemma
-    from scope.models.gemma.weights import hf_names
+    from scope.models.gemma.weights import tensor_names
 
     config = GemmaConfig(
         d_model=2304, n_layers=args.layers, n_heads=8, n_kv_heads=4, d_head=256, d_mlp=9216, d_vocab=args.vocabulary
@@ -36,7 +36,7 @@ def make(folder: Path, args) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in Gemma(config).named_parameters()}
-    names, generator = hf_names(config.n_layers), torch.Generator().manual_seed(0)
+    names, generator = tensor_names(config), torch.Generator().manual_seed(0)
     groups, weight_map = [list(shapes)[i::3] for i in range(3)], {}
     for i, group in enumerate(groups):
         file, tensors = f"model-{i + 1:05d}-of-00003.safetensors", {}

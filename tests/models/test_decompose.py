@@ -188,10 +188,10 @@ def test_a_cache_of_chosen_positions_holds_those_alone(caches):
 def test_short_names_are_spelled_as_transformer_lens_spells_them(short, full):
     from transformer_lens.utilities import get_act_name
 
-    from scope.models.hook_names import short_name
+    from scope.models.transformer_lens.activation_cache import full_name
 
     short = (short,) if isinstance(short, str) else short
-    assert short_name(*short) == full == get_act_name(*short)
+    assert full_name(*short) == full == get_act_name(*short)
 
 
 def test_a_layer_that_does_not_exist_is_refused(caches):

@@ -33,9 +33,9 @@ def test_gradients_equal_transformers_at_every_parameter(pair):
     ours(tokens, return_type="loss").backward()
     logits = theirs(tokens, use_cache=False).logits
     cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    from scope.models.gemma.weights import hf_names
+    from scope.models.gemma.weights import tensor_names
 
-    names = hf_names(ours.cfg.n_layers)
+    names = tensor_names(ours.cfg)
     expected = dict(theirs.named_parameters())
     for name, p in ours.named_parameters():
         torch.testing.assert_close(p.grad, expected[names[name]].grad, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
-from scope.models.gemma.weights import hf_names
+from scope.models.gemma.weights import tensor_names
 from scope.models.text.tokenizer import Tokenizer
 from scope.pretrain.tokenizer import save_tokenizer
 from tests.conftest import random_gemma
@@ -47,9 +47,7 @@ def save_checkpoint(
 ) -> Path:
     """A folder as the hub has them; with `shards` > 1, that many files and an index."""
     parameters = dict(model.named_parameters())
-    tensors = {
-        theirs: parameters[ours].detach().to(dtype).contiguous() for ours, theirs in hf_names(model.cfg.n_layers).items()
-    }
+    tensors = {theirs: parameters[ours].detach().to(dtype).contiguous() for ours, theirs in tensor_names(model.cfg).items()}
     save_tokenizer(tokenizer.backend, folder, model.cfg.n_ctx)
     (folder / "config.json").write_text(json.dumps(model.cfg.to_hf()))
     if shards == 1:

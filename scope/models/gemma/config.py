@@ -1,20 +1,37 @@
-"""The sizes and switches of a Gemma 2, under TransformerLens' names, read from a Hugging Face config.json."""
+"""The sizes and switches of a Gemma, under TransformerLens' names, read from a Hugging Face config.json."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from scope.errors import CheckpointError, ConfigError
+from scope.models.transformer_lens.config_names import ConfigNames
 
-FAMILIES = ("gemma2",)
-_LAYER_TYPES = {"sliding_attention": "local", "full_attention": "global"}
+_ATTENTION = {"sliding_attention": "local", "full_attention": "global"}
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """What one generation of Gemma has, whatever its size."""
+
+    name: str
+    architecture: str
+    post_norms: bool
+    attention: tuple[str, ...]
+    """Kinds of layers, in the order in which they alternate."""
+
+
+_GENERATIONS = {
+    "gemma": _Generation("Gemma 1", "GemmaForCausalLM", post_norms=False, attention=("global",)),
+    "gemma2": _Generation("Gemma 2", "Gemma2ForCausalLM", post_norms=True, attention=("local", "global")),
+}
+"""model_type of config.json -> the generation. CodeGemma is a Gemma 1; ShieldGemma and DataGemma are Gemma 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GemmaConfig:
-    """A Gemma 2. `layer_types` says of each block whether it looks at all keys ("global") or at a window ("local")."""
+class GemmaConfig(ConfigNames):
+    """A Gemma. `layer_types` says of each block whether it looks at all keys ("global") or at a window ("local")."""
 
+    model_type: str = "gemma2"
     d_model: int
     n_layers: int
     n_heads: int
@@ -36,6 +53,8 @@ class GemmaConfig:
     model_name: str = "gemma2"
 
     def __post_init__(self):
+        if self.model_type not in _GENERATIONS:
+            raise ConfigError(f"model_type is {self.model_type!r}; a Gemma's is {' or '.join(_GENERATIONS)}.")
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
@@ -48,45 +67,24 @@ class GemmaConfig:
         if self.d_head % 2:
             raise ConfigError(f"d_head is {self.d_head}; rotary positions pair features, so it must be even.")
         if not self.layer_types:
-            types = tuple("local" if layer % 2 == 0 else "global" for layer in range(self.n_layers))
-            object.__setattr__(self, "layer_types", types)
+            kinds = self._generation.attention
+            object.__setattr__(self, "layer_types", tuple(kinds[layer % len(kinds)] for layer in range(self.n_layers)))
+        caps = self.attn_cap is not None or self.final_cap is not None
+        if self.model_type == "gemma" and (caps or self.query_scalar != self.d_head or "local" in self.layer_types):
+            raise ConfigError(
+                "A Gemma 1 has global attention, no soft caps, and query_scalar d_head.\n"
+                f"  Give attn_cap=None, final_cap=None, query_scalar={self.d_head} and no layer_types."
+            )
         if len(self.layer_types) != self.n_layers or set(self.layer_types) - {"local", "global"}:
             raise ConfigError(f'layer_types must say "local" or "global" for each of {self.n_layers} layers.')
 
-    def note_place(self, dtype: torch.dtype, device: torch.device) -> None:
-        """The model that owns this config says where its weights are now, for those who ask cfg.dtype and cfg.device.
-        No fields, for they are nothing that a checkpoint could be compared by."""
-        object.__setattr__(self, "dtype", dtype)
-        object.__setattr__(self, "device", device)
-
-    # TransformerLens' other names for the same things.
-    n_key_value_heads = property(lambda self: self.n_kv_heads)
-    window_size = property(lambda self: self.window)
-    attn_scores_soft_cap = property(lambda self: -1.0 if self.attn_cap is None else self.attn_cap)
-    output_logits_soft_cap = property(lambda self: -1.0 if self.final_cap is None else self.final_cap)
-    d_vocab_out = property(lambda self: self.d_vocab)
-    act_fn = property(lambda self: "gelu_pytorch_tanh")
-    normalization_type = property(lambda self: "RMS")
-    positional_embedding_type = property(lambda self: "rotary")
-    default_prepend_bos = property(lambda self: True)
-    tokenizer_prepends_bos = property(lambda self: False)
-    tokenizer_name = property(lambda self: self.model_name)
-    original_architecture = property(lambda self: "Gemma2ForCausalLM")
-    attn_types = property(lambda self: list(self.layer_types))
-    attn_scale = property(lambda self: self.query_scalar**0.5)
-    use_attn_scale = use_local_attn = use_normalization_before_and_after = property(lambda self: True)
-    gated_mlp = final_rms = tie_word_embeddings = uses_rms_norm = property(lambda self: True)
-    attn_only = parallel_attn_mlp = rotary_adjacent_pairs = use_qk_norm = property(lambda self: False)
-    use_attn_result = use_split_qkv_input = use_attn_in = use_hook_mlp_in = False  # what model.set_use_...() changes
-    ungroup_grouped_query_attention = post_embedding_ln = scale_attn_by_inverse_layer_idx = from_checkpoint = False
-    num_experts = rotary_base_local = None
-    rotary_dim = property(lambda self: self.d_head)
-    rotary_base = property(lambda self: self.rope_theta)
-    attention_dir = property(lambda self: "causal")
-    n_devices = property(lambda self: 1)
-
     def local_window(self, layer: int) -> int | None:
         return self.window if self.layer_types[layer] == "local" else None
+
+    _generation = property(lambda self: _GENERATIONS[self.model_type])
+    post_norms = property(lambda self: self._generation.post_norms)
+    family_name = property(lambda self: self._generation.name)
+    original_architecture = property(lambda self: self._generation.architecture)
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any], where: str) -> "GemmaConfig":
@@ -96,46 +94,44 @@ class GemmaConfig:
             CheckpointError: another model_type, an activation or rope variant not computed here, a missing field.
         """
         kind = raw.get("model_type")
-        if kind not in FAMILIES:
-            raise CheckpointError(
-                f"{where} holds a model of type {kind!r}; scope computes {', '.join(FAMILIES)}.\n"
-                "  Give a Gemma 2 checkpoint, --model bundled, or --model lens:NAME for a model that TransformerLens loads."
-            )
-        activation = raw.get("hidden_activation") or raw.get("hidden_act") or "gelu_pytorch_tanh"
-        meant = activation == "gelu" and not raw.get("hidden_activation")  # older files say so and mean the tanh form
-        if activation != "gelu_pytorch_tanh" and not meant:
-            raise CheckpointError(f"{where} asks for activation {activation!r}; a Gemma 2 has gelu_pytorch_tanh.")
+        if kind not in _GENERATIONS:
+            raise CheckpointError(f"{where} holds a model of type {kind!r}; a Gemma's is {' or '.join(_GENERATIONS)}.")
+        name, first = _GENERATIONS[kind].name, kind == "gemma"
+        _check_activation(raw, where, name)
         rope = raw.get("rope_parameters") or {}
         scaling = next((r for r in (raw.get("rope_scaling"), rope) if r and _rope_kind(r) != "default"), None)
         if scaling:
             raise CheckpointError(f"{where} asks for rope scaling {scaling}; only unscaled rotary positions are computed.")
         if raw.get("attention_bias"):
-            raise CheckpointError(f"{where} has attention biases, which no Gemma 2 has.")
+            raise CheckpointError(f"{where} has attention biases, which no {name} has.")
         if raw.get("use_bidirectional_attention"):
             raise CheckpointError(f"{where} asks for attention in both directions; only causal attention is computed.")
         if raw.get("quantization_config"):
             raise CheckpointError(
                 f"{where} holds quantised weights, which are not read. Give the checkpoint they were made from."
             )
-        if strange := sorted(set(raw.get("layer_types") or ()) - set(_LAYER_TYPES)):
-            raise CheckpointError(f"{where} has layers of type {', '.join(strange)}; a Gemma 2 has {', '.join(_LAYER_TYPES)}.")
+        known = [theirs for theirs, ours in _ATTENTION.items() if ours in _GENERATIONS[kind].attention]
+        if strange := sorted(set(raw.get("layer_types") or ()) - set(known)):
+            raise CheckpointError(f"{where} has layers of type {', '.join(strange)}; a {name} has {', '.join(known)}.")
         eos = raw.get("eos_token_id")
         eos = 1 if eos is None else eos
-        types = tuple(_LAYER_TYPES[t] for t in raw.get("layer_types") or ())
+        types = tuple(_ATTENTION[t] for t in raw.get("layer_types") or ())
         try:
+            d_head = raw.get("head_dim", 256)
             return cls(
+                model_type=kind,
                 d_model=raw["hidden_size"],
                 n_layers=raw["num_hidden_layers"],
                 n_heads=raw["num_attention_heads"],
                 n_kv_heads=raw["num_key_value_heads"],
-                d_head=raw.get("head_dim", 256),
+                d_head=d_head,
                 d_mlp=raw["intermediate_size"],
                 d_vocab=raw["vocab_size"],
                 n_ctx=raw.get("max_position_embeddings", 8192),
                 window=raw.get("sliding_window") or 4096,
-                query_scalar=raw.get("query_pre_attn_scalar", 256),
-                attn_cap=raw.get("attn_logit_softcapping", 50.0),
-                final_cap=raw.get("final_logit_softcapping", 30.0),
+                query_scalar=d_head if first else raw.get("query_pre_attn_scalar", 256),
+                attn_cap=None if first else raw.get("attn_logit_softcapping", 50.0),
+                final_cap=None if first else raw.get("final_logit_softcapping", 30.0),
                 rope_theta=rope.get("rope_theta") or raw.get("rope_theta", 10000.0),
                 eps=raw.get("rms_norm_eps", 1e-6),
                 layer_types=types,
@@ -151,13 +147,18 @@ class GemmaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a config.json that transformers reads as the same model."""
-        types = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
-        scalar = (
-            int(self.query_scalar) if self.query_scalar == int(self.query_scalar) else self.query_scalar
-        )  # theirs is an int
+        types = {ours: theirs for theirs, ours in _ATTENTION.items()}
+        whole = self.query_scalar == int(self.query_scalar)  # theirs is an int
+        only_gemma2 = {
+            "sliding_window": self.window,
+            "query_pre_attn_scalar": int(self.query_scalar) if whole else self.query_scalar,
+            "attn_logit_softcapping": self.attn_cap,
+            "final_logit_softcapping": self.final_cap,
+            "layer_types": [types[t] for t in self.layer_types],
+        }
         return {
-            "architectures": ["Gemma2ForCausalLM"],
-            "model_type": "gemma2",
+            "architectures": [self.original_architecture],
+            "model_type": self.model_type,
             "hidden_size": self.d_model,
             "num_hidden_layers": self.n_layers,
             "num_attention_heads": self.n_heads,
@@ -166,13 +167,9 @@ class GemmaConfig:
             "intermediate_size": self.d_mlp,
             "vocab_size": self.d_vocab,
             "max_position_embeddings": self.n_ctx,
-            "sliding_window": self.window,
-            "query_pre_attn_scalar": scalar,
-            "attn_logit_softcapping": self.attn_cap,
-            "final_logit_softcapping": self.final_cap,
+            **(only_gemma2 if self.model_type == "gemma2" else {}),
             "rope_theta": self.rope_theta,
             "rms_norm_eps": self.eps,
-            "layer_types": [types[t] for t in self.layer_types],
             "hidden_activation": "gelu_pytorch_tanh",
             "hidden_act": "gelu_pytorch_tanh",
             "attention_bias": False,
@@ -185,6 +182,14 @@ class GemmaConfig:
             "use_cache": True,
             "dtype": "bfloat16",
         }
+
+
+def _check_activation(raw: dict[str, Any], where: str, name: str) -> None:
+    """Every Gemma has the tanh form of GELU. The first releases wrote `hidden_act: gelu` and meant it too, as transformers
+    reads them; `hidden_activation`, where there is one, is meant to the letter."""
+    meant = raw.get("hidden_activation") or {"gelu": "gelu_pytorch_tanh"}.get(raw.get("hidden_act"), raw.get("hidden_act"))
+    if meant not in ("gelu_pytorch_tanh", None):
+        raise CheckpointError(f"{where} asks for activation {meant!r}; a {name} has gelu_pytorch_tanh.")
 
 
 def _rope_kind(rope: dict[str, Any]) -> str:

@@ -4,17 +4,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scope.models.hook_point import HookPoint, exactly
+from scope.models.hooks import HookPoint, exactly
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.layers import soft_cap, soft_cap_
-from scope.models.parts.mask import Sight
-from scope.models.parts.rope import Angles, rotate
+from scope.models.parts.mask import CausalMask
+from scope.models.parts.positions import Angles, rotate
 from scope.shapes import Heads, Keys, Resid
 
 PerHead = Float[Tensor, "head d_model d_head"]
 Results = Float[Tensor, "batch pos head d_model"]
 KvInputs = Float[Tensor, "batch pos kv d_model"]
-Inputs = tuple[Results, KvInputs, KvInputs]
+HeadInputs = tuple[Results, KvInputs, KvInputs]
 Grouped = Float[Tensor, "batch kv group pos d_head"]
 PerKv = Float[Tensor, "batch kv key d_head"]
 
@@ -35,12 +35,16 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
         self.k_proj, self.v_proj = (nn.Linear(d_model, n_kv_heads * d_head, bias=False) for _ in range(2))
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
-        self.hook_q, self.hook_k, self.hook_v, self.hook_rot_q, self.hook_rot_k = (HookPoint() for _ in range(5))
-        self.hook_attn_scores, self.hook_pattern, self.hook_z = (HookPoint() for _ in range(3))
-        self.hook_result = HookPoint(on_request=True)  # what each head writes
-        self.hook_out = HookPoint()  # their sum, before the post norm
+        all_heads, all_kv = n_heads * d_head, n_kv_heads * d_head
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(all_heads), HookPoint(all_kv), HookPoint(all_kv)
+        self.hook_rot_q, self.hook_rot_k = HookPoint(all_heads), HookPoint(all_kv)
+        self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint(all_heads)
+        self.hook_result = HookPoint(n_heads * d_model, on_request=True)  # what each head writes
+        self.hook_out = HookPoint(d_model)  # their sum, before a post norm
 
-    def forward(self, x: Resid | Inputs, rotary: tuple[Angles, Angles], sight: Sight, cache: LayerCache | None = None) -> Resid:
+    def forward(
+        self, x: Resid | HeadInputs, rotary: tuple[Angles, Angles], mask: CausalMask, cache: LayerCache | None = None
+    ) -> Resid:
         """`x` is what all heads read, or, where hooks gave heads inputs of their own, those of queries, keys and values."""
         x_q, x_k, x_v = x if isinstance(x, tuple) else (x, x, x)
         q, k = self.hook_q(self.heads(self.q_proj, x_q)), self.hook_k(self.heads(self.k_proj, x_k))
@@ -50,32 +54,32 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         listened = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
         learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        z = self.hook_z(self.attend(q, k, v, sight) if listened or learns else self.attend_in_pieces(q, k, v, sight))
+        z = self.hook_z(self.attend(q, k, v, mask) if listened or learns else self.attend_in_pieces(q, k, v, mask))
         return self.hook_out(self.written(z))
 
-    def attend(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
+    def attend(self, q: Heads, k: Keys, v: Keys, mask: CausalMask) -> Heads:
         """What each head reads, by way of all its scores."""
         batch, n, n_keys = *q.shape[:2], k.shape[1]
         grouped, k, v = self.grouped(q).flatten(2, 3), self.ready(k), self.ready(v)
         scores = soft_cap((grouped @ k.transpose(2, 3)).view(batch, self.n_heads, n, n_keys) * self.scale, self.cap)
         # A query of padding sees nothing; the lowest finite number keeps its row finite, where -inf would make it NaN.
-        scores = scores.masked_fill(~sight.whole(n_keys)[:, None], torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~mask.whole(n_keys)[:, None], torch.finfo(scores.dtype).min)
         scores = self.hook_attn_scores(scores)
         wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
         pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype))
         z = pattern.reshape(*grouped.shape[:3], n_keys) @ v
         return z.view(batch, self.n_heads, n, self.d_head).transpose(1, 2)
 
-    def attend_in_pieces(self, q: Heads, k: Keys, v: Keys, sight: Sight) -> Heads:
+    def attend_in_pieces(self, q: Heads, k: Keys, v: Keys, mask: CausalMask) -> Heads:
         """The same, some queries at a time and only with the keys that these see: scores that nobody asks for are never
         all there, and those that the mask would throw away are not computed."""
         batch, n_keys = len(q), k.shape[1]
         k, v = self.ready(k), self.ready(v)
-        if q.shape[1] == 1 and sight.real is None and n_keys <= (sight.window or n_keys):
+        if q.shape[1] == 1 and mask.real is None and n_keys <= (mask.window or n_keys):
             return self.attend_to_all(q, k, v)
         grouped, z = self.grouped(q), torch.empty_like(q, memory_format=torch.contiguous_format)
         numbers = _NUMBERS.get(q.device.type, _NUMBERS_ELSEWHERE)
-        for piece in sight.pieces(n_keys, numbers, batch * self.n_heads):
+        for piece in mask.pieces(n_keys, numbers, batch * self.n_heads):
             some = grouped[:, :, :, piece.queries]
             scores = some.flatten(2, 3) @ k[:, :, piece.keys].transpose(2, 3)
             soft_cap_(scores.mul_(self.scale), self.cap)

@@ -1,10 +1,11 @@
-"""What generation remembers: per layer, the keys and values of the tokens so far.
+"""What generation remembers of the tokens so far: an entry for each block, of whatever kind the block makes.
 
-A local layer only ever looks back `window - 1` tokens, so its entry drops what lies further; absolute positions travel
-with the keys, which is what masks are made from.
+Attention keeps keys and values. A local layer only ever looks back `window - 1` tokens, so its entry drops what lies further;
+absolute positions travel with the keys, which is what masks are made from.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,19 @@ from scope.shapes import Heads, Keys
 
 _ROOM = 64  # tokens of room at least, so that not every new one makes new storage
 _LOCAL_ROOM = 1024
+
+
+@runtime_checkable
+class CacheEntry(Protocol):
+    """What one block remembers. The block alone reads and extends it; these two are what a cache asks of it."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch, in this order."""
+        ...
+
+    def repeated(self, n: int) -> "CacheEntry":
+        """A copy of the one row, n times."""
+        ...
 
 
 class LayerCache:
@@ -79,9 +93,9 @@ class LayerCache:
 
 @dataclass
 class ModelCache:
-    """One LayerCache a block, and the positions and padding that all blocks share."""
+    """One entry a block, and the positions and padding that all blocks share."""
 
-    layers: list[LayerCache]
+    layers: list[CacheEntry]
     positions: Tensor | None = None  # [batch pos], absolute, of every token so far
     real: Tensor | None = None  # [batch pos], False at padding
     padded: bool = True  # False where it is known that every token so far is real

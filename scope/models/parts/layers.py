@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from scope.models.hook_point import HookPoint, exactly
+from scope.models.hooks import HookPoint, exactly
 from scope.shapes import Resid
 
 _FEW = 1 << 17  # numbers; beyond them writing over what is there pays
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
     def __init__(self, d: int, eps: float):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.zeros(d)), eps
-        self.hook_scale, self.hook_normalized = HookPoint(), HookPoint()
+        self.hook_scale, self.hook_normalized = HookPoint(1), HookPoint(d)
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
@@ -51,8 +51,8 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_proj, self.up_proj = (nn.Linear(d_model, d_mlp, bias=False) for _ in range(2))
         self.down_proj = nn.Linear(d_mlp, d_model, bias=False)
-        self.hook_pre, self.hook_pre_linear, self.hook_post = HookPoint(), HookPoint(), HookPoint()
-        self.hook_out = HookPoint()  # before the post norm
+        self.hook_pre, self.hook_pre_linear, self.hook_post = (HookPoint(d_mlp) for _ in range(3))
+        self.hook_out = HookPoint(d_model)  # before a post norm
 
     def forward(self, x: Resid) -> Resid:
         pre = self.hook_pre(self.gate_proj(x))

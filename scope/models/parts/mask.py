@@ -33,15 +33,15 @@ class Piece:
     hidden: list[tuple[slice, Hidden]]
 
 
-class Sight:
+class CausalMask:
     """What one kind of layer sees in one run. Queries are the last of the keys; a layer that forgot early keys has fewer.
 
-    Without padding (`real` None) everything follows from where a token stands, and no mask of the whole is made.
+    Without padding (`real` None) everything follows from positions, and no mask over all queries and keys is made.
     """
 
     def __init__(self, query_pos: Positions, key_pos: KeyPositions, real: KeyReal | None, window: int | None):
         self.query_pos, self.key_pos, self.real, self.window = query_pos, key_pos, real, window
-        self.made: dict[tuple[int, ...], list[Piece]] = {}
+        self._pieces: dict[tuple[int, ...], list[Piece]] = {}
 
     def whole(self, n_keys: int) -> Visible:
         """Over the last `n_keys` keys; one row for all texts where there is no padding."""
@@ -52,13 +52,13 @@ class Sight:
 
     def pieces(self, n_keys: int, numbers: int, rows: int) -> list[Piece]:
         """Cut so that `rows` (batch times heads) tables of queries by keys hold about `numbers` numbers."""
-        if (n_keys, numbers, rows) not in self.made:
+        if (n_keys, numbers, rows) not in self._pieces:
             n = self.query_pos.shape[1]
             reach = n_keys if self.window is None else min(n_keys, self.window + 64)
             step = min(n, max(16, numbers // (rows * reach)))
             cut = self._by_place if self.real is None else self._by_mask
-            self.made[n_keys, numbers, rows] = cut(n_keys, [slice(a, min(a + step, n)) for a in range(0, n, step)])
-        return self.made[n_keys, numbers, rows]
+            self._pieces[n_keys, numbers, rows] = cut(n_keys, [slice(a, min(a + step, n)) for a in range(0, n, step)])
+        return self._pieces[n_keys, numbers, rows]
 
     def _by_place(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
         """Query i stands where key `before + i` does; hidden are keys after it and keys a window or more back."""

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scope.errors import ConfigError, EditError, TokensError
-from scope.models.hooks import HookedModule
-from scope.models.text.prompts import Side
+from scope.errors import EditError, TokensError
+from scope.models.face import LanguageModel
 from scope.models.text.sampling import Sampler
 from scope.models.text.sampling_config import SamplingConfig
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
-Turns = list[dict[str, str]]
 OnToken = Callable[[int, list[int | None]], bool | None]
 OnText = Callable[[int, str], bool | None]
 
@@ -30,7 +28,7 @@ class Generation:
 
 @torch.no_grad()
 def generate(
-    model: HookedModule,
+    model: LanguageModel,
     prompts: Prompts,
     sampling: SamplingConfig | None = None,
     *,
@@ -52,7 +50,7 @@ def generate(
         EditError: the logits are not finite, as after a far too strong edit.
     """
     sampling = sampling or SamplingConfig()
-    rows = _prompt_ids(model, prompts)
+    rows = prompt_ids(model, prompts)
     longest = max(map(len, rows))
     if longest >= model.cfg.n_ctx:
         raise TokensError(
@@ -100,13 +98,13 @@ def generate(
     return [w.finish("cancelled" if cancelled else "length" if room else "context") for w in writers]
 
 
-def _last_logits(model: HookedModule, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
+def _last_logits(model: LanguageModel, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
     """Logits of the last position only: the unembedding of all the others would be thrown away."""
     stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
     return model.logits_of(stream[:, -1:])[:, 0].float()
 
 
-def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
+def prompt_ids(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
     if isinstance(prompts, Tensor):
         if prompts.is_floating_point() or prompts.dim() not in (1, 2):
             kind = str(prompts.dtype).removeprefix("torch.")
@@ -123,7 +121,7 @@ def _prompt_ids(model: HookedModule, prompts: Prompts) -> list[list[int]]:
 class _Writer:
     """One row of the batch: its prompt, its text so far, and why it ended."""
 
-    def __init__(self, model: HookedModule, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
+    def __init__(self, model: LanguageModel, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
         self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
         self.words = model.tokenizer
         end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
@@ -159,100 +157,3 @@ class _Writer:
     def finish(self, otherwise: str) -> Generation:
         text = self.words.decode(self.ids) if self.words else ""
         return Generation(tuple(self.prompt), tuple(self.ids), text, self.stopped_by or otherwise)
-
-
-class Generates(HookedModule):
-    """What gives a model its `generate` method, under TransformerLens' names and with what that one lacks."""
-
-    def generate(
-        self,
-        input: Prompts | Sequence[int] | Turns | list[Turns] = "",
-        max_new_tokens: int = 10,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        freq_penalty: float = 0.0,
-        do_sample: bool = True,
-        seed: int = 0,
-        stop: str | Sequence[str] = (),
-        stop_at_eos: bool = True,
-        eos_token_id: int | Sequence[int] | None = None,
-        prepend_bos: bool | None = True,
-        padding_side: Side | None = None,
-        use_past_kv_cache: bool = True,
-        return_type: str = "input",
-        on_text: OnText | None = None,
-        on_token: OnToken | None = None,
-        fwd_hooks: Sequence = (),
-        verbose: bool = False,
-    ) -> str | list[str] | list[int] | list[list[int]] | Tensor | list[Generation]:
-        """Continue text, texts or tokens (rows of unequal length too), or answer chat turns laid out by the model's template.
-
-        What comes back looks like what went in, prompt included: text for text, ids for ids; a tensor is filled with the end
-        token after a row's end. Turns [{"role": "user", "content": ...}] are answered with the reply alone. `return_type`
-        "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these whatever went in. do_sample=False,
-        like temperature 0, takes the likeliest token; the same seed gives the same text. Hooks that are installed, or given
-        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `eos_token_id`,
-        one or several, end a text in place of the model's own. `verbose` and `padding_side` are taken for TransformerLens'
-        sake: nothing is drawn, and on which side rows are padded changes no text.
-
-        Raises:
-            TokensError: an empty prompt, one that fills the context, or turns for a model without a chat template.
-            ConfigError: a sampling setting or return_type that cannot be.
-            EditError: the logits are not finite.
-        """
-        kinds = ("input", "str", "tokens", "generations")
-        if return_type not in kinds:
-            raise ConfigError(f"return_type is {return_type!r}; it can be {', '.join(kinds)}.")
-        if padding_side not in ("left", "right", None):
-            raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
-        given = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
-        if given is not None and (not given or not all(0 <= end < self.cfg.d_vocab for end in given)):
-            raise ConfigError(f"eos_token_id is {eos_token_id!r}; give ids from 0 to {self.cfg.d_vocab - 1}, or None.")
-        sampling = SamplingConfig(
-            max_new_tokens=max_new_tokens,
-            temperature=float(temperature) if do_sample else 0.0,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            freq_penalty=float(freq_penalty),
-            seed=seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            stop_at_eos=stop_at_eos,
-        )
-        one, rows, kind = _read_input(self, input, prepend_bos is not False)
-        how = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
-        found = generate(self, rows, sampling, **how, ends=given)
-        kind = kind if return_type == "input" else return_type
-        if kind == "generations":
-            return found
-        if kind == "tokens":
-            whole = [[*g.prompt_ids, *g.new_ids] for g in found]
-            longest = max(map(len, whole))
-            end = given[0] if given else self.cfg.eos[0]
-            return torch.tensor([row + [end] * (longest - len(row)) for row in whole], device=self.device)
-        if kind == "ids":
-            made = [[*g.prompt_ids, *g.new_ids] for g in found]
-        elif kind == "reply":
-            made = [g.text for g in found]
-        else:
-            made = [self.words.decode([*g.prompt_ids, *g.new_ids]) for g in found]
-        return made[0] if one else made
-
-
-def _read_input(
-    model: HookedModule, input: Prompts | Sequence[int] | Turns | list[Turns], prepend_bos: bool
-) -> tuple[bool, list, str]:
-    """(whether one thing went in rather than a list, the rows of ids, what should come back)."""
-    if isinstance(input, Tensor):
-        return False, _prompt_ids(model, input), "tokens"
-    one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], dict | int))
-    items = [input] if one else list(input)
-    if items and isinstance(items[0], str):
-        rows = [model.words.encode(text, bos=prepend_bos) for text in items]
-        return one, _prompt_ids(model, rows), "str"
-    if items and len(items[0]) and isinstance(items[0][0], dict):
-        return one, _prompt_ids(model, [model.words.chat(turns) for turns in items]), "reply"
-    return one, _prompt_ids(model, items), "ids"

@@ -1,5 +1,6 @@
 """What `run_with_cache` keeps: activations by name, long or short, and through `Decomposition` the parts of the stream."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,8 +8,30 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, UnknownSite
-from scope.models.hook_names import nearest, short_name
+from scope.models.hooks import nearest
 from scope.models.transformer_lens.decomposition import Decomposition, Slice, cut
+
+_IN_ATTENTION = {"q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"}
+_IN_MLP = {"pre", "pre_linear", "post"}
+_ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v"}
+_ALIASES |= {"mlp_pre": "pre", "mlp_post": "post"}
+_PARTS = {"a": "attn", "attention": "attn", "m": "mlp"}
+
+
+def full_name(name: str, layer: int | None = None, part: str | None = None) -> str:
+    """TransformerLens' shorthand, spelled out: ("resid_post", 3), or "resid_post3", is blocks.3.hook_resid_post."""
+    if layer is None and ("." in name or name.startswith("hook_")):
+        return name
+    glued = re.fullmatch(r"([a-z_]+?)(\d+)([a-z]?.*)", name)
+    if layer is None and glued:
+        name, layer, part = glued[1], int(glued[2]), glued[3] or part
+    name, part = _ALIASES.get(name, name), _PARTS.get(part, part)
+    if layer is None:
+        return f"ln_final.hook_{name}" if name in ("scale", "normalized") else f"hook_{name}"
+    if name in ("scale", "normalized"):
+        return f"blocks.{layer}.{part or 'ln1'}.hook_{name}"
+    part = "attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else part
+    return f"blocks.{layer}.{part}.hook_{name}" if part else f"blocks.{layer}.hook_{name}"
 
 
 class ActivationCache(Decomposition):
@@ -29,7 +52,7 @@ class ActivationCache(Decomposition):
         if layer is not None and layer < 0:  # from the last block
             held = 1 + max((int(n.split(".")[1]) for n in self.tensors if n.startswith("blocks.")), default=-1)
             layer += held if self.model is None else self.model.cfg.n_layers
-        return short_name(name, layer, part)
+        return full_name(name, layer, part)
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors

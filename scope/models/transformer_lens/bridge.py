@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import CheckpointError, ConfigError, TokensError
-from scope.models.direct_logits import DirectLogits
-from scope.models.hooks import HookedModule, HookPoint
+from scope.models.hooks import HookPoint
 from scope.models.parts.cache import LayerCache, ModelCache
+from scope.models.parts.embedding import DirectLogits
 from scope.models.parts.layers import soft_cap
 from scope.models.text.prompts import Side, TakesText
+from scope.models.transformer_lens.hook_api import HookApi
 from scope.models.transformer_lens.kv_cache import arguments, kept
 from scope.models.transformer_lens.tokenizer import LensTokenizer
 from scope.shapes import Mask, Tokens
@@ -102,7 +103,7 @@ class LensConfig:
         return getattr(self.config, name)
 
 
-class LensModel(DirectLogits, TakesText, HookedModule):
+class LensModel(DirectLogits, TakesText, HookApi):
     """A TransformerLens model behind our face. A hook point here listens at the one of its name there, only while it is used.
 
     Positions that hooks see count real tokens, as everywhere here; how the model itself counts padding is its own affair.

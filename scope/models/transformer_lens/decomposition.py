@@ -101,7 +101,7 @@ class Decomposition:
             attn = self.model.blocks[n].attn
             z = cut(self["z", n], pos_slice, -3)
             results = torch.einsum("...hk,hkd->h...d", z, attn.W_O.to(z.device))
-            stacks.append(self._passed(results, n, "ln1_post", pos_slice) if post_norm else results)
+            stacks.append(self._passed(results, n, "ln1_post", pos_slice) if post_norm and self._post_norms else results)
             labels += [f"L{n}H{head}" for head in range(self.model.cfg.n_heads)]
         return self._finish(stacks, labels, upto, return_labels, incl_remainder, pos_slice, apply_ln, None)
 
@@ -118,7 +118,7 @@ class Decomposition:
         onto, w = project_output_onto, self.model.blocks[layer].mlp.W_out
         acts = cut(cut(self["post", layer], pos_slice, -2), neuron_slice, -1)
         w = cut(w.to(acts.device), neuron_slice, 0)
-        if post_norm:
+        if post_norm and self._post_norms:
             norm = self.model.blocks[layer].ln2_post
             acts = (acts / cut(self["scale", layer, "ln2_post"], pos_slice, -2)).to(acts.dtype)
             w = w * norm.w.to(w)
@@ -227,6 +227,7 @@ class Decomposition:
 
     # Their parts
 
+    _post_norms = property(lambda self: bool(self.model.cfg.use_normalization_before_and_after))
     _layers = property(lambda self: self.model.cfg.n_layers)
 
     def _upto(self, layer: int | None) -> int:

@@ -142,21 +142,22 @@ def export(model: Any) -> HookedTransformer:
         attn_scale=c.attn_scale,
         attn_scores_soft_cap=c.attn_scores_soft_cap,
         output_logits_soft_cap=c.output_logits_soft_cap,
-        use_local_attn=True,
+        use_local_attn=c.use_local_attn,
         window_size=c.window,
         attn_types=list(c.layer_types),
-        use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM",
+        use_normalization_before_and_after=c.post_norms,
+        original_architecture=c.original_architecture,
         model_name=c.model_name,
         dtype=model.dtype,
         device=str(model.device),
         init_weights=False,
     )
     tensors = {"embed.W_E": model.W_E, "unembed.W_U": model.W_U, "unembed.b_U": model.b_U, "ln_final.w": model.ln_final.w}
+    norms = ("ln1", "ln1_post", "ln2", "ln2_post") if c.post_norms else ("ln1", "ln2")
     for n, block in enumerate(model.blocks):
         kv = slice(None, None, c.n_heads // c.n_kv_heads)  # theirs are kept once for each key-value head
         attn, mlp, at = block.attn, block.mlp, f"blocks.{n}"
-        tensors |= {f"{at}.{norm}.w": getattr(block, norm).w for norm in ("ln1", "ln1_post", "ln2", "ln2_post")}
+        tensors |= {f"{at}.{norm}.w": getattr(block, norm).w for norm in norms}
         tensors |= {f"{at}.attn.{w}": getattr(attn, w) for w in ("W_Q", "W_O", "b_Q", "b_O")}
         tensors |= {f"{at}.attn._{w}": getattr(attn, w)[kv] for w in ("W_K", "W_V", "b_K", "b_V")}
         tensors |= {f"{at}.mlp.{w}": getattr(mlp, w) for w in ("W_gate", "W_in", "W_out", "b_in", "b_out")}
@@ -165,7 +166,7 @@ def export(model: Any) -> HookedTransformer:
     state = twin.state_dict()
     left = set(tensors) ^ {name for name in state if not name.endswith((".mask", ".IGNORE", "rotary_sin", "rotary_cos"))}
     if left:
-        raise RuntimeError(f"TransformerLens' Gemma 2 has other parameters than this version knows: {sorted(left)[:6]}")
+        raise RuntimeError(f"TransformerLens' {c.family_name} has other parameters than this version knows: {sorted(left)[:6]}")
     for name, tensor in tensors.items():
         state[name].copy_(tensor)
     return twin.to(model.device, print_details=False).eval()

@@ -1,10 +1,16 @@
-"""What notebooks written for TransformerLens call besides hooks and weights: its switches, products of weights, the loss."""
+"""What a family's model has beyond a decoder, so that code written for TransformerLens runs on it: text, loss, switches."""
 
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
+from scope.errors import ConfigError
+from scope.models.parts.cache import ModelCache
+from scope.models.parts.embedding import next_token_loss
+from scope.models.text.prompts import Side, TakesText
+from scope.models.transformer_lens.generate_api import GenerateApi
+from scope.models.transformer_lens.hook_api import HookApi
+from scope.models.transformer_lens.weight_names import NamedWeights
 from scope.shapes import Logits, Mask, Tokens
 
 _SWITCHES = {
@@ -15,8 +21,57 @@ _SWITCHES = {
 }
 
 
-class Habits:
-    """For a Gemma. Points on request work by name without any switch; a switch adds them to what is cached without a filter."""
+class TransformerLensApi(NamedWeights, HookApi, TakesText, GenerateApi):
+    """Comes before Decoder among a family's bases. Points on request work by name without any switch; a switch adds them to
+    what is cached without a filter."""
+
+    def forward(
+        self,
+        tokens: Tensor | str | list[str],
+        return_type: str | None = "logits",
+        stop_at_layer: int | None = None,
+        attention_mask: Tensor | None = None,
+        cache: ModelCache | None = None,
+        *,
+        start_at_layer: int | None = None,
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = True,
+        padding_side: Side | None = "right",
+    ) -> Tensor | tuple[Tensor, Tensor] | None:
+        """As Decoder.forward, with TransformerLens' arguments: logits, the mean next-token loss ("loss"), "both", or nothing.
+
+        Text is tokenised with <bos>. `loss_per_token` gives the loss of each next token [batch pos-1], in nats, 0 where it or
+        the token before it is padding.
+
+        Raises:
+            TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
+            ConfigError: an unknown return_type, a layer that this model does not have, or a loss without tokens.
+        """
+        if return_type not in ("logits", "loss", "both", None):
+            raise ConfigError(f'return_type is {return_type!r}; it can be "logits", "loss", "both" or None.')
+        if start_at_layer is not None and return_type in ("loss", "both"):
+            raise ConfigError("A run that starts at a stream has no tokens to take a loss of. Ask for logits.")
+        if not isinstance(tokens, Tensor):
+            attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
+            tokens = self.to_tokens(tokens, prepend_bos, padding_side)
+        tokens = tokens[None] if tokens.dim() == 1 else tokens
+        if attention_mask is not None and attention_mask.dim() == 1:
+            attention_mask = attention_mask[None]
+        out = super().forward(
+            tokens,
+            attention_mask,
+            cache,
+            start_at_layer=start_at_layer,
+            stop_at_layer=stop_at_layer,
+            logits=return_type is not None,
+        )
+        if stop_at_layer is not None or return_type in ("logits", None):
+            return out
+        loss = self.loss_fn(out, tokens, attention_mask, loss_per_token)
+        return loss if return_type == "loss" else (out, loss)
+
+    def on_placed(self) -> None:
+        self.cfg.note_place(self.dtype, self.device)
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         self._switch("use_attn_result", use_attn_result)
@@ -54,10 +109,3 @@ class Habits:
         """The next-token loss in nats of logits that are there already; as `model(tokens, return_type="loss")` otherwise."""
         real = tokens.new_ones(tokens.shape).bool() if attention_mask is None else attention_mask.bool()
         return next_token_loss(logits, tokens, real, per_token)
-
-
-def next_token_loss(logits: Logits, tokens: Tokens, real: Mask, per_token: bool = False) -> Tensor:
-    """Cross-entropy in nats of each real token after a real one: the mean, or [batch pos-1] with 0 elsewhere."""
-    counted = real[:, 1:] & real[:, :-1]
-    losses = cross_entropy(logits[:, :-1][counted].float(), tokens[:, 1:][counted], reduction="none" if per_token else "mean")
-    return losses.new_zeros(counted.shape).masked_scatter(counted, losses) if per_token else losses

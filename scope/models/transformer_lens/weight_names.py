@@ -1,47 +1,14 @@
-"""TransformerLens' names for the weights of a Gemma 2: views of what is stored, or made when asked for, never kept twice."""
-
-import math
+"""TransformerLens' names for the weights of a Gemma: views of what is stored, or made when asked for, never kept twice."""
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-
-from scope.models.hook_point import HookPoint
-from scope.shapes import Logits, Resid, Tokens
+from torch import Tensor
 
 _ABSENT = {
     "W_pos": "Positions turn queries and keys (rotary); no matrix of them is added to the stream.",
     "W_E_pos": "Positions turn queries and keys (rotary); use W_E.",
     "pos_embed": "Positions turn queries and keys (rotary); nothing of them is added to the stream.",
 }
-
-
-class Embedding(nn.Embedding):
-    """The tied matrix [d_vocab d_model]. What enters the stream is a row times sqrt(d_model), in the dtype of the weights."""
-
-    @property
-    def scale(self) -> Tensor:
-        return torch.tensor(math.sqrt(self.embedding_dim), dtype=self.weight.dtype, device=self.weight.device)
-
-    def forward(self, tokens: Tokens) -> Resid:
-        return super().forward(tokens) * self.scale
-
-    W_E = property(lambda self: self.weight * self.scale)  # TransformerLens folds the factor in; ours is made on each call
-
-
-class Unembed(nn.Module):
-    """From what the final norm gives to scores before the soft cap, by the embedding's matrix."""
-
-    def __init__(self, embed: Embedding):
-        super().__init__()
-        self._embed = (embed,)  # in a tuple, so that the weights belong to one module
-        self.hook_in, self.hook_out = HookPoint(), HookPoint()
-
-    def forward(self, normalized: Resid) -> Logits:
-        return self.hook_out(nn.functional.linear(self.hook_in(normalized), self._embed[0].weight))
-
-    W_U = property(lambda self: self._embed[0].weight.T)
-    b_U = property(lambda self: self.W_U.new_zeros(self.W_U.shape[1]))
 
 
 def _stacked(part: str, name: str) -> property:
@@ -63,7 +30,7 @@ class NamedWeights:
 
     def __getattr__(self, name: str):
         if name in _ABSENT:
-            raise AttributeError(f"A Gemma 2 has no {name}. {_ABSENT[name]}")
+            raise AttributeError(f"A Gemma has no {name}. {_ABSENT[name]}")
         return super().__getattr__(name)
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*lead d_model"]:

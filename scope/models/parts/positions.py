@@ -1,0 +1,54 @@
+"""Where tokens stand, and what blocks make of it: rotary tables and masks, once for all blocks of a run."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scope.models.parts.cache import ModelCache
+from scope.models.parts.mask import CausalMask
+from scope.shapes import Heads, Mask, Positions
+
+Angles = Float[Tensor, "#batch pos 1 d_head"]
+
+
+class RunPositions:
+    """Where the tokens of one run stand. Every block asks it for the rotary table and the mask of its own kind.
+
+    `real` None says that there is no padding and no gap: every row of positions counts on by one. `positions` and `real` are
+    those of the new tokens, `key_positions` and `key_real` those of all that can be attended to, cached tokens first.
+    """
+
+    def __init__(self, positions: Positions, real: Mask | None, cache: ModelCache | None, dtype: torch.dtype):
+        self.positions, self.real, self.dtype = positions, real, dtype
+        self.key_positions = positions if cache is None else cache.positions
+        self.key_real = None if real is None else real if cache is None else cache.real
+        self._rotary: dict[tuple[int, float], tuple[Angles, Angles]] = {}
+        self._masks: dict[int | None, CausalMask] = {}
+
+    def rotary(self, d_head: int, theta: float) -> tuple[Angles, Angles]:
+        """cos and sin; one row of angles serves all texts where all rows of positions agree."""
+        if (d_head, theta) not in self._rotary:
+            rows = self.positions if self.real is not None else self.positions[:1]
+            self._rotary[d_head, theta] = rotary_tables(rows, d_head, theta, self.dtype)
+        return self._rotary[d_head, theta]
+
+    def causal_mask(self, window: int | None) -> CausalMask:
+        """For a layer that looks back `window` tokens, the query's own included; None looks at all."""
+        if window not in self._masks:
+            self._masks[window] = CausalMask(self.positions, self.key_positions, self.key_real, window)
+        return self._masks[window]
+
+
+def rotary_tables(positions: Positions, d_head: int, theta: float, dtype: torch.dtype) -> tuple[Angles, Angles]:
+    """cos and sin for absolute positions, for turning feature i together with feature i + d_head / 2 (never with its
+    neighbour). The sin of the first half is negated, as `rotate` wants it. Computed in float32 whatever the model's dtype, then
+    cast."""
+    exponents = torch.arange(0, d_head, 2, dtype=torch.int64, device=positions.device).float() / d_head
+    angles = positions[..., None, None].float() * (1.0 / theta**exponents)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+
+
+def rotate(x: Heads, cos: Angles, sin: Angles) -> Heads:
+    """x, turned by its position's angles; one row of angles serves all texts whose positions agree."""
+    return (x * cos).add_(x.roll(x.shape[-1] // 2, -1) * sin)
