@@ -5,12 +5,13 @@ d_model  residual stream   d_in   what a dictionary reads        d_sae  its late
 head  query heads          kv     key-value heads               key  positions that can be attended to
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 Tokens = Int[Tensor, "batch pos"]
 Positions = Int[Tensor, "batch pos"]
 Mask = Bool[Tensor, "batch pos"]
+Roles = UInt8[Tensor, "batch pos"]
 Resid = Float[Tensor, "batch pos d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
 Keys = Float[Tensor, "batch key kv d_head"]

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
+from scope.activations.config import HarvestConfig
 from scope.activations.corpus.sources import open_corpus
-from scope.activations.harvest.config import HarvestConfig
 from scope.activations.harvest.harvest import harvest
 
 from scope.cli.demo import default_site

@@ -6,16 +6,15 @@ document of every token is kept, so that whoever minds can tell.
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
+from scope.activations.corpus.inputs import NO_DOCUMENT, Cursor, InputMaker, Packed, text_roles
 from scope.activations.corpus.sources import Document
 from scope.activations.errors import RecordingError
 
 PACKING = "documents end to end with <eos> between, cut where a context is full; attention crosses their boundaries"
-NO_DOCUMENT = -1
-"""Whose text padding is."""
 
 
 @runtime_checkable
@@ -31,26 +30,25 @@ class TextTokenizer(Protocol):
     def encode(self, text: str, bos: bool = True) -> list[int]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cursor:
-    """A place in a corpus: `documents` were opened, `offset` tokens of the last are used, and it had this checksum."""
+class TextMaker:
+    """Makes contexts of text with a tokenizer. What a row is follows from its token, so recordings need not store it."""
 
-    documents: int = 0
-    offset: int = 0
-    crc32: int = 0
-    dropped: int = 0
-    """Control tokens found in the texts themselves and left out, so far."""
+    packing, stores_roles = PACKING, False
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self.tokenizer = tokenizer
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {name: getattr(self.tokenizer, name) for name in ("sha256", "bos", "eos", "pad")}
+
+    def stream(self, documents: Iterable[Document], context: int, cursor: Cursor = Cursor()) -> "Packer":
+        return Packer(documents, self.tokenizer, context, cursor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Packed:
-    """Contexts [n position], whose text each token is, the documents that start in them, and where the corpus stands after."""
-
-    tokens: np.ndarray
-    documents: np.ndarray
-    names: list[str]
-    cursor: Cursor
-    exhausted: bool
+def maker_of(tokenizer: TextTokenizer | InputMaker) -> InputMaker:
+    """A tokenizer makes contexts of text; whatever else makes inputs is taken as it is."""
+    return tokenizer if isinstance(tokenizer, InputMaker) else TextMaker(tokenizer)
 
 
 class Packer:
@@ -101,7 +99,10 @@ class Packer:
             filled += 1
         cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped)
         ended = filled < n_contexts or bool(documents[filled - 1, -1] == NO_DOCUMENT)
-        return Packed(tokens=tokens[:filled], documents=documents[:filled], names=self.names, cursor=cursor, exhausted=ended)
+        tokens, documents = tokens[:filled], documents[:filled]
+        real = torch.from_numpy(documents != NO_DOCUMENT)
+        roles = text_roles(torch.from_numpy(tokens), self.tokenizer.special_ids, real=real).numpy()
+        return Packed(tokens=tokens, documents=documents, roles=roles, names=self.names, cursor=cursor, exhausted=ended)
 
     def _fill(self) -> bool:
         """Have at least one token at hand; False when the corpus has no more."""
@@ -121,19 +122,6 @@ class Packer:
         kept = [i for i in ids if i not in structural]
         self.dropped += len(ids) - len(kept)
         return [*kept, self.tokenizer.eos] if kept else []
-
-
-def kept_positions(tokens: np.ndarray, documents: np.ndarray, exclude: Iterable[str], tokenizer: TextTokenizer) -> np.ndarray:
-    """Which tokens [n position] have their activations stored, by the rules in `exclude`: bos, special, pad."""
-    kept = np.ones(tokens.shape, bool)
-    for rule in exclude:
-        if rule == "bos":
-            kept[:, 0] = False
-        elif rule == "pad":
-            kept &= documents != NO_DOCUMENT
-        elif rule == "special":
-            kept &= ~np.isin(tokens, sorted(tokenizer.special_ids))
-    return kept
 
 
 def _changed(number: int, what: str) -> str:

@@ -20,6 +20,8 @@ from scope.activations.errors import RecordingError
 from scope.activations.format.files import read_journal, read_json, write_json
 
 FORMAT, VERSION = "activations", 2
+WITH_ROLES = 3
+"""The version of recordings that also store what each row is, since its token does not tell: patches of images, say."""
 _OLD = 1  # its manifest has no checksum, and its sums are CRC-32
 MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 
@@ -62,9 +64,9 @@ def read_recording(folder: Path) -> Recorded:
     manifest = read_json(path, checked=False)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RecordingError(f"{path} is not the manifest of a recording. Give the folder that `scope harvest` wrote.")
-    if manifest.get("version") not in (_OLD, VERSION):
-        version = manifest.get("version")
-        raise RecordingError(f"{folder} is a recording of version {version}; this program reads versions {_OLD} and {VERSION}.")
+    if manifest.get("version") not in (_OLD, VERSION, WITH_ROLES):
+        what = f"{folder} is a recording of version {manifest.get('version')}"
+        raise RecordingError(f"{what}; this program reads versions {_OLD} to {WITH_ROLES}.")
     manifest = read_json(path, checked=manifest["version"] != _OLD)
     entries, good = read_journal(folder / JOURNAL)
     at = 0

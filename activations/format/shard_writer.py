@@ -6,6 +6,8 @@
     norms/SITE                           [row]               Euclidean norm of each row as stored
     sums/SITE                            [segment]           XXH3 of every `segment_rows` rows of acts/SITE (once CRC-32)
     document_names                       [byte]              JSON list of the documents that start here
+    roles                                [context position]  version 3 only: what each row is, a number of `corpus.roles.Role`
+    document_facts                       [byte]              version 3 only: JSON list of what else is known of those documents
 
 There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks
 it on rows as computed. FVU by seed (64,005 rows of the bundled model, width 256, 250 steps, two seeds), as the model computes,
@@ -55,13 +57,16 @@ def layout(
     dtype: str,
     segment_rows: int,
     sums: str = "uint64",
+    facts: bytes | None = None,
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The datasets of a shard, name -> (shape, dtype), in the order in which they lie."""
+    """The datasets of a shard, name -> (shape, dtype), in the order in which they lie; with `facts`, those of version 3."""
     datasets: dict[str, tuple[tuple[int, ...], str]] = {
         "tokens": ((n_contexts, context), "int32"),
         "documents": ((n_contexts, context), "int32"),
         "document_names": ((len(names),), "uint8"),
     }
+    if facts is not None:
+        datasets |= {"roles": ((n_contexts, context), "uint8"), "document_facts": ((len(facts),), "uint8")}
     datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
     for site, width in widths.items():
         datasets[f"acts/{site}"] = ((n_rows, width), dtype)

@@ -12,37 +12,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from scope.activations.corpus.contexts import PACKING, TextTokenizer
+from scope.activations.config import STAGING, HarvestConfig
+from scope.activations.corpus.contexts import TextTokenizer, maker_of
+from scope.activations.corpus.inputs import InputMaker, Recorder
 from scope.activations.corpus.sources import Corpus
+from scope.activations.corpus.survey import Survey, survey
 from scope.activations.errors import RecordingError, UnknownSiteError
 from scope.activations.format import manifest as recording
 from scope.activations.format.files import only_writer
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.remote import Remote, address, folder_for
 from scope.activations.format.shard_writer import size
-from scope.activations.harvest.config import STAGING, HarvestConfig
-from scope.activations.harvest.outliers import Survey, survey
 from scope.activations.harvest.ranks import Ranks, held, is_held, only_rank, refuse_strangers, wait_for_manifest
 from scope.activations.harvest.run import OnProgress, Run
 from scope.activations.read.store import ActivationStore
-from torch import Tensor
 
 _SEGMENT_BYTES = 65_536  # what is read and checked at once while shuffling; below it a disk loses most of its speed
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """A model, as harvesting sees it. If it has a `device`, tokens are given to it there."""
-
-    def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """Activations [batch pos width] of each site for tokens [batch pos]."""
-        ...
-
-    def sites(self) -> dict[str, int]:
-        """Every site that can be recorded, with its width."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +60,7 @@ class Plan:
 
 def plan(
     recorder: Recorder,
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | InputMaker,
     corpus: Corpus,
     config: HarvestConfig,
     out: str | Path,
@@ -90,6 +76,7 @@ def plan(
         RecordingError: the context is longer than the model reads, the disk has less room than what is still to be recorded,
             something else lies there, or another process is writing it; activations are NaN or Inf.
     """
+    maker = maker_of(tokenizer)
     sites = match_sites(config.sites, recorder.sites())
     longest = getattr(getattr(recorder, "cfg", None), "n_ctx", None)
     if longest and config.context > longest:
@@ -104,7 +91,7 @@ def plan(
     if remote:
         remote.begin(folder)
     _refuse_writers(folder)
-    there = recording.continues(folder, _manifest(sites, tokenizer, corpus, config, provenance))
+    there = recording.continues(folder, _manifest(sites, maker, corpus, config, provenance))
     recorded = recording.read_recording(folder) if there else None
     done = recorded.n_contexts * config.context if recorded else 0
     left = 0 if recorded and recorded.exhausted else max(0, tokens - done)
@@ -120,7 +107,7 @@ def plan(
         bytes_per_token=per_token,
         nbytes=tokens * per_token,
         free=free,
-        survey=survey(recorder, tokenizer, corpus, config, tuple(sites), timed) if look else None,
+        survey=survey(recorder, maker, corpus, tuple(sites), config, config.seed, timed) if look else None,
         context=config.context,
         ranks=Ranks.of_environment().world,
     )
@@ -189,7 +176,7 @@ def families(known: Sequence[str] | dict[str, int]) -> list[str]:
 
 def harvest(
     recorder: Recorder,
-    tokenizer: TextTokenizer,
+    tokenizer: TextTokenizer | InputMaker,
     corpus: Corpus,
     config: HarvestConfig,
     out: str | Path,
@@ -209,13 +196,13 @@ def harvest(
         CorpusError: the corpus holds no text.
         RecordingError: `out` holds something else, is being written, or its disk is full; activations are NaN or Inf.
     """
-    ranks = Ranks.of_environment()
+    ranks, maker = Ranks.of_environment(), maker_of(tokenizer)
     folder, remote = _places(out, staging)
     if ranks.leads:
         planned = planned or plan(recorder, tokenizer, corpus, config, out, provenance, timed=False, staging=staging)
     sites = match_sites(config.sites, recorder.sites())
     config = replace(config, sites=tuple(sites))
-    manifest = _manifest(sites, tokenizer, corpus, config, provenance)
+    manifest = _manifest(sites, maker, corpus, config, provenance)
     folder.mkdir(parents=True, exist_ok=True)
     with only_rank(folder, ranks):
         if planned and ranks.leads:
@@ -226,25 +213,25 @@ def harvest(
                 remote.push(folder / recording.MANIFEST)
         else:
             recorded = wait_for_manifest(folder, manifest, ranks, remote)
-        Run(recorder, tokenizer, corpus, config, folder, recorded, on_progress, ranks, remote).run()
+        Run(recorder, maker, corpus, config, folder, recorded, on_progress, ranks, remote).run()
     return ActivationStore.open(out) if ranks.leads else None
 
 
-def _manifest(sites: dict[str, int], tokenizer: TextTokenizer, corpus: Corpus, config: HarvestConfig, provenance: dict) -> dict:
+def _manifest(sites: dict[str, int], maker: InputMaker, corpus: Corpus, config: HarvestConfig, provenance: dict) -> dict:
     batch = config.batch_contexts * config.context
     widest = max(sites.values()) * ITEM_BYTES[config.dtype]
     made = {
         "format": recording.FORMAT,
-        "version": recording.VERSION,
+        "version": recording.WITH_ROLES if maker.stores_roles else recording.VERSION,
         "model": provenance,
-        "tokenizer": {"sha256": tokenizer.sha256, "bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad},
+        "tokenizer": maker.identity,
         "corpus": corpus.identity,
         "config": asdict(config),
         "layout": {
             "widths": sites,
             "contexts_per_shard": max(1, round(config.shard_rows / batch)) * config.batch_contexts,
             "segment_rows": min(256, max(8, _SEGMENT_BYTES // widest)),
-            "packing": PACKING,
+            "packing": maker.packing,
         },
         "versions": recording.versions(),
     }

@@ -4,12 +4,10 @@ open-00003.json says of shard 3, while it is written, which file it is, how many
 of the text that it is of: the next run goes on there if it finds the same text.
 """
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
-import numpy as np
 from scope.activations.format.files import is_sound, read_json, write_json
 from scope.activations.format.manifest import JOURNAL, Recorded
 from scope.activations.harvest.ranks import Ranks
@@ -20,18 +18,18 @@ def mark_of(folder: Path, number: int) -> Path:
     return folder / f"open-{number:05d}.json"
 
 
-def note_open(folder: Path, number: int, file: str, contexts: int, tokens: np.ndarray) -> None:
-    """Note that the first contexts of an open shard of those tokens are on the disk."""
-    write_json(mark_of(folder, number), {"file": file, "contexts": contexts, "tokens": _digest(tokens)})
+def note_open(folder: Path, number: int, file: str, contexts: int, digest: str) -> None:
+    """Note that the first contexts of an open shard of inputs with that digest are on the disk."""
+    write_json(mark_of(folder, number), {"file": file, "contexts": contexts, "tokens": digest})
 
 
-def contexts_of_open(folder: Path, number: int, file: str, tokens: np.ndarray) -> int:
+def contexts_of_open(folder: Path, number: int, file: str, digest: str) -> int:
     """How many contexts of the shard that is to be made an earlier run has left on the disk; 0 where it is of another text."""
     path = mark_of(folder, number)
     if not path.exists() or not (folder / (file + ".tmp")).exists():
         return 0
     mark = read_json(path)
-    return mark["contexts"] if mark["file"] == file and mark["tokens"] == _digest(tokens) else 0
+    return mark["contexts"] if mark["file"] == file and mark["tokens"] == digest else 0
 
 
 def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: Ranks) -> None:
@@ -62,7 +60,3 @@ def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: Ranks)
 
 def _our_marks(folder: Path, ranks: Ranks) -> list[Path]:
     return [mark for mark in folder.glob("open-*.json") if ranks.owns(int(mark.stem.removeprefix("open-")))]
-
-
-def _digest(tokens: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(tokens)).hexdigest()

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scope.activations.corpus.contexts import Cursor, Packed, Packer, kept_positions
+from scope.activations.corpus.inputs import Cursor, InputMaker, Packed, Recorder, record
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
 from scope.activations.format.files import read_json, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
-from scope.activations.format.manifest import FORMAT, Recorded, contexts_for, versions
+from scope.activations.format.manifest import FORMAT, WITH_ROLES, Recorded, contexts_for, versions
+from scope.activations.format.norms import n_flagged
 from scope.activations.format.remote import Remote
 from scope.activations.format.shard_writer import ShardReader, ShardWriter, layout
-from scope.activations.harvest.outliers import counts
 from scope.activations.harvest.ranks import Ledger, Ranks, held
 from scope.activations.harvest.recovery import clean, contexts_of_open, mark_of, note_open
 
@@ -36,8 +36,8 @@ class Run:
 
     def __init__(
         self,
-        recorder,
-        tokenizer,
+        recorder: Recorder,
+        maker: InputMaker,
         corpus,
         config,
         out: Path,
@@ -46,11 +46,12 @@ class Run:
         ranks: Ranks = Ranks(),
         remote: Remote | None = None,
     ):
-        self.recorder, self.tokenizer, self.corpus, self.config, self.out = recorder, tokenizer, corpus, config, out
+        self.recorder, self.maker, self.corpus, self.config, self.out = recorder, maker, corpus, config, out
         self.manifest, self.recorded, self.ranks, self.remote = recorded.manifest, recorded, ranks, remote
         self.ledger = Ledger(out, recorded, ranks, remote)
         self.on_progress = on_progress or (lambda done, total, numbers: None)
         layout = self.manifest["layout"]
+        self.with_roles = self.manifest["version"] == WITH_ROLES
         self.per_shard, self.segment_rows = layout["contexts_per_shard"], layout["segment_rows"]
         self.row_bytes = sum(w * ITEM_BYTES[config.dtype] for w in layout["widths"].values())
         self.n_contexts = contexts_for(config.tokens, config.context)
@@ -76,21 +77,21 @@ class Run:
     def _walk(self) -> tuple[int, bool]:
         """Pack the whole rest of the corpus up to the budget, run what is ours. (contexts there are, corpus ended)."""
         start, cursor, rows = self._start()
-        packer = Packer(self.corpus.documents(self.config.seed), self.tokenizer, self.config.context, cursor)
+        stream = self.maker.stream(self.corpus.documents(self.config.seed), self.config.context, cursor)
         for number in range(start, -(-self.n_contexts // self.per_shard)):
             first = number * self.per_shard
-            opened = packer.opened
-            packed = packer.take(min(self.per_shard, self.n_contexts - first))
-            if not len(packed.tokens):
+            opened = stream.opened
+            packed = stream.take(min(self.per_shard, self.n_contexts - first))
+            if not len(packed):
                 if number == 0:
                     raise CorpusError(f"The corpus {self.corpus.spec} holds no text, so there is nothing to record.")
                 return first, True
-            kept = kept_positions(packed.tokens, packed.documents, self.config.exclude, self.tokenizer)
-            if self.ranks.owns(number) and not self._finished(number, len(packed.tokens)):
+            kept = packed.counted(self.config.exclude)
+            if self.ranks.owns(number) and not self._finished(number, len(packed)):
                 self._shard(number, first, opened, rows, packed, kept)
             rows += int(kept.sum())
             if packed.exhausted:
-                return first + len(packed.tokens), True
+                return first + len(packed), True
         return self.n_contexts, False
 
     def _start(self) -> tuple[int, Cursor, int]:
@@ -107,22 +108,22 @@ class Run:
         return held(self.ledger.done.get(number)) >= contexts
 
     def _shard(self, number: int, first: int, opened: int, rows: int, packed: Packed, kept: np.ndarray) -> None:
-        n = len(packed.tokens)
+        n, digest = len(packed), packed.digest()
         old = self.ledger.done.get(number)
         partial, lost = (old, None) if held(old) else (None, old)
-        _same_text(lost, packed.tokens)
+        _same_inputs(lost, packed, digest)
         name = f"shard-{number:05d}" + ("" if n == self.per_shard else f"-{n}") + ".h5"
-        resumed = contexts_of_open(self.out, number, name, packed.tokens)
-        shard = self._writer(self.out / name, n, int(kept.sum()), packed.names, keep=resumed > 0)
+        resumed = contexts_of_open(self.out, number, name, digest)
+        shard = self._writer(self.out / name, n, int(kept.sum()), packed, keep=resumed > 0)
         self.open = number, 0
         try:
             self._put_rows(shard, first, packed, kept)
-            done = self._take_over(shard, resumed, partial, packed.tokens, kept)
-            self._run_batches(shard, number, packed.tokens, kept, done)
+            done = self._take_over(shard, resumed, partial, packed, kept)
+            self._run_batches(shard, number, packed, digest, kept, done)
             entry = shard.seal()
         except KeyboardInterrupt:
             with suppress(ActivationsError, OSError):
-                self._watermark(shard, number, packed.tokens)
+                self._watermark(shard, number, digest)
             shard.close()
             raise
         except BaseException:
@@ -135,19 +136,25 @@ class Run:
             "documents": [opened, packed.cursor.documents],
             "cursor": asdict(packed.cursor),
             "exhausted": packed.exhausted,
-            "outliers": counts(shard.norms, self.manifest.get("outliers")),
+            "outliers": n_flagged(shard.norms, self.manifest.get("outliers"), packed.roles[kept]),
         }
+        if self.with_roles:
+            entry["inputs"] = digest
         if lost and lost["contexts"] == entry["contexts"] and lost["datasets"] not in ({}, entry["datasets"]):
             entry["remade"] = versions()  # the same text, and not the same bits: another machine, or other libraries
         self._commit(number, entry)
 
-    def _writer(self, path: Path, n: int, n_rows: int, names: list[str], keep: bool) -> ShardWriter:
+    def _writer(self, path: Path, n: int, n_rows: int, packed: Packed, keep: bool) -> ShardWriter:
         context, dtype, version = self.config.context, self.config.dtype, self.manifest["version"]
         sums = "uint32" if version == 1 else "uint64"  # a recording goes on in the form in which it began
+        names, facts = _json(packed.names), _json(packed.facts) if self.with_roles else None
         widths = self.manifest["layout"]["widths"]
-        datasets = layout(n, context, n_rows, _names(names), widths, dtype, self.segment_rows, sums)
+        datasets = layout(n, context, n_rows, names, widths, dtype, self.segment_rows, sums, facts)
         shard = ShardWriter(path, skeleton({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
-        shard.put("document_names", np.frombuffer(_names(names), np.uint8))
+        shard.put("document_names", np.frombuffer(names, np.uint8))
+        if facts is not None:
+            shard.put("document_facts", np.frombuffer(facts, np.uint8))
+            shard.put("roles", packed.roles)
         return shard
 
     def _put_rows(self, shard: ShardWriter, first: int, packed: Packed, kept: np.ndarray) -> None:
@@ -158,27 +165,22 @@ class Run:
         shard.put("rows/position", position)
         shard.put("rows/context", context + first)
 
-    def _run_batches(self, shard: ShardWriter, number: int, tokens: np.ndarray, kept: np.ndarray, done: int) -> None:
+    def _run_batches(self, shard: ShardWriter, number: int, packed: Packed, digest: str, kept: np.ndarray, done: int) -> None:
         marked = time.monotonic()
-        device = getattr(self.recorder, "device", "cpu")
-        for start in range(done, len(tokens), self.config.batch_contexts):
-            stop = min(start + self.config.batch_contexts, len(tokens))
-            batch = torch.from_numpy(tokens[start:stop].astype(np.int64)).to(device)
-            with torch.no_grad():
-                recorded = self.recorder.record(batch, self.config.sites)
+        for start in range(done, len(packed), self.config.batch_contexts):
+            stop = min(start + self.config.batch_contexts, len(packed))
             chosen = torch.from_numpy(kept[start:stop].reshape(-1).nonzero()[0])
-            for site in self.config.sites:
-                x = shard.rounded(site, recorded[site].flatten(0, 1))
-                shard.append(site, x.index_select(0, chosen.to(x.device)))
+            for site, x in record(self.recorder, packed[start:stop], self.config.sites).items():
+                shard.append(site, shard.rounded(site, x).index_select(0, chosen.to(x.device)))
             shard.contexts = stop
             self.stored += len(chosen) * self.row_bytes
             self.open = number, stop
             self._tell()
             if time.monotonic() - marked > _WATERMARK_SECONDS:
-                self._watermark(shard, number, tokens)
+                self._watermark(shard, number, digest)
                 marked = time.monotonic()
 
-    def _take_over(self, shard: ShardWriter, resumed: int, partial: dict | None, tokens: np.ndarray, kept: np.ndarray) -> int:
+    def _take_over(self, shard: ShardWriter, resumed: int, partial: dict | None, packed: Packed, kept: np.ndarray) -> int:
         """Contexts that need not be run again: from the file of an interrupted run, or the partial shard that is extended."""
         if resumed:
             for site in self.config.sites:
@@ -192,7 +194,7 @@ class Run:
         old = ShardReader(self.out, partial, self.segment_rows)
         before = old.small("tokens")
         whole = len(before) // self.config.batch_contexts * self.config.batch_contexts  # a shorter batch may round otherwise
-        if not np.array_equal(before[:whole], tokens[:whole]):
+        if not np.array_equal(before[:whole], packed.tokens[:whole]):
             raise RecordingError(f"The corpus no longer gives the text of {old.path.name}. Record into another folder.")
         for site in self.config.sites:
             shard.take(site, int(kept[:whole].sum()), lambda a, b, site=site: old.raw(site, a, b), write=True)
@@ -200,11 +202,11 @@ class Run:
         shard.contexts = whole
         return whole
 
-    def _watermark(self, shard: ShardWriter, number: int, tokens: np.ndarray) -> None:
+    def _watermark(self, shard: ShardWriter, number: int, digest: str) -> None:
         """Note how far the open shard has come, after what it holds is on the disk."""
         shard.flush()
         n = shard.contexts // self.config.batch_contexts * self.config.batch_contexts
-        note_open(self.out, number, shard.path.name, n, tokens)
+        note_open(self.out, number, shard.path.name, n, digest)
 
     def _commit(self, number: int, entry: dict) -> None:
         """List a sealed shard; one for a store is sent first, and noted here until it has arrived."""
@@ -254,16 +256,18 @@ class Run:
         self.on_progress(done * self.config.context, self.n_contexts * self.config.context, numbers)
 
 
-def _same_text(lost: dict | None, tokens: np.ndarray) -> None:
-    """A shard in quarantine is made again from the text it had.
+def _same_inputs(lost: dict | None, packed: Packed, digest: str) -> None:
+    """A shard in quarantine is made again from the inputs it had.
 
     Raises:
-        RecordingError: the corpus gives another one.
+        RecordingError: the corpus gives other ones.
     """
-    made = (lost or {}).get("datasets", {}).get("tokens")
-    if made and tuple(made["shape"]) == tokens.shape and zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != made["crc32"]:
+    made, tokens = (lost or {}).get("datasets", {}).get("tokens"), packed.tokens
+    if not made or tuple(made["shape"]) != tokens.shape:
+        return
+    if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != made["crc32"] or lost.get("inputs", digest) != digest:
         raise RecordingError(f"The corpus no longer gives the text of {lost['file']}. Record into another folder.")
 
 
-def _names(names: list[str]) -> bytes:
-    return json.dumps(names).encode()
+def _json(value: list) -> bytes:
+    return json.dumps(value).encode()

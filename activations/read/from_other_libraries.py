@@ -14,9 +14,9 @@ import torch
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import append_line, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
-from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, versions
+from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, WITH_ROLES, versions
+from scope.activations.format.norms import n_flagged
 from scope.activations.format.shard_writer import ShardWriter, layout
-from scope.activations.harvest.outliers import counts
 from scope.activations.read.store import ActivationStore
 from scope.activations.read.to_other_libraries import SIDECAR, WholeFolder
 from torch import Tensor
@@ -39,7 +39,9 @@ class Chunk:
     position: np.ndarray | None = None
     tokens: np.ndarray | None = None
     documents: np.ndarray | None = None
+    roles: np.ndarray | None = None
     names: list[str] = field(default_factory=list)
+    facts: list[dict] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,7 @@ class Foreign:
     unknown: tuple[str, ...]
     chunks: Callable[[], Iterator[Chunk]]
     sidecar: dict
+    version: int = VERSION
 
 
 def import_activations(
@@ -87,10 +90,12 @@ def _write(
 ) -> dict:
     n, c, first = len(chunk.context), chunk.n_contexts, before["contexts"][1]
     names = json.dumps(chunk.names).encode()
-    datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows)
-    bones = skeleton({"format": FORMAT, "version": VERSION}, datasets)
+    facts = None if chunk.roles is None else json.dumps(chunk.facts).encode()
+    datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows, facts=facts)
+    bones = skeleton({"format": FORMAT, "version": foreign.version}, datasets)
     shard = ShardWriter(out / f"shard-{number:05d}.h5", bones, segment_rows)
     documents = np.full((c, foreign.context), -1) if chunk.documents is None else chunk.documents
+    roles = None if chunk.roles is None else chunk.roles[chunk.context, chunk.position]
     try:
         shard.put("document_names", np.frombuffer(names, np.uint8))
         shard.put("tokens", np.full((c, foreign.context), -1) if chunk.tokens is None else chunk.tokens)
@@ -98,6 +103,9 @@ def _write(
         shard.put("rows/token_id", np.full(n, -1) if chunk.token_id is None else chunk.token_id)
         shard.put("rows/position", np.full(n, -1) if chunk.position is None else chunk.position)
         shard.put("rows/context", chunk.context + first)
+        if facts is not None:
+            shard.put("roles", chunk.roles)
+            shard.put("document_facts", np.frombuffer(facts, np.uint8))
         for site, x in chunk.acts.items():
             shard.append(site, x)
         entry = shard.seal()
@@ -111,7 +119,7 @@ def _write(
         "documents": [before["documents"][1], before["documents"][1] + len(chunk.names)],
         "cursor": {"documents": 0, "offset": 0, "crc32": 0, "dropped": 0},
         "exhausted": True,
-        "outliers": counts(shard.norms, rule),
+        "outliers": n_flagged(shard.norms, rule, roles),
     }
 
 
@@ -121,7 +129,7 @@ def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> 
     known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it says nothing of these rows
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": foreign.version,
         "model": was.get("model", {"model": None}),
         "tokenizer": was.get("tokenizer", {}),
         "corpus": {"kind": "imported", "of": was.get("corpus", {})},
@@ -256,6 +264,7 @@ def _open_safetensors(files: list[Path], sidecar: dict) -> Foreign:
 
     return Foreign(
         form="safetensors",
+        version=WITH_ROLES if "roles" in shapes and "context" in shapes and "position" in shapes else VERSION,
         sites=sites,
         rows=sum(rows_of),
         context=context,
@@ -273,7 +282,7 @@ def _own_chunk(file, sites: dict[str, int], context: int, ids: str | None) -> Ch
     def given(name: str) -> np.ndarray | None:
         return file.get_tensor(name).numpy() if name in keys else None
 
-    of, tokens, names = given("context"), given("tokens"), given("document_names")
+    of, tokens, names, facts = given("context"), given("tokens"), given("document_names"), given("document_facts")
     assert of is not None
     return Chunk(
         acts={site: file.get_tensor(site) for site in sites},
@@ -283,7 +292,9 @@ def _own_chunk(file, sites: dict[str, int], context: int, ids: str | None) -> Ch
         position=given("position"),
         tokens=tokens,
         documents=given("documents"),
+        roles=given("roles"),
         names=json.loads(names.tobytes()) if names is not None else [],
+        facts=json.loads(facts.tobytes()) if facts is not None else [],
     )
 
 

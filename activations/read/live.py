@@ -11,12 +11,13 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from scope.activations.corpus.contexts import Cursor, Packer, TextTokenizer, kept_positions
+from scope.activations.config import LiveConfig
+from scope.activations.corpus.contexts import TextTokenizer, maker_of
+from scope.activations.corpus.inputs import Cursor, InputMaker, Recorder, record
 from scope.activations.corpus.sources import Corpus
+from scope.activations.corpus.survey import survey
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
-from scope.activations.harvest.config import LiveConfig
-from scope.activations.harvest.harvest import Recorder
-from scope.activations.harvest.outliers import flagged, survey
+from scope.activations.format.norms import flagged
 from scope.activations.read.shuffle_order import permutation
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class LiveBatches:
     def __init__(
         self,
         recorder: Recorder,
-        tokenizer: TextTokenizer,
+        tokenizer: TextTokenizer | InputMaker,
         corpus: Corpus,
         sites: Sequence[str],
         batch_size: int,
@@ -42,7 +43,7 @@ class LiveBatches:
         seed: int = 0,
         memory_bytes: int = 512 << 20,
     ):
-        self.recorder, self.tokenizer, self.corpus, self.config = recorder, tokenizer, corpus, config
+        self.recorder, self.maker, self.corpus, self.config = recorder, maker_of(tokenizer), corpus, config
         self.sites, self.batch_size, self.seed = tuple(sites), batch_size, seed
         widths = recorder.sites()
         row_bytes = sum(widths[s] for s in self.sites) * _DTYPES[config.dtype].itemsize
@@ -56,7 +57,7 @@ class LiveBatches:
             )
         self.pass_, self.pool_number, self.row, self.start = 0, 0, 0, Cursor()
         self._held: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
-        self._thresholds: dict[str, float] | None = None
+        self._rule: dict | None = None
 
     @property
     def passes(self) -> int:
@@ -134,9 +135,9 @@ class LiveBatches:
 
     def _fill(self) -> tuple[list[Tensor], Cursor, bool]:
         """Run the model over the contexts of the pool. (rows of each site, where the corpus stands after, whether it ended)."""
-        packer = Packer(self.corpus.documents(self.seed + self.pass_), self.tokenizer, self.config.context, self.start)
-        packed = packer.take(self.contexts)
-        kept = kept_positions(packed.tokens, packed.documents, self.config.exclude, self.tokenizer)
+        stream = self.maker.stream(self.corpus.documents(self.seed + self.pass_), self.config.context, self.start)
+        packed = stream.take(self.contexts)
+        kept = packed.counted(self.config.exclude)
         if not kept.any():
             if self.pool_number:  # the corpus ended with the last pool
                 self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
@@ -144,35 +145,27 @@ class LiveBatches:
             raise CorpusError(f"The corpus {self.corpus.spec} holds no text to train on.")
         rows = [torch.empty((int(kept.sum()), self.recorder.sites()[s]), dtype=_DTYPES[self.config.dtype]) for s in self.sites]
         keep, at = np.ones(len(rows[0]), bool), 0
-        for first in range(0, len(packed.tokens), self.config.batch_contexts):
+        roles = packed.roles[kept]
+        for first in range(0, len(packed), self.config.batch_contexts):
             some = slice(first, first + self.config.batch_contexts)
             chosen = torch.from_numpy(kept[some].reshape(-1).nonzero()[0])
-            tokens = torch.from_numpy(packed.tokens[some].astype(np.int64)).to(getattr(self.recorder, "device", "cpu"))
-            with torch.no_grad():
-                recorded = self.recorder.record(tokens, self.sites)
+            recorded = record(self.recorder, packed[some], self.sites)
+            new = slice(at, at + len(chosen))
             for site, stored in zip(self.sites, rows, strict=True):
-                x = recorded[site].flatten(0, 1)
-                stored[at : at + len(chosen)] = x.index_select(0, chosen.to(x.device)).to(stored.dtype).cpu()
-                keep[at : at + len(chosen)] &= ~self._outliers(site, stored[at : at + len(chosen)])
+                x = recorded[site]
+                stored[new] = x.index_select(0, chosen.to(x.device)).to(stored.dtype).cpu()
+                keep[new] &= ~self._outliers(site, stored[new], roles[new])
             at += len(chosen)
         if not keep.all():
             left = torch.from_numpy(keep.nonzero()[0])
             rows = [stored.index_select(0, left) for stored in rows]
         return rows, packed.cursor, packed.exhausted
 
-    def _outliers(self, site: str, rows: Tensor) -> np.ndarray:
+    def _outliers(self, site: str, rows: Tensor, roles: np.ndarray) -> np.ndarray:
         if not self.config.outlier_times:
             return np.zeros(len(rows), bool)
-        if self._thresholds is None:
-            found = survey(self.recorder, self.tokenizer, self.corpus, _Surveyed(self.config, self.seed), self.sites)
-            self._thresholds = {s: self.config.outlier_times * m for s, m in found.median.items()}
+        if self._rule is None:
+            found = survey(self.recorder, self.maker, self.corpus, self.sites, self.config, self.seed)
+            self._rule = found.rule(self.config.outlier_times)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).numpy()
-        return flagged(norms, self._thresholds[site])
-
-
-class _Surveyed:
-    """What a survey asks of a harvest's config."""
-
-    def __init__(self, config: LiveConfig, seed: int):
-        self.context, self.batch_contexts, self.dtype = config.context, config.batch_contexts, config.dtype
-        self.exclude, self.seed = config.exclude, seed
+        return flagged(norms, self._rule, site, roles)

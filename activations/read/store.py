@@ -4,22 +4,22 @@ import bisect
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from scope.activations.corpus.roles import Role
 from scope.activations.errors import HolesWarning, RecordingError, UnknownSiteError
 from scope.activations.format.hdf5 import NUMPY
-from scope.activations.format.manifest import Recorded, read_recording
+from scope.activations.format.manifest import WITH_ROLES, Recorded, read_recording
 from scope.activations.format.missing_shards import told, without_holes
+from scope.activations.format.norms import Norms, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import WAY_OUT, to_float
 from scope.activations.format.shard_reader import Fault, ShardReader
-from scope.activations.harvest.norms import Norms, lower_median
-from scope.activations.harvest.outliers import flagged
 from scope.activations.read.rows import Rows
 from scope.activations.read.shuffle import MEMORY_BYTES, Batches
 
@@ -51,6 +51,7 @@ class ActivationStore:
         self.context: int = self.manifest["config"]["context"]
         self.segment_rows: int = self.manifest["layout"]["segment_rows"]
         self.exhausted = recorded.exhausted
+        self.has_roles: bool = self.manifest["version"] == WITH_ROLES
         self.n_rows, self.n_contexts = (self.entries[-1][key][1] if self.entries else 0 for key in ("rows", "contexts"))
         self.starts = [entry["rows"][0] for entry in self.entries]
         self.mirror: Mirror | None = None
@@ -192,6 +193,37 @@ class ActivationStore:
         return self._whole("documents")
 
     @cached_property
+    def roles(self) -> np.ndarray:
+        """uint8 [context position]: what each row of the contexts is, a `Role`.
+
+        A recording of text does not hold it: the tokens tell.
+
+        Raises:
+            RecordingError: it is not stored, and the tokenizer's special tokens are not known here.
+        """
+        if not self.has_roles:
+            raise RecordingError(
+                f"{self.folder} does not hold what each row is: it is of text, whose tokens tell.\n"
+                "  Ask corpus.inputs.text_roles(tokens, tokenizer.special_ids)."
+            )
+        return self._whole("roles")
+
+    @cached_property
+    def row_roles(self) -> np.ndarray:
+        """uint8 [row]: what each stored row is, a `Role`."""
+        return self.roles[self.contexts_of, self.positions]
+
+    @cached_property
+    def document_facts(self) -> list[dict]:
+        """What is known of each document of `document_names` beside its name; {} where nothing is."""
+        facts: list[dict] = []
+        for i, entry in enumerate(self.entries):
+            facts += [{}] * (entry["documents"][0] - len(facts))
+            if self.has_roles:
+                facts += json.loads(self.reader(i).small("document_facts").tobytes())
+        return facts + [{}] * (len(self.document_names) - len(facts))
+
+    @cached_property
     def document_names(self) -> list[str]:
         """Names of the documents, in the order in which they were read."""
         names: list[str] = []
@@ -232,9 +264,20 @@ class ActivationStore:
             raise RecordingError(f"Context {context} is asked for; {self.folder} holds 0 to {self.n_contexts - 1}.")
         return slice(int(self.row_starts[context]), int(self.row_starts[context + 1]))
 
-    def norms(self, site: str) -> Norms:
-        """Mean square, median and largest norm over all rows; what `exclude` left out, as <bos>, is not among them."""
+    def norms(self, site: str, roles: Collection[Role] | None = None) -> Norms:
+        """Mean square, median and largest norm over all rows, or over those of some roles, such as the patches of images.
+
+        What `exclude` left out, as <bos>, is not among them.
+
+        Raises:
+            RecordingError: the recording does not hold roles, or no row of these.
+        """
         self.width(site)
+        if roles is not None:
+            norms = self.row_norms(site)[np.isin(self.row_roles, list(roles))]
+            if not len(norms):
+                raise RecordingError(f"{self.folder} holds no row that is {' or '.join(role.name.lower() for role in roles)}.")
+            return Norms(float((norms.astype(np.float64) ** 2).mean()), lower_median(lambda: [norms], len(norms)), norms.max())
         rows = [entry["rows"][1] - entry["rows"][0] for entry in self.entries]
         squares = [entry["mean_square_norm"][site] for entry in self.entries]
         largest = max(entry["max_norm"][site] for entry in self.entries)
@@ -258,8 +301,7 @@ class ActivationStore:
     def outliers(self, site: str) -> np.ndarray:
         """bool [row]: which rows the recording's rule flags at a site. They are stored like all others."""
         self.width(site)
-        rule = self.outlier_rule
-        return flagged(self.row_norms(site), rule["threshold"][site] if rule else None)
+        return flagged(self.row_norms(site), self.outlier_rule, site, self.row_roles if self.has_roles else None)
 
     def n_outliers(self, site: str) -> int:
         """How many rows the rule flags at a site, as the journal counted them."""
@@ -268,11 +310,20 @@ class ActivationStore:
 
     def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray:
         """int64: rows of entry `index`, counted from its first, that are flagged at any of the sites."""
-        rule, found = self.outlier_rule, [np.empty(0, np.int64)]
-        for site in sites if rule else ():
+        found = [np.empty(0, np.int64)]
+        for site in sites if self.outlier_rule else ():
             if self.entries[index].get("outliers", {}).get(site, 0):
-                found.append(np.flatnonzero(flagged(self.reader(index).small(f"norms/{site}"), rule["threshold"][site])))
+                norms, roles = self.reader(index).small(f"norms/{site}"), self._roles_of(index)
+                found.append(np.flatnonzero(flagged(norms, self.outlier_rule, site, roles)))
         return np.unique(np.concatenate(found))
+
+    def _roles_of(self, index: int) -> np.ndarray | None:
+        """uint8 [row] of entry `index`; None where the recording does not hold them."""
+        if not self.has_roles:
+            return None
+        small = self.reader(index).small
+        first = self.entries[index].get("whole", self.entries[index])["contexts"][0]
+        return small("roles")[small("rows/context") - first, small("rows/position")]
 
     def shuffled(
         self,

@@ -117,18 +117,28 @@ def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgr
             if "token ids" not in unknown:
                 found["token_id"] = torch.from_numpy(store.token_ids[rows].copy())
                 found["tokens"] = torch.from_numpy(store.tokens[start:stop].copy())
+            if store.has_roles:
+                found["roles"] = torch.from_numpy(store.roles[start:stop].copy())
             if "documents" not in unknown:
                 numbers, where = np.unique(store.documents[start:stop], return_inverse=True)
                 names = ["" if n < 0 else store.document_names[n] for n in numbers.tolist()]
                 local = np.where(store.documents[start:stop] < 0, -1, where.reshape(stop - start, -1)).astype(np.int32)
                 found["documents"] = torch.from_numpy(local)
-                found["document_names"] = torch.from_numpy(np.frombuffer(json.dumps(names).encode(), np.uint8).copy())
+                found["document_names"] = _bytes_of(names)
+                if store.has_roles:
+                    found["document_facts"] = _bytes_of([{} if n < 0 else store.document_facts[n] for n in numbers.tolist()])
             name = folder / f"activations-{i:05d}-of-{len(starts):05d}.safetensors"
             save_file(found, name, {"format": "pt", "first_context": str(start), "first_row": str(rows.start)})
             if on_progress:
                 on_progress(rows.stop, store.n_rows, {})
         _sidecar(folder, store, {"rows": store.n_rows})
     return _told(Path(out), store.n_rows)
+
+
+def _bytes_of(value: list):
+    import torch
+
+    return torch.from_numpy(np.frombuffer(json.dumps(value).encode(), np.uint8).copy())
 
 
 class WholeFolder:

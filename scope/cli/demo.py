@@ -75,7 +75,7 @@ class Command:
             self._open()
 
     def _harvest(self, model, corpus, site: str):
-        from scope.activations.harvest.config import HarvestConfig
+        from scope.activations.config import HarvestConfig
         from scope.activations.harvest.harvest import harvest
         from scope.cli.progress import console, progress_bar
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from scope.activations.harvest.config import STAGING, HarvestConfig
+from scope.activations.config import STAGING, HarvestConfig
 from scope.activations.harvest.harvest import Plan
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from scope.activations.harvest.config import LiveConfig
+from scope.activations.config import LiveConfig
 from scope.cli.flags import flags_of, peek
 from scope.cli.harvest import Count, count
 from scope.cli.reading import provenance

@@ -137,8 +137,8 @@ class _Source:
             sites = match_recorded(command.site, list(store.sites), str(command.recording))
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=str(command.recording))
+        from scope.activations.config import LiveConfig
         from scope.activations.corpus.sources import open_corpus
-        from scope.activations.harvest.config import LiveConfig
         from scope.activations.harvest.harvest import match_sites
         from scope.models.load import load_model
 

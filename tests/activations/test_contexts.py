@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from scope.activations.corpus.contexts import NO_DOCUMENT, Cursor, Packer, kept_positions
+from scope.activations.corpus.contexts import Packer
+from scope.activations.corpus.inputs import NO_DOCUMENT, Cursor
 from scope.activations.corpus.sources import Document
 from scope.activations.errors import RecordingError
 
@@ -61,7 +62,7 @@ def test_each_rule_leaves_out_its_tokens_p1_p4():
     packed = Packer([Document("one", "abc")], TOKENIZER, 6).take(1)  # <bos> a b c <eos> <pad>
 
     def kept(*rules):
-        return kept_positions(packed.tokens, packed.documents, rules, TOKENIZER)[0].astype(int).tolist()
+        return packed.counted(rules)[0].astype(int).tolist()
 
     assert kept() == [1, 1, 1, 1, 1, 1]
     assert kept("bos") == [0, 1, 1, 1, 1, 1]

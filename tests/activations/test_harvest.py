@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from scope.activations.config import HarvestConfig
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError, UnknownSiteError
 from scope.activations.format.files import only_writer
-from scope.activations.harvest.config import HarvestConfig
 from scope.activations.harvest.harvest import match_sites
 from scope.activations.read.store import ActivationStore
 

@@ -9,7 +9,7 @@ PROGRAM = f"""
 import resource, sys
 from pathlib import Path
 import torch
-from scope.activations.harvest.config import HarvestConfig
+from scope.activations.config import HarvestConfig
 from scope.activations.harvest.harvest import harvest
 from scope.activations.format.repair import examine
 from scope.activations.read.store import ActivationStore

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from scope.activations.config import HarvestConfig
 from scope.activations.errors import ActivationsError, RecordingError
-from scope.activations.harvest.config import HarvestConfig
 from scope.activations.read.store import ActivationStore
 
 from tests.activations.toy import Arithmetic, contents, record

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
+from scope.activations.config import STAGING, HarvestConfig
 from scope.activations.corpus.sources import Corpus, Document
-from scope.activations.harvest.config import STAGING, HarvestConfig
 from scope.activations.harvest.harvest import harvest
 
 WIDTHS = {"a": 32, "b.x": 16, "b.y": 7}

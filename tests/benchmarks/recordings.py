@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from scope.activations.harvest.config import HarvestConfig
+from scope.activations.config import HarvestConfig
 from scope.activations.harvest.harvest import harvest, match_sites, plan
 from scope.activations.read.store import ActivationStore
 

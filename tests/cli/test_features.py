@@ -58,8 +58,8 @@ def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
 
 
 def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer, tiny_config):
+    from scope.activations.config import HarvestConfig
     from scope.activations.corpus.sources import open_corpus
-    from scope.activations.harvest.config import HarvestConfig
     from scope.activations.harvest.harvest import harvest
 
     model = random_gemma(tiny_config, toy_tokenizer)

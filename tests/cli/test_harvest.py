@@ -3,9 +3,9 @@ import re
 from contextlib import nullcontext
 
 import pytest
+from scope.activations.corpus.survey import Survey
 from scope.activations.format.files import only_writer
 from scope.activations.harvest.harvest import Plan
-from scope.activations.harvest.outliers import Survey
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.harvest import agreed, count, duration, middle_residual

@@ -193,8 +193,8 @@ def test_byte_level_pieces_are_text_and_parts_of_characters_are_bytes(gpt2):
 
 def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2, toy_text, tmp_path):
     """From end to end, through the faces that `scope harvest`, `train`, `eval` and `features` use."""
+    from scope.activations.config import HarvestConfig
     from scope.activations.corpus.sources import Corpus, Document
-    from scope.activations.harvest.config import HarvestConfig
     from scope.activations.harvest.harvest import harvest
 
     from scope.cli.train import provenance

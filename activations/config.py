@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from scope.activations.corpus.roles import LEAVES_OUT, RULES
 from scope.activations.errors import ActivationsError
-
-RULES = ("bos", "special", "pad")
-"""Kinds of tokens whose activations can be left out."""
 
 STAGING = Path("runs/staging")
 """Folder in which shards are made before they are sent to a store; a sealed shard is removed there once it has arrived."""
@@ -44,21 +42,14 @@ class HarvestConfig:
     """Rows with a norm above so many medians of their site are outliers: stored, flagged, left out of training. 0: no rule."""
 
     def __post_init__(self):
-        for name in ("tokens", "batch_contexts", "shard_rows"):
+        for name in ("tokens", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ActivationsError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.context < 2:
-            raise ActivationsError(f"context is {self.context}; <bos> and one token of text need at least 2.")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ActivationsError(f"dtype is {self.dtype!r}; activations are stored as bfloat16 or float32.")
         if self.seed < 0:
             raise ActivationsError(f"seed is {self.seed}; it must be 0 or more.")
-        if self.outlier_times != 0 and not 1 < self.outlier_times < float("inf"):
-            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
-        unknown = sorted(set(self.exclude) - set(RULES))
-        if unknown:
-            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
-        object.__setattr__(self, "exclude", tuple(rule for rule in RULES if rule in self.exclude))  # their order means nothing
+        _check(self)
+        in_order = tuple(rule for rule in LEAVES_OUT if rule in self.exclude)  # their order means nothing
+        object.__setattr__(self, "exclude", in_order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +72,19 @@ class LiveConfig:
     """Rows whose norm is above so many medians of their site (over the first 16 contexts) are left out. 0: none is."""
 
     def __post_init__(self):
-        if self.context < 2 or self.batch_contexts < 1:
-            raise ActivationsError("context must be at least 2 (<bos> and one token of text), and batch_contexts at least 1.")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise ActivationsError(f"dtype is {self.dtype!r}; activations wait as bfloat16 or float32.")
-        unknown = sorted(set(self.exclude) - set(RULES))
-        if unknown:
-            raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(RULES)}.")
-        if self.outlier_times != 0 and not self.outlier_times > 1:
-            raise ActivationsError(f"outlier_times is {self.outlier_times:g}; give a number above 1, or 0 for no rule.")
+        _check(self)
+
+
+def _check(config: HarvestConfig | LiveConfig) -> None:
+    """Refuse what cannot be, of the settings that both have."""
+    if config.batch_contexts < 1:
+        raise ActivationsError(f"batch_contexts is {config.batch_contexts}; it must be at least 1.")
+    if config.context < 2:
+        raise ActivationsError(f"context is {config.context}; <bos> and one token of text need at least 2.")
+    if config.dtype not in ("bfloat16", "float32"):
+        raise ActivationsError(f"dtype is {config.dtype!r}; activations are stored as bfloat16 or float32.")
+    if config.outlier_times != 0 and not 1 < config.outlier_times < float("inf"):
+        raise ActivationsError(f"outlier_times is {config.outlier_times:g}; give a number above 1, or 0 for no rule.")
+    unknown = sorted(set(config.exclude) - set(LEAVES_OUT))
+    if unknown:
+        raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(LEAVES_OUT)}.")

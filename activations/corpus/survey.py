@@ -1,0 +1,126 @@
+"""A first look at a corpus with the model: how long its rows are at each site, and how fast the model runs.
+
+The thresholds above which rows are outliers follow from it: norm > times x the median of the site's norms in the sample.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from scope.activations.corpus.inputs import InputMaker, Inputs, Recorder, record
+from scope.activations.corpus.roles import Role
+from scope.activations.corpus.sources import Corpus
+from scope.activations.errors import CorpusError, RecordingError
+from torch import Tensor
+
+RULE = "norm > times x median of the site's norms in the sample"
+SAMPLE_CONTEXTS = 16
+"""The first contexts of the corpus, whatever the budget: a longer recording has the thresholds of a shorter one."""
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """What a survey asks of a HarvestConfig or a LiveConfig."""
+
+    context: int
+    batch_contexts: int
+    dtype: str
+    exclude: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The median norm of each site over `rows` rows of the sample, and how fast the model ran."""
+
+    contexts: int
+    rows: int
+    median: dict[str, float]
+    tokens_per_second: float
+    image_median: dict[str, float] = field(default_factory=dict)
+    """Of the patches of images, where the sample has other rows too; `median` is then of those."""
+
+    def rule(self, times: float) -> dict | None:
+        """The rule as the manifest holds it; None where there is none."""
+        if not times:
+            return None
+        medians = {"": self.median} | ({"image": self.image_median} if self.image_median else {})
+        found = {
+            name: {"median": median, "threshold": {site: times * m or None for site, m in median.items()}}
+            for name, median in medians.items()
+        }
+        sample = {"contexts": self.contexts, "rows": self.rows, "from": "the first contexts of the corpus"}
+        return {"rule": RULE, "times": times, "sample": sample} | found.pop("") | found
+
+
+def survey(
+    recorder: Recorder,
+    maker: InputMaker,
+    corpus: Corpus,
+    sites: Sequence[str],
+    config: Settings,
+    seed: int,
+    timed: bool = False,
+) -> Survey:
+    """Run the first contexts of a corpus. `timed` repeats a single quick batch, warm.
+
+    Raises:
+        CorpusError: the corpus holds nothing to record, or the rules leave nothing of it.
+        RecordingError: activations are NaN or Inf.
+    """
+    packed = maker.stream(corpus.documents(seed), config.context).take(SAMPLE_CONTEXTS)
+    if not len(packed):
+        raise CorpusError(f"The corpus {corpus.spec} holds no text, so there is nothing to record.")
+    counted = packed.counted(config.exclude)
+    norms: dict[str, list[Tensor]] = {site: [] for site in sites}
+    rates: list[float] = []
+    starts = list(range(0, len(packed), config.batch_contexts))
+    for start in starts:
+        some = slice(start, start + config.batch_contexts)
+        chosen = torch.from_numpy(counted[some].reshape(-1).nonzero()[0])
+        for site, x in _timed(recorder, packed[some], sites, rates).items():
+            norms[site].append(_norms(x.index_select(0, chosen.to(x.device)), config.dtype))
+    if timed and len(starts) == 1 and packed.tokens.size / rates[0] < 5.0:
+        _timed(recorder, packed, sites, rates)
+    found = {site: torch.cat(parts).numpy() for site, parts in norms.items()}
+    rows = int(counted.sum())
+    if not rows:
+        raise CorpusError(f"The rules {', '.join(config.exclude)} leave no token of the first text of {corpus.spec}.")
+    bad = [site for site, n in found.items() if not np.isfinite(n).all()]
+    if bad:
+        raise RecordingError(
+            f"{', '.join(bad)}: the model gives NaN or Inf on the first {len(packed)} contexts of {corpus.spec}.\n"
+            "  Load the model in float32 or bfloat16, or leave that site out."
+        )
+    patches = packed.roles[counted] == Role.IMAGE
+    mixed = patches.any() and not patches.all()
+    return Survey(
+        contexts=len(packed),
+        rows=rows,
+        median={site: _lower_median(n[~patches] if mixed else n) for site, n in found.items()},
+        tokens_per_second=max(rates),
+        image_median={site: _lower_median(n[patches]) for site, n in found.items()} if mixed else {},
+    )
+
+
+def _lower_median(norms: np.ndarray) -> float:
+    at = (len(norms) - 1) // 2
+    return float(np.partition(norms, at)[at])
+
+
+def _timed(recorder: Recorder, inputs: Inputs, sites: Sequence[str], rates: list[float]) -> dict[str, Tensor]:
+    began = time.perf_counter()
+    recorded = record(recorder, inputs, sites)
+    for site in sites:
+        recorded[site].reshape(-1)[:1].cpu()  # a device has done its work when it can answer
+    rates.append(inputs.tokens.size / max(time.perf_counter() - began, 1e-9))
+    return recorded
+
+
+def _norms(x: Tensor, dtype: str) -> Tensor:
+    """float32 [row], of what would be stored; finite values whose squares overflow are taken in float64."""
+    stored = x.detach().to(torch.bfloat16 if dtype == "bfloat16" else torch.float32).cpu()
+    norms = torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32)
+    return norms if bool(norms.isfinite().all()) else stored.double().norm(dim=1).float()
