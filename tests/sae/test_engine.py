@@ -270,3 +270,14 @@ def test_a_machine_without_an_exact_product_of_8_bit_numbers_takes_another(monke
     screen.quickest.cache_clear()
     assert screen.quickest(cpu) in (torch.bfloat16, torch.float32)
     screen.quickest.cache_clear()
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.9, torch.bfloat16), (0.5, torch.int8)])
+def test_8_bits_are_taken_where_their_product_is_faster_by_more_than_rounding_costs(monkeypatch, seconds, taken):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(screen, "exact", lambda device: True)
+    measured = {torch.float32: 4.0, torch.bfloat16: 1.0, torch.int8: seconds}
+    monkeypatch.setattr(screen, "_seconds", lambda products: {dtype: measured[dtype] for dtype in products})
+    screen.quickest.cache_clear()
+    assert screen.quickest(torch.device("cpu")) == taken
+    screen.quickest.cache_clear()
