@@ -6,7 +6,7 @@ Everything named here is loaded on first use, so that `import scope` costs nothi
 from importlib import import_module
 from pathlib import Path
 
-from scope import renamed
+from scope import renamed, threads
 
 _CHECKOUT = Path(__file__).parents[1]
 if (_CHECKOUT / "activations" / "format").is_dir():
@@ -33,6 +33,7 @@ _HOME = {
 }
 
 renamed.install()
+threads.sleep_while_waiting()
 
 __version__ = "0.1.0"
 __all__ = sorted(_HOME)

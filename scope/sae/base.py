@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
@@ -18,6 +19,7 @@ from scope.sae.config import SAEConfig
 from scope.shapes import Acts, Latents, Scalar
 
 _NO_LENGTH = 1e-12
+_CACHED = 2 * 2**20
 
 
 class ZeroRowsWarning(UserWarning):
@@ -136,6 +138,14 @@ class SAE(nn.Module, ABC):
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
+
+
+def rows_at_once(matrix: Float[Tensor, "rows width"]) -> int:
+    """Rows of a matrix for which what is computed from them still lies in the processor's cache when it is read again.
+
+    Each operation on so many is work for several threads that is worth their waiting for each other.
+    """
+    return max(256, _CACHED // (matrix.shape[1] * matrix.element_size()))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
-from scope.sae.base import SAE
+from scope.sae.base import SAE, rows_at_once
 from scope.sae.config import SAEConfig, refuse_start_norm
 from scope.sae.revival import Revival, Start
 from scope.shapes import Acts, Scalar
@@ -24,7 +24,6 @@ GAIN = 20.0
 """How fast the weight of the L0 penalty follows its target: e-folds per run and e-fold of L0 away from it."""
 
 _STATE = ("l0_weight", "base_weight", "mean_l0", "progress", "centre", "lead")
-_ROWS = 256  # of a weight matrix at a time, so that what is computed from them stays in the processor's cache
 _BANDWIDTH = 1.1
 _START_SHARE, _START_MOST = 0.04, 8.0  # chosen on worlds that are not those of the README's table
 _SMALLEST = 1e-12  # threshold, where its logarithm is taken
@@ -212,7 +211,8 @@ class JumpReLUSAE(SAE):
         """With unit rows, drop the part of the gradient that would only lengthen them (P33). Where Adam is to move the
         thresholds' logarithms, the parameter holds these until `after_step`."""
         if self.config.decoder == "unit" and self.W_dec.grad is not None:
-            for row, gradient in zip(self.W_dec.split(_ROWS), self.W_dec.grad.split(_ROWS), strict=True):
+            n = rows_at_once(self.W_dec)
+            for row, gradient in zip(self.W_dec.split(n), self.W_dec.grad.split(n), strict=True):
                 gradient.addcmul_(row, (gradient * row).sum(1, keepdim=True), value=-1.0)
         if self.config.threshold_form == "log" and self.threshold.grad is not None:
             self.threshold.grad.mul_(self.threshold)
@@ -222,7 +222,7 @@ class JumpReLUSAE(SAE):
     def after_step(self, l0: float, progress: float) -> None:
         """Restore unit rows and positive thresholds, and move the weight of the penalty."""
         if self.config.decoder == "unit":
-            for row in self.W_dec.split(_ROWS):
+            for row in self.W_dec.split(rows_at_once(self.W_dec)):
                 row.div_(row.norm(dim=1, keepdim=True))
         if self.config.threshold_form == "log" and self.threshold.grad is not None:
             self.threshold.exp_()

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scope.sae.base import rows_at_once
 from scope.sae.engines.workspace import Workspace
 from scope.shapes import Acts
 
@@ -31,7 +32,6 @@ WIDEST = 2**31 // 2**14
 """Terms in a sum of products of such numbers that 32 bits hold."""
 _ELEMENTS = 2**22
 """Sums at a time: 16 MiB, which a processor's cache may hold."""
-_ROWS = 256  # of a matrix at a time, so that what is computed from them stays in the processor's cache
 
 
 class Int8:
@@ -54,7 +54,8 @@ class Int8:
         x, w, d_sae, d_in = self.x, self.w, *self.w.rows.shape
         dither_x, dither_w = _dither(d_in).to(x.rows)
         right = self.workspace.take("screen.w8", d_sae, d_in, dtype=torch.int8)
-        for rows, scale, into in zip(w.rows.split(_ROWS), w.scale.split(_ROWS), right.split(_ROWS), strict=True):
+        n = rows_at_once(w.rows)
+        for rows, scale, into in zip(w.rows.split(n), w.scale.split(n), right.split(n), strict=True):
             some = torch.mul(rows, w.columns, out=self.workspace.take("screen.some", *rows.shape, dtype=rows.dtype))
             into.copy_(some.mul_((1 / scale)[:, None]).add_(dither_w).floor_())
         level = cut.double() / w.scale
@@ -78,7 +79,7 @@ class _Rows:
     def __init__(self, rows: Tensor, columns: Tensor, workspace: Workspace):
         self.rows, self.columns = rows, columns
         scales, norms = [], []
-        for some in rows.split(_ROWS):
+        for some in rows.split(rows_at_once(rows)):
             scaled = torch.mul(some, columns, out=workspace.take("screen.some", *some.shape, dtype=rows.dtype))
             scales.append(torch.maximum(scaled.amax(1), scaled.amin(1).neg_()).clamp_min_(_LEAST).div_(_LARGEST))
             norms.append(scaled.norm(dim=1))
