@@ -200,14 +200,16 @@ def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-CURVES = (("FVU", "error", True), ("L0", "l0", True), ("share of dead latents", "dead", False))
+CURVES = (("FVU", "fvu", True), ("L0", "l0", True), ("share of dead latents", "dead", False))
 """(name, column of the training log, log axis)."""
 
 
 def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """(tokens, values) of one column of the training log; rows without it are left out."""
-    kept = [row for row in rows if isinstance(row.get(key), int | float) and "tokens" in row]
-    return [row["tokens"] for row in kept], [row[key] for row in kept]
+    old = "error" if key == "fvu" else key  # logs of version 0.1.0 have no "fvu"
+    points = [(row["tokens"], row.get(key, row.get(old))) for row in rows if "tokens" in row]
+    points = [(tokens, value) for tokens, value in points if isinstance(value, int | float)]
+    return [tokens for tokens, _ in points], [value for _, value in points]
 
 
 SPREADS = (

@@ -4,6 +4,9 @@ FVU has three definitions in use, which differ by more than most dictionaries do
 under its name. Norm outliers such as <bos> decide the pooled one: leave them out before you call.
 """
 
+import math
+from dataclasses import dataclass, fields
+
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -21,6 +24,35 @@ def fvu(x: Acts, x_hat: Acts) -> Scalar:
     Source: Gemma Scope, arXiv:2408.05147.
     """
     return (x - x_hat).double().square().sum() / _nonzero(_centred(x).square().sum(), len(x))
+
+
+@dataclass
+class FvuSums:
+    """`fvu` of activations that come batch by batch. Float64 sums keep it about the mean of all of them, centred or not."""
+
+    tokens: int = 0
+    error: float = 0.0
+    """Squared error over all tokens and dimensions."""
+
+    squares: Tensor | float = 0.0
+    total: Tensor | float = 0.0
+    """Sum of the activations [d_in]."""
+
+    @classmethod
+    def of(cls, x: Acts, squared_error: float) -> "FvuSums":
+        """The sums of one batch whose squared error, over all its tokens and dimensions, is known."""
+        parts = [part.double() for part in x.split(256)]  # a slice that stays in the processor's cache
+        return cls(len(x), squared_error, sum(p.square().sum() for p in parts), sum(p.sum(0) for p in parts))
+
+    def __add__(self, other: "FvuSums") -> "FvuSums":
+        return FvuSums(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def value(self) -> float:
+        """NaN where there is no variance to explain, as of a single token."""
+        if not self.tokens:
+            return math.nan
+        distance = float(self.squares - self.total.square().sum() / self.tokens)
+        return self.error / distance if distance > 1e-12 * float(self.squares) else math.nan
 
 
 def fvu_per_token(x: Acts, x_hat: Acts) -> Scalar:

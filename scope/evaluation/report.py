@@ -143,7 +143,8 @@ def lines(evaluation: Evaluation) -> list[str]:
 def _training(rows: list[dict[str, Any]]) -> list[str]:
     """A handful of points of the training curve; all of them are in the JSON."""
     picked = [rows[round(i * (len(rows) - 1) / 4)] for i in range(5)] if len(rows) > 5 else rows
-    told = [f"{row['tokens']:,}: {row['error']:.3f} / {row['l0']:.0f}" for row in picked if "error" in row and "l0" in row]
+    pairs = [(row, row.get("fvu", row.get("error"))) for row in picked]  # logs of version 0.1.0 have no "fvu"
+    told = [f"{row['tokens']:,}: {fvu:.3f} / {row['l0']:.0f}" for row, fvu in pairs if fvu is not None and "l0" in row]
     return ["FVU / L0 while it was trained, by tokens read: " + ", ".join(told)] if told else []
 
 

@@ -109,7 +109,7 @@ class Learner:
             self.adam.step(self.rate(self.step))
             self.step += 1
             self.sae.after_step(batch.l0, self.step / self.config.steps)
-        self.running.add(batch, rows)
+        self.running.add(batch, x, at_end=self.step > 0.9 * self.config.steps)
 
     def rate(self, step: int) -> float:
         c = self.config
@@ -263,7 +263,7 @@ class Learner:
             "threads": torch.get_num_threads(),
             "device": str(self.device.type),
             "processes": self.ranks.world if self.ranks.talks else 1,
-            **outcome(sae, self.config, read_log(self.out), dead),
+            **outcome(sae, self.config, read_log(self.out), self.running.at_end.value(), dead),
         }
         sae.provenance["versions"] = {"scope": version_of(), "torch": torch.__version__}
         save_sae(sae, self.out)

@@ -7,14 +7,15 @@ from scope.training.config import TrainConfig
 from scope.training.schedule import steps_of
 
 
-def outcome(sae: SAE, config: TrainConfig, log: list[dict], dead: float) -> dict[str, Any]:
-    """L0, FVU and dead share over the last tenth of the run, and notes."""
+def outcome(sae: SAE, config: TrainConfig, log: list[dict], fvu: float, dead: float) -> dict[str, Any]:
+    """L0, FVU and dead share over the last tenth of the run, and notes. `fvu` is of its steps, L0 the mean of its log lines."""
     last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
-    l0, fvu = (sum(row[name] for row in last) / len(last) for name in ("l0", "error"))
+    l0 = sum(row["l0"] for row in last) / len(last)
     notes = []
     if fvu > 1:
-        nothing = "the mean activation" if config.center else "zero"
-        notes.append(f"It is worse than predicting {nothing}: FVU {fvu:.3g} > 1. Lower lr ({config.lr:g}), or give more steps.")
+        notes.append(
+            f"It is worse than predicting the mean activation: FVU {fvu:.3g} > 1. Lower lr ({config.lr:g}), or give more steps."
+        )
     target = target_of(sae)
     if target is not None and abs(l0 / target - 1) > 0.1:
         way = "more steps" if l0 > target else "more steps, or a lower lr"

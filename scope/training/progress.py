@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scope.evaluation.metrics import FvuSums
 from scope.sae.engine import Batch
+from scope.shapes import Acts
 
 LOG = "log.jsonl"
 
 
 @dataclass
 class Running:
-    """Running means over the steps since the last line, and when each latent last fired."""
+    """Means and FVU over the steps since the last line, FVU over the end of the run, and when each latent last fired."""
 
     d_sae: int
     dead_after: int
@@ -30,8 +32,14 @@ class Running:
         self.dense = torch.zeros((), dtype=torch.long, device=self.device)  # stays there: no step waits for it
         self.sums: dict[str, float] = {}
         self.steps = 0
+        self.since_line, self.at_end = FvuSums(), FvuSums()
 
-    def add(self, batch: Batch, tokens: int) -> None:
+    def add(self, batch: Batch, x: Acts, at_end: bool) -> None:
+        """A step on the activations `x`; `at_end` where it counts for what the training declares."""
+        tokens, sums = len(x), FvuSums.of(x, batch.error * len(x))
+        self.since_line += sums
+        if at_end:
+            self.at_end += sums
         self.silent.add_(tokens).masked_fill_(batch.fired > 0, 0)
         self.dense += (batch.fired > 0.1 * tokens).sum()
         for name, value in (batch.terms | {"error": batch.error, "l0": batch.l0}).items():
@@ -46,18 +54,23 @@ class Running:
     def line(self) -> dict[str, float]:
         """The means, under their names; then they start anew."""
         means = {name: value / max(1, self.steps) for name, value in self.sums.items()}
+        means["fvu"] = self.since_line.value()
         means |= {"dense": self.dense.item() / (self.d_sae * max(1, self.steps)), "dead": self.dead}
-        self.sums, self.steps = {}, 0
+        self.sums, self.steps, self.since_line = {}, 0, FvuSums()
         self.dense.zero_()
         return means
 
     def state_dict(self) -> dict:
-        return {"silent": self.silent, "sums": self.sums, "steps": self.steps, "dense": self.dense}
+        fvu = {name: vars(getattr(self, name)) for name in ("since_line", "at_end")}
+        return {"silent": self.silent, "sums": self.sums, "steps": self.steps, "dense": self.dense} | fvu
 
     def load_state_dict(self, state: dict) -> None:
         self.sums, self.steps = state["sums"], state["steps"]
         self.silent.copy_(state["silent"])
         self.dense.copy_(state["dense"])
+        for name in ("since_line", "at_end"):  # absent from checkpoints of version 0.1.0
+            sums = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in state.get(name, {}).items()}
+            setattr(self, name, FvuSums(**sums))
 
 
 class Log:
@@ -100,7 +113,7 @@ def read_log(folder: Path) -> list[dict]:
 
 def shown(rows: list[dict]) -> dict[str, str]:
     """A line of each dictionary in training, for a bar: of several, the span from the least to the largest."""
-    numbers = {"FVU": _span([row["error"] for row in rows], ".3f"), "L0": _span([row["l0"] for row in rows], ".1f")}
+    numbers = {"FVU": _span([row["fvu"] for row in rows], ".3f"), "L0": _span([row["l0"] for row in rows], ".1f")}
     terms = {name for row in rows for name in row} & {"sparsity", "frequency", "auxiliary", "aux"}
     for name in sorted(terms):
         numbers[name] = _span([row[name] for row in rows if name in row], ".3g")

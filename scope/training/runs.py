@@ -71,7 +71,7 @@ def read_training(folder: Path) -> Training:
     if rows:
         last = rows[-1]
         training.step, training.tokens_per_second = last["step"], last.get("tokens_per_second")
-        training.l0, training.fvu, training.dead = last.get("l0"), last.get("error"), last.get("dead")
+        training.l0, training.fvu, training.dead = last.get("l0"), last.get("fvu", last.get("error")), last.get("dead")
     if training.state == "finished":
         _add_outcome(training, folder)
     return training

@@ -234,7 +234,7 @@ class _Run:
     def _measured(self, x: Tensor) -> tuple[Tensor, float]:
         mean = x.double().mean(0).float() if self.config.center else torch.zeros(x.shape[1])
         scale = float((x - mean).double().square().sum(1).mean().sqrt())
-        if scale == 0:
+        if scale == 0 or bool((x == x[0]).all()):
             raise ConfigError(f"All {len(x)} activations are equal, so there is nothing to learn.")
         return mean, scale
 

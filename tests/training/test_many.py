@@ -108,7 +108,7 @@ train_all(grid(out, revive_after=64), TwoSites(), out)
 """
 
 
-@pytest.mark.parametrize("place", [1, 75, 140])
+@pytest.mark.parametrize("place", [1, 90, 165])
 def test_p36_killed_in_the_middle_of_a_checkpoint_the_one_before_counts(whole, tmp_path, place):
     assert python(AMID, tmp_path, place).wait(timeout=100) == -9
     assert list(tmp_path.glob("*.tmp"))

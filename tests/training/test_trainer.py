@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError
+from scope.evaluation.metrics import fvu
 from scope.sae.batch_topk import BatchTopKConfig
 from scope.sae.engine import Autograd
 from scope.sae.files import read_sae
@@ -96,7 +97,50 @@ def test_the_dictionary_reads_raw_activations_and_says_what_made_it(tmp_path):
     assert said["training"]["scale"] == pytest.approx((x - x.mean(0)).square().sum(1).mean().sqrt().item(), rel=0.1)
     rows = read_log(tmp_path)
     assert [row["step"] for row in rows] == list(range(5, 41, 5))
-    assert {"error", "sparsity", "l0", "dead", "lr", "tokens_per_second", "l0_weight"} <= set(rows[0])
+    assert {"error", "fvu", "sparsity", "l0", "dead", "lr", "tokens_per_second", "l0_weight"} <= set(rows[0])
+
+
+class Recorder:
+    """Autograd, that keeps what it reads and what it makes of it."""
+
+    def __init__(self, sae):
+        self.engine, self.pairs = Autograd(sae), []
+
+    def gradients(self, x):
+        with torch.no_grad():
+            self.pairs.append((x.clone(), self.engine.sae(x)))
+        return self.engine.gradients(x)
+
+    def state(self):
+        return {}
+
+    def load_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("mean", [0.0, 3000.0])
+@pytest.mark.parametrize("center", [True, False])
+def test_fvu_in_the_log_and_as_declared_is_that_of_the_metrics_whatever_the_mean(tmp_path, mean, center):
+    """Squared error over the mean square would say almost 0 here for what leaves most of the variance unexplained."""
+    x = planted()[0] - 50 + mean
+    config = TrainConfig(steps=40, batch_size=64, log_every=4, calibration=512, center=center)
+    sae = fresh()
+    recorder = Recorder(sae)
+    train(sae, TensorBatches(x, 64), config, tmp_path, engine=recorder)
+    lines = [fvu(*map(torch.cat, zip(*recorder.pairs[i : i + 4], strict=True))).item() for i in range(0, 40, 4)]
+    assert [row["fvu"] for row in read_log(tmp_path)] == pytest.approx(lines, rel=1e-4)
+    declared = read_sae(tmp_path).provenance["training"]["fvu"]
+    assert declared == pytest.approx(lines[-1], rel=1e-4)
+    if mean and not center:
+        assert read_log(tmp_path)[-1]["error"] < declared / 10
+
+
+def test_a_run_stopped_before_its_last_tenth_declares_the_fvu_of_one_that_was_not(tmp_path):
+    whole = train(fresh(), batches(), SMALL, tmp_path / "whole")
+    with pytest.raises(Stop):
+        train(fresh(), batches(), SMALL, tmp_path / "stopped", on_progress=stop_at(15))
+    resumed = train(fresh(), batches(), SMALL, tmp_path / "stopped")
+    assert resumed.provenance["training"]["fvu"] == whole.provenance["training"]["fvu"]
 
 
 @pytest.mark.parametrize("at", [5, 15, 30])
