@@ -5,3 +5,24 @@ from typing import Any
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called as (units done, units in total, numbers to show beside them)."""
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for limit, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if nbytes >= limit:
+            return f"{nbytes / limit:.1f} {suffix}"
+    return f"{nbytes:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Time for people: 40 s, 5 min, 3 h 20 min, 2 days 4 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} days {hours % 24} h"

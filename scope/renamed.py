@@ -31,7 +31,7 @@ MODULES = {
 NAMES: dict[str, str] = {}
 """Name of `import scope` in version 0.1.0 -> today's."""
 
-FLAGS: dict[str, str] = {}
+FLAGS: dict[str, str] = {"--arms": "--conditions"}
 """Flag of the command line in version 0.1.0 -> today's."""
 
 

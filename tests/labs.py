@@ -8,8 +8,6 @@ from scope.activations.config import HarvestConfig
 from scope.activations.corpus.sources import open_corpus
 from scope.activations.harvest.harvest import harvest
 
-from scope.cli.demo import default_site
-from scope.cli.train import provenance
 from scope.features.collect.collect import CollectConfig, collect
 from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
@@ -18,6 +16,8 @@ from scope.sae.jumprelu import JumpReLUConfig
 from scope.sae.kinds import make_sae
 from scope.training.config import TrainConfig
 from scope.training.trainer import train
+from scope.workflows.harvest import middle_residual
+from scope.workflows.train import recorded_provenance
 from tests.steering.conftest import random_sae
 
 
@@ -51,11 +51,11 @@ def make_lab(folder: Path, tiny_model, texts: list[str]) -> Path:
 def make_bundled_lab(folder: Path) -> Path:
     """recording/, dictionary/ and pack/ of the bundled model, as `scope demo` makes them but in seconds."""
     model, corpus = load_model("bundled"), open_corpus("bundled")
-    site = default_site(model)
+    site = middle_residual(model.sites())
     harvested = HarvestConfig(sites=(site,), tokens=6144, context=128)
     store = harvest(model, model.tokenizer, corpus, harvested, folder / "recording", model.provenance)
     sae = make_sae(JumpReLUConfig(d_in=store.sites[site], d_sae=96, target_l0=8.0), site)
-    sae.provenance = provenance(store, site)
+    sae.provenance = recorded_provenance(store, site)
     config = TrainConfig(steps=60, batch_size=512)
     sae = train(sae, store.shuffled(site, config.batch_size, config.seed), config, folder / "dictionary")
     scores = CollectConfig(score_prompts=2, score_null=4)

@@ -56,11 +56,11 @@ class Command:
         from rich.text import Text
 
         from scope.circuits.attribution import attribute
-        from scope.cli.certificate import certified
-        from scope.cli.progress import console
+        from scope.cli.progress import console, print_certificate, print_note
         from scope.features.pack.store import FeatureStore
         from scope.models.load import load_model
         from scope.sae.files import read_sae
+        from scope.workflows.certificate import certified
 
         sae = read_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"
@@ -70,7 +70,7 @@ class Command:
 
             raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
         model = load_model(self.model, device=self.device)
-        certified(model, sae, self.sae, self.certificate, self.any_model)
+        certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
         how = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
         found = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **how)
         console.print(Text(str(found)))

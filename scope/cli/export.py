@@ -33,10 +33,11 @@ class Command:
     def run(self) -> None:
         from rich.markup import escape
 
-        from scope.cli.progress import console, progress_bar, size
+        from scope.cli.progress import console, progress_bar
         from scope.features.exports import SUFFIX, export
         from scope.features.pack.choice import chosen
         from scope.features.pack.store import FeatureStore
+        from scope.progress import size
 
         store = FeatureStore.open(self.pack)
         latents = chosen(store, self.latents)

@@ -1,41 +1,163 @@
-"""Flags made from a config's fields: one flag a field, its help the line under it, and lists where a field may be swept."""
+"""From the config of a workflow to the flags of its command, and from the flags given back to a config.
+
+One flag a field: its help is the text under the field, its name and type are the field's. Whole numbers may be written 50M.
+"""
 
 import ast
 import inspect
+import math
 import textwrap
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, field, fields, make_dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from scope.cli.harvest import count
+from scope.workflows.settings import inner_config
+
+_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+
+
+def count(text: str) -> int:
+    """A whole number as people write it: 200000, 200_000, 200k, 1.5M, 2B.
+
+    Raises:
+        ValueError: it is none.
+    """
+    text = text.strip().lower().replace(",", "").replace("_", "")
+    number = float(text[:-1]) * _SUFFIXES[text[-1]] if text[-1:] in _SUFFIXES else float(text)
+    if not math.isfinite(number) or number != int(number):
+        raise ValueError(f"{text} is no whole number")
+    return int(number)
+
+
+Count = Annotated[
+    int,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT|1.5M",
+        instance_from_str=lambda args: count(args[0]),
+        is_instance=lambda instance: isinstance(instance, int),
+        str_from_instance=lambda instance: [str(instance)],
+    ),
+]
 
 
 def flags_of(
-    name: str, config: type, values: Mapping[str, Any], swept: Collection[str] = (), hidden: Collection[str] = ()
+    config: type,
+    positional: Collection[str] = (),
+    commas: Collection[str] = (),
+    marks: Mapping[str, Sequence[Any]] = {},
+    more: Sequence[tuple[str, Any, Any, str]] = (),
+    doc: str = "",
+    hidden: Collection[str] = (),
 ) -> type:
-    """A dataclass with the fields of `config`, whose defaults are `values` where given. Fields in `swept` take several values
-    with commas between, and hold tuples; those in `hidden` are no flags."""
-    docs, made = field_docs(config), []
+    """A dataclass for tyro with the fields of `config`; those of configs within it become flags beside the others.
+
+    `positional` fields are given without a name. Fields in `commas` take several values with commas between; "*" means all
+    that hold tuples in a config within. `marks` are further annotations of a field. `more` are flags of the command alone:
+    (name, type, default, help). `doc` is the text above the flags. `hidden` fields are no flags: a config around them has
+    fields of those names.
+    """
+    docs, made, names = field_docs(config), [], {f.name for f in fields(config)}
     for f in fields(config):
         if f.name in hidden:
             continue
-        default = values.get(f.name, f.default)
-        assert default is not MISSING, f.name
-        kind: Any = f.type
-        if f.name in swept:
-            default, kind = (default,), several(*_parser(f.type))
-        elif get_origin(f.type) is tuple:
-            kind = several(*_parser(get_args(f.type)[0]))
-        made.append((f.name, Annotated[kind, tyro.conf.arg(help=docs.get(f.name, ""))], field(default=default)))
-    return make_dataclass(name, made, frozen=True, kw_only=True)
+        inner = inner_config(f)
+        if inner is not None:
+            within = {*commas, *_tuples(inner)} if "*" in commas else commas
+            kind: Any = flags_of(inner, positional, within, marks, hidden=names)
+            made.append((f.name, Annotated[kind, tyro.conf.arg(name="")], field(default_factory=kind)))
+            continue
+        kind = _several(f.type) if f.name in commas and get_origin(f.type) is tuple else _counts(f.type)
+        annotations = [tyro.conf.arg(help=docs.get(f.name, "")), *marks.get(f.name, ())]
+        annotations += [tyro.conf.Positional] if f.name in positional else []
+        for annotation in annotations:
+            kind = Annotated[kind, annotation] if annotation is not tyro.conf.Positional else tyro.conf.Positional[kind]
+        default = field() if f.default is MISSING and f.default_factory is MISSING else field(default=f.default)
+        made.append((f.name, kind, default))
+    for name, kind, default, text in more:
+        made.append((name, Annotated[kind, tyro.conf.arg(help=text)], field(default=default)))
+    flags = make_dataclass(f"{config.__name__}Flags", made, frozen=True, kw_only=True)
+    flags.__doc__ = doc or inspect.getdoc(config)
+    return flags
 
 
-def several(parse: Callable[[str], Any], name: str) -> Any:
+def config_of(config: type, flags: Any) -> Any:
+    """The config that parsed flags describe."""
+    values = {}
+    for f in fields(config):
+        if not hasattr(flags, f.name):
+            continue  # a config around this one has a field of that name
+        value = getattr(flags, f.name)
+        values[f.name] = config_of(inner, value) if (inner := inner_config(f)) is not None else value
+    return config(**values)
+
+
+def settings_in(argv: Sequence[str]) -> dict[str, Any]:
+    """Flag -> text, as far as they can be told before the flags are known; the last of a flag counts."""
+    settings: dict[str, Any] = {}
+    for i, arg in enumerate(argv):
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and len(flag) > 2:
+            name = flag.removeprefix("--").replace("-", "_")
+            settings[name] = value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+    return settings
+
+
+def numbers_in(settings: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The same with whole numbers read, also several with commas between; what is none stays as it is for the parser."""
+    read = dict(settings)
+    for name in names & read.keys():
+        try:
+            read[name] = [count(part) for part in read[name].split(",") if part]
+        except ValueError:
+            del read[name]
+    return read
+
+
+def field_docs(config: type) -> dict[str, str]:
+    """The string under each field of a dataclass, of those it inherits from, and of the config that a field was copied from."""
+    docs: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if not is_dataclass(cls):
+            continue
+        for f in fields(cls):
+            if (source := f.metadata.get("of")) is not None and f.name not in docs:
+                docs |= {k: v for k, v in field_docs(source).items() if k == f.name}
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError):  # made by make_dataclass
+            continue
+        for before, after in pairwise(body):
+            match before, after:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = " ".join(text.split())
+    return docs
+
+
+def _tuples(config: type) -> set[str]:
+    return {f.name for f in fields(config) if get_origin(f.type) is tuple}
+
+
+def _counts(kind: Any) -> Any:
+    """The type with whole numbers read by `count`."""
+    if kind is int:
+        return Count
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is tuple:
+        return tuple[tuple(a if a is Ellipsis else _counts(a) for a in args)]  # type: ignore[misc]
+    if origin in (Union, UnionType):
+        return Union[tuple(_counts(a) for a in args)]  # noqa: UP007 - built at run time
+    return kind
+
+
+def _several(kind: Any) -> Any:
     """A tuple, written with commas between: 32,64,128."""
+    parse, name = _parser(get_args(kind)[0])
 
     def read(args: list[str]) -> tuple:
         return tuple(parse(part.strip()) for part in args[0].split(",") if part.strip())
@@ -50,30 +172,6 @@ def several(parse: Callable[[str], Any], name: str) -> Any:
             str_from_instance=lambda value: [",".join("none" if v is None else f"{v}" for v in value)],
         ),
     ]
-
-
-def peek(argv: list[str], name: str, default: str | None = None) -> str | None:
-    """The value of a flag before all flags are known, as `--name value` or `--name=value`; the last one counts."""
-    found = default
-    for i, arg in enumerate(argv):
-        flag, equals, value = arg.partition("=")
-        if flag.replace("_", "-") == f"--{name}":
-            found = value if equals else argv[i + 1] if i + 1 < len(argv) else found
-    return found
-
-
-def field_docs(config: type) -> dict[str, str]:
-    """The string under each field of a dataclass and of those it inherits from."""
-    found: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if "__dataclass_fields__" not in vars(cls):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-        for before, after in pairwise(body):
-            match before, after:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
-    return found
 
 
 def _parser(kind: Any) -> tuple[Callable[[str], Any], str]:

@@ -49,7 +49,7 @@ def run(argv: list[str]) -> int:
         print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        code = _parse(name, rest).run()
+        code = _parse(name, _current(rest))()
     except KeyboardInterrupt:
         if _speaks():
             print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
@@ -90,8 +90,23 @@ def _parse(name: str, argv: list[str]):
     import tyro
 
     module = importlib.import_module(f"scope.cli.{name}")
-    command = module.command_for(argv) if hasattr(module, "command_for") else module.Command
-    return tyro.cli(command, prog=f"scope {name}", args=argv)
+    if hasattr(module, "flags"):
+        given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv)
+        return lambda: module.run(given)
+    return tyro.cli(module.Command, prog=f"scope {name}", args=argv).run
+
+
+def _current(argv: list[str]) -> list[str]:
+    """The flags under today's names; an old one is named on stderr."""
+    from scope.renamed import FLAGS
+
+    flags = []
+    for arg in argv:
+        flag, equals, value = arg.partition("=")
+        if flag in FLAGS:
+            print(f"note: {flag} is now {FLAGS[flag]}; the old name goes with the next version.", file=sys.stderr)
+        flags.append(FLAGS.get(flag, flag) + equals + value)
+    return flags
 
 
 def _refusal(error: Exception) -> str | None:

@@ -1,15 +1,17 @@
 """Progress on the terminal: one bar with rate, time left, and whatever numbers the work reports."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False)
+from scope.progress import OnProgress
 
-OnProgress = Callable[[int, int, dict], None]
+console = Console(highlight=False)
 
 
 class _Rate(ProgressColumn):
@@ -66,9 +68,11 @@ def _short(x: float) -> str:
     return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
 
 
-def size(n: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for limit, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if n >= limit:
-            return f"{n / limit:.1f} {suffix}"
-    return f"{n:.0f} B"
+def print_note(note: str) -> None:
+    """A remark that a reader should see before believing the result."""
+    console.print(f"[yellow]note:[/] {escape(note)}")
+
+
+def print_certificate(certificate: Any) -> None:
+    """What a dictionary's certificate says, in a line."""
+    console.print(f"Certificate: {escape(certificate.line())}", style="dim", highlight=False)

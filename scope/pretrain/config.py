@@ -1,9 +1,9 @@
 """How a small Gemma is trained from nothing, as settings. Nothing here loads torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from scope.errors import ConfigError
-from scope.models.gemma.config import GemmaConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,10 @@ class PretrainConfig:
         if self.d_vocab > 2**16:
             raise ConfigError(f"d_vocab is {self.d_vocab}; tokens are stored in 16 bits, so {2**16} pieces are the most.")
 
-    def model_config(self) -> GemmaConfig:
+    def model_config(self) -> Any:
+        """The `GemmaConfig` of the model that is trained."""
+        from scope.models.gemma.config import GemmaConfig
+
         return GemmaConfig(
             d_model=self.d_model,
             n_layers=self.n_layers,

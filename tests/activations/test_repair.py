@@ -9,7 +9,7 @@ from scope.activations.format.repair import examine, repair
 from scope.activations.harvest.harvest import plan
 from scope.activations.read.store import ActivationStore
 
-from scope.cli.reading import provenance
+from scope.workflows.train import recorded_provenance as provenance
 from tests.activations.test_store import flip
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 

@@ -40,11 +40,11 @@ def ended(timeout: float = 20.0) -> None:
 
 
 def test_the_command_of_the_button_is_the_demos_own():
-    from scope.cli.demo import Command
-    from scope.cli.main import _parse
+    import tyro
 
-    given = _parse("demo", ["--no-app", "--out", "x", *demo.SIZE])
-    assert isinstance(given, Command)
+    from scope.cli.demo import flags
+
+    given = tyro.cli(flags([]), args=["--no-app", "--out", "x", *demo.SIZE])
     assert (given.tokens, given.d_sae, given.app) == (40000, 512, False)
 
 

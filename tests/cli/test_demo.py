@@ -158,17 +158,15 @@ def test_a_report_of_an_older_form_is_made_anew_and_nothing_else_is(given, whole
     assert [name for name in before if after[name][0] != before[name][0]] == ["dictionary/evaluation.json"]
 
 
-def test_a_corpus_that_ends_early_is_said(tmp_path, tiny_model, capsys):
-    from scope.activations.corpus.sources import open_corpus
-
-    from scope.cli.demo import Command
-
-    (tmp_path / "text.txt").write_text("the dog runs to the river and my sister sees it. " * 40)
-    demo = Command(out=tmp_path / "lab", corpus=str(tmp_path / "text.txt"), tokens=50_000)
-    store = demo._harvest(tiny_model, open_corpus(demo.corpus), "blocks.1.hook_resid_post")
-    assert 0 < store.tokens.size < 50_000
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"the corpus ended at {store.tokens.size:,} of 50,000 tokens" in said
+def test_a_corpus_that_ends_early_is_said_and_the_demo_goes_on(given, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("the dog runs to the river and my sister sees it. " * 400)
+    small = ["--tokens", "500k", "--d-sae", "48", "--target-l0", "6", "--steps", "10"]
+    corpus = ["--model", given[1], "--corpus", str(tmp_path / "text.txt"), *small]
+    assert demo(corpus, tmp_path / "lab") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "of 500,000 tokens; the demo goes on with these" in output
+    report = json.loads((tmp_path / "lab" / "dictionary" / "evaluation.json").read_text())
+    assert any("not held out" in note for note in report["notes"])
 
 
 def test_a_quick_look_does_not_replace_a_fuller_report_and_a_new_report_reaches_the_pack(given, whole, tmp_path, capsys):

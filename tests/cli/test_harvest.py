@@ -8,8 +8,11 @@ from scope.activations.format.files import only_writer
 from scope.activations.harvest.harvest import Plan
 from scope.activations.read.store import ActivationStore
 
-from scope.cli.harvest import agreed, count, duration, middle_residual
+from scope.cli.flags import count
+from scope.cli.harvest import agreed
 from scope.cli.main import run
+from scope.progress import duration
+from scope.workflows.harvest import middle_residual
 
 
 @pytest.fixture

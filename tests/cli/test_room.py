@@ -5,9 +5,9 @@ import torch
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.main import run
-from scope.cli.room import refuse_without_room
 from scope.errors import ConfigError
 from scope.models.checkpoints import BUNDLED
+from scope.workflows.harvest import refuse_without_room
 
 
 def test_weights_that_memory_does_not_hold_are_refused_with_the_way_out():

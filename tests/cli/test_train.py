@@ -161,10 +161,10 @@ def test_the_preset_and_every_value_that_it_decided_are_written_down(folder):
 def test_p35_a_value_that_is_no_number_is_told_with_its_shard_and_row(folder, capsys):
     from scope.activations.read.store import ActivationStore
 
-    from scope.cli.reading import Recorded
+    from scope.workflows.train import RecordedBatches
 
     store = ActivationStore.open(folder / "recording")
-    batches = Recorded(store, [SITE], 64, 0, 1 << 20)
+    batches = RecordedBatches(store, [SITE], 64, 0, 1 << 20)
     batch = next(iter(batches))
     said = batches.where(5, 64)
     number = int(said.split(" of the recording")[0].removeprefix("row ").replace(",", ""))

@@ -197,13 +197,13 @@ def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2
     from scope.activations.corpus.sources import Corpus, Document
     from scope.activations.harvest.harvest import harvest
 
-    from scope.cli.train import provenance
     from scope.evaluation.evaluate import EvaluateConfig, evaluate
     from scope.features.collect.collect import CollectConfig, collect
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.config import TrainConfig
     from scope.training.trainer import train
+    from scope.workflows.train import recorded_provenance as provenance
 
     ours, _ = gpt2
     corpus = Corpus("toy", {"spec": "toy"}, lambda: (Document(str(i), text) for i, text in enumerate(toy_text)))

@@ -1,0 +1,135 @@
+"""`scope.collect_features`: a dictionary and a recording (or text) in, a feature pack out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scope.errors import ConfigError
+from scope.features.collect.config import CollectConfig
+from scope.progress import OnProgress
+from scope.workflows.notes import OnNote, silent
+from scope.workflows.settings import resolve
+
+_TOKENS = 500_000  # of a corpus, if no number is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectFeatures:
+    """Which dictionary's features to collect, on which text. Each field is also a flag of `scope features`."""
+
+    dictionary: str
+    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id with the folder in it."""
+
+    recording: Path | None = None
+    """Recording to read, as `scope harvest` wrote it. Or give --corpus."""
+
+    corpus: str | None = None
+    """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set."""
+
+    model: str | None = None
+    """The model. None: the one that the dictionary or the recording names."""
+
+    site: str | None = None
+    """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
+
+    out: Path = Path("runs/pack")
+    """Folder for the pack; an older pack there is replaced when the new one is complete."""
+
+    context: int = 256
+    """Tokens of a context, <bos> included, when a corpus is read."""
+
+    evaluation: Path | None = None
+    """Report of `scope evaluate` to keep in the pack. None: evaluation.json in the dictionary's folder, if there is one."""
+
+    device: str = "cpu"
+    """Where model and dictionary run: cpu, cuda, cuda:1, mps."""
+
+    certificate: bool = True
+    """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
+
+    config: CollectConfig = field(default_factory=CollectConfig)
+
+
+def collect_features(
+    config: Any = None,
+    *,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote = silent,
+    on_certificate: Callable[[Any], None] | None = None,
+    on_plan: OnNote = silent,
+    **settings: Any,
+) -> Any:
+    """Collect what the browser shows about each latent into a folder; returns the `Pack`.
+
+    Stopped, the same call goes on where it stopped. Under torchrun all processes call it with the same settings; the first one
+    returns the pack, the others None. `on_plan` is called with memory and disk that it needs, in words.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        DictionaryError: the dictionary is damaged, or does not fit the model.
+        PackError: the recording is another model's, `out` is no pack, or another process is building it.
+    """
+    from scope.activations.corpus.sources import open_corpus
+    from scope.activations.harvest.ranks import Ranks
+    from scope.activations.read.store import ActivationStore
+    from scope.features.collect.collect import collect
+    from scope.features.pack.health import find_health
+    from scope.models.load import load_model
+    from scope.provenance import ModelId
+    from scope.sae.files import read_sae
+    from scope.workflows.certificate import certified
+    from scope.workflows.text import contexts_of_corpus
+
+    job = resolve(CollectFeatures, config, settings, first="dictionary")
+    if (job.recording is None) == (job.corpus is None):
+        raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
+    ranks, folder = Ranks.of_environment(), Path(job.dictionary)
+    device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
+    sae = read_sae(job.dictionary, device=device)
+    if job.site:
+        sae.site = job.site
+    find_health(folder, job.evaluation)  # a report that is not there is refused before the work
+    store = None if job.recording is None else ActivationStore.open(job.recording)
+    recorded = ModelId.of(store.manifest.get("model")).name if store is not None else None
+    name = job.model or recorded or ModelId.of(sae.provenance.get("model")).name or "bundled"
+    model = load_model(name, device=device)
+    certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None
+    described: dict[str, Any] = {}
+    if store is None:
+        n = -(-(job.config.tokens or _TOKENS) // job.context)
+        store, _, described = contexts_of_corpus(model, open_corpus(job.corpus), job.context, n, job.config.seed)
+    if ranks.leads:
+        on_plan(_in_words(job.config, model, sae, store, ranks))
+    return collect(
+        model,
+        sae,
+        store,
+        job.config,
+        job.out,
+        on_progress if ranks.leads else None,
+        health=find_health(folder, job.evaluation, certificate),
+        corpus=described,
+        dictionary=str(folder.resolve()) if folder.exists() else job.dictionary,
+        ranks=ranks,
+    )
+
+
+def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: Any) -> str:
+    """Memory and disk that the pack needs while it is built."""
+    import torch
+
+    from scope.features.collect.plan import plan
+    from scope.progress import size
+
+    rows = store.numel() if isinstance(store, torch.Tensor) else int(store.n_rows)
+    n_ctx = int(store.shape[1] if isinstance(store, torch.Tensor) else store.tokens.shape[1])
+    n_tokens = rows if config.tokens is None else min(rows, config.tokens)
+    l0 = (sae.provenance.get("training") or {}).get("l0")
+    l0 = l0 if isinstance(l0, int | float) else None
+    needs = plan(sae.d_sae, sae.d_in, model.cfg.d_vocab, n_tokens, n_ctx, config, l0)
+    shared = f", shared by {ranks.world} processes" if ranks.world > 1 else ""
+    return (
+        f"{n_tokens:,} tokens{shared}: at most {size(needs.peak)} of memory beside model and dictionary, "
+        f"{size(needs.building)} of disk while it is built, about {size(needs.pack)} for the pack"
+    )

@@ -1,0 +1,133 @@
+"""`scope.harvest`: a model and a corpus in, a recording out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from scope.activations.config import STAGING, HarvestConfig
+from scope.progress import OnProgress
+from scope.workflows.settings import resolve
+
+_STREAMED_TOKENS = 16_384  # a batch of a streamed model, if none is given: reading then costs less than computing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harvest:
+    """What to record, of which model and corpus. Each field is also a flag of `scope harvest`."""
+
+    model: str = "bundled"
+    """The model: bundled, a folder with a Hugging Face checkpoint of a Gemma, a hub id, or, for what TransformerLens loads,
+    lens:gpt2 or lens:FOLDER."""
+
+    corpus: str = "bundled"
+    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub data set
+    owner/name, owner/name:split, owner/name:config:split."""
+
+    out: str = "runs/recording"
+    """Folder for the recording, or an address such as s3://bucket/recording, to which shards are sent whole."""
+
+    config: HarvestConfig = field(default_factory=HarvestConfig)
+
+    batch_contexts: int | None = None
+    """Contexts run at once. None: 16, or as many as hold 16,384 tokens with --streamed."""
+
+    text_field: str = "text"
+    """JSONL field or column that holds the text."""
+
+    compute_dtype: str = "float32"
+    """What the model computes in: float32, bfloat16 or float16."""
+
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+    streamed: bool = False
+    """Keep the weights on disk and read one block at a time, for a model larger than memory: each batch of 16,384 tokens, or
+    of --batch-contexts, reads them once."""
+
+    staging: Path = STAGING
+    """Folder below which the shards for an address are made before they are sent."""
+
+
+def harvest(
+    config: Harvest | str | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    confirm: Callable[[Any], bool] | None = None,
+    **settings: Any,
+) -> Any:
+    """Record activations of a model on a corpus; returns the recording, an `ActivationStore`.
+
+    Stopped at any moment, the same call continues, and the recording is byte for byte that of an uninterrupted run. With more
+    `tokens` it extends the recording. Without `sites` the residual stream after the middle layer is recorded.
+
+    `confirm` is called with the plan (sites, size, time) before work begins; if it returns False nothing is done and the result
+    is None. Under torchrun only the first process plans and returns the recording.
+
+    Raises:
+        ConfigError, CheckpointError: a setting or a model that cannot be.
+        ActivationsError: an unknown site, a corpus without text, a disk without room, a recording of something else.
+    """
+    from scope.activations.corpus.sources import open_corpus
+    from scope.activations.harvest import harvest as room
+    from scope.activations.harvest.ranks import Ranks
+    from scope.models.load import load_model
+
+    job = resolve(Harvest, config, settings, first="model")
+    ranks = Ranks.of_environment()
+    corpus = open_corpus(job.corpus, job.text_field)
+    device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
+    if not job.streamed and device == "cpu":
+        refuse_without_room(job.model, job.compute_dtype, job.revision)
+    model = load_model(job.model, dtype=job.compute_dtype, device=device, revision=job.revision, streamed=job.streamed)
+    recorded: dict[str, Any] = {}
+    recorded["sites"] = job.config.sites or (middle_residual(model.sites()),)
+    if job.batch_contexts is not None:
+        recorded["batch_contexts"] = job.batch_contexts
+    elif job.streamed:
+        recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // job.config.context)
+    asked = model, model.tokenizer, corpus, replace(job.config, **recorded), job.out, model.provenance
+    planned = None
+    if ranks.leads:
+        planned = room.plan(*asked, staging=job.staging)
+        if confirm is not None and not confirm(planned):
+            return None
+    return room.harvest(*asked, on_progress, planned, job.staging)
+
+
+def middle_residual(sites: dict[str, int]) -> str:
+    """The residual stream after the middle layer."""
+    residuals = [site for site in sites if site.endswith("hook_resid_post")]
+    return residuals[len(residuals) // 2]
+
+
+def refuse_without_room(model: str, dtype: str, revision: str | None = None, free: int | None = None) -> None:
+    """Hold the size of a model's weights against the free memory before they are loaded. `free` bytes are by default what the
+    system reports.
+
+    Raises:
+        ConfigError: the weights in `dtype` need more. The message says how large they are and what to do.
+        CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    import math
+
+    from scope.errors import ConfigError
+    from scope.memory import free_memory
+    from scope.models.checkpoints import find_checkpoint, weight_files
+    from scope.models.stored import stored_tensors
+
+    item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    free = free_memory() if free is None else free
+    if free is None or model.startswith("lens:") or dtype not in item_bytes:
+        return
+    tensors = stored_tensors(weight_files(find_checkpoint(model, revision))).values()
+    needed = sum(math.prod(t.shape) for t in tensors if t.name != "lm_head.weight") * item_bytes[dtype]
+    if needed > free:
+        smaller = "" if dtype != "float32" else ", --compute-dtype bfloat16 for half of it"
+        raise ConfigError(
+            f"The weights of {model} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB of memory are free.\n"
+            f"  Add --streamed to keep them on disk and read one block at a time{smaller}."
+        )

@@ -1,0 +1,234 @@
+"""`scope.steer`: a dictionary and prompts in, a comparison of steered and unsteered texts out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scope.models.text.sampling_config import SamplingConfig
+from scope.progress import OnProgress
+from scope.workflows.notes import OnNote, silent
+from scope.workflows.settings import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steer:
+    """What to edit and what to write. Each field is also a flag of `scope steer`."""
+
+    sae: Path = Path("runs/demo/dictionary")
+    """SAE: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
+
+    latent: tuple[int, ...] = ()
+    """Latents to edit. Without any, the best candidates of the pack are listed."""
+
+    direction: Path | None = None
+    """Edit this direction instead of latents: a vector in a .npy, .npz, .json or .safetensors file."""
+
+    key: str | None = None
+    """Which of several vectors in that file."""
+
+    toward: tuple[str, ...] = ()
+    """Edit the difference of means between these prompts ..."""
+
+    away: tuple[str, ...] = ()
+    """... and these."""
+
+    probe: bool = False
+    """With --toward and --away: the weights of a linear probe that separates the two sides, not the difference of means."""
+
+    strength: tuple[float, ...] = (0.5,)
+    """One for all latents, or one for each, in --unit. Below 0 pushes the other way. With --edit scale, the factor."""
+
+    edit: Literal["add", "clamp", "at-least", "ablate", "project-out", "scale", "cap", "floor"] = "add"
+    """What to do: add along the latent's direction; set its activation; raise it to at least; remove its contribution;
+    remove the whole direction; multiply its contribution; hold what lies along the direction below or above."""
+
+    when: str | None = None
+    """Only where another latent is active: its number, or as in 7:2.5 its number and the activation it must exceed."""
+
+    unit: Literal["norm", "raw", "max"] = "norm"
+    """Unit of the strength: fractions of the site's typical residual norm, the latent's own activation, multiples of its
+    maximum."""
+
+    positions: str = "not_bos"
+    """Where: not_bos, all, content, prompt, generated, last_prompt, or from:K."""
+
+    prompt: tuple[str, ...] = ("My favourite hobby is",)
+    """Texts to continue."""
+
+    n: int = 1
+    """Texts for each prompt and condition."""
+
+    conditions: tuple[str, ...] = ("plain", "steered", "random")
+    """What to compare: plain, steered, random (a random direction of equal length; further ones as random:1), other (another
+    latent that fires as often), prompt (nothing edited, but asked for in the prompt)."""
+
+    instruction: str | None = None
+    """What the condition "prompt" begins with; by default, Talk about the promoted words."""
+
+    sweep: tuple[float, ...] = ()
+    """Strengths to try in turn, each beside all controls; the best is chosen on half of the prompts and reported on the
+    others."""
+
+    model: str = "bundled"
+    """Model: bundled, a checkpoint's folder, or a hub id."""
+
+    device: str = "cpu"
+    """Where to run: cpu, cuda."""
+
+    pack: Path | None = None
+    """Feature pack, for the typical norm and the maxima; by default the folder pack/ beside the SAE, if it is there."""
+
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    control_seed: int = 0
+    """Random seed for the random direction."""
+
+    replay: Path | None = None
+    """Make a saved run again and compare the texts. Of the other flags only --model, --sae, --device count."""
+
+    certificate: bool = True
+    """First check on about 2,000 tokens that the SAE fits this model and site; kept beside it, so made once."""
+
+    any_model: bool = False
+    """Allow an SAE that was trained on other weights than the model's, as for a fine-tune of the same base."""
+
+
+def steer(
+    config: Any = None,
+    *rest: Any,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote = silent,
+    on_certificate: Callable[[Any], None] | None = None,
+    on_plan: OnNote = silent,
+    **settings: Any,
+) -> Any:
+    """Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
+
+    `scope.steer("runs/demo/dictionary", latent=12, strength=0.3, prompt="In the morning")` says what `scope steer` says with
+    flags. Returns a `SteeringRun`; with `sweep`, a `Sweep`; with `replay`, the run made again.
+
+    `scope.steer(model, sae, edits, prompts)` steers with objects in memory; see `scope.steering.compare.steer.steer`.
+
+    Raises:
+        EditError: no target or several kinds of target, an unknown latent, an edit that cannot be.
+        DictionaryError: the SAE does not fit the model. PackError: the pack is about another SAE.
+    """
+    from scope.steering.compare.steer import steer as steer_in_memory
+
+    if rest or "edits" in settings:
+        return steer_in_memory(config, *rest, **settings)
+    job = resolve(Steer, config, settings, first="sae")
+    from scope.fit import check_fit
+    from scope.models.load import load_model
+    from scope.sae.files import read_sae
+    from scope.steering.compare.sweep import estimate, sweep
+    from scope.steering.compare.sweep_result import saved
+    from scope.workflows.certificate import certified
+
+    sae = read_sae(job.sae, job.device)
+    if job.replay:
+        return saved(job.replay).replay(load_model(job.model, device=job.device), sae)
+    _check_targets(job)
+    gauge = _gauge(job, sae)
+    if job.latent:
+        _edits(job, sae, None)  # refuses before the model is loaded
+    model = load_model(job.model, device=job.device)
+    check_fit(model, sae, job.any_model, reconstructs=True)
+    certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
+    edits = _edits(job, sae, model)
+    how = {"n": job.n, "gauges": gauge, "control_seed": job.control_seed, "instruction": job.instruction}
+    how["any_model"] = job.any_model
+    if not job.sweep:
+        return steer_in_memory(model, sae, edits, job.prompt, job.sampling, job.conditions, **how)
+    usual = Steer.__dataclass_fields__["conditions"].default
+    how["arms"] = None if job.conditions == usual else job.conditions
+    seconds = estimate(model, sae, edits, job.prompt, job.sweep, job.sampling, **how)
+    on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
+    return sweep(model, sae, edits, job.prompt, job.sweep, job.sampling, on_progress=on_progress, **how)
+
+
+def _check_targets(job: Steer) -> None:
+    """
+    Raises:
+        EditError: no target, several kinds of target, or half of one.
+    """
+    from scope.errors import EditError
+
+    targets = [bool(job.latent), job.direction is not None, bool(job.toward or job.away)]
+    if not any(targets):
+        raise EditError(f"Say which latent to edit, as in --latent 12.{_candidates(job)}")
+    if sum(targets) > 1:
+        raise EditError("Give --latent, or --direction, or --toward and --away: one run edits one kind of target.")
+    if bool(job.toward) != bool(job.away):
+        raise EditError("A difference of means needs prompts on both sides: --toward and --away.")
+    if job.probe and not job.toward:
+        raise EditError("A probe separates two sets of prompts: give them with --toward and --away.")
+
+
+def _edits(job: Steer, sae: Any, model: Any) -> Any:
+    """One edit for each target.
+
+    Raises:
+        EditError: strengths that do not pair with latents, or an edit that cannot be.
+    """
+    from scope.errors import EditError
+    from scope.steering.edits.directions import Direction
+    from scope.steering.edits.interventions import KINDS, Edits, When
+
+    targets: list[Any] = list(job.latent)
+    if job.direction is not None:
+        targets = [Direction.from_file(job.direction, sae.site, job.key)]
+    elif job.toward:
+        make = Direction.probe if job.probe else Direction.between
+        targets = [make(model, sae.site, job.toward, job.away)]
+    if len(job.strength) not in (1, len(targets)):
+        raise EditError(f"{len(targets)} latents and {len(job.strength)} strengths: give one strength, or one for each.")
+    kind = KINDS[job.edit.replace("-", " ")]
+    how = {"positions": job.positions, "when": When.of(job.when) if job.when else None}
+    strengths = job.strength if len(job.strength) > 1 else job.strength * len(targets)
+    if kind.has_amount:
+        return Edits(kind(t, s, unit=job.unit, **how) for t, s in zip(targets, strengths, strict=True))
+    if kind.kind == "scale":
+        return Edits(kind(t, s, **how) for t, s in zip(targets, strengths, strict=True))
+    return Edits(kind(t, **how) for t in targets)
+
+
+def _pack(job: Steer) -> Any:
+    from scope.features.pack.store import FeatureStore
+
+    beside = job.sae.parent / "pack"
+    if job.pack is None and not (beside / "manifest.json").exists():
+        return None
+    return FeatureStore.open(job.pack or beside)
+
+
+def _gauge(job: Steer, sae: Any) -> Any:
+    """The typical norm and the maxima from the pack, if there is one.
+
+    Raises:
+        PackError: the pack is about another SAE.
+    """
+    from scope.errors import PackError
+    from scope.steering.apply.gauge import Gauge
+    from scope.steering.edits.interventions import When
+
+    pack = _pack(job)
+    if pack is None:
+        return None
+    if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
+        raise PackError(
+            f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}; the SAE {job.sae} has "
+            f"{sae.d_sae} at {sae.site}.\n  Give the SAE's own pack with --pack."
+        )
+    return Gauge.of_pack(pack, [*job.latent, *([When.of(job.when).latent] if job.when else [])])
+
+
+def _candidates(job: Steer) -> str:
+    """The latents of the pack that are best to steer with, as the end of a refusal."""
+    pack = _pack(job)
+    if pack is None:
+        return "\n  scope features makes a pack, which says what each latent is about."
+    best = pack.steerable(8)
+    lines = [f"  {i:>6}  {row.label}  promotes {' '.join(row.promotes[:4])!r}" for i, row in best.iterrows()]
+    return "\n".join([f" With the highest output scores in {pack.folder}:", *lines])
