@@ -329,7 +329,7 @@ class Source:
             store = ActivationStore.open(command.recording)
             sites, where = list(store.sites), str(command.recording)
             if command.site is None and len(sites) > 1:
-                raise ConfigError(f"{where} holds several sites; say which with --site.\n  It holds: {', '.join(sites)}")
+                raise ConfigError(f"{where} holds several sites; say which with --site.\n  It has: {', '.join(sites)}")
             sites = sites if command.site is None else match_sites(command.site, sites, where)
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=where)

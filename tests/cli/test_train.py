@@ -175,7 +175,7 @@ def test_p35_a_value_that_is_no_number_is_told_with_its_shard_and_row(folder, ca
 def test_a_site_that_was_not_recorded_or_not_named_is_said_with_those_that_were(folder, capsys):
     for flags in (["--site", "blocks.3.hook_resid_post"], []):
         assert scope("train", folder / "recording", *flags, "--out", folder / "d", *SMALL) == 2
-        assert "It holds: blocks.1.hook_resid_post, blocks.2.hook_mlp_out" in capsys.readouterr().err
+        assert "It has: blocks.1.hook_resid_post, blocks.2.hook_mlp_out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
