@@ -26,7 +26,7 @@ _HOME = {
     "TrainConfig": "scope.training.config",
     "evaluate": "scope.workflows.evaluate",
     "collect_features": "scope.workflows.features",
-    "FeatureStore": "scope.features.pack.store",
+    "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",

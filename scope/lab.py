@@ -17,8 +17,8 @@ from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
 from scope.errors import DictionaryError, EditError, PackError
 from scope.evaluation.certificate.certify import Certificate, certify
+from scope.features.face import Pack
 from scope.features.pack.feature import Feature
-from scope.features.pack.store import FeatureStore
 from scope.fit import check_fit
 from scope.models.load import load_model
 from scope.models.text.generate import generate
@@ -57,7 +57,7 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
     dictionary = folder / "dictionary"
-    return Lab(FeatureStore.open(folder / "pack"), read_sae(dictionary, device), model, device, dictionary if certify else None)
+    return Lab(Pack.open(folder / "pack"), read_sae(dictionary, device), model, device, dictionary if certify else None)
 
 
 def _demo() -> Path:
@@ -85,7 +85,7 @@ class Lab:
     Given `certified`, the folder of the dictionary, the dictionary is checked against the model as that is loaded.
     """
 
-    def __init__(self, pack: FeatureStore, sae: Any, model: Any = None, device: str = "cpu", certified: Path | None = None):
+    def __init__(self, pack: Pack, sae: Any, model: Any = None, device: str = "cpu", certified: Path | None = None):
         if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             raise DictionaryError(
                 f"The pack is about {pack.d_sae} latents at {pack.site}; the dictionary has {sae.d_sae} at {sae.site}. "
@@ -200,7 +200,7 @@ class Lab:
             raise DictionaryError(f"This lab has no dictionary at {site}; it has {', '.join(self.dictionaries)}.")
         return self.dictionaries[site or self.sae.site]
 
-    def _labels(self, site: str | None) -> FeatureStore | None:
+    def _labels(self, site: str | None) -> Pack | None:
         return self.pack if site in (None, self.pack.site) else None
 
     def generate(self, prompts: str | Sequence[str], n: int = 1, **sampling: Any) -> list[str]:

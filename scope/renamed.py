@@ -24,11 +24,11 @@ MODULES = {
     "scope.steering.bridge": "scope.steering.apply.transformers_hooks",
     "scope.steering.attribution": "scope.circuits.attribution",
     "scope.steering.effects": "scope.circuits.effects",
-    "scope.features.store": "scope.features.pack.store",
+    "scope.features.store": "scope.features.face",
 }
 """Module path of version 0.1.0 -> today's. The rows name what the README, the notebooks and docstrings showed."""
 
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {"FeatureStore": "Pack"}
 """Name of `import scope` in version 0.1.0 -> today's."""
 
 FLAGS: dict[str, str] = {"--arms": "--conditions"}

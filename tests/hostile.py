@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.features.toy_pack import HOSTILE as TOKENS
 from tests.features.toy_pack import make_toy_pack
 
@@ -39,7 +39,7 @@ MARKS += ("](", "**bold", "$\\href", ":material/delete", ":red[", "~~gone")
 """What would be obeyed, were it to stand in HTML or Markdown as it is."""
 
 
-def make_hostile_pack(folder: Path) -> FeatureStore:
+def make_hostile_pack(folder: Path) -> Pack:
     """A toy pack whose tokens, documents, model, labels, sources, notes and lists are all hostile, in a folder named so too."""
     make_toy_pack(folder)
     storable = [text.encode("utf-8", "replace").decode() for text in HOSTILE]
@@ -52,7 +52,7 @@ def make_hostile_pack(folder: Path) -> FeatureStore:
     }
     manifest["model"]["model"], manifest["corpus"]["name"] = storable[1], storable[0]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    store = FeatureStore.open(folder)
+    store = Pack.open(folder)
     for i in range(store.d_sae):
         text = storable[i]
         store.notes.set_label(i, text, storable[-i - 2], 0.5)

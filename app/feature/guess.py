@@ -48,7 +48,7 @@ def _asked(feature: Feature, windows: list[Any], kept: dict[str, Any]) -> None:
     def tell() -> None:
         kept["told"], kept["chosen"] = True, chosen
         correct = sum((w.peak is not None) == (n in chosen) for n, w in enumerate(windows, 1))
-        written(lambda: feature.store.notes.add_guess(feature.id, correct, len(windows)))
+        written(lambda: feature.pack.notes.add_guess(feature.id, correct, len(windows)))
 
     st.button(
         "Tell me",

@@ -40,7 +40,7 @@ def moment(made: float) -> str:
 
 def label_editor(feature: Feature) -> None:
     """The label as a field. Enter or Save keeps it; an empty one takes back what was given, so that the pack's own stands."""
-    store, key = feature.store, f"label {feature.id}"
+    store, key = feature.pack, f"label {feature.id}"
 
     def save() -> None:
         text = st.session_state[key]
@@ -59,7 +59,7 @@ def star(feature: Feature, starred: bool) -> None:
     """A button that sets or takes the star."""
 
     def turn() -> None:
-        written(lambda: feature.store.notes.set_star(feature.id, not starred))
+        written(lambda: feature.pack.notes.set_star(feature.id, not starred))
 
     icon = ":material/star:" if not starred else ":material/heart_check:"
     st.button(
@@ -69,7 +69,7 @@ def star(feature: Feature, starred: bool) -> None:
 
 def note_and_lists(feature: Feature, note: str, lists: list[str]) -> None:
     """A note in one's own words, and the lists that hold the latent. Both are kept as soon as the field is left."""
-    store, note_key, lists_key = feature.store, f"note {feature.id}", f"lists {feature.id}"
+    store, note_key, lists_key = feature.pack, f"note {feature.id}", f"lists {feature.id}"
 
     def keep_note() -> None:
         written(lambda: store.notes.set_note(feature.id, st.session_state[note_key]))

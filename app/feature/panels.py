@@ -14,7 +14,7 @@ from scope.app.kit.tokens import example_row, first_shown, strips
 
 from scope.escape import visible_token
 from scope.features.pack.feature import Example, Feature
-from scope.features.pack.text import characters
+from scope.models.text.characters import characters
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
 MEANING = {
@@ -62,7 +62,7 @@ def numbers(feature: Feature) -> None:
 
 
 def _null(feature: Feature) -> str:
-    null = (feature.store.manifest.get("output_score") or {}).get("null_p95")
+    null = (feature.pack.manifest.get("output_score") or {}).get("null_p95")
     return "" if null is None else f"95 % of nulls below {null:+.3f}"
 
 
@@ -222,7 +222,7 @@ RELATIONS = {
 
 def relations(feature: Feature) -> int | None:
     """Latents that point the same way, fire at the same time or on the same token; the one that is to be opened, or None."""
-    table = feature.store.table
+    table = feature.pack.table
     kind = st.segmented_control(
         "Relation",
         list(RELATIONS),
@@ -269,7 +269,7 @@ def relations(feature: Feature) -> int | None:
     if not chosen.rows:
         st.caption("Click a cell to open a latent; tick a row to see its examples here.")
         return None
-    other = feature.store[int(frame["latent"].iat[chosen.rows[0]])]
+    other = feature.pack[int(frame["latent"].iat[chosen.rows[0]])]
     st.caption(f"\\#{other.id} {plain(other.label)}")
     with guarded():
         found = other.examples("top", 3)
@@ -279,8 +279,8 @@ def relations(feature: Feature) -> int | None:
 
 def siblings(feature: Feature, n: int = 10) -> list[tuple[int, float]]:
     """(latent, share of its firings) of others whose most frequent token is this latent's, the purest first."""
-    pieces, share = feature.store.index.text("top_token"), feature.store.index.column("top_token_share")
-    same = np.flatnonzero((pieces.codes == pieces.codes[feature.id]) & (feature.store.index.column("count") > 0))
+    pieces, share = feature.pack.index.text("top_token"), feature.pack.index.column("top_token_share")
+    same = np.flatnonzero((pieces.codes == pieces.codes[feature.id]) & (feature.pack.index.column("count") > 0))
     same = same[same != feature.id] if feature.row["top_token"] else same[:0]
     return [(int(j), float(share[j])) for j in same[np.argsort(-share[same], kind="stable")][:n]]
 

@@ -12,7 +12,7 @@ from scope.features.pack.feature import Feature
 
 def counted(feature: Feature) -> None:
     """Activation in the strongest hundredth of its firings, and on how much text all these figures stand, in a line."""
-    store, share = feature.store, feature.mass_of_strongest(0.01)
+    store, share = feature.pack, feature.mass_of_strongest(0.01)
     excluded = store.manifest.get("excluded", "")
     without = ", ".join(excluded) if isinstance(excluded, list) else str(excluded).split(":")[0]
     parts = [f"counted on {store.n_tokens:,} tokens" + (f" (left out: {without})" if without else "")]
@@ -23,7 +23,7 @@ def counted(feature: Feature) -> None:
 
 def measured(feature: Feature) -> str:
     """How far adding it moves the next token, beside random directions of its length, in a line; "" where not measured."""
-    kl, null = feature.row["out_kl"], (feature.store.manifest.get("output_score") or {}).get("null_kl")
+    kl, null = feature.row["out_kl"], (feature.pack.manifest.get("output_score") or {}).get("null_kl")
     if kl is None or math.isnan(kl):
         return ""
     beside = "" if null is None else f"; random directions of this length, {null:.3g}"

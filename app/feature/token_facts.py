@@ -22,7 +22,7 @@ def value(feature: Feature, example: Example, token: int) -> str:
 
 def statistics(feature: Feature, token_id: int) -> str:
     """How the latent stands to this token over the whole text, in a line."""
-    stood = int(feature.store.token_totals[token_id]) if 0 <= token_id < len(feature.store.token_totals) else 0
+    stood = int(feature.pack.token_totals[token_id]) if 0 <= token_id < len(feature.pack.token_totals) else 0
     row = next((row for row in feature.tokens if row["id"] == token_id), None)
     if not stood:
         return "where latents are not counted: a control token, or padding"
@@ -61,6 +61,6 @@ def code(feature: Feature, example: Example, token: int) -> str:
     """The lines that give the same list."""
     place: Any = example.offset - example.peak + token
     return (
-        "from scope.features.reading.read_text import read_context\nfrom scope.features.reading.ranking import ranked\n\n"
+        "from scope.features.reading.read_text import read_context\nfrom scope.features.reading.view import ranked\n\n"
         f"view = read_context(pack, {example.context}, model, sae)\nranked(view, {place})\n"
     )

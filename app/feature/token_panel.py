@@ -10,7 +10,7 @@ from scope.app.serve import models, session
 
 from scope.errors import ScopeError
 from scope.features.pack.feature import Example, Feature
-from scope.features.reading.ranking import ranked
+from scope.features.reading.view import ranked
 
 
 def panel(feature: Feature, example: Example, token: int) -> None:
@@ -27,7 +27,7 @@ def panel(feature: Feature, example: Example, token: int) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             told = "Runs the model on this context of the pack; stays on for the next token."
             wanted = st.toggle("Which latents fire here", key="fire here", help=told, persist_state="session")
-            copy_as_python(opening(str(feature.store.folder)) + token_facts.code(feature, example, token), key="py token")
+            copy_as_python(opening(str(feature.pack.folder)) + token_facts.code(feature, example, token), key="py token")
         if wanted:
             firing(feature, example, token)
 
@@ -56,7 +56,7 @@ def firing(feature: Feature, example: Example, token: int) -> None:
     """All latents that fire at the token."""
     place = example.offset - example.peak + token
     try:
-        view = models.reading(feature.store, example.context)
+        view = models.reading(feature.pack, example.context)
     except ScopeError as refusal:
         messages.refuse(refusal)
         return

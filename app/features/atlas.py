@@ -6,7 +6,7 @@ import numpy as np
 from scope.app.kit import figures
 from scope.app.kit.palette import ELSEWHERE
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 BEHIND = 10_000
 """Latents that are drawn grey behind those asked for."""
@@ -15,14 +15,14 @@ FOUND = 5_000
 NAMES = {"pca": "PCA", "umap": "UMAP"}
 
 
-def background(store: FeatureStore, places: np.ndarray) -> np.ndarray:
+def background(store: Pack, places: np.ndarray) -> np.ndarray:
     """[n 2] places of living latents, thinned where they crowd."""
     living = np.flatnonzero(store.index.column("count") > 0)
     some = living[figures.sample(places[living, 0], places[living, 1], BEHIND)] if len(living) else living
     return places[some]
 
 
-def drawn(store: FeatureStore, places: np.ndarray, behind: np.ndarray, latents: np.ndarray) -> tuple[int, figures.Drawn]:
+def drawn(store: Pack, places: np.ndarray, behind: np.ndarray, latents: np.ndarray) -> tuple[int, figures.Drawn]:
     """How many of these latents are drawn, and the figure; its second trace holds them, with their ids as `customdata`.
 
     Args:

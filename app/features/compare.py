@@ -6,12 +6,12 @@ from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tokens import example_row, strips
 
 from scope.escape import visible_token
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 MOST = 4
 
 
-def figures(store: FeatureStore, latents: list[int]) -> None:
+def figures(store: Pack, latents: list[int]) -> None:
     """Their figures in one table, a column each."""
     rows = [store[i].row for i in latents]
     names = {"density": ".3%", "max": ".3g", "p50": ".3g", "top_token_share": ".0%", "out_score": "+.3f", "label_score": ".2f"}
@@ -20,7 +20,7 @@ def figures(store: FeatureStore, latents: list[int]) -> None:
     st.table(table)
 
 
-def side_by_side(store: FeatureStore, latents: list[int]) -> int | None:
+def side_by_side(store: Pack, latents: list[int]) -> int | None:
     """A column a latent; the one whose button was pressed."""
     opened = None
     for column, i in zip(st.columns(len(latents)), latents, strict=True):
@@ -39,7 +39,7 @@ def side_by_side(store: FeatureStore, latents: list[int]) -> int | None:
     return opened
 
 
-def shared(store: FeatureStore, latents: list[int]) -> str:
+def shared(store: Pack, latents: list[int]) -> str:
     """What two latents have in common, in a line: cosine where it is known, and tokens on which both fire."""
     told = []
     for n, i in enumerate(latents):

@@ -12,8 +12,8 @@ from scope.app.serve.session import DENSE
 
 from scope.errors import PackError
 from scope.escape import visible_token
+from scope.features.face import Pack
 from scope.features.pack.index import Index
-from scope.features.pack.store import FeatureStore
 
 MODES = ("anything", "label", "fires on", "promotes", "numbers")
 """What a search looks through; these words stand in the address, as those of SORTS do."""
@@ -43,7 +43,7 @@ WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
 """What state opens each filter wide."""
 
 
-def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
+def found(store: Pack, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
     """Ids that match, the best first, and columns that only this search gives.
 
     Raises:
@@ -62,7 +62,7 @@ def found(store: FeatureStore, words: str, mode: str) -> tuple[np.ndarray, pd.Da
     return hits.index.to_numpy(), hits[extra]
 
 
-def numbers(store: FeatureStore, words: str) -> np.ndarray:
+def numbers(store: Pack, words: str) -> np.ndarray:
     """Ids from "3, 17 40-45", in the order given, each once."""
     ids: list[int] = []
     for part in re.split(r"[\s,;]+", words.strip(" ,;")):
@@ -76,7 +76,7 @@ def numbers(store: FeatureStore, words: str) -> np.ndarray:
     return np.array(list(dict.fromkeys(ids)), int)
 
 
-def only_these(store: FeatureStore, names: Sequence[str]) -> np.ndarray:
+def only_these(store: Pack, names: Sequence[str]) -> np.ndarray:
     """[d_sae] latents that are all that is asked: starred, labelled by somebody, flagged as output, on a list of this name."""
     kept, n = np.ones(store.d_sae, bool), store.d_sae
     lists = store.notes.lists() if any(name.startswith(LIST) for name in names) else {}
@@ -151,7 +151,7 @@ class COLUMNS:
     """What the table shows of each latent."""
 
     @staticmethod
-    def rows(store: FeatureStore, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
+    def rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
         table = store.table.iloc[ids]
         rows = pd.DataFrame(
             {

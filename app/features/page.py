@@ -48,7 +48,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     rising = st.toggle("Rising", key="rising", bind="query-params")
     dense = session.dense_too(store, at_first=True)
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    flags = "What the flags mean stands in the pack's table: scope.features.collect.table"
+    flags = "What the flags mean stands in the pack's table: scope.features.pack.table"
     hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
     lists = [LIST + name for name in store.notes.lists()]
     only = st.multiselect(

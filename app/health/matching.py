@@ -11,14 +11,14 @@ from scope.app.kit.plain import plain, show_line
 from scope.app.serve import models, session
 
 from scope.errors import DictionaryError, ScopeError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 MATCHED = 0.7
 """Cosine from which two latents are told as one; a convention, which is why the whole spread is drawn beside it."""
 LISTED = 50
 
 
-def draw(store: FeatureStore, other: FeatureStore) -> None:
+def draw(store: Pack, other: Pack) -> None:
     """A button, and what it found: how near the nearest directions lie, and which latents the other does not have."""
     told = "Each direction's nearest in the other dictionary. Loads both dictionaries, no model."
     lines = "from scope import load_sae\nfrom scope.features.compare.matched_directions import matched_directions\n\n"
@@ -36,14 +36,14 @@ def draw(store: FeatureStore, other: FeatureStore) -> None:
         shown(store, pairs, null)
 
 
-def place(store: FeatureStore) -> str:
+def place(store: Pack) -> str:
     try:
         return models.dictionary_of(store)
     except DictionaryError:
         return "DICTIONARY"
 
 
-def matched(store: FeatureStore, other: FeatureStore) -> tuple[pd.DataFrame, float]:
+def matched(store: Pack, other: Pack) -> tuple[pd.DataFrame, float]:
     """See `scope.features.compare.matched_directions`, of the dictionaries behind two packs.
 
     Raises:
@@ -62,7 +62,7 @@ def matched(store: FeatureStore, other: FeatureStore) -> tuple[pd.DataFrame, flo
         return matched_directions(*saes)
 
 
-def shown(store: FeatureStore, pairs: pd.DataFrame, null: float) -> None:
+def shown(store: Pack, pairs: pd.DataFrame, null: float) -> None:
     """The spread of the best cosines, and the latents without a partner; one of these can be opened."""
     cosine = pairs["cosine"].to_numpy(float)
     partner = cosine >= MATCHED

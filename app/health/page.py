@@ -122,7 +122,7 @@ with right:
 
 if len(shown) == 2:
     other = next(each for slug, each in shown.items() if slug != session.current())
-    lines = opening(str(store.folder)) + f"other = FeatureStore.open({str(other.folder)!r})\n"
+    lines = opening(str(store.folder)) + f"other = Pack.open({str(other.folder)!r})\n"
     lines += "from scope.features.compare.counterparts import counterparts\n\npairs = counterparts(pack, other)\n"
     lines += "(pairs[['shared', 'by_chance']] >= 5).mean()"
     told = "Told by what both write: the ten tokens that each promotes most, by weights. Directions do not lie in a pack."

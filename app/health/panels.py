@@ -9,12 +9,12 @@ from scope.app.kit import figures
 from scope.app.kit.plain import number, plain
 from scope.app.serve.facts import evaluation
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 POSITIONS = (("FVU", "fvu"), ("L0", "l0"), ("delta loss, nats", "delta_loss"))
 
 
-def positions(store: FeatureStore) -> None:
+def positions(store: Pack) -> None:
     """Scores by position in the context, with intervals; a report without them says which command makes one."""
     report = evaluation(store)
     rows = (report or {}).get("positions") or []
@@ -29,7 +29,7 @@ def positions(store: FeatureStore) -> None:
     st.caption("Bars: 95 % intervals. Grey: the first token, which is neither replaced nor counted in the scores above.")
 
 
-def counts(store: FeatureStore) -> pd.DataFrame:
+def counts(store: Pack) -> pd.DataFrame:
     """How many latents are dead, rare, dense and alike, from the pack's own table: number, share, and what it means."""
     index, limits = store.index, store.manifest.get("flags") or {}
     density, fired, n = index.column("density"), index.column("count"), max(store.d_sae, 1)
@@ -55,7 +55,7 @@ def counts(store: FeatureStore) -> pd.DataFrame:
     )
 
 
-def latents(store: FeatureStore, counted: pd.DataFrame) -> None:
+def latents(store: Pack, counted: pd.DataFrame) -> None:
     """The counts, and how many fire on a token."""
     config = {"share": st.column_config.NumberColumn(format="percent"), "n": st.column_config.NumberColumn(format="localized")}
     st.dataframe(counted, hide_index=True, column_config=config, key="latents counted", alt="Latents by what ails them")
@@ -72,7 +72,7 @@ def latents(store: FeatureStore, counted: pd.DataFrame) -> None:
 SCORED = {"fvu": "FVU", "fvu_per_token": "FVU, mean over tokens", "delta_loss": "delta loss", "l0": "L0"}
 
 
-def norms(store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
+def norms(store: Pack) -> tuple[np.ndarray, np.ndarray]:
     """(edges, counts) of the decoder's row norms over all latents."""
     values = store.index.column("dec_norm")
     values = values[np.isfinite(values)]
@@ -83,7 +83,7 @@ def norms(store: FeatureStore) -> tuple[np.ndarray, np.ndarray]:
     return edges, np.histogram(values, edges)[0]
 
 
-def made(store: FeatureStore) -> dict[str, Any]:
+def made(store: Pack) -> dict[str, Any]:
     """Config and environment of the dictionary, the evaluation and the pack."""
     provenance = store.manifest["dictionary"].get("provenance") or {}
     report = evaluation(store) or {}

@@ -13,13 +13,13 @@ def copy_as_python(lines: str, key: str) -> None:
 
 def opening(folder: str) -> str:
     """The lines that open a pack."""
-    return f"from scope import FeatureStore\n\npack = FeatureStore.open({folder!r})\n"
+    return f"from scope import Pack\n\npack = Pack.open({folder!r})\n"
 
 
 def openings(packs: Mapping[str, object]) -> str:
     """The lines that open several packs, by name."""
-    lines = "".join(f"    {name!r}: FeatureStore.open({str(folder)!r}),\n" for name, folder in packs.items())
-    return f"from scope import FeatureStore\n\npacks = {{\n{lines}}}\n"
+    lines = "".join(f"    {name!r}: Pack.open({str(folder)!r}),\n" for name, folder in packs.items())
+    return f"from scope import Pack\n\npacks = {{\n{lines}}}\n"
 
 
 def heading(title: str, lines: str, key: str, *, meaning: str | None = None) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import streamlit as st
 
 from scope.escape import visible_token
+from scope.features.exports.strip import RAMPS, strength
 from scope.features.pack.feature import Example
-from scope.features.pack.text import RAMPS, characters, strength
+from scope.models.text.characters import characters
 
 STEPS = 5
 _HERE = Path(__file__).parent

@@ -9,10 +9,10 @@ import streamlit as st
 from scope.app.kit.plain import short_name, show_line
 from scope.app.serve import facts as health
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 
-def facts(store: FeatureStore) -> dict[str, Any]:
+def facts(store: Pack) -> dict[str, Any]:
     """One pack's row. Figures that need an evaluation are None without one."""
     manifest, own = store.manifest, ((health.evaluation(store) or {}).get("arms") or {}).get("sae") or {}
     counts = pd.read_parquet(store.folder / "features.parquet", columns=["count"])["count"]

@@ -11,12 +11,12 @@ from scope.app.prompt import panels
 from scope.app.serve import models
 
 from scope.errors import ScopeError
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.ranking import ranked
+from scope.features.face import Pack
 from scope.features.reading.several_saes import foremost
+from scope.features.reading.view import ranked
 
 
-def following(store: FeatureStore, view: Any, place: int | None) -> pd.DataFrame:
+def following(store: Pack, view: Any, place: int | None) -> pd.DataFrame:
     """The likeliest tokens after a token of the text; asked once and kept while the page shows the same."""
     from scope.features.reading.direct_effects import next_tokens
 
@@ -37,15 +37,15 @@ def by_direct_effect(views: Mapping[str, Any], at: int, k: int, *, dense: bool, 
 
     frames = []
     for name, view in views.items():
-        with models.live(view.store) as (model, sae):
+        with models.live(view.pack) as (model, sae):
             token, effects = direct_effects(view, model, sae, at)
-        rows = ranked(view, at, "value", view.store.d_sae, dense=dense, least=least)
+        rows = ranked(view, at, "value", view.pack.d_sae, dense=dense, least=least)
         rows = rows.assign(direct=effects[rows.index]).rename_axis("latent").reset_index().assign(dictionary=name)
         frames.append(rows)
     return token, foremost(frames, "direct", k)
 
 
-def ablation(store: FeatureStore, text: str, latent: int) -> None:
+def ablation(store: Pack, text: str, latent: int) -> None:
     """A button that takes one latent out of the text, and what that does to the next token, beside the null."""
     lines = "from scope import Ablate\nfrom scope.circuits.effects import effects\n\n"
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -65,7 +65,7 @@ def ablation(store: FeatureStore, text: str, latent: int) -> None:
         panels.ablated(found)
 
 
-def attribution(store: FeatureStore, text: str) -> None:
+def attribution(store: Pack, text: str) -> None:
     """A logit difference taken apart, when it is asked for."""
     meaning = "A logit difference taken apart; with the error as a row, the rows add up."
     lines = opening(str(store.folder)) + latent_tables.attribution_code(text)

@@ -15,9 +15,9 @@ from scope.app.prompt import panels
 from scope.app.serve import downloads, models, packs, session
 
 from scope.errors import PackError, ScopeError
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.ranking import ORDERS
+from scope.features.face import Pack
 from scope.features.reading.several_saes import matrix_together, overview, ranked_together
+from scope.features.reading.view import ORDERS
 
 MOST = 3
 """Further dictionaries on one text."""
@@ -25,7 +25,7 @@ COLOURS = ("latent", "unexplained")
 _CSV = {"file_name": "latents.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
 
 
-def draw(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
+def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
     """All panels of one text; what was chosen in them, to be kept with the reading."""
     views = {session.current(): view, **further(store, view, text)}
     settings, dense, least = controls(store, several=len(views) > 1)
@@ -52,7 +52,7 @@ def draw(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
         panels.following(prompting.following(store, view, place), key=f"following {hash(text)} {place}")
         if shown is not None:
             slug, latent = shown
-            of = views[slug].store
+            of = views[slug].pack
             st.caption(plain(f"{named(shown, views)} {of[latent].label}"))
             latent_links(slug, latent)
             prompting.ablation(of, text, latent)
@@ -64,7 +64,7 @@ def draw(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
     return settings
 
 
-def further(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
+def further(store: Pack, view: Any, text: str) -> dict[str, Any]:
     """The text read with other packs of the same model, as many as were chosen; one that cannot is told, the others go on."""
     others = [slug for slug in packs.registry() if slug != session.current() and same_model(store, slug)]
     if not others:
@@ -85,7 +85,7 @@ def further(store: FeatureStore, view: Any, text: str) -> dict[str, Any]:
     return found
 
 
-def same_model(store: FeatureStore, slug: str) -> bool:
+def same_model(store: Pack, slug: str) -> bool:
     """Whether a pack was made with the same weights; a pack that cannot be opened is of no model."""
     try:
         other = session.pack(slug).manifest["model"]
@@ -94,7 +94,7 @@ def same_model(store: FeatureStore, slug: str) -> bool:
     return other.get("weights_sha256") == store.manifest["model"].get("weights_sha256")
 
 
-def controls(store: FeatureStore, several: bool) -> tuple[dict[str, Any], bool, float]:
+def controls(store: Pack, several: bool) -> tuple[dict[str, Any], bool, float]:
     """(what is kept with a reading, whether dense latents are told, the least quantile)."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         by = st.segmented_control(
@@ -130,7 +130,7 @@ def token_chosen(view: Any) -> int | None:
 
 
 def ranking(
-    store: FeatureStore, views: Mapping[str, Any], place: int | None, by: str, *, dense: bool, least: float
+    store: Pack, views: Mapping[str, Any], place: int | None, by: str, *, dense: bool, least: float
 ) -> tuple[pd.DataFrame, str]:
     """(the foremost latents of all dictionaries, towards which token they push where that is the order)."""
     if by != "direct effect":
@@ -153,7 +153,7 @@ def named(latent: tuple[str, int], views: Mapping[str, Any]) -> str:
 
 def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | None, towards: str) -> None:
     """The text, coloured by a latent or, a strip for each dictionary, by what is left unexplained of each token."""
-    view, store = next(iter(views.values())), next(iter(views.values())).store
+    view, store = next(iter(views.values())), next(iter(views.values())).pack
     heading("The text", python(store) + "view.pieces, view.latents, view.fvu_at", "py text", meaning="Click a token.")
     colour = st.segmented_control("Colour", COLOURS, default="latent", required=True, key="colour", bind="query-params")
     drawn = []
@@ -166,7 +166,7 @@ def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | 
         drawn.append(row(view.pieces, np.zeros(len(view.pieces)), 1.0, place))
     else:
         of = views[shown[0]]
-        largest = float(of.store.index.column("max")[shown[1]])
+        largest = float(of.pack.index.column("max")[shown[1]])
         drawn.append(row(of.pieces, of.values(shown[1]), largest, place, value=named(shown, views)))
     clicked = strips(drawn, key="prompt text", pick=True)
     if clicked is not None and clicked[1] != place:
@@ -195,8 +195,8 @@ def latents(
     if rows.empty:
         st.info("Nothing fires here under these filters.")
         return
-    store = next(iter(views.values())).store
-    call = f"from scope.features.reading.ranking import ranked\nranked(view, {place}, {by!r})"
+    store = next(iter(views.values())).pack
+    call = f"from scope.features.reading.view import ranked\nranked(view, {place}, {by!r})"
     if len(views) > 1:
         call = f"from scope.features.reading.several_saes import ranked_together\nranked_together(views, {place}, {by!r})"
     if by == "direct effect":
@@ -222,12 +222,12 @@ _OTHERS = {by: tuple(name for name in ("value", "share", "quantile", "surprise")
 def matrix(views: Mapping[str, Any], by: str, dense: bool) -> None:
     """Tokens by the foremost latents; a click opens one."""
     view = next(iter(views.values()))
-    lines = python(view.store) + "from scope.features.reading.ranking import matrix\nmatrix(view)"
+    lines = python(view.pack) + "from scope.features.reading.view import matrix\nmatrix(view)"
     if len(views) > 1:
         lines = together(views) + "from scope.features.reading.several_saes import matrix_together\nmatrix_together(views)"
     heading("Tokens by latents", lines, "py matrix", meaning="Share of its maximum; click a cell.")
     found, shares = matrix_together(views, 20, by, dense=dense)
-    labels = [views[slug].store.table["label"].iat[latent] for slug, latent in found]
+    labels = [views[slug].pack.table["label"].iat[latent] for slug, latent in found]
     names = [show_line(named(latent, views), 24) for latent in found]
     figure = figures.matrix(shares, names, [latent_tables.piece(p) for p in view.pieces], labels)
     chosen = st.plotly_chart(
@@ -245,12 +245,12 @@ def latent_links(slug: str, latent: int) -> None:
         session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", pack=slug, f=latent)
 
 
-def python(store: FeatureStore) -> str:
+def python(store: Pack) -> str:
     """The lines that read the text with one pack."""
     return opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
 
 
 def together(views: Mapping[str, Any]) -> str:
     """The lines that read it with several."""
-    lines = openings({slug: view.store.folder for slug, view in views.items()})
+    lines = openings({slug: view.pack.folder for slug, view in views.items()})
     return lines + "views = {name: pack.read('a text', model, saes[name]) for name, pack in packs.items()}\n"

@@ -9,8 +9,7 @@ from scope.app.prompt import one_text
 from scope.app.serve import downloads, models, packs, readings, session
 
 from scope.errors import PackError, ScopeError, TokensError
-from scope.features.reading.aligned import compared_by_token
-from scope.features.reading.ranking import POOLS, compared
+from scope.features.reading.two_texts import POOLS, compared, compared_by_token
 
 store = session.pack()
 python = opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
@@ -127,11 +126,11 @@ if two:
     pool = st.segmented_control(
         "Compared", [*POOLS, ALIGNED], default="largest", required=True, key="pool", bind="query-params", help=POOLED
     )
-    lines = python + "from scope.features.reading.ranking import compared\ncompared(view, other)"
+    lines = python + "from scope.features.reading.two_texts import compared\ncompared(view, other)"
     told = "Shares of each latent's maximum in this pack."
     try:
         if pool == ALIGNED:
-            lines = python + "from scope.features.reading.aligned import compared_by_token\ncompared_by_token(view, other)"
+            lines = python + "from scope.features.reading.two_texts import compared_by_token\ncompared_by_token(view, other)"
             rows, *alone = compared_by_token(*views)
             told += f" At the pair of tokens where it changes most; without a partner: {alone[0]} tokens of the first text, "
             told += f"{alone[1]} of the second."

@@ -9,10 +9,10 @@ import pandas as pd
 import streamlit as st
 from scope.app.kit.plain import show_line
 
-from scope.features.exports import SUFFIX, export
+from scope.features.exports.export import SUFFIX, export
 from scope.features.exports.page import MOST
-from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import csv_cell
+from scope.features.exports.tables import csv_cell
+from scope.features.face import Pack
 
 OFFERED = {
     "csv": ("CSV", "text/csv", "the table; no cell can be run as a formula"),
@@ -25,13 +25,13 @@ WHOLE = ("csv", "parquet")
 """Formats of which the whole result is taken, however long."""
 
 
-def written(store: FeatureStore, to: str, latents: Sequence[int] | np.ndarray) -> bytes:
+def written(store: Pack, to: str, latents: Sequence[int] | np.ndarray) -> bytes:
     """The bytes of an export."""
     with tempfile.TemporaryDirectory() as folder:
         return export(store, to, Path(folder) / f"latents{SUFFIX[to]}", [int(i) for i in latents]).read_bytes()
 
 
-def offered(store: FeatureStore, latents: Sequence[int] | np.ndarray) -> None:
+def offered(store: Pack, latents: Sequence[int] | np.ndarray) -> None:
     """A popover with a button a format; cards and JSON only of as many latents as a page or a browser holds."""
     with st.popover("Export", icon=":material/download:", type="tertiary"):
         st.caption(f"{len(latents):,} latents, in the order of the list.")

@@ -9,20 +9,20 @@ import pandas as pd
 from scope.app.kit.plain import number
 
 from scope.errors import PackError
-from scope.features.pack.store import FeatureStore
-from scope.features.pack.text import characters
+from scope.features.face import Pack
+from scope.models.text.characters import characters
 
 
-def dead_share(store: FeatureStore) -> float:
+def dead_share(store: Pack) -> float:
     return float((store.table["count"] == 0).mean())
 
 
-def l0(store: FeatureStore) -> float:
+def l0(store: Pack) -> float:
     """Latents that fire per token, from the pack's own counts."""
     return float(store.table["density"].sum())
 
 
-def start_here(store: FeatureStore) -> dict[str, int]:
+def start_here(store: Pack) -> dict[str, int]:
     """A few latents worth opening first, by what makes them so; chosen from the table alone."""
     index = store.index
     fired = index.column("count") > 0
@@ -48,7 +48,7 @@ def start_here(store: FeatureStore) -> dict[str, int]:
     return found
 
 
-def telling_text(store: FeatureStore, latents: list[int], longest: int = 120) -> str:
+def telling_text(store: Pack, latents: list[int], longest: int = 120) -> str:
     """A short text of the pack on which the first of these latents fires, to begin with on the Prompt page; "" without one."""
     for latent in latents:
         try:
@@ -72,19 +72,19 @@ def steering_runs(folder: Path, most: int) -> list[str]:
     return [file.stem for file in files if re.fullmatch(r"[0-9a-f]{12}", file.stem)][:most]
 
 
-def digest(store: FeatureStore) -> str:
+def digest(store: Pack) -> str:
     """The first digits of the dictionary's hash."""
     described = store.manifest["dictionary"]
     return str(described.get("parameters_sha256") or described.get("weights_sha256") or "unknown")[:12]
 
 
-def corpus_name(store: FeatureStore) -> str:
+def corpus_name(store: Pack) -> str:
     """What text the pack was collected from, in a word or two."""
     told = store.manifest.get("corpus") or ((store.manifest.get("text") or {}).get("recording") or {}).get("corpus") or {}
     return str(told.get("name") or told.get("kind") or "a corpus without a name") if isinstance(told, dict) else str(told)
 
 
-def tiles(store: FeatureStore) -> list[tuple[str, str, str, str]]:
+def tiles(store: Pack) -> list[tuple[str, str, str, str]]:
     """(name, value, what to compare it to, what it means) for the top of the overview."""
     rows = [
         ("Latents", f"{store.d_sae:,}", f"{dead_share(store):.1%} never fired", "Units of the dictionary."),
@@ -100,13 +100,13 @@ def tiles(store: FeatureStore) -> list[tuple[str, str, str, str]]:
     return rows[:2] + scored if scored else rows
 
 
-def evaluation(store: FeatureStore) -> dict[str, Any] | None:
+def evaluation(store: Pack) -> dict[str, Any] | None:
     """The evaluation that lies in the pack, by arm: the dictionary ("sae") and its nulls."""
     report = (store.health or {}).get("evaluation", store.health or {})
     return report if "sae" in report.get("arms", {}) else None
 
 
-def reported(store: FeatureStore) -> list[tuple[str, str, str, str]]:
+def reported(store: Pack) -> list[tuple[str, str, str, str]]:
     """Tiles from the evaluation; [] without one."""
     report = evaluation(store)
     if report is None:
@@ -178,14 +178,14 @@ def counted(report: dict[str, Any]) -> str:
     return "; ".join([", ".join(told), *(str(made[name]) for name in ("rule",) if name in made)])
 
 
-def point(store: FeatureStore) -> tuple[float, float] | None:
+def point(store: Pack) -> tuple[float, float] | None:
     """(L0, FVU) of the evaluation in a pack."""
     report = evaluation(store)
     own = report["arms"]["sae"] if report else {}
     return None if own.get("l0") is None or own.get("fvu") is None else (float(own["l0"]), float(own["fvu"]))
 
 
-def certificate(store: FeatureStore) -> pd.DataFrame | None:
+def certificate(store: Pack) -> pd.DataFrame | None:
     """What the check of the dictionary against its model found, a row a fact; None where none was made."""
     found = (store.health or {}).get("certificate")
     if not found:
@@ -227,7 +227,7 @@ SPREADS = (
 )
 
 
-def spread(store: FeatureStore, column: str) -> tuple[np.ndarray, np.ndarray]:
+def spread(store: Pack, column: str) -> tuple[np.ndarray, np.ndarray]:
     """(edges, counts) of a column over the latents that fired."""
     values = store.index.column(column)[store.index.column("count") > 0]
     values = values[np.isfinite(values)]
@@ -237,7 +237,7 @@ def spread(store: FeatureStore, column: str) -> tuple[np.ndarray, np.ndarray]:
     return edges, np.histogram(values, edges)[0]
 
 
-def geometry(store: FeatureStore) -> str:
+def geometry(store: Pack) -> str:
     """Decoder and encoder in a line."""
     norms, nearest = store.index.column("dec_norm"), store.index.column("nearest_cos")
     limit = float((store.manifest.get("flags") or {}).get("duplicate", 0.9))

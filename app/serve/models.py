@@ -10,8 +10,8 @@ import streamlit as st
 from scope.app.serve.turns import Turns
 
 from scope.errors import ScopeError
-from scope.features.pack.origin import dictionary_of
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
+from scope.features.pack.data import dictionary_of
 
 READINGS = 256 * 1024**2
 """Bytes of readings that a session keeps."""
@@ -24,7 +24,7 @@ def turns() -> Turns:
 
 
 @contextmanager
-def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
+def live(store: Pack) -> Iterator[tuple[Any, Any]]:
     """Model and dictionary of a pack, loaded on first use and held by this reader alone within the block.
 
     While another session has the model, the place in the queue is told, with a button that gives it up.
@@ -42,7 +42,7 @@ def live(store: FeatureStore) -> Iterator[tuple[Any, Any]]:
         turns().leave(ticket)
 
 
-def ready(store: FeatureStore) -> tuple[Any, Any]:
+def ready(store: Pack) -> tuple[Any, Any]:
     """Model and dictionary of a pack, loaded on first use. Only who has the turn may run them: `live`, or a job.
 
     Raises:
@@ -122,7 +122,7 @@ def status() -> str:
     return f"Model ready: {held}" if held else "Model not loaded: browsing needs none; a live action loads it."
 
 
-def reading(store: FeatureStore, text: str | int) -> Any:
+def reading(store: Pack, text: str | int) -> Any:
     """A text, or one of the pack's own contexts by number, read by the model and the dictionary of a pack: a `TokenView`, kept
     for this session, as many as fit 256 MB.
 
@@ -139,20 +139,20 @@ def reading(store: FeatureStore, text: str | int) -> Any:
     return kept[key]
 
 
-def _read_context(store: FeatureStore, context: int, model: Any, sae: Any) -> Any:
+def _read_context(store: Pack, context: int, model: Any, sae: Any) -> Any:
     from scope.features.reading.read_text import read_context  # needs torch, which browsing does not
 
     return read_context(store, context, model, sae)
 
 
-def cut(store: FeatureStore, text: str) -> tuple[str, int, int]:
+def cut(store: Pack, text: str) -> tuple[str, int, int]:
     """(as much of a text as the model takes, its tokens, how many it takes); of use where it was refused as too long."""
     with live(store) as (model, _):
         ids = model.tokenizer.encode(text)
         return model.tokenizer.decode(ids[: model.cfg.n_ctx]), len(ids), model.cfg.n_ctx
 
 
-def as_chat(store: FeatureStore, text: str) -> str:
+def as_chat(store: Pack, text: str) -> str:
     """A text as one turn of a chat, laid out by the model's template.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
@@ -65,7 +65,7 @@ def slug_of(folder: Path) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "pack"
 
 
-def open_pack(slug: str) -> FeatureStore:
+def open_pack(slug: str) -> Pack:
     """A pack opened for reading, kept open and shared between all who look at it; opened anew when it was made anew.
 
     Raises:
@@ -78,20 +78,20 @@ def open_pack(slug: str) -> FeatureStore:
     return store
 
 
-_OPEN: dict[str, tuple[int, FeatureStore]] = {}
+_OPEN: dict[str, tuple[int, Pack]] = {}
 _OPENING = Lock()
 _LATELY = Lock()
 
 
-def _open(folder: str, made: int) -> FeatureStore:
+def _open(folder: str, made: int) -> Pack:
     """One store a folder for the whole process; a plain dictionary, which Streamlit's cache is 20 times slower than."""
     with _OPENING:
         if folder not in _OPEN or _OPEN[folder][0] != made:
-            _OPEN[folder] = (made, FeatureStore.open(folder))
+            _OPEN[folder] = (made, Pack.open(folder))
         return _OPEN[folder][1]
 
 
-def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:
+def once(store: Pack, name: str, make: Callable[[], Any]) -> Any:
     """What `make` gives, made once for each pack that is open and shared by all who look at it, who leave it as it is."""
     kept = _kept(str(store.folder), id(store))
     if name not in kept:
@@ -99,7 +99,7 @@ def once(store: FeatureStore, name: str, make: Callable[[], Any]) -> Any:
     return kept[name]
 
 
-def lately(store: FeatureStore, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
+def lately(store: Pack, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
     """What `make` gives of these latents and the table with its labels as they are; the last few are kept for each pack.
     A page runs anew at every click on it, and what it draws of thousands of latents is then the same."""
     table, digest = store.table, hashlib.blake2b(np.ascontiguousarray(latents).data, digest_size=16).digest()

@@ -9,7 +9,7 @@ import streamlit as st
 from scope.app.serve import packs
 
 from scope.errors import PackError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 PAGES = {
     "overview": "overview/page.py",
@@ -43,7 +43,7 @@ def current() -> str:
     return st.session_state["pack"]
 
 
-def pack(slug: str | None = None) -> FeatureStore:
+def pack(slug: str | None = None) -> Pack:
     """The pack that is shown, or another one that is open, for reading.
 
     Raises:
@@ -52,7 +52,7 @@ def pack(slug: str | None = None) -> FeatureStore:
     return packs.open_pack(slug or current())
 
 
-def asked_latent(store: FeatureStore) -> int | None:
+def asked_latent(store: Pack) -> int | None:
     """The latent in the address, else the one seen last in this pack, else None.
 
     Parsed by hand: a widget bound to the address would quietly put its default in place of a bad number.
@@ -74,7 +74,7 @@ def steer_these(latents: list[int]) -> None:
     go("steer")
 
 
-def dense_too(store: FeatureStore, at_first: bool) -> bool:
+def dense_too(store: Pack, at_first: bool) -> bool:
     """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address.
 
     Until somebody chooses, each page begins as it sees fit: a table of all latents with them, a ranking of a text without.

@@ -10,7 +10,7 @@ from scope.app.kit.plain import number, plain, show_line
 from scope.app.steer.strengths import UNITS, lengths, units
 
 from scope.escape import visible_token as glyphs
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, When
 
 OPERATIONS = {
@@ -73,7 +73,7 @@ def put(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
             st.session_state[_key(row, name)] = value
 
 
-def draw(store: FeatureStore, slug: str) -> Edits | None:
+def draw(store: Pack, slug: str) -> Edits | None:
     """The rows; the edits that are switched on, None while none is."""
     made: list[Edit] = []
     for row in list(rows(slug)):
@@ -95,7 +95,7 @@ def _kept(row: Row, name: str, usual: Any) -> dict[str, Any]:
     return {"key": key, "persist_state": "session"}
 
 
-def _row(store: FeatureStore, slug: str, row: Row) -> Edit | None:
+def _row(store: Pack, slug: str, row: Row) -> Edit | None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{_name(store, row.target)}**", width="stretch")
         on = st.toggle("On", label_visibility="collapsed", help="Whether this edit is made", **_kept(row, "on", True))
@@ -125,7 +125,7 @@ def _row(store: FeatureStore, slug: str, row: Row) -> Edit | None:
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
 
 
-def _strength(store: FeatureStore, row: Row, meaning: str) -> dict[str, Any]:
+def _strength(store: Pack, row: Row, meaning: str) -> dict[str, Any]:
     """How much, and in which unit; the other units are told below."""
     there = lengths(store, row.target)
     known = ["norm", "raw", *(["max"] if there["max"] else [])]
@@ -164,7 +164,7 @@ def _convert(row: Row, there: dict[str, float | None], before: str) -> None:
         st.session_state[_key(row, _dose(now))] = float(f"{said * old / new:.4g}")
 
 
-def _condition(store: FeatureStore, row: Row) -> When | None:
+def _condition(store: Pack, row: Row) -> When | None:
     if not st.checkbox("Only where another latent fires", **_kept(row, "if", False)):
         return None
     left, right = st.columns(2, gap="small")
@@ -177,13 +177,13 @@ def _condition(store: FeatureStore, row: Row) -> When | None:
     return When(latent, above)
 
 
-def _name(store: FeatureStore, target: int | Direction) -> str:
+def _name(store: Pack, target: int | Direction) -> str:
     if isinstance(target, Direction):
         return plain(show_line(str(target), 60))
     return f"\\#{target} {plain(show_line(store[target].label, 48))}"
 
 
-def _what(store: FeatureStore, target: int | Direction) -> str:
+def _what(store: Pack, target: int | Direction) -> str:
     if isinstance(target, Direction):
         return f"a direction, {len(target.vector)} wide, at {plain(target.site)}"
     feature = store[target]

@@ -17,7 +17,7 @@ from scope.app.steer.state import kept
 from scope.circuits.effects import Effects
 from scope.errors import ScopeError
 from scope.escape import visible_token
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.steering.edits.interventions import Edits
 from scope.steering.export.script import edit_code
 
@@ -64,7 +64,7 @@ def inside(desk: Desk, edits: Edits | None, job: Job | None) -> None:
         st.caption("No token is drawn here: the prompt is run once with the edits and once without, and beside other latents.")
 
 
-def later_packs(store: FeatureStore) -> list[str]:
+def later_packs(store: Pack) -> list[str]:
     """Slugs of the other packs of the same model at later sites: their dictionaries can be asked what the edits do there."""
     found = []
     for slug in packs.registry():

@@ -10,14 +10,14 @@ from scope.app.kit.plain import number, show_line
 from scope.app.steer import edit_list as stack
 
 from scope.errors import EditError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.steering.edits.interventions import Direction
 
 MOST = 30
 SOURCES = ("Latent", "Prompts", "File")
 
 
-def draw(store: FeatureStore, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
+def draw(store: Pack, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
     """The panel that adds a row. ("between", what `Direction.between` takes) where the model is needed for it, else None."""
     with st.popover("Add an edit", icon=":material/add:", width="stretch", key="steer add"):
         source = st.segmented_control(
@@ -32,7 +32,7 @@ def draw(store: FeatureStore, slug: str, presets: list[int]) -> tuple[str, tuple
     return None
 
 
-def latent(store: FeatureStore, slug: str, presets: list[int]) -> None:
+def latent(store: Pack, slug: str, presets: list[int]) -> None:
     """Search by label, token or number; with nothing searched for, the presets of the pack."""
     words = st.text_input("Find a latent", key="steer find", placeholder="label, token, or #number")
     found = matches(store, words) if words.strip() else presets
@@ -46,7 +46,7 @@ def latent(store: FeatureStore, slug: str, presets: list[int]) -> None:
     st.button("Add", icon=":material/add:", key="steer add latent", on_click=stack.add, args=(slug, chosen))
 
 
-def matches(store: FeatureStore, words: str) -> list[int]:
+def matches(store: Pack, words: str) -> list[int]:
     """Latents that match: a number means that latent, whatever else it may be part of.
 
     Raises:
@@ -58,12 +58,12 @@ def matches(store: FeatureStore, words: str) -> list[int]:
     return [int(i) for i in store.find(words).index[:MOST]]
 
 
-def described(store: FeatureStore, latent: int) -> str:
+def described(store: Pack, latent: int) -> str:
     feature = store[latent]
     return f"#{latent} {show_line(feature.label, 34)} · output {number(feature.row['out_score'], '+.3f')}"
 
 
-def file(store: FeatureStore, slug: str) -> None:
+def file(store: Pack, slug: str) -> None:
     """A vector from a file. Pickles are not taken."""
     given = st.file_uploader("A vector", ["npy", "npz", "json", "safetensors"], key="steer file", help="As wide as the site.")
     key = st.text_input("Which of several", key="steer file key", placeholder="the only one")
@@ -88,7 +88,7 @@ def read_vector(name: str, data: bytes, site: str, key: str | None) -> Direction
             raise EditError(str(refusal).replace(str(kept), kept.name)) from None
 
 
-def prompts(store: FeatureStore) -> tuple[str, tuple[Any, ...]] | None:
+def prompts(store: Pack) -> tuple[str, tuple[Any, ...]] | None:
     """Two sets of prompts, whose difference the model has to be asked for."""
     toward = st.text_area("Toward, a prompt a line", key="steer toward", height=90, placeholder="I love this.\nWhat joy!")
     away = st.text_area("Away from, a prompt a line", key="steer away", height=90, placeholder="I hate this.\nHow sad.")

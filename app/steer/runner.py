@@ -15,7 +15,7 @@ from scope.app.steer import sweep as sweeps
 from scope.app.steer.work import Work
 
 from scope.errors import ScopeError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 
 DOES = {
     "compare": "Generating",
@@ -31,7 +31,7 @@ DOES = {
 class Desk:
     """What one reader has asked of the model for one pack. `mine` is kept with the reader's session."""
 
-    def __init__(self, store: FeatureStore, slug: str, mine: dict[str, Any]):
+    def __init__(self, store: Pack, slug: str, mine: dict[str, Any]):
         self.store, self.slug, self.mine = store, slug, mine
 
     def begin(self, kind: str, make: Callable[[Any, Any], Work]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import streamlit as st
 
 from scope.errors import EditError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.steering.edits.interventions import Direction, Edits
 
 UNITS = {"norm": "Typical norm", "raw": "Raw", "max": "× largest"}
@@ -15,7 +15,7 @@ STRONG = 1.0
 """Fractions of the typical norm beyond which texts usually break down."""
 
 
-def lengths(store: FeatureStore, target: int | Direction) -> dict[str, float | None]:
+def lengths(store: Pack, target: int | Direction) -> dict[str, float | None]:
     """How long an edit of strength 1 is in each unit, as a fraction of the typical norm; None where that is not known."""
     if isinstance(target, Direction):
         here = target.site == store.site
@@ -25,7 +25,7 @@ def lengths(store: FeatureStore, target: int | Direction) -> dict[str, float | N
     return {"norm": 1.0, "raw": raw, "max": raw * float(figures["max"]) if figures["max"] > 0 else None}
 
 
-def units(store: FeatureStore, target: int | Direction, strength: float, unit: str = "norm") -> str:
+def units(store: Pack, target: int | Direction, strength: float, unit: str = "norm") -> str:
     """A strength in its other two units, and a word where it is likely to break the text."""
     there = lengths(store, target)
     told, norms = [], None if there[unit] is None else strength * there[unit]
@@ -42,7 +42,7 @@ def units(store: FeatureStore, target: int | Direction, strength: float, unit: s
     return " · ".join([*told, *(["texts usually break down beyond 1 norm"] if abs(norms or 0) > STRONG else [])])
 
 
-def gauge(edits: Edits, sae: Any = None, store: FeatureStore | None = None) -> tuple[float, str]:
+def gauge(edits: Edits, sae: Any = None, store: Pack | None = None) -> tuple[float, str]:
     """(how long all that is added is together, as a fraction of the typical norm; how that is known).
 
     Only `Add` is known before a text is: the others depend on what the latents read there. Without the dictionary's rows it
@@ -65,7 +65,7 @@ def gauge(edits: Edits, sae: Any = None, store: FeatureStore | None = None) -> t
     return max(float(np.linalg.norm(total)) for total in sites.values()), "added together" + more
 
 
-def _norms(edit: Any, store: FeatureStore | None) -> float | None:
+def _norms(edit: Any, store: Pack | None) -> float | None:
     """The strength of an edit as a fraction of the typical norm, None where that is not known."""
     if edit.unit == "norm":
         return edit.strength
@@ -77,7 +77,7 @@ def _decoder_row(sae: Any, latent: int) -> np.ndarray:
     return sae.W_dec[latent].detach().float().cpu().numpy()
 
 
-def draw_gauge(edits: Edits | None, store: FeatureStore, sae: Any = None) -> None:
+def draw_gauge(edits: Edits | None, store: Pack, sae: Any = None) -> None:
     """The total of the stack against the typical norm."""
     if edits is None:
         st.caption("No edit is switched on, so there is nothing to generate with.")

@@ -10,7 +10,7 @@ from scope.app.steer.state import Asked, Grid, check_turns
 
 from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.gauge import Gauge
 from scope.steering.compare.run import SteeringRun
@@ -24,12 +24,12 @@ from scope.steering.edits.interventions import Edits
 Work = Callable[[Job], Any]
 
 
-def gauges(store: FeatureStore, edits: Edits) -> dict[str, Gauge]:
+def gauges(store: Pack, edits: Edits) -> dict[str, Gauge]:
     """What strengths at the pack's site are measured against; for other sites the library measures it on the prompts."""
     return {store.site: Gauge.of_pack(store, edits.latents())}
 
 
-def compare(store: FeatureStore, model: Any, sae: Any, edits: Edits, asked: Asked) -> Work:
+def compare(store: Pack, model: Any, sae: Any, edits: Edits, asked: Asked) -> Work:
     """All arms of one prompt; the result is the name of the kept run."""
 
     def work(job: Job) -> str:
@@ -74,7 +74,7 @@ def replay(run: SteeringRun | Sweep, model: Any, sae: Any) -> Work:
     return work
 
 
-def measure(store: FeatureStore, model: Any, sae: Any, edits: Edits, grid: Grid, sampling: SamplingConfig) -> Work:
+def measure(store: Pack, model: Any, sae: Any, edits: Edits, grid: Grid, sampling: SamplingConfig) -> Work:
     """How many seconds a sweep will take."""
 
     def work(job: Job) -> float:
@@ -86,7 +86,7 @@ def measure(store: FeatureStore, model: Any, sae: Any, edits: Edits, grid: Grid,
 
 
 def dose_response(
-    store: FeatureStore, model: Any, sae: Any, edits: Edits, grid: Grid, sampling: SamplingConfig, seconds: float | None
+    store: Pack, model: Any, sae: Any, edits: Edits, grid: Grid, sampling: SamplingConfig, seconds: float | None
 ) -> Work:
     """Every strength in turn, others going first in between; the result is the name of the kept sweep, None if none is.
 
@@ -145,9 +145,7 @@ def dose_response(
     return work
 
 
-def effect(
-    store: FeatureStore, model: Any, sae: Any, edits: Edits, prompt: str, tokens: tuple[str, str], later: Sequence[Any]
-) -> Work:
+def effect(store: Pack, model: Any, sae: Any, edits: Edits, prompt: str, tokens: tuple[str, str], later: Sequence[Any]) -> Work:
     """What the edits do to the next token."""
 
     def work(job: Job) -> Effects:
@@ -165,7 +163,7 @@ def effect(
     return work
 
 
-def attribution(store: FeatureStore, model: Any, sae: Any, prompt: str, tokens: tuple[str, str], method: str) -> Work:
+def attribution(store: Pack, model: Any, sae: Any, prompt: str, tokens: tuple[str, str], method: str) -> Work:
     """Which latents make the model say one token rather than the other."""
 
     def work(job: Job) -> Attribution:

@@ -57,14 +57,14 @@ class Command:
 
         from scope.circuits.attribution import attribute
         from scope.cli.progress import console, print_certificate, print_note
-        from scope.features.pack.store import FeatureStore
+        from scope.features.face import Pack
         from scope.models.load import load_model
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
         sae = read_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"
-        pack = FeatureStore.open(beside) if self.pack or (beside / "manifest.json").exists() else None
+        pack = Pack.open(beside) if self.pack or (beside / "manifest.json").exists() else None
         if pack is not None and (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             from scope.errors import PackError
 

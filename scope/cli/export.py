@@ -34,12 +34,12 @@ class Command:
         from rich.markup import escape
 
         from scope.cli.progress import console, progress_bar
-        from scope.features.exports import SUFFIX, export
-        from scope.features.pack.choice import chosen
-        from scope.features.pack.store import FeatureStore
+        from scope.features.exports.export import SUFFIX, export
+        from scope.features.face import Pack
+        from scope.features.pack.search import chosen
         from scope.progress import size
 
-        store = FeatureStore.open(self.pack)
+        store = Pack.open(self.pack)
         latents = chosen(store, self.latents)
         folder = self.pack.absolute()
         out = self.out or folder.with_name(f"{folder.name}.{self.to}{SUFFIX[self.to].replace('.' + self.to, '')}")

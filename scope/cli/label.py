@@ -58,13 +58,13 @@ class Command:
     def run(self) -> None:
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
-        from scope.features.labels import label_latents, open_latents
-        from scope.features.pack.choice import chosen
-        from scope.features.pack.store import FeatureStore
+        from scope.features.face import Pack
+        from scope.features.labels.label import label_latents, open_latents
+        from scope.features.pack.search import chosen
 
         if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
             raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
-        store = FeatureStore.open(self.pack)
+        store = Pack.open(self.pack)
         latents = chosen(store, self.latents or (None if self.by == "tokens" else _foremost(store)))
         writer = self._writer()
         todo = open_latents(store, latents, writer, self.again)

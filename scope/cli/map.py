@@ -32,12 +32,12 @@ class Command:
         from scope.cli.progress import console
         from scope.features.collect.add_map import add_map
         from scope.features.collect.map import NEAR, require
-        from scope.features.pack.origin import dictionary_of
-        from scope.features.pack.store import FeatureStore
+        from scope.features.face import Pack
+        from scope.features.pack.data import dictionary_of
         from scope.sae.files import read_sae
 
         require(self.method)
-        place = self.dictionary or dictionary_of(FeatureStore.open(self.pack))
+        place = self.dictionary or dictionary_of(Pack.open(self.pack))
         store = add_map(self.pack, read_sae(place), self.method, self.seed)
         told = store.manifest["map"]
         if "explained" in told:

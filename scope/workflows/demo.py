@@ -81,8 +81,8 @@ def demo(
     from scope.activations.errors import CorpusError
     from scope.errors import ConfigError, PackError
     from scope.evaluation.evaluate import Evaluation
-    from scope.features.pack.health import find_health
-    from scope.features.pack.store import FeatureStore
+    from scope.features.collect.health import find_health
+    from scope.features.face import Pack
     from scope.models.load import load_model
     from scope.sae.files import parameters_sha256
     from scope.workflows.evaluate import REPORT, evaluate
@@ -142,7 +142,7 @@ def demo(
 
     with _timed(seconds, "features"):
         try:
-            pack = FeatureStore.open(folder)
+            pack = Pack.open(folder)
             of = pack.manifest["dictionary"]["parameters_sha256"], pack.manifest["config"]["seed"]
             reports = [(health or {}).get("evaluation") for health in (pack.health, find_health(dictionary))]
             fresh = of == (parameters_sha256(sae), job.seed) and reports[0] == reports[1]

@@ -74,7 +74,7 @@ def collect_features(
     from scope.activations.harvest.ranks import Ranks
     from scope.activations.read.store import ActivationStore
     from scope.features.collect.collect import collect
-    from scope.features.pack.health import find_health
+    from scope.features.collect.health import find_health
     from scope.models.load import load_model
     from scope.provenance import ModelId
     from scope.sae.files import read_sae

@@ -195,12 +195,12 @@ def _edits(job: Steer, sae: Any, model: Any) -> Any:
 
 
 def _pack(job: Steer) -> Any:
-    from scope.features.pack.store import FeatureStore
+    from scope.features.face import Pack
 
     beside = job.sae.parent / "pack"
     if job.pack is None and not (beside / "manifest.json").exists():
         return None
-    return FeatureStore.open(job.pack or beside)
+    return Pack.open(job.pack or beside)
 
 
 def _gauge(job: Steer, sae: Any) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.util import calc_hash
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
@@ -32,8 +32,8 @@ def folder(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> Path:
 
 
 @pytest.fixture(scope="module")
-def store(folder) -> FeatureStore:
-    return FeatureStore.open(folder / "pack")
+def store(folder) -> Pack:
+    return Pack.open(folder / "pack")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 from scope.app.serve import facts as health
 
 from scope.features.compare.counterparts import counterparts
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
 
@@ -33,7 +33,7 @@ def test_two_packs_stand_beside_one_another(open_app, tmp_path):
 
 
 def test_the_spreads_count_every_latent_that_fired(toy_folder):
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     alive = int((store.table["count"] > 0).sum())
     for _, column, _ in health.SPREADS:
         edges, counts = health.spread(store, column)
@@ -55,7 +55,7 @@ def test_every_panel_of_two_packs_gives_lines_of_python_that_run(open_app, toy_f
 
 
 def test_what_latents_share_stands_beside_what_chance_gives(toy_folder):
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     pairs = counterparts(store, store)
     assert (pairs["shared"] == 10).all()
     assert pairs["by_chance"].mean() < 10

@@ -11,7 +11,8 @@ from scope.app.kit.plain import plain
 from scope.app.serve.downloads import frame_csv, written
 
 from scope.escape import visible_token
-from scope.features.pack.text import csv_cell, strip_html
+from scope.features.exports.strip import strip_html
+from scope.features.exports.tables import csv_cell
 from tests.app.conftest import MAIN
 from tests.hostile import HOSTILE, MARKS, make_hostile_pack
 

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from scope.app.features import atlas
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.app.conftest import said
 
 
@@ -24,7 +24,7 @@ def numbers(given: dict) -> np.ndarray:
 def test_the_map_shows_what_was_found_among_all_living_latents(open_app, toy_folder):
     at = open_app("features", view="Map", q="1-3", **{"in": "numbers", "dense": "true"})
     assert not at.exception
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     _, figure = atlas.drawn(store, store.map, atlas.background(store, store.map), np.array([3, 1, 2]))
     grey, found = go.Figure(figure.to_dict()).data
     assert numbers(found.customdata).tolist() == [1, 2, 3]

@@ -7,7 +7,7 @@ import torch
 
 from scope.features.collect.collect import CollectConfig, collect
 from scope.features.compare.matched_directions import matched_directions
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.models.load import load_model
 from scope.sae.files import read_sae, save_sae
 from tests.app.conftest import said
@@ -22,7 +22,7 @@ def pair(tmp_path_factory, folder):
         half = sae.W_dec.shape[0] // 2
         sae.W_dec[half:] = torch.randn(sae.W_dec[half:].shape, generator=torch.Generator().manual_seed(9))
     save_sae(sae, place / "dictionary")
-    tokens = torch.tensor(FeatureStore.open(folder / "pack").contexts[:10].astype(int))
+    tokens = torch.tensor(Pack.open(folder / "pack").contexts[:10].astype(int))
     collect(model, read_sae(place / "dictionary"), tokens, CollectConfig(score_prompts=0), place / "pack")
     return folder / "pack", place / "pack"
 

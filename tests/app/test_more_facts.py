@@ -7,7 +7,7 @@ import pytest
 from scope.app.feature import reach
 from scope.app.health import panels as health_more
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
 
@@ -15,7 +15,7 @@ from tests.features.toy_pack import make_toy_pack
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts") / "toy"
-    return make_toy_pack(folder), FeatureStore.open(folder)
+    return make_toy_pack(folder), Pack.open(folder)
 
 
 def test_the_mass_of_the_strongest_firings_is_that_of_brute_force_within_a_bin(toy):
@@ -31,7 +31,7 @@ def test_the_mass_of_the_strongest_firings_is_that_of_brute_force_within_a_bin(t
 
 
 def test_the_page_tells_on_how_much_text_its_figures_stand(open_app, toy_folder):
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     told = " ".join(c.value.replace("\\", "") for c in open_app("feature", f=9).caption)
     assert f"counted on {store.n_tokens:,} tokens" in told
     assert f"hold {store[9].mass_of_strongest():.1%} of its activation" in told

@@ -3,13 +3,13 @@
 import numpy as np
 from scope.app.serve import packs
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.features.toy_pack import make_toy_pack
 
 
 def test_a_figure_is_made_again_for_other_latents_or_labels_and_only_then(tmp_path):
     make_toy_pack(tmp_path / "toy")
-    store = FeatureStore.open(tmp_path / "toy")
+    store = Pack.open(tmp_path / "toy")
     made = []
 
     def shown(*latents: int) -> int:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -29,7 +29,7 @@ def test_every_pack_has_its_row_with_its_own_figures(open_app, folders):
     at = open_app(packs=folders, pack="toy")
     assert not at.exception
     table = rows(at)
-    store = FeatureStore.open(folders[1])
+    store = Pack.open(folders[1])
     assert table.loc["scored", "FVU"] == 0.12
     assert table.loc["scored", "L0"] == pytest.approx(store.table["density"].sum())
     assert table.loc["scored", "dead"] == pytest.approx((store.table["count"] == 0).mean())

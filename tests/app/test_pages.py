@@ -12,7 +12,7 @@ from scope.app.serve import facts as health
 from streamlit.testing.v1 import AppTest
 
 from scope.escape import visible_token
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
@@ -43,7 +43,7 @@ def test_every_page_opens_on_a_pack_without_a_model(open_app, page):
 
 
 def test_the_overview_tells_the_packs_own_numbers(open_app, toy_folder):
-    store, shown = FeatureStore.open(toy_folder), tiles(open_app())
+    store, shown = Pack.open(toy_folder), tiles(open_app())
     assert shown["Latents"] == "24"
     assert float(shown["L0"]) == pytest.approx(store.table["density"].sum(), rel=0.01)
     assert shown["Tokens read"] == f"{store.n_tokens:,}"
@@ -64,7 +64,7 @@ def test_an_evaluation_is_shown_beside_its_nulls(open_app, tmp_path):
 
 
 def test_start_here_leads_to_living_latents_each_once(toy_folder):
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     table, guides = store.table, list(health.start_here(store).values())
     assert len(set(guides)) == len(guides) >= 3
     assert not table["flags"].iloc[guides].str.contains("dead|dense|rare|duplicate").any()
@@ -94,7 +94,7 @@ def test_a_list_that_is_none_says_so(open_app, q, told):
 
 
 def test_sorting_orders_the_whole_table(open_app, toy_folder):
-    table = FeatureStore.open(toy_folder).table
+    table = Pack.open(toy_folder).table
     shown = open_app("features", sort="max", dense="true").dataframe[0].value["id"].tolist()
     assert shown == table[table["count"] > 0]["max"].sort_values(ascending=False, kind="stable").index.tolist()
     assert open_app("features", sort="max", rising="true", dense="true").dataframe[0].value["id"].tolist() == shown[::-1]
@@ -145,7 +145,7 @@ def test_the_first_latent_has_none_before_it(open_app):
 
 
 def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
-    row, shown = FeatureStore.open(toy_folder)[9].row, tiles(open_app("feature", f=9))
+    row, shown = Pack.open(toy_folder)[9].row, tiles(open_app("feature", f=9))
     assert shown["Density"] == f"{row['density']:.3%}"
     assert shown["Largest"] == f"{row['max']:.3g}"
     assert shown["Output score"] == f"{row['out_score']:+.3f}"
@@ -153,7 +153,7 @@ def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
 
 @pytest.mark.parametrize("group", ["top", "bands", "random"])
 def test_examples_are_those_of_the_library(open_app, toy_folder, group):
-    expected = FeatureStore.open(toy_folder)[9].examples(group, 12)
+    expected = Pack.open(toy_folder)[9].examples(group, 12)
     at = open_app("feature", f=9)
     at.button_group(key="group").set_value(group).run()
     rows = strips(at)[0]["rows"]
@@ -201,7 +201,7 @@ def test_figures_show_tokens_as_they_stand():
 
 
 def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_app, toy_folder):
-    feature = FeatureStore.open(toy_folder)[9]
+    feature = Pack.open(toy_folder)[9]
     shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9))}
     lists = {"Raises, by weights": feature.promoted, "Lowers, by weights": feature.suppressed}
     for name, pairs in lists.items():
@@ -229,17 +229,17 @@ def test_crowded_regions_are_thinned_and_lonely_points_kept():
 
 
 def test_a_histogram_keeps_every_firing(toy_folder):
-    edges, counts = FeatureStore.open(toy_folder)[9].histogram
+    edges, counts = Pack.open(toy_folder)[9].histogram
     assert sum(drawn(figures.histogram(edges, counts)).data[0].y) == counts.sum()
 
 
 def test_no_strength_is_said_to_exceed_all_firings(toy_folder):
-    feature = FeatureStore.open(toy_folder)[9]
+    feature = Pack.open(toy_folder)[9]
     assert "100.0" not in panels.told(feature, None, float(feature.row["max"]))
 
 
 def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
-    expected = FeatureStore.open(toy_folder)[9].opposites
+    expected = Pack.open(toy_folder)[9].opposites
     at = open_app("feature", f=9)
     at.button_group(key="relation").set_value("opposite").run()
     frame = next(frame.value for frame in at.dataframe if "cosine" in frame.value)
@@ -248,7 +248,7 @@ def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
 
 
 def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
-    dense = np.flatnonzero(FeatureStore.open(toy_folder).table["flags"].str.contains("dense"))
+    dense = np.flatnonzero(Pack.open(toy_folder).table["flags"].str.contains("dense"))
     at = open_app("features")
     assert np.isin(dense, listed(at)).all()
     at.toggle(key="dense").set_value(False).run()

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.aligned import compared_by_token
-from scope.features.reading.ranking import compared, ranked
+from scope.features.face import Pack
+from scope.features.reading.two_texts import compared, compared_by_token
+from scope.features.reading.view import ranked
 from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.app.conftest import said
@@ -24,7 +24,7 @@ def page(open_app, folder):
 
 @pytest.fixture(scope="module")
 def read(folder):
-    store = FeatureStore.open(folder / "pack")
+    store = Pack.open(folder / "pack")
     model, sae = load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
     return lambda text: store.read(text, model, sae)
 

@@ -8,8 +8,8 @@ from scope.app.feature import notes
 from scope.app.feature import own_texts as tested
 from scope.app.features.listing import LIST
 
+from scope.features.face import Pack
 from scope.features.labels.guess import draw_windows
-from scope.features.pack.store import FeatureStore
 from tests.app.conftest import said
 from tests.app.test_pages import pressed
 
@@ -27,7 +27,7 @@ def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, mo
     at = pressed(at, "Save")
     assert not at.exception
     assert "what \\<b\\>I\\<\\/b\\> think" in at.title[0].value
-    label = FeatureStore.open(mine).notes.label(9)
+    label = Pack.open(mine).notes.label(9)
     assert (label.text, label.source, label.detail["author"]) == ("what <b>I</b> think", "you", "ann")
     assert any("label by ann" in caption.value and notes.moment(label.made) in caption.value for caption in at.caption)
     assert open_app("features", packs=[mine], q="think", **{"in": "label"}).dataframe[0].value["id"].tolist() == [9]
@@ -35,21 +35,21 @@ def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, mo
 
 def test_a_star_and_a_list_narrow_the_table(open_app, mine):
     at = pressed(open_app("feature", packs=[mine], f=9), "Star")
-    assert FeatureStore.open(mine).notes.starred() == [9]
+    assert Pack.open(mine).notes.starred() == [9]
     at.multiselect(key="lists 9").set_value([]).run()
-    FeatureStore.open(mine).notes.add_to_list("animals", [3, 12])
+    Pack.open(mine).notes.add_to_list("animals", [3, 12])
     assert open_app("features", packs=[mine], only="starred").dataframe[0].value["id"].tolist() == [9]
     assert sorted(open_app("features", packs=[mine], only=LIST + "animals").dataframe[0].value["id"]) == [3, 12]
     assert 9 not in open_app("features", packs=[mine], only="labelled").get("arrow_data_frame")
     assert pressed(open_app("feature", packs=[mine], f=9), "Starred").button
-    assert FeatureStore.open(mine).notes.starred() == []
+    assert Pack.open(mine).notes.starred() == []
 
 
 def test_a_note_is_kept_as_it_was_written(open_app, mine):
     at = open_app("feature", packs=[mine], f=9)
     at.text_area(key="note 9").set_value("=1+1 <script>").run()
     assert not at.exception
-    assert FeatureStore.open(mine).notes.note(9) == "=1+1 <script>"
+    assert Pack.open(mine).notes.note(9) == "=1+1 <script>"
     assert open_app("feature", packs=[mine], f=9).text_area(key="note 9").value == "=1+1 <script>"
 
 
@@ -69,13 +69,13 @@ def test_a_pack_that_cannot_be_written_says_so_and_is_browsed_on(open_app, mine,
 def test_a_round_of_the_guess_game_is_counted(open_app, mine):
     at = pressed(open_app("feature", packs=[mine], f=9), "Play")
     kept = at.session_state["guess"]
-    windows = draw_windows(FeatureStore.open(mine)[9], kept["seed"])
+    windows = draw_windows(Pack.open(mine)[9], kept["seed"])
     right = [n for n, w in enumerate(windows, 1) if w.peak is not None]
     at.button_group(key=f"guessed {kept['seed']}").set_value(right).run()
     at = pressed(at, "Tell me")
     assert not at.exception
     assert any("10 of 10 right" in text.value for text in at.markdown)
-    assert FeatureStore.open(mine).notes.guessed(9) == (10, 10)
+    assert Pack.open(mine).notes.guessed(9) == (10, 10)
     at = pressed(at, "Again")
     assert any("So far 10 of 10 right, 100" in caption.value for caption in at.caption)
 
@@ -87,7 +87,7 @@ def test_ticked_latents_are_put_on_a_list_or_steered(open_app, mine):
     at.run()
     at.text_input(key="list name").set_value("two").run()
     at = pressed(at, "Add")
-    assert FeatureStore.open(mine).notes.lists() == {"two": [listed[0], listed[2]]}
+    assert Pack.open(mine).notes.lists() == {"two": [listed[0], listed[2]]}
     assert pressed(at, "Steer these").session_state["steer mine"]
 
 
@@ -109,7 +109,7 @@ def test_texts_are_split_by_line_and_the_last_ten_are_kept():
 
 
 def test_filters_by_figures_and_the_one_to_relax(open_app, toy_folder):
-    table = FeatureStore.open(toy_folder).table
+    table = Pack.open(toy_folder).table
     floor = float(table["max"].median())
     ids = open_app("features", dense="true", **{"least max": floor}).dataframe[0].value["id"].tolist()
     assert sorted(ids) == table.index[(table["max"] >= floor) & (table["count"] > 0)].tolist()

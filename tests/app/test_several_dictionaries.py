@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scope.features.collect.collect import CollectConfig, collect
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.features.reading.several_saes import overview, ranked_together
 from scope.models.load import load_model
 from scope.sae.files import read_sae, save_sae
@@ -20,7 +20,7 @@ TEXT = "the dog ran"
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory, folder) -> dict[str, Path]:
     """The tiny lab's pack, and one of another dictionary of the same model at another site."""
-    model, first = load_model(str(folder / "checkpoint")), FeatureStore.open(folder / "pack")
+    model, first = load_model(str(folder / "checkpoint")), Pack.open(folder / "pack")
     sae = random_sae(model.cfg.d_model, 40)
     sae.site = next(site for site in model.sites() if site.endswith("hook_resid_post") and site != first.site)
     sae.provenance = {"model": dict(model.provenance), "site": sae.site}
@@ -44,7 +44,7 @@ def page(open_app, packs):
 @pytest.fixture(scope="module")
 def views(packs, folder):
     model = load_model(str(folder / "checkpoint"))
-    stores = {slug: FeatureStore.open(place) for slug, place in packs.items()}
+    stores = {slug: Pack.open(place) for slug, place in packs.items()}
     saes = {slug: read_sae(place.parent / "dictionary") for slug, place in packs.items()}
     return {slug: store.read(TEXT, model, saes[slug]) for slug, store in stores.items()}
 

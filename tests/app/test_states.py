@@ -13,9 +13,9 @@ import pytest
 from scope.app.serve import models
 
 from scope.errors import CheckpointError, PackError, TokensError
+from scope.features.face import Pack
 from scope.features.pack.layout import SCHEMA
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.read_text import TokenView
+from scope.features.reading.view import TokenView
 from tests.app.conftest import bars, said
 
 
@@ -139,7 +139,7 @@ def test_a_pack_that_is_not_open_is_refused_and_the_open_ones_named(open_app):
 
 
 def test_a_dead_latent_says_in_how_many_tokens_and_keeps_its_weights(open_app, toy_folder):
-    at, store = open_app("feature", f=0), FeatureStore.open(toy_folder)
+    at, store = open_app("feature", f=0), Pack.open(toy_folder)
     assert f"did not fire in {store.n_tokens:,} tokens" in said(at)
     assert f"{3 / store.n_tokens:.1e}" in said(at)
     assert len(bars(at)) == 3
@@ -228,7 +228,7 @@ def test_without_memory_the_page_says_so_lets_the_model_go_and_keeps_the_text(op
     def too_much(store, text, model, sae):
         raise error
 
-    monkeypatch.setattr(FeatureStore, "read", too_much)
+    monkeypatch.setattr(Pack, "read", too_much)
     at = tried(open_app("feature", f=9))
     assert not at.exception
     assert "memory does not suffice" in said(at)
@@ -248,7 +248,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fi
         if len(text) > 10:
             raise TokensError("The text has 300 tokens; the context holds 256.")
 
-    monkeypatch.setattr(FeatureStore, "read", too_long)
+    monkeypatch.setattr(Pack, "read", too_long)
     monkeypatch.setattr("scope.app.serve.models.cut", lambda store, text: (text[:7], 300, 256))
     at = open_app("prompt", text="the dog and the river")
     assert "300 tokens" in said(at)
@@ -260,7 +260,7 @@ def test_a_poor_reconstruction_is_told_beside_the_text(open_app, monkeypatch, no
     def poorly(store, text, model, sae):
         return SimpleNamespace(pieces=["the", " dog"], values=lambda f: np.array([0.0, 2.0]), fvu=0.7, tuned=str)
 
-    monkeypatch.setattr(FeatureStore, "read", poorly)
+    monkeypatch.setattr(Pack, "read", poorly)
     at = tried(open_app("feature", f=9))
     assert not at.exception
     assert "explains only 30%" in said(at)
@@ -274,7 +274,7 @@ def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_une
         latents[1, 9] = 2.0
         return TokenView(store, [4, 5], ["the", " dog"], latents, 0.31, np.ones(2, bool), np.full(2, 0.31), told)
 
-    monkeypatch.setattr(FeatureStore, "read", read)
+    monkeypatch.setattr(Pack, "read", read)
     monkeypatch.setattr("scope.app.prompt.model_work.following", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
     for at in (tried(open_app("feature", f=9)), open_app("prompt", text="the dog")):
         assert not at.exception
@@ -291,7 +291,7 @@ def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_a
     def read(store, text, model, sae):
         return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1), tuned=str)
 
-    monkeypatch.setattr(FeatureStore, "read", read)
+    monkeypatch.setattr(Pack, "read", read)
     other = turns.ask()
     threading.Timer(2.0, lambda: turns.leave(other)).start()
     at = tried(at)

@@ -15,7 +15,7 @@ from scope.app.steer import strengths as steering_units
 from scope.app.steer import work as steering
 from scope.app.steer.state import Asked
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.run import SteeringRun
 from scope.steering.compare.runs import Runs
@@ -332,7 +332,7 @@ def test_a_direction_and_a_silent_latent_have_no_largest_activation_to_be_measur
     assert steering_units.lengths(store, direction) == {"norm": 1.0, "raw": pytest.approx(1 / store.norm_median), "max": None}
     silent = SimpleNamespace(row={"dec_norm": 2.0, "max": 0.0})
     known = {"site": store.site, "norm_median": 8.0, "__getitem__": lambda self, i: silent}
-    pack = object.__new__(type("Pack", (FeatureStore,), known))
+    pack = object.__new__(type("Pack", (Pack,), known))
     assert steering_units.lengths(pack, 3) == {"norm": 1.0, "raw": 0.25, "max": None}
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from scope.app.feature import token_facts
 
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.ranking import ranked
+from scope.features.face import Pack
 from scope.features.reading.read_text import read_context
+from scope.features.reading.view import ranked
 from tests.app.conftest import said
 
 
@@ -66,7 +66,7 @@ def test_who_else_fires_there_is_what_the_library_reads_and_the_pack_agrees(page
     at = page(feature.id, chosen, **{"fire here": True, "dense told": True})
     assert not at.exception
     assert "not read alike" not in said(at)
-    view = read_context(feature.store, example.context, *lab)
+    view = read_context(feature.pack, example.context, *lab)
     wanted = ranked(view, example.offset, dense=True)
     table = next(frame.value for frame in at.dataframe if "surprise" in frame.value)
     assert table["latent"].tolist() == wanted.index.tolist()
@@ -98,7 +98,7 @@ def test_the_ways_on_carry_the_text_up_to_the_token(page, place):
 
 
 def test_without_the_dictionary_the_panel_says_so_and_keeps_what_the_pack_knows(open_app, toy_folder):
-    store = FeatureStore.open(toy_folder)
+    store = Pack.open(toy_folder)
     example = store[9].examples("top")[0]
     at = open_app("feature", f=9)
     at.session_state["chosen token"] = (9, "top", example.context, example.offset, example.peak)

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scope.features.collect.table import COLUMNS
+from scope.features.face import Pack
 from scope.features.pack.index import Index, order_of
 from scope.features.pack.layout import N_BINS, PackArrays, write_pack
-from scope.features.pack.store import FeatureStore
+from scope.features.pack.table import COLUMNS
 
 N_TOP, N_BANDED, N_RANDOM, HALF = 12, 15, 8, 16
 
@@ -66,7 +66,7 @@ def answers(pack: Path, n: int) -> None:
     from scope.features.exports import tables
 
     started = time.perf_counter()
-    store = FeatureStore.open(pack)
+    store = Pack.open(pack)
     assert len(store.table) == store.d_sae
     print(f"{'opening, with the table':42} {1000 * (time.perf_counter() - started):8.1f} ms")
     ids = np.random.default_rng(1).integers(0, store.d_sae, n)
@@ -82,7 +82,7 @@ def answers(pack: Path, n: int) -> None:
     timed("CSV of the whole result", lambda i: tables.csv(store.table), 2)
 
 
-def whole(store: FeatureStore, latent: int) -> None:
+def whole(store: Pack, latent: int) -> None:
     feature = store[latent]
     assert all(len(part) for part in (feature.row, feature.histogram, feature.neighbours, feature.tokens))
     for group in feature.groups:
@@ -125,7 +125,7 @@ def pages(pack: Path, n: int) -> None:
     runner.ScriptCache = lambda: compiled
     os.environ["SCOPE_PACKS"] = json.dumps([str(pack)])
     rng = np.random.default_rng(2)
-    d_sae = FeatureStore.open(pack).d_sae
+    d_sae = Pack.open(pack).d_sae
     main_script = str(Path(__file__).parents[2] / "app" / "main.py")
     names = sorted(page.parent.name for page in Path(main_script).parent.glob("*/page.py"))
     for name, view in [*((name, "") for name in names), ("features", "Scatter"), ("features", "Map")]:
@@ -164,7 +164,7 @@ def browser(pack: Path, n: int) -> None:
             page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
 
         timed("opening the app", opened, 4)
-        living = np.flatnonzero(FeatureStore.open(pack).table["count"].to_numpy() > 0)[:-n]
+        living = np.flatnonzero(Pack.open(pack).table["count"].to_numpy() > 0)[:-n]
         rng = np.random.default_rng(3)
 
         def reload(i: int) -> None:

@@ -113,9 +113,9 @@ def test_a_pack_taken_away_is_told_and_one_put_back_is_read_again(own_pack, chro
 
 @pytest.mark.parametrize("width", [1280, 768])
 def test_a_label_without_an_end_leaves_every_page_in_its_window(visit, packs, width):
-    from scope.features.pack.store import FeatureStore
+    from scope.features.face import Pack
 
-    store = FeatureStore.open(packs[1])
+    store = Pack.open(packs[1])
     store.notes.set_label(11, LONG, "you", None)
     person = visit(width=width)
     try:

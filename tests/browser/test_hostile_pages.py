@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from scope.app.serve.downloads import written
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.hostile import HOSTILE
 
 SLUG = "img-src-x-onerror-alert-1-hostile"
@@ -104,7 +104,7 @@ def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, t
 
 
 def test_an_exported_page_of_cards_runs_nothing_and_asks_for_nothing(visit, packs, tmp_path):
-    store = FeatureStore.open(packs[0])
+    store = Pack.open(packs[0])
     file = tmp_path / "cards.html"
     file.write_bytes(written(store, "html", range(store.d_sae)))
     person = visit()

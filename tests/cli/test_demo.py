@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scope.cli.main import run
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.sae.files import read_sae
 from scope.training.trainer import CHECKPOINT
 from tests.conftest import random_gemma
@@ -75,7 +75,7 @@ def same_dictionary(a: Path, b: Path) -> bool:
 
 
 def same_pack(a: Path, b: Path) -> bool:
-    return FeatureStore.open(a / "pack").table.equals(FeatureStore.open(b / "pack").table)
+    return Pack.open(a / "pack").table.equals(Pack.open(b / "pack").table)
 
 
 def press_at(stage: str, step: int):
@@ -101,9 +101,7 @@ def test_the_whole_way_leaves_everything_that_the_app_and_a_reader_need(whole):
     report = json.loads((whole / "report.json").read_text())
     assert set(report["seconds"]) == {"harvest", "train", "evaluate", "features", "steer", "total"}
     assert report["evaluation"]["arms"]["sae"]["fvu"] > 0
-    assert (
-        FeatureStore.open(whole / "pack").manifest["site"] == read_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
-    )
+    assert Pack.open(whole / "pack").manifest["site"] == read_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
     assert json.loads((whole / "steering.json").read_text())
 
 
@@ -139,9 +137,9 @@ def test_a_pack_of_another_seed_is_collected_anew(given, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "demo")
     flags = ["--recording", str(out / "recording"), "--out", str(out / "pack"), "--seed", "3", "--score-prompts", "1"]
     assert run(["features", str(out / "dictionary"), *flags]) == 0
-    assert FeatureStore.open(out / "pack").manifest["config"]["seed"] == 3
+    assert Pack.open(out / "pack").manifest["config"]["seed"] == 3
     assert demo(given, out) == 0
-    assert FeatureStore.open(out / "pack").manifest["config"]["seed"] == 0
+    assert Pack.open(out / "pack").manifest["config"]["seed"] == 0
     assert same_pack(whole, out)
 
 
@@ -179,4 +177,4 @@ def test_a_quick_look_does_not_replace_a_fuller_report_and_a_new_report_reaches_
     assert report.read_bytes() == before
     assert run([*look, "--json", str(report)]) == 0
     assert demo(given, out) == 0
-    assert FeatureStore.open(out / "pack").health["evaluation"] == json.loads(report.read_text())
+    assert Pack.open(out / "pack").health["evaluation"] == json.loads(report.read_text())

@@ -6,7 +6,7 @@ import pytest
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.main import run
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.sae.files import save_sae
 from tests.conftest import random_gemma
 from tests.features.test_collect import toy_sae
@@ -37,7 +37,7 @@ def test_a_corpus_becomes_a_pack(dictionary, capsys):
     assert "latents on" in told
     assert "of memory beside model and dictionary" in " ".join(told.split())
     assert "random" in told
-    pack = FeatureStore.open(dictionary.parent / "pack")
+    pack = Pack.open(dictionary.parent / "pack")
     assert pack.health == {"evaluation": {"arms": {}}}
     assert pack.manifest["text"]["corpus"]["corpus"]["name"] == "text.txt"
 
@@ -51,7 +51,7 @@ def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
     text = dictionary.parent / "many.jsonl"
     text.write_text("".join(json.dumps({"text": f"the dog counts {i} apples"}) + "\n" for i in range(200)))
     assert run(flags(dictionary, "--corpus", str(text), "--context", "32", "--tokens", "320", "--seed", "3")) == 0
-    pack = FeatureStore.open(dictionary.parent / "pack")
+    pack = Pack.open(dictionary.parent / "pack")
     expected = Packer(open_corpus(str(text)).documents(3), load_model().tokenizer, 32).take(10).tokens
     assert pack.manifest["text"]["corpus"]["seed"] == 3
     assert pack.contexts[:].tolist() == expected.tolist()
@@ -68,7 +68,7 @@ def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer
     corpus = open_corpus(str(dictionary.parent / "text.txt"))
     harvest(model, toy_tokenizer, corpus, config, folder, model.provenance)
     assert run(flags(dictionary, "--recording", str(folder))) == 0
-    store, pack = ActivationStore.open(folder), FeatureStore.open(dictionary.parent / "pack")
+    store, pack = ActivationStore.open(folder), Pack.open(dictionary.parent / "pack")
     assert pack.n_tokens == store.n_rows
     latents = toy_sae(model).encode(store["blocks.1.hook_resid_post"][:])
     assert (pack.table["count"].to_numpy() == (latents > 0).sum(0).numpy()).all()
@@ -79,10 +79,10 @@ def test_a_recording_becomes_the_same_pack_as_its_text(dictionary, toy_tokenizer
 def test_under_torchrun_each_process_does_its_share_and_the_first_writes(dictionary, monkeypatch):
     import threading
 
-    from scope.features.collect import share
+    from scope.features.collect import build_folder
     from scope.workflows.features import collect_features
 
-    monkeypatch.setattr(share, "_POLL", 0.01)
+    monkeypatch.setattr(build_folder, "_POLL", 0.01)
     corpus = {"corpus": str(dictionary.parent / "text.txt"), "context": 32, "certificate": False}
     settings = {"dictionary": str(dictionary), "out": dictionary.parent / "pack", **corpus}
     monkeypatch.setattr("scope.activations.harvest.ranks.Ranks.of_environment", lambda: next(ranks))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.aligned import alignment, compared_by_token
-from scope.features.reading.read_text import TokenView
+from scope.features.face import Pack
+from scope.features.reading.two_texts import alignment, compared_by_token
+from scope.features.reading.view import TokenView
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -14,7 +14,7 @@ from tests.features.toy_pack import make_toy_pack
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("aligned") / "toy"
     make_toy_pack(folder)
-    return FeatureStore.open(folder)
+    return Pack.open(folder)
 
 
 def view(store, ids: list[int], fires: dict[tuple[int, int], float]) -> TokenView:

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from scope.features.collect.codes import lowest_bin
-from scope.features.collect.collect import CollectConfig, collect
-from scope.features.collect.config import Sizes
+from scope.features.collect.config import CollectConfig, Sizes
 from scope.features.collect.token_effects import neighbours
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.conftest import random_gemma
 from tests.features.brute import Brute
+from tests.features.toy_pack import collect
 
 SITE = "blocks.1.hook_resid_post"
 SIZES = Sizes(top=5, per_band=3, random=4, near=3, window=6, twin_radius=2, tokens=8, cofiring=4, cofiring_sample=16)
@@ -58,7 +58,7 @@ def collected(tiny_model, toy_contexts, tmp_path_factory):
     return pack, brute, sae
 
 
-def placed(pack: FeatureStore, f: int, group: str) -> list[tuple[int, float]]:
+def placed(pack: Pack, f: int, group: str) -> list[tuple[int, float]]:
     return [(e.context * pack.n_ctx + e.offset, e.value) for e in pack[f].examples(group, 99)]
 
 

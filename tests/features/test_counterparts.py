@@ -5,7 +5,7 @@ import pytest
 
 from scope.errors import PackError
 from scope.features.compare.counterparts import counterparts
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -14,7 +14,7 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     for seed in range(2):
         make_toy_pack(folder / str(seed), seed=seed)
-    return [FeatureStore.open(folder / str(seed)) for seed in range(2)]
+    return [Pack.open(folder / str(seed)) for seed in range(2)]
 
 
 def test_counterparts_are_those_of_brute_force(two):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.features.reading.direct_effects import direct_effects, next_tokens
 from scope.models.load import load_model
 from scope.sae.files import read_sae
@@ -15,7 +15,7 @@ from tests.labs import make_lab
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     folder = make_lab(tmp_path_factory.mktemp("direct") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
-    store = FeatureStore.open(folder / "pack")
+    store = Pack.open(folder / "pack")
     model, sae = load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
     return store.read("the dog runs to the river", model, sae), model, sae
 

@@ -12,10 +12,10 @@ import pytest
 
 from scope.cli.main import run
 from scope.errors import PackError
-from scope.features.exports import FORMATS, tables
+from scope.features.exports.export import FORMATS, tables
 from scope.features.exports.histograms import bars, quantiles
-from scope.features.pack.choice import chosen
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
+from scope.features.pack.search import chosen
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
 
@@ -23,7 +23,7 @@ from tests.features.toy_pack import HOSTILE, make_toy_pack
 def pack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports") / "toy.pack"
     make_toy_pack(folder)
-    store = FeatureStore.open(folder)
+    store = Pack.open(folder)
     store.notes.set_label(1, "=dogs()", "some-model", 0.8)
     store.notes.set_label(7, "<script>alert(1)</script>", "you")
     store.notes.set_star(9, True)
@@ -103,7 +103,7 @@ def test_p50_a_page_of_cards_holds_only_our_own_markup_and_fetches_nothing(pack,
 
 
 def test_a_page_of_too_many_cards_is_refused(pack, tmp_path, monkeypatch):
-    monkeypatch.setattr("scope.features.exports.MOST", 3)
+    monkeypatch.setattr("scope.features.exports.export.MOST", 3)
     with pytest.raises(PackError, match="out_score:50"):
         pack.export("html", tmp_path / "x.html")
 

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
+from scope.features.face import Pack
 from scope.features.labels.guess import draw_windows
-from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import VOCAB, make_toy_pack
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guess") / "pack"
-    return make_toy_pack(folder), FeatureStore.open(folder)
+    return make_toy_pack(folder), Pack.open(folder)
 
 
 def where(tokens: list[str], brute) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import pytest
 
 from scope.errors import PackError
 from scope.evaluation.certificate.certificate import Certificate, keep
-from scope.features.pack.health import find_health
+from scope.features.collect.health import find_health
 
 
 def certificate(said: str) -> Certificate:

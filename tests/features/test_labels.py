@@ -10,10 +10,11 @@ import pytest
 
 from scope.cli.main import run
 from scope.errors import ConfigError
-from scope.features.labels import detection, label_latents, open_latents, tidy
+from scope.features.face import Pack
+from scope.features.labels import detection
 from scope.features.labels.ask import Endpoint, Local
 from scope.features.labels.evidence import gather
-from scope.features.pack.store import FeatureStore
+from scope.features.labels.label import label_latents, open_latents, tidy
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -25,7 +26,7 @@ def toy(tmp_path_factory):
 
 @pytest.fixture
 def pack(toy, tmp_path):
-    return FeatureStore.open(shutil.copytree(toy[0], tmp_path / "toy.pack"))
+    return Pack.open(shutil.copytree(toy[0], tmp_path / "toy.pack"))
 
 
 class Server:

@@ -12,8 +12,8 @@ from scope.errors import ConfigError, PackError
 from scope.features.collect.add_map import add_map
 from scope.features.collect.map import kept, map_directions
 from scope.features.collect.token_effects import neighbours
+from scope.features.face import Pack
 from scope.features.pack.layout import read_manifest
-from scope.features.pack.store import FeatureStore
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.labs import make_lab
@@ -72,7 +72,7 @@ def test_a_map_by_umap_without_umap_says_how_to_install_it(monkeypatch):
 
 
 def test_a_pack_is_made_with_its_map_and_tells_what_it_is_worth(lab):
-    store = FeatureStore.open(lab / "pack")
+    store = Pack.open(lab / "pack")
     directions = read_sae(lab / "dictionary").W_dec.detach()
     places, told = map_directions(directions, store.relation("neighbour_id"))
     assert np.array_equal(store.map, places)
@@ -82,16 +82,16 @@ def test_a_pack_is_made_with_its_map_and_tells_what_it_is_worth(lab):
 
 def test_an_older_pack_gets_its_map_later_and_nothing_else_of_it_changes(lab, tmp_path, capsys):
     pack = shutil.copytree(lab / "pack", tmp_path / "pack")
-    wanted = FeatureStore.open(pack).map
+    wanted = Pack.open(pack).map
     manifest = json.loads((pack / "manifest.json").read_text())
     before = dict(manifest["files"])
     del manifest["files"]["map.npy"], manifest["map"], manifest["config"]["map"]
     (pack / "manifest.json").write_text(json.dumps(manifest))
     (pack / "map.npy").unlink()
-    assert FeatureStore.open(pack).map is None
+    assert Pack.open(pack).map is None
     assert run(["map", str(pack), "--dictionary", str(lab / "dictionary")]) == 0
     assert "by chance" in capsys.readouterr().out
-    store = FeatureStore.open(pack)
+    store = Pack.open(pack)
     assert np.array_equal(store.map, wanted)
     assert store.manifest["files"] == before
     assert store.verify() == []
@@ -114,4 +114,4 @@ def test_a_map_of_another_size_is_told_with_the_way_out(lab, tmp_path):
     pack = shutil.copytree(lab / "pack", tmp_path / "pack")
     add_file(pack, "map.npy", npy(np.zeros((3, 2), np.float32)), {})
     with pytest.raises(PackError, match="scope map"):
-        FeatureStore.open(pack).map  # noqa: B018
+        Pack.open(pack).map  # noqa: B018

@@ -6,15 +6,15 @@ import sqlite3
 import pytest
 
 from scope.errors import PackError
+from scope.features.face import Pack
 from scope.features.pack.notes import FILE, Notes, Said
-from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 
 @pytest.fixture
 def pack(tmp_path):
     make_toy_pack(tmp_path / "toy.pack")
-    return FeatureStore.open(tmp_path / "toy.pack")
+    return Pack.open(tmp_path / "toy.pack")
 
 
 def test_reading_what_was_never_written_writes_nothing(pack):
@@ -51,7 +51,7 @@ def test_notes_stars_and_guesses_are_kept_and_taken_back(pack):
     notes.set_star(3, False)
     notes.add_guess(3, 8, 10)
     notes.add_guess(3, 7, 10)
-    again = FeatureStore.open(pack.folder).notes
+    again = Pack.open(pack.folder).notes
     assert (again.note(3), again.starred(), again.guessed(3)) == ("<b>after</b> the", [7], (15, 20))
     again.set_note(3, "  ")
     assert again.noted() == {}
@@ -60,12 +60,12 @@ def test_notes_stars_and_guesses_are_kept_and_taken_back(pack):
 def test_a_pack_made_again_takes_its_notes_along_and_another_dictionarys_pack_puts_them_aside(pack, tmp_path):
     pack.notes.set_label(1, "canines", "you")
     make_toy_pack(pack.folder)
-    assert FeatureStore.open(pack.folder)[1].label == "canines"
+    assert Pack.open(pack.folder)[1].label == "canines"
     manifest = json.loads((pack.folder / "manifest.json").read_text())
     manifest["dictionary"]["weights_sha256"] = "another"
     (pack.folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(PackError, match="another dictionary"):
-        FeatureStore.open(pack.folder).table  # noqa: B018
+        Pack.open(pack.folder).table  # noqa: B018
     with sqlite3.connect(pack.folder / FILE) as db:
         db.execute("UPDATE about SET value = 'somebody else'")
     make_toy_pack(pack.folder)

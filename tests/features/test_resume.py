@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError, PackError, TokensError
-from scope.features.collect.collect import collect, passes
+from scope.features.collect import passes
 from scope.features.collect.config import CollectConfig
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.features.reading.read_text import check_same
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
+from tests.features.toy_pack import collect
 
 CONFIG = CollectConfig(chunk_tokens=400, sizes=SIZES, score_prompts=0)
 
@@ -27,7 +28,7 @@ def contexts(toy_contexts):  # noqa: F811
     return toy_contexts[:40]
 
 
-def same(one: FeatureStore, other: FeatureStore) -> bool:
+def same(one: Pack, other: Pack) -> bool:
     hashes = [{name: entry["sha256"] for name, entry in pack.manifest["files"].items()} for pack in (one, other)]
     return hashes[0] == hashes[1]
 
@@ -52,7 +53,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(model, contexts, tmp_path, monke
     before = len(encoded)
     assert 0 < before < 4
     with pytest.raises(PackError, match="stopped"):
-        FeatureStore.open(tmp_path / "pack")
+        Pack.open(tmp_path / "pack")
     torn = tmp_path / "pack.building" / "codes-00000.npz"
     torn.write_bytes(torn.read_bytes()[:-40])  # a chunk that was damaged meanwhile is made again
     resumed = collect(model, sae, contexts, CONFIG, tmp_path / "pack")

@@ -6,12 +6,12 @@ import pytest
 from scope.activations.harvest.ranks import Ranks
 
 from scope.errors import PackError
-from scope.features.collect import passes, scoring, share
-from scope.features.collect.collect import collect
+from scope.features.collect import build_folder, passes, scoring, share
 from scope.features.collect.config import CollectConfig
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
 from tests.features.test_resume import same
+from tests.features.toy_pack import collect
 
 CONFIG = CollectConfig(chunk_tokens=200, sizes=SIZES, score_prompts=1, score_null=4)
 
@@ -42,7 +42,7 @@ def whole(lab, tmp_path_factory):
 
 
 def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(share, "_POLL", 0.005)
+    monkeypatch.setattr(build_folder, "_POLL", 0.005)
     encoded, scored, names = {}, {}, {}
     encode, score = passes.encode, scoring.score_block
 
@@ -56,7 +56,7 @@ def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, wh
 
     monkeypatch.setattr(share, "encode", counted)
     monkeypatch.setattr(passes, "encode", counted)
-    monkeypatch.setattr(share, "score_block", counted_score)
+    monkeypatch.setattr(scoring, "score_block", counted_score)
     make, contexts = lab
     packs, labs = {}, [make() for _ in range(3)]
 
@@ -80,14 +80,14 @@ def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, wh
 
 def test_what_processes_left_unfinished_one_alone_finishes(lab, whole, tmp_path, monkeypatch):
     make, contexts = lab
-    monkeypatch.setattr(share, "_PATIENCE", 0.01)  # the other process never comes
+    monkeypatch.setattr(build_folder, "PATIENCE", 0.01)  # the other process never comes
     shared = collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=Ranks(0, 2))
     assert same(shared, whole)
 
 
 def test_a_process_whose_first_never_begins_says_so(lab, tmp_path, monkeypatch):
     make, contexts = lab
-    monkeypatch.setattr(share, "_PATIENCE", 0.01)
+    monkeypatch.setattr(build_folder, "PATIENCE", 0.01)
     with pytest.raises(PackError, match="has not begun"):
         collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=Ranks(1, 2))
 
@@ -102,6 +102,6 @@ def test_output_scores_that_were_finished_are_taken_up_by_the_next_run(lab, whol
     with pytest.raises(KeyboardInterrupt):
         collect(*make(), contexts, CONFIG, tmp_path / "pack", stop)
     asked, score = [], scoring.score_block
-    monkeypatch.setattr(share, "score_block", lambda *given: asked.append(given[-1]) or score(*given))
+    monkeypatch.setattr(scoring, "score_block", lambda *given: asked.append(given[-1]) or score(*given))
     assert same(collect(*make(), contexts, CONFIG, tmp_path / "pack"), whole)
     assert asked == [1, 2]

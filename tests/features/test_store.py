@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
+from scope.features.face import Pack
 from scope.features.pack.layout import write_pack
-from scope.features.pack.store import FeatureStore
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -18,7 +18,7 @@ from tests.features.toy_pack import make_toy_pack
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy") / "pack"
     brute = make_toy_pack(folder)
-    return FeatureStore.open(folder), brute
+    return Pack.open(folder), brute
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_pack_without_what_came_later_is_still_read(folder):
     manifest["files"]["relations.h5"] = {"size": file.stat().st_size, "sha256": file_sha256(file)}
     del manifest["files"]["README.txt"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    pack = FeatureStore.open(folder)
+    pack = Pack.open(folder)
     assert pack.controls is None
     assert pack[9].opposites is None
     assert pack.relation("logit_histogram").shape == (24, 0)
@@ -162,8 +162,8 @@ def test_a_pack_is_opened_found_in_and_shown_without_torch_or_network(folder):
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from scope.features.pack.store import FeatureStore\n"
-        f"pack = FeatureStore.open({str(folder)!r})\n"
+        "from scope.features.face import Pack\n"
+        f"pack = Pack.open({str(folder)!r})\n"
         "assert len(pack[1]._repr_html_()) > 1000 and len(pack.find('dog')) and pack[1].examples('bands')\n"
         "assert not {'torch', 'transformers', 'tokenizers', 'streamlit'} & set(sys.modules), sys.modules.keys()\n"
     )
@@ -172,43 +172,43 @@ def test_a_pack_is_opened_found_in_and_shown_without_torch_or_network(folder):
 
 def test_no_pack_says_how_to_make_one(tmp_path):
     with pytest.raises(PackError, match="scope features"):
-        FeatureStore.open(tmp_path / "nothing")
+        Pack.open(tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(PackError, match="no feature pack"):
-        FeatureStore.open(tmp_path / "empty")
+        Pack.open(tmp_path / "empty")
 
 
 def test_a_pack_being_built_says_how_far_it_is(tmp_path):
     (tmp_path / "pack.building").mkdir()
     (tmp_path / "pack.building" / "build.json").write_text(json.dumps({"identity": {}, "done": 1200, "total": 5000}))
     with pytest.raises(PackError, match="1,200 of 5,000"):
-        FeatureStore.open(tmp_path / "pack")
+        Pack.open(tmp_path / "pack")
 
 
 def test_another_schema_is_refused_with_both_versions(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
     with pytest.raises(PackError, match=r"schema 99.*schema 1"):
-        FeatureStore.open(folder)
+        Pack.open(folder)
 
 
 def test_a_damaged_manifest_is_refused(folder):
     (folder / "manifest.json").write_text("{")
     with pytest.raises(PackError, match="damaged"):
-        FeatureStore.open(folder)
+        Pack.open(folder)
 
 
 def test_a_file_of_another_size_is_refused_by_name(folder):
     with (folder / "examples.h5").open("ab") as f:
         f.write(b"x")
     with pytest.raises(PackError, match=r"examples.h5 has"):
-        FeatureStore.open(folder)
+        Pack.open(folder)
 
 
 def test_a_missing_file_is_refused_by_name(folder):
     (folder / "vocab.json.gz").unlink()
     with pytest.raises(PackError, match=r"vocab.json.gz is missing"):
-        FeatureStore.open(folder)
+        Pack.open(folder)
 
 
 def flip(file: Path, offset: int) -> None:
@@ -224,7 +224,7 @@ def test_one_damaged_chunk_affects_one_latent(folder, name):
     with h5py.File(folder / "examples.h5") as f:
         chunk = f[name].id.get_chunk_info_by_coord((7,) + (0,) * (f[name].ndim - 1))
     flip(folder / "examples.h5", chunk.byte_offset + chunk.size // 2)
-    pack = FeatureStore.open(folder)
+    pack = Pack.open(folder)
     with pytest.raises(PackError, match="latent 7 are damaged"):
         pack.read_example(name, 7)
     assert "damaged" in pack[7]._repr_html_()
@@ -244,7 +244,7 @@ def test_a_folder_that_is_no_pack_is_not_overwritten(tmp_path):
 
 def test_a_new_pack_replaces_the_old_one_whole(folder, tmp_path):
     make_toy_pack(folder, n_contexts=14, health={"evaluation": {"fvu": 0.1}})
-    pack = FeatureStore.open(folder)
+    pack = Pack.open(folder)
     assert len(pack.contexts) == 14
     assert pack.health == {"evaluation": {"fvu": 0.1}}
     assert pack.verify() == []
@@ -257,11 +257,11 @@ def test_a_failed_writing_leaves_the_old_pack(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    before = FeatureStore.open(folder).manifest
+    before = Pack.open(folder).manifest
     monkeypatch.setattr(layout, "_write_relations", full)
     with pytest.raises(OSError, match="No space"):
         make_toy_pack(folder, n_contexts=14)
-    assert FeatureStore.open(folder).manifest == before
+    assert Pack.open(folder).manifest == before
     assert write_pack is layout.write_pack
 
 

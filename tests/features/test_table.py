@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from scope.features.collect.codes import bins, lowest_bin
-from scope.features.collect.table import label, output_label, percentile
+from scope.features.collect.table import percentile
 from scope.features.pack.layout import N_BINS
+from scope.features.pack.table import label, output_label
 
 
 @pytest.mark.parametrize(

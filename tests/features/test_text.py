@@ -6,7 +6,9 @@ import re
 import pytest
 
 from scope.escape import escape, visible_token
-from scope.features.pack.text import characters, csv_cell, strength, strip_html, strip_text
+from scope.features.exports.strip import strength, strip_html, strip_text
+from scope.features.exports.tables import csv_cell
+from scope.models.text.characters import characters
 from tests.features.toy_pack import HOSTILE
 
 

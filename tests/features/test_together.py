@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.pack.store import FeatureStore
-from scope.features.reading.ranking import matrix, ranked
-from scope.features.reading.read_text import TokenView
+from scope.features.face import Pack
 from scope.features.reading.several_saes import matrix_together, overview, ranked_together
+from scope.features.reading.view import TokenView, matrix, ranked
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -17,7 +16,7 @@ def views(tmp_path_factory):
     for seed, name in enumerate(("early", "late")):
         folder = tmp_path_factory.mktemp("together") / name
         make_toy_pack(folder, seed=seed)
-        store, rng = FeatureStore.open(folder), np.random.default_rng(seed)
+        store, rng = Pack.open(folder), np.random.default_rng(seed)
         latents = (rng.random((4, 24)) * (rng.random((4, 24)) < 0.3)).astype(np.float32)
         latents[0] = 0
         counted, ids = np.array([False, True, True, True]), [2, 4, 5, 13]
@@ -53,7 +52,7 @@ def test_a_dictionary_of_which_nothing_fires_leaves_the_others_alone(views):
 def test_the_matrix_holds_each_dictionarys_own_rows(views):
     names, shares = matrix_together(views, 8, "share", dense=True)
     for (name, latent), row in zip(names, shares, strict=True):
-        largest = views[name].store.table["max"].iat[latent]
+        largest = views[name].pack.table["max"].iat[latent]
         assert row == pytest.approx(views[name].latents[:, latent] / max(largest, 1e-12), rel=1e-5)
     found, alone = matrix(views["early"], 5, dense=True)
     assert matrix_together({"early": views["early"]}, 5, dense=True)[0] == [("early", i) for i in found]

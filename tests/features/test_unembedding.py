@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scope.errors import PackError
-from scope.features.pack.store import FeatureStore
+from scope.features.face import Pack
 from scope.features.reading.unembedding import promotes_by_weights
 from scope.models.load import load_model
 from scope.sae.files import read_sae
@@ -15,7 +15,7 @@ from tests.labs import make_lab
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     folder = make_lab(tmp_path_factory.mktemp("weights") / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
-    store = FeatureStore.open(folder / "pack")
+    store = Pack.open(folder / "pack")
     return store, load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
 
 

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from scope.features.collect import collect as collecting
 from scope.features.collect.codes import lowest_bin
 from scope.features.collect.config import Flags
-from scope.features.collect.table import COLUMNS, flags, label, percentile
+from scope.features.collect.table import flags, percentile
+from scope.features.face import Pack
 from scope.features.pack.layout import N_BINS, PackArrays, write_pack
+from scope.features.pack.table import COLUMNS, label
 from tests.features.brute import Brute
 
 HOSTILE = [
@@ -57,6 +60,12 @@ WORDS += [
     "<0xAC>",
 ]
 VOCAB = WORDS + HOSTILE
+
+
+def collect(*given, **settings) -> Pack | None:
+    """`scope.features.collect.collect.collect`, and the pack opened as people open it."""
+    made = collecting.collect(*given, **settings)
+    return None if made is None else Pack.open(made.folder)
 
 
 def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 0, health: dict | None = None) -> Brute:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -22,6 +22,10 @@ import numpy as np
 
 from scope.errors import PackError
 from scope.features.collect.codes import Codes
+
+_POLL = 0.2
+PATIENCE = 900.0
+"""Seconds in which the first process may still load its model, or another finish a chunk or a block."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,15 +131,19 @@ def _is(lock: TextIOWrapper, file: Path) -> bool:
         return False
 
 
-def join(out: Path, identity: dict[str, Any], n_ctx: int, total: int, patience: float) -> Workshop | None:
+def join(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> Workshop | None:
     """The building folder that another process opened for the same `identity`; None if none is opened in time."""
-    folder, ends = out.with_name(out.name + ".building"), time.monotonic() + patience
-    wanted = json.loads(json.dumps(identity))
-    while _identity(folder / "build.json") != wanted:
-        if time.monotonic() > ends:
-            return None
-        time.sleep(0.1)
-    return Workshop(folder, n_ctx, total)
+    folder, wanted = out.with_name(out.name + ".building"), json.loads(json.dumps(identity))
+    same = until(lambda: _identity(folder / "build.json") == wanted or None)
+    return Workshop(folder, n_ctx, total) if same else None
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """What `found` returns once that is not None, or None after PATIENCE seconds."""
+    ends = time.monotonic() + PATIENCE
+    while (value := found()) is None and time.monotonic() < ends:
+        time.sleep(_POLL)
+    return value
 
 
 def _identity(state: Path) -> dict[str, Any] | None:

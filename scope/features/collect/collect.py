@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -26,12 +25,12 @@ from scope.features.collect.codes import edges
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
 from scope.features.collect.passes import NEAR, Statistics
-from scope.features.collect.scoring import measure
+from scope.features.collect.scoring import Blocks, measure
 from scope.features.collect.source import Source, from_recording, from_tokens, require_tokens
-from scope.features.collect.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, flags, label, output_label, percentile
+from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
+from scope.features.pack.data import PackData
 from scope.features.pack.layout import N_BINS, PackArrays, refuse_foreign, write_pack
-from scope.features.pack.store import FeatureStore
 from scope.sae.files import parameters_sha256
 from scope.versions import version_of
 
@@ -51,7 +50,7 @@ def collect(
     corpus: dict[str, Any] | None = None,
     dictionary: str | None = None,
     ranks: Ranks | None = None,
-) -> FeatureStore | None:
+) -> PackData | None:
     """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
 
     With `ranks` of several processes, each is to be given the same arguments and encodes its share; the first one writes the
@@ -100,12 +99,12 @@ def collect(
         rho = float(np.median(np.concatenate(found.norms)))
         directions = sae.W_dec.detach().float()
         effects = _effects(model, directions)
-        count, blocks = found.moments.count, share.Blocks(model, sae, place, ranks)
+        count, blocks = found.moments.count, Blocks(model, sae, place, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
         vocab = _vocab(model)
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
-        table = _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
+        table = make_table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
         manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
         places, told = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
         manifest |= {"map": told} if told else {}
@@ -125,7 +124,7 @@ def collect(
             map=places,
         )
         write_pack(out, arrays)
-    return FeatureStore.open(out)
+    return PackData.open(out)
 
 
 def _check(model, sae) -> None:
@@ -192,81 +191,6 @@ def _vocab(model) -> list[str]:
         return [f"<{i}>" for i in range(model.cfg.d_vocab)]
     pieces = model.tokenizer.vocab()
     return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
-
-
-def _table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
-    moments, n = found.moments, source.n_tokens
-    count = moments.count
-    safe = np.maximum(count, 1)
-    mean = moments.sum / safe
-    deviation, skew, kurtosis = _shape(moments, mean)
-    nothing = np.full(len(count), np.nan)
-    W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
-    top = tokens["id"][:, 0]
-    labels = [_label(f, tokens, count, vocab, totals) for f in range(len(count))]
-    columns = {
-        "count": count,
-        "density": count / max(n, 1),
-        "mean": mean,
-        "max": moments.max.astype(np.float64),
-        **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
-        "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
-        "skew": skew,
-        "kurtosis": kurtosis,
-        "top_token": [vocab[t] if t >= 0 else "" for t in top],
-        "top_token_share": tokens["count"][:, 0] / safe,
-        "n_tokens": tokens["n_tokens"],
-        "n_tokens_half": tokens["n_half"],
-        "promotes": _words(relations.get("promoted_id"), vocab, len(count)),
-        "suppresses": _words(relations.get("suppressed_id"), vocab, len(count)),
-        "logit_std": nothing if effects is None else effects.deviation.astype(np.float64),
-        "logit_skew": nothing if effects is None else effects.skew.astype(np.float64),
-        "logit_kurtosis": nothing if effects is None else effects.kurtosis.astype(np.float64),
-        "out_score": nothing if scores is None else scores.score,
-        "out_kl": nothing if scores is None else scores.kl,
-        "nearest": relations["neighbour_id"][:, 0],
-        "nearest_cos": relations["neighbour_cos"][:, 0].astype(np.float64),
-        "dec_norm": W_dec.norm(dim=1).cpu().numpy().astype(np.float64),
-        "enc_dec_cos": torch.cosine_similarity(W_enc.T, W_dec).cpu().numpy().astype(np.float64),
-        "label": [text for text, _ in labels],
-        "label_source": [BY_TOKENS] * len(count),
-        "label_score": [score for _, score in labels],
-    }
-    table = pd.DataFrame(columns)
-    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
-    _label_by_output(table, relations, vocab)
-    return table[list(COLUMNS)]
-
-
-def _shape(moments, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(standard deviation, skewness, excess kurtosis) of the activations when they fire; NaN where all are equal."""
-    safe = np.maximum(moments.count, 1)
-    second, third, fourth = moments.square / safe, moments.cube / safe, moments.fourth / safe
-    variance = np.maximum(second - mean**2, 0)
-    spread = np.where(variance > 1e-9 * second, variance, np.nan)  # below that, only the rounding of the sums is left
-    skew = (third - 3 * mean * second + 2 * mean**3) / spread**1.5
-    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / spread**2 - 3
-    return np.sqrt(variance), skew, kurtosis
-
-
-def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], vocab: list[str]) -> None:
-    """Where tokens predict little of the firing and the direction moves the output, let the label say what it promotes."""
-    unclear = table["flags"].str.contains("output") & (table["label_score"] < UNCLEAR) & (table["count"] > 0)
-    for f in np.flatnonzero(unclear.to_numpy(dtype=bool)):
-        promoted, measured = ([vocab[i] for i in relations[name][f] if i >= 0] for name in ("promoted_id", "measured_id"))
-        found = output_label(promoted, measured)
-        if found is not None:
-            table.loc[f, ["label", "label_source"]] = [found, BY_OUTPUT]
-
-
-def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
-    ids, fired = tokens["id"][f], tokens["count"][f]
-    rows = [(vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if t >= 0]
-    return label(rows, int(count[f]))
-
-
-def _words(ids: np.ndarray | None, vocab: list[str], n: int) -> list[list[str]]:
-    return [[]] * n if ids is None else [[vocab[i] for i in row] for row in ids.tolist()]
 
 
 def _manifest(model, sae, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:

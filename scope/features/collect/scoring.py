@@ -1,19 +1,20 @@
 """Output scores in blocks of latents: kept as they are finished, so that a stopped run goes on, and shared by processes."""
 
+import hashlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scope.activations.harvest.ranks import Ranks
+from scope.features.collect.build_folder import Workshop, until
 from scope.features.collect.config import NEUTRAL, CollectConfig
 from scope.features.collect.token_effects import OutputScores, TokenEffects, output_scores, token_effects
 from scope.null_seeds import generator
 
-if TYPE_CHECKING:
-    from scope.features.collect.share import Blocks
-
+PLAN = "plan"
 BLOCK = 512
 """Directions of a block."""
 
@@ -47,6 +48,37 @@ def score_block(model, sae, scoring: Scoring, number: int) -> dict[str, np.ndarr
     return asdict(output_scores(model, sae.site, directions, scoring.promoted[some], scoring.length, prompts))
 
 
+class Blocks:
+    """Scores in blocks: from an earlier run, from another process, or measured now and kept."""
+
+    def __init__(self, model, sae, place: Workshop, ranks: Ranks):
+        self.model, self.sae, self.place, self.ranks = model, sae, place, ranks
+
+    def announce(self, scoring: Scoring | None) -> None:
+        """Tell the other processes what is to be measured."""
+        if self.ranks.world > 1:
+            nothing = Scoring(np.zeros(0, np.int64), np.zeros((0, 0), np.int64), 0.0, 0)
+            self.place.save_arrays(PLAN, **(scoring or nothing).to_arrays())
+
+    def of(self, scoring: Scoring, number: int) -> dict[str, np.ndarray]:
+        name = f"scores-{_digest(scoring)}-{number:05d}"
+        found = self.place.load_arrays(name)
+        if found is None and not self.ranks.owns(number):
+            found = until(lambda: self.place.load_arrays(name))
+        if found is None:
+            found = score_block(self.model, self.sae, scoring, number)
+            self.place.save_arrays(name, **found)
+        return found
+
+
+def _digest(scoring: Scoring) -> str:
+    """Scores of other latents, tokens, lengths or prompts bear other names, so they are never taken for these."""
+    digest = hashlib.sha256()
+    for name, array in sorted(scoring.to_arrays().items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:12]
+
+
 def measure(
     model,
     sae,
@@ -55,7 +87,7 @@ def measure(
     count: np.ndarray,
     n_tokens: int,
     config: CollectConfig,
-    blocks: "Blocks",
+    blocks: Blocks,
     on_progress=None,
 ) -> tuple[OutputScores | None, dict[str, Any]]:
     """Output scores of all latents, NaN where they were not measured, and the same for random directions.

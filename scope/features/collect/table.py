@@ -1,44 +1,89 @@
-"""The table of all latents: what each column means, and how it follows from the collected statistics.
+"""How the table of all latents follows from the collected statistics; what its columns mean: `scope.features.pack.table`."""
 
-count            firings                           density      firings / tokens
-mean, max        of the activation when it fires (exact)
-p50 p90 p99      percentiles when it fires, from the histogram: within one bin, 9 %
-cv               standard deviation / mean when it fires      skew, kurtosis   of the activation when it fires, excess
-top_token        the token on which it fires most often       top_token_share   its share of the firings
-n_tokens         different tokens on which it fired           n_tokens_half     how many make up half of the firings
-promotes, suppresses   ten tokens each, by weights through the final norm's gain
-logit_std, logit_skew  standard deviation and skewness of the direction's logits over the vocabulary
-logit_kurtosis   their excess kurtosis: large means a few tokens stand out
-out_score        rise of the summed probability of its ten promoted tokens when the direction is added, mean over prompts
-out_kl           KL(steered || plain) of the next token there, in nats
-nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
-dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
-label            the tokens that best predict its firing; where those predict little (F1 below 0.2) and the output score
-                 beats random directions, what it promotes; label_source says which
-label_source     "token statistics", or "promoted tokens, weights and measured"
-label_score      F1 of "fires exactly on the label's tokens", of labels that came with the pack; for those that `scope label`
-                 made, balanced accuracy of detection on windows that the labeller did not see (0.5 is guessing)
-flags            dead, dense, rare, single-token, duplicate, output; comma separated
-"""
-
-from typing import Any
+import math
 
 import numpy as np
 import pandas as pd
+import torch
 
-from scope.escape import visible_token
 from scope.features.collect.codes import edges
 from scope.features.collect.config import Flags
+from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, label, output_label
 
-COLUMNS = tuple(
-    "count density mean max p50 p90 p99 cv skew kurtosis top_token top_token_share n_tokens n_tokens_half promotes suppresses "
-    "logit_std logit_skew logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos "
-    "label label_source label_score flags".split()
-)
 
-BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"
-UNCLEAR = 0.2
-"""F1 below which a label from tokens says too little."""
+def make_table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
+    moments, n = found.moments, source.n_tokens
+    count = moments.count
+    safe = np.maximum(count, 1)
+    mean = moments.sum / safe
+    deviation, skew, kurtosis = _shape(moments, mean)
+    nothing = np.full(len(count), np.nan)
+    W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
+    top = tokens["id"][:, 0]
+    labels = [_label(f, tokens, count, vocab, totals) for f in range(len(count))]
+    columns = {
+        "count": count,
+        "density": count / max(n, 1),
+        "mean": mean,
+        "max": moments.max.astype(np.float64),
+        **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
+        "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
+        "skew": skew,
+        "kurtosis": kurtosis,
+        "top_token": [vocab[t] if t >= 0 else "" for t in top],
+        "top_token_share": tokens["count"][:, 0] / safe,
+        "n_tokens": tokens["n_tokens"],
+        "n_tokens_half": tokens["n_half"],
+        "promotes": _words(relations.get("promoted_id"), vocab, len(count)),
+        "suppresses": _words(relations.get("suppressed_id"), vocab, len(count)),
+        "logit_std": nothing if effects is None else effects.deviation.astype(np.float64),
+        "logit_skew": nothing if effects is None else effects.skew.astype(np.float64),
+        "logit_kurtosis": nothing if effects is None else effects.kurtosis.astype(np.float64),
+        "out_score": nothing if scores is None else scores.score,
+        "out_kl": nothing if scores is None else scores.kl,
+        "nearest": relations["neighbour_id"][:, 0],
+        "nearest_cos": relations["neighbour_cos"][:, 0].astype(np.float64),
+        "dec_norm": W_dec.norm(dim=1).cpu().numpy().astype(np.float64),
+        "enc_dec_cos": torch.cosine_similarity(W_enc.T, W_dec).cpu().numpy().astype(np.float64),
+        "label": [text for text, _ in labels],
+        "label_source": [BY_TOKENS] * len(count),
+        "label_score": [score for _, score in labels],
+    }
+    table = pd.DataFrame(columns)
+    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
+    _label_by_output(table, relations, vocab)
+    return table[list(COLUMNS)]
+
+
+def _shape(moments, mean: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard deviation, skewness, excess kurtosis) of the activations when they fire; NaN where all are equal."""
+    safe = np.maximum(moments.count, 1)
+    second, third, fourth = moments.square / safe, moments.cube / safe, moments.fourth / safe
+    variance = np.maximum(second - mean**2, 0)
+    spread = np.where(variance > 1e-9 * second, variance, np.nan)  # below that, only the rounding of the sums is left
+    skew = (third - 3 * mean * second + 2 * mean**3) / spread**1.5
+    kurtosis = (fourth - 4 * mean * third + 6 * mean**2 * second - 3 * mean**4) / spread**2 - 3
+    return np.sqrt(variance), skew, kurtosis
+
+
+def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], vocab: list[str]) -> None:
+    """Where tokens predict little of the firing and the direction moves the output, let the label say what it promotes."""
+    unclear = table["flags"].str.contains("output") & (table["label_score"] < UNCLEAR) & (table["count"] > 0)
+    for f in np.flatnonzero(unclear.to_numpy(dtype=bool)):
+        promoted, measured = ([vocab[i] for i in relations[name][f] if i >= 0] for name in ("promoted_id", "measured_id"))
+        found = output_label(promoted, measured)
+        if found is not None:
+            table.loc[f, ["label", "label_source"]] = [found, BY_OUTPUT]
+
+
+def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
+    ids, fired = tokens["id"][f], tokens["count"][f]
+    rows = [(vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if t >= 0]
+    return label(rows, int(count[f]))
+
+
+def _words(ids: np.ndarray | None, vocab: list[str], n: int) -> list[list[str]]:
+    return [[]] * n if ids is None else [[vocab[i] for i in row] for row in ids.tolist()]
 
 
 def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
@@ -53,39 +98,6 @@ def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
     ends = np.log(edges(low))
     found = np.exp(ends[at] + share * (ends[at + 1] - ends[at]))
     return np.where(total[:, 0] > 0, found, np.nan)
-
-
-def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05, most: int = 4) -> tuple[str, float]:
-    """A label from token statistics and its F1, given (token, firings on it, times it stood) by falling firings.
-
-    The tokens are those that raise the F1 of "fires exactly on these tokens", at most `most`, each with at least the
-    share `covered` of the firings. A low score says that the tokens do not explain the latent; read the examples then.
-    """
-    if not count:
-        return "never fired", 0.0
-    chosen, best = label_tokens(tokens, count, covered, most)
-    if not chosen:
-        return "no token stands out", 0.0
-    words = ", ".join(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in chosen))
-    return (words if best >= 0.5 else f"often {words}"), best
-
-
-def label_tokens(tokens: list[tuple[Any, int, int]], count: int, covered: float = 0.05, most: int = 4) -> tuple[list, float]:
-    """The tokens of a label from token statistics, by name or id, and their F1; arguments as for `label`."""
-    chosen, hits, stood, best = [], 0, 0, 0.0
-    ranked = sorted(tokens, key=lambda t: -(t[1] * t[1]) / max(t[2], 1))
-    for token, fired, occurs in ranked:
-        f1 = 2 * (hits + fired) / (count + stood + occurs)
-        if fired >= covered * count and f1 > best and len(chosen) < most:
-            chosen, hits, stood, best = [*chosen, token], hits + fired, stood + occurs, f1
-    return chosen, best
-
-
-def output_label(promoted: list[str], measured: list[str], most: int = 3) -> str | None:
-    """A label from the output: tokens promoted by weights that measurably rose too; None where the two share none."""
-    agreed = [t for t in promoted if t in measured][:most]
-    words = ", ".join(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in agreed))
-    return f"promotes {words}" if agreed else None
 
 
 def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:

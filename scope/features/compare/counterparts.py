@@ -1,17 +1,13 @@
 """Which latents of one pack have a counterpart in another, told by what both write."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-
-if TYPE_CHECKING:
-    from scope.features.pack.store import FeatureStore
+from scope.features.pack.data import PackData
 
 
-def counterparts(a: "FeatureStore", b: "FeatureStore", most: int = 4096, seed: int = 0) -> pd.DataFrame:
+def counterparts(a: PackData, b: PackData, most: int = 4096, seed: int = 0) -> pd.DataFrame:
     """For each living latent of `a`, the living latent of `b` that shares most of its ten most promoted tokens.
 
     Decoder directions do not lie in a pack; the tokens that they promote do, and two latents that promote the same ones write

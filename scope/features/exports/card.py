@@ -5,28 +5,25 @@ offline exports show it as it is. Colours are set on coloured tokens alone, whic
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope.errors import PackError
 from scope.escape import escape, visible_token
-from scope.features.pack.text import strip_html, strip_text
-
-if TYPE_CHECKING:
-    from scope.features.pack.feature import Example, Feature
+from scope.features.exports.strip import strip_html, strip_text
+from scope.features.pack.feature import Example, Feature
 
 _MUTED = "opacity:.65;font-size:12px"
 _CHIP = "display:inline-block;border:1px solid rgba(128,128,128,.45);border-radius:4px;padding:0 5px;margin:1px 2px"
 
 
-def card_html(feature: "Feature", examples: int = 8, window: int = 24) -> str:
+def card_html(feature: Feature, examples: int = 8, window: int = 24) -> str:
     """The card, about 20 kB: numbers, histogram, output by weights beside measured, top and random examples."""
     row = feature.row
     flags = "".join(f'<span style="{_CHIP};{_MUTED}">{escape(f)}</span>' for f in feature.flags)
     head = (
         f'<div style="font-size:16px"><b>#{feature.id}</b> {escape(feature.label)} {flags}</div>'
-        f'<div style="{_MUTED}">label from {escape(feature.label_source)} · {escape(feature.store.title)}</div>'
+        f'<div style="{_MUTED}">label from {escape(feature.label_source)} · {escape(feature.pack.title)}</div>'
     )
     body = _silence(feature) if feature.dead else _numbers(row) + _histogram(feature)
     shown = "" if feature.dead else _examples(feature, "top", examples - examples // 2, window)
@@ -34,9 +31,9 @@ def card_html(feature: "Feature", examples: int = 8, window: int = 24) -> str:
     return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{head}{body}{_output(feature)}{shown}</div>'
 
 
-def _silence(feature: "Feature") -> str:
+def _silence(feature: Feature) -> str:
     bound = f"{feature.density_bound:.1e}"
-    told = f"did not fire in {feature.store.n_tokens:,} tokens (95 % upper bound on its density: {bound})"
+    told = f"did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})"
     return f"<div>{escape(told)}</div>"
 
 
@@ -58,7 +55,7 @@ def _numbers(row: dict) -> str:
     return f"<div>{cells}</div>"
 
 
-def _histogram(feature: "Feature", height: int = 34) -> str:
+def _histogram(feature: Feature, height: int = 34) -> str:
     try:
         edges, counts = feature.histogram
     except PackError as damaged:
@@ -79,7 +76,7 @@ def _histogram(feature: "Feature", height: int = 34) -> str:
     )
 
 
-def _output(feature: "Feature") -> str:
+def _output(feature: Feature) -> str:
     lines = [("promotes (weights)", feature.promoted, "+.2f"), ("suppresses (weights)", feature.suppressed, "+.2f")]
     lines.append(("promotes (measured)", feature.measured, "+.1%"))
     return "".join(_chips(name, pairs, form) for name, pairs, form in lines if pairs)
@@ -93,7 +90,7 @@ def _chips(name: str, pairs: list[tuple[str, float]], form: str) -> str:
     return f'<div><span style="{_MUTED}">{escape(name)}</span> {chips}</div>'
 
 
-def _examples(feature: "Feature", group: str, n: int, window: int) -> str:
+def _examples(feature: Feature, group: str, n: int, window: int) -> str:
     try:
         found = feature.examples(group, n)
     except PackError as damaged:
@@ -106,23 +103,23 @@ def _examples(feature: "Feature", group: str, n: int, window: int) -> str:
     return f'<div style="margin-top:6px"><span style="{_MUTED}">{group} examples</span>{rows}</div>' if rows else ""
 
 
-def _line(example: "Example", largest: float, window: int) -> str:
+def _line(example: Example, largest: float, window: int) -> str:
     near = near_peak(example, window)
     return strip_html(example.tokens[near], example.acts[near], largest, example.peak - near.start)
 
 
-def near_peak(example: "Example", window: int) -> slice:
+def near_peak(example: Example, window: int) -> slice:
     """The part of an example up to `window` tokens from its peak on either side."""
     return slice(max(0, example.peak - window), example.peak + window + 1)
 
 
-def card_text(feature: "Feature", examples: int = 4, window: int = 12) -> str:
+def card_text(feature: Feature, examples: int = 4, window: int = 12) -> str:
     """The card for a terminal; the peak of an example stands between « and »."""
     flags = f"  [{', '.join(feature.flags)}]" if feature.flags else ""
-    lines = [f"latent {feature.id} of {feature.store.title}", f"  {feature.label}  (label from {feature.label_source}){flags}"]
+    lines = [f"latent {feature.id} of {feature.pack.title}", f"  {feature.label}  (label from {feature.label_source}){flags}"]
     if feature.dead:
         bound = f"{feature.density_bound:.1e}"
-        lines.append(f"  did not fire in {feature.store.n_tokens:,} tokens (95 % upper bound on its density: {bound})")
+        lines.append(f"  did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})")
     else:
         lines.append("  " + "  ".join(f"{k} {v}" for k, v in numbers(feature.row)))
     for name, pairs in (("promotes", feature.promoted), ("measured", feature.measured)):

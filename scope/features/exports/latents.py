@@ -1,29 +1,27 @@
 """Everything that a pack says of a latent, as plain values: what the JSON export holds and the other formats are made from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scope.features.exports.tables import OnProgress, dumps, plain
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Example, Feature
 from scope.features.pack.layout import GROUPS
-
-if TYPE_CHECKING:
-    from scope.features.pack.feature import Example, Feature
-    from scope.features.pack.store import FeatureStore
 
 WHAT = "scope features"
 
 
-def about(store: "FeatureStore") -> dict[str, Any]:
+def about(pack: PackData) -> dict[str, Any]:
     """Where the numbers come from: the pack's manifest but for its checksums."""
-    return {"made_from": WHAT, **{name: value for name, value in store.manifest.items() if name != "files"}}
+    return {"made_from": WHAT, **{name: value for name, value in pack.manifest.items() if name != "files"}}
 
 
-def described(feature: "Feature") -> dict[str, Any]:
+def described(feature: Feature) -> dict[str, Any]:
     """One latent: its row, histogram, bands, examples by group, output, relations, tokens, and what people said of it."""
     edges, counts = feature.histogram
     lit = counts.nonzero()[0]
     span = slice(int(lit[0]), int(lit[-1]) + 1) if len(lit) else slice(0, 0)
-    notes = feature.store.notes
+    notes = feature.pack.notes
     right, asked = notes.guessed(feature.id)
     return {
         **{name: plain(value) for name, value in feature.row.items()},
@@ -45,7 +43,7 @@ def described(feature: "Feature") -> dict[str, Any]:
     }
 
 
-def example_of(example: "Example") -> dict[str, Any]:
+def example_of(example: Example) -> dict[str, Any]:
     return {
         "tokens": example.tokens,
         "ids": example.ids,
@@ -63,12 +61,12 @@ def _pairs(pairs: list[tuple[str, float]], name: str) -> list[dict[str, Any]]:
     return [{"token": token, name: plain(value)} for token, value in pairs]
 
 
-def json_file(store: "FeatureStore", latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
+def json_file(pack: PackData, latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
     """{"about": the pack's manifest, "latents": [...]}, a latent a line, written one by one: no pack is too large for it."""
     with file.open("w", encoding="utf-8") as f:
-        f.write(f'{{"about":{dumps(about(store))},\n"latents":[\n')
+        f.write(f'{{"about":{dumps(about(pack))},\n"latents":[\n')
         for done, latent in enumerate(latents, 1):
-            f.write(dumps(described(store[latent])) + (",\n" if done < len(latents) else "\n"))
+            f.write(dumps(described(Feature(latent, pack))) + (",\n" if done < len(latents) else "\n"))
             if on_progress:
                 on_progress(done, len(latents), {})
         f.write("]}\n")

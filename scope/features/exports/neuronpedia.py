@@ -13,16 +13,14 @@ import hashlib
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scope.errors import PackError
-from scope.features.collect.table import BY_OUTPUT, BY_TOKENS
 from scope.features.exports.histograms import bars, logit_bars
 from scope.features.exports.tables import OnProgress, dumps, plain
-
-if TYPE_CHECKING:
-    from scope.features.pack.feature import Example, Feature
-    from scope.features.pack.store import FeatureStore
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Example, Feature
+from scope.features.pack.table import BY_OUTPUT, BY_TOKENS
 
 BATCH = 1024
 """Latents a file."""
@@ -34,31 +32,31 @@ _ACTIVATION_KINDS = (("hook_resid", "res"), ("mlp", "mlp"), ("attn", "att"))
 
 
 def neuronpedia_folder(
-    store: "FeatureStore", latents: list[int], out: Path, on_progress: OnProgress | None = None, name: str | None = None
+    pack: PackData, latents: list[int], out: Path, on_progress: OnProgress | None = None, name: str | None = None
 ) -> Path:
     """Write the folder and return that of the source. `name` is the set's; by default it says kind and width.
 
     Raises:
         PackError: the site belongs to no layer, or the name cannot be part of an address.
     """
-    layer = re.match(r"blocks\.(\d+)\.", store.site)
+    layer = re.match(r"blocks\.(\d+)\.", pack.site)
     if not layer:
-        raise PackError(f"Neuronpedia orders its sources by layer, and {store.site} belongs to none.")
-    name = name or _set_name(store)
+        raise PackError(f"Neuronpedia orders its sources by layer, and {pack.site} belongs to none.")
+    name = name or _set_name(pack)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise PackError(f"{name!r} cannot be the name of a set: letters, digits, dots, dashes and underscores only.")
-    model, source = store.model_name.rstrip("/").rsplit("/", 1)[-1], f"{layer[1]}-{name}"
+    model, source = pack.model_name.rstrip("/").rsplit("/", 1)[-1], f"{layer[1]}-{name}"
     folder = out / model / source
     for part in ("features", "activations", "explanations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
-    _heads(store, folder, model, source, name, now)
-    said = {i: label for i, label in store.notes.labels().items() if label.source not in (BY_TOKENS, BY_OUTPUT)}
+    _heads(pack, folder, model, source, name, now)
+    said = {i: label for i, label in pack.notes.labels().items() if label.source not in (BY_TOKENS, BY_OUTPUT)}
     owner = {"modelId": model, "layer": source}
     for number, start in enumerate(range(0, len(latents), BATCH)):
         rows: dict[str, list[dict]] = {"features": [], "activations": [], "explanations": []}
         for latent in latents[start : start + BATCH]:
-            feature = store[latent]
+            feature = Feature(latent, pack)
             which = {**owner, "index": str(latent)}
             rows["features"].append({**which, **_feature(feature, name, now)})
             rows["activations"] += [{**which, **row} for row in _activations(feature, f"{source}-{latent}", now)]
@@ -72,16 +70,16 @@ def neuronpedia_folder(
     return folder
 
 
-def _set_name(store: "FeatureStore") -> str:
-    kind = next((short for part, short in _ACTIVATION_KINDS if part in store.site), "site")
-    width = f"{store.d_sae // 1024}k" if store.d_sae % 1024 == 0 else str(store.d_sae)
+def _set_name(pack: PackData) -> str:
+    kind = next((short for part, short in _ACTIVATION_KINDS if part in pack.site), "site")
+    width = f"{pack.d_sae // 1024}k" if pack.d_sae % 1024 == 0 else str(pack.d_sae)
     return f"scope-{kind}-{width}"
 
 
-def _heads(store: "FeatureStore", folder: Path, model: str, source: str, name: str, now: str) -> None:
+def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now: str) -> None:
     common = {"creatorId": CREATOR, "createdAt": now}
-    title = f"{store.title}, made with scope"
-    corpus = store.manifest.get("text", {})
+    title = f"{pack.title}, made with scope"
+    corpus = pack.manifest.get("text", {})
     heads = {
         "release": {"name": name, "description": title, "creatorName": "scope", "visibility": "PUBLIC", "urls": []},
         "model": {"id": model, "instruct": model.endswith("-it"), "displayName": model, "displayNameShort": model},
@@ -92,10 +90,10 @@ def _heads(store: "FeatureStore", folder: Path, model: str, source: str, name: s
             "setName": name,
             "hasDashboards": True,
             "visibility": "PUBLIC",
-            "num_prompts": int(store.manifest["n_contexts"]) if "n_contexts" in store.manifest else len(store.contexts),
-            "num_tokens_in_prompt": store.n_ctx,
+            "num_prompts": int(pack.manifest["n_contexts"]) if "n_contexts" in pack.manifest else len(pack.contexts),
+            "num_tokens_in_prompt": pack.n_ctx,
             "dataset": _corpus_name(corpus),
-            "notes": f"weights {store.manifest['dictionary'].get('parameters_sha256')}",
+            "notes": f"weights {pack.manifest['dictionary'].get('parameters_sha256')}",
         },
     }
     heads["model"] |= {"owner": "", "layers": 0, "neuronsPerLayer": 0, "visibility": "PUBLIC", "updatedAt": now}
@@ -115,10 +113,10 @@ def _corpus_name(text: dict[str, Any]) -> str:
     return str(text)
 
 
-def _feature(feature: "Feature", name: str, now: str) -> dict[str, Any]:
-    row, store = feature.row, feature.store
+def _feature(feature: Feature, name: str, now: str) -> dict[str, Any]:
+    row, pack = feature.row, feature.pack
     values, heights = bars(*feature.histogram, float(row["max"]))
-    logit_values, logit_heights = logit_bars(*(store.relation(n)[feature.id] for n in ("logit_histogram", "logit_ends")))
+    logit_values, logit_heights = logit_bars(*(pack.relation(n)[feature.id] for n in ("logit_histogram", "logit_ends")))
     near = feature.neighbours
     return {
         "creatorId": CREATOR,
@@ -129,7 +127,7 @@ def _feature(feature: "Feature", name: str, now: str) -> dict[str, Any]:
         "vector": [],
         "vectorLabel": None,
         "vectorDefaultSteerStrength": round(float(row["max"]), 5),
-        "hookName": store.site,
+        "hookName": pack.site,
         "topkCosSimIndices": [i for i, _ in near],
         "topkCosSimValues": [round(cos, 4) for _, cos in near],
         **{f"neuron_alignment_{part}": [] for part in ("indices", "values", "l1")},
@@ -148,11 +146,11 @@ def _feature(feature: "Feature", name: str, now: str) -> dict[str, Any]:
     }
 
 
-def _activations(feature: "Feature", key: str, now: str) -> list[dict[str, Any]]:
+def _activations(feature: Feature, key: str, now: str) -> list[dict[str, Any]]:
     """-1 in place of a band marks the strongest ones, as there."""
     if feature.dead:
         return []
-    bands, n = {band["band"]: band for band in feature.bands}, max(feature.store.n_tokens, 1)
+    bands, n = {band["band"]: band for band in feature.bands}, max(feature.pack.n_tokens, 1)
     found = [(e, -1.0, feature.row["max"], -1.0) for e in feature.examples("top", 10_000)]
     for e in feature.examples("bands", 10_000):
         band = bands[e.band]
@@ -164,7 +162,7 @@ def _activations(feature: "Feature", key: str, now: str) -> list[dict[str, Any]]
     return rows
 
 
-def _example(example: "Example") -> dict[str, Any]:
+def _example(example: Example) -> dict[str, Any]:
     values = [round(v, 4) for v in plain(example.acts)]
     return {
         "tokens": example.tokens,

@@ -1,14 +1,12 @@
 """Cards as one HTML file that needs nothing else: no script, nothing fetched, light or dark as the reader's system is."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scope.escape import escape
 from scope.features.exports.card import card_html
 from scope.features.exports.tables import OnProgress
-
-if TYPE_CHECKING:
-    from scope.features.pack.store import FeatureStore
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Feature
 
 MOST = 2000
 """Cards on a page; at about 20 kB each, more is more than a browser opens gladly."""
@@ -18,25 +16,27 @@ _BODY = "font-family:sans-serif;margin:24px auto;max-width:960px;padding:0 16px"
 _CARD = "border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:12px 16px;margin:16px 0"
 
 
-def html_file(store: "FeatureStore", latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
+def html_file(pack: PackData, latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
     """A page of cards, in the order given, with where they come from at its head."""
     with file.open("w", encoding="utf-8", errors="replace") as f:
-        f.write(_head(store, len(latents)))
+        f.write(_head(pack, len(latents)))
         for done, latent in enumerate(latents, 1):
-            f.write(f'<section id="latent-{latent}" style="{_CARD}">{card_html(store[latent], examples=16)}</section>\n')
+            f.write(
+                f'<section id="latent-{latent}" style="{_CARD}">{card_html(Feature(latent, pack), examples=16)}</section>\n'
+            )
             if on_progress:
                 on_progress(done, len(latents), {})
         f.write("</body></html>\n")
 
 
-def _head(store: "FeatureStore", n: int) -> str:
-    made, dictionary = store.manifest.get("made", {}), store.manifest["dictionary"]
+def _head(pack: PackData, n: int) -> str:
+    made, dictionary = pack.manifest.get("made", {}), pack.manifest["dictionary"]
     told = [
-        f"{n:,} of {store.d_sae:,} latents, counted on {store.n_tokens:,} tokens",
+        f"{n:,} of {pack.d_sae:,} latents, counted on {pack.n_tokens:,} tokens",
         f"dictionary {dictionary.get('kind', '')} {str(dictionary.get('parameters_sha256', ''))[:12]}",
         f"made {made.get('date', '')} with scope {made.get('scope', '')}",
     ]
-    title = escape(store.title)
+    title = escape(pack.title)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -7,13 +7,11 @@ Guessing, and saying yes to all, score 0.5. The null is another latent's label j
 import json
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from scope.features.collect.table import label_tokens
 from scope.features.labels.evidence import Evidence
-
-if TYPE_CHECKING:
-    from scope.features.pack.store import FeatureStore
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Feature
+from scope.features.pack.table import label_tokens
 
 PROMPT = "detection-1"
 
@@ -55,14 +53,14 @@ def balanced_accuracy(said: Sequence[bool], fires: Sequence[bool]) -> float:
     return sum(shares) / 2
 
 
-def by_tokens(store: "FeatureStore", latent: int, evidence: Evidence) -> float:
+def by_tokens(pack: PackData, latent: int, evidence: Evidence) -> float:
     """The score of the rule that a window fires if it holds a token of the latent's label from token statistics."""
-    tokens = set(statistic_tokens(store, latent))
+    tokens = set(statistic_tokens(pack, latent))
     return balanced_accuracy([bool(tokens & set(window.ids)) for window in evidence.windows], evidence.fires)
 
 
-def statistic_tokens(store: "FeatureStore", latent: int) -> list[int]:
+def statistic_tokens(pack: PackData, latent: int) -> list[int]:
     """Ids of the tokens in a latent's label from token statistics."""
-    feature = store[latent]
-    rows = [(t["id"], t["count"], int(store.token_totals[t["id"]])) for t in feature.tokens]
+    feature = Feature(latent, pack)
+    rows = [(t["id"], t["count"], int(pack.token_totals[t["id"]])) for t in feature.tokens]
     return label_tokens(rows, int(feature.row["count"]))[0]

@@ -6,14 +6,11 @@ windows of the pack, drawn uniformly from its text, in which the latent fires no
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scope.escape import visible_token
-
-if TYPE_CHECKING:
-    from scope.features.pack.feature import Example, Feature
+from scope.features.pack.feature import Example, Feature
 
 N_SHOWN, N_FIRING, N_SILENT = 16, 10, 10
 HALF = 16
@@ -64,7 +61,7 @@ def joined(pieces) -> str:
     ).strip()
 
 
-def gather(feature: "Feature", seed: int = 0) -> Evidence:
+def gather(feature: Feature, seed: int = 0) -> Evidence:
     """The windows of one latent. Without control windows in the pack, or without firings to spare, it is not testable.
 
     Raises:
@@ -94,17 +91,17 @@ def gather(feature: "Feature", seed: int = 0) -> Evidence:
     return Evidence(feature.id, tuple(map(window_of, shown)), windows, fires)
 
 
-def window_of(example: "Example") -> Window:
+def window_of(example: Example) -> Window:
     near = slice(max(0, example.peak - HALF), example.peak + HALF + 1)
     return Window(tuple(example.tokens[near]), tuple(example.ids[near]), tuple(map(float, example.acts[near])))
 
 
-def _silent(feature: "Feature", used: set[int], seed: int) -> list[Window]:
+def _silent(feature: Feature, used: set[int], seed: int) -> list[Window]:
     """Control windows without a firing, in an order of the latent's own."""
-    store, controls = feature.store, feature.store.controls
+    pack, controls = feature.pack, feature.pack.controls
     if controls is None:
         return []
-    half, n_ctx = min(HALF, int(store.manifest.get("control_half", HALF))), store.n_ctx
+    half, n_ctx = min(HALF, int(pack.manifest.get("control_half", HALF))), pack.n_ctx
     at = np.flatnonzero(controls["latent"] == feature.id)
     lit = set(np.searchsorted(controls["start"], at, "right") - 1)
     found = []
@@ -112,9 +109,9 @@ def _silent(feature: "Feature", used: set[int], seed: int) -> list[Window]:
         context, offset = divmod(int(controls["position"][i]), n_ctx)
         if i in lit or context in used:
             continue
-        ids = store.contexts[context][max(0, offset - half) : offset + half + 1]
-        ids = tuple(int(t) for t in ids[ids != store.pad])
-        found.append(Window(tuple(store.pieces(ids)), ids))
+        ids = pack.contexts[context][max(0, offset - half) : offset + half + 1]
+        ids = tuple(int(t) for t in ids[ids != pack.pad])
+        found.append(Window(tuple(pack.pieces(ids)), ids))
         if len(found) == 2 * N_SILENT:
             break
     return found

@@ -1,16 +1,14 @@
-"""One latent, with everything a page shows about it. Read from the pack when asked for, never all at once."""
+"""One latent, with everything a page shows about it. What is read from the pack is read on first use."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from scope.errors import PackError
+from scope.features.pack.data import PackData
 from scope.features.pack.layout import GROUPS, NO_BAND
-
-if TYPE_CHECKING:
-    from scope.features.pack.store import FeatureStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +30,20 @@ class Example:
     """Position of the peak in its context; the context begins at 0 with <bos>."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Feature:
-    """A latent of the pack's dictionary. In a notebook it shows itself as a card."""
+    """A latent of a pack."""
 
     id: int
-    store: "FeatureStore"
+    pack: PackData
+
+    def __post_init__(self):
+        self.pack.latent_id(self.id)
 
     @cached_property
     def row(self) -> dict[str, Any]:
         """The latent's row of the table."""
-        return {"id": self.id, **self.store.table.iloc[self.id].to_dict()}
+        return {"id": self.id, **self.pack.table.iloc[self.id].to_dict()}
 
     @property
     def label(self) -> str:
@@ -63,12 +64,12 @@ class Feature:
     @property
     def density_bound(self) -> float:
         """95 % upper bound on the density of a latent that never fired: 3 / tokens."""
-        return 3 / max(self.store.n_tokens, 1)
+        return 3 / max(self.pack.n_tokens, 1)
 
     @cached_property
     def histogram(self) -> tuple[np.ndarray, np.ndarray]:
         """(edges [n + 1], counts [n]) of the activations when it fires, eight bins an octave."""
-        return self.store.histogram_edges, self._chunk("histogram").astype(np.int64)
+        return self.pack.histogram_edges, self._chunk("histogram").astype(np.int64)
 
     @cached_property
     def bands(self) -> list[dict[str, float]]:
@@ -146,24 +147,24 @@ class Feature:
         return [self._example(int(p)) for p in places[:n]]
 
     def _example(self, place: int) -> Example:
-        position, half = int(self._chunk("position")[place]), self.store.window
-        context, offset = divmod(position, self.store.n_ctx)
-        ids = np.asarray(self.store.contexts[context])
+        position, half = int(self._chunk("position")[place]), self.pack.window
+        context, offset = divmod(position, self.pack.n_ctx)
+        ids = np.asarray(self.pack.contexts[context])
         start, stop = max(0, offset - half), min(len(ids), offset + half + 1)
-        pads = np.flatnonzero(ids[start:stop] == self.store.pad)
+        pads = np.flatnonzero(ids[start:stop] == self.pack.pad)
         if len(pads) and start + pads[0] > offset:
             stop = start + int(pads[0])
         ids = ids[start:stop].tolist()
         acts = self._chunk("acts")[place][start - offset + half : stop - offset + half]
         band = int(self._chunk("band")[place])
         return Example(
-            tokens=self.store.pieces(ids),
+            tokens=self.pack.pieces(ids),
             ids=ids,
             acts=acts,
             peak=offset - start,
             value=float(self._chunk("value")[place]),
             band=None if band == NO_BAND else band,
-            document=self.store.document(context, offset),
+            document=self.pack.document(context, offset),
             context=context,
             offset=offset,
         )
@@ -207,7 +208,7 @@ class Feature:
     def tokens(self) -> list[dict[str, Any]]:
         """The tokens on which it fires most often, with both conditional probabilities, lift and mean activation."""
         ids, counts, sums = (self._relation(f"token_{name}") for name in ("id", "count", "sum"))
-        totals, fired, n = self.store.token_totals, max(self.row["count"], 1), max(self.store.n_tokens, 1)
+        totals, fired, n = self.pack.token_totals, max(self.row["count"], 1), max(self.pack.n_tokens, 1)
         rows = []
         for token, count, total in zip(ids.tolist(), counts.tolist(), sums.tolist(), strict=True):
             if token < 0:
@@ -215,7 +216,7 @@ class Feature:
             stood = max(int(totals[token]), 1)
             rows.append(
                 {
-                    "token": self.store.vocab[token],
+                    "token": self.pack.vocab[token],
                     "id": token,
                     "count": count,
                     "p_token_given_fires": count / fired,
@@ -228,11 +229,11 @@ class Feature:
 
     def _tokens(self, ids: str, values: str) -> list[tuple[str, float]]:
         pairs = zip(self._relation(ids).tolist(), self._relation(values).tolist(), strict=True)
-        return [(self.store.vocab[i], v) for i, v in pairs if i >= 0]
+        return [(self.pack.vocab[i], v) for i, v in pairs if i >= 0]
 
     def _chunk(self, name: str) -> np.ndarray:
         if name not in self._chunks:
-            self._chunks[name] = self.store.read_example(name, self.id)
+            self._chunks[name] = self.pack.read_example(name, self.id)
         return self._chunks[name]
 
     @cached_property
@@ -240,14 +241,7 @@ class Feature:
         return {}
 
     def _relation(self, name: str) -> np.ndarray:
-        return self.store.relation(name)[self.id]
+        return self.pack.relation(name)[self.id]
 
     def __repr__(self) -> str:
-        from scope.features.exports.card import card_text
-
-        return card_text(self)
-
-    def _repr_html_(self) -> str:
-        from scope.features.exports.card import card_html
-
-        return card_html(self)
+        return f"{type(self).__name__}({self.id}, {self.pack})"

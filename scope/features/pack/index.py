@@ -1,6 +1,6 @@
 """What makes a table of a million latents answer at once: flags as bits, orders that are kept, texts matched piece by piece.
 
-Everything is built on first use and kept with the store; nothing here is written to disk.
+Everything is built on first use and kept with the pack; nothing here is written to disk.
 """
 
 import re

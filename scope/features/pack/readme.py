@@ -4,12 +4,12 @@ TEXT = """\
 A feature pack, written by scope: what is known of each latent of a dictionary.
 
 To browse it:   scope app THIS_FOLDER
-In Python:      from scope import FeatureStore; FeatureStore.open("THIS_FOLDER")[1208]
+In Python:      from scope import Pack; Pack.open("THIS_FOLDER")[1208]
 Neither needs the model, a tokenizer, a GPU or a network. The files are ordinary ones:
 
 manifest.json      schema (1), model, dictionary, text, how every number was made, and of each file the size and sha256.
                    A reader refuses another schema. Relations may be added within one; readers pass over what they do not know.
-features.parquet   a row a latent, in order of id. Columns: scope/features/collect/table.py, or:
+features.parquet   a row a latent, in order of id. Columns: scope/features/pack/table.py, or:
                    count, density (count / tokens), mean, max, p50 p90 p99, cv, skew, kurtosis of the activation when it fires;
                    top_token, top_token_share, n_tokens, n_tokens_half; promotes, suppresses (by weights, through the final
                    norm's gain), logit_std, logit_skew, logit_kurtosis; out_score, out_kl (measured); nearest, nearest_cos,

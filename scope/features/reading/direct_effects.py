@@ -5,8 +5,8 @@ import pandas as pd
 import torch
 
 from scope.errors import PackError
-from scope.features.reading.read_text import TokenView
 from scope.features.reading.unembedding import token_logits
+from scope.features.reading.view import TokenView
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def next_tokens(view: TokenView, model, position: int | None = None, k: int = 8)
     p = model(torch.tensor([view.ids[: at + 1]], device=model.W_U.device))[0, -1].float().softmax(-1)
     best = p.topk(min(k, len(p)))
     ids = best.indices.tolist()
-    return pd.DataFrame({"token": view.store.pieces(ids), "id": ids, "p": best.values.cpu().numpy()})
+    return pd.DataFrame({"token": view.pack.pieces(ids), "id": ids, "p": best.values.cpu().numpy()})
 
 
 @torch.no_grad()

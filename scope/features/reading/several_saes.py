@@ -1,19 +1,15 @@
 """One text read with several dictionaries of one model: which latents of which fire, and what each leaves unexplained."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.reading.ranking import matrix, ranked
-
-if TYPE_CHECKING:
-    from scope.features.reading.read_text import TokenView
+from scope.features.reading.view import TokenView, matrix, ranked
 
 
-def require_same_text(views: Mapping[str, "TokenView"]) -> None:
+def require_same_text(views: Mapping[str, TokenView]) -> None:
     """Refuse readings of different tokens, whose places cannot be laid side by side.
 
     Raises:
@@ -25,7 +21,7 @@ def require_same_text(views: Mapping[str, "TokenView"]) -> None:
         raise PackError(f"{first} and {strange} did not read the same tokens, so their latents cannot be laid side by side.")
 
 
-def overview(views: Mapping[str, "TokenView"], position: int | None = None) -> pd.DataFrame:
+def overview(views: Mapping[str, TokenView], position: int | None = None) -> pd.DataFrame:
     """A row a dictionary: site, fires (latents per token, mean over the counted tokens, or at a position), fvu there.
 
     Raises:
@@ -37,12 +33,12 @@ def overview(views: Mapping[str, "TokenView"], position: int | None = None) -> p
         counts = (view.latents > 0).sum(1)
         fires = float(counts[view.counted].mean()) if view.counted.any() else 0.0
         fires, fvu = (fires, view.fvu) if position is None else (float(counts[position]), float(view.fvu_at[position]))
-        rows.append({"dictionary": name, "site": view.store.site, "latents": view.store.d_sae, "fires": fires, "fvu": fvu})
+        rows.append({"dictionary": name, "site": view.pack.site, "latents": view.pack.d_sae, "fires": fires, "fvu": fvu})
     return pd.DataFrame(rows)
 
 
 def ranked_together(
-    views: Mapping[str, "TokenView"],
+    views: Mapping[str, TokenView],
     position: int | None = None,
     by: str = "surprise",
     k: int = 20,
@@ -74,7 +70,7 @@ def foremost(frames: list[pd.DataFrame], by: str, k: int) -> pd.DataFrame:
 
 
 def matrix_together(
-    views: Mapping[str, "TokenView"], k: int = 20, by: str = "surprise", *, dense: bool = False
+    views: Mapping[str, TokenView], k: int = 20, by: str = "surprise", *, dense: bool = False
 ) -> tuple[list[tuple[str, int]], np.ndarray]:
     """((dictionary, latent) of the k foremost, shares of their maximum [latent token]), dictionary by dictionary in the order
     given, within one by first firing.

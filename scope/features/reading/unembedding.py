@@ -1,17 +1,13 @@
 """How far every latent raises a token's logit, read from the weights: all latents, not only those that have it in their ten."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import torch
 
 from scope.errors import PackError
+from scope.features.pack.data import PackData
 from scope.features.pack.search import token_ids
 from scope.features.reading.read_text import check_same
-
-if TYPE_CHECKING:
-    from scope.features.pack.store import FeatureStore
 
 
 @torch.no_grad()
@@ -25,15 +21,15 @@ def token_logits(model, directions: torch.Tensor, ids: np.ndarray, memory: int =
     return torch.cat([model.direct_logits(unit, torch.as_tensor(ids)) for unit in units]).cpu().numpy()
 
 
-def promotes_by_weights(store: "FeatureStore", token: str, model, sae) -> pd.DataFrame:
+def promotes_by_weights(pack: PackData, token: str, model, sae) -> pd.DataFrame:
     """All latents, those first whose direction raises the token's logit most; of several ids the one it raises most.
 
     Raises:
         PackError: model or dictionary are not the pack's, no such token, or a dictionary that does not lie in the stream.
     """
-    check_same(store, model, sae)
+    check_same(pack, model, sae)
     if sae.W_dec.shape[1] != model.W_U.shape[0]:
-        raise PackError(f"{store.site} does not lie in the residual stream, so its directions have no logits.")
-    logits = token_logits(model, sae.W_dec.detach(), token_ids(store, token)).max(1)
+        raise PackError(f"{pack.site} does not lie in the residual stream, so its directions have no logits.")
+    logits = token_logits(model, sae.W_dec.detach(), token_ids(pack, token)).max(1)
     order = np.argsort(-logits, kind="stable")
     return pd.DataFrame({"logit": logits[order]}, index=pd.Index(order, name="id"))

@@ -1,4 +1,4 @@
-"""`FeatureStore`: a pack opened for reading. It needs no model, no tokenizer and no GPU."""
+"""The files of a pack, opened for reading: each is read on first use. `scope.Pack` adds what people do with them."""
 
 import operator
 from functools import cached_property
@@ -10,9 +10,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from scope.errors import PackError
-from scope.features.pack import search
-from scope.features.pack.feature import Feature
+from scope.errors import DictionaryError, PackError
 from scope.features.pack.index import Index
 from scope.features.pack.layout import CONTROLS, FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
 from scope.features.pack.notes import Notes
@@ -21,8 +19,8 @@ _SPOKEN = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
 
 
-class FeatureStore:
-    """All latents of one dictionary. `store[1208]` is a latent; `store.table` has a row for each.
+class PackData:
+    """Everything that a pack holds about the latents of one dictionary.
 
     Opening reads the manifest alone; the table, the vocabulary and the relations are read on first use and kept, examples
     are read latent by latent. Safe to share between threads.
@@ -35,7 +33,7 @@ class FeatureStore:
         self._relations: dict[str, np.ndarray] = {}
 
     @classmethod
-    def open(cls, folder: str | Path) -> "FeatureStore":
+    def open(cls, folder: str | Path) -> "PackData":
         """Open a pack that `scope features` wrote.
 
         Raises:
@@ -61,7 +59,7 @@ class FeatureStore:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row a latent, in order of id; what the columns mean is said in `scope.features.collect.table`."""
+        """One row a latent, in order of id; the columns are explained in `scope.features.pack.table`."""
         try:
             table = pd.read_parquet(self.folder / "features.parquet")
         except Exception as error:  # pyarrow raises many kinds
@@ -192,14 +190,11 @@ class FeatureStore:
     def __len__(self) -> int:
         return self.d_sae
 
-    def __iter__(self):
-        return (self[i] for i in range(self.d_sae))
-
-    def __getitem__(self, latent: object) -> Feature:
-        """A latent by number.
+    def latent_id(self, latent: object) -> int:
+        """The number of a latent of this pack.
 
         Raises:
-            PackError: not a whole number, or none of this pack's.
+            PackError: not a whole number, or not the number of a latent of this pack.
         """
         try:
             if isinstance(latent, bool | np.bool_):
@@ -212,7 +207,7 @@ class FeatureStore:
             raise PackError(
                 f"There is no latent {index}: this pack's latents run from 0 to {self.d_sae - 1} (nearest: {nearest})."
             )
-        return Feature(index, self)
+        return index
 
     def relation(self, name: str) -> np.ndarray:
         """A whole table of relations, [d_sae places]; read once and kept."""
@@ -252,13 +247,13 @@ class FeatureStore:
         return self._files[file]
 
     def close(self) -> None:
-        """Let go of the files; the store may be used on, and opens them again."""
+        """Close the files; the pack may still be used, and opens them again."""
         with self._lock:
             for file in self._files.values():
                 file.close()
             self._files.clear()
 
-    def __enter__(self) -> "FeatureStore":
+    def __enter__(self) -> "PackData":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -268,49 +263,29 @@ class FeatureStore:
         """Files whose bytes differ from what was written; empty when all is well."""
         return verify(self.folder)
 
-    def find(self, text: str) -> pd.DataFrame:
-        """Latents whose label, top token or promoted tokens contain `text`, the likeliest first."""
-        return search.find(self, text)
-
-    def fires_on(self, token: str) -> pd.DataFrame:
-        """Latents that fire on this token, with P(fires | token), P(token | fires) and lift, most telling first."""
-        return search.fires_on(self, token)
-
-    def promotes(self, token: str) -> pd.DataFrame:
-        """Latents among whose most promoted tokens this one is, by weights and as measured."""
-        return search.promotes(self, token)
-
-    def steerable(self, n: int = 10, words: bool = True) -> pd.DataFrame:
-        """Latents to steer with, by measured output score; see `scope.features.pack.search.steerable`."""
-        return search.steerable(self, n, words)
-
-    def random(self, rng: np.random.Generator | int | None = None, living: bool = True) -> Feature:
-        """A latent drawn uniformly, by default among those that fired."""
-        rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
-        alive = np.flatnonzero(self.table["count"].to_numpy() > 0) if living else np.arange(self.d_sae)
-        if not len(alive):
-            raise PackError(f"No latent of {self.folder} fired in {self.n_tokens:,} tokens.")
-        return self[int(rng.choice(alive))]
-
-    def read(self, text: str, model, sae):
-        """Which latents fire on a text: a `TokenView`. Model and dictionary must be those of the pack."""
-        from scope.features.reading.read_text import read
-
-        return read(self, text, model, sae)
-
-    def export(self, to: str, out: str | Path, latents: str | list[int] | None = None, **more: Any) -> Path:
-        """Write latents to parquet, csv, json, html, neuronpedia or saedashboard; see `scope.features.exports.export`.
-
-        `latents` are ids, or words such as "3,17,40-60", "starred", "out_score:50"; none for all.
-        """
-        from scope.features.exports import export
-        from scope.features.pack.choice import chosen
-
-        some = chosen(self, latents) if isinstance(latents, str) else latents
-        return export(self, to, Path(out), None if some is None else [self[i].id for i in some], **more)
-
     def __repr__(self) -> str:
-        return f"FeatureStore({self.title}, {self.n_tokens:,} tokens, {str(self.folder)!r})"
+        return f"{type(self).__name__}({self.title}, {self.n_tokens:,} tokens, {str(self.folder)!r})"
+
+
+def dictionary_of(pack: PackData) -> str:
+    """Where the dictionary of a pack lies: where the manifest says, beside the pack, where `scope demo` puts it, or a hub id.
+
+    Raises:
+        DictionaryError: it is in none of these places.
+    """
+    stated = pack.manifest["dictionary"].get("path")
+    places = [Path(stated), pack.folder / stated] if stated else []
+    places.append(pack.folder.absolute().parent / "dictionary")
+    for place in places:
+        if place.exists():
+            return str(place)
+    if stated and not stated.startswith((".", "/", "~")) and not Path(stated).is_absolute() and stated.count("/") >= 2:
+        return stated
+    raise DictionaryError(
+        f"The dictionary of this pack is not where it was: {stated or places[-1]}.\n"
+        "  Browsing needs none; to test text and to steer, put it back or make the pack again. A command may be given it:\n"
+        "  --dictionary FOLDER"
+    )
 
 
 def _places(texts: list[str]) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Tokens as a strip of coloured text, in HTML or for a terminal, and text for spreadsheet cells."""
+"""Tokens as a strip of coloured text, in HTML or for a terminal."""
 
 from collections.abc import Sequence
 
@@ -50,17 +50,3 @@ def strip_text(tokens: Sequence[str], peak: int | None = None) -> str:
         for start, stop, text in characters(tokens)
     ]
     return "".join(marked)
-
-
-def csv_cell(value: object) -> str:
-    """A cell that no spreadsheet runs as a formula."""
-    text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "\t" not in text and "\r" not in text

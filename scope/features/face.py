@@ -1,0 +1,93 @@
+"""`Pack`: everything known about the latents of one dictionary, in one object; `scope features` writes packs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scope import renamed
+from scope.errors import PackError
+from scope.features.exports.card import card_html, card_text
+from scope.features.exports.export import export
+from scope.features.pack import search
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Feature
+
+
+class FeatureCard(Feature):
+    """A feature that shows itself: as a card in a notebook, as text in a terminal."""
+
+    def __repr__(self) -> str:
+        return card_text(self)
+
+    def _repr_html_(self) -> str:
+        return card_html(self)
+
+
+class Pack(PackData):
+    """All latents of one dictionary. `pack[1208]` is a latent, `pack.table` has a row for each.
+
+    It needs no model, no tokenizer and no GPU; only `read` does.
+    """
+
+    def __len__(self) -> int:
+        return self.d_sae
+
+    def __iter__(self) -> Iterator[FeatureCard]:
+        return (self[i] for i in range(self.d_sae))
+
+    def __getitem__(self, latent: object) -> FeatureCard:
+        """A latent by number.
+
+        Raises:
+            PackError: not a whole number, or not the number of a latent of this pack.
+        """
+        return FeatureCard(self.latent_id(latent), self)
+
+    def find(self, text: str) -> pd.DataFrame:
+        """Latents whose label, top token or promoted tokens contain `text`, the likeliest first."""
+        return search.find(self, text)
+
+    def fires_on(self, token: str) -> pd.DataFrame:
+        """Latents that fire on this token, with P(fires | token), P(token | fires) and lift, most telling first."""
+        return search.fires_on(self, token)
+
+    def promotes(self, token: str) -> pd.DataFrame:
+        """Latents among whose most promoted tokens this one is, by weights and as measured."""
+        return search.promotes(self, token)
+
+    def steerable(self, n: int = 10, words: bool = True) -> pd.DataFrame:
+        """Latents to steer with, by measured output score; see `scope.features.pack.search.steerable`."""
+        return search.steerable(self, n, words)
+
+    def random(self, rng: np.random.Generator | int | None = None, living: bool = True) -> FeatureCard:
+        """A latent drawn uniformly, by default among those that fired."""
+        rng = rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
+        alive = np.flatnonzero(self.table["count"].to_numpy() > 0) if living else np.arange(self.d_sae)
+        if not len(alive):
+            raise PackError(f"No latent of {self.folder} fired in {self.n_tokens:,} tokens.")
+        return self[int(rng.choice(alive))]
+
+    def read(self, text: str, model, sae):
+        """Which latents fire on a text: a `TokenView`. Model and dictionary must be those of the pack."""
+        from scope.features.reading.read_text import read  # imports torch, which browsing does not need
+
+        return read(self, text, model, sae)
+
+    def export(self, to: str, out: str | Path, latents: str | list[int] | None = None, **settings: Any) -> Path:
+        """Write latents to parquet, csv, json, html, neuronpedia or saedashboard; see `scope.features.exports.export`.
+
+        `latents` are ids, or words such as "3,17,40-60", "starred", "out_score:50"; none for all.
+        """
+        if latents is not None:
+            latents = search.chosen(self, latents) if isinstance(latents, str) else [self.latent_id(i) for i in latents]
+        return export(self, to, Path(out), latents, **settings)
+
+
+def __getattr__(name: str):
+    if name != "FeatureStore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    renamed.warn("FeatureStore", "scope.Pack")
+    return Pack

@@ -1,0 +1,135 @@
+"""`TokenView`: which latents fire where in a text, and their ranking at a token or over all of it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from scope.errors import PackError
+from scope.escape import escape, visible_token
+from scope.features.exports.strip import strip_html, strip_text
+from scope.features.pack.data import PackData
+from scope.features.pack.feature import Feature
+
+ORDERS = ("surprise", "value", "share")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenView:
+    """Which latents fire where in a text. Control tokens such as <bos> count as silent, as everywhere in the pack."""
+
+    pack: PackData
+    ids: list[int]
+    pieces: list[str]
+    latents: np.ndarray
+    """float32 [pos d_sae]."""
+    fvu: float
+    """Squared error of the reconstruction over the squared distance from b_dec, both summed over this text's tokens."""
+    counted: np.ndarray
+    """[pos] False at control tokens."""
+    fvu_at: np.ndarray
+    """[pos] the same ratio token by token, NaN at control tokens."""
+    tuning: str = ""
+    """What is another tuning of the same model here, as a base model's dictionary read with the instruction-tuned one; "" if
+    nothing is."""
+
+    _quantiles: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
+
+    def quantile(self, latent: int, value: float) -> float:
+        """Share of a latent's firings in the pack that are weaker; looked up once a value, since pages ask again and again."""
+        if (latent, value) not in self._quantiles:
+            self._quantiles[latent, value] = Feature(latent, self.pack).quantile(value)
+        return self._quantiles[latent, value]
+
+    def values(self, latent: int) -> np.ndarray:
+        """A latent's activation at every token."""
+        return self.latents[:, self.pack.latent_id(latent)]
+
+    def top(self, k: int = 10, by: str = "surprise", position: int | None = None) -> pd.DataFrame:
+        """The k foremost latents at a position, or anywhere in the text.
+
+        surprise  -log10 of the share of all tokens on which this latent fires at least so strongly (default)
+        value     activation
+        share     activation / the latent's maximum in the pack
+        """
+        return ranked(self, position, by, k, dense=True)
+
+    def strip(self, latent: int) -> str:
+        """The text as HTML, coloured by one latent."""
+        values = self.values(latent)
+        return strip_html(self.pieces, values, max(float(self.pack.table["max"].iloc[latent]), float(values.max())))
+
+    def __repr__(self) -> str:
+        rows = [f"  #{i} {r.label}  {r.value:.3g} on «{visible_token(r.token)}»" for i, r in self.top(8).iterrows()]
+        told = self.tuned() or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return "\n".join([strip_text(self.pieces), *rows, f"  {told}"])
+
+    def tuned(self) -> str:
+        """`tuning` with what it costs on this text, measured; "" where there is no other tuning."""
+        return self.tuning and f"{self.tuning} It leaves {self.fvu:.1%} of this text unexplained (FVU, measured)."
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><b>#{i}</b> {escape(r.label)} '
+            f'<span style="opacity:.65;font-size:12px">{r.value:.3g} on '
+            f"<bdi>{escape(visible_token(r.token, True))}</bdi></span>"
+            f"<div>{self.strip(int(i))}</div></div>"
+            for i, r in self.top(8).iterrows()
+        )
+        told = escape(self.tuned()) or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{rows}<div>{told}</div></div>'
+
+
+def ranked(
+    view: TokenView,
+    position: int | None = None,
+    by: str = "surprise",
+    k: int = 20,
+    *,
+    dense: bool = False,
+    least: float = 0.0,
+) -> pd.DataFrame:
+    """The k foremost latents at a token, or anywhere in the text (then by their strongest token).
+
+    Columns: value; share (of the latent's maximum in the pack); quantile (share of its firings that are weaker); surprise
+    (-log10 of the share of all tokens on which it fires at least so strongly); token; label.
+
+    Args:
+        by: surprise, value or share.
+        dense: whether latents that fire on more than a tenth of all tokens are told.
+        least: smallest quantile told.
+
+    Raises:
+        PackError: an unknown order, or a token that the text does not have.
+    """
+    if by not in ORDERS:
+        raise PackError(f"Latents cannot be ranked by {by!r}; there are {', '.join(ORDERS)}.")
+    if position is not None and not 0 <= position < len(view.pieces):
+        raise PackError(f"There is no token {position}; this text has tokens 0 to {len(view.pieces) - 1}.")
+    index, table = view.pack.index, view.pack.table
+    values = view.latents.max(0) if position is None else view.latents[position]
+    fired = np.flatnonzero(values > 0)
+    if not dense:
+        fired = fired[~index.flagged(("dense",))[fired]]
+    rows = pd.DataFrame({"value": values[fired].astype(float)}, index=pd.Index(fired, name="id"))
+    rows["share"] = rows["value"] / np.maximum(index.column("max")[fired], 1e-12)
+    rows["quantile"] = [view.quantile(int(f), float(values[f])) for f in fired]
+    stronger = np.maximum((1 - rows["quantile"]) * index.column("count")[fired], 0.5)
+    rows["surprise"] = np.log10(max(view.pack.n_tokens, 1) / stronger)
+    rows["token"] = [view.pieces[int(view.latents[:, f].argmax()) if position is None else position] for f in fired]
+    rows["label"] = table["label"].to_numpy()[fired]
+    rows = rows[rows["quantile"] >= least]
+    return rows.sort_values(by, ascending=False, kind="stable").head(k)
+
+
+def matrix(
+    view: TokenView, k: int = 20, by: str = "surprise", *, dense: bool = False, latents: np.ndarray | None = None
+) -> tuple[list[int], np.ndarray]:
+    """(latents, shares of their maximum [latent token]) of the k foremost in the text, or of those given, all of which fire in
+    it; in the order of their first firing."""
+    if latents is None:
+        latents = ranked(view, by=by, k=k, dense=dense).index.to_numpy()
+    first = [int(np.flatnonzero(view.latents[:, i] > 0)[0]) for i in latents]
+    latents = latents[np.argsort(first, kind="stable")]
+    largest = np.maximum(view.pack.index.column("max")[latents], 1e-12)
+    return latents.tolist(), (view.latents[:, latents] / largest).T
