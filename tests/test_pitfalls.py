@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from scope.activations.corpus.contexts import Packer
+from scope.activations.corpus.inputs import counted_tokens
 from scope.activations.corpus.sources import Corpus, Document
 from scope.activations.read.heldout import following_documents
 
 from scope.errors import DictionaryError
 from scope.evaluation.evaluate import EvaluateConfig, evaluate
-from scope.evaluation.splice import kept_mask
 from scope.models.parts.layers import RMSNorm, soft_cap
 from scope.models.parts.positions import rotary_tables
 from scope.sae.formats.arrays import build
@@ -33,7 +33,7 @@ TESTS = Path(__file__).parent
 HANDLED = {
     1: "contexts.kept_positions leaves <bos> out by a rule in the manifest; evaluate gives every score with and without it",
     2: "store.sinks and the recording's outlier rule; evaluate `without_outliers`; certificate counts what it leaves out",
-    3: "kept_mask goes by absolute positions; evaluate gives padding to nobody",
+    3: "counted_tokens goes by absolute positions; evaluate gives padding to nobody",
     4: "kept_positions (bos, special, pad) by a recorded rule; evaluate `with_special`",
     5: "Packer drops <bos> within a text and counts it; features refuse contexts without one",
     6: "Packed.documents says whose text each token is; the manifest says that attention crosses",
@@ -109,7 +109,7 @@ def test_p03_padding_changes_no_score(tiny_model):
 def test_p03_on_the_left_padding_does_not_hide_where_position_0_is():
     tokens = torch.tensor([[0, 0, 2, 9, 9]])
     positions = torch.tensor([[0, 0, 0, 1, 2]])
-    assert kept_mask(tokens, positions, {0, 2}).tolist() == [[False, False, False, True, True]]
+    assert counted_tokens(tokens, {0, 2}, positions).tolist() == [[False, False, False, True, True]]
 
 
 def test_p07_held_out_text_comes_from_documents_of_which_the_recording_holds_nothing(tmp_path):

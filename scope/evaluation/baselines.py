@@ -1,6 +1,6 @@
-"""What a dictionary must beat: reconstructions that learnt nothing, or nothing sparse, at the same number of active units.
+"""Baselines that an SAE must beat: reconstructions that learned nothing, or nothing sparse, with as many active units.
 
-Each null is fitted on the very activations it is scored on, which can only flatter it.
+Each baseline is fitted on the activations that it is scored on, which favours it.
 """
 
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class ZeroAblation:
 
 
 class PCA:
-    """The mean and the first `k` principal components: the best any k fixed directions can do, not sparse and not nameable."""
+    """The mean and the first `k` principal components: the best that k fixed directions can do; not sparse."""
 
     def __init__(self, moments: Moments, k: int):
         self.k = max(1, min(k, moments.d_in))
@@ -78,10 +78,9 @@ class PCA:
 
 
 class RandomDictionary:
-    """Random unit directions as decoder and as encoder, with thresholds at which they fire as often as the dictionary does.
+    """Random unit directions as decoder and as encoder, with thresholds that give the L0 of the SAE.
 
-    Firing is spread evenly over the latents, and one gain for all is fitted by least squares, since tied random
-    directions overlap.
+    All latents fire equally often, and one gain for all is fitted by least squares, since random directions overlap.
     """
 
     def __init__(self, moments: Moments, d_sae: int, l0: float, seed: int):

@@ -1,11 +1,11 @@
-"""What is told of the dictionary alone: with and without tokens of unusual norm, by position, and how its latents fire."""
+"""Breakdowns for the evaluated SAE only (not for the baselines): without outlier tokens, by position, firing statistics."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scope.evaluation.by_position import Curve
+from scope.evaluation.by_position import PositionSums
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import Firing
 from scope.evaluation.metrics import l0
@@ -14,18 +14,18 @@ from scope.sae.base import SAE
 from scope.shapes import Mask
 
 OUTLIER_TIMES = 10.0
-"""A counted token whose norm is above so many medians is an outlier: counted, and all is given without it too (P2)."""
+"""Norm of an outlier token, in medians of the counted tokens. Scores are given with and without outliers (P2)."""
 
 
 def variants_of(real: Mask, mask: Mask) -> dict[str, Mask]:
-    """What counts if position 0 does too, and if special tokens do as well, from where there is text and what counts."""
+    """The masks with position 0 counted as well, and with special tokens too; `real` is False for padding."""
     with_bos = mask.clone()
     with_bos[:, 0] = True
     return {"with_bos": with_bos, "with_special": real}
 
 
-class Own:
-    """`centres` are the means over what else is counted in a variant, by its name; `above` is the norm of an outlier."""
+class SaeBreakdown:
+    """Sums of the breakdowns. `centres` are the means of the tokens that each variant counts; `above` is an outlier's norm."""
 
     def __init__(self, sae: SAE, mean: Tensor, centres: dict[str, Tensor], above: float, text: Text):
         self.sae, self.mean, self.above, self.n = sae, mean, above, 0
@@ -33,12 +33,12 @@ class Own:
         self.usual = Tally(mean, text.n_units)
         self.firing = Firing(sae.d_sae)
         self.l0s = Histogram(text.n_units)
-        self.curve = Curve(text.n_units, text.tokens.shape[1])
+        self.curve = PositionSums(text.n_units, text.tokens.shape[1])
 
     def add(self, x: Tensor, real: Mask, mask: Mask, units: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in activations [batch pos d_in], where there is text, where it counts, and its units [batch pos].
+        """Add activations [batch pos d_in]; `real` is False for padding, `mask` True where a token counts, `units` documents.
 
-        Returns reconstructions [tok d_in] and L0 [tok] of the counted ones.
+        Returns reconstructions [tok d_in] and L0 [tok] of the counted tokens.
         """
         latents = self.sae.encode(x[real])
         x_hat, firing, of, counted = self.sae.decode(latents), l0(latents), units[real], mask[real]
@@ -49,9 +49,9 @@ class Own:
         error = (found.double() - x_hat.double()).square().sum(1)
         spread = (found.double() - self.mean.to(x.device)).square().sum(1)
         where = torch.arange(x.shape[1], device=x.device).expand_as(mask)[real]
-        told = variants_of(real, mask)["with_bos"][real]  # position 0 is told by position, and nowhere else
+        with_bos = variants_of(real, mask)["with_bos"][real]  # position 0 appears in the scores by position alone
         sums = {"tokens": torch.ones_like(error), "error": error, "spread": spread, "l0": firing}
-        self.curve.add(where[told], of[told], **{name: value[told] for name, value in sums.items()})
+        self.curve.add(where[with_bos], of[with_bos], **{name: value[with_bos] for name, value in sums.items()})
         usual = counted & (found.norm(dim=1) <= self.above)
         if usual.any():
             self.usual.add(found[usual], x_hat[usual], of[usual], firing[usual])
@@ -61,7 +61,7 @@ class Own:
         return x_hat[counted], firing[counted]
 
     def add_losses(self, target: Mask, units: Tensor, delta: Tensor) -> None:
-        """The rise of the loss at each position [batch pos-1] from which a prediction is counted."""
+        """Add the rise of the loss at each position [batch pos-1] whose prediction counts."""
         where = torch.arange(target.shape[1], device=target.device).expand_as(target)[target]
         self.curve.add(where, units[:, :-1][target], predicted=torch.ones_like(delta), loss=delta)
 
@@ -69,8 +69,8 @@ class Own:
         (half, _), (most, _) = self.l0s.quantiles((0.5, 0.95), resampled)
         found: dict[str, Any] = {"l0_median": half, "l0_p95": most}
         for name, tally in self.variants.items():
-            found[name] = _told(tally, resampled)
-        usual = _told(self.usual, resampled) if self.usual.n > 1 else {}
+            found[name] = _scores_of(tally, resampled)
+        usual = _scores_of(self.usual, resampled) if self.usual.n > 1 else {}
         rule = f"norm > {OUTLIER_TIMES:g} x the median of the counted tokens"
         found["without_outliers"] = usual | {"left_out": self.n - self.usual.n, "rule": rule, "above": self.above}
         return found
@@ -80,5 +80,5 @@ class Own:
         return {"l0_median": half, "l0_p95": most}
 
 
-def _told(tally: Tally, resampled: Resampled) -> dict[str, Any]:
+def _scores_of(tally: Tally, resampled: Resampled) -> dict[str, Any]:
     return tally.result() | {"tokens": tally.n, "interval": tally.intervals(resampled)}

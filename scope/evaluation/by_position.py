@@ -1,4 +1,4 @@
-"""Scores by position in the context: the first tokens of a text are reconstructed otherwise than later ones (pitfall P8)."""
+"""Scores by position in the context: the first tokens of a text are reconstructed worse than later ones (pitfall P8)."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from scope.evaluation.tally import Resampled
 
 SINGLE = 4
-"""Positions up to this one stand alone; after it each group is twice as wide as the one before."""
+"""Positions up to this one are groups of one; each later group is twice as wide as the one before."""
 
 
 def group_of(positions: Tensor) -> Tensor:
@@ -18,11 +18,12 @@ def group_of(positions: Tensor) -> Tensor:
 
 
 def ends_of(group: int) -> tuple[int, int]:
+    """First and last position of a group."""
     return (group, group) if group <= SINGLE else (SINGLE * 2 ** (group - SINGLE - 1) + 1, SINGLE * 2 ** (group - SINGLE))
 
 
-class Curve:
-    """Sums by unit and by group of positions."""
+class PositionSums:
+    """Sums of scores by unit and by group of positions."""
 
     def __init__(self, n_units: int, context: int):
         self.n_units = n_units

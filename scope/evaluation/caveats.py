@@ -1,4 +1,4 @@
-"""What the table of an evaluation alone would let a reader overlook."""
+"""Notes on an evaluation: findings that a reader of its table could overlook."""
 
 import math
 from typing import Any
@@ -24,11 +24,11 @@ def notes_of(
     own = arms["sae"]
     notes = _no_better(own, arms)
     if not set(NULLS) & set(arms):
-        notes.append("Scored without its nulls: nothing here says how good these numbers are.")
+        notes.append("Scored without baselines: there is nothing to compare these numbers with.")
     if counted[counted["units"]] < FEW_UNITS:
-        notes.append(f"Intervals are over {counted[counted['units']]} {counted['units']} only: they are rough.")
+        notes.append(f"Intervals are over {counted[counted['units']]} {counted['units']} only: they are rough estimates.")
     if counted["units"] == "contexts":
-        why = "All of it is one document" if counted["one_document"] else "Which document each token is from is not known"
+        why = "All of it is one document" if counted["one_document"] else "The document of each token is not known"
         notes.append(f"{why}: intervals are over contexts, and may be too narrow.")
     if latents["never_fired"] > 0.2:
         notes.append(f"{latents['never_fired']:.0%} of the latents never fired on this text.")
@@ -53,7 +53,7 @@ def _no_better(own: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str
 def _left_out(own: dict[str, Any]) -> list[str]:
     notes = []
     if own["with_bos"]["fvu"] > 2 * own["fvu"] + 0.05:
-        notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not made for <bos>.")
+        notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not trained on <bos>.")
     usual = own["without_outliers"]
     if usual["left_out"] and not 0.9 < usual.get("fvu", 0.0) / max(own["fvu"], 1e-12) < 1.1:
         notes.append(
@@ -64,22 +64,22 @@ def _left_out(own: dict[str, Any]) -> list[str]:
 
 
 def _early(own: dict[str, Any], positions: list[dict[str, Any]]) -> list[str]:
-    """Where the first tokens of a context are much worse than the whole (P8)."""
+    """Notes on positions where the first tokens of a context are much worse than the mean (P8)."""
     bad = [row for row in positions if row["counted"] and row["to"] <= 8 and (row["fvu"] or 0) > 2 * own["fvu"] + 0.02]
     if not bad:
         return []
     worst = max(bad, key=lambda row: row["fvu"])
-    return [f"At position {worst['from']} of a context FVU is {worst['fvu']:.2f}, where {own['fvu']:.2f} is usual."]
+    return [f"At position {worst['from']} of a context FVU is {worst['fvu']:.2f}, beside {own['fvu']:.2f} on average."]
 
 
 def _declared(own: dict[str, Any], sae: SAE) -> list[str]:
-    """Where it does not do what it says of itself (P30)."""
+    """Notes on declared numbers that this evaluation does not reproduce (P30)."""
     training = sae.provenance.get("training") or {}
     notes = []
     for name in ("l0", "fvu"):
-        now, then, when = own[name], training.get(name), "at the end of its training it was"
+        now, then, when = own[name], training.get(name), "at the end of training it was"
         if then is None:
-            then, when = (sae.provenance.get("declared") or {}).get(name), "declared is"
+            then, when = (sae.provenance.get("declared") or {}).get(name), "the declared value is"
         if isinstance(then, int | float) and then > 0 and abs(math.log(max(now, 1e-9) / then)) > math.log(1.3):
             notes.append(f"{name} is {now:.3g} here; {when} {then:.3g}.")
         if isinstance(then, list | tuple) and not then[0] / 1.3 <= now <= then[1] * 1.3:

@@ -1,4 +1,4 @@
-"""The contexts that an evaluation draws, and the document that each token is from."""
+"""Draw the contexts of an evaluation, and find the document of each token."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from scope.shapes import Tokens
 
 @dataclass
 class Text:
-    """The contexts that were drawn, and the unit (document or context) that each token belongs to."""
+    """Contexts [batch pos] and the unit (document or context) of each token."""
 
     tokens: Tensor
     units: Tensor
@@ -25,7 +25,7 @@ class Text:
     @classmethod
     def draw(cls, tokens: Tokens, documents: Tensor | None, config: EvaluateConfig) -> "Text":
         if len(tokens) < 2:
-            raise ConfigError(f"There are {len(tokens)} contexts; give at least two, or no interval can be told.")
+            raise ConfigError(f"There are {len(tokens)} contexts; give at least two, since an interval needs several.")
         order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(config.seed))
         drawn = order[: config.contexts].sort().values
         picked = tokens[drawn].long()
@@ -38,8 +38,8 @@ class Text:
             said["documents_sha256"] = _hash(of)
             found, where = torch.where(of >= 0, of, of.max()).unique(
                 return_inverse=True
-            )  # padding is nobody's, and never counted
-            if len(found) >= 2:  # one long text has its contexts to vary, and nothing else
+            )  # padding belongs to no document and is never counted
+            if len(found) >= 2:  # within one long text only contexts vary
                 units, name = where, "documents"
             else:
                 said["one_document"] = True

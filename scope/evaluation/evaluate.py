@@ -1,4 +1,4 @@
-"""`evaluate`: what a dictionary keeps of its model's activations, each number with its interval and beside its nulls."""
+"""Score an SAE on text: each number with its interval over documents, beside those of its baselines."""
 
 import platform
 import re
@@ -10,30 +10,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
-from scope.evaluation.breakdown import OUTLIER_TIMES, Own, variants_of
+from scope.evaluation.breakdown import OUTLIER_TIMES, SaeBreakdown, variants_of
 from scope.evaluation.caveats import notes_of
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import geometry, shared
 from scope.evaluation.metrics import kl, l0, loss_recovered
 from scope.evaluation.random_model import randomised
 from scope.evaluation.result import EvaluateConfig, Evaluation
-from scope.evaluation.splice import kept_mask, specials
 from scope.evaluation.tally import Resampled, Tally, by_unit
 from scope.fit import check_fit
+from scope.models.face import LanguageModel
+from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.shapes import Mask, Tokens
 from scope.versions import version_of
 
-OnProgress = Callable[[int, int, dict], None]
 Apply = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 @torch.no_grad()
 def evaluate(
-    model,
+    model: LanguageModel,
     sae: SAE,
     tokens: Tokens,
     config: EvaluateConfig | None = None,
@@ -44,10 +45,10 @@ def evaluate(
 ) -> Evaluation:
     """Score `sae` on contexts of tokens, each beginning with <bos>, padded with the pad id where short.
 
-    Position 0 and special tokens are left out everywhere: not reconstructed, not counted (`with_bos` and `with_special` say
-    what they would change). Losses are those of predictions made from counted positions. `documents` [batch pos] says which
-    text each token is from, -1 for none: intervals are then over documents, else over contexts. `beside` are further
-    dictionaries of the same site, as one of another seed, each an arm of its own.
+    Position 0 and special tokens are left out everywhere: neither reconstructed nor counted (`with_bos` and `with_special` are
+    the scores with them). Losses are those of predictions made from counted positions. `documents` [batch pos] gives the
+    document of each token, -1 for none: intervals are then over documents, else over contexts. `beside` are further SAEs of
+    the same site, for example of another seed, each a column of its own.
 
     Raises:
         DictionaryError: a dictionary was made for another model or site.
@@ -58,8 +59,8 @@ def evaluate(
     return _Run(model, sae, text, config, on_progress or (lambda done, total, numbers: None), dict(beside or {})).go()
 
 
-class _Arm:
-    """One replacement and the sums it has gathered."""
+class _Condition:
+    """One replacement (the SAE or a baseline) and the sums of its scores."""
 
     def __init__(self, name: str, apply: Apply, centre: Tensor, n_units: int):
         self.name, self.apply = name, apply
@@ -69,7 +70,7 @@ class _Arm:
 
 
 def _with_l0(replace: Any) -> Apply:
-    """(x_hat, L0 of each token) of a dictionary or of the random one."""
+    """A function x -> (x_hat, L0 of each token) for an SAE or the random dictionary."""
 
     def apply(x: Tensor) -> tuple[Tensor, Tensor]:
         latents = replace.encode(x)
@@ -79,14 +80,21 @@ def _with_l0(replace: Any) -> Apply:
 
 
 class _Run:
-    def __init__(self, model, sae: SAE, text: Text, config: EvaluateConfig, on_progress: OnProgress, beside: dict[str, SAE]):
+    def __init__(
+        self,
+        model: LanguageModel,
+        sae: SAE,
+        text: Text,
+        config: EvaluateConfig,
+        on_progress: OnProgress,
+        beside: dict[str, SAE],
+    ):
         self.model, self.sae, self.text, self.config = model, sae, text, config
         self.on_progress, self.beside = on_progress, beside
         self.site = check_fit(model, sae, reconstructs=True)
         for name, other in beside.items():
             if check_fit(model, other, reconstructs=True) != self.site:
-                raise DictionaryError(f"{name} reads {other.site}; beside a dictionary of {self.site} it cannot be judged.")
-        self.excluded = specials(model)
+                raise DictionaryError(f"{name} reads {other.site}; it cannot be scored beside an SAE of {self.site}.")
         self.stop = model.layers_for([self.site])
         self.said: list[str] = []
         self.passes = 3 if config.nulls and config.random_model else 2
@@ -104,7 +112,7 @@ class _Run:
         return self._result(arms)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Contexts and units, told as progress once they are done."""
+        """Contexts and their units; each batch is reported as progress once it is done."""
         total = self.passes * len(self.text.tokens)
         for tokens, units in self.text.batches(self.config.batch_contexts):
             yield tokens.to(self.model.device), units.to(self.model.device)
@@ -114,7 +122,7 @@ class _Run:
     def _real(self, tokens: Tokens) -> Mask:
         text = tokens != self.model.cfg.pad
         text[:, 0] = True
-        return text.flip(1).cumsum(1).flip(1) > 0  # padding is what no text follows: some models end documents with its id
+        return text.flip(1).cumsum(1).flip(1) > 0  # padding is followed by no text; some models end documents with the same id
 
     def _record(self, tokens: Tokens, stop: int | None, model: Any = None) -> tuple[Tensor, Mask, Tensor | None]:
         """Activations [batch pos d_in], which of them count, and the logits if the model runs to its end (`stop` None)."""
@@ -123,13 +131,13 @@ class _Run:
         real = self._real(tokens)
         with model.hooks([(self.site, lambda x, hook: kept.__setitem__("x", x.flatten(2).float()))]):
             logits = model(tokens, stop_at_layer=stop, attention_mask=real)
-        mask = kept_mask(tokens, model.run.positions, self.excluded) & real
+        mask = counted_tokens(tokens, self.model.special_ids, model.run.positions, real)
         if not torch.isfinite(kept["x"][mask].sum()):
-            raise ConfigError(f"The model makes NaN or Inf at {self.site}. Load it in float32 or bfloat16.")
+            raise ConfigError(f"The model gives NaN or Inf at {self.site}. Load it in float32 or bfloat16.")
         return kept["x"], mask, logits if stop is None else None
 
     def _spliced(self, tokens: Tokens, x: Tensor, mask: Mask, x_hat: Tensor) -> Tensor:
-        """Logits with x_hat in place of the counted activations. From the end of a block, only the later ones are run."""
+        """Logits with x_hat in place of the counted activations. For the end of a block, only later blocks are run."""
         real, replaced = self._real(tokens), x.clone()
         replaced[mask] = x_hat
         block = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", self.site)
@@ -141,7 +149,7 @@ class _Run:
             return self.model(tokens, attention_mask=real)
 
     def _first_pass(self) -> None:
-        """What must be known before anything is scored: moments, which norms are huge, the means with <bos> and specials."""
+        """Gather what scoring needs: moments, the norm of an outlier, the means with <bos> and with special tokens."""
         self.moments = Moments(self.sae.d_in)
         norms, sums, self.n = [], {"with_bos": [], "with_special": []}, torch.zeros(self.text.n_units, dtype=torch.float64)
         for tokens, units in self._batches():
@@ -152,12 +160,12 @@ class _Run:
             for name, more in variants_of(self._real(tokens), mask).items():
                 sums[name].append((x[more].double().sum(0).cpu(), int(more.sum())))
         if self.moments.n < 2:
-            raise ConfigError("No token counts: all are at position 0 or special.")
+            raise ConfigError("No token counts: all are at position 0 or are special tokens.")
         outlier_above = OUTLIER_TIMES * torch.cat(norms).median().item()
         centres = {name: sum(s for s, _ in found) / sum(n for _, n in found) for name, found in sums.items()}
-        self.own = Own(self.sae, self.moments.mean, centres, outlier_above, self.text)
+        self.own = SaeBreakdown(self.sae, self.moments.mean, centres, outlier_above, self.text)
 
-    def _arms(self) -> list[_Arm]:
+    def _arms(self) -> list[_Condition]:
         m, n_units = self.moments, self.text.n_units
         arms: dict[str, Apply] = {"sae": _with_l0(self.sae)}
         arms |= {f"beside {name}": _with_l0(other) for name, other in self.beside.items()}
@@ -173,10 +181,10 @@ class _Run:
                 "zero": lambda x: (zero(x), None),
             }
         self.loss, self.predicted = torch.zeros(n_units, dtype=torch.float64), torch.zeros(n_units, dtype=torch.float64)
-        return [_Arm(name, apply, m.mean, n_units) for name, apply in arms.items()]
+        return [_Condition(name, apply, m.mean, n_units) for name, apply in arms.items()]
 
     def _mean_l0(self) -> float:
-        """On the sample that the nulls are fitted to."""
+        """The SAE's mean L0 on the sample that the baselines are fitted to."""
         sample = self.moments.sample.to(self.model.device)
         return sum(int((self.sae.encode(part) > 0).sum()) for part in sample.split(1024)) / len(sample)
 
@@ -235,11 +243,11 @@ class _Run:
         return arms
 
     def _on_random_model(self, arms: dict[str, dict[str, Any]]) -> None:
-        """The dictionary on the same text through a model of random weights, brought to the scale that it was made for."""
+        """Score the SAE on the same text through a model of random weights, scaled to the norm it was trained on."""
         try:
             model = randomised(self.model, self.stop, self.config.seed)
         except ConfigError as error:
-            self.said.append(f"Without the null of a random model: {error}.")
+            self.said.append(f"The random-model baseline was not scored: {error}.")
             return
         moments, found = Moments(self.sae.d_in, most=0), []
         for tokens, units in self._batches():

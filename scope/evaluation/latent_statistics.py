@@ -1,4 +1,4 @@
-"""What the latents of a dictionary do on a text, and how their directions lie to one another."""
+"""Firing statistics of latents on a text, and the geometry of their directions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from scope.sae.base import SAE
 
 
 class Firing:
-    """On how many tokens each latent fired, and in which units (documents)."""
+    """Counts of the tokens on which each latent fired, by unit (document)."""
 
     def __init__(self, d_sae: int):
         self.counts = torch.zeros(d_sae, dtype=torch.long)
@@ -19,7 +19,7 @@ class Firing:
         self.times = torch.empty(0, dtype=torch.long)
 
     def add(self, latents: Tensor, units: Tensor) -> None:
-        """Latents [tok d_sae] and the unit [tok] that each token is from."""
+        """Add latents [tok d_sae]; `units` [tok] is the document of each token."""
         token, latent = (latents > 0).nonzero(as_tuple=True)
         self.counts += torch.bincount(latent, minlength=len(self.counts)).cpu()
         keys = torch.cat([self.keys, units.cpu()[token.cpu()] * len(self.counts) + latent.cpu()])
@@ -44,7 +44,7 @@ class Firing:
         }
 
     def _unseen(self, n_units: int) -> Interval:
-        """From what much more text would leave silent to what this text did.
+        """Interval of the share of silent latents: from what much more text would leave to what this text leaves.
 
         Drawing documents anew only ever hides latents, so a bootstrap says nothing here. Chao (1984): of the kinds not seen,
         at least once^2 / (2 twice) exist, by how many were seen in one unit and in two.
@@ -67,8 +67,8 @@ class Firing:
 
 
 def geometry(sae: SAE) -> dict[str, Any]:
-    """How decoder rows lie to one another and to the encoder. A matter of the weights alone, so without interval; beside it
-    the same of rows in random directions."""
+    """Cosines between decoder rows and with the encoder, beside those of random rows; without intervals, since the weights
+    alone decide them."""
     rows = _unit(sae.W_dec.detach().float().cpu())
     norms = sae.W_dec.detach().float().norm(dim=1)
     near = nearest(rows, rows, itself=True)
@@ -85,8 +85,7 @@ def geometry(sae: SAE) -> dict[str, Any]:
 
 
 def shared(sae: SAE, other: SAE) -> dict[str, float]:
-    """How much of a dictionary another one has: the greatest cosine of each decoder row with the other's rows, beside that with
-    as many rows in random directions."""
+    """How many directions two SAEs share: the greatest cosine of each decoder row with the other's rows, beside random rows."""
     rows, theirs = (_unit(s.W_dec.detach().float().cpu()) for s in (sae, other))
     random = _unit(torch.randn(theirs.shape, generator=generator("directions")))
     found, chance = nearest(rows, theirs), nearest(rows[:2048], random)

@@ -1,4 +1,4 @@
-"""`scope.load_sae`: a dictionary, and, given the model that it is for, the check that it fits there."""
+"""`scope.load_sae`: read a dictionary and, given its model, check that it fits there."""
 
 import warnings
 from pathlib import Path
@@ -11,7 +11,7 @@ from scope.shapes import Tokens
 
 
 class UncheckedWarning(UserWarning):
-    """A dictionary was loaded for a model without the check that it fits, because that was asked for."""
+    """A dictionary was loaded for a model without the check that it fits, as the caller wished."""
 
 
 def load_sae(
@@ -25,7 +25,7 @@ def load_sae(
 ) -> SAE:
     """A dictionary from whatever `scope.sae.files.read_sae` reads: a folder, a file of weights, a hub id with the folder in it.
 
-    With a `model` it is certified for it on about 2,000 tokens (`tokens`, by default bundled text), once: what was found lies
+    With a `model` it is certified for it on about 2,000 tokens (`tokens`, by default bundled text), once: the result is kept
     beside the dictionary. `certify=False` skips that, with an UncheckedWarning; `any_model` allows other weights than it was
     made for, as a fine-tune of the same base.
 

@@ -1,4 +1,4 @@
-"""What a reconstruction is worth. Pure functions of tensors; every sum over tokens runs in float64.
+"""Scores of a reconstruction. Pure functions of tensors; every sum over tokens runs in float64.
 
 FVU has three definitions in use, which differ by more than most dictionaries do; each is named here and reported
 under its name. Norm outliers such as <bos> decide the pooled one: leave them out before you call.

@@ -1,9 +1,9 @@
-"""Whether text that is scored was read in training, whatever its corpus is called (P7).
+"""Overlap between scored text and training text, measured on the text itself and not on names of corpora (P7).
 
-A text is compared by its runs of tokens: RUN in a row, at every place within a context. Of all that was read, a dictionary's
-folder keeps the hashes that are smallest, KEPT of them. Which runs are compared is therefore decided by the hash alone: one
-of the scored text whose hash is below the greatest kept is either among the kept or was not read. So a few hundred kilobytes
-answer for any amount of text, on a sample of runs that is the same in both.
+Texts are compared by their runs of RUN tokens, at every place within a context. A dictionary's folder keeps the KEPT smallest
+hashes of the runs in its training text. The hash alone decides which runs are compared: a run of the scored text whose hash is
+below the greatest kept one is either among the kept ones or was not in the training text. A few hundred kilobytes thus suffice
+for any amount of text, and both texts are sampled in the same way.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from scope.whole_files import whole_file
 
 RUN, KEPT, FILE = 24, 32768, "text_read.npy"
 _CONTEXTS = 4096  # hashed at a time
@@ -24,11 +26,11 @@ class Overlap:
     shared: int
     compared: int
 
-    def said(self) -> str:
+    def sentence(self) -> str:
         if not self.compared:
-            return "Too little of this text can be compared with what the dictionary was trained on: it may have been read."
+            return "Too little of this text can be compared with the training text: the dictionary may have been trained on it."
         share = f"{self.shared / self.compared:.1%} of {self.compared:,} runs of {RUN} tokens compared"
-        return f"Of this text {share} are in the text that the dictionary was trained on."
+        return f"Of this text {share} are in the training text of the dictionary."
 
 
 def smallest(tokens: np.ndarray, documents: np.ndarray | None = None) -> np.ndarray:
@@ -45,24 +47,23 @@ def smallest(tokens: np.ndarray, documents: np.ndarray | None = None) -> np.ndar
 
 
 def overlap(read: np.ndarray, tokens: np.ndarray, documents: np.ndarray | None = None) -> Overlap:
-    """How much of `tokens` is among what was read, of which `smallest` is given."""
+    """How much of `tokens` is in a text whose `smallest` hashes are `read`."""
     last = read[-1] if len(read) == KEPT else _EVERY
     here = [part[part <= last] for part in _hashes(tokens, documents)] if len(read) else []
     runs = np.unique(np.concatenate(here)) if here else np.empty(0, np.uint64)
     return Overlap(int(np.isin(runs, read, assume_unique=True).sum()), len(runs))
 
 
-def keep(folder: Path, read: np.ndarray) -> None:
-    """Write it beside the dictionary, whole or not at all; what already lies there is left as it is."""
-    lies = kept(folder)
-    if lies is None or not np.array_equal(lies, read):
-        part = (folder / FILE).with_suffix(".part.npy")
-        np.save(part, read)
-        part.replace(folder / FILE)
+def save_hashes(folder: Path, read: np.ndarray) -> None:
+    """Write the hashes of a training text beside the dictionary; an equal file is left as it is."""
+    there = load_hashes(folder)
+    if there is None or not np.array_equal(there, read):
+        with whole_file(folder / FILE) as file:
+            np.save(file, read)
 
 
-def kept(folder: Path) -> np.ndarray | None:
-    """What `keep` wrote; None where a dictionary does not say what it read."""
+def load_hashes(folder: Path) -> np.ndarray | None:
+    """The hashes that `save_hashes` wrote; None where a dictionary has none."""
     try:
         read = np.load(folder / FILE, allow_pickle=False)
     except (OSError, ValueError):
@@ -71,7 +72,7 @@ def kept(folder: Path) -> np.ndarray | None:
 
 
 def _hashes(tokens: np.ndarray, documents: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Of the runs of some contexts at a time, in no order."""
+    """Hashes of the runs of tokens, some contexts at a time, in no order."""
     factors = np.random.default_rng(2412).integers(0, 2**63, RUN, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     for first in range(0, len(tokens), _CONTEXTS):
         some = np.asarray(tokens[first : first + _CONTEXTS])[:, 1:].astype(np.uint64)

@@ -1,28 +1,30 @@
-"""A model of the same architecture with random weights: what a dictionary still makes of that, it did not learn from training.
+"""A baseline: the same architecture with random weights. What an SAE explains there, it did not learn from the trained model.
 
-Source of the null: Heap et al., arXiv:2501.17727. The dictionary stays as it is, and reads the random model at its own site, at
-the scale that it was made for. Whether one trained on such a model does as well takes a recording of it, and a training.
+Source: Heap et al., arXiv:2501.17727. The SAE is unchanged and reads the random model at its own site, scaled to the norm it
+was trained on. Whether an SAE trained on the random model does as well is another question: record that model and train one.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
 from scope.errors import ConfigError
+from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 
 
 @torch.no_grad()
-def randomised(model, stop: int | None, seed: int = 0):
-    """A copy of a model with every matrix drawn anew: normal, with the mean and the spread that the trained one has. Gains and
-    biases stay, so that each layer keeps its scale. Blocks from `stop` on are neither copied nor changed: they are not run.
+def randomised(model: LanguageModel, stop: int | None, seed: int = 0) -> Any:
+    """A copy of a model with every matrix drawn again from a normal distribution of the same mean and standard deviation. Gains
+    and biases stay, so that each layer keeps its scale. Blocks from `stop` on are shared with the model: they are not run.
 
     Raises:
-        ConfigError: a model whose weights do not lie in memory.
+        ConfigError: the weights of a streamed model are not in memory.
     """
-    if hasattr(model, "stored_bytes"):
-        raise ConfigError("a streamed model's weights do not lie in memory")
+    if model.streamed:
+        raise ConfigError("the weights of a streamed model are not in memory")
     kept = [model.tokenizer, model.provenance]
     if stop is not None and isinstance(getattr(model, "blocks", None), nn.ModuleList):
         kept += list(model.blocks[stop:])

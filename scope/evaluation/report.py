@@ -1,4 +1,4 @@
-"""An evaluation as tables that rich can print; whoever calls decides where."""
+"""An evaluation as tables that rich can print."""
 
 from typing import Any
 
@@ -39,8 +39,8 @@ VARIANTS = {
 
 
 def table(evaluation: Evaluation) -> Group:
-    """Scores in rows, the dictionary beside its nulls in columns, then what is left out, positions, latents, and what must be
-    told. Fits a terminal of 80 columns; further dictionaries have a table of their own.
+    """Scores in rows, the SAE beside its baselines in columns, then variants of what counts, positions, latents, and notes.
+    Fits a terminal of 80 columns; further SAEs have a table of their own.
     """
     legend = [text for name, text in LEGEND.items() if name in evaluation.arms]
     legend += ["losses and KL in nats; kept: loss recovered"]
@@ -58,7 +58,7 @@ def table(evaluation: Evaluation) -> Group:
 
 
 def heading(evaluation: Evaluation) -> str:
-    """What was judged, in which model, and on what text."""
+    """The SAE, its model, and the text, in a line."""
     made = evaluation.provenance
     text = made.get("text") or {}
     corpus = text.get("corpus") or {}
@@ -71,7 +71,7 @@ def heading(evaluation: Evaluation) -> str:
 
 
 def _scores(evaluation: Evaluation, arms: list[str]) -> Table:
-    """The dictionary, its intervals, and other arms in columns."""
+    """The SAE, its intervals, and other conditions in columns."""
     drawn = _table("")
     for name in arms:
         label = ARMS.get(name, name.removeprefix("beside ").rstrip("/").rsplit("/", 1)[-1][-9:])
@@ -114,7 +114,7 @@ def _positions(evaluation: Evaluation) -> Table:
 
 
 def lines(evaluation: Evaluation) -> list[str]:
-    """What stands below the tables: how much was counted, firing, directions, training."""
+    """The lines below the tables: counts, firing, directions, training."""
     own, counted, latents = evaluation.arms["sae"], evaluation.counted, evaluation.latents
     units = counted.get("units", "contexts")
     low, high = latents["interval"]["never_fired"]

@@ -1,4 +1,4 @@
-"""What an evaluation is asked for, what it says, and what each of its scores means."""
+"""Settings and result of an evaluation, and the definition of each score."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError
+from scope.whole_files import write_whole
 
 FORM = 2
-"""Of the report on disk: raised whenever a field that is printed comes, goes or changes its meaning. The first named none."""
+"""Version of the report on disk; raised when a printed field is added, removed or changes its meaning. The first had none."""
 
 DEFINITIONS = {
     "l0": "latents above zero on a token, mean over tokens; also the least number that half, and 95 %, of the tokens keep to",
@@ -33,30 +34,29 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How much text a dictionary is scored on, and beside what."""
+    """How much text an SAE is scored on, and beside which baselines."""
 
     contexts: int = 64
-    """Contexts, drawn at random from those given."""
+    """Contexts to score, drawn at random from those given."""
 
     batch_contexts: int = 8
-    """Contexts that run through the model together."""
+    """Contexts that the model runs at once."""
 
     dense_above: float = 0.1
     """Share of tokens above which a latent counts as dense."""
 
     nulls: bool = True
-    """Score the random dictionary, PCA and the ablations beside it; without them the numbers have nothing to be read
-    against."""
+    """Score the baselines too: random dictionary, PCA and ablations. Without them the numbers have no comparison."""
 
     random_model: bool = True
-    """Among the nulls, score the dictionary on the same model with random weights. Needs the weights up to the site a second
-    time."""
+    """Among the baselines, score the SAE on the same model with random weights. Needs memory for the weights up to the site a
+    second time."""
 
     resamples: int = 1000
     """Bootstrap draws of documents for the 95 % intervals."""
 
     seed: int = 0
-    """Of the contexts drawn, the random dictionary, the random weights, and the bootstrap."""
+    """Random seed for the contexts drawn, the random dictionary, the random weights, and the bootstrap."""
 
     def __post_init__(self):
         if self.contexts < 2 or self.batch_contexts < 1 or self.resamples < 1:
@@ -67,7 +67,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores by arm ("sae" and its nulls), what was counted, and what a reader must be told. `to_json` keeps all of it.
+    """Scores of each condition ("sae" and its baselines; the field is `arms` on disk too), counts, and notes for the reader.
 
     `positions` are the same scores by position in the context, `training` the log of the dictionary's training.
     """
@@ -82,7 +82,7 @@ class Evaluation:
     definitions: dict[str, str] = field(default_factory=lambda: dict(DEFINITIONS))
 
     def __getitem__(self, name: str) -> Any:
-        """A score of the dictionary itself: evaluation["fvu"]."""
+        """A score of the SAE itself: evaluation["fvu"]."""
         return self.arms["sae"][name]
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, file: Path | str) -> "Evaluation":
-        """What `save` wrote.
+        """Read a report that `save` wrote.
 
         Raises:
             ConfigError: a file that cannot be read, is no report, or is one of another form.
@@ -117,10 +117,8 @@ class Evaluation:
             raise ConfigError(f"{file}: {error}") from None
 
     def save(self, file: Path | str) -> Path:
-        """Write all of it as JSON, aside and then in place."""
+        """Write the report as JSON."""
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(file.name + ".tmp")
-        aside.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        aside.replace(file)
+        write_whole(file, json.dumps(self.to_json(), indent=1) + "\n")
         return file

@@ -1,6 +1,6 @@
-"""Sums over tokens, kept apart by the document that each token is from, so that every score has an interval over documents.
+"""Sums of scores by document, so that every score has an interval over documents.
 
-Tokens of one document say much the same, so documents are drawn anew, not tokens (pitfall P40). All sums are float64.
+Tokens of one document are not independent, so the bootstrap draws documents, not tokens (pitfall P40). All sums are float64.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ _LARGEST = 20_000_000  # numbers that an interval's table may hold; without one 
 
 
 class Resampled:
-    """The same units drawn again and again with replacement, `draws` times: how often each was drawn is a row of `weights`."""
+    """Bootstrap: units drawn with replacement, `draws` times. A row of `weights` counts how often each unit was drawn."""
 
     def __init__(self, n_units: int, seed: int = 0, draws: int = 1000, level: float = 0.95):
         if n_units < 2:
@@ -46,10 +46,10 @@ class Resampled:
 
 @dataclass
 class Tally:
-    """What FVU, cosine and the like of one reconstruction are made of, by unit.
+    """The sums from which FVU, cosine and the other scores of one reconstruction follow, by unit.
 
-    `centre` is what activations are centred on while summing. FVU, pooled and by dimension, is about the true mean of what was
-    seen, whatever the centre; FVU by token is about the centre.
+    `centre` is subtracted from activations while summing. FVU, pooled and by dimension, is about the true mean of the tokens
+    whatever the centre; FVU by token is about the centre.
     """
 
     centre: Tensor
@@ -62,7 +62,7 @@ class Tally:
         self.by_dimension = self.by_dimension and self.n_units * len(self.centre) <= _LARGEST
 
     def add(self, x: Acts, x_hat: Acts, units: Tensor | None = None, l0: Tensor | None = None) -> None:
-        """Take in tokens. `units` [tok] are indices of the documents they are from, 0 without."""
+        """Add tokens. `units` [tok] are the indices of their documents; 0 without."""
         if units is None:
             units = torch.zeros(len(x), dtype=torch.long, device=x.device)
         wide, wide_hat = x.double(), x_hat.double()
@@ -98,7 +98,7 @@ class Tally:
         return int(self.sums["n"].sum()) if self.sums else 0
 
     def result(self) -> dict[str, float | None]:
-        """The scores over all that was taken in. `length_bias` is None where every reconstruction is zero.
+        """The scores over all tokens. `length_bias` is None where every reconstruction is zero.
 
         Raises:
             ConfigError: all tokens are equal, so that there is no variance to explain.

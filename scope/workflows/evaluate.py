@@ -124,14 +124,14 @@ def notes_on_overlap(trained: dict[str, Any], text: dict[str, Any], store: Any) 
 def notes_on_text_read(folder: Path, evaluation: Any, tokens: Any, documents: Any) -> list[str]:
     """Notes on how much of the scored text was read in training, by its runs of tokens, whatever the corpus is called. The
     number is kept in the report's provenance (P7)."""
-    from scope.evaluation.overlap import kept, overlap
+    from scope.evaluation.overlap import load_hashes, overlap
 
-    read, drawn = kept(folder), evaluation.provenance["drawn"]["contexts"]
+    read, drawn = load_hashes(folder), evaluation.provenance["drawn"]["contexts"]
     if read is None:
         return ["What this dictionary was trained on is not known in full: it may have read this text."]
     shared = overlap(read, tokens[drawn].numpy(), None if documents is None else documents[drawn].numpy())
     evaluation.provenance["text"]["read_in_training"] = {"shared": shared.shared, "compared": shared.compared}
-    return [shared.said()] if shared.shared or not shared.compared else []
+    return [shared.sentence()] if shared.shared or not shared.compared else []
 
 
 def training_curve(folder: Path, points: int = 60) -> list[dict[str, Any]]:

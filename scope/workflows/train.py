@@ -204,7 +204,7 @@ def jobs(config: Any, sites: Sequence[str], widths: Mapping[str, int]) -> list[t
 def _run(command: Any, on_progress: OnProgress | None, on_note: OnNote, on_plan: OnNote) -> Any:
     import torch
 
-    from scope.evaluation.overlap import keep
+    from scope.evaluation.overlap import save_hashes
     from scope.sae.kinds import make_sae
     from scope.training.learner import Job
     from scope.training.plan import plan, refuse_what_does_not_fit
@@ -237,7 +237,7 @@ def _run(command: Any, on_progress: OnProgress | None, on_note: OnNote, on_plan:
             trained = train_all(made, batches, command.out, on_progress, ranks, boards)
         if ranks.writes and (text := source.text_read()) is not None:
             for job in made:
-                keep(job.out, text)
+                save_hashes(job.out, text)
         for note in source.notes(batches, training):
             on_note(note)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scope.evaluation import overlap as at
-from scope.evaluation.overlap import RUN, keep, kept, overlap, smallest
+from scope.evaluation.overlap import RUN, load_hashes, overlap, save_hashes, smallest
 
 
 def contexts(n: int, seed: int, length: int = 65) -> np.ndarray:
@@ -48,10 +48,10 @@ def test_neither_the_first_token_of_a_context_nor_padding_is_compared():
 def test_text_that_cannot_be_compared_is_said_to_be(tmp_path):
     short = contexts(4, 1, length=RUN)
     assert overlap(smallest(contexts(4, 2)), short).compared == 0
-    assert "may have been read" in overlap(smallest(contexts(4, 2)), short).said()
-    assert "0.0% of 164 runs" in overlap(smallest(contexts(4, 2)), contexts(4, 1)).said()
-    assert kept(tmp_path) is None
+    assert "may have been trained on it" in overlap(smallest(contexts(4, 2)), short).sentence()
+    assert "0.0% of 164 runs" in overlap(smallest(contexts(4, 2)), contexts(4, 1)).sentence()
+    assert load_hashes(tmp_path) is None
     (tmp_path / at.FILE).write_bytes(b"torn")
-    assert kept(tmp_path) is None
-    keep(tmp_path, smallest(short))
-    assert len(kept(tmp_path)) == 0
+    assert load_hashes(tmp_path) is None
+    save_hashes(tmp_path, smallest(short))
+    assert len(load_hashes(tmp_path)) == 0

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from scope.activations.corpus.inputs import counted_tokens
 
 from scope.errors import DictionaryError
-from scope.evaluation.splice import kept_mask, replacing, splice
+from scope.evaluation.splice import replacing, splice
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 
 SITE = "blocks.1.hook_resid_post"
@@ -50,7 +51,7 @@ def test_position_0_special_tokens_and_padding_are_left_as_they_are(tiny_model):
 def test_positions_are_absolute_so_left_padding_does_not_hide_bos():
     tokens = torch.tensor([[0, 0, 2, 9, 9]])
     positions = torch.tensor([[0, 0, 0, 1, 2]])
-    assert kept_mask(tokens, positions, {0, 2}).tolist() == [[False, False, False, True, True]]
+    assert counted_tokens(tokens, {0, 2}, positions).tolist() == [[False, False, False, True, True]]
 
 
 def test_attention_outputs_by_head_are_spliced_as_one_vector(tiny_model):
@@ -77,5 +78,5 @@ def test_a_dictionary_of_another_site_or_width_is_refused(tiny_model, sae, said)
 def test_a_dictionary_of_another_models_weights_is_refused(tiny_model):
     sae = perfect()
     sae.provenance = {"model": {"model": "other", "weights_sha256": "0" * 64}}
-    with pytest.raises(DictionaryError, match="made for other"), splice(tiny_model, sae):
+    with pytest.raises(DictionaryError, match="trained on other"), splice(tiny_model, sae):
         pass

@@ -5,7 +5,7 @@ import torch
 
 from scope.errors import ConfigError
 from scope.evaluation import metrics
-from scope.evaluation.by_position import Curve, ends_of, group_of
+from scope.evaluation.by_position import PositionSums, ends_of, group_of
 from scope.evaluation.latent_statistics import Firing
 from scope.evaluation.tally import Histogram, Resampled, Tally
 
@@ -149,7 +149,7 @@ def test_groups_of_positions_double_after_the_first():
 
 
 def test_p08_scores_by_position_are_those_of_the_tokens_there():
-    curve = Curve(2, 20)
+    curve = PositionSums(2, 20)
     positions, units = torch.arange(20).repeat(2), torch.arange(40) // 20
     error, ones = torch.arange(40.0), torch.ones(40)
     curve.add(positions, units, tokens=ones, error=error, spread=4 * ones, l0=2 * ones)

@@ -115,7 +115,8 @@ def sae_lens_store(model, sae, tokens, tmp_path):
 
 def trained(model, site, tokens, tmp_path, steps=80):
     """A dictionary trained for a moment on the model's own activations."""
-    from scope.evaluation.splice import kept_mask, specials
+    from scope.activations.corpus.inputs import counted_tokens
+
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.batches import TensorBatches
@@ -123,7 +124,7 @@ def trained(model, site, tokens, tmp_path, steps=80):
     from scope.training.trainer import train
 
     x = model.record(tokens, [site])[site]
-    x = x[kept_mask(tokens, None, specials(model))]
+    x = x[counted_tokens(tokens, model.special_ids)]
     sae = make_sae(JumpReLUConfig(d_in=x.shape[-1], d_sae=96, target_l0=6.0), site)
     sae.provenance["model"] = dict(model.provenance)
     return train(sae, TensorBatches(x, 256, 0), TrainConfig(steps=steps, batch_size=256), tmp_path / "trained")

@@ -1,6 +1,7 @@
-"""What a certificate says, and where it is kept: beside the dictionary, so that it is measured once.
+"""A certificate and its file beside the dictionary, so that the check is made once.
 
-A file can be torn or edited. One that is not whole, or whose verdict is not what its own numbers come to, counts as absent.
+A file can be damaged or edited. A certificate that is incomplete, or whose verdict does not follow from its own numbers, is
+ignored.
 """
 
 import hashlib
@@ -13,20 +14,21 @@ from typing import Any
 from scope.evaluation.certificate.verdict import judge, shown
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
+from scope.whole_files import write_whole
 
 FILE, SCHEMA = "certificate.json", 1
 ELSEWHERE = Path("runs/certificates")
-"""Where certificates go of dictionaries that lie where nothing can be written, or on the hub."""
+"""Folder for certificates of dictionaries in read-only places or on the hub."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Whether a dictionary `fits` a model, `said` in words, and the numbers behind that.
+    """Whether a dictionary `fits` a model, the verdict in words (`said`), and the numbers behind it.
 
-    `measured` is the dictionary as it stands: l0, fvu, cosine, length_bias, tokens, outliers (left out for their norm).
-    `declared` is what it says of itself, as far as it does: l0 (a number, or the two ends of a range), fvu, and `from` where.
+    `measured` is the dictionary as it is: l0, fvu, cosine, length_bias, tokens, outliers (left out for their norm).
+    `declared` are the numbers that its files state: l0 (a number, or the two ends of a range), fvu, and `from` where.
     `null` is the fvu of a random dictionary of equal L0. `tried` are other readings, best first, each with name, site, remedy,
-    explains, l0, fvu; `here` is the dictionary as it stands on the tokens of these. `notes` a reader must be told;
+    explains, l0, fvu; `here` is the dictionary as it is on the tokens of these. `notes` are remarks for the reader;
     `provenance` names model, dictionary, site, rule and versions. On disk, certificate.json is {"schema", "certificates":
     {key: these fields}}, the one made last at the end; a pack keeps that one, without `tried`, as health["certificate"].
     """
@@ -42,7 +44,7 @@ class Certificate:
     here: dict[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
-        """All of it in a line: measured beside declared and null."""
+        """One line: measured beside declared and baseline."""
         m, d = self.measured, self.declared
         l0 = f" (declared {shown(d['l0'])})" if d.get("l0") is not None else ""
         error = f" (declared {d['fvu']:.3f})" if d.get("fvu") is not None else ""
@@ -53,14 +55,15 @@ class Certificate:
 
 
 def key_of(model, sae: SAE, rules: str | None) -> str | None:
-    """Names model, dictionary, site and the rules by which it is judged; None without rules, or where the model's weights have
-    no hash and nothing can be kept."""
+    """The key of a certificate: model, dictionary, site and rules. None without rules or without a hash of the model's weights;
+    then nothing is kept."""
     made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
     return f"{made}-{parameters_sha256(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
 
 
 def file_for(where: Path | str | None) -> Path | None:
-    """certificate.json beside the dictionary; where that cannot be, a file in runs/certificates; None for one in memory."""
+    """certificate.json beside the dictionary, or a file in runs/certificates if that cannot be written; None for one in
+    memory."""
     if where is None:
         return None
     path = Path(where).expanduser()
@@ -71,23 +74,23 @@ def file_for(where: Path | str | None) -> Path | None:
 
 
 def read(where: Path | str) -> Certificate | None:
-    """The certificate that was made last of the dictionary at `where`; None if there is none, or none of this version."""
+    """The latest certificate of the dictionary at `where`; None if there is none, or none of this version."""
     return _checked(next(reversed(_all(file_for(where))[0].values()), None))
 
 
 def find(where: Path | str | None, *keys: str | None) -> tuple[Certificate | None, str]:
-    """(the certificate of the first of these keys that is there, or None; why what is there was not believed, if so)."""
+    """(the certificate of the first of these keys, or None; why the file was ignored, if it was)."""
     file = file_for(where)
     kept, damage = _all(file)
     key = next((key for key in keys if key in kept), None)
     if key is None:
         return None, damage
     found = _checked(kept[key])
-    return found, "" if found else f"The certificate in {file} is damaged, or its verdict is not what its numbers come to"
+    return found, "" if found else f"The certificate in {file} is damaged, or its verdict does not follow from its numbers"
 
 
 def _all(file: Path | None) -> tuple[dict[str, Any], str]:
-    """(what is kept there by key, what is wrong with the file)."""
+    """(certificates by key, what is wrong with the file)."""
     if file is None or not file.exists():
         return {}, ""
     damage = f"{file} is damaged"
@@ -104,7 +107,7 @@ def _all(file: Path | None) -> tuple[dict[str, Any], str]:
 
 
 def _checked(kept: Any) -> Certificate | None:
-    """What was kept, if it is whole and its verdict is what its numbers come to; in the words of this version."""
+    """A certificate that is complete and whose verdict follows from its numbers, in the words of this version; else None."""
     if not isinstance(kept, dict) or set(kept) != {f.name for f in fields(Certificate)}:
         return None
     try:
@@ -113,7 +116,7 @@ def _checked(kept: Any) -> Certificate | None:
         found.line()
         whole = isinstance(found.notes, list) and isinstance(found.provenance, dict)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError):
-        return None  # whatever numbers do that are none
+        return None  # values that are no numbers
     return replace(found, said=said) if whole and found.fits is fits and found.tried == tried else None
 
 
@@ -124,8 +127,6 @@ def keep(where: Path | str | None, key: str | None, certificate: Certificate) ->
     content = {k: v for k, v in _all(file)[0].items() if k != key} | {key: asdict(certificate)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(file.name + ".tmp")
-        aside.write_text(json.dumps({"schema": SCHEMA, "certificates": content}, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, file)
+        write_whole(file, json.dumps({"schema": SCHEMA, "certificates": content}, indent=1) + "\n")
     except OSError:
-        return  # a full or read-only disk loses only the time that it saves
+        return  # a full or read-only disk costs only a second check

@@ -1,18 +1,19 @@
-"""A certificate: that a dictionary does, on a few thousand tokens of a model, what it declares.
+"""Check on a few thousand tokens of a model that a dictionary does what it declares.
 
-It is read at its site as it stands. Where L0 or FVU are not what they should be, or a neighbouring site does better, the ways
-in which it can be misread (`readings`) are tried, and the dictionary is refused with the one that explains it. What was found
-is kept beside the dictionary (`certificate`), by the hashes of both weights and the number of the rules, and measured once.
+The dictionary is applied at its site as it is. Where L0 or FVU differ from what is declared, or a neighbouring site does
+better,
+other readings of the same files (`readings`: site, scale, bias ...) are tried, and the dictionary is refused with the reading
+that explains it. The result is kept beside the dictionary under the hashes of both weights and the number of the rules.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import Moments, RandomDictionary
 from scope.evaluation.certificate.certificate import Certificate, find, keep, key_of
@@ -20,15 +21,16 @@ from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhe
 from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
 from scope.evaluation.certificate.verdict import judge, middle, problems
 from scope.evaluation.metrics import cosine, fvu, length_bias
-from scope.evaluation.splice import kept_mask, specials
 from scope.fit import check_fit
+from scope.models.face import LanguageModel
+from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
 from scope.versions import version_of
 
 TOKENS, CONTEXT, SOME = 2048, 128, 512
-"""Tokens on which it is read; of a context; of those on which other readings are tried."""
+"""Tokens of the check, tokens of a context, and tokens on which other readings are tried."""
 
 _AT_ONCE = 8  # sites that are held in memory together
 
@@ -36,11 +38,10 @@ OUTLIER = 20.0
 """Times the median norm beyond which a token is left out: no dictionary is trained on these (P2)."""
 
 _ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
-OnProgress = Callable[[int, int, dict], None]
 
 
 def certify(
-    model,
+    model: LanguageModel,
     sae: SAE,
     where: Path | str | None = None,
     tokens: Tokens | None = None,
@@ -48,14 +49,14 @@ def certify(
     any_model: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Certificate:
-    """The certificate of `sae` for `model`: the one that is kept, or a new one, which is then kept beside the dictionary.
+    """The certificate of `sae` for `model`: the kept one, or a new one, which is then kept beside the dictionary.
 
     `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, by default about 2,000 tokens
     of the bundled text. `any_model` allows other weights than it was made for, as a fine-tune of the same base.
 
     Raises:
-        DictionaryError: it does not fit: another model, site or width by name; or it does not do here what it declares, with
-            what was tried and which reading explains it.
+        DictionaryError: it does not fit: another model, site or width by name; or its numbers here are not the
+            declared ones, with the readings tried and the one that explains it.
         ConfigError: no tokens were given and the model has no tokenizer.
     """
     check_fit(model, sae, any_model)
@@ -65,7 +66,7 @@ def certify(
     if kept is None:
         kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
         if damage:
-            kept.notes.append(f"{damage}; it was measured anew.")
+            kept.notes.append(f"{damage}; it was measured again.")
         keep(where, key, kept)
     if not kept.fits:
         raise DictionaryError(refusal(kept, sae))
@@ -73,8 +74,8 @@ def certify(
 
 
 def what_decides(model, sae: SAE, tokens: Tokens | None = None) -> bytes:
-    """What a certificate depends on beside the weights and the rules: the text, and what the SAE declares. Its form is part of
-    the keys of certificates on disk."""
+    """The bytes on which a certificate depends beside weights and rules: the text, and what the SAE declares. Their form is
+    part of the keys of certificates on disk."""
     tokenizer = getattr(model.tokenizer, "sha256", None)
     text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
     return json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode()
@@ -93,7 +94,7 @@ def refusal(certificate: Certificate, sae: SAE) -> str:
 
 @torch.no_grad()
 def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None) -> Certificate:
-    """Read `sae` on contexts of tokens, and other readings where it does not do as it should. Position 0, special tokens and
+    """Measure `sae` on contexts of tokens, and other readings where its numbers are wrong. Position 0, special tokens and
     tokens of huge norm are left out."""
     sites = model.sites()
     others = elsewhere(sae, sites)
@@ -120,13 +121,13 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
         tried += _far(model, sae, tokens, sites, some)
     notes = _notes(model, sae, x, outliers)
     if declared.get("l0") is None:
-        notes.append("It declares no L0, so thresholds that are all too low or too high cannot be told.")
+        notes.append("It declares no L0, so thresholds that are all too low or too high cannot be detected.")
     fits, said, more, tried = judge(measured, declared, null, tried, here)
     return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae), here)
 
 
 def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -> list[dict[str, Any]]:
-    """What the dictionary leaves in blocks that are not beside its own, a few sites at a time for the memory they take."""
+    """Measure the SAE at the sites of all other blocks, a few sites at a time to bound memory."""
     found, far = [], farther(sae, sites)
     for start in range(0, len(far), _AT_ONCE):
         few = far[start : start + _AT_ONCE]
@@ -137,7 +138,7 @@ def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -
 
 
 def _known(x: Tensor, others: list[Tensor]) -> bool:
-    """Whether it is one of the others under a second name: the stream after a block is the stream before the next."""
+    """Whether x equals one of the others: the stream after a block is the stream before the next."""
     return any(torch.equal(x, other) for other in others)
 
 
@@ -170,7 +171,7 @@ def record(model, tokens: Tokens, sites: list[str], own: str) -> tuple[dict[str,
         hooks = [(sites, lambda x, hook, found=found: found.__setitem__(hook.name, x.flatten(2).float()))]
         with model.hooks(hooks):
             model(batch, stop_at_layer=model.layers_for(sites), attention_mask=real, return_type=None)
-        mask = kept_mask(batch, model.run.positions, specials(model)) & real
+        mask = counted_tokens(batch, model.special_ids, model.run.positions, real)
         for site in sites:
             kept[site].append(found[site][mask])
     acts = {site: torch.cat(rows) for site, rows in kept.items()}
