@@ -61,11 +61,12 @@ def make(name: str, dtype: torch.dtype, lens: bool, flex: bool = False) -> Three
 
 
 def transformers_twin(ours: Gemma, dtype: torch.dtype, attention: str = "eager") -> torch.nn.Module:
-    """transformers' Gemma 2 of the same weights, the rotary frequencies in float32 as from_pretrained leaves them."""
-    from transformers import Gemma2Config, Gemma2ForCausalLM
+    """transformers' model of the same weights, the rotary frequencies in float32 as from_pretrained leaves them."""
+    import transformers
 
-    config = Gemma2Config(**{k: v for k, v in ours.cfg.to_hf().items() if k not in ("architectures", "model_type", "dtype")})
-    theirs = Gemma2ForCausalLM._from_config(config, attn_implementation=attention).eval()
+    given = {k: v for k, v in ours.cfg.to_hf().items() if k not in ("architectures", "model_type", "dtype")}
+    config = transformers.AutoConfig.for_model(ours.cfg.model_type, **given)
+    theirs = getattr(transformers, ours.cfg.original_architecture)._from_config(config, attn_implementation=attention).eval()
     frequencies = theirs.model.rotary_emb.inv_freq
     theirs = theirs.to(dtype)
     theirs.model.rotary_emb.inv_freq = frequencies.float()

@@ -1,18 +1,21 @@
-"""What passes every hook point of ours, and its gradient, read off the modules of transformers' Gemma 2."""
+"""What passes every hook point of ours, and its gradient, read off the modules of transformers' Gemma 1 or 2."""
 
+import sys
 from contextlib import ExitStack
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers.models.gemma2 import modeling_gemma2
 
 NORMS = {
-    "ln1": "input_layernorm",
-    "ln1_post": "post_attention_layernorm",
-    "ln2": "pre_feedforward_layernorm",
-    "ln2_post": "post_feedforward_layernorm",
+    "gemma": {"ln1": "input_layernorm", "ln2": "post_attention_layernorm"},
+    "gemma2": {
+        "ln1": "input_layernorm",
+        "ln1_post": "post_attention_layernorm",
+        "ln2": "pre_feedforward_layernorm",
+        "ln2_post": "post_feedforward_layernorm",
+    },
 }
 Named = dict[str, Tensor]
 
@@ -29,7 +32,8 @@ def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False)
     seen: Named = {}
     split = {"hook_q": heads, "hook_k": kv, "hook_v": kv, "hook_z": heads}
     turned: list[tuple[Tensor, Tensor]] = []
-    real_rotary, real_norm = modeling_gemma2.apply_rotary_pos_emb, modeling_gemma2.Gemma2RMSNorm._norm
+    modeling, norm_class, norms = sys.modules[type(theirs).__module__], type(inner.norm), NORMS[c.model_type]
+    real_rotary, real_norm = modeling.apply_rotary_pos_emb, norm_class._norm
     norm_names = {inner.norm: "ln_final"}
 
     def on(module, name: str, take: str = "out") -> None:
@@ -50,17 +54,17 @@ def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False)
         return seen[f"{name}.hook_normalized"]
 
     with ExitStack() as stack, torch.set_grad_enabled(grad):
-        stack.enter_context(patch.object(modeling_gemma2, "apply_rotary_pos_emb", rotary))
-        stack.enter_context(patch.object(modeling_gemma2.Gemma2RMSNorm, "_norm", norm))
+        stack.enter_context(patch.object(modeling, "apply_rotary_pos_emb", rotary))
+        stack.enter_context(patch.object(norm_class, "_norm", norm))
         on(inner.embed_tokens, "hook_embed")
         for i, layer in enumerate(inner.layers):
             at, b = layer.self_attn, f"blocks.{i}"
-            norm_names |= {getattr(layer, theirs): f"{b}.{ours}" for ours, theirs in NORMS.items()}
+            norm_names |= {getattr(layer, theirs): f"{b}.{ours}" for ours, theirs in norms.items()}
             on(layer, f"{b}.hook_resid_pre", "in")
             on(layer, f"{b}.hook_resid_post")
-            on(layer.pre_feedforward_layernorm, f"{b}.hook_resid_mid", "in")
-            on(layer.post_attention_layernorm, f"{b}.hook_attn_out")
-            on(layer.post_feedforward_layernorm, f"{b}.hook_mlp_out")
+            on(getattr(layer, norms["ln2"]), f"{b}.hook_resid_mid", "in")
+            on(getattr(layer, norms["ln1_post"]) if "ln1_post" in norms else at.o_proj, f"{b}.hook_attn_out")
+            on(getattr(layer, norms["ln2_post"]) if "ln2_post" in norms else layer.mlp.down_proj, f"{b}.hook_mlp_out")
             for x in "qkv":
                 on(getattr(at, f"{x}_proj"), f"{b}.attn.hook_{x}")
             on(at.o_proj, f"{b}.attn.hook_z", "in")
@@ -97,8 +101,8 @@ def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False)
     for i in range(len(inner.layers)):
         a = f"blocks.{i}.attn"
         q, k = (seen[f"{a}.hook_rot_{x}"].transpose(1, 2) for x in "qk")
-        scores = q @ k.repeat_interleave(heads // kv, 1).transpose(2, 3) * c.query_pre_attn_scalar**-0.5
-        cap = c.attn_logit_softcapping
+        scores = q @ k.repeat_interleave(heads // kv, 1).transpose(2, 3) * inner.layers[i].self_attn.scaling
+        cap = getattr(c, "attn_logit_softcapping", None)
         seen[f"{a}.hook_attn_scores"] = scores if cap is None else cap * torch.tanh(scores / cap)
     if not grad:
         return seen

@@ -1,6 +1,7 @@
 """Generation: the cache is invisible, rows of a batch do not know of each other, hooks act on new tokens too."""
 
 from copy import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from scope.errors import ConfigError, EditError, TokensError
 from scope.models.parts.cache import LayerCache
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
+from tests.conftest import random_gemma
 
 GREEDY = SamplingConfig(max_new_tokens=20, temperature=0, repetition_penalty=1.0)
 PROMPTS = ["the dog", "my sister looks at the river. the old king counts", "a"]
@@ -19,37 +21,44 @@ def push(x, hook):
     return x + 0.05 * hook.run.positions[..., None].to(x.dtype) * torch.linspace(-1, 1, x.shape[-1])
 
 
+@pytest.fixture(params=["Gemma 2", "Gemma 1"])
+def model(request, tiny_config, toy_tokenizer):
+    """The tiny Gemma 2 of all tests, and a Gemma 1 of its size."""
+    first = {"model_type": "gemma", "attn_cap": None, "final_cap": None, "layer_types": (), "n_kv_heads": 1}
+    return random_gemma(replace(tiny_config, **(first if request.param == "Gemma 1" else {})), toy_tokenizer)
+
+
 HOOKS = {"plain": [], "steered": [("blocks.1.hook_resid_post", push)]}
 
 
 @pytest.mark.parametrize("hooks", list(HOOKS))
-def test_cached_generation_equals_uncached_token_by_token(tiny_model, hooks):
+def test_cached_generation_equals_uncached_token_by_token(model, hooks):
     cached, plain = (
-        generate(tiny_model, PROMPTS, GREEDY, fwd_hooks=HOOKS[hooks], use_cache=use_cache) for use_cache in (True, False)
+        generate(model, PROMPTS, GREEDY, fwd_hooks=HOOKS[hooks], use_cache=use_cache) for use_cache in (True, False)
     )
     assert [g.new_ids for g in cached] == [g.new_ids for g in plain]
-    assert any(len(g.new_ids) > tiny_model.cfg.window for g in cached)
+    assert any(len(g.new_ids) > model.cfg.window for g in cached)
 
 
 @pytest.mark.parametrize("hooks", list(HOOKS))
 @torch.no_grad()
-def test_cached_logits_equal_those_of_the_whole_text_far_beyond_the_window(tiny_model, hooks):
+def test_cached_logits_equal_those_of_the_whole_text_far_beyond_the_window(model, hooks):
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(7, tiny_model.cfg.d_vocab, (2, 40), generator=generator)
-    tokens[:, 0] = tiny_model.cfg.bos
-    cache = tiny_model.new_cache()
-    with tiny_model.hooks(HOOKS[hooks]):
-        whole = tiny_model(tokens)
-        pieces = [tiny_model(piece, cache=cache) for piece in (tokens[:, :3], tokens[:, 3:20], *tokens[:, 20:].split(1, 1))]
+    tokens = torch.randint(7, model.cfg.d_vocab, (2, 40), generator=generator)
+    tokens[:, 0] = model.cfg.bos
+    cache = model.new_cache()
+    with model.hooks(HOOKS[hooks]):
+        whole = model(tokens)
+        pieces = [model(piece, cache=cache) for piece in (tokens[:, :3], tokens[:, 3:20], *tokens[:, 20:].split(1, 1))]
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=0, atol=2e-5)
-    assert cache.layers[0].k.shape[1] == tiny_model.cfg.window - 1
+    assert cache.layers[0].k.shape[1] == (40 if model.cfg.model_type == "gemma" else model.cfg.window - 1)
 
 
 @pytest.mark.parametrize("hooks", list(HOOKS))
 @torch.no_grad()
-def test_what_sets_a_cached_run_apart_is_rounding_alone(tiny_model, hooks):
+def test_what_sets_a_cached_run_apart_is_rounding_alone(model, hooks):
     """In float64 it is the same to twelve digits, with unequal prompts, a window of 8 and edits by absolute position."""
-    model = tiny_model.double()
+    model = model.double()
     rows = [model.words.encode(p) for p in PROMPTS]
     longest, n_new = max(map(len, rows)), 30
     new = torch.randint(7, model.cfg.d_vocab, (len(rows), n_new), generator=torch.Generator().manual_seed(0))
@@ -98,10 +107,10 @@ def test_a_seed_gives_its_text_again_and_another_seed_another(tiny_model):
 
 
 @torch.no_grad()
-def test_greedy_generation_is_transformers_greedy_generation(tmp_path, tiny_config, toy_tokenizer):
+def test_greedy_generation_is_transformers_greedy_generation(model, tmp_path, toy_tokenizer):
     from tests.models.twins import twins
 
-    ours, theirs = twins(tiny_config, tmp_path, toy_tokenizer)
+    ours, theirs = twins(model.cfg, tmp_path, toy_tokenizer)
     prompt = ours.to_tokens("my sister looks at the river")
     new = generate(ours, prompt, GREEDY)[0].new_ids
     expected = theirs.generate(

@@ -10,10 +10,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 RESID = "blocks.1.hook_resid_post"
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory, toy_tokenizer):
+@pytest.fixture(scope="module", params=["several kv heads, low caps", "Gemma 1, one kv head"])
+def pair(request, tmp_path_factory, toy_tokenizer):
     """(ours, TransformerLens' own conversion of the same checkpoint)."""
-    ours, theirs = twins(SHAPES["several kv heads, low caps"], tmp_path_factory.mktemp("twin"), toy_tokenizer)
+    ours, theirs = twins(SHAPES[request.param], tmp_path_factory.mktemp("twin"), toy_tokenizer)
     return ours, hooked_transformer(ours.cfg, theirs)
 
 

@@ -17,7 +17,7 @@ from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
 from tests.conftest import random_gemma
-from tests.models.twins import save_checkpoint, some_tokens
+from tests.models.twins import SHAPES, save_checkpoint, some_tokens, twins
 
 SHARD = "model-00002-of-00003.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -278,7 +278,25 @@ PUBLISHED = {
     "google/shieldgemma-27b": ((4608, 46, 32, 16, 128, 36864, 144), {}, 508, 27.2e9),
     "google/datagemma-rig-27b-it": ((4608, 46, 32, 16, 128, 36864, 144), {"cache_implementation": "hybrid"}, 508, 27.2e9),
     "google/datagemma-rag-27b-it": ((4608, 46, 32, 16, 128, 36864, 144), {"cache_implementation": "hybrid"}, 508, 27.2e9),
+    "google/gemma-2b": ((2048, 18, 8, 1, 256, 16384, 256), {"hidden_act": "gelu"}, 164, 2.506e9),
+    "google/gemma-2b-it": ((2048, 18, 8, 1, 256, 16384, 256), {"hidden_act": "gelu"}, 164, 2.506e9),
+    "google/gemma-1.1-2b-it": ((2048, 18, 8, 1, 256, 16384, 256), {"rope_scaling": None}, 164, 2.506e9),
+    "google/gemma-7b": ((3072, 28, 16, 16, 256, 24576, 256), {"hidden_act": "gelu"}, 254, 8.538e9),
+    "google/gemma-7b-it": ((3072, 28, 16, 16, 256, 24576, 256), {"hidden_act": "gelu"}, 254, 8.538e9),
+    "google/gemma-1.1-7b-it": ((3072, 28, 16, 16, 256, 24576, 256), {"hidden_activation": None}, 254, 8.538e9),
+    "google/codegemma-2b": ((2048, 18, 8, 1, 256, 16384, 256), {"hidden_activation": "gelu_pytorch_tanh"}, 164, 2.506e9),
+    "google/codegemma-7b": ((3072, 28, 16, 16, 256, 24576, 256), {"hidden_activation": "gelu_pytorch_tanh"}, 254, 8.538e9),
+    "google/codegemma-7b-it": ((3072, 28, 16, 16, 256, 24576, 256), {"hidden_activation": None}, 254, 8.538e9),
+    "ClusterlabAi/GemmAr-7B-v1": (
+        (3072, 28, 16, 16, 256, 24576, 256),
+        {"hidden_act": "gelu", "pad_token_id": None},
+        254,
+        8.538e9,
+    ),
 }
+ONLY_GEMMA_2 = (
+    *("query_pre_attn_scalar", "sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"),
+)
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
@@ -286,9 +304,10 @@ def test_the_config_of_every_published_checkpoint_gives_its_model(name):
     """As released: no layer_types, no rope_parameters, both names of the activation, torch_dtype."""
     shape, more, n_tensors, n_params = PUBLISHED[name]
     d, layers, heads, kv, d_head, d_mlp, scalar = shape
+    first = "gemma-2-" not in name and "shield" not in name and "data" not in name
     raw = {
-        "architectures": ["Gemma2ForCausalLM"],
-        "model_type": "gemma2",
+        "architectures": ["GemmaForCausalLM" if first else "Gemma2ForCausalLM"],
+        "model_type": "gemma" if first else "gemma2",
         "hidden_size": d,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -310,18 +329,97 @@ def test_the_config_of_every_published_checkpoint_gives_its_model(name):
         "eos_token_id": 1,
         "pad_token_id": 0,
         "torch_dtype": "bfloat16",
-        **more,
     }
+    raw = {key: value for key, value in raw.items() if not (first and key in ONLY_GEMMA_2)} | more
     config = GemmaConfig.from_hf(raw, name)
     assert tuple(getattr(config, field) for field in SHAPE) == shape
-    assert (config.n_ctx, config.window, config.attn_cap, config.final_cap, config.d_vocab) == (8192, 4096, 50, 30, 256000)
-    assert config.layer_types[:3] == ("local", "global", "local")
+    caps = (None, None) if first else (50, 30)
+    assert (config.n_ctx, config.attn_cap, config.final_cap, config.d_vocab) == (8192, *caps, 256000)
+    assert config.layer_types[:3] == (("global",) * 3 if first else ("local", "global", "local"))
+    assert config.local_window(0) == (None if first else 4096)
+    assert (config.post_norms, config.original_architecture) == (not first, raw["architectures"][0])
+    assert GemmaConfig.from_hf(config.to_hf(), name) == config
     assert config.eos == ((1, 107) if "eos_token_id" in more else (1,))
     with torch.device("meta"):
         model = Gemma(config)
     assert len(tensor_names(config)) == len(list(model.parameters())) == n_tensors
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(n_params, rel=2e-3)
     assert model.sites()["blocks.3.attn.hook_z"] == heads * d_head
+
+
+@pytest.mark.parametrize("name", ["several kv heads, low caps", "Gemma 1, one kv head"])
+@torch.no_grad()
+def test_what_transformers_writes_today_loads_with_the_same_numbers(name, tmp_path, toy_tokenizer):
+    """Its spelling of config.json: `dtype`, `rope_parameters`, one name for the activation."""
+    ours, theirs = twins(SHAPES[name], tmp_path / "ours", toy_tokenizer)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for file in (tmp_path / "ours").glob("tokenizer*"):
+        file.rename(tmp_path / "theirs" / file.name)
+    again = load_model(str(tmp_path / "theirs"))
+    assert "rope_parameters" in (tmp_path / "theirs/config.json").read_text()
+    assert replace(again.cfg, model_name="") == replace(ours.cfg, model_name="")
+    assert torch.equal(again(some_tokens(ours.cfg)), ours(some_tokens(ours.cfg)))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "says"),
+    [
+        ({"hidden_act": "gelu", "hidden_activation": "absent"}, None),
+        ({"hidden_act": "gelu", "hidden_activation": None}, None),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, None),
+        ({"hidden_act": "absent", "hidden_activation": "absent"}, None),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu"}, "activation 'gelu'; a Gemma 1 has gelu_pytorch_tanh"),
+        ({"hidden_act": "relu", "hidden_activation": None}, "activation 'relu'; a Gemma 1 has gelu_pytorch_tanh"),
+    ],
+)
+@torch.no_grad()
+def test_the_gelu_of_a_gemma_1_is_the_tanh_form_whatever_its_config_calls_it(spelling, says, tmp_path, toy_tokenizer):
+    folder = save_checkpoint(random_gemma(SHAPES["Gemma 1, one kv head"]), tmp_path, toy_tokenizer)
+    tokens, expected = some_tokens(SHAPES["Gemma 1, one kv head"]), load_model(str(folder))
+    edit_config(folder, **spelling)
+    if says:
+        with pytest.raises(CheckpointError, match=says):
+            load_model(str(folder))
+        return
+    model = load_model(str(folder))
+    assert torch.equal(model(tokens), expected(tokens))
+    exact = torch.nn.functional.gelu(torch.tensor(1.0))
+    with model.hooks([("blocks.0.mlp.hook_pre", lambda x, hook: torch.ones_like(x))]):
+        post = model.run_with_cache(tokens, names_filter=["blocks.0.mlp.hook_post", "blocks.0.mlp.hook_pre_linear"])[1]
+    gate = post["blocks.0.mlp.hook_post"] / post["blocks.0.mlp.hook_pre_linear"]
+    torch.testing.assert_close(gate, torch.full_like(gate, 0.8411920), rtol=1e-5, atol=0)  # tanh form; the exact one: 0.8413447
+    assert exact > 0.84134
+
+
+def test_a_gemma_1_with_what_only_a_gemma_2_has_is_refused():
+    first = SHAPES["Gemma 1, one kv head"]
+    for change in ({"attn_cap": 50.0}, {"final_cap": 30.0}, {"query_scalar": 256.0}, {"layer_types": ("local",) * 3}):
+        with pytest.raises(ConfigError, match="no soft caps, and query_scalar d_head"):
+            replace(first, **change)
+    with pytest.raises(ConfigError, match="model_type is 'llama'"):
+        replace(first, model_type="llama")
+
+
+def adapter(folder):
+    folder.mkdir(exist_ok=True)
+    settings = {"peft_type": "LORA", "base_model_name_or_path": "google/gemma-7b-it", "r": 8}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_an_adapter_is_refused_by_name_with_the_way_to_merge_it(tmp_path):
+    alone = adapter(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"LORA adapter of google/gemma-7b-it, and no model(.|\n)*merge_and_unload"):
+        load_model(str(alone))
+
+
+def test_an_adapter_beside_whole_weights_is_refused_rather_than_left_out(folder):
+    adapter(folder)
+    with pytest.raises(CheckpointError, match=r"whole model and beside it a LORA adapter(.|\n)*move adapter_config\.json away"):
+        load_model(str(folder))
+    (folder / "adapter_config.json").write_text("[")
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):
+        load_model(str(folder))
 
 
 def test_files_that_are_missing_or_unreadable_are_named(folder):

@@ -1,4 +1,4 @@
-"""Our Gemma 2 against transformers' eager float32 Gemma2ForCausalLM, on tiny random twins of several shapes."""
+"""Our Gemma 1 and 2 against transformers' eager float32 models, on tiny random twins of several shapes."""
 
 import pytest
 import torch

@@ -20,10 +20,14 @@ from tests.models.twins import SHAPES, save_checkpoint, some_tokens
 CONFIG = replace(SHAPES["several kv heads, low caps"], n_ctx=128)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+GEMMA_1 = replace(SHAPES["Gemma 1, one kv head"], n_ctx=128, n_layers=4, layer_types=())
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "Gemma 1"])
 def folder(request, tmp_path_factory, toy_tokenizer):
     path = tmp_path_factory.mktemp("stored")
-    return save_checkpoint(random_gemma(CONFIG), path, toy_tokenizer, getattr(torch, request.param), shards=2)
+    config, dtype = (GEMMA_1, "bfloat16") if request.param == "Gemma 1" else (CONFIG, request.param)
+    return save_checkpoint(random_gemma(config), path, toy_tokenizer, getattr(torch, dtype), shards=2)
 
 
 def test_a_streamed_model_records_what_the_resident_one_does_bit_for_bit_at_every_site(folder, monkeypatch):

@@ -9,7 +9,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(
-    scope="module", params=["several kv heads, low caps", "a kv head each, window of two", "layers in another order"]
+    scope="module",
+    params=[
+        "several kv heads, low caps",
+        "a kv head each, window of two",
+        "layers in another order",
+        "Gemma 1, one kv head",
+        "Gemma 1, a kv head each, wider than the stream",
+    ],
 )
 def pair(request, tmp_path_factory, toy_tokenizer):
     ours, theirs = twins(SHAPES[request.param], tmp_path_factory.mktemp("twin"), toy_tokenizer)
@@ -153,8 +160,19 @@ def test_weights_have_transformer_lens_names_and_layouts(pair):
     ):
         mine, value = getattr(ours, name), getattr(lens, name)
         torch.testing.assert_close(mine, value, rtol=1e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
-    block, theirs = ours.blocks[1], lens.blocks[1]
-    for path in ("attn.W_Q", "attn.W_K", "attn.W_O", "attn.b_K", "mlp.W_gate", "mlp.W_out", "mlp.b_in", "ln1.w", "ln2_post.w"):
+    block, theirs, post = ours.blocks[1], lens.blocks[1], ("ln1_post.w", "ln2_post.w") if ours.cfg.post_norms else ()
+    for path in (
+        "attn.W_Q",
+        "attn.W_K",
+        "attn.W_O",
+        "attn.b_K",
+        "mlp.W_gate",
+        "mlp.W_out",
+        "mlp.b_in",
+        "ln1.w",
+        "ln2.w",
+        *post,
+    ):
         part, name = path.split(".")
         torch.testing.assert_close(getattr(getattr(block, part), name), getattr(getattr(theirs, part), name))
     tokens = some_tokens(ours.cfg)

@@ -1,4 +1,4 @@
-"""Tiny random Gemma 2 checkpoints on disk, and transformers' reading of them: eager attention, float32, no cache."""
+"""Tiny random Gemma checkpoints on disk, and transformers' reading of them: eager attention, float32, no cache."""
 
 import json
 from dataclasses import replace
@@ -29,6 +29,8 @@ _GQA = GemmaConfig(
     final_cap=5.0,
 )
 
+_GEMMA_1 = replace(_GQA, model_type="gemma", attn_cap=None, final_cap=None, layer_types=())
+
 SHAPES = {
     "several kv heads, low caps": _GQA,
     "one kv head, three layers": replace(_GQA, n_kv_heads=1, d_head=10, n_layers=3, window=3, layer_types=()),
@@ -39,6 +41,9 @@ SHAPES = {
     "no caps": replace(_GQA, attn_cap=None, final_cap=None),
     "layers in another order": replace(_GQA, n_layers=5, layer_types=("global", "local", "local", "global", "global")),
     "another rope base and epsilon": replace(_GQA, rope_theta=300.0, eps=1e-2, window=40),
+    "Gemma 1, one kv head": replace(_GEMMA_1, n_kv_heads=1, d_head=10, query_scalar=10, n_layers=3, layer_types=()),
+    "Gemma 1, a kv head each, wider than the stream": replace(_GEMMA_1, d_model=36, n_kv_heads=4, n_layers=3, layer_types=()),
+    "Gemma 1, several kv heads": replace(_GEMMA_1, rope_theta=300.0, eps=1e-2),
 }
 
 
@@ -72,9 +77,9 @@ def twins(config: GemmaConfig, folder: Path, tokenizer: Tokenizer, dtype: torch.
 
 
 def reference(folder: Path, dtype: torch.dtype = torch.float32):
-    from transformers import Gemma2ForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = Gemma2ForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     return model.eval()
 
 
@@ -112,11 +117,11 @@ def hooked_transformer(config: GemmaConfig, theirs):
         attn_scale=c.query_scalar**0.5,
         attn_scores_soft_cap=c.attn_cap or -1.0,
         output_logits_soft_cap=c.final_cap or -1.0,
-        use_local_attn=True,
+        use_local_attn=c.post_norms,
         window_size=c.window,
         attn_types=list(c.layer_types),
-        use_normalization_before_and_after=True,
-        original_architecture="Gemma2ForCausalLM",
+        use_normalization_before_and_after=c.post_norms,
+        original_architecture=c.original_architecture,
         device="cpu",
     )
     lens = HookedTransformer(wanted)
