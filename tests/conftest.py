@@ -9,8 +9,9 @@ from jaxtyping import install_import_hook
 
 # Shapes and types of every signature are checked while the tests run. Before the first import of what is checked; the
 # plugin's command-line flag cannot take a checker with arguments.
-install_import_hook(["scope"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+install_import_hook(["scope"], "tests.help.checking.beartype_on_first_call")
 
+import tests.help.checking  # noqa: E402, F401 - the hook looks it up by name
 from scope.models.gemma.config import GemmaConfig  # noqa: E402
 from scope.models.gemma.model import Gemma  # noqa: E402
 from scope.models.text.tokenizer import Tokenizer  # noqa: E402

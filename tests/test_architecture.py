@@ -72,7 +72,9 @@ def imports(file: Path) -> list[tuple[int, str]]:
     return found
 
 
-GRAPH = {m: {n for _, n in imports(f) if n in MODULES and n != m} for m, f in MODULES.items()}
+@cache
+def graph() -> dict[str, set[str]]:
+    return {m: {n for _, n in imports(f) if n in MODULES and n != m} for m, f in MODULES.items()}
 
 
 def within(name: str, room: str) -> bool:
@@ -115,10 +117,10 @@ def inside(package: str) -> dict[str, set[str]]:
         return ".".join(module.split(".")[:depth])
 
     members = [m for m in MODULES if m.startswith(f"{package}.")]
-    graph: dict[str, set[str]] = {child(m): set() for m in members}
+    found: dict[str, set[str]] = {child(m): set() for m in members}
     for m in members:
-        graph[child(m)] |= {child(n) for n in GRAPH[m] if n.startswith(f"{package}.")} - {child(m)}
-    return graph
+        found[child(m)] |= {child(n) for n in graph()[m] if n.startswith(f"{package}.")} - {child(m)}
+    return found
 
 
 PACKAGES = sorted(m for m, f in MODULES.items() if f.name == "__init__.py" and m != "scope")
@@ -134,7 +136,7 @@ def test_a_file_imports_only_what_its_room_may(file):
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
 def test_nothing_imports_a_room_that_draws(screen):
-    wrong = [m for m, others in GRAPH.items() if not within(m, screen) and any(within(n, screen) for n in others)]
+    wrong = [m for m, others in graph().items() if not within(m, screen) and any(within(n, screen) for n in others)]
     assert [m for m in wrong if not (m == "scope.cli.app" and screen == "scope.app")] == []
 
 
@@ -145,7 +147,7 @@ def test_only_the_app_knows_streamlit():
 
 def test_no_file_imports_in_a_circle():
     """Imports within functions and for type checkers count too: a circle with a delay is a circle."""
-    _, circle = floors(GRAPH)
+    _, circle = floors(graph())
     assert not circle, " -> ".join(circle)
 
 

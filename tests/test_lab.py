@@ -11,7 +11,7 @@ from scope.sae.files import read_sae
 from scope.steering.compare.run import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 from tests.steering.conftest import random_sae
 
 FEW = {"max_new_tokens": 5, "temperature": 0.0}

@@ -140,7 +140,7 @@ def test_p12_a_norms_gain_is_one_plus_what_is_stored():
 
 def test_p12_nothing_is_folded_or_centred_on_loading(tiny_model, tmp_path):
     from scope.models.load import load_model
-    from tests.labs import save_checkpoint
+    from tests.help.labs import save_checkpoint
 
     loaded = load_model(str(save_checkpoint(tiny_model, tmp_path / "checkpoint")))
     there = dict(loaded.named_parameters())

@@ -12,7 +12,7 @@ from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.features.toy_pack import make_toy_pack
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 

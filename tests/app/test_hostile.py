@@ -14,7 +14,7 @@ from scope.escape import visible_token
 from scope.features.exports.strip import strip_html
 from scope.features.exports.tables import csv_cell
 from tests.app.conftest import MAIN
-from tests.hostile import HOSTILE, MARKS, make_hostile_pack
+from tests.help.hostile import HOSTILE, MARKS, make_hostile_pack
 
 FRAME = MAIN.with_name("frame.css")
 SAFE_TAGS = {"html", "head", "meta", "title", "body", "h1", "p", "section", "div", "span", "b", "bdi"}

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.quality --out quality.jsonl [--recording runs/demo/recording] [--only ours.jumprelu]
 
-Worlds: "plain" (512 features in 128 dimensions, tests/synthetic.py), "families" (of which half fire only within another, and
-neighbours together), and "recorded" if a recording is given (its first site). Everyone reads as many rows, centred and scaled
-as its own documentation asks, and is marked on the same held-out rows. Ours is what `scope train` does by default.
+Worlds: "plain" (512 features in 128 dimensions, tests/help/synthetic.py), "families" (of which half fire only within another,
+and neighbours together), and "recorded" if a recording is given (its first site). Everyone reads as many rows, centred and
+scaled as its own documentation asks, and is marked on the same held-out rows. Ours is what `scope train` does by default.
 
 A peer gets the coefficient or learning rate, of a search on seed 0 of each world, with the least FVU among those that come
 within 7 % of the L0 asked for; where none does, among those that come about as near as any. Ours runs with one and the same
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests.synthetic import World, marks
+from tests.help.synthetic import World, marks
 
 STEPS, BATCH, HELD_OUT = 2000, 512, 32768
 WORLDS = {

@@ -47,8 +47,8 @@ def pytest_collection_modifyitems(items):
 def packs(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> list[Path]:
     """A pack full of hostile text, and one of a tiny model that can read."""
     from tests.conftest import random_gemma
-    from tests.hostile import make_hostile_pack
-    from tests.labs import make_lab
+    from tests.help.hostile import make_hostile_pack
+    from tests.help.labs import make_lab
 
     folder = tmp_path_factory.mktemp("browser")
     hostile = make_hostile_pack(folder / "<img src=x onerror=alert(1)> hostile.pack").folder

@@ -6,7 +6,7 @@ import pytest
 from scope.app.serve.downloads import written
 
 from scope.features.face import Pack
-from tests.hostile import HOSTILE
+from tests.help.hostile import HOSTILE
 
 SLUG = "img-src-x-onerror-alert-1-hostile"
 OBEYED = """() => {

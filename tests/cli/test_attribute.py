@@ -4,7 +4,7 @@ import pytest
 
 from scope.cli.main import run
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 
 @pytest.fixture(scope="module")

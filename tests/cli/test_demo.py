@@ -16,7 +16,7 @@ from scope.features.face import Pack
 from scope.sae.files import read_sae
 from scope.training.trainer import CHECKPOINT
 from tests.conftest import random_gemma
-from tests.labs import save_checkpoint
+from tests.help.labs import save_checkpoint
 
 SMALL = ["--tokens", "4000", "--d-sae", "48", "--target-l0", "6", "--steps", "40"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from scope.cli.main import run
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_strength_that_is_no_number_is_refused_by_the_parser(steer):
 
 
 def test_a_dictionary_of_another_model_is_refused(steer, tmp_path, tiny_config, toy_tokenizer):
-    from tests.labs import save_checkpoint
+    from tests.help.labs import save_checkpoint
 
     other = save_checkpoint(random_gemma(tiny_config, toy_tokenizer, seed=9), tmp_path / "other")
     code, _, err = steer("--latent", "3", "--model", str(other))

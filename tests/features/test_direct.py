@@ -9,7 +9,7 @@ from scope.features.reading.direct_effects import direct_effects, next_tokens
 from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from scope.features.face import Pack
 from scope.features.pack.layout import read_manifest
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from scope.features.reading.unembedding import promotes_by_weights
 from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
-from tests.labs import make_lab
+from tests.help.labs import make_lab
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ def positions_of(mask: Tensor) -> Tensor:
 def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False) -> Named | tuple[Named, Named]:
     """Hook name -> what flows there; with `grad` also what the mean loss of next real tokens has as gradient there. Only the
     scores before the mask, the norms' scales and what follows from them are worked out here rather than read off."""
+
     c, inner = theirs.config, theirs.model
     heads, kv = c.num_attention_heads, c.num_key_value_heads
     seen: Named = {}

@@ -8,7 +8,7 @@ import torch
 from scope.errors import CheckpointError
 from scope.models.load import load_model
 from tests.conftest import random_gemma
-from tests.mirror import SHA, mirrored
+from tests.help.mirror import SHA, mirrored
 from tests.models.twins import save_checkpoint, some_tokens
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scope.steering.compare.run import SteeringRun
-from tests.labs import make_bundled_lab
+from tests.help.labs import make_bundled_lab
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

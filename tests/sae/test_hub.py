@@ -6,7 +6,7 @@ import torch
 
 from scope.errors import DictionaryError
 from scope.sae.files import read_sae
-from tests.mirror import SHA, Mirror, mirrored
+from tests.help.mirror import SHA, Mirror, mirrored
 from tests.sae.test_kinds import X, random_kind
 
 REPO, INSIDE = "google/gemma-scope-2b-pt-res", "layer_3/width_16k/average_l0_59"

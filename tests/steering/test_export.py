@@ -23,7 +23,7 @@ from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
 from scope.steering.export.files import as_notebook, as_page, as_python
 from tests.conftest import random_gemma
-from tests.labs import save_checkpoint
+from tests.help.labs import save_checkpoint
 from tests.steering.conftest import random_sae
 
 PROMPT = "<i src>'\"\u202e dog"
