@@ -5,11 +5,20 @@ in the same way would consist of the very rows that training began with, and be 
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def generator(null: str, seed: int = 0) -> torch.Generator:
-    """Of numbers that belong to the null of this name and this seed alone."""
+def null_seed(null: str, seed: int = 0) -> int:
+    """A seed that belongs to the null of this name and this seed alone, for `numpy.random.default_rng` and the like."""
     digest = hashlib.sha256(f"{null}\n{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return int.from_bytes(digest[:7], "big")
+
+
+def generator(null: str, seed: int = 0) -> "torch.Generator":
+    """Random numbers that belong to the null of this name and this seed alone."""
+    import torch  # browsing packs draws nulls too, and needs no torch
+
+    return torch.Generator().manual_seed(null_seed(null, seed))

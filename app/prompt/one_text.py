@@ -176,7 +176,7 @@ def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | 
         where = "all tokens" if place is None else f"token {place}, {plain(latent_tables.piece(view.pieces[place]))}"
         parts = [f"Latents on **{where}**"]
         if colour == "unexplained":
-            parts.append("colour: squared error over squared distance from the decoder's bias, darkest at 1")
+            parts.append("colour: squared error over the text's mean squared distance from its mean, darkest at 1")
         elif shown is not None:
             parts.append(f"colour: {plain(named(shown, views))}")
         if len(views) == 1:

@@ -14,7 +14,9 @@ def dictionaries(rows: pd.DataFrame, key: str) -> None:
     config = {
         "fires": st.column_config.NumberColumn("fire", format="%.1f", help="Latents that fire on a token; mean over the text."),
         "fvu": st.column_config.NumberColumn(
-            "unexplained (FVU)", format="percent", help="0 % is perfect; 100 % is what the decoder's bias alone would leave."
+            "unexplained (FVU)",
+            format="percent",
+            help="0 % is perfect; 100 % is what the text's mean activation leaves.",
         ),
         "latents": st.column_config.NumberColumn("of", format="localized"),
     }

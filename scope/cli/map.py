@@ -30,8 +30,7 @@ class Command:
         from rich.markup import escape
 
         from scope.cli.progress import console
-        from scope.features.collect.add_map import add_map
-        from scope.features.collect.map import NEAR, require
+        from scope.features.collect.map import NEAR, add_map, require
         from scope.features.face import Pack
         from scope.features.pack.data import dictionary_of
         from scope.sae.files import read_sae

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from scope.errors import ConfigError
-from scope.shapes import Acts, Latents, Logits, Scalar
+from scope.shapes import Acts, Latents, Logits, PerToken, Scalar
 
 
 def fvu(x: Acts, x_hat: Acts) -> Scalar:
@@ -24,6 +24,15 @@ def fvu(x: Acts, x_hat: Acts) -> Scalar:
     Source: Gemma Scope, arXiv:2408.05147.
     """
     return (x - x_hat).double().square().sum() / _nonzero(_centred(x).square().sum(), len(x))
+
+
+def fvu_at_tokens(x: Acts, x_hat: Acts) -> PerToken:
+    """Each token's squared error / the mean squared distance to the mean over all tokens: the mean of these numbers is `fvu`.
+
+    Raises:
+        ConfigError: there is no variance to explain.
+    """
+    return (x - x_hat).double().square().sum(1) / (_nonzero(_centred(x).square().sum(), len(x)) / len(x))
 
 
 @dataclass

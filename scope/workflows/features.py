@@ -75,6 +75,7 @@ def collect_features(
     from scope.activations.read.store import ActivationStore
     from scope.features.collect.collect import collect
     from scope.features.collect.health import find_health
+    from scope.features.face import Pack
     from scope.models.load import load_model
     from scope.provenance import ModelId
     from scope.sae.files import read_sae
@@ -101,7 +102,7 @@ def collect_features(
         store, _, described = contexts_of_corpus(model, open_corpus(job.corpus), job.context, n, job.config.seed)
     if ranks.leads:
         on_plan(_in_words(job.config, model, sae, store, ranks))
-    return collect(
+    made = collect(
         model,
         sae,
         store,
@@ -113,6 +114,7 @@ def collect_features(
         dictionary=str(folder.resolve()) if folder.exists() else job.dictionary,
         ranks=ranks,
     )
+    return None if made is None else Pack.open(made.folder)
 
 
 def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: Any) -> str:

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from scope.errors import ConfigError
-from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token, kl, length_bias, loss_recovered, norm_ratio
+from scope.evaluation.metrics import (
+    fvu,
+    fvu_at_tokens,
+    fvu_per_dimension,
+    fvu_per_token,
+    kl,
+    length_bias,
+    loss_recovered,
+    norm_ratio,
+)
 
 X = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]])  # mean (1, 2); variance 4 + 16
 
@@ -16,6 +25,13 @@ def test_p38_the_three_definitions_of_fvu_are_three_numbers():
     assert fvu_per_token(X, x_hat).item() == pytest.approx(1 / 5)
     uneven = torch.cat([X, torch.tensor([[1.0, 20.0]])])
     assert fvu(uneven, uneven + torch.tensor([1.0, 0.0])) < fvu_per_token(uneven, uneven + torch.tensor([1.0, 0.0]))
+
+
+def test_the_fvu_at_tokens_has_the_pooled_fvu_as_its_mean():
+    x = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 6.0]])  # mean (2, 2), squared distances 8, 4 and 20: 32 / 3 a token
+    x_hat = x + torch.tensor([[0.0, 4.0], [0.0, 0.0], [0.0, 4.0]])
+    assert fvu_at_tokens(x, x_hat).tolist() == pytest.approx([1.5, 0.0, 1.5])
+    assert fvu(x, x_hat).item() == pytest.approx(1.0)
 
 
 def test_predicting_the_mean_scores_one_and_the_truth_zero_by_every_definition():

@@ -9,8 +9,7 @@ import torch
 
 from scope.cli.main import run
 from scope.errors import ConfigError, PackError
-from scope.features.collect.add_map import add_map
-from scope.features.collect.map import kept, map_directions
+from scope.features.collect.map import add_map, kept, map_directions
 from scope.features.collect.token_effects import neighbours
 from scope.features.face import Pack
 from scope.features.pack.layout import read_manifest

@@ -1,12 +1,14 @@
 """A collection that was stopped goes on, and ends in the pack of one that was not; refusals come before any work."""
 
 import fcntl
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from scope.errors import ConfigError, DictionaryError, PackError, TokensError
+from scope.evaluation import metrics
 from scope.features.collect import passes
 from scope.features.collect.config import CollectConfig
 from scope.features.face import Pack
@@ -115,7 +117,7 @@ def test_text_of_padding_alone_is_refused(model, tmp_path):
 
 def test_p44_a_site_outside_the_residual_stream_has_no_logits_and_says_so(model, contexts, tmp_path):
     sae = toy_sae(model)
-    sae.site = "blocks.1.attn.hook_z"
+    sae.site, sae.config = "blocks.1.attn.hook_z", replace(sae.config, d_in=48)
     with torch.no_grad():
         for name, shape in (("W_enc", (48, 48)), ("W_dec", (48, 48)), ("b_dec", (48,))):
             getattr(sae, name).data = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -134,6 +136,11 @@ def test_reading_a_text_gives_what_the_dictionary_gives(model, contexts, tmp_pat
     expected = sae.encode(model.record(tokens, [sae.site])[sae.site][0]).detach().numpy()
     np.testing.assert_allclose(view.latents[1:], expected[1:], rtol=1e-5)
     assert (view.latents[0] == 0).all()
+    acts = model.record(tokens, [sae.site])[sae.site][0][1:]
+    x_hat = sae.decode(sae.encode(acts))
+    assert view.fvu == pytest.approx(metrics.fvu(acts, x_hat).item(), rel=1e-5)
+    assert np.nanmean(view.fvu_at) == pytest.approx(view.fvu)
+    assert np.isnan(view.fvu_at).tolist() == [True] + [False] * (len(view.ids) - 1)
     latent = int(view.top(1, by="value").index[0])
     assert view.latents.max() == pytest.approx(view.top(1, by="value")["value"].iloc[0])
     assert view.values(latent).max() > 0

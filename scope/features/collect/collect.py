@@ -7,7 +7,6 @@ what each direction does to the next token. A run that was stopped goes on at th
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from scope.activations.harvest.ranks import Ranks
 from scope.activations.read.store import ActivationStore
-from scope.errors import DictionaryError
 from scope.features.collect import passes, share
 from scope.features.collect.build_folder import workshop
 from scope.features.collect.codes import edges
@@ -31,16 +29,19 @@ from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.pack.data import PackData
 from scope.features.pack.layout import N_BINS, PackArrays, refuse_foreign, write_pack
+from scope.fit import check_fit
+from scope.models.face import LanguageModel
+from scope.progress import OnProgress
+from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.versions import version_of
 
-OnProgress = Callable[[int, int, dict], None]
 _IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
 
 
 def collect(
-    model,
-    sae,
+    model: LanguageModel,
+    sae: SAE,
     store: ActivationStore | Tensor,
     config: CollectConfig | None = None,
     out: Path | str = "pack",
@@ -67,7 +68,7 @@ def collect(
     config, out, ranks = config or CollectConfig(), Path(out), ranks or Ranks()
     refuse_foreign(out)
     require(config.map)
-    _check(model, sae)
+    check_fit(model, sae, reconstructs=True)
     if isinstance(store, Tensor):
         n = None if config.tokens is None else -(-config.tokens // store.shape[1])
         source = from_tokens(model, sae.site, store[:n], corpus)
@@ -93,7 +94,7 @@ def collect(
             share.encode_share(sae, source, place, config.chunk_tokens, ranks, on_progress)
         missing = share.missing_chunk(place, ranks)
         found = passes.gather(
-            sae, source, place, config.sizes, config.chunk_tokens, model.cfg.d_vocab, config.seed, on_progress, missing
+            sae, source, place, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
         )
         examples, relations, tokens, controls = _look_up(sae, source, place, found, config)
         rho = float(np.median(np.concatenate(found.norms)))
@@ -102,9 +103,8 @@ def collect(
         count, blocks = found.moments.count, Blocks(model, sae, place, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
-        vocab = _vocab(model)
-        totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(vocab))
-        table = make_table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config)
+        totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
+        table = make_table(sae, source, found, tokens, effects, scores, relations, source.vocab, totals, null, config)
         manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
         places, told = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
         manifest |= {"map": told} if told else {}
@@ -118,7 +118,7 @@ def collect(
             contexts=source.contexts,
             documents=source.documents,
             document_names=source.document_names,
-            vocab=vocab,
+            vocab=source.vocab,
             manifest=manifest,
             health=health,
             map=places,
@@ -127,27 +127,7 @@ def collect(
     return PackData.open(out)
 
 
-def _check(model, sae) -> None:
-    if not sae.autoencodes:
-        raise DictionaryError("This is a transcoder: it does not reconstruct what it reads, so a pack of it would mislead.")
-    width = model.sites().get(sae.site)
-    if width is None:
-        raise DictionaryError(
-            f"The dictionary reads {sae.site or 'a site that it does not name'}, which this model does not have.\n"
-            f"  The model has: {', '.join(list(model.sites())[:12])} …"
-        )
-    if width != sae.W_enc.shape[0]:
-        raise DictionaryError(f"The dictionary reads {sae.W_enc.shape[0]} numbers; {sae.site} of this model has {width}.")
-    made, given = (sae.provenance.get("model") or {}), model.provenance
-    if isinstance(made, dict) and made.get("weights_sha256", given["weights_sha256"]) != given["weights_sha256"]:
-        raise DictionaryError(
-            f"The dictionary was trained on {made.get('model')} (weights {made['weights_sha256'][:12]}), "
-            f"and the model given is {given['model']} (weights {given['weights_sha256'][:12]}).\n"
-            "  Give the model that it was trained on."
-        )
-
-
-def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfig):
+def _look_up(sae: SAE, source: Source, place, found: Statistics, config: CollectConfig):
     """(examples, co-firing and token relations, token statistics, control windows)."""
     sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
     d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
@@ -171,7 +151,7 @@ def _look_up(sae, source: Source, place, found: Statistics, config: CollectConfi
     return examples, relations, tokens, controls
 
 
-def _effects(model, directions: Tensor) -> TokenEffects | None:
+def _effects(model: LanguageModel, directions: Tensor) -> TokenEffects | None:
     """None where the site does not lie in the residual stream: its directions have no logits."""
     return token_effects(model, directions) if directions.shape[1] == model.cfg.d_model else None
 
@@ -186,14 +166,7 @@ def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[
     return {name: array for name, array in out.items() if array is not None}
 
 
-def _vocab(model) -> list[str]:
-    if model.tokenizer is None:
-        return [f"<{i}>" for i in range(model.cfg.d_vocab)]
-    pieces = model.tokenizer.vocab()
-    return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
-
-
-def _manifest(model, sae, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:
+def _manifest(model: LanguageModel, sae: SAE, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:
     norms = np.concatenate(found.norms)
     return {
         "site": sae.site,

@@ -5,13 +5,19 @@ among its nearest on the map, beside what chance would give.
 """
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, PackError
+from scope.features.pack.data import PackData
+from scope.features.pack.layout import add_file, npy
+from scope.null_seeds import generator
+from scope.sae.base import SAE
+from scope.sae.files import parameters_sha256
 
 METHODS = ("pca", "umap", "none")
 NEAR = 10
@@ -67,8 +73,7 @@ def _pca(unit: Tensor) -> tuple[np.ndarray, list[float]]:
 
 
 def _random_like(unit: Tensor, seed: int) -> Tensor:
-    # numpy's numbers: torch's of the same seed may be those from which the dictionary was started
-    drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal(tuple(unit.shape), np.float32)).to(unit.device)
+    drawn = torch.randn(unit.shape, generator=generator("directions of a map", seed)).to(unit.device)
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 
@@ -113,3 +118,27 @@ def kept(places: np.ndarray, neighbours: np.ndarray, seed: int = 0) -> float:
         both = (found[:, :, None] == neighbours[rows, None, :near]).any(2)
         shares.append(both.mean(1))
     return float(np.concatenate(shares).mean())
+
+
+def add_map(folder: Path, sae: SAE, method: str = "pca", seed: int = 0) -> PackData:
+    """Give a finished pack a map made from its dictionary, in place of the one that it has. Nothing else of the pack changes.
+
+    Raises:
+        PackError: the dictionary is not the pack's, or the pack is damaged.
+        ConfigError: see `map_directions`.
+    """
+    pack = PackData.open(folder)
+    expected, given = pack.dictionary.parameters_sha256, parameters_sha256(sae)
+    if expected != given:
+        raise PackError(
+            f"{folder} was made from another dictionary (parameters {str(expected)[:12]}; given {given[:12]}).\n"
+            f"  Give the one that it was made from: scope map {folder} --dictionary FOLDER"
+        )
+    neighbours = pack.relation("neighbour_id")
+    pack.close()
+    made = map_directions(sae.W_dec.detach(), neighbours, method, seed)
+    if made is None:
+        raise ConfigError("The method 'none' makes no map; give pca or umap.")
+    places, facts = made
+    add_file(folder, "map.npy", npy(places), {"map": facts})
+    return PackData.open(folder)

@@ -26,6 +26,8 @@ from scope.features.collect.streams import (
     strongest_per_context,
 )
 from scope.features.pack.layout import NO_BAND
+from scope.progress import OnProgress
+from scope.sae.base import SAE
 
 TOP, BANDS, RANDOM, NEAR = 1, 2, 3, 4
 _DENSE = 1 << 25  # latents [tok d_sae] that are computed at once, whatever the chunk; an encoder holds about four such arrays
@@ -40,7 +42,7 @@ def spans(source: Source, chunk_tokens: int) -> list[tuple[int, int]]:
 
 
 @torch.no_grad()
-def encode(sae, source: Source, a: int, b: int) -> Chunk:
+def encode(sae: SAE, source: Source, a: int, b: int) -> Chunk:
     """What fires in contexts a..b.
 
     Raises:
@@ -109,14 +111,14 @@ class Statistics:
 
 
 def gather(
-    sae,
+    sae: SAE,
     source: Source,
     place: Workshop,
     sizes: Sizes,
     chunk_tokens: int,
     d_vocab: int,
     seed: int,
-    on_progress=None,
+    on_progress: OnProgress | None = None,
     missing: Callable[[int, int], Chunk | None] | None = None,
 ) -> Statistics:
     """The first pass: encode (or take up what an earlier run encoded) and add up. `missing` may bring a chunk that is not
@@ -220,7 +222,7 @@ def _bands(found: Statistics, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.maximum.accumulate(ends, 1), count, mass
 
 
-def chunks(source: Source, place: Workshop, chunk_tokens: int, sae) -> Iterator[tuple[int, int, Chunk]]:
+def chunks(source: Source, place: Workshop, chunk_tokens: int, sae: SAE) -> Iterator[tuple[int, int, Chunk]]:
     """The codes again, from disk."""
     for number, (a, b) in enumerate(spans(source, chunk_tokens)):
         chunk = place.load(number, a)

@@ -12,7 +12,10 @@ from scope.activations.harvest.ranks import Ranks
 from scope.features.collect.build_folder import Workshop, until
 from scope.features.collect.config import NEUTRAL, CollectConfig
 from scope.features.collect.token_effects import OutputScores, TokenEffects, output_scores, token_effects
+from scope.models.face import LanguageModel
 from scope.null_seeds import generator
+from scope.progress import OnProgress
+from scope.sae.base import SAE
 
 PLAN = "plan"
 BLOCK = 512
@@ -40,7 +43,7 @@ class Scoring:
         return cls(arrays["latents"], arrays["promoted"], float(arrays["length"]), int(arrays["prompts"]))
 
 
-def score_block(model, sae, scoring: Scoring, number: int) -> dict[str, np.ndarray]:
+def score_block(model: LanguageModel, sae: SAE, scoring: Scoring, number: int) -> dict[str, np.ndarray]:
     """Output scores of one block's latents, in their order."""
     some = slice(number * BLOCK, (number + 1) * BLOCK)
     directions = sae.W_dec.detach().float()[torch.from_numpy(scoring.latents[some]).to(sae.W_dec.device)]
@@ -51,7 +54,7 @@ def score_block(model, sae, scoring: Scoring, number: int) -> dict[str, np.ndarr
 class Blocks:
     """Scores in blocks: from an earlier run, from another process, or measured now and kept."""
 
-    def __init__(self, model, sae, place: Workshop, ranks: Ranks):
+    def __init__(self, model: LanguageModel, sae: SAE, place: Workshop, ranks: Ranks):
         self.model, self.sae, self.place, self.ranks = model, sae, place, ranks
 
     def announce(self, scoring: Scoring | None) -> None:
@@ -80,15 +83,15 @@ def _digest(scoring: Scoring) -> str:
 
 
 def measure(
-    model,
-    sae,
+    model: LanguageModel,
+    sae: SAE,
     effects: TokenEffects | None,
     rho: float,
     count: np.ndarray,
     n_tokens: int,
     config: CollectConfig,
     blocks: Blocks,
-    on_progress=None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[OutputScores | None, dict[str, Any]]:
     """Output scores of all latents, NaN where they were not measured, and the same for random directions.
 
@@ -123,7 +126,7 @@ def measure(
     return every, null
 
 
-def _of_random_directions(model, sae, length: float, config: CollectConfig) -> dict[str, float]:
+def _of_random_directions(model: LanguageModel, sae: SAE, length: float, config: CollectConfig) -> dict[str, float]:
     chance = generator("directions of output scores", config.seed)
     noise: Tensor = torch.randn(config.score_null, sae.W_dec.shape[1], generator=chance).to(sae.W_dec.device)
     prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]

@@ -15,9 +15,14 @@ from scope.features.collect.build_folder import Chunk, Workshop, join, until
 from scope.features.collect.passes import encode, spans
 from scope.features.collect.scoring import PLAN, Blocks, Scoring
 from scope.features.collect.source import Source
+from scope.models.face import LanguageModel
+from scope.progress import OnProgress
+from scope.sae.base import SAE
 
 
-def encode_share(sae, source: Source, place: Workshop, chunk_tokens: int, ranks: Ranks, on_progress=None) -> None:
+def encode_share(
+    sae: SAE, source: Source, place: Workshop, chunk_tokens: int, ranks: Ranks, on_progress: OnProgress | None = None
+) -> None:
     """Encode the chunks that fall to this process and keep them; those that lie there already are left."""
     mine = [(n, a, b) for n, (a, b) in enumerate(spans(source, chunk_tokens)) if ranks.owns(n)]
     done, total = 0, sum(int(source.keep[a:b].sum()) for _, a, b in mine)
@@ -38,7 +43,9 @@ def missing_chunk(place: Workshop, ranks: Ranks) -> Callable[[int, int], Chunk |
     return missing
 
 
-def assist(model, sae, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: Ranks) -> None:
+def assist(
+    model: LanguageModel, sae: SAE, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: Ranks
+) -> None:
     """What every process but the first does; returns when its share is done.
 
     Raises:

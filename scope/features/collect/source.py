@@ -1,5 +1,6 @@
 """Where a pack's activations come from: a recording, or a model that runs on given tokens."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import NO_TOKEN, counted_tokens
+from scope.activations.corpus.roles import Role
 from scope.activations.read.store import ActivationStore
 from scope.errors import ConfigError, PackError, TokensError, UnknownSite
+from scope.models.face import LanguageModel
+from scope.provenance import ModelId
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +24,13 @@ class Source:
     contexts: np.ndarray
     """Token ids [n_contexts context]."""
     keep: np.ndarray
-    """bool [n_contexts context]: where latents may fire; <bos>, control tokens and padding do not count."""
+    """bool [n_contexts context]: which rows count; <bos>, control tokens and padding do not."""
     read: Callable[[int, int], Tensor]
     """(a, b) -> float32 [kept positions of contexts a to b, width], in order of position."""
     documents: np.ndarray
     document_names: list[str]
+    vocab: list[str]
+    """The text of every id in `contexts`."""
     described: dict[str, Any]
     """What these activations are, for the manifest: equal descriptions mean equal activations."""
 
@@ -32,7 +39,7 @@ class Source:
         return int(self.keep.sum())
 
 
-def from_recording(store: ActivationStore, site: str, model, tokens: int | None = None) -> Source:
+def from_recording(store: ActivationStore, site: str, model: LanguageModel, tokens: int | None = None) -> Source:
     """The activations of a recording at a site, up to `tokens` of them, in whole contexts.
 
     Raises:
@@ -44,18 +51,20 @@ def from_recording(store: ActivationStore, site: str, model, tokens: int | None 
             f"The recording holds no activations of {site}.\n  It holds: {', '.join(store.sites)}\n"
             f"  Record it: scope harvest --site {site}, or collect from text: scope features --corpus."
         )
-    recorded, given = store.manifest.get("model", {}), getattr(model, "provenance", {})
-    if recorded.get("weights_sha256") != given.get("weights_sha256"):
+    recorded, given = ModelId.of(store.manifest.get("model")), ModelId.of(model.provenance)
+    if recorded.weights_sha256 != given.weights_sha256:
         raise PackError(
-            f"The recording was made with {recorded.get('model')} (weights {str(recorded.get('weights_sha256'))[:12]}), "
-            f"and the model given is {given.get('model')} (weights {str(given.get('weights_sha256'))[:12]}).\n"
+            f"The recording was made with {recorded}, and the model given is {given}.\n"
             "  Give the model that made the recording."
         )
     context_of = np.asarray(store.contexts_of[0 : store.n_rows])
     rows = store.n_rows if tokens is None else min(tokens, store.n_rows)
     n_contexts = int(context_of[rows - 1]) + 1 if rows else 0
     first_row = np.searchsorted(context_of, np.arange(n_contexts + 1))
-    contexts = np.asarray(store.tokens[:n_contexts])
+    contexts, vocab = np.asarray(store.tokens[:n_contexts]), _vocab(model)
+    if store.has_roles:  # a row that is no token is shown by its role, whose id follows those of the vocabulary
+        contexts = np.where(contexts == NO_TOKEN, len(vocab) + store.roles[:n_contexts].astype(contexts.dtype), contexts)
+        vocab += [f"<{role.name.lower()}>" for role in Role]
     keep = np.zeros(contexts.shape, bool)
     kept = slice(0, int(first_row[-1]))
     keep[context_of[kept], np.asarray(store.positions[kept])] = True
@@ -65,11 +74,12 @@ def from_recording(store: ActivationStore, site: str, model, tokens: int | None 
         read=lambda a, b: store[site][int(first_row[a]) : int(first_row[b])],
         documents=np.asarray(store.documents[:n_contexts]),
         document_names=list(store.document_names),
+        vocab=vocab,
         described={"recording": store.manifest, "contexts": n_contexts},
     )
 
 
-def from_tokens(model, site: str, tokens: Tensor, corpus: dict[str, Any] | None = None) -> Source:
+def from_tokens(model: LanguageModel, site: str, tokens: Tensor, corpus: dict[str, Any] | None = None) -> Source:
     """The activations of a model at a site on contexts [n context] that begin with <bos>, padded on the right.
 
     Raises:
@@ -81,10 +91,7 @@ def from_tokens(model, site: str, tokens: Tensor, corpus: dict[str, Any] | None 
     ids = np.asarray(tokens.cpu())
     if ids.ndim != 2 or not (ids[:, 0] == model.cfg.bos).all():
         raise TokensError(f"Contexts must be [n context] and begin with <bos> ({model.cfg.bos}), as Gemma was trained.")
-    special = {model.cfg.bos, model.cfg.pad, *model.cfg.eos}
-    if model.tokenizer is not None:
-        special |= set(model.tokenizer.special_ids)
-    keep = ~np.isin(ids, sorted(special))
+    keep = counted_tokens(tokens, model.special_ids).cpu().numpy()
 
     def read(a: int, b: int) -> Tensor:
         some = tokens[a:b].to(model.device)
@@ -98,13 +105,17 @@ def from_tokens(model, site: str, tokens: Tensor, corpus: dict[str, Any] | None 
         read=read,
         documents=np.full(ids.shape, -1, np.int32),
         document_names=[],
+        vocab=_vocab(model),
         described={"corpus": corpus or {}, "tokens_sha256": _hash(ids), "contexts": len(ids)},
     )
 
 
-def _hash(ids: np.ndarray) -> str:
-    import hashlib
+def _vocab(model: LanguageModel) -> list[str]:
+    pieces = [] if model.tokenizer is None else model.tokenizer.vocab()
+    return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
 
+
+def _hash(ids: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(ids.astype(np.int64))).hexdigest()
 
 

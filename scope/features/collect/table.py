@@ -9,9 +9,10 @@ import torch
 from scope.features.collect.codes import edges
 from scope.features.collect.config import Flags
 from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, label, output_label
+from scope.sae.base import SAE
 
 
-def make_table(sae, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
+def make_table(sae: SAE, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
     moments, n = found.moments, source.n_tokens
     count = moments.count
     safe = np.maximum(count, 1)

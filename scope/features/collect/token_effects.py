@@ -4,14 +4,16 @@ Both are kept because they disagree: the weights see only the direct path throug
 every layer above the site, at one strength and on a few prompts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scope.models.face import LanguageModel
 from scope.models.parts.cache import ModelCache
+from scope.progress import OnProgress
 
 N_LOGIT_BINS = 40
 
@@ -36,7 +38,7 @@ class TokenEffects:
 
 
 @torch.no_grad()
-def token_effects(model, directions: Tensor, k: int = 10, memory: int = 1 << 26) -> TokenEffects:
+def token_effects(model: LanguageModel, directions: Tensor, k: int = 10, memory: int = 1 << 26) -> TokenEffects:
     """Logits of unit directions through the final norm's gain, centred over the vocabulary (softmax sees no constant).
 
     `directions` are [n d_model] in the residual stream; control tokens are left out. Blocks of about `memory` bytes.
@@ -71,7 +73,7 @@ def _histogram(logits: Tensor) -> tuple[Tensor, Tensor]:
     return counts, torch.cat([low, high], -1)
 
 
-def _special(model) -> list[int]:
+def _special(model: LanguageModel) -> list[int]:
     return sorted(i for i in model.special_ids if i < model.cfg.d_vocab)
 
 
@@ -90,7 +92,7 @@ class OutputScores:
 
 @torch.no_grad()
 def output_scores(
-    model,
+    model: LanguageModel,
     site: str,
     directions: Tensor,
     promoted: np.ndarray,
@@ -99,7 +101,7 @@ def output_scores(
     *,
     k: int = 10,
     memory: int = 1 << 25,
-    on_progress: Callable[[int, int, dict], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> OutputScores:
     """Add each unit direction times `length` at `site`, at the last token of each prompt, and read the next token.
 
@@ -129,7 +131,7 @@ def output_scores(
     return OutputScores(score, kl, ids, rises)
 
 
-def _prefill(model, ids: Sequence[int], site: str) -> tuple[int, ModelCache, Tensor]:
+def _prefill(model: LanguageModel, ids: Sequence[int], site: str) -> tuple[int, ModelCache, Tensor]:
     """(last token, the cache before it, plain log probabilities of the next token)."""
     cache = model.new_cache()
     if len(ids) > 1:
@@ -138,7 +140,7 @@ def _prefill(model, ids: Sequence[int], site: str) -> tuple[int, ModelCache, Ten
     return ids[-1], cache, _next_token(model, site, none, ids[-1], cache)
 
 
-def _next_token(model, site: str, edit: Tensor, last: int, cache: ModelCache) -> Tensor:
+def _next_token(model: LanguageModel, site: str, edit: Tensor, last: int, cache: ModelCache) -> Tensor:
     """Log probabilities [rows d_vocab] after `last`, with a row's edit added at the site."""
     rows = len(edit)
     tokens = torch.full((rows, 1), last, device=model.device)

@@ -5,6 +5,7 @@ import pandas as pd
 
 from scope.errors import PackError
 from scope.features.pack.data import PackData
+from scope.null_seeds import null_seed
 
 
 def counterparts(a: PackData, b: PackData, most: int = 4096, seed: int = 0) -> pd.DataFrame:
@@ -34,7 +35,7 @@ def counterparts(a: PackData, b: PackData, most: int = 4096, seed: int = 0) -> p
     mine, wanted = mine[some], wanted[some]
     used = np.unique(given[given >= 0])
     elsewhere = np.arange(-1, len(a.vocab))  # the last place is that of -1, "none"
-    elsewhere[1 + used] = np.random.default_rng(seed).permutation(used)
+    elsewhere[1 + used] = np.random.default_rng(null_seed("counterparts", seed)).permutation(used)
     place, shared = _best(wanted, given)
     _, by_chance = _best(wanted, elsewhere[1 + given])
     other = np.where(place >= 0, theirs[np.maximum(place, 0)] if len(theirs) else -1, -1)

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from scope.errors import DictionaryError
+from scope.null_seeds import generator
+from scope.provenance import DictionaryId
+from scope.sae.base import SAE
 
 _NULL = 256  # random directions whose nearest tells what chance gives
 
 
 @torch.no_grad()
-def matched_directions(sae, other, seed: int = 0, memory: int = 1 << 26) -> tuple[pd.DataFrame, float]:
+def matched_directions(sae: SAE, other: SAE, seed: int = 0, memory: int = 1 << 26) -> tuple[pd.DataFrame, float]:
     """(a row for each latent of `sae`: "other", the latent of the other dictionary with the nearest direction, and "cosine";
     the median cosine that random directions of this width have with their nearest there).
 
@@ -21,18 +24,16 @@ def matched_directions(sae, other, seed: int = 0, memory: int = 1 << 26) -> tupl
     Raises:
         DictionaryError: dictionaries of different sites, widths or models.
     """
-    models = [(each.provenance.get("model") or {}) for each in (sae, other)]
-    weights = [model.get("weights_sha256") if isinstance(model, dict) else None for model in models]
-    if sae.W_dec.shape[1] != other.W_dec.shape[1] or sae.site != other.site or (all(weights) and weights[0] != weights[1]):
+    models = [DictionaryId.of(each.provenance).model for each in (sae, other)]
+    other_model = models[0].same_weights(models[1]) is False
+    if sae.W_dec.shape[1] != other.W_dec.shape[1] or sae.site != other.site or other_model:
         raise DictionaryError(
             f"Directions can be matched within one site of one model: these are of {sae.site} ({sae.W_dec.shape[1]} wide) and "
-            f"{other.site} ({other.W_dec.shape[1]} wide)."
-            + (" Their models differ." if all(weights) and weights[0] != weights[1] else "")
+            f"{other.site} ({other.W_dec.shape[1]} wide)." + (" Their models differ." if other_model else "")
         )
     there = _unit(other.W_dec.detach().float())
     cosine, place = _nearest(_unit(sae.W_dec.detach().float()), there, memory)
-    # numpy's numbers: torch's of the same seed may be those from which the dictionary was started
-    drawn = torch.from_numpy(np.random.default_rng(seed).standard_normal((_NULL, there.shape[1]), np.float32)).to(there.device)
+    drawn = torch.randn(_NULL, there.shape[1], generator=generator("directions matched", seed)).to(there.device)
     null = float(np.median(_nearest(_unit(drawn), there, memory)[0]))
     return pd.DataFrame({"other": place, "cosine": cosine}, index=pd.RangeIndex(len(place), name="id")), null
 

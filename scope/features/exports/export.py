@@ -11,8 +11,8 @@ from scope.features.exports.latents import json_file
 from scope.features.exports.neuronpedia import neuronpedia_folder
 from scope.features.exports.page import MOST, html_file
 from scope.features.exports.saedashboard import saedashboard_file
-from scope.features.exports.tables import OnProgress
 from scope.features.pack.data import PackData
+from scope.progress import OnProgress
 
 FORMATS = {
     "parquet": "the table, a row a latent",

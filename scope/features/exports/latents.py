@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from scope.features.exports.tables import OnProgress, dumps, plain
+from scope.features.exports.tables import dumps, plain
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
 from scope.features.pack.layout import GROUPS
+from scope.progress import OnProgress
 
 WHAT = "scope features"
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from scope.errors import PackError
 from scope.features.exports.histograms import bars, logit_bars
-from scope.features.exports.tables import OnProgress, dumps, plain
+from scope.features.exports.tables import dumps, plain
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
 from scope.features.pack.table import BY_OUTPUT, BY_TOKENS
+from scope.progress import OnProgress
 
 BATCH = 1024
 """Latents a file."""
@@ -93,7 +94,7 @@ def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now
             "num_prompts": int(pack.manifest["n_contexts"]) if "n_contexts" in pack.manifest else len(pack.contexts),
             "num_tokens_in_prompt": pack.n_ctx,
             "dataset": _corpus_name(corpus),
-            "notes": f"weights {pack.manifest['dictionary'].get('parameters_sha256')}",
+            "notes": f"weights {pack.dictionary.parameters_sha256}",
         },
     }
     heads["model"] |= {"owner": "", "layers": 0, "neuronsPerLayer": 0, "visibility": "PUBLIC", "updatedAt": now}

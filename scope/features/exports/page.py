@@ -4,9 +4,9 @@ from pathlib import Path
 
 from scope.escape import escape
 from scope.features.exports.card import card_html
-from scope.features.exports.tables import OnProgress
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
+from scope.progress import OnProgress
 
 MOST = 2000
 """Cards on a page; at about 20 kB each, more is more than a browser opens gladly."""
@@ -30,10 +30,10 @@ def html_file(pack: PackData, latents: list[int], file: Path, on_progress: OnPro
 
 
 def _head(pack: PackData, n: int) -> str:
-    made, dictionary = pack.manifest.get("made", {}), pack.manifest["dictionary"]
+    made, dictionary = pack.manifest.get("made", {}), pack.dictionary
     told = [
         f"{n:,} of {pack.d_sae:,} latents, counted on {pack.n_tokens:,} tokens",
-        f"dictionary {dictionary.get('kind', '')} {str(dictionary.get('parameters_sha256', ''))[:12]}",
+        f"dictionary {dictionary.kind or ''} {(dictionary.parameters_sha256 or '')[:12]}",
         f"made {made.get('date', '')} with scope {made.get('scope', '')}",
     ]
     title = escape(pack.title)

@@ -12,9 +12,10 @@ import numpy as np
 
 from scope.errors import PackError
 from scope.features.exports.histograms import bars, logit_bars, quantiles
-from scope.features.exports.tables import OnProgress, plain
+from scope.features.exports.tables import plain
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
+from scope.progress import OnProgress
 
 _RANGES = (([0.0, 0.95], 3), ([0.95, 0.99], 4), ([0.99, 1.0], 5))
 """Of the quantiles: from, to, and how many decimals apart, as SAEDashboard has them."""

@@ -11,8 +11,6 @@ import pandas as pd
 
 from scope.escape import visible_token
 
-OnProgress = Callable[[int, int, dict], None]
-
 
 def parquet(table: pd.DataFrame, file: Path) -> None:
     """Rows with their ids; lists stay lists."""

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from scope.errors import ConfigError
+from scope.models.face import LanguageModel
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _TRIES, _PATIENCE = 6, 60.0
@@ -125,7 +126,7 @@ def _asked_wait(error: urllib.error.HTTPError) -> float | None:
 class Local:
     """One of our models, or TransformerLens' through "lens:NAME": answers by generating, the likeliest token each time."""
 
-    def __init__(self, model, name: str):
+    def __init__(self, model: LanguageModel, name: str):
         self.model, self.name, self._lock = model, name, threading.Lock()
 
     def answer(self, question: str, most: int = 200) -> str:

@@ -16,6 +16,7 @@ from scope.features.labels.evidence import Evidence, gather
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
 from scope.features.pack.table import BY_TOKENS, label
+from scope.null_seeds import null_seed
 
 PROMPT = "label-1"
 _BATCH = 256  # labels by token statistics that are kept at once
@@ -184,7 +185,7 @@ class _Others:
         self._labels = pack.table["label"].to_numpy()
 
     def for_latent(self, latent: int) -> int:
-        rng = np.random.default_rng([self.seed, latent, 2])
+        rng = np.random.default_rng(null_seed(f"another latent than {latent}", self.seed))
         alive = self._alive[self._alive != latent]
         return int(rng.choice(alive)) if len(alive) else latent
 

@@ -14,6 +14,7 @@ from scope.errors import DictionaryError, PackError
 from scope.features.pack.index import Index
 from scope.features.pack.layout import CONTROLS, FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
 from scope.features.pack.notes import Notes
+from scope.provenance import DictionaryId, ModelId
 
 _SPOKEN = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
@@ -53,7 +54,9 @@ class PackData:
     pad = property(lambda self: int(self.manifest["pad"]))
     window = property(lambda self: int(self.manifest["window"]))
     site = property(lambda self: str(self.manifest["site"]))
-    model_name = property(lambda self: str(self.manifest["model"].get("model", "unknown model")))
+    model = property(lambda self: ModelId.of(self.manifest["model"]))
+    dictionary = property(lambda self: DictionaryId.of(self.manifest["dictionary"]))
+    model_name = property(lambda self: self.model.name or "unknown model")
     norm_median = property(lambda self: float(self.manifest["norm_median"]))
     title = property(lambda self: f"{self.model_name} · {self.site} · {self.d_sae:,} latents")
 
@@ -273,7 +276,7 @@ def dictionary_of(pack: PackData) -> str:
     Raises:
         DictionaryError: it is in none of these places.
     """
-    stated = pack.manifest["dictionary"].get("path")
+    stated = pack.dictionary.path
     places = [Path(stated), pack.folder / stated] if stated else []
     places.append(pack.folder.absolute().parent / "dictionary")
     for place in places:

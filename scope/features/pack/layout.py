@@ -18,7 +18,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ import pandas as pd
 from scope.errors import PackError
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
+from scope.progress import OnProgress
 from scope.versions import version_of
 from scope.whole_files import file_sha256
 
@@ -315,7 +315,7 @@ def _missing(folder: Path) -> str:
     return f"{folder} {what}.\n  To make a pack: scope features DICTIONARY --recording RECORDING --out {folder}"
 
 
-def verify(folder: Path, on_progress: Callable[[int, int, dict], None] | None = None) -> list[str]:
+def verify(folder: Path, on_progress: OnProgress | None = None) -> list[str]:
     """Names of files whose bytes are not those that were written; empty when all is well."""
     files, bad = read_manifest(folder)["files"], []
     for done, (name, stated) in enumerate(files.items(), 1):

@@ -7,10 +7,12 @@ import torch
 from scope.errors import PackError
 from scope.features.reading.unembedding import token_logits
 from scope.features.reading.view import TokenView
+from scope.models.face import LanguageModel
+from scope.sae.base import SAE
 
 
 @torch.no_grad()
-def next_tokens(view: TokenView, model, position: int | None = None, k: int = 8) -> pd.DataFrame:
+def next_tokens(view: TokenView, model: LanguageModel, position: int | None = None, k: int = 8) -> pd.DataFrame:
     """The k likeliest tokens after a token of the text, by default its last: token, id, p."""
     at = len(view.ids) - 1 if position is None else position
     p = model(torch.tensor([view.ids[: at + 1]], device=model.W_U.device))[0, -1].float().softmax(-1)
@@ -20,7 +22,7 @@ def next_tokens(view: TokenView, model, position: int | None = None, k: int = 8)
 
 
 @torch.no_grad()
-def direct_effects(view: TokenView, model, sae, position: int | None = None) -> tuple[int, np.ndarray]:
+def direct_effects(view: TokenView, model: LanguageModel, sae: SAE, position: int | None = None) -> tuple[int, np.ndarray]:
     """(id of the likeliest next token, [d_sae] what each latent at this position adds to its logit by the direct path).
 
     value . d through the gain of the final norm, over the norm's scale at this position, centred over the vocabulary; before

@@ -1,41 +1,47 @@
 """Latents on a text of one's own: the one thing about a pack that needs the model and the dictionary."""
 
+import math
 import re
 
 import numpy as np
 import torch
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import PackError, TokensError
+from scope.evaluation import metrics
 from scope.features.pack.data import PackData
 from scope.features.reading.view import TokenView
+from scope.models.face import LanguageModel
+from scope.provenance import DictionaryId, ModelId
+from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
+from scope.shapes import Tokens
 
 _TUNINGS = re.compile(r"[-_](it|pt|base|chat|instruct)$")
 
 
-def other_tuning(pack: PackData, model, sae) -> str:
+def other_tuning(pack: PackData, model: LanguageModel, sae: SAE) -> str:
     """Whether the pack or the dictionary is of another tuning of this model, by their names, in a sentence; "" if of none."""
-    trained = sae.provenance.get("model")
-    trained = trained.get("model") if isinstance(trained, dict) else trained
-    given = str(model.provenance.get("model") or "")
-    for what, name in (("The pack was made with", pack.model_name), ("The dictionary was trained on", str(trained or ""))):
+    given, trained = ModelId.of(model.provenance).name or "", DictionaryId.of(sae.provenance).model.name or ""
+    for what, name in (("The pack was made with", pack.model_name), ("The dictionary was trained on", trained)):
         a, b = (each.rstrip("/").rsplit("/", 1)[-1].lower() for each in (name, given))
         if a != b and _TUNINGS.sub("", a) == _TUNINGS.sub("", b):
             return f"{what} {name}, and the text was read by {given}, another tuning of it."
     return ""
 
 
-def check_same(pack: PackData, model, sae, tuning: bool = False) -> None:
+def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = False) -> None:
     """Refuse a model or a dictionary other than the pack's; with `tuning`, not another tuning of the model with its tokenizer.
 
     Raises:
         PackError: with what is expected and what was found.
     """
+    given = ModelId.of(model.provenance)
     pairs = [
-        ("model weights", pack.manifest["model"].get("weights_sha256"), model.provenance.get("weights_sha256")),
-        ("tokenizer", pack.manifest["model"].get("tokenizer_sha256"), model.provenance.get("tokenizer_sha256")),
+        ("model weights", pack.model.weights_sha256, given.weights_sha256),
+        ("tokenizer", pack.model.tokenizer_sha256, given.tokenizer_sha256),
         ("site", pack.site, sae.site),
-        ("dictionary parameters", pack.manifest["dictionary"].get("parameters_sha256"), parameters_sha256(sae)),
+        ("dictionary parameters", pack.dictionary.parameters_sha256, parameters_sha256(sae)),
     ]
     wrong = [
         f"  {what}: this pack's {str(want)[:20]}, given {str(have)[:20]}" for what, want, have in pairs if want and want != have
@@ -47,7 +53,7 @@ def check_same(pack: PackData, model, sae, tuning: bool = False) -> None:
 
 
 @torch.no_grad()
-def read(pack: PackData, text: str, model, sae) -> TokenView:
+def read(pack: PackData, text: str, model: LanguageModel, sae: SAE) -> TokenView:
     """Encode a text as the pack's text was encoded.
 
     Another tuning of the pack's model is read with, and told in `TokenView.tuning`.
@@ -63,7 +69,7 @@ def read(pack: PackData, text: str, model, sae) -> TokenView:
 
 
 @torch.no_grad()
-def read_context(pack: PackData, context: int, model, sae) -> TokenView:
+def read_context(pack: PackData, context: int, model: LanguageModel, sae: SAE) -> TokenView:
     """One of the pack's own contexts read again: who fires on each of its tokens. The values are those in the pack but for the
     rounding of a recording.
 
@@ -78,16 +84,14 @@ def read_context(pack: PackData, context: int, model, sae) -> TokenView:
     return _view(pack, torch.from_numpy(ids[: pads[0] if len(pads) else None])[None].to(model.device), model, sae)
 
 
-def _view(pack: PackData, tokens: torch.Tensor, model, sae) -> TokenView:
+def _view(pack: PackData, tokens: Tokens, model: LanguageModel, sae: SAE) -> TokenView:
     acts = model.record(tokens, [pack.site])[pack.site][0].float()
     latents = sae.encode(acts)
-    special = set(model.tokenizer.special_ids)
-    counted = torch.tensor([int(i) not in special for i in tokens[0]], device=latents.device)
+    counted = counted_tokens(tokens, model.special_ids)[0].to(latents.device)
     x, x_hat = acts[counted], sae.decode(latents[counted])
-    spread, error = (x - sae.b_dec).square().sum(-1), (x - x_hat).square().sum(-1)
-    fvu = float(error.sum() / spread.sum()) if len(x) and spread.sum() > 0 else float("nan")
-    fvu_at = torch.full(counted.shape, float("nan"), device=x.device)
-    fvu_at[counted] = error / spread.clamp_min(1e-30)
+    fvu, fvu_at = math.nan, torch.full(counted.shape, math.nan, dtype=torch.float64, device=x.device)
+    if (x != x[:1]).any():
+        fvu, fvu_at[counted] = float(metrics.fvu(x, x_hat)), metrics.fvu_at_tokens(x, x_hat)
     latents = torch.where(counted[:, None], latents, 0.0)
     return TokenView(
         pack,

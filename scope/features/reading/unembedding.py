@@ -8,10 +8,12 @@ from scope.errors import PackError
 from scope.features.pack.data import PackData
 from scope.features.pack.search import token_ids
 from scope.features.reading.read_text import check_same
+from scope.models.face import LanguageModel
+from scope.sae.base import SAE
 
 
 @torch.no_grad()
-def token_logits(model, directions: torch.Tensor, ids: np.ndarray, memory: int = 1 << 26) -> np.ndarray:
+def token_logits(model: LanguageModel, directions: torch.Tensor, ids: np.ndarray, memory: int = 1 << 26) -> np.ndarray:
     """[n ids] logits of unit directions [n d_model] on some tokens, through the final norm's gain, centred over the vocabulary.
 
     The same figures as `scope.features.collect.token_effects.token_effects` gives for the ten most promoted tokens.
@@ -21,7 +23,7 @@ def token_logits(model, directions: torch.Tensor, ids: np.ndarray, memory: int =
     return torch.cat([model.direct_logits(unit, torch.as_tensor(ids)) for unit in units]).cpu().numpy()
 
 
-def promotes_by_weights(pack: PackData, token: str, model, sae) -> pd.DataFrame:
+def promotes_by_weights(pack: PackData, token: str, model: LanguageModel, sae: SAE) -> pd.DataFrame:
     """All latents, those first whose direction raises the token's logit most; of several ids the one it raises most.
 
     Raises:

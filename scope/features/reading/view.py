@@ -16,7 +16,7 @@ ORDERS = ("surprise", "value", "share")
 
 @dataclass(frozen=True, eq=False)
 class TokenView:
-    """Which latents fire where in a text. Control tokens such as <bos> count as silent, as everywhere in the pack."""
+    """Which latents fire where in a text. Tokens that do not count, such as <bos>, have none, as everywhere in a pack."""
 
     pack: PackData
     ids: list[int]
@@ -24,11 +24,12 @@ class TokenView:
     latents: np.ndarray
     """float32 [pos d_sae]."""
     fvu: float
-    """Squared error of the reconstruction over the squared distance from b_dec, both summed over this text's tokens."""
+    """`scope.evaluation.metrics.fvu` of the counted tokens; NaN where there are fewer than two different ones."""
     counted: np.ndarray
-    """[pos] False at control tokens."""
+    """[pos] whether a token counts, by `scope.activations.corpus.inputs.counted_tokens`."""
     fvu_at: np.ndarray
-    """[pos] the same ratio token by token, NaN at control tokens."""
+    """[pos] `fvu_at_tokens`: the squared error there over the mean squared distance from this text's mean activation. Its mean
+    is `fvu`; NaN where a token does not count."""
     tuning: str = ""
     """What is another tuning of the same model here, as a base model's dictionary read with the instruction-tuned one; "" if
     nothing is."""
