@@ -1,4 +1,4 @@
-"""What scope says when it refuses: what is wrong, what there is, and the way out."""
+"""The errors that scope raises. Each says what is wrong, what there is, and the way out."""
 
 
 class ScopeError(Exception):

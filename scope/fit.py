@@ -1,4 +1,4 @@
-"""Whether a dictionary fits a model: the one check that scoring, steering, attribution, packs and the app make."""
+"""The one check of whether a dictionary fits a model, for scoring, steering, attribution, packs and the app."""
 
 from typing import Any, Protocol, runtime_checkable
 

@@ -66,17 +66,17 @@ def _demo() -> Path:
     return next((base / DEMO for base in (here, *here.parents) if (base / DEMO).is_dir()), DEMO)
 
 
-def _sampling(given: dict[str, Any]) -> SamplingConfig:
+def _sampling(settings: dict[str, Any]) -> SamplingConfig:
     """How to draw, from keywords.
 
     Raises:
         EditError: a keyword that means nothing.
     """
     known = [f.name for f in fields(SamplingConfig)]
-    strange = next((name for name in given if name not in known), None)
+    strange = next((name for name in settings if name not in known), None)
     if strange is not None:
         raise EditError(f"There is no setting {strange!r}. How texts are drawn is set by {', '.join(known)}.")
-    return SamplingConfig(**given)
+    return SamplingConfig(**settings)
 
 
 class Lab:

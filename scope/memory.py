@@ -1,4 +1,4 @@
-"""How much memory is free, on a device or in this container."""
+"""The free memory of a device or of this container."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Which model, which recording, which dictionary: the facts that results record about what made them.
+"""The model, the recording and the dictionary that made a result, as results record them.
 
 Results carry these facts as JSON objects. The classes here name the fields once; `of` reads an object of any version and
 leaves absent what it lacks, `to_json` writes today's fields.
@@ -23,7 +23,7 @@ class ModelId:
     """A language or vision model: where it was loaded from and the hashes of what decides its outputs."""
 
     name: str | None = None
-    """What loads it again: "bundled", a hub id, or a folder."""
+    """The argument that loads it again: "bundled", a hub id, or a folder."""
     revision: str | None = None
     weights_sha256: str | None = None
     config_sha256: str | None = None
@@ -93,7 +93,7 @@ class DictionaryId:
     parameters_sha256: str | None = None
     """Over names and values in memory (`scope.sae.files.parameters_sha256`); the same whatever file they came from."""
     weights_sha256: str | None = None
-    """Of the file it was loaded from."""
+    """Hash of the file it was loaded from."""
     model: ModelId = field(default_factory=ModelId)
     recording: RecordingId = field(default_factory=RecordingId)
 

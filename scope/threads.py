@@ -1,4 +1,4 @@
-"""How long the threads of one operation wait for each other at full speed before they sleep.
+"""The time for which the threads of one operation spin while they wait for each other, before they sleep.
 
 An operation of PyTorch that runs on several threads ends when the last of them ends; the others spin until then, and until the
 next operation. GNU's OpenMP, which PyTorch's wheels for Linux bring, lets a thread spin for some 20 ms, LLVM's and Intel's for

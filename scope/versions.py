@@ -1,4 +1,4 @@
-"""Which version of a package wrote something: recorded beside results, never compared."""
+"""Versions of packages, as recorded beside results; never compared."""
 
 from importlib.metadata import PackageNotFoundError, version
 
