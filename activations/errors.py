@@ -1,8 +1,13 @@
-"""What the store says when it refuses: what is wrong, what there is, and the way out."""
+"""What recordings and corpora say when they refuse: what is wrong, what there is, and the way out."""
+
+from typing import Any
+
+from scope.errors import ScopeError
+from scope.renamed import warn
 
 
-class ActivationsError(Exception):
-    """Base of every refusal of this package; its text is meant for the person who typed the command."""
+class ActivationsError(ScopeError):
+    """Base of the refusals of this room."""
 
 
 class CorpusError(ActivationsError):
@@ -10,12 +15,17 @@ class CorpusError(ActivationsError):
 
 
 class RecordingError(ActivationsError):
-    """A recording that is missing, damaged, in use, or made from something else."""
-
-
-class UnknownSiteError(RecordingError):
-    """A site that this recording does not hold."""
+    """A recording that is missing, damaged, or made from something else."""
 
 
 class HolesWarning(UserWarning):
     """A recording is read without the shards that `scope recording repair` moved aside."""
+
+
+def __getattr__(name: str) -> Any:
+    if name != "UnknownSiteError":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from scope.errors import UnknownSite
+
+    warn(f"{__name__}.{name}", "scope.errors.UnknownSite")
+    return UnknownSite

@@ -31,10 +31,10 @@ from tests.evaluation.test_splice import perfect, tokens_of
 TESTS = Path(__file__).parent
 
 HANDLED = {
-    1: "contexts.kept_positions leaves <bos> out by a rule in the manifest; evaluate gives every score with and without it",
+    1: "corpus.inputs.counted leaves <bos> out by a rule in the manifest; evaluate gives every score with and without it",
     2: "store.sinks and the recording's outlier rule; evaluate `without_outliers`; certificate counts what it leaves out",
     3: "counted_tokens goes by absolute positions; evaluate gives padding to nobody",
-    4: "kept_positions (bos, special, pad) by a recorded rule; evaluate `with_special`",
+    4: "corpus.inputs.counted (bos, special, pad) by a recorded rule; evaluate `with_special`",
     5: "Packer drops <bos> within a text and counts it; features refuse contexts without one",
     6: "Packed.documents says whose text each token is; the manifest says that attention crosses",
     7: "heldout.following gives only documents that were never recorded; scope evaluate notes text that is not held out, and "

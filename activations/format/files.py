@@ -1,11 +1,8 @@
-"""Files that are there whole or not at all, a journal whose last line may be torn, and a folder with one writer."""
+"""Files of a recording with checksums: JSON objects, and a journal whose last line may be torn."""
 
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +11,18 @@ from typing import Any
 
 from scope.activations.errors import RecordingError
 
+from scope import whole_files
+from scope.whole_files import FULL
+
 _COPY = "Restore it from a copy, or record again into another folder."
 
 _REPAIR = "`scope recording repair` gives up the shard of that line and keeps the rest; or restore the file from a copy."
 
-
-FULL = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "your quota is used up",
-    errno.EFBIG: "files may not be that large here",
-}
-"""What an operating system says of a place without room, in words."""
+WAY_OUT = (
+    "`scope recording verify` says what else is; `scope recording repair` moves it aside so that the rest stays usable, "
+    "and `scope harvest` then makes it again."
+)
+"""The way out of damage to a shard."""
 
 
 @contextmanager
@@ -44,24 +42,14 @@ def room_for(path: Path) -> Iterator[None]:
         ) from None
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames within a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file aside, fsync it, rename it: a reader sees the old one or the new one."""
-    aside = path.with_name(path.name + ".tmp")
-    with room_for(path), open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
+    """Write a file of a recording whole.
+
+    Raises:
+        RecordingError: there is no room for it.
+    """
+    with room_for(path):
+        whole_files.write_whole(path, data)
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -139,30 +127,3 @@ def salvage_journal(path: Path) -> list[dict | None]:
         crc, _, text = line.partition(b" ")
         found.append(json.loads(text) if crc == f"{zlib.crc32(text):08x}".encode() else None)
     return found
-
-
-@contextmanager
-def only_writer(folder: Path, lock: str = "recording.lock") -> Iterator[None]:
-    """Hold a folder for writing, or the part of it that `lock` stands for; readers need no leave.
-
-    Raises:
-        RecordingError: another process holds it; the message names process and host.
-    """
-    path = folder / lock
-    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(fd, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
-            raise RecordingError(
-                f"{folder} is being written by {holder}.\n  Wait for it, stop it, or record into another folder."
-            ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        try:
-            yield
-        finally:
-            os.ftruncate(fd, 0)
-    finally:
-        os.close(fd)

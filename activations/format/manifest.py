@@ -23,7 +23,7 @@ FORMAT, VERSION = "activations", 2
 WITH_ROLES = 3
 """The version of recordings that also store what each row is, since its token does not tell: patches of images, say."""
 _OLD = 1  # its manifest has no checksum, and its sums are CRC-32
-MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
+MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "recording.lock"
 
 _MADE_FROM = ("model", "tokenizer", "corpus")
 _CONFIG = ("sites", "context", "shard_rows", "dtype", "seed", "exclude", "outlier_times")
@@ -163,7 +163,7 @@ def _has_work(recorded: Recorded, new: dict) -> bool:
 
 def _refuse_strangers(folder: Path) -> None:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    strangers = [name for name in names if not name.endswith(".lock") and name != MANIFEST + ".tmp"]
+    strangers = [name for name in names if not name.endswith(".lock") and not (MANIFEST in name and name.endswith(".tmp"))]
     if strangers:
         raise RecordingError(
             f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"

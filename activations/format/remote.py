@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import write_whole
-from scope.activations.format.row_bytes import WAY_OUT
+from scope.activations.format.files import WAY_OUT, write_whole
+
+from scope.whole_files import settle_file
 
 FETCHED = Path("runs/fetched")
 """Where shards are kept that were read from a store."""
@@ -98,7 +99,7 @@ class Remote:
             if arrived != expected:
                 raise OSError(f"{arrived} of {expected} bytes arrived")
             if local:
-                os.replace(aside, there)
+                settle_file(Path(aside), Path(there))
 
         self._again("send", path.name, send)
 
@@ -109,7 +110,7 @@ class Remote:
         def bring() -> None:
             try:
                 self.fs.get_file(f"{self.root}/{name}", str(aside))
-                os.replace(aside, path)
+                settle_file(aside, path)
             finally:
                 aside.unlink(missing_ok=True)
 

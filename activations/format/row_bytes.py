@@ -10,14 +10,9 @@ import numpy as np
 import torch
 import xxhash
 from scope.activations.errors import RecordingError
+from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY, Place
 from torch import Tensor
-
-WAY_OUT = (
-    "`scope recording verify` says what else is; `scope recording repair` moves it aside so that the rest stays usable, "
-    "and `scope harvest` then makes it again."
-)
-
 
 _READ_AHEAD = 1 << 20  # reads above this are announced
 _NORM_ROWS = 64  # at once: what is widened to float32 stays in the cache

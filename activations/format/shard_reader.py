@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 from scope.activations.errors import RecordingError
+from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import Place, gaps
-from scope.activations.format.row_bytes import WAY_OUT, checksum, read_rows
+from scope.activations.format.row_bytes import checksum, read_rows
 
 _BLOCK = 8 << 20  # bytes read at once while verifying
 

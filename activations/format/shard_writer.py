@@ -36,13 +36,11 @@ from typing import Any
 import numpy as np
 import torch
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import FULL, sync_folder
 from scope.activations.format.hdf5 import NUMPY, Skeleton, crc_of_gaps
 from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
-from scope.activations.format.shard_reader import ShardReader
 from torch import Tensor
 
-__all__ = ["NonFiniteError", "ShardReader", "ShardWriter", "layout", "size", "to_float"]
+from scope.whole_files import FULL, sync_folder
 
 _BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
 _WAITING_BYTES = 64 << 20  # rows that may wait for the writing thread
@@ -100,7 +98,7 @@ class ShardWriter:
         self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
         self.waiting: deque[tuple[int, list[Future]]] = deque()
         self.contexts = 0  # how many are in, for whoever notes how far this has come
-        self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o644)
+        self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o666)
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, bones.nbytes)

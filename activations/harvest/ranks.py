@@ -11,7 +11,6 @@ A rank that dies is started again by torchrun, which restarts all of them: each 
 care nothing waits for ever: rank 0 sees that the lock of a dead rank is free.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -22,9 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import append_line, journal_line, only_writer, read_journal, write_whole
-from scope.activations.format.manifest import JOURNAL, MANIFEST, Recorded, is_of, must_continue, read_recording
+from scope.activations.format.files import append_line, journal_line, read_journal, write_whole
+from scope.activations.format.manifest import JOURNAL, LOCK, MANIFEST, Recorded, is_of, must_continue, read_recording
 from scope.activations.format.remote import Remote
+
+from scope.whole_files import FolderInUse, is_held, only_writer
 
 _POLL = 0.1  # seconds
 _PATIENCE = 60.0  # seconds in which rank 0 may still write the manifest over one that holds nothing
@@ -32,7 +33,7 @@ _START = 900.0  # seconds that a rank may take until it is first seen: it loads 
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessRank:
     """Which of how many processes this is; `local` is its number on this machine."""
 
     rank: int = 0
@@ -40,7 +41,7 @@ class Ranks:
     local: int = 0
 
     @classmethod
-    def of_environment(cls) -> "Ranks":
+    def of_environment(cls) -> "ProcessRank":
         """As torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without it.
 
         Raises:
@@ -63,17 +64,18 @@ class Ranks:
 
     @property
     def lock(self) -> str:
-        return "recording.lock" if self.leads else _lock(self.rank)
+        return LOCK if self.leads else _lock(self.rank)
 
 
 class Ledger:
     """The finished shards of a recording, whoever made them. `done` maps a shard's number to its journal entry."""
 
-    def __init__(self, folder: Path, recorded: Recorded, ranks: Ranks, remote: Remote | None = None):
+    def __init__(self, folder: Path, recorded: Recorded, ranks: ProcessRank, remote: Remote | None = None):
         self.folder, self.ranks, self.remote = folder, ranks, remote
         self.committed, self._bytes = list(recorded.entries), recorded.journal_bytes
         self.done: dict[int, dict] = {}
         self._seen: set[int] = set()
+        self._stale = {rank: self._holder(rank) for rank in range(1, ranks.world) if not is_held(folder, _lock(rank))}
         self._began = time.monotonic()
         self.refresh()
 
@@ -202,17 +204,24 @@ class Ledger:
 
     def _lives(self, rank: int) -> bool:
         """Whether a rank is at work, or has not been seen yet and may still come."""
-        held = is_held(self.folder / _lock(rank))
-        if held:
+        held = is_held(self.folder, _lock(rank))
+        if held or self._holder(rank) not in ("", self._stale.get(rank)):  # one that died before we looked left its name
             self._seen.add(rank)
         return held or (rank not in self._seen and time.monotonic() - self._began < _START)
 
+    def _holder(self, rank: int) -> str:
+        """What a rank wrote into its lock; nothing where it has none."""
+        try:
+            return (self.folder / _lock(rank)).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
 
-def refuse_strangers(folder: Path, ranks: Ranks) -> None:
+
+def refuse_strangers(folder: Path, ranks: ProcessRank) -> None:
     """Rank 0: no process of another run may still be at work here.
 
     Raises:
-        RecordingError: one is; the message names it.
+        FolderInUse: one is; the message names it.
     """
     for path in sorted(folder.glob("rank*.lock")):
         number = re.fullmatch(r"rank(\d+)\.lock", path.name)
@@ -221,7 +230,7 @@ def refuse_strangers(folder: Path, ranks: Ranks) -> None:
                 pass
 
 
-def wait_for_manifest(folder: Path, manifest: dict, ranks: Ranks, remote: Remote | None) -> Recorded:
+def wait_for_manifest(folder: Path, manifest: dict, ranks: ProcessRank, remote: Remote | None) -> Recorded:
     """A rank other than 0: the recording, once rank 0 has begun the one that this run is of.
 
     Raises:
@@ -246,11 +255,11 @@ def wait_for_manifest(folder: Path, manifest: dict, ranks: Ranks, remote: Remote
 
 
 @contextmanager
-def only_rank(folder: Path, ranks: Ranks) -> Iterator[None]:
+def only_rank(folder: Path, ranks: ProcessRank) -> Iterator[None]:
     """Hold the lock of this rank. With several, a moment's patience: rank 0 looks at locks, and a killed rank is slow to go.
 
     Raises:
-        RecordingError: another process holds it.
+        FolderInUse: another process holds it.
     """
     with ExitStack() as stack:
         patience = time.monotonic() + (10.0 if ranks.world > 1 else 0.0)
@@ -258,26 +267,11 @@ def only_rank(folder: Path, ranks: Ranks) -> Iterator[None]:
             try:
                 stack.enter_context(only_writer(folder, ranks.lock))
                 break
-            except RecordingError:
+            except FolderInUse:
                 if time.monotonic() >= patience:
                     raise
                 time.sleep(_POLL)
         yield
-
-
-def is_held(path: Path) -> bool:
-    """Whether some process holds this lock now."""
-    try:
-        fd = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _settled(path: Path) -> list[dict]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scope.activations.format.files import is_sound, read_json, write_json
 from scope.activations.format.manifest import JOURNAL, Recorded
-from scope.activations.harvest.ranks import Ranks
+from scope.activations.harvest.ranks import ProcessRank
 
 
 def mark_of(folder: Path, number: int) -> Path:
@@ -32,7 +32,7 @@ def contexts_of_open(folder: Path, number: int, file: str, digest: str) -> int:
     return mark["contexts"] if mark["file"] == file and mark["tokens"] == digest else 0
 
 
-def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: Ranks) -> None:
+def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: ProcessRank) -> None:
     """Remove what a crash left of ours: a torn journal line, files that no line lists and that cannot be continued."""
     journal = folder / JOURNAL
     if ranks.leads and journal.exists() and journal.stat().st_size > recorded.journal_bytes:
@@ -50,7 +50,7 @@ def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: Ranks)
         going_on = mark.exists() and path.name == read_json(mark)["file"] + ".tmp"
         if (path.suffix == ".h5" and path.name not in listed) or (path.suffix == ".tmp" and not going_on):
             path.unlink()
-    strays = ["open-*.json.tmp", "manifest.json.tmp", "journal.jsonl.tmp", "open.json"]
+    strays = [".*.tmp", "*.json.tmp", "journal.jsonl.tmp", "open.json"]  # of today and of version 0.1.0
     for path in [p for pattern in strays if ranks.world == 1 for p in folder.glob(pattern)]:
         path.unlink()
     for mark in _our_marks(folder, ranks):
@@ -58,5 +58,5 @@ def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: Ranks)
             mark.unlink()
 
 
-def _our_marks(folder: Path, ranks: Ranks) -> list[Path]:
+def _our_marks(folder: Path, ranks: ProcessRank) -> list[Path]:
     return [mark for mark in folder.glob("open-*.json") if ranks.owns(int(mark.stem.removeprefix("open-")))]

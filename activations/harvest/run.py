@@ -7,7 +7,6 @@ next run drops the first two and goes on with the others where they stand.
 import json
 import time
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,11 +20,12 @@ from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
 from scope.activations.format.manifest import FORMAT, WITH_ROLES, Recorded, contexts_for, versions
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.remote import Remote
-from scope.activations.format.shard_writer import ShardReader, ShardWriter, layout
-from scope.activations.harvest.ranks import Ledger, Ranks, held
+from scope.activations.format.shard_reader import ShardReader
+from scope.activations.format.shard_writer import ShardWriter, layout
+from scope.activations.harvest.ranks import Ledger, ProcessRank, held
 from scope.activations.harvest.recovery import clean, contexts_of_open, mark_of, note_open
 
-OnProgress = Callable[[int, int, dict], None]
+from scope.progress import OnProgress
 
 _WATERMARK_SECONDS = 20.0  # at most so much work is lost to kill -9
 _SAY_SECONDS = 1.0
@@ -43,7 +43,7 @@ class Run:
         out: Path,
         recorded: Recorded,
         on_progress: OnProgress | None,
-        ranks: Ranks = Ranks(),
+        ranks: ProcessRank = ProcessRank(),
         remote: Remote | None = None,
     ):
         self.recorder, self.maker, self.corpus, self.config, self.out = recorder, maker, corpus, config, out

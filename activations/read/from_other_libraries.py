@@ -18,14 +18,14 @@ from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.shard_writer import ShardWriter, layout
 from scope.activations.read.store import ActivationStore
-from scope.activations.read.to_other_libraries import SIDECAR, WholeFolder
+from scope.activations.read.to_other_libraries import SIDECAR, new_folder
 from torch import Tensor
+
+from scope.progress import OnProgress
 
 _CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
 _COUNTED = 256  # rows to a context where contexts are unknown
 _TOKENS = ("token_id", "token_ids", "tokens", "input_ids")
-
-OnProgress = Callable[[int, int, dict], None]
 
 
 @dataclass(kw_only=True)
@@ -72,7 +72,7 @@ def import_activations(
     dtype = dtype or foreign.dtype
     widest = max(foreign.sites.values()) * ITEM_BYTES[dtype]
     segment_rows = min(256, max(8, _SEGMENT_BYTES // widest))
-    with WholeFolder(out) as folder:
+    with new_folder(out) as folder:
         manifest = _manifest(foreign, source, dtype, segment_rows)
         rule = manifest.get("outliers")
         write_json(folder / MANIFEST, manifest)

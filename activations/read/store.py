@@ -12,16 +12,19 @@ from threading import Lock
 
 import numpy as np
 from scope.activations.corpus.roles import Role
-from scope.activations.errors import HolesWarning, RecordingError, UnknownSiteError
+from scope.activations.errors import HolesWarning, RecordingError
+from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
 from scope.activations.format.manifest import WITH_ROLES, Recorded, read_recording
 from scope.activations.format.missing_shards import told, without_holes
 from scope.activations.format.norms import Norms, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
-from scope.activations.format.row_bytes import WAY_OUT, to_float
+from scope.activations.format.row_bytes import to_float
 from scope.activations.format.shard_reader import Fault, ShardReader
 from scope.activations.read.rows import Rows
 from scope.activations.read.shuffle import MEMORY_BYTES, Batches
+
+from scope.errors import UnknownSite
 
 _OPEN_SHARDS = 64
 
@@ -134,7 +137,7 @@ class ActivationStore:
     def __getitem__(self, site: str) -> "Rows":
         """
         Raises:
-            UnknownSiteError: the recording does not hold that site.
+            UnknownSite: the recording does not hold that site.
         """
         shape = self.n_rows, self.width(site)
         return Rows(site, shape, lambda start, stop: to_float(self.raw(site, start, stop), self.dtype))
@@ -142,7 +145,7 @@ class ActivationStore:
     def width(self, site: str) -> int:
         if site not in self.sites:
             near = get_close_matches(site, self.sites, n=4, cutoff=0.3)
-            raise UnknownSiteError(
+            raise UnknownSite(
                 f"{self.folder} holds no activations of {site}.\n"
                 f"  It holds: {', '.join(near or self.sites)}\n"
                 f"  To record it: scope harvest --site {site} with another --out"

@@ -9,22 +9,21 @@ Both carry recording.json: what the activations were made from.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import sync_folder
 from scope.activations.format.row_bytes import to_tensor
 from scope.activations.read.store import ActivationStore
 
+from scope.progress import OnProgress
+from scope.whole_files import whole_folder
+
 SIDECAR = "recording.json"
 _FILE_BYTES, _BATCH_BYTES = 256 << 20, 32 << 20
-
-OnProgress = Callable[[int, int, dict], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def to_sae_lens(
     `window` None takes the rows of a context where all contexts have equally many, else the recording's context.
 
     Raises:
-        UnknownSiteError: the recording does not hold the site.
+        UnknownSite: the recording does not hold the site.
         RecordingError: `out` is there and not empty; fewer rows than a window has.
     """
     import pyarrow as pa
@@ -64,7 +63,7 @@ def to_sae_lens(
     per_file, per_batch = (max(1, most // (4 * width * window)) for most in (_FILE_BYTES, _BATCH_BYTES))
     starts = range(0, n, per_file)
     names = [f"data-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
-    with WholeFolder(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         for name, start in zip(names, starts, strict=True):
             with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
                 for at in range(start, min(start + per_file, n), per_batch):
@@ -100,7 +99,7 @@ def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgr
     whole = "contexts" not in unknown  # else contexts are a manner of counting, and rows are cut anywhere
     n = store.n_contexts if whole else -(-store.n_rows // store.context)
     starts = list(range(0, n, step))
-    with WholeFolder(Path(out)) as folder:
+    with new_folder(Path(out)) as folder:
         for i, start in enumerate(starts):
             stop = min(start + step, n)
             edges = (
@@ -141,31 +140,17 @@ def _bytes_of(value: list):
     return torch.from_numpy(np.frombuffer(json.dumps(value).encode(), np.uint8).copy())
 
 
-class WholeFolder:
-    """A folder that appears under its name when it is whole."""
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder that appears at `out` when it is whole.
 
-    def __init__(self, out: Path):
-        self.out, self.aside = out, out.with_name(out.name + ".tmp")
-
-    def __enter__(self) -> Path:
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise RecordingError(f"{self.out} is there already and not empty. Give a new folder to --out.")
-        shutil.rmtree(self.aside, ignore_errors=True)
-        self.aside.mkdir(parents=True)
-        return self.aside
-
-    def __exit__(self, kind, error, trace) -> None:
-        if kind is not None:
-            shutil.rmtree(self.aside, ignore_errors=True)
-            return
-        for path in self.aside.iterdir():
-            fd = os.open(path, os.O_RDONLY)
-            os.fsync(fd)
-            os.close(fd)
-        if self.out.exists():
-            self.out.rmdir()
-        os.replace(self.aside, self.out)
-        sync_folder(self.out.parent)
+    Raises:
+        RecordingError: `out` is there and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecordingError(f"{out} is there already and not empty. Give a new folder to --out.")
+    with whole_folder(out) as folder:
+        yield folder
 
 
 def _window(store: ActivationStore) -> int:

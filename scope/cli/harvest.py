@@ -35,7 +35,7 @@ def flags(argv: Sequence[str]) -> type:
 def run(given: Any) -> None:
     from contextlib import nullcontext
 
-    from scope.activations.harvest.ranks import Ranks
+    from scope.activations.harvest.ranks import ProcessRank
     from scope.cli.progress import console, progress_bar
     from scope.cli.recording import summary
     from scope.workflows.harvest import harvest
@@ -46,7 +46,7 @@ def run(given: Any) -> None:
 
     leave_in_order()
     config = config_of(Harvest, given)
-    with progress_bar("Harvesting", unit="tokens") if Ranks.of_environment().leads else nullcontext() as on_progress:
+    with progress_bar("Harvesting", unit="tokens") if ProcessRank.of_environment().leads else nullcontext() as on_progress:
         store = harvest(config, on_progress=on_progress, confirm=confirm)
     if store is None:
         return

@@ -111,10 +111,9 @@ def _current(argv: list[str]) -> list[str]:
 
 def _refusal(error: Exception) -> str | None:
     """The message for the person, or None where it is our own fault and the traceback should show."""
-    from scope.activations.errors import ActivationsError
     from scope.errors import ScopeError
 
-    if isinstance(error, ScopeError | ActivationsError):
+    if isinstance(error, ScopeError):
         return str(error)
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -66,7 +66,7 @@ class Command:
 
     def _verify(self) -> None:
         from scope.activations.errors import RecordingError
-        from scope.activations.format.repair import examine
+        from scope.activations.harvest.repair import examine
         from scope.cli.progress import console, progress_bar
 
         with progress_bar("Verifying", unit="bytes") as on_progress:
@@ -99,7 +99,7 @@ class Command:
         console.print(f"{self._place}: {_counted(found.shards, 'shard')}, {found.rows:,} rows, all as they were written.")
 
     def _repair(self) -> None:
-        from scope.activations.format.repair import examine, repair
+        from scope.activations.harvest.repair import examine, repair
         from scope.cli.progress import console, progress_bar
 
         with progress_bar("Repairing", unit="bytes") as on_progress:
@@ -120,7 +120,7 @@ class Command:
             )
 
     def _convert(self) -> None:
-        from scope.activations.format.shard_writer import size
+        from scope.activations.format.row_bytes import size
         from scope.activations.read.from_other_libraries import import_activations
         from scope.activations.read.store import ActivationStore
         from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
@@ -167,7 +167,7 @@ def summary(store: "ActivationStore") -> "Table":
     """What a recording holds, on one screen."""
     from rich.table import Table
 
-    from scope.activations.format.shard_writer import size
+    from scope.activations.format.row_bytes import size
 
     manifest, config = store.manifest, store.manifest["config"]
     corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())

@@ -71,7 +71,7 @@ def collect_features(
         PackError: the recording is another model's, `out` is no pack, or another process is building it.
     """
     from scope.activations.corpus.sources import open_corpus
-    from scope.activations.harvest.ranks import Ranks
+    from scope.activations.harvest.ranks import ProcessRank
     from scope.activations.read.store import ActivationStore
     from scope.features.collect.collect import collect
     from scope.features.collect.health import find_health
@@ -85,7 +85,7 @@ def collect_features(
     job = resolve(CollectFeatures, config, settings, first="dictionary")
     if (job.recording is None) == (job.corpus is None):
         raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
-    ranks, folder = Ranks.of_environment(), Path(job.dictionary)
+    ranks, folder = ProcessRank.of_environment(), Path(job.dictionary)
     device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
     sae = read_sae(job.dictionary, device=device)
     if job.site:

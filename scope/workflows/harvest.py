@@ -73,11 +73,11 @@ def harvest(
     """
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest import harvest as room
-    from scope.activations.harvest.ranks import Ranks
+    from scope.activations.harvest.ranks import ProcessRank
     from scope.models.load import load_model
 
     job = resolve(Harvest, config, settings, first="model")
-    ranks = Ranks.of_environment()
+    ranks = ProcessRank.of_environment()
     corpus = open_corpus(job.corpus, job.text_field)
     device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
     if not job.streamed and device == "cpu":

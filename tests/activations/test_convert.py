@@ -4,11 +4,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scope.activations.errors import RecordingError, UnknownSiteError
+from scope.activations.errors import RecordingError
 from scope.activations.read.from_other_libraries import import_activations
 from scope.activations.read.store import ActivationStore
 from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
 
+from scope.errors import UnknownSite
 from tests.activations.test_outliers import Spiked
 from tests.activations.toy import record
 
@@ -143,7 +144,7 @@ def test_nothing_is_written_over_and_a_failure_leaves_no_folder(store, tmp_path)
     for convert in (lambda: to_sae_lens(store, "a", tmp_path / "full"), lambda: to_safetensors(store, tmp_path / "full")):
         with pytest.raises(RecordingError, match="not empty"):
             convert()
-    with pytest.raises(UnknownSiteError):
+    with pytest.raises(UnknownSite):
         to_sae_lens(store, "c", tmp_path / "new")
     with pytest.raises(RecordingError, match="cannot be cut"):
         to_sae_lens(store, "a", tmp_path / "new", window=10**6)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scope.activations.config import HarvestConfig
-from scope.activations.errors import ActivationsError, CorpusError, RecordingError, UnknownSiteError
-from scope.activations.format.files import only_writer
-from scope.activations.harvest.harvest import match_sites
+from scope.activations.errors import ActivationsError, CorpusError, RecordingError
+from scope.activations.format.manifest import LOCK
 from scope.activations.read.store import ActivationStore
 
+from scope.errors import UnknownSite
+from scope.sites import match_sites
+from scope.whole_files import FolderInUse, only_writer
 from tests.activations.toy import WIDTHS, Arithmetic, contents, numbers, record
 
 
@@ -165,7 +167,7 @@ def test_norms_of_values_whose_squares_overflow_are_right_and_nothing_is_refused
 
 def test_two_writers_are_refused_and_the_first_is_named(tmp_path):
     record(tmp_path / "r", tokens=1000)
-    with only_writer(tmp_path / "r"), pytest.raises(RecordingError, match=f"is being written by process {os.getpid()} on "):
+    with only_writer(tmp_path / "r", LOCK), pytest.raises(FolderInUse, match=f"is being written by process {os.getpid()} on "):
         record(tmp_path / "r")
 
 
@@ -218,7 +220,7 @@ def test_a_run_that_failed_before_its_first_shard_binds_nobody(tmp_path):
 def test_sites_are_named_by_name_glob_or_all_in_the_order_of_the_model():
     assert list(match_sites(("b.*", "a"), WIDTHS)) == ["a", "b.x", "b.y"]
     assert list(match_sites(("all",), WIDTHS)) == ["a", "b.x", "b.y"]
-    with pytest.raises(UnknownSiteError, match=r"no site b\.z\.\n  Nearest: b\.[xy]"):
+    with pytest.raises(UnknownSite, match=r"no site b\.z\.\n  Nearest: b\.[xy]"):
         match_sites(("b.z",), WIDTHS)
 
 
@@ -238,5 +240,5 @@ def test_a_setting_that_cannot_be_is_refused(wrong, named):
 
 def test_an_unknown_site_is_refused_with_all_that_there_are():
     known = {"hook_embed": 4, "blocks.0.hook_resid_post": 4, "blocks.1.hook_resid_post": 4, "blocks.1.attn.hook_z": 4}
-    with pytest.raises(UnknownSiteError, match=r"It has: hook_embed, blocks\.0-1\.hook_resid_post, blocks\.1\.attn\.hook_z"):
+    with pytest.raises(UnknownSite, match=r"It has: hook_embed, blocks\.0-1\.hook_resid_post, blocks\.1\.attn\.hook_z"):
         match_sites(["blocks.2.hook_resid_post"], known)

@@ -23,8 +23,8 @@ from scope.activations.corpus.inputs import (
 from scope.activations.corpus.roles import LEAVES_OUT, RULES, Role
 from scope.activations.corpus.sources import Corpus, Document
 from scope.activations.errors import RecordingError
-from scope.activations.format.repair import repair
 from scope.activations.harvest.harvest import harvest
+from scope.activations.harvest.repair import repair
 from scope.activations.read.from_other_libraries import import_activations
 from scope.activations.read.heldout import following
 from scope.activations.read.live import LiveBatches

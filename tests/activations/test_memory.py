@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from scope.activations.config import HarvestConfig
 from scope.activations.harvest.harvest import harvest
-from scope.activations.format.repair import examine
+from scope.activations.harvest.repair import examine
 from scope.activations.read.store import ActivationStore
 from tests.activations.toy import ByteTokenizer, numbers
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import only_writer
-from scope.activations.harvest.ranks import Ranks
+from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
 
+from scope.whole_files import FolderInUse, only_writer
 from tests.activations.processes import start_ranks
 from tests.activations.toy import Arithmetic, contents, record
 
@@ -127,17 +127,17 @@ def test_a_rank_refuses_a_recording_that_rank_0_began_from_something_else(tmp_pa
 
 def test_a_rank_that_another_run_left_behind_keeps_others_out(tmp_path):
     record(tmp_path / "r", tokens=2000)
-    with only_writer(tmp_path / "r", "rank0003.lock"), pytest.raises(RecordingError, match="is being written by process"):
+    with only_writer(tmp_path / "r", "rank0003.lock"), pytest.raises(FolderInUse, match="is being written by process"):
         record(tmp_path / "r")
 
 
 def test_ranks_are_those_of_torchrun_and_nonsense_is_refused(monkeypatch):
-    assert Ranks.of_environment() == Ranks(0, 1, 0)
+    assert ProcessRank.of_environment() == ProcessRank(0, 1, 0)
     ranked(monkeypatch, 1, 4)
-    assert Ranks.of_environment() == Ranks(1, 4, 1)
+    assert ProcessRank.of_environment() == ProcessRank(1, 4, 1)
     monkeypatch.setenv("RANK", "4")
     with pytest.raises(RecordingError, match="RANK is 4 and WORLD_SIZE 4"):
-        Ranks.of_environment()
+        ProcessRank.of_environment()
 
 
 def test_the_bar_of_rank_0_counts_what_the_others_have_done(tmp_path, monkeypatch):

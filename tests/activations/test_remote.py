@@ -10,8 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from scope.activations.errors import RecordingError
 from scope.activations.format import remote
 from scope.activations.format.remote import address, folder_for
-from scope.activations.format.repair import examine, repair
-from scope.activations.harvest.harvest import plan
+from scope.activations.harvest.plan import plan
+from scope.activations.harvest.repair import examine, repair
 from scope.activations.read.store import ActivationStore
 
 from tests.activations.processes import start_ranks

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from scope.activations.errors import HolesWarning, RecordingError
-from scope.activations.format.repair import examine, repair
-from scope.activations.harvest.harvest import plan
+from scope.activations.harvest.plan import plan
+from scope.activations.harvest.repair import examine, repair
 from scope.activations.read.store import ActivationStore
 
 from scope.workflows.train import recorded_provenance as provenance
@@ -157,9 +157,11 @@ def test_a_shard_is_not_made_again_from_another_text(folder, monkeypatch):
 
 
 def test_a_recording_is_not_repaired_while_it_is_written(folder):
-    from scope.activations.format.files import only_writer
+    from scope.activations.format.manifest import LOCK
 
-    with only_writer(folder), pytest.raises(RecordingError, match="is being written"):
+    from scope.whole_files import FolderInUse, only_writer
+
+    with only_writer(folder, LOCK), pytest.raises(FolderInUse, match="is being written"):
         repair(folder)
 
 

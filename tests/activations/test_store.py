@@ -3,9 +3,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from scope.activations.errors import RecordingError, UnknownSiteError
+from scope.activations.errors import RecordingError
 from scope.activations.read.store import ActivationStore
 
+from scope.errors import UnknownSite
 from tests.activations.toy import record
 
 
@@ -62,7 +63,7 @@ def test_sinks_are_found_by_a_stated_rule_p2(folder):
 
 
 def test_an_unknown_site_is_refused_with_those_that_are_there(folder):
-    with pytest.raises(UnknownSiteError, match=r"no activations of b\.y"):
+    with pytest.raises(UnknownSite, match=r"no activations of b\.y"):
         ActivationStore.open(folder)["b.y"]
 
 

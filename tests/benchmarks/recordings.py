@@ -23,10 +23,12 @@ from pathlib import Path
 
 import torch
 from scope.activations.config import HarvestConfig
-from scope.activations.harvest.harvest import harvest, match_sites, plan
+from scope.activations.harvest.harvest import harvest
+from scope.activations.harvest.plan import plan
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.memory import keep_freed_memory
+from scope.sites import match_sites
 from tests.activations.toy import ByteTokenizer, numbers
 from tests.benchmarks import others
 from tests.benchmarks.others import BATCH, BATCH_CONTEXTS, CONTEXT, SITES, WIDTH, Given, cool

@@ -85,10 +85,10 @@ def test_under_torchrun_each_process_does_its_share_and_the_first_writes(diction
     monkeypatch.setattr(build_folder, "_POLL", 0.01)
     corpus = {"corpus": str(dictionary.parent / "text.txt"), "context": 32, "certificate": False}
     settings = {"dictionary": str(dictionary), "out": dictionary.parent / "pack", **corpus}
-    monkeypatch.setattr("scope.activations.harvest.ranks.Ranks.of_environment", lambda: next(ranks))
-    from scope.activations.harvest.ranks import Ranks
+    monkeypatch.setattr("scope.activations.harvest.ranks.ProcessRank.of_environment", lambda: next(ranks))
+    from scope.activations.harvest.ranks import ProcessRank
 
-    ranks = iter([Ranks(1, 2), Ranks(0, 2)])
+    ranks = iter([ProcessRank(1, 2), ProcessRank(0, 2)])
     other = threading.Thread(target=collect_features, kwargs=settings)
     other.start()
     import time

@@ -4,14 +4,15 @@ from contextlib import nullcontext
 
 import pytest
 from scope.activations.corpus.survey import Survey
-from scope.activations.format.files import only_writer
-from scope.activations.harvest.harvest import Plan
+from scope.activations.format.manifest import LOCK
+from scope.activations.harvest.plan import Plan
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.flags import count
 from scope.cli.harvest import agreed
 from scope.cli.main import run
 from scope.progress import duration
+from scope.whole_files import only_writer
 from scope.workflows.harvest import middle_residual
 
 
@@ -170,7 +171,7 @@ def test_no_bar_is_drawn_before_a_refusal(tmp_path, scope_harvest, corpus, tiny_
     assert scope_harvest("--tokens", "1000") == 0
     assert "Harvesting" in capsys.readouterr().out
     flags = ["--tokens", "4000"]
-    with only_writer(tmp_path / "r") if change == "lock" else nullcontext():
+    with only_writer(tmp_path / "r", LOCK) if change == "lock" else nullcontext():
         if change == "corpus":
             corpus.write_text('{"text": "something else"}')
         elif change == "seed":

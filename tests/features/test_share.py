@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from scope.activations.harvest.ranks import Ranks
+from scope.activations.harvest.ranks import ProcessRank
 
 from scope.errors import PackError
 from scope.features.collect import build_folder, passes, scoring, share
@@ -62,7 +62,7 @@ def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, wh
 
     def work(rank):
         names[threading.get_ident()] = rank
-        packs[rank] = collect(*labs[rank], contexts, CONFIG, tmp_path / "pack", ranks=Ranks(rank, 3))
+        packs[rank] = collect(*labs[rank], contexts, CONFIG, tmp_path / "pack", ranks=ProcessRank(rank, 3))
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (2, 1, 0)]
     for thread in threads:
@@ -81,7 +81,7 @@ def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, wh
 def test_what_processes_left_unfinished_one_alone_finishes(lab, whole, tmp_path, monkeypatch):
     make, contexts = lab
     monkeypatch.setattr(build_folder, "PATIENCE", 0.01)  # the other process never comes
-    shared = collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=Ranks(0, 2))
+    shared = collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=ProcessRank(0, 2))
     assert same(shared, whole)
 
 
@@ -89,7 +89,7 @@ def test_a_process_whose_first_never_begins_says_so(lab, tmp_path, monkeypatch):
     make, contexts = lab
     monkeypatch.setattr(build_folder, "PATIENCE", 0.01)
     with pytest.raises(PackError, match="has not begun"):
-        collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=Ranks(1, 2))
+        collect(*make(), contexts, CONFIG, tmp_path / "pack", ranks=ProcessRank(1, 2))
 
 
 def test_output_scores_that_were_finished_are_taken_up_by_the_next_run(lab, whole, tmp_path, monkeypatch):

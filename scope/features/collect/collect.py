@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scope.activations.harvest.ranks import Ranks
+from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
 from scope.features.collect import passes, share
 from scope.features.collect.build_folder import workshop
@@ -50,7 +50,7 @@ def collect(
     health: dict[str, Any] | None = None,
     corpus: dict[str, Any] | None = None,
     dictionary: str | None = None,
-    ranks: Ranks | None = None,
+    ranks: ProcessRank | None = None,
 ) -> PackData | None:
     """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
 
@@ -65,7 +65,7 @@ def collect(
         UnknownSite: the recording or the model has no such site.
         PackError: the recording is another model's, `out` is no pack, or another process is building it.
     """
-    config, out, ranks = config or CollectConfig(), Path(out), ranks or Ranks()
+    config, out, ranks = config or CollectConfig(), Path(out), ranks or ProcessRank()
     refuse_foreign(out)
     require(config.map)
     check_fit(model, sae, reconstructs=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scope.activations.harvest.ranks import Ranks
+from scope.activations.harvest.ranks import ProcessRank
 from scope.errors import PackError
 from scope.features.collect.build_folder import Chunk, Workshop, join, until
 from scope.features.collect.passes import encode, spans
@@ -21,7 +21,7 @@ from scope.sae.base import SAE
 
 
 def encode_share(
-    sae: SAE, source: Source, place: Workshop, chunk_tokens: int, ranks: Ranks, on_progress: OnProgress | None = None
+    sae: SAE, source: Source, place: Workshop, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
 ) -> None:
     """Encode the chunks that fall to this process and keep them; those that lie there already are left."""
     mine = [(n, a, b) for n, (a, b) in enumerate(spans(source, chunk_tokens)) if ranks.owns(n)]
@@ -34,7 +34,7 @@ def encode_share(
             on_progress(done, total, {"process": f"{ranks.rank + 1} of {ranks.world}"})
 
 
-def missing_chunk(place: Workshop, ranks: Ranks) -> Callable[[int, int], Chunk | None]:
+def missing_chunk(place: Workshop, ranks: ProcessRank) -> Callable[[int, int], Chunk | None]:
     """What the first process does about a chunk that is not there: waits where another one makes it; None to make it itself."""
 
     def missing(number: int, first_context: int) -> Chunk | None:
@@ -44,7 +44,7 @@ def missing_chunk(place: Workshop, ranks: Ranks) -> Callable[[int, int], Chunk |
 
 
 def assist(
-    model: LanguageModel, sae: SAE, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: Ranks
+    model: LanguageModel, sae: SAE, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: ProcessRank
 ) -> None:
     """What every process but the first does; returns when its share is done.
 

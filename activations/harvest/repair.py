@@ -8,7 +8,6 @@ The journal of the recording keeps the line of such a shard, marked. A store the
 """
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,21 +19,20 @@ from scope.activations.format.files import (
     append_line,
     is_sound,
     journal_line,
-    only_writer,
     read_json,
     salvage_journal,
-    sync_folder,
     write_whole,
 )
-from scope.activations.format.manifest import JOURNAL, read_recording
+from scope.activations.format.manifest import JOURNAL, LOCK, read_recording
 from scope.activations.format.remote import FETCHED, Mirror, address
 from scope.activations.format.shard_reader import Fault
-from scope.activations.harvest.ranks import Ranks, is_held, refuse_strangers
+from scope.activations.harvest.ranks import ProcessRank, refuse_strangers
 from scope.activations.read.store import ActivationStore
 
-QUARANTINE = "quarantine"
+from scope.progress import OnProgress
+from scope.whole_files import is_held, only_writer, sync_folder
 
-OnProgress = Callable[[int, int, dict], None]
+QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,7 @@ def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examin
     with suppress(RecordingError):  # told below, as a fault
         store.hold_last()
     damaged = [_damage(store, i, faults) for i, faults in store.faults(on_progress).items()]
-    notes = [] if is_held(folder / "recording.lock") else _notes(folder, recorded)
+    notes = [] if is_held(folder, LOCK) else _notes(folder, recorded)
     return Examined(damaged=damaged, quarantined=store.left_out, notes=notes, shards=len(store.entries), rows=store.n_rows)
 
 
@@ -108,8 +106,8 @@ def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Da
     folder = Path(folder)
     if not folder.is_dir():
         read_recording(folder)  # raises
-    with only_writer(folder):
-        refuse_strangers(folder, Ranks())
+    with only_writer(folder, LOCK):
+        refuse_strangers(folder, ProcessRank())
         lost = _mend_journal(folder)
         for path in sorted(folder.glob("open*.json")):
             if not is_sound(path):
