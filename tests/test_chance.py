@@ -6,11 +6,12 @@ import torch
 from scope.evaluation.latent_statistics import geometry, shared
 from scope.null_seeds import generator
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.sae.objectives.jumprelu import JumpReLUObjective
 
 
 def just_started(seed: int) -> JumpReLUSAE:
     sae = JumpReLUSAE(JumpReLUConfig(d_in=64, d_sae=256, target_l0=4.0))
-    sae.initialise(torch.randn(500, 64), seed)
+    JumpReLUObjective(sae).start(torch.randn(500, 64), seed)
     return sae
 
 

@@ -24,6 +24,7 @@ from scope.models.parts.layers import RMSNorm, soft_cap
 from scope.models.parts.positions import rotary_tables
 from scope.sae.formats.arrays import build
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.sae.objectives.jumprelu import JumpReLUObjective
 from tests.activations.toy import ByteTokenizer, record
 from tests.conftest import random_gemma
 from tests.evaluation.test_splice import perfect, tokens_of
@@ -222,8 +223,9 @@ def test_p32_a_threshold_learns_from_both_halves_of_its_window(pre):
         sae.W_enc.fill_(1.0)
         sae.W_dec.fill_(1.0)
         sae.threshold.fill_(0.5)
-    sae.after_step(1.0, 1.0)
-    sae.losses(torch.tensor([[pre]]))["sparsity"].backward()
+    objective = JumpReLUObjective(sae)
+    objective.after_step(1.0, 1.0)
+    objective.losses(torch.tensor([[pre]]))["sparsity"].backward()
     assert sae.threshold.grad.item() == pytest.approx(-3.0 / 0.2)
 
 

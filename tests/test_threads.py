@@ -34,13 +34,13 @@ def test_a_step_in_few_large_blocks_of_rows_ends_in_the_bits_of_one_in_many_smal
         ended = []
         for cached in (0, 2**30):  # blocks of 256 rows, or all at once
             monkeypatch.setattr(base, "_CACHED", cached)
-            sae, x = prepared(40, 1000, 8.0, 0.05)
-            named = dict((sae := sae.float()).named_parameters())
-            engine, adam = engine_of(sae, way), Adam(named, dict.fromkeys(named, 1e-3), (0.9, 0.999))
+            objective, x = prepared(40, 1000, 8.0, 0.05)
+            named = dict(objective.sae.float().named_parameters())
+            engine, adam = engine_of(objective, way), Adam(named, dict.fromkeys(named, 1e-3), (0.9, 0.999))
             for _ in range(2):
                 batch = engine.gradients(x.float())
-                sae.before_step()
+                objective.before_step()
                 adam.step(1.0)
-                sae.after_step(batch.l0, 0.5)
+                objective.after_step(batch.l0, 0.5)
             ended.append({name: p.detach().clone() for name, p in named.items()})
         assert all(few.equal(many) for few, many in zip(*(e.values() for e in ended), strict=True)), way

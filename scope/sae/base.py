@@ -1,22 +1,21 @@
 """A dictionary: what encodes an activation into latents and decodes latents into an activation.
 
-The form is the same in training and after it: `pre = x @ W_enc + b_enc`, `x_hat = latents @ W_dec + b_dec`. Nothing
-is subtracted from x before encoding and nothing is scaled outside, so a dictionary means the same to everyone who
-reads its five arrays.
+`pre = x @ W_enc + b_enc`, `x_hat = latents @ W_dec + b_dec`. Nothing is subtracted from x before encoding and nothing is
+scaled outside, so a dictionary means the same to everyone who reads its arrays. How it is trained is in `objectives/`.
 """
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
-from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
-from scope.sae.config import SAEConfig
-from scope.shapes import Acts, Latents, Scalar
+from scope.sae.configs.base import SAEConfig
+from scope.shapes import Latents
 
 _NO_LENGTH = 1e-12
 _CACHED = 2 * 2**20
@@ -27,11 +26,14 @@ class ZeroRowsWarning(UserWarning):
 
 
 class SAE(nn.Module, ABC):
-    """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest and its losses."""
+    """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest."""
 
     kind: str
     autoencodes = True
     """Whether it reconstructs what it reads. A transcoder predicts another site, so it can stand in for nothing at its own."""
+
+    latent_dims: ClassVar[dict[str, int]] = {"W_enc": 1, "b_enc": 0, "W_dec": 0}
+    """Parameter -> its dimension over the latents, for those that have one."""
 
     def __init__(self, config: SAEConfig, site: str = ""):
         if config.d_in < 1:
@@ -39,7 +41,6 @@ class SAE(nn.Module, ABC):
         super().__init__()
         self.config, self.site = config, site
         self.provenance: dict[str, Any] = {}
-        self.rates: dict[str, float] = {}  # parameter -> its learning rate as a multiple of the trainer's, where not 1
         self.W_enc = nn.Parameter(torch.empty(config.d_sae, config.d_in).T)  # a latent's weights lie side by side in memory
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.W_dec = nn.Parameter(torch.empty(config.d_sae, config.d_in))
@@ -52,6 +53,29 @@ class SAE(nn.Module, ABC):
     @property
     def d_sae(self) -> int:
         return self.config.d_sae
+
+    @property
+    def reads(self) -> dict[str, int]:
+        """Site -> width of the activations that `encode` takes."""
+        return {self.site: self.d_in}
+
+    @property
+    def writes(self) -> dict[str, int]:
+        """Site -> width of the activations that `decode` gives."""
+        return self.reads
+
+    def part(self, latents: slice) -> "SAE":
+        """A dictionary of some of the latents. What has no dimension over the latents is copied whole."""
+        part = copy.copy(self)
+        part._parameters = {}
+        for name, p in self.named_parameters():
+            dim = self.latent_dims.get(name)
+            data = p.data if dim is None else p.data.narrow(dim, latents.start, latents.stop - latents.start)
+            part._parameters[name] = nn.Parameter(data.clone(), p.requires_grad)
+        part.config = copy.copy(self.config)
+        # not `replace`, which would check settings that are meant for all latents, as target_l0
+        object.__setattr__(part.config, "d_sae", latents.stop - latents.start)
+        return part
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """[... d_in] -> [... d_sae], before the threshold."""
@@ -67,49 +91,6 @@ class SAE(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decode(self.encode(x))
-
-    # What training asks of a kind.
-
-    def initialise(self, sample: Acts, seed: int = 0) -> None:
-        """Start weights, from a seed and a sample of standardised activations."""
-        raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
-
-    def losses(self, x: Acts) -> dict[str, Scalar]:
-        """Named terms whose sum is trained, for standardised activations. This is the reference; an engine may be faster."""
-        raise NotImplementedError(f"A dictionary of kind {self.kind} cannot be trained.")
-
-    def errors(self, latents: Latents, x: Acts) -> dict[str, Scalar]:
-        """The terms of reconstruction: squared error per token ("error") and, where widths are nested, the sum of those
-        that the first latents alone leave ("nested")."""
-        if not self.config.nested:
-            return {"error": (self.decode(latents) - x).square().sum(1).mean()}
-        ends = (0, *self.config.nested, self.d_sae)
-        x_hat, found = self.b_dec, []
-        for start, end in pairwise(ends):
-            x_hat = x_hat + latents[:, start:end] @ self.W_dec[start:end]
-            found.append((x_hat - x).square().sum(1).mean())
-        return {"error": found[-1], "nested": torch.stack(found[:-1]).sum()}
-
-    def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None:
-        """Called by the engine with each batch: its activations, what their reconstruction was wrong by (x_hat - x, times any
-        positive number), and on how many tokens each latent fired. A kind may revive dead latents from it."""
-
-    def before_step(self) -> None:
-        """Called when all gradients are there and before the optimiser moves the parameters."""
-
-    def after_step(self, l0: float, progress: float) -> None:
-        """Called after the optimiser; `l0` is this batch's, `progress` the share of the run that is done, 0 to 1."""
-
-    def training_state(self) -> dict[str, Any]:
-        """What the next step depends on beside parameters and optimiser: numbers and tensors, saved with every checkpoint."""
-        return {}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Undo of `training_state`."""
-
-    def watched(self) -> dict[str, float]:
-        """Numbers of its own that a kind wants in every line of the log."""
-        return {}
 
     @torch.no_grad()
     def fold(self, mean: Tensor, scale: float) -> None:
@@ -146,26 +127,6 @@ def rows_at_once(matrix: Float[Tensor, "rows width"]) -> int:
     Each operation on so many is work for several threads that is worth their waiting for each other.
     """
     return max(256, _CACHED // (matrix.shape[1] * matrix.element_size()))
-
-
-@torch.no_grad()
-def start_tied(sae: SAE, seed: int) -> None:
-    """Unit decoder rows in random directions, and an encoder that is their transpose."""
-    rows = torch.randn(sae.W_dec.shape, generator=torch.Generator().manual_seed(seed)).to(sae.W_dec)
-    sae.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-    sae.W_enc.copy_(sae.W_dec.T)
-
-
-@torch.no_grad()
-def drop_lengthening(W_dec: nn.Parameter) -> None:
-    """Take from the gradient the part along each unit row, which would only lengthen it (P33)."""
-    if W_dec.grad is not None:
-        W_dec.grad.sub_((W_dec.grad * W_dec).sum(1, keepdim=True) * W_dec)
-
-
-@torch.no_grad()
-def unit_rows(W_dec: nn.Parameter) -> None:
-    W_dec.div_(W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
 
 
 def firing(latents: Latents) -> tuple[Tensor, Tensor]:

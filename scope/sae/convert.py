@@ -11,7 +11,6 @@ from scope.sae.base import SAE
 from scope.sae.files import FORMATS, MANIFEST, read_sae, save_sae
 from scope.sae.formats import gemma_scope, sae_lens
 from scope.sae.formats.arrays import build
-from scope.sae.kinds import as_jumprelu
 from scope.sae.transcoder import Transcoder
 
 
@@ -77,7 +76,7 @@ def _furthest(sae: SAE, folder: Path, to: str) -> float:
     elif isinstance(sae, Transcoder):
         meant, back = sae, _transcoder_back(sae, folder)
     else:
-        meant, back = as_jumprelu(sae), gemma_scope.read(folder / gemma_scope.FILE, gemma_scope.suggested_path(sae))
+        meant, back = gemma_scope.as_jumprelu(sae), gemma_scope.read(folder / gemma_scope.FILE, gemma_scope.suggested_path(sae))
     there = dict(back.named_parameters())
     return max((p.detach() - there[name].detach()).abs().max().item() for name, p in meant.named_parameters())
 

@@ -5,36 +5,13 @@ It is read and measured here, not trained, and refused wherever a dictionary has
 Source: Dunefsky et al. 2024, arXiv:2406.11944; with thresholds and a skip, Gemma Scope, arXiv:2408.05147, and its successor.
 """
 
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from scope.errors import ConfigError
 from scope.sae.base import SAE
-from scope.sae.config import SAEConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranscoderConfig(SAEConfig):
-    """A transcoder from `site` to `site_out`."""
-
-    d_out: int = 0
-    """Width of what is predicted; 0 is d_in."""
-
-    site_out: str = ""
-    """Site that is predicted, e.g. blocks.12.hook_mlp_out."""
-
-    k: int = 0
-    """Latents that fire on each token, the greatest; 0 goes by thresholds."""
-
-    skip: bool = False
-    """Whether x @ W_skip^T is added to what the latents predict."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.d_out < 0 or not 0 <= self.k <= self.d_sae:
-            raise ConfigError(f"d_out is {self.d_out} and k is {self.k}; with {self.d_sae} latents neither can be.")
+from scope.sae.configs.transcoder import TranscoderConfig
 
 
 class Transcoder(SAE):
@@ -43,6 +20,7 @@ class Transcoder(SAE):
     kind = "transcoder"
     autoencodes = False
     config: TranscoderConfig
+    latent_dims: ClassVar[dict[str, int]] = {**SAE.latent_dims, "threshold": 0}
 
     def __init__(self, config: TranscoderConfig, site: str = ""):
         super().__init__(config, site)
@@ -60,6 +38,10 @@ class Transcoder(SAE):
     @property
     def site_out(self) -> str:
         return self.config.site_out
+
+    @property
+    def writes(self) -> dict[str, int]:
+        return {self.site_out: self.d_out}
 
     def encode(self, x: Tensor) -> Tensor:
         pre = self.pre_activations(x)

@@ -22,13 +22,6 @@ _FREE = {"save_every", "log_every"}
 _BESIDE = (LOG, "tensorboard", "wandb")
 """What lies beside a description and says nothing of what was trained."""
 
-_UNSAID = {
-    "jumprelu": {"revive_after": None},
-    "topk": {"decoder": "unit", "start_norm": 1.0},
-    "batch_topk": {"decoder": "unit", "start_norm": 1.0},
-}
-"""Settings of a kind that were once not there, and what was so then, where that is not what is now their default."""
-
 
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
@@ -118,13 +111,13 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """A description with the settings that did not exist when it was written: what was so then is `_UNSAID`, or else what is
-    now their default."""
+    """A description with the settings that did not exist when it was written, at the values that stand for what was done then:
+    the config's `UNSAID`, or else today's defaults."""
     kind = before.get("kind")
     for part, config in (("training", TrainConfig), ("dictionary", KINDS[kind].config if kind in KINDS else None)):
         if config and part in before:
             defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING and f.name not in _FREE}
-            once = _UNSAID.get(str(kind), {}) if part == "dictionary" else {}
+            once = config.UNSAID if part == "dictionary" else {}
             before[part] = _plain(defaults | once) | before[part]
     if before.get("training", {}).get("order_seed", 0) is None:
         before["training"]["order_seed"] = before["training"]["seed"]

@@ -7,9 +7,9 @@ import torch
 
 from scope.errors import ConfigError
 from scope.memory import free_memory
-from scope.sae.config import SAEConfig
-from scope.sae.jumprelu import JumpReLUConfig
-from scope.sae.kinds import make_sae
+from scope.sae.configs.base import SAEConfig
+from scope.sae.engines.autograd import Autograd
+from scope.sae.kinds import make_objective, make_sae
 
 _SLICE = 512  # tokens that an engine without a graph takes at a time
 
@@ -43,8 +43,9 @@ def plan(configs: Sequence[SAEConfig], batch_size: int, reading: int, device: to
     parameters = work = 0
     for config in configs:
         with torch.device("meta"):
-            parameters += sum(p.numel() for p in make_sae(config).parameters()) // split
-        by_hand = isinstance(config, JumpReLUConfig) and not config.nested
+            sae = make_sae(config)
+            by_hand = not isinstance(make_objective(sae).engine(), Autograd)
+        parameters += sum(p.numel() for p in sae.parameters()) // split
         width = config.d_sae // split
         work += 12 * _SLICE * width + 2 * width * config.d_in if by_hand else 24 * batch_size * width
     return Plan(

@@ -1,4 +1,4 @@
-"""What is said while a dictionary trains: one line of log.jsonl per logging step, and numbers for a bar."""
+"""What a training reports: a line of log.jsonl per logging step, numbers for a progress bar, and at the end its outcome."""
 
 import json
 import math
@@ -6,13 +6,16 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scope.evaluation.metrics import FvuSums
-from scope.sae.engine import Batch
+from scope.sae.base import SAE
+from scope.sae.engines.base import Batch
 from scope.shapes import Acts
+from scope.training.config import TrainConfig, steps_of
 
 LOG = "log.jsonl"
 
@@ -127,3 +130,43 @@ def _span(values: list[float], form: str) -> str:
 
 def _short(value: float) -> float:
     return value if value == 0 or not math.isfinite(value) else float(f"{value:.6g}")
+
+
+def outcome(sae: SAE, config: TrainConfig, log: list[dict], fvu: float, dead: float) -> dict[str, Any]:
+    """L0, FVU and dead share over the last tenth of the run, and notes. `fvu` is of its steps, L0 the mean of its log lines."""
+    last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
+    l0 = sum(row["l0"] for row in last) / len(last)
+    notes = []
+    if fvu > 1:
+        notes.append(
+            f"It is worse than predicting the mean activation: FVU {fvu:.3g} > 1. Lower lr ({config.lr:g}), or give more steps."
+        )
+    target = target_of(sae)
+    if target is not None and abs(l0 / target - 1) > 0.1:
+        way = "more steps" if l0 > target else "more steps, or a lower lr"
+        notes.append(f"The target L0 of {target:g} was not reached: it is {l0:.1f}. Give {way}.")
+    if dead > 0.1:
+        notes.append(
+            f"{dead:.0%} of the latents are dead (silent for {config.dead_after:,} tokens). Try a smaller d_sae, or more L0."
+        )
+    revived = log[-1].get("revived", 0) if log else 0
+    if revived:
+        notes.append(f"Silent latents were started anew {revived:,.0f} times on the way.")
+    if not config.center and fvu > 0.5:
+        notes.append("Activations were not centred, which a large mean activation punishes with dead latents.")
+    tokens = config.steps * config.batch_size
+    if tokens < config.dead_after:
+        notes.append(
+            f"The run of {tokens:,} tokens is shorter than dead_after ({config.dead_after:,}), so no latent can count as dead."
+        )
+    if (rise := steps_of(config.warmup, config.steps)) >= config.steps:
+        notes.append(f"The warm-up of {rise:,} steps is as long as the run of {config.steps:,}: its peak was hardly used.")
+    return {"l0": l0, "fvu": fvu, "dead": dead, "tokens": tokens, "notes": notes}
+
+
+def target_of(sae: SAE) -> float | None:
+    """The L0 that this dictionary is to have; None where only a fixed weight of the penalty is given."""
+    config = sae.config
+    if getattr(config, "l0_weight", None) is not None or getattr(config, "l1_weight", None) is not None:
+        return None
+    return getattr(config, "target_l0", None) or getattr(config, "k", None)

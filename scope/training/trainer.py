@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, DictionaryError
+from scope.progress import OnProgress
 from scope.sae.base import SAE
-from scope.sae.engine import Engine
 from scope.sae.files import read_sae
+from scope.sae.objectives.base import Objective
 from scope.training.batches import Batches, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig
 from scope.training.folder import CHECKPOINT, RUN, describe, is_finished, refuse_another, refuse_foreign
 from scope.training.interrupt import LOCK, Interrupt, exclusive
 from scope.training.learner import Job, Learner
+from scope.training.processes import ProcessGroup
 from scope.training.progress import shown
-from scope.training.ranks import Ranks
 from scope.whole_files import write_json
 
 __all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
-OnProgress = Callable[[int, int, dict], None]
 OnRow = Callable[[Path, dict], None]
 """Is told (folder of the dictionary, its new line of the log)."""
 
@@ -45,7 +45,7 @@ def train(
     config: TrainConfig,
     out: Path | str,
     on_progress: OnProgress | None = None,
-    engine: Engine | None = None,
+    objective: Objective | None = None,
 ) -> SAE:
     """Train `sae` in place on raw activations, save it in `out` as a dictionary of raw activations, and return it.
 
@@ -57,7 +57,7 @@ def train(
         ConfigError: `out` holds something else, or was begun with other settings; `sae` was trained before; activations of
             another width, too few of them, NaN or Inf among them (with their place); a loss that leaves the numbers.
     """
-    return train_all([Job(sae, config, Path(out), engine)], batches, out, on_progress)[0]
+    return train_all([Job(sae, config, Path(out), objective)], batches, out, on_progress)[0]
 
 
 def train_all(
@@ -65,13 +65,13 @@ def train_all(
     batches: Batches,
     out: Path | str,
     on_progress: OnProgress | None = None,
-    ranks: Ranks = Ranks(),
+    group: ProcessGroup = ProcessGroup(),
     on_row: OnRow | None = None,
 ) -> list[SAE]:
     """Train several dictionaries in one pass over the same batches; each ends in the bits in which it would have ended alone.
 
     `batches` gives [tokens width], or a tuple of those whose `batches.sites` say which is which. `out` is the folder of them
-    all, which holds the checkpoint. All are stopped, continued and finished together. With `ranks`, every process that takes
+    all, which holds the checkpoint. All are stopped, continued and finished together. With `group`, every process that takes
     part calls this; those that do not write return nothing.
 
     Raises: as `train`, and
@@ -83,11 +83,11 @@ def train_all(
     for folder in {out, *(job.out for job in jobs)}:
         folder.mkdir(parents=True, exist_ok=True)
     described = [describe(job.sae, job.config) for job in jobs]
-    lock = LOCK if ranks.writes and not ranks.rank else f"{LOCK}-{ranks.rank}"
+    lock = LOCK if group.writes and not group.rank else f"{LOCK}-{group.rank}"
     with exclusive(out, lock), Interrupt() as interrupt:
         for job, one in zip(jobs, described, strict=True):
             refuse_another(job.out, one)
-        run = _Run(jobs, batches, out, ranks, on_row)
+        run = _Run(jobs, batches, out, group, on_row)
         if not run.checkpoint.exists() and all(is_finished(job.out) for job in jobs):
             return [read_sae(job.out) for job in jobs]
         return run.go(on_progress, interrupt, described)
@@ -96,32 +96,32 @@ def train_all(
 class _Run:
     """One pass between its first step, or the one it is continued at, and its last."""
 
-    def __init__(self, jobs: Sequence[Job], batches: Batches, out: Path, ranks: Ranks, on_row: OnRow | None):
-        self.batches, self.out, self.ranks, self.on_row = batches, out, ranks, on_row
-        self.learners = [Learner(job, ranks) for job in jobs]
+    def __init__(self, jobs: Sequence[Job], batches: Batches, out: Path, group: ProcessGroup, on_row: OnRow | None):
+        self.batches, self.out, self.group, self.on_row = batches, out, group, on_row
+        self.learners = [Learner(job, group) for job in jobs]
         self.config, self.step = jobs[0].config, 0
-        dealt = ranks.mode == "site" and ranks.world > 1
-        self.checkpoint = out / (f"checkpoint-{ranks.rank}-of-{ranks.world}.safetensors" if dealt else CHECKPOINT)
+        dealt = group.mode == "site" and group.world > 1
+        self.checkpoint = out / (f"checkpoint-{group.rank}-of-{group.world}.safetensors" if dealt else CHECKPOINT)
         self._refuse_other_processes()
 
     def go(self, on_progress: OnProgress | None, interrupt: Interrupt, described: list[dict]) -> list[SAE]:
-        c, ranks = self.config, self.ranks
+        c, group = self.config, self.group
         if self.checkpoint.exists():
             self._restore(load_state(self.checkpoint))
         else:
             self._refuse_what_is_trained()
             self._calibrate()
             for learner, one in zip(self.learners, described, strict=True):
-                if ranks.writes:
+                if group.writes:
                     write_json(learner.out / RUN, one)
         for learner in self.learners:
-            learner.listen()
+            learner.open_log()
         stream = iter(self.batches)
         while self.step < c.steps:
             self._advance(self._next(stream))
             if self.step % c.log_every == 0 or self.step == c.steps:
                 self._say(on_progress)
-            asked = ranks.any(bool(interrupt.asked), self.learners[0].device)
+            asked = group.any(bool(interrupt.asked), self.learners[0].device)
             if self.step % c.save_every == 0 or asked:
                 self._save()
             if asked:
@@ -140,8 +140,8 @@ class _Run:
         self.step += 1
 
     def _say(self, on_progress: OnProgress | None) -> None:
-        rows = [learner.say() for learner in self.learners]
-        if not self.ranks.writes:
+        rows = [learner.write_line() for learner in self.learners]
+        if not self.group.writes:
             return
         for learner, row in zip(self.learners, rows, strict=True):
             if self.on_row:
@@ -242,15 +242,15 @@ class _Run:
 
     def _save(self) -> None:
         for learner in self.learners:
-            same = learner.sae.parameters() if self.ranks.mode == "data" else [learner.sae.b_dec]
-            self.ranks.must_agree(learner.name, list(same))
+            same = learner.sae.parameters() if self.group.mode == "data" else [learner.sae.b_dec]
+            self.group.must_agree(learner.name, list(same))
         state = {
             "version": 2,
             "step": self.step,
             "batches": self.batches.state_dict(),
             "learners": {str(i): learner.state() for i, learner in enumerate(self.learners)},
         }
-        save_state(self.checkpoint, state, self.ranks.gather, self.ranks.writes)
+        save_state(self.checkpoint, state, self.group.gather, self.group.writes)
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state.get("version") != 2 or len(state["learners"]) != len(self.learners):
@@ -266,20 +266,20 @@ class _Run:
         found = [sae for learner in self.learners if (sae := learner.finish())]
         for p in (p for sae in found for p in sae.parameters()):
             p.data = p.data.contiguous()  # laid out as it will be read back: sums then round alike
-        if self.ranks.writes:
+        if self.group.writes:
             self.checkpoint.with_name(self.checkpoint.name + ".tmp").unlink(missing_ok=True)  # of a kill amid saving
             self.checkpoint.unlink(missing_ok=True)
-        self.ranks.wait()
+        self.group.wait()
         return found
 
     def _refuse_other_processes(self) -> None:
         """Dealt dictionaries are stopped at different steps, so they can only be picked up as they were dealt."""
         for other in sorted(self.out.glob("checkpoint*.safetensors")):
             dealt = other.stem.split("-of-")
-            if len(dealt) == 2 and int(dealt[1]) != self.ranks.world:
+            if len(dealt) == 2 and int(dealt[1]) != self.group.world:
                 raise ConfigError(
                     f"{self.out} was begun with the dictionaries dealt to {dealt[1]} processes; now there are "
-                    f"{self.ranks.world}.\n"
+                    f"{self.group.world}.\n"
                     f"  Start {dealt[1]} (torchrun --nproc-per-node {dealt[1]} … --parallel site), or give another --out."
                 )
             if len(dealt) == 1 and self.checkpoint.name != CHECKPOINT:

@@ -123,12 +123,13 @@ def profile(args: argparse.Namespace, sae, x: Tensor, median: float) -> dict:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    from scope.sae.kinds import kind_of
+    from scope.sae.kinds import make_objective
     from scope.training.adam import Adam
 
-    sae.initialise(x[:8192])
-    sae.l0_weight = 1e-5
-    engine, part = kind_of(sae.config).engine(sae), x[: args.batch]
+    objective = make_objective(sae)
+    objective.start(x[:8192])
+    objective.control.weight = 1e-5
+    engine, part = objective.engine(), x[: args.batch]
     named = dict(sae.named_parameters())
     adam = Adam(named, dict.fromkeys(named, 7e-5), (0.9, 0.999))
     for _ in range(2):
@@ -136,9 +137,9 @@ def profile(args: argparse.Namespace, sae, x: Tensor, median: float) -> dict:
     adam.step(1.0)
     with record(activities=[ProfilerActivity.CPU]) as seen:
         engine.gradients(part)
-        sae.before_step()
+        objective.before_step()
         adam.step(1.0)
-        sae.after_step(batch.l0, 0.5)
+        objective.after_step(batch.l0, 0.5)
     spent = {event.key: event.self_cpu_time_total / 1e6 for event in seen.key_averages()}
     return {"l0": batch.l0, "candidates": batch.candidates, "profile": spent, "median_in_profile": sum(spent.values())}
 

@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
-from scope.sae.engine import Autograd, JumpReLUEngine
 from scope.sae.engines import screen
+from scope.sae.engines.autograd import Autograd
 from scope.sae.engines.int8 import Int8, exact
+from scope.sae.engines.jumprelu import JumpReLUEngine
 from scope.sae.engines.screen import Screen
 from scope.sae.engines.workspace import Workspace
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.sae.objectives.jumprelu import JumpReLUObjective
 
 PENALTIES = {
     "l0": {},
@@ -24,28 +26,29 @@ SCREENS = {"sparse": torch.bfloat16, "sparse, float32": torch.float32, "sparse, 
 WAYS = ["dense", *(way for way in SCREENS if way != "sparse, int8" or exact(torch.device("cpu")))]
 
 
-def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float, **settings) -> tuple[JumpReLUSAE, torch.Tensor]:
+def prepared(d_in: int, d_sae: int, l0: float, bandwidth: float, **settings) -> tuple[JumpReLUObjective, torch.Tensor]:
     generator = torch.Generator().manual_seed(d_in)
     x = torch.randn(203, d_in, generator=generator, dtype=torch.float64) / d_in**0.5
     settings |= {"bandwidth": bandwidth, "revive_after": None}
     config = JumpReLUConfig(d_in=d_in, d_sae=d_sae, target_l0=l0, start_l0=1.0, **settings)
     sae = JumpReLUSAE(config).double()
-    sae.initialise(x)
+    objective = JumpReLUObjective(sae)
+    objective.start(x)
     with torch.no_grad():
         sae.b_enc.normal_(0, 0.05, generator=generator)
         sae.b_dec.normal_(0, 0.05, generator=generator)
         sae.W_dec.mul_(1.3)
-    sae.l0_weight, sae.centre = 0.03, 0.8 * l0
-    return sae, x
+    objective.control.weight, objective.control.centre = 0.03, 0.8 * l0
+    return objective, x
 
 
-def gradients(sae: JumpReLUSAE) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in sae.named_parameters()}
+def gradients(objective: JumpReLUObjective) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in objective.sae.named_parameters()}
 
 
-def engine_of(sae: JumpReLUSAE, way: str, **options) -> JumpReLUEngine:
+def engine_of(objective: JumpReLUObjective, way: str, **options) -> JumpReLUEngine:
     """Rows of 64: of 203, three whole slices and a rest."""
-    engine = JumpReLUEngine(sae, rows=64, screen=SCREENS.get(way), **options)
+    engine = JumpReLUEngine(objective, rows=64, screen=SCREENS.get(way), **options)
     engine.share = 1.0 if way == "dense" else 0.0
     return engine
 
@@ -54,11 +57,11 @@ def engine_of(sae: JumpReLUSAE, way: str, **options) -> JumpReLUEngine:
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 @pytest.mark.parametrize(("d_in", "d_sae", "l0", "bandwidth"), [(16, 64, 6.0, 0.2), (8, 9, 4.0, 0.5), (24, 96, 1.0, 1e-3)])
 def test_gradients_by_hand_equal_autograd_in_float64(way, penalty, d_in, d_sae, l0, bandwidth):
-    sae, x = prepared(d_in, d_sae, l0, bandwidth, **PENALTIES[penalty])
-    reference = Autograd(sae).gradients(x)
-    expected = gradients(sae)
-    batch = engine_of(sae, way).gradients(x)
-    for name, gradient in gradients(sae).items():
+    objective, x = prepared(d_in, d_sae, l0, bandwidth, **PENALTIES[penalty])
+    reference = Autograd(objective).gradients(x)
+    expected = gradients(objective)
+    batch = engine_of(objective, way).gradients(x)
+    for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-13, msg=name)
     assert batch.l0 == pytest.approx(reference.l0, rel=1e-14)
     assert batch.error == pytest.approx(reference.error, rel=1e-12)
@@ -67,24 +70,26 @@ def test_gradients_by_hand_equal_autograd_in_float64(way, penalty, d_in, d_sae, 
 
 
 def test_the_ways_agree_in_float32_but_for_rounding():
-    sae, x = prepared(96, 1024, 8.0, 0.02)
-    sae, x = sae.float(), x.float()
-    engine_of(sae, "dense").gradients(x)
-    expected = gradients(sae)
-    batch = engine_of(sae, "sparse").gradients(x)
+    objective, x = prepared(96, 1024, 8.0, 0.02)
+    x = x.float()
+    objective.sae.float()
+    engine_of(objective, "dense").gradients(x)
+    expected = gradients(objective)
+    batch = engine_of(objective, "sparse").gradients(x)
     assert batch.candidates < 1024 / 8
-    for name, gradient in gradients(sae).items():
+    for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("way", WAYS[2:])
 def test_what_is_found_does_not_depend_on_the_screens_precision(way):
-    sae, x = prepared(96, 1024, 8.0, 0.02)
-    sae, x = sae.float(), x.float()
-    engine_of(sae, "sparse").gradients(x)
-    expected = gradients(sae)
-    engine_of(sae, way).gradients(x)
-    for name, gradient in gradients(sae).items():
+    objective, x = prepared(96, 1024, 8.0, 0.02)
+    x = x.float()
+    objective.sae.float()
+    engine_of(objective, "sparse").gradients(x)
+    expected = gradients(objective)
+    engine_of(objective, way).gradients(x)
+    for name, gradient in gradients(objective).items():
         assert torch.equal(gradient, expected[name]), name
 
 
@@ -166,19 +171,19 @@ def test_tokens_that_8_bits_do_not_suit_cost_the_others_nothing(monkeypatch, spo
 
 
 def test_a_batch_on_which_nothing_fires_still_teaches_the_decoder_bias():
-    sae, x = prepared(16, 64, 6.0, 0.01)
+    objective, x = prepared(16, 64, 6.0, 0.01)
     with torch.no_grad():
-        sae.threshold.fill_(100.0)
-    Autograd(sae).gradients(x)
-    expected = gradients(sae)
-    assert engine_of(sae, "sparse").gradients(x).l0 == 0
-    for name, gradient in gradients(sae).items():
+        objective.sae.threshold.fill_(100.0)
+    Autograd(objective).gradients(x)
+    expected = gradients(objective)
+    assert engine_of(objective, "sparse").gradients(x).l0 == 0
+    for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient, expected[name], msg=name)
 
 
 def test_the_dense_way_is_left_once_few_latents_are_candidates():
-    sae, x = prepared(24, 512, 2.0, 1e-3)
-    engine = JumpReLUEngine(sae)
+    objective, x = prepared(24, 512, 2.0, 1e-3)
+    engine = JumpReLUEngine(objective)
     assert engine.share is None
     assert engine.gradients(x).candidates < 512 / 8
     assert engine.share < 1 / 8
@@ -186,24 +191,25 @@ def test_the_dense_way_is_left_once_few_latents_are_candidates():
 
 def test_gradients_lie_in_memory_as_their_parameters_do():
     """Fused Adam goes through memory and does not look at strides."""
-    sae, x = prepared(16, 64, 6.0, 0.2)
+    objective, x = prepared(16, 64, 6.0, 0.2)
     for way in ("dense", "sparse"):
-        engine_of(sae, way).gradients(x)
-        assert {name: p.grad.stride() for name, p in sae.named_parameters()} == {
-            name: p.stride() for name, p in sae.named_parameters()
+        engine_of(objective, way).gradients(x)
+        assert {name: p.grad.stride() for name, p in objective.sae.named_parameters()} == {
+            name: p.stride() for name, p in objective.sae.named_parameters()
         }
-    assert sae.W_enc.T.is_contiguous()  # one latent's weights side by side
+    assert objective.sae.W_enc.T.is_contiguous()  # one latent's weights side by side
 
 
-def halves(sae: JumpReLUSAE) -> list[JumpReLUSAE]:
+def halves(objective: JumpReLUObjective) -> list[JumpReLUObjective]:
     """Two dictionaries with half of the latents each, and all of b_dec."""
+    sae = objective.sae
     made, middle = [], sae.d_sae // 2
     for some in (slice(0, middle), slice(middle, sae.d_sae)):
         config = JumpReLUConfig(
             d_in=sae.d_in,
             d_sae=middle,
             target_l0=sae.config.target_l0,
-            bandwidth=sae.bandwidth,
+            bandwidth=objective.bandwidth,
             penalty=sae.config.penalty,
             frequency_scale=sae.config.frequency_scale,
             revive_after=None,
@@ -215,17 +221,17 @@ def halves(sae: JumpReLUSAE) -> list[JumpReLUSAE]:
             half.b_enc.copy_(sae.b_enc[some])
             half.threshold.copy_(sae.threshold[some])
             half.b_dec.copy_(sae.b_dec)
-        half.load_training_state(sae.training_state())
-        made.append(half)
+        made.append(JumpReLUObjective(half))
+        made[-1].load_state(objective.state())
     return made
 
 
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 @pytest.mark.parametrize("ways", [("dense", "dense"), ("sparse", "sparse"), ("dense", "sparse")])
 def test_two_halves_of_a_dictionary_that_add_up_what_they_reconstruct_have_the_gradients_of_the_whole(ways, penalty):
-    sae, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
-    Autograd(sae).gradients(x)
-    expected, parts = gradients(sae), halves(sae)
+    objective, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
+    Autograd(objective).gradients(x)
+    expected, parts = gradients(objective), halves(objective)
     said: list[list[torch.Tensor]] = [[], []]
 
     def listen(rank):
@@ -243,21 +249,22 @@ def test_two_halves_of_a_dictionary_that_add_up_what_they_reconstruct_have_the_g
         engine_of(parts[rank], ways[rank], reduce=listen(rank)).gradients(x)
     batches = [engine_of(parts[rank], ways[rank], reduce=answer(rank)).gradients(x) for rank in (0, 1)]
     for name, whole in expected.items():
-        found = [part.get_parameter(name).grad for part in parts]
+        found = [part.sae.get_parameter(name).grad for part in parts]
         joined = found[0] if name == "b_dec" else torch.cat(found, dim=1 if name == "W_enc" else 0)
         torch.testing.assert_close(joined, whole, rtol=1e-10, atol=1e-13, msg=name)
-    assert batches[0].l0 == batches[1].l0 == pytest.approx((sae.encode(x) > 0).sum(1).double().mean().item())
+    assert batches[0].l0 == batches[1].l0 == pytest.approx((objective.sae.encode(x) > 0).sum(1).double().mean().item())
     assert batches[0].error == pytest.approx(batches[1].error)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 @pytest.mark.parametrize("penalty", list(PENALTIES))
 def test_gradients_on_a_gpu_equal_those_of_the_cpu_in_float64(penalty):
-    sae, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
-    Autograd(sae).gradients(x)
-    expected = gradients(sae)
-    JumpReLUEngine(sae.cuda(), rows=64).gradients(x.cuda())
-    for name, gradient in gradients(sae).items():
+    objective, x = prepared(16, 64, 6.0, 0.2, **PENALTIES[penalty])
+    Autograd(objective).gradients(x)
+    expected = gradients(objective)
+    objective.sae.cuda()
+    JumpReLUEngine(objective, rows=64).gradients(x.cuda())
+    for name, gradient in gradients(objective).items():
         torch.testing.assert_close(gradient.cpu(), expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 

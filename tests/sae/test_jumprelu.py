@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from scope.errors import ConfigError
-from scope.sae.jumprelu import Gate, Jump, JumpReLUConfig, JumpReLUSAE
+from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.sae.objectives.jumprelu import Gate, Jump, JumpReLUObjective
 
 
 def random_sae(d_in: int = 6, d_sae: int = 20, seed: int = 0) -> JumpReLUSAE:
@@ -45,7 +46,7 @@ def test_a_latent_is_its_pre_activation_above_the_threshold_and_zero_at_it():
 def test_at_the_start_every_latent_fires_equally_often_and_l0_is_the_multiple_asked_for():
     sample = torch.randn(4000, 16, generator=torch.Generator().manual_seed(1)) / 4
     sae = JumpReLUSAE(JumpReLUConfig(d_in=16, d_sae=64, target_l0=4.0, start_l0=2.0, bandwidth=0.01))
-    sae.initialise(sample, seed=3)
+    JumpReLUObjective(sae).start(sample, seed=3)
     fired = (sae.encode(sample) > 0).float()
     assert fired.sum(1).mean().item() == pytest.approx(8.0, rel=0.05)
     assert fired.mean(0).std() < 0.002
@@ -54,8 +55,8 @@ def test_at_the_start_every_latent_fires_equally_often_and_l0_is_the_multiple_as
 
 @pytest.mark.parametrize(("d_sae", "target_l0", "multiple"), [(1000, 20.0, 2.0), (16384, 64.0, 8.0), (64, 32.0, 1.0)])
 def test_a_run_starts_with_4_percent_of_the_latents_firing_within_once_and_8_times_the_target(d_sae, target_l0, multiple):
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=4, d_sae=d_sae, target_l0=target_l0))
-    assert sae.start_l0 == pytest.approx(multiple)
+    objective = JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=4, d_sae=d_sae, target_l0=target_l0)))
+    assert objective.start_l0 == pytest.approx(multiple)
 
 
 def test_folding_makes_a_dictionary_of_standardised_activations_one_of_raw_activations():
@@ -80,56 +81,61 @@ def test_unit_decoder_rows_change_no_reconstruction_and_no_decision_to_fire():
 
 def test_p33_the_part_of_the_gradient_along_a_unit_row_is_removed():
     sae = random_sae()
-    sae.after_step(l0=4.0, progress=0.1)
+    objective = JumpReLUObjective(sae)
+    objective.after_step(l0=4.0, progress=0.1)
     sae.W_dec.grad = torch.randn(20, 6)
-    sae.before_step()
+    objective.before_step()
     assert (sae.W_dec.grad * sae.W_dec).sum(1).abs().max() < 1e-6
 
 
 def test_the_penalty_grows_while_l0_lies_above_its_target_and_falls_while_below():
     weights = {}
     for l0 in (2.0, 16.0):
-        sae = random_sae()
+        objective = JumpReLUObjective(random_sae())
         for step in range(1, 101):
-            sae.after_step(l0, step / 100)
-        weights[l0] = sae.l0_weight
+            objective.after_step(l0, step / 100)
+        weights[l0] = objective.control.weight
     assert weights[16.0] > 100 * weights[2.0]
 
 
 def test_a_fixed_weight_rises_linearly_and_stays():
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=4, target_l0=1.0, l0_weight=0.5, anneal=0.4, decoder="free"))
-    seen = []
+    config = JumpReLUConfig(d_in=2, d_sae=4, target_l0=1.0, l0_weight=0.5, anneal=0.4, decoder="free")
+    objective, seen = JumpReLUObjective(JumpReLUSAE(config)), []
     for step in range(1, 11):
-        sae.after_step(3.0, step / 10)
-        seen.append(sae.l0_weight)
+        objective.after_step(3.0, step / 10)
+        seen.append(objective.control.weight)
     assert seen == pytest.approx([0.125, 0.25, 0.375, *[0.5] * 7])
 
 
-def paid(sae: JumpReLUSAE, l0: list[float], frequency: list[float]) -> dict[str, float]:
-    return {name: term.item() for name, term in sae.penalties(torch.tensor(l0), torch.tensor(frequency)).items()}
+def paid(objective: JumpReLUObjective, l0: list[float], frequency: list[float]) -> dict[str, float]:
+    return {name: term.item() for name, term in objective.penalties(torch.tensor(l0), torch.tensor(frequency)).items()}
 
 
 def test_the_quadratic_penalty_is_twice_the_squared_distance_over_the_target_token_by_token():
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=16, target_l0=4.0, penalty="quadratic"))
-    sae.l0_weight = 0.5
-    assert paid(sae, [4.0, 4.0], [0.0])["sparsity"] == 0
-    assert paid(sae, [2.0, 6.0], [0.0])["sparsity"] == pytest.approx(0.5 * 2 / 4 * 4)  # though their mean is the target
-    assert sae.price(torch.tensor([2.0, 6.0])).tolist() == pytest.approx([-1.0, 1.0])  # 0.5 * 2 / 4 * 2 * (-2 and 2)
+    objective = JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=16, target_l0=4.0, penalty="quadratic")))
+    objective.control.weight = 0.5
+    assert paid(objective, [4.0, 4.0], [0.0])["sparsity"] == 0
+    assert paid(objective, [2.0, 6.0], [0.0])["sparsity"] == pytest.approx(0.5 * 2 / 4 * 4)  # though their mean is the target
+    assert objective.price(torch.tensor([2.0, 6.0])).tolist() == pytest.approx([-1.0, 1.0])  # 0.5 * 2 / 4 * 2 * (-2 and 2)
 
 
 def test_a_latent_that_always_fires_pays_for_its_frequency_and_a_rare_one_hardly():
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=3, target_l0=1.0, frequency_scale=0.1))
-    sae.l0_weight = 0.5
-    assert paid(sae, [1.0], [1.0, 0.1, 0.01]) == pytest.approx({"sparsity": 0.5, "frequency": 0.5 * (1 + 0.01 + 0.0001) / 0.1})
-    assert sae.surcharge(torch.tensor([1.0, 0.1])).tolist() == pytest.approx([10.0, 1.0])
+    objective = JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=3, target_l0=1.0, frequency_scale=0.1)))
+    objective.control.weight = 0.5
+    assert paid(objective, [1.0], [1.0, 0.1, 0.01]) == pytest.approx(
+        {"sparsity": 0.5, "frequency": 0.5 * (1 + 0.01 + 0.0001) / 0.1}
+    )
+    assert objective.surcharge(torch.tensor([1.0, 0.1])).tolist() == pytest.approx([10.0, 1.0])
 
 
 def test_the_quadratics_centre_moves_below_the_target_while_l0_lies_above_it():
-    sae = JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=64, target_l0=10.0, penalty="quadratic", anneal=0.0))
+    objective = JumpReLUObjective(
+        JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=64, target_l0=10.0, penalty="quadratic", anneal=0.0))
+    )
     for step in range(1, 11):
-        sae.after_step(12.0, step / 10)
-    assert sae.centre < 10.0
-    assert sae.watched()["l0_centre"] == sae.centre
+        objective.after_step(12.0, step / 10)
+    assert objective.control.centre < 10.0
+    assert objective.watched()["l0_centre"] == objective.control.centre
 
 
 def test_a_threshold_in_logarithms_is_moved_in_them_and_stays_positive():
@@ -138,18 +144,19 @@ def test_a_threshold_in_logarithms_is_moved_in_them_and_stays_positive():
         sae.threshold.copy_(torch.tensor([0.5, 0.001]))
     sae.threshold.grad = torch.tensor([3.0, 3.0])
     sae.W_dec.data.fill_(1.0)
-    sae.before_step()
+    objective = JumpReLUObjective(sae)
+    objective.before_step()
     assert sae.threshold.grad.tolist() == pytest.approx([1.5, 0.003])  # d/d log t = t d/dt
     with torch.no_grad():
         sae.threshold.sub_(0.1)  # what an optimiser would do
-    sae.after_step(1.0, 0.1)
+    objective.after_step(1.0, 0.1)
     assert sae.threshold.tolist() == pytest.approx([0.5 * 0.904837, 0.001 * 0.904837])
 
 
 def test_rows_start_at_the_norm_and_thresholds_at_the_value_asked_for():
     sample = torch.randn(100, 16, generator=torch.Generator().manual_seed(1)) / 4
     sae = JumpReLUSAE(JumpReLUConfig(d_in=16, d_sae=64, decoder="free", start_norm=0.1, start_threshold=0.001))
-    sae.initialise(sample)
+    JumpReLUObjective(sae).start(sample)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((64,), 0.1))
     assert sae.threshold.tolist() == pytest.approx([0.001] * 64)
 

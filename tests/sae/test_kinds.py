@@ -10,14 +10,14 @@ import torch
 
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import ZeroRowsWarning
-from scope.sae.batch_topk import BatchTopKConfig
-from scope.sae.control import Control
-from scope.sae.engine import Autograd
+from scope.sae.engines.autograd import Autograd
 from scope.sae.files import read_sae
+from scope.sae.formats.gemma_scope import as_jumprelu
 from scope.sae.gated import GatedConfig
 from scope.sae.jumprelu import JumpReLUConfig
-from scope.sae.kinds import KINDS, as_jumprelu, kind_of, make_sae
-from scope.sae.topk import TopKConfig
+from scope.sae.kinds import KINDS, kind_of, make_objective, make_sae
+from scope.sae.objectives.l0_control import L0Control
+from scope.sae.topk import BatchTopKConfig, TopKConfig
 from scope.sae.transcoder import TranscoderConfig
 from scope.training.batches import TensorBatches
 from scope.training.config import TrainConfig
@@ -80,7 +80,7 @@ def test_topk_keeps_the_k_greatest_of_each_token_and_of_these_the_positive_ones(
 def test_batch_topk_shares_its_k_over_the_batch_in_training_and_goes_by_its_threshold_after_it():
     sae = identity("batch_topk", k=1.5)
     x = torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.5, 0.0, -1.0, -2.0]])
-    assert sae.choose(x).tolist() == [[4.0, 3.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]  # 3 for both tokens together
+    assert make_objective(sae).choose(x).tolist() == [[4.0, 3.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]  # 3 for both tokens together
     with torch.no_grad():
         sae.threshold.fill_(0.4)
     assert sae.encode(x).tolist() == [[4.0, 3.0, 2.0, 1.0], [0.5, 0.0, 0.0, 0.0]]
@@ -91,8 +91,9 @@ def test_the_threshold_of_batch_topk_follows_the_smallest_value_that_training_ke
     sae = identity("batch_topk", k=1.5, follow=0.25)
     with torch.no_grad():
         sae.threshold.fill_(1.0)
-    sae.losses(torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.5, 0.0, -1.0, -2.0]]))
-    sae.after_step(1.5, 0.1)
+    objective = make_objective(sae)
+    objective.losses(torch.tensor([[4.0, 3.0, 2.0, 1.0], [0.5, 0.0, -1.0, -2.0]]))
+    objective.after_step(1.5, 0.1)
     assert sae.threshold.tolist() == [1.25] * 4  # a quarter of the way from 1 to 2
 
 
@@ -120,40 +121,41 @@ def test_a_transcoder_predicts_another_width_and_adds_what_it_skips():
 def test_nested_widths_add_the_errors_that_the_first_latents_alone_leave():
     sae = identity("topk", k=4, nested=(1, 3))
     x = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
-    terms = sae.losses(x)
+    terms = make_objective(sae).losses(x)
     assert terms["error"].item() == 0.0
     assert terms["nested"].item() == (9 + 4 + 1) + 1  # without latents 1-3, and without latent 3
 
 
 def test_silent_latents_are_asked_to_reconstruct_what_the_others_left():
-    sae = identity("topk", k=1, aux_weight=0.5, aux_k=1, revive_after=10)
+    objective = make_objective(identity("topk", k=1, aux_weight=0.5, aux_k=1, revive_after=10))
     x = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
-    assert "auxiliary" not in sae.losses(x)
-    sae.silent[2] = 10
-    assert sae.losses(x)["auxiliary"].item() == 0.5 * (9 + 1)  # latent 2 takes its 2 of the 3, 2, 1 that are left
-    sae.config = TopKConfig(d_in=4, d_sae=4, k=1, aux_weight=0.5, aux_k=4, revive_after=10)
-    assert sae.losses(x)["auxiliary"].item() == 0.5 * (9 + 1) / 4  # one of four wanted: a quarter of the weight
+    assert "auxiliary" not in objective.losses(x)
+    objective.silent[2] = 10
+    assert objective.losses(x)["auxiliary"].item() == 0.5 * (9 + 1)  # latent 2 takes its 2 of the 3, 2, 1 that are left
+    objective.config = TopKConfig(d_in=4, d_sae=4, k=1, aux_weight=0.5, aux_k=4, revive_after=10)
+    assert objective.losses(x)["auxiliary"].item() == 0.5 * (9 + 1) / 4  # one of four wanted: a quarter of the weight
 
 
 @pytest.mark.parametrize("kind", ["topk", "batch_topk"])
 def test_p33_free_rows_decide_nothing_by_their_length_and_are_unit_in_the_end(kind):
     sae = make_sae(CONFIGS[kind], SITE).double()
-    sae.initialise(X.double())
+    objective = make_objective(sae)
+    objective.start(X.double())
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.full((20,), 0.1, dtype=torch.float64))
     if kind == "batch_topk":
         sae.threshold.data.mul_(0.99)  # it lies at somebody's pre-activation, and rounding would decide there
-    pre, terms, latents = sae.pre_activations(X.double()), sae.losses(X.double()), sae.encode(X.double())
-    kept, x_hat = sae.compete(pre) > 0, sae.decode(latents)
+    pre, terms, latents = sae.pre_activations(X.double()), objective.losses(X.double()), sae.encode(X.double())
+    kept, x_hat = sae.compete(pre, objective.choose) > 0, sae.decode(latents)
     with torch.no_grad():
         lengths = torch.rand(20, generator=torch.Generator().manual_seed(1)).double() + 0.1
         sae.W_dec.mul_(lengths[:, None])
         for array in (sae.W_enc, sae.b_enc, *([sae.threshold] if kind == "batch_topk" else [])):
             array.div_(lengths)
-    torch.testing.assert_close(sae.losses(X.double()), terms)
-    assert torch.equal(sae.compete(sae.pre_activations(X.double())) > 0, kept)
+    torch.testing.assert_close(objective.losses(X.double()), terms)
+    assert torch.equal(sae.compete(sae.pre_activations(X.double()), objective.choose) > 0, kept)
     sae.unit_decoder()
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(20, dtype=torch.float64))
-    assert torch.equal(sae.compete(sae.pre_activations(X.double())) > 0, kept)
+    assert torch.equal(sae.compete(sae.pre_activations(X.double()), objective.choose) > 0, kept)
     torch.testing.assert_close(sae(X.double()), x_hat)
     if kind == "batch_topk":
         torch.testing.assert_close(sae.threshold, sae.threshold[:1].expand(20))
@@ -161,28 +163,29 @@ def test_p33_free_rows_decide_nothing_by_their_length_and_are_unit_in_the_end(ki
 
 def test_unit_rows_stay_unit_if_that_is_asked_for():
     sae = make_sae(TopKConfig(d_in=12, d_sae=32, k=3, decoder="unit"), SITE)
-    sae.initialise(_world()[:64])
+    objective = make_objective(sae)
+    objective.start(_world()[:64])
     for _ in range(3):
-        Autograd(sae).gradients(_world()[:64])
-        sae.before_step()
+        Autograd(objective).gradients(_world()[:64])
+        objective.before_step()
         torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(32), atol=1e-4, rtol=0)
         with torch.no_grad():
             sae.W_dec.sub_(0.01 * sae.W_dec.grad)
-        sae.after_step(3.0, 0.1)
+        objective.after_step(3.0, 0.1)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(32))
 
 
 def test_a_latent_counts_as_silent_for_the_tokens_since_it_fired():
-    sae = identity("topk", k=1)
+    objective = make_objective(identity("topk", k=1))
     for _ in range(3):
-        sae.losses(torch.tensor([[4.0, 3.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]]))
-        sae.after_step(1.0, 0.1)
-    assert sae.silent.tolist() == [0, 6, 6, 6]
+        objective.losses(torch.tensor([[4.0, 3.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0]]))
+        objective.after_step(1.0, 0.1)
+    assert objective.silent.tolist() == [0, 6, 6, 6]
 
 
 def test_the_gates_auxiliary_reconstruction_teaches_the_decoder_nothing():
     sae = random_kind("gated")
-    sae.losses(X)["auxiliary"].backward()
+    make_objective(sae).losses(X)["auxiliary"].backward()
     assert sae.W_dec.grad is None
     assert sae.b_dec.grad is None
     assert sae.W_enc.grad.abs().sum() > 0
@@ -193,10 +196,11 @@ def test_the_gates_auxiliary_reconstruction_teaches_the_decoder_nothing():
 def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested, free):
     step = _step(X, torch.arange(20) % 3 == 0)
     ours = random_kind("batch_topk" if nested else "topk", aux_weight=1.0, revive_after=1, nested=nested)
+    objective = make_objective(ours)
     with torch.no_grad():
         ours.W_enc.abs_()  # theirs lets silent latents be negative in the auxiliary loss, ours does not
         ours.b_enc.fill_(50.0)
-        ours.silent.copy_(step.dead_neuron_mask)
+        objective.silent.copy_(step.dead_neuron_mask)
         ours.free = free
     name = "MatryoshkaBatchTopKTrainingSAE" if nested else "TopKTrainingSAE"
     settings = {"matryoshka_widths": [*nested, 20], "k": 2.5} if nested else {"k": 3}
@@ -211,7 +215,7 @@ def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested, free):
         )
     )
     theirs.load_state_dict({k: p.detach() for k, p in ours.named_parameters() if k != "threshold"}, strict=False)
-    output, terms = theirs.training_forward_pass(step), ours.losses(X)
+    output, terms = theirs.training_forward_pass(step), objective.losses(X)
     torch.testing.assert_close(terms["error"], output.losses["mse_loss"])
     torch.testing.assert_close(terms["auxiliary"], output.losses["auxiliary_reconstruction_loss"])
     torch.testing.assert_close(torch.stack(list(terms.values())).sum(), output.loss)
@@ -219,12 +223,13 @@ def test_losses_of_topk_and_batch_topk_are_saelens_to_rounding(nested, free):
 
 def test_losses_of_gated_are_saelens_to_rounding():
     ours = random_kind("gated", l1_weight=0.3)
-    ours.after_step(4.0, 1.0)  # unit rows, and the weight has risen
+    objective = make_objective(ours)
+    objective.after_step(4.0, 1.0)  # unit rows, and the weight has risen
     name = "GatedTrainingSAE"
     theirs = lens(name)(lens(name + "Config")(d_in=6, d_sae=20, apply_b_dec_to_input=False, l1_coefficient=0.3))
     arrays = {k: p.detach() for k, p in ours.named_parameters()}
     theirs.load_state_dict(arrays | {"b_gate": arrays["b_enc"]}, strict=False)
-    output, terms = theirs.training_forward_pass(_step(X, None, l1=0.3)), ours.losses(X)
+    output, terms = theirs.training_forward_pass(_step(X, None, l1=0.3)), objective.losses(X)
     torch.testing.assert_close(terms["error"], output.losses["mse_loss"])
     torch.testing.assert_close(terms["sparsity"], output.losses["l1_loss"])
     torch.testing.assert_close(terms["auxiliary"], output.losses["auxiliary_reconstruction_loss"])
@@ -331,19 +336,19 @@ def test_p36_every_kind_resumes_to_the_bit(kind, tmp_path):
 
 def test_a_kind_without_a_recipe_says_so():
     sae = make_sae(CONFIGS["transcoder"], SITE)
-    with pytest.raises(NotImplementedError, match="cannot be trained"):
-        Autograd(sae).gradients(X)
+    with pytest.raises(ConfigError, match=r"cannot be trained.*jumprelu"):
+        make_objective(sae)
 
 
 def test_the_weight_of_a_penalty_follows_its_target_and_a_fixed_one_rises():
     weights = {}
     for l0 in (2.0, 16.0):
-        control = Control(4.0, 0.1, 1.0, 0.3)
+        control = L0Control(4.0, 0.1, 1.0, 0.3)
         for step in range(1, 101):
             control.update(l0, step / 100)
         weights[l0] = control.weight
     assert weights[16.0] > 100 * weights[2.0]
-    fixed = Control(4.0, 0.1, 1.0, 0.5, fixed=2.0)
+    fixed = L0Control(4.0, 0.1, 1.0, 0.5, fixed=2.0)
     fixed.update(9.0, 0.25)
     assert fixed.weight == 1.0
 

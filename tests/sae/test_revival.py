@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from scope.sae.engine import Autograd, JumpReLUEngine
+from scope.sae.engines.autograd import Autograd
+from scope.sae.engines.jumprelu import JumpReLUEngine
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
-from scope.sae.revival import EVERY, UNTIL, Revival
+from scope.sae.objectives.jumprelu import JumpReLUObjective
+from scope.sae.objectives.revival import EVERY, UNTIL, Revival
 
 
 def one_direction_missing() -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,15 +53,16 @@ def test_a_resumed_run_chooses_the_same_tokens():
 def test_a_dictionary_revives_after_the_step_with_the_strength_of_its_other_latents(share):
     x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2)) / 12**0.5
     sae = JumpReLUSAE(JumpReLUConfig(d_in=12, d_sae=96, target_l0=2.0, start_l0=1.0, revive_after=400))
-    sae.initialise(x)
+    objective = JumpReLUObjective(sae)
+    objective.start(x)
     with torch.no_grad():
         sae.threshold[:3] = 100.0
         sae.W_enc.mul_(2.0)
         sae.threshold.mul_(2.0)
-    sae.progress, engine = 0.1, JumpReLUEngine(sae)
+    objective.control.progress, engine = 0.1, JumpReLUEngine(objective)
     engine.share = share  # the dense way and the sparse one
     assert engine.gradients(x).fired[:3].tolist() == [0, 0, 0]
-    sae.after_step(2.0, 0.2)
+    objective.after_step(2.0, 0.2)
     fired = (sae.encode(x) > 0).sum(0)[:3]
     assert (fired > 0).all()
     assert (fired < 0.1 * len(x)).all()
@@ -74,12 +77,13 @@ def test_every_engine_revives_the_same_latents_in_the_same_way(nested):
     for make, share in [(Autograd, None), *([] if nested else [(JumpReLUEngine, 1.0), (JumpReLUEngine, 0.0)])]:
         config = JumpReLUConfig(d_in=12, d_sae=96, target_l0=2.0, start_l0=1.0, revive_after=400, nested=nested)
         sae = JumpReLUSAE(config).double()
-        sae.initialise(x)
+        objective = JumpReLUObjective(sae)
+        objective.start(x)
         sae.threshold.data.mul_(1.01)[:3] = 100.0  # they start at somebody's pre-activation, and rounding would decide there
-        sae.progress, engine = 0.1, make(sae)
+        objective.control.progress, engine = 0.1, make(objective)
         engine.share = share
         engine.gradients(x)
-        started.append(sae.start)
+        started.append(objective.fresh)
     for start in started:
         assert start.latents.tolist() == [0, 1, 2]
         torch.testing.assert_close(start.directions, started[0].directions)
@@ -89,10 +93,11 @@ def test_every_engine_revives_the_same_latents_in_the_same_way(nested):
 def test_none_leaves_latents_dead():
     x = torch.randn(400, 12, generator=torch.Generator().manual_seed(2)) / 12**0.5
     sae = JumpReLUSAE(JumpReLUConfig(d_in=12, d_sae=96, target_l0=2.0, start_l0=1.0, revive_after=None))
-    sae.initialise(x)
+    objective = JumpReLUObjective(sae)
+    objective.start(x)
     sae.threshold.data[:3] = 100.0
-    sae.progress = 0.1
-    JumpReLUEngine(sae).gradients(x)
-    sae.after_step(2.0, 0.2)
+    objective.control.progress = 0.1
+    JumpReLUEngine(objective).gradients(x)
+    objective.after_step(2.0, 0.2)
     assert sae.threshold[:3].tolist() == [100.0] * 3
-    assert "revival" not in sae.training_state()
+    assert "revival" not in objective.state()

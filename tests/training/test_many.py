@@ -11,6 +11,7 @@ import torch
 
 from scope.errors import ConfigError
 from scope.sae.files import read_sae
+from scope.sae.objectives.jumprelu import JumpReLUObjective
 from scope.training.config import TrainConfig
 from scope.training.grid import cells
 from scope.training.plan import plan, refuse_what_does_not_fit
@@ -142,8 +143,10 @@ def test_a_full_disk_in_the_middle_of_a_checkpoint_leaves_the_one_before_and_say
 
 def test_random_numbers_that_one_draws_move_no_other(whole, tmp_path):
     jobs = grid(tmp_path, revive_after=64)
-    greedy = jobs[0].sae.after_step
-    jobs[0].sae.after_step = lambda l0, progress: (torch.rand(7), greedy(l0, progress))[1]
+    greedy = JumpReLUObjective(jobs[0].sae)
+    after_step = greedy.after_step
+    greedy.after_step = lambda l0, progress: (torch.rand(7), after_step(l0, progress))[1]
+    jobs[0] = replace(jobs[0], objective=greedy)
     before = torch.get_rng_state()
     assert all(same(a, b) for a, b in zip(whole[0], train_all(jobs, TwoSites(), tmp_path), strict=True))
     assert torch.equal(before, torch.get_rng_state())
@@ -178,22 +181,22 @@ def test_the_memory_that_is_needed_is_known_before_and_more_than_there_is_is_ref
 
 def test_a_pre_encoder_bias_has_the_gradient_of_its_formula_and_is_folded_away(tmp_path):
     from scope.training.learner import Learner
-    from scope.training.ranks import Ranks
+    from scope.training.processes import ProcessGroup
 
     config = TrainConfig(**{**vars(SMALL), "pre_bias": True})
     made = job(tmp_path, config=config, bandwidth=0.05)
     made.sae.double()
-    learner = Learner(made, Ranks())
+    learner = Learner(made, ProcessGroup())
     x = planted(200)[0].double() / 100
     learner.begin(torch.zeros(24).double(), 1.0, x)
     sae = learner.sae
     with torch.no_grad():
         sae.b_dec.normal_(0, 0.1)
-    sae.l0_weight = 0.01
+    learner.objective.control.weight = 0.01
     learner._gradients(x)
     got = {name: p.grad.clone() for name, p in sae.named_parameters()}
     sae.zero_grad()
-    from scope.sae.jumprelu import Jump
+    from scope.sae.objectives.jumprelu import Jump
 
     shifted = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     x_hat = Jump.apply(shifted, sae.threshold, sae.config.bandwidth) @ sae.W_dec + sae.b_dec

@@ -7,9 +7,8 @@ import torch
 from scope.errors import ConfigError, DictionaryError
 from scope.training.batches import TensorBatches
 from scope.training.checkpoint import load_state, save_state
-from scope.training.config import TrainConfig
+from scope.training.config import TrainConfig, rate
 from scope.training.progress import Log, read_log
-from scope.training.schedule import rate
 
 
 def test_the_rate_rises_stays_and_falls():

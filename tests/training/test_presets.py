@@ -4,9 +4,8 @@ import pytest
 
 from scope.errors import ConfigError
 from scope.sae.jumprelu import JumpReLUConfig
-from scope.training.config import TrainConfig
+from scope.training.config import TrainConfig, rate
 from scope.training.presets import PRESETS, resolve
-from scope.training.schedule import rate
 
 
 def test_gemma_scope_is_the_paper():

@@ -15,11 +15,12 @@ import torch
 
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.metrics import fvu
-from scope.sae.batch_topk import BatchTopKConfig
-from scope.sae.engine import Autograd
+from scope.sae.engines.autograd import Autograd
 from scope.sae.files import read_sae
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from scope.sae.kinds import make_sae
+from scope.sae.objectives.jumprelu import JumpReLUObjective
+from scope.sae.topk import BatchTopKConfig
 from scope.training.progress import read_log
 from scope.training.trainer import CHECKPOINT, TensorBatches, TrainConfig, train
 
@@ -100,22 +101,20 @@ def test_the_dictionary_reads_raw_activations_and_says_what_made_it(tmp_path):
     assert {"error", "fvu", "sparsity", "l0", "dead", "lr", "tokens_per_second", "l0_weight"} <= set(rows[0])
 
 
-class Recorder:
-    """Autograd, that keeps what it reads and what it makes of it."""
+class Reference(JumpReLUObjective):
+    """Trained by the reference engine; keeps what is read and what is made of it."""
 
     def __init__(self, sae):
-        self.engine, self.pairs = Autograd(sae), []
+        super().__init__(sae)
+        self.pairs = []
 
-    def gradients(self, x):
+    def engine(self):
+        return Autograd(self)
+
+    def losses(self, x):
         with torch.no_grad():
-            self.pairs.append((x.clone(), self.engine.sae(x)))
-        return self.engine.gradients(x)
-
-    def state(self):
-        return {}
-
-    def load_state(self, state):
-        pass
+            self.pairs.append((x.clone(), self.sae(x)))
+        return super().losses(x)
 
 
 @pytest.mark.parametrize("mean", [0.0, 3000.0])
@@ -125,9 +124,9 @@ def test_fvu_in_the_log_and_as_declared_is_that_of_the_metrics_whatever_the_mean
     x = planted()[0] - 50 + mean
     config = TrainConfig(steps=40, batch_size=64, log_every=4, calibration=512, center=center)
     sae = fresh()
-    recorder = Recorder(sae)
-    train(sae, TensorBatches(x, 64), config, tmp_path, engine=recorder)
-    lines = [fvu(*map(torch.cat, zip(*recorder.pairs[i : i + 4], strict=True))).item() for i in range(0, 40, 4)]
+    reference = Reference(sae)
+    train(sae, TensorBatches(x, 64), config, tmp_path, objective=reference)
+    lines = [fvu(*map(torch.cat, zip(*reference.pairs[i : i + 4], strict=True))).item() for i in range(0, 40, 4)]
     assert [row["fvu"] for row in read_log(tmp_path)] == pytest.approx(lines, rel=1e-4)
     declared = read_sae(tmp_path).provenance["training"]["fvu"]
     assert declared == pytest.approx(lines[-1], rel=1e-4)
@@ -304,9 +303,14 @@ def test_in_a_short_run_too_the_threshold_of_a_batch_topk_lets_k_latents_fire(tm
 
 
 def test_p31_dead_latents_are_counted(tmp_path):
+    class HalfDead(JumpReLUObjective):
+        def start(self, sample, seed=0):
+            super().start(sample, seed)
+            self.sae.threshold.data[:32].fill_(1e3)
+
     sae = fresh(threshold_rate=0.0)
-    sae.initialise = lambda sample, seed: (JumpReLUSAE.initialise(sae, sample, seed), sae.threshold.data[:32].fill_(1e3))
-    trained = train(sae, batches(), TrainConfig(steps=40, batch_size=64, dead_after=1000, log_every=10), tmp_path)
+    config = TrainConfig(steps=40, batch_size=64, dead_after=1000, log_every=10)
+    trained = train(sae, batches(), config, tmp_path, objective=HalfDead(sae))
     assert trained.provenance["training"]["dead"] == pytest.approx(0.5, abs=0.05)
     assert any("dead" in note for note in trained.provenance["training"]["notes"])
     assert read_log(tmp_path)[-1]["dead"] == trained.provenance["training"]["dead"]
@@ -315,7 +319,7 @@ def test_p31_dead_latents_are_counted(tmp_path):
 def test_the_reference_engine_trains_to_the_same_dictionary_within_rounding(tmp_path):
     fast = train(fresh(), batches(), SMALL, tmp_path / "fast")
     sae = fresh()
-    slow = train(sae, batches(), SMALL, tmp_path / "slow", engine=Autograd(sae))
+    slow = train(sae, batches(), SMALL, tmp_path / "slow", objective=Reference(sae))
     x = planted()[0]
     assert (fast(x) - slow(x)).norm() / (x - x.mean(0)).norm() < 1e-2
 

@@ -5,7 +5,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from scope.shapes import Acts
+from scope.sae.base import SAE
+from scope.shapes import Acts, Scalar
 
 
 @dataclass
@@ -18,6 +19,17 @@ class Batch:
     fired: Tensor
     candidates: float = 0.0
     """Latents per token that took part in the gradients."""
+
+
+@runtime_checkable
+class Losses(Protocol):
+    """The part of a training objective that an engine reads: a dictionary and the terms to minimise (`objectives/base.py`)."""
+
+    sae: SAE
+
+    def losses(self, x: Acts) -> dict[str, Scalar]: ...
+
+    def observe(self, x: Acts, surplus: Acts, fired: Tensor) -> None: ...
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Gradients of `JumpReLUSAE.losses` by hand, without a graph.
+"""Gradients of `JumpReLUObjective.losses` by hand, without a graph.
 
 With r = x_hat - x, u = (2/n) r and h = u W_dec^T, the gradients are: W_dec: latents^T u; b_dec: sum u; pre: h where the
 latent fires, 0 elsewhere; threshold: -(threshold h + (price + surcharge) / n) / bandwidth, summed over tokens in the window.
@@ -9,20 +9,40 @@ compute the same numbers in the dictionary's own precision, up to the order of s
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from scope.sae.engines.base import Batch
+from scope.sae.engines.base import Batch, Losses
 from scope.sae.engines.screen import Screen
 from scope.sae.engines.sparse import compressed, dots, find, sums, weighted_rows, weighted_rows_into
 from scope.sae.engines.workspace import Workspace
-from scope.sae.jumprelu import JumpReLUSAE, in_window
-from scope.shapes import Acts
+from scope.sae.jumprelu import JumpReLUSAE
+from scope.shapes import Acts, Scalar
 
 SPARSE_BELOW = 1 / 8
 """Share of candidates among all latents below which the sparse way is the faster one on a CPU (measured, see
 tests/benchmarks). On a GPU dense matrices are, at the widths that fit one."""
+
+
+@runtime_checkable
+class ThresholdLosses(Losses, Protocol):
+    """The part of `JumpReLUObjective` that this engine reads."""
+
+    sae: JumpReLUSAE
+    bandwidth: float
+
+    def penalties(self, l0: Tensor, frequency: Tensor) -> dict[str, Scalar]: ...
+
+    def price(self, l0: Tensor) -> Tensor | float: ...
+
+    def surcharge(self, frequency: Tensor) -> Tensor | float: ...
+
+
+def in_window(pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+    """Where a pre-activation lies within bandwidth / 2 of its threshold, on either side."""
+    return (pre - threshold).abs() < bandwidth / 2
 
 
 @dataclass
@@ -47,13 +67,14 @@ class JumpReLUEngine:
 
     def __init__(
         self,
-        sae: JumpReLUSAE,
+        objective: ThresholdLosses,
         rows: int = 512,
         reduce: Callable[[Tensor], Tensor] | None = None,
         average: Callable[[Tensor], Tensor] | None = None,
         screen: torch.dtype | None = None,
     ):
-        self.sae, self.rows, self.reduce, self.average = sae, rows, reduce, average
+        self.objective, self.sae = objective, objective.sae
+        self.rows, self.reduce, self.average = rows, reduce, average
         self.share: float | None = None
         self.workspace = Workspace()
         self.screen = Screen(self.workspace, screen)
@@ -65,8 +86,8 @@ class JumpReLUEngine:
         few = self.share is not None and self.share < SPARSE_BELOW and x.device.type == "cpu"
         seen = (self._sparse if few else self._dense)(x)
         l0 = seen.l0.to(x.dtype)
-        sae.observe(x, seen.u, seen.fired)
-        terms = sae.penalties(l0, self._frequency(seen.fired, n))
+        self.objective.observe(x, seen.u, seen.fired)
+        terms = self.objective.penalties(l0, self._frequency(seen.fired, n))
         numbers = torch.stack(
             [seen.squares, l0.sum().double(), seen.candidates.double(), *(t.double() for t in terms.values())]
         )
@@ -92,8 +113,8 @@ class JumpReLUEngine:
     def _set_threshold(self, at_threshold: Tensor, prices: Tensor, near: Tensor, fired: Tensor, n: int) -> None:
         """From sums over each latent's window: of h, of the tokens' prices, and of ones."""
         sae = self.sae
-        paid = prices + sae.surcharge(self._frequency(fired, n)) * near
-        sae.threshold.grad = -(sae.threshold * at_threshold + paid / n) / sae.bandwidth
+        paid = prices + self.objective.surcharge(self._frequency(fired, n)) * near
+        sae.threshold.grad = -(sae.threshold * at_threshold + paid / n) / self.objective.bandwidth
 
     def _dense(self, x: Acts) -> Seen:
         sae, n, dtype = self.sae, len(x), x.dtype
@@ -108,7 +129,7 @@ class JumpReLUEngine:
             shape = (len(part), sae.d_sae)
             pre = torch.addmm(sae.b_enc, part, sae.W_enc, out=self.workspace.take("pre", *shape, dtype=dtype))
             fires = pre > sae.threshold
-            near = in_window(pre, sae.threshold, sae.bandwidth)
+            near = in_window(pre, sae.threshold, self.objective.bandwidth)
             latents = pre.mul_(fires)
             partial = torch.mm(latents, sae.W_dec, out=into_part)
             residual = torch.sub(self._summed(partial).add_(sae.b_dec), part, out=into_part)
@@ -120,7 +141,7 @@ class JumpReLUEngine:
             h = torch.mm(u, sae.W_dec.T, out=self.workspace.take("h", *shape, dtype=dtype))
             at_threshold.add_(torch.mul(h, near, out=latents).sum(0))
             in_windows.add_(near.sum(0))
-            price = sae.price(l0s[-1])
+            price = self.objective.price(l0s[-1])
             if isinstance(price, Tensor):
                 prices.add_(price @ near.to(dtype))
             h.mul_(fires)
@@ -129,7 +150,7 @@ class JumpReLUEngine:
             fired.add_(fires.sum(0))
             candidates += (near | fires).sum()
         l0 = torch.cat(l0s)
-        if not isinstance(price := sae.price(l0), Tensor):
+        if not isinstance(price := self.objective.price(l0), Tensor):
             prices = price * in_windows
         self._set_threshold(at_threshold, prices, in_windows, fired, n)
         return Seen(squares, l0, fired, candidates, residuals)
@@ -139,10 +160,10 @@ class JumpReLUEngine:
         for p in (sae.W_enc, sae.W_dec):
             if p.grad is None:
                 p.grad = torch.empty_like(p)
-        latents, tokens, pre = find(self.screen, x, sae)
+        latents, tokens, pre = find(self.screen, x, sae, self.objective.bandwidth)
         threshold = sae.threshold.index_select(0, latents)
         at = (pre > threshold).nonzero().squeeze(1)
-        near = in_window(pre, threshold, sae.bandwidth).nonzero().squeeze(1)
+        near = in_window(pre, threshold, self.objective.bandwidth).nonzero().squeeze(1)
         fires, on, values = latents.index_select(0, at), tokens.index_select(0, at), pre.index_select(0, at)
         u, squares, l0 = self._residual(x, fires, on, values)
         u.mul_(2 / n)
@@ -151,7 +172,7 @@ class JumpReLUEngine:
         weighted_rows_into(sae.W_dec.grad, u, on, starts, values)
         weighted_rows_into(sae.W_enc.grad.T, x, on, starts, d_pre)
         sae.b_dec.grad, sae.b_enc.grad = u.sum(0), sums(d_pre, fires, d_sae)
-        inside, price, fired = latents.index_select(0, near), sae.price(l0), starts.diff().long()
+        inside, price, fired = latents.index_select(0, near), self.objective.price(l0), starts.diff().long()
         in_windows = torch.bincount(inside, minlength=d_sae).to(x.dtype)
         if isinstance(price, Tensor):
             prices = sums(price.index_select(0, tokens.index_select(0, near)), inside, d_sae)

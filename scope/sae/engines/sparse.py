@@ -14,14 +14,14 @@ _CACHED = 6 * 2**20
 """Bytes of a matrix whose rows are asked for in no order, which a processor's cache holds."""
 
 
-def find(screen: Screen, x: Acts, sae: JumpReLUSAE) -> tuple[Tensor, Tensor, Tensor]:
+def find(screen: Screen, x: Acts, sae: JumpReLUSAE, bandwidth: float) -> tuple[Tensor, Tensor, Tensor]:
     """(latent, token, pre-activation) of every candidate, ordered by latent and then token: so a latent's weights are read
     once, and the tokens' activations, which are few, stay in the processor's cache.
 
     The pre-activations are dot products in the dictionary's own precision, and what does not reach the window is dropped,
     so the result depends in no way on the screen's rounding.
     """
-    lowest = sae.threshold - sae.bandwidth / 2
+    lowest = sae.threshold - bandwidth / 2
     keys = screen.candidates(x, sae.W_enc.T, lowest - sae.b_enc)
     latents, tokens = (keys // len(x)).int(), (keys % len(x)).int()
     pre = dots(latents, tokens, sae.W_enc.T, x).add_(sae.b_enc.index_select(0, latents))

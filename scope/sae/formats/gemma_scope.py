@@ -16,9 +16,11 @@ import torch
 
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
+from scope.sae.configs.jumprelu import JumpReLUConfig
 from scope.sae.formats.arrays import build, from_numpy
+from scope.sae.gated import GatedSAE
 from scope.sae.jumprelu import JumpReLUSAE
-from scope.sae.kinds import as_jumprelu
+from scope.sae.topk import BatchTopKSAE
 from scope.sae.transcoder import Transcoder
 from scope.whole_files import whole_file
 
@@ -119,3 +121,34 @@ def model_of(path: str) -> str:
     """google/gemma-2-2b, from a path of Gemma Scope's form; empty where the path says too little."""
     found = re.search(r"gemma-scope-(2b|9b|27b)-(pt|it)", path)
     return f"google/gemma-2-{found[1]}{'-it' if found[2] == 'it' else ''}" if found else ""
+
+
+@torch.no_grad()
+def as_jumprelu(sae: SAE) -> JumpReLUSAE:
+    """The same dictionary as five JumpReLU arrays: a BatchTopK by its threshold; a Gated exactly, since its gate opens where
+    its magnitude exceeds b_mag - exp(r_mag) b_enc.
+
+    Raises:
+        DictionaryError: a TopK, whose latents compete, so that no threshold stands for them; a transcoder.
+    """
+    if isinstance(sae, JumpReLUSAE):
+        return sae
+    if not isinstance(sae, BatchTopKSAE | GatedSAE):
+        raise DictionaryError(
+            f"A dictionary of kind {sae.kind} cannot be converted to JumpReLU: no thresholds reproduce which latents fire.\n"
+            "  Write it as SAELens' folder (--to sae_lens), or train a batch_topk, which has a threshold."
+        )
+    c = sae.config
+    config = JumpReLUConfig(d_in=c.d_in, d_sae=c.d_sae, nested=c.nested, target_l0=getattr(c, "target_l0", None) or c.k)
+    made = JumpReLUSAE(config, sae.site).to(sae.W_enc.device)
+    made.provenance = dict(sae.provenance)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        getattr(made, name).copy_(getattr(sae, name))
+    if isinstance(sae, BatchTopKSAE):
+        made.threshold.copy_(sae.threshold)
+    else:
+        gain = sae.r_mag.exp()
+        made.W_enc.copy_(sae.W_enc * gain)
+        made.b_enc.copy_(sae.b_mag)
+        made.threshold.copy_((sae.b_mag - gain * sae.b_enc).clamp_min(0.0))
+    return made.eval()

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
-from scope.sae.batch_topk import BatchTopKSAE
 from scope.sae.formats.arrays import build, need, refuse_not_finite
 from scope.sae.formats.files import read_json, read_safetensors, write_safetensors
 from scope.sae.gated import GatedSAE
-from scope.sae.topk import TopKSAE
+from scope.sae.topk import BatchTopKSAE, TopKSAE
 from scope.sae.transcoder import Transcoder
 from scope.whole_files import write_json
 

@@ -1,4 +1,4 @@
-"""What torchrun starts in test_ranks: trains the grid in one way after the other, and may kill one of its processes."""
+"""What torchrun starts in test_processes: trains the grid in one way after the other, and may kill one of its processes."""
 
 import os
 import signal
@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-from scope.training.ranks import join, leave
+from scope.training.processes import join, leave
 from scope.training.trainer import train_all
 from tests.training.planted import TwoSites, grid
 
 
 def main(out: Path, modes: list[str], die_at: int, device: torch.device) -> None:
     for mode in modes:
-        ranks = join(mode, device)
-        jobs = ranks.deal(grid(out / mode, revive_after=64), [job.sae.d_sae for job in grid(out / mode, revive_after=64)])
+        group = join(mode, device)
+        jobs = group.deal(grid(out / mode, revive_after=64), [job.sae.d_sae for job in grid(out / mode, revive_after=64)])
         for one in jobs:
             one.sae.to(device)
-        if die_at and ranks.rank == ranks.world - 1:
+        if die_at and group.rank == group.world - 1:
             _die_at_step(die_at)
         sites = tuple(dict.fromkeys(one.sae.site for one in jobs))
-        train_all(jobs, TwoSites(sites), out / mode, None, ranks)
+        train_all(jobs, TwoSites(sites), out / mode, None, group)
     leave()
 
 

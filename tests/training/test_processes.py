@@ -12,7 +12,7 @@ from scope.sae.files import read_sae
 from scope.sae.topk import TopKConfig, TopKSAE
 from scope.training.checkpoint import load_state
 from scope.training.config import TrainConfig
-from scope.training.ranks import Ranks
+from scope.training.processes import ProcessGroup
 from scope.training.trainer import CHECKPOINT, Job, train_all
 from tests.training.planted import ROOT, SMALL, TwoSites, grid, job, same
 
@@ -22,7 +22,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(GPUS < 2, reason
 
 def torchrun(out, modes: str, processes: int = 2, die_at: int = 0, device: str = "cpu") -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "tests.training.ranks_child", str(out), modes, str(die_at), device]
+    command += ["-m", "tests.training.processes_child", str(out), modes, str(die_at), device]
     return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=280).returncode
 
 
@@ -76,20 +76,20 @@ def test_p36_dealt_dictionaries_go_on_only_as_they_were_dealt(tmp_path):
     with pytest.raises(ConfigError, match="dealt to 2 processes; now there are 1"):
         train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     with pytest.raises(ConfigError, match="Start 2"):
-        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, Ranks("site", 0, 3))
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, ProcessGroup("site", 0, 3))
     (tmp_path / "checkpoint-0-of-2.safetensors").rename(tmp_path / CHECKPOINT)
     with pytest.raises(ConfigError, match="without dealing"):
-        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, Ranks("site", 0, 2))
+        train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path, None, ProcessGroup("site", 0, 2))
 
 
 def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
     for costs in ([1, 1, 1, 1, 1], [100, 1, 1, 1, 1], [1, 1, 1, 1, 100]):
-        dealt = [Ranks("site", r, 3).deal("abcde", costs) for r in range(3)]
+        dealt = [ProcessGroup("site", r, 3).deal("abcde", costs) for r in range(3)]
         assert [x for part in dealt for x in part] == list("abcde")
         assert all(dealt)
-    assert [len(Ranks("site", r, 2).deal("abcd", [1, 1, 1, 1])) for r in range(2)] == [2, 2]
+    assert [len(ProcessGroup("site", r, 2).deal("abcd", [1, 1, 1, 1])) for r in range(2)] == [2, 2]
     with pytest.raises(ConfigError, match="cannot be dealt to 3"):
-        Ranks("site", 0, 3).deal("ab", [1, 1])
+        ProcessGroup("site", 0, 3).deal("ab", [1, 1])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_dictionaries_are_dealt_in_order_each_to_one_and_some_to_each():
 )
 def test_a_division_that_would_change_the_result_is_refused(tmp_path, mode, made, said):
     with pytest.raises(ConfigError, match=said):
-        train_all([made(tmp_path)], TwoSites(), tmp_path, None, Ranks(mode, 0, 2))
+        train_all([made(tmp_path)], TwoSites(), tmp_path, None, ProcessGroup(mode, 0, 2))
 
 
 @pytest.mark.skipif(not GPUS, reason="needs a GPU")

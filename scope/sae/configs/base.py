@@ -1,10 +1,10 @@
-"""What every kind of dictionary must be told."""
+"""Settings that every kind of dictionary has, and the checks that all settings go through."""
 
 import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 from scope.errors import ConfigError
 
@@ -22,6 +22,9 @@ class SAEConfig:
     nested: tuple[int, ...] = ()
     """Matryoshka: widths, ascending and below d_sae, whose first latents must reconstruct alone too. Their squared errors are
     added to the whole dictionary's, so that the first latents learn what is common (arXiv:2503.17547)."""
+
+    UNSAID: ClassVar[dict[str, Any]] = {}
+    """Settings that descriptions of old trainings lack -> what was done then, where that is not today's default."""
 
     def __post_init__(self):
         refuse_other_types(self)
@@ -58,7 +61,7 @@ def refuse_other_types(config: Any) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         if not _is(value, f.type):
-            raise ConfigError(f"{f.name} is {value!r}; give {_said(f.type)}.")
+            raise ConfigError(f"{f.name} is {value!r}; give {_type_in_words(f.type)}.")
 
 
 def refuse_start_norm(norm: float | None, decoder: str) -> None:
@@ -89,9 +92,9 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def _said(kind: Any) -> str:
+def _type_in_words(kind: Any) -> str:
     if get_origin(kind) is UnionType:
-        return " or ".join(_said(one) for one in get_args(kind))
+        return " or ".join(_type_in_words(one) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:

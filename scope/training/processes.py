@@ -27,7 +27,7 @@ _PATIENCE = timedelta(minutes=30)  # for a process that reads or saves while the
 
 
 @dataclass(frozen=True)
-class Ranks:
+class ProcessGroup:
     """This process among all of a training."""
 
     mode: Mode = "alone"
@@ -133,7 +133,7 @@ def launched() -> tuple[int, int, int]:
     return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
 
 
-def join(mode: Mode, device: torch.device) -> Ranks:
+def join(mode: Mode, device: torch.device) -> ProcessGroup:
     """Meet the other processes that torchrun started: over NCCL where they compute on GPUs, over gloo otherwise.
 
     Raises:
@@ -141,13 +141,13 @@ def join(mode: Mode, device: torch.device) -> Ranks:
     """
     rank, world, _ = launched()
     if world == 1:
-        return Ranks()
+        return ProcessGroup()
     if mode in ("data", "width"):
         import torch.distributed as dist
 
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
-    return Ranks(mode, rank, world)
+    return ProcessGroup(mode, rank, world)
 
 
 def leave() -> None:

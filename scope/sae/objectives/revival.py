@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scope.sae.objectives.base import Processes
 from scope.shapes import Acts
 
 UNTIL = 0.6
@@ -43,6 +44,26 @@ class Pool:
 
     first: int = 0
     """Of this process's latents, the number in the dictionary."""
+
+    @classmethod
+    def of(cls, processes: Processes, d_sae: int) -> "Pool":
+        """As one process would choose with the whole batch and all latents. Every process is given the sum of parts that are
+        zero elsewhere, so all have the same bits."""
+
+        def placed(mine: Tensor, size: int, at: slice) -> Tensor:
+            whole = mine.new_zeros(size, *mine.shape[1:])
+            whole[at] = mine
+            return processes.sum(whole)
+
+        def rows(mine: Tensor) -> Tensor:
+            return placed(
+                mine, len(mine) * processes.world, slice(len(mine) * processes.rank, len(mine) * (processes.rank + 1))
+            )
+
+        if processes.mode == "data":
+            return cls(batches=processes.world, rows=rows, counts=lambda fired: processes.sum(fired.clone()))
+        own = processes.share(d_sae)
+        return cls(latents=lambda mine: placed(mine, d_sae, own), first=own.start)
 
 
 @dataclass
