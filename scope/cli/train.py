@@ -35,7 +35,7 @@ def flags(argv: Sequence[str]) -> type:
 
 def run(given: Any) -> None:
     from scope.cli.progress import console, print_note, progress_bar
-    from scope.training.ranks import launched
+    from scope.training.processes import launched
 
     config = config_of(type(given).config, given)
     rank, *_ = launched()

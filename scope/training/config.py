@@ -90,8 +90,8 @@ class TrainConfig:
 
 
 def rate(step: int, steps: int, warmup: float, decay: float, start: float = 0.0, shape: str = "linear") -> float:
-    """Share of the peak learning rate at `step` (from 0): a rise from `start`, flat, a linear fall that would reach zero just after the
-    last step.
+    """Share of the peak learning rate at `step` (from 0): a rise from `start`, flat, a linear fall that would reach zero just
+    after the last step. It depends on the step alone, so a resumed run cannot lose its place.
 
     `warmup` and `decay` are shares of the steps up to 1, and numbers of steps above. `shape` of the rise: linear, or cosine
     (half a wave, Gemma Scope's).

@@ -208,7 +208,7 @@ def _run(command: Any, on_progress: OnProgress | None, on_note: OnNote, on_plan:
     from scope.sae.kinds import make_sae
     from scope.training.learner import Job
     from scope.training.plan import plan, refuse_what_does_not_fit
-    from scope.training.ranks import join, launched, leave
+    from scope.training.processes import join, launched, leave
     from scope.training.trainer import train_all
 
     rank, world, _ = launched()
@@ -282,7 +282,7 @@ def find_device(name: str) -> Any:
     """
     import torch
 
-    from scope.training.ranks import launched
+    from scope.training.processes import launched
 
     _, world, local = launched()
     try:

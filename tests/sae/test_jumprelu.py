@@ -107,12 +107,16 @@ def test_a_fixed_weight_rises_linearly_and_stays():
     assert seen == pytest.approx([0.125, 0.25, 0.375, *[0.5] * 7])
 
 
+def objective_of(**settings) -> JumpReLUObjective:
+    return JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=2, **settings)))
+
+
 def paid(objective: JumpReLUObjective, l0: list[float], frequency: list[float]) -> dict[str, float]:
     return {name: term.item() for name, term in objective.penalties(torch.tensor(l0), torch.tensor(frequency)).items()}
 
 
 def test_the_quadratic_penalty_is_twice_the_squared_distance_over_the_target_token_by_token():
-    objective = JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=16, target_l0=4.0, penalty="quadratic")))
+    objective = objective_of(d_sae=16, target_l0=4.0, penalty="quadratic")
     objective.control.weight = 0.5
     assert paid(objective, [4.0, 4.0], [0.0])["sparsity"] == 0
     assert paid(objective, [2.0, 6.0], [0.0])["sparsity"] == pytest.approx(0.5 * 2 / 4 * 4)  # though their mean is the target
@@ -120,7 +124,7 @@ def test_the_quadratic_penalty_is_twice_the_squared_distance_over_the_target_tok
 
 
 def test_a_latent_that_always_fires_pays_for_its_frequency_and_a_rare_one_hardly():
-    objective = JumpReLUObjective(JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=3, target_l0=1.0, frequency_scale=0.1)))
+    objective = objective_of(d_sae=3, target_l0=1.0, frequency_scale=0.1)
     objective.control.weight = 0.5
     assert paid(objective, [1.0], [1.0, 0.1, 0.01]) == pytest.approx(
         {"sparsity": 0.5, "frequency": 0.5 * (1 + 0.01 + 0.0001) / 0.1}
@@ -129,9 +133,7 @@ def test_a_latent_that_always_fires_pays_for_its_frequency_and_a_rare_one_hardly
 
 
 def test_the_quadratics_centre_moves_below_the_target_while_l0_lies_above_it():
-    objective = JumpReLUObjective(
-        JumpReLUSAE(JumpReLUConfig(d_in=2, d_sae=64, target_l0=10.0, penalty="quadratic", anneal=0.0))
-    )
+    objective = objective_of(d_sae=64, target_l0=10.0, penalty="quadratic", anneal=0.0)
     for step in range(1, 11):
         objective.after_step(12.0, step / 10)
     assert objective.control.centre < 10.0

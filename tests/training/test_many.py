@@ -5,6 +5,7 @@ import random
 import resource
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch

@@ -56,9 +56,8 @@ class Pool:
             return processes.sum(whole)
 
         def rows(mine: Tensor) -> Tensor:
-            return placed(
-                mine, len(mine) * processes.world, slice(len(mine) * processes.rank, len(mine) * (processes.rank + 1))
-            )
+            at = len(mine) * processes.rank
+            return placed(mine, len(mine) * processes.world, slice(at, at + len(mine)))
 
         if processes.mode == "data":
             return cls(batches=processes.world, rows=rows, counts=lambda fired: processes.sum(fired.clone()))
