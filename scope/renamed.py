@@ -4,11 +4,13 @@ A row here is all that a renaming takes. Names of modules serve `import old.path
 `import scope` serve `scope.Old`; flags serve the command line.
 """
 
+import functools
 import importlib
 import importlib.abc
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
 
 MODULES = {
     "scope.chance": "scope.null_seeds",
@@ -20,8 +22,9 @@ MODULES = {
     "scope.steering.directions": "scope.steering.edits.directions",
     "scope.steering.steer": "scope.steering.compare.steer",
     "scope.steering.sweep": "scope.steering.compare.sweep",
-    "scope.steering.run": "scope.steering.compare.run",
+    "scope.steering.run": "scope.steering.compare.steer",
     "scope.steering.bridge": "scope.steering.apply.transformers_hooks",
+    "scope.steering.gauge": "scope.steering.apply.strength_units",
     "scope.steering.attribution": "scope.circuits.attribution",
     "scope.steering.effects": "scope.circuits.effects",
     "scope.features.store": "scope.features.face",
@@ -41,6 +44,32 @@ class RenamedWarning(FutureWarning):
 
 def warn(old: str, new: str, depth: int = 3) -> None:
     warnings.warn(f"{old} is now {new}; the old name goes with the next version.", RenamedWarning, stacklevel=depth)
+
+
+def old_keywords(**names: str) -> Callable[[Callable], Callable]:
+    """Decorates a function so that it takes its former keywords too: `old_keywords(arms="conditions")`."""
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def with_old_keywords(*args, **kwargs):
+            for old in names.keys() & kwargs.keys():
+                warn(f"{function.__name__}({old}=...)", f"{names[old]}=")
+                kwargs[names[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return with_old_keywords
+
+    return decorate
+
+
+def old_attribute(old: str, new: str) -> property:
+    """A property under a former name of an attribute or method."""
+
+    def read(self):
+        warn(f"{type(self).__name__}.{old}", new)
+        return getattr(self, new)
+
+    return property(read)
 
 
 class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,30 +1,32 @@
-"""Which latents make the model say one token rather than another: a logit difference, taken apart without a remainder.
+"""Which latents make the model say one token rather than another: a logit difference as a sum over the parts of the stream.
 
-The stream at the dictionary's site is a sum: x = sum of f_i d_i + b_dec + error. A row of the table is what one of these parts
-does to m, the difference of two logits after the prompt (both as the model gives them, soft cap included). There are rows for
-the error, for b_dec and for the special tokens such as <bos>, on which no dictionary is read; so the rows add up to the whole:
+The stream at the dictionary's site is a sum: x = sum of f_i d_i + b_dec + error. A row of the table is the effect of one of
+these parts on m, the difference of two logits after the prompt (both as the model gives them, soft cap included). There are
+rows for the error, for b_dec and for the special tokens such as <bos>, on which no dictionary is read; so the rows add up:
 
-gradient    g . part, g the gradient of m at x. The whole is g . x, exactly: m's linear reading at x, not m itself.
-integrated  the gradient's mean along the line from b_dec to x. The whole is m: the rows add up to m(x) - m(b_dec), and what
-            m is at b_dec alone is a row too. The rest that the numerical integral leaves is told as `gap`.
+integrated  the gradient's mean along the line from b_dec to x, times the part. The whole is m: the rows add up to
+            m(x) - m(b_dec), and m at b_dec alone is a row too. What the numerical integral misses is `gap`. The default.
+gradient    g . part, g the gradient of m at x. The whole is g . x, exactly: m's linear reading at x, not m itself, and often of
+            another sign. One backward pass instead of `steps`.
 ablation    m(x) - m(x without the part), each part taken away by itself. What the parts do only together is a row, and the
             whole is m, exactly.
 
 Every latent's row stands beside its null: what a random direction of the same length, active to the same degree at the same
-positions, would come to (one standard deviation).
+positions, would have (one standard deviation).
 Source: integrated gradients, arXiv:1703.01365; of dictionaries, with the error as a node of its own, arXiv:2403.19647.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scope.circuits.attribution_table import Attribution, Row
+from scope.circuits.attribution_result import Attribution, Row
 from scope.errors import EditError
 from scope.fit import check_fit
-from scope.models.hooks import HookedModule
+from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.sae.base import SAE
 
@@ -36,13 +38,13 @@ WHOLE = {
 
 
 def attribute(
-    model: HookedModule,
+    model: LanguageModel,
     sae: SAE,
     prompt: str,
     token: str | int | None = None,
     other: str | int | None = None,
     *,
-    method: str = "gradient",
+    method: str = "integrated",
     steps: int = 32,
     exact: int = 32,
     nulls: int = 4,
@@ -67,7 +69,8 @@ def attribute(
         raise EditError("The prompt is empty. Give some text whose next token is asked about.")
     check_fit(model, sae, any_model, reconstructs=True)
     rest = Rest(model, sae, prompt)
-    wanted, against = rest.choose(token, other)
+    log_p = rest.log_p(rest.x[None])[0]
+    wanted, against = token_pair(model, log_p, log_p, token, other)
     parts = _Parts(sae, rest)
     difference = float(rest.difference(rest.x[None], wanted, against)[0])
     if method == "ablation":
@@ -86,7 +89,6 @@ def attribute(
             rows.append(Row(name="special tokens", value=float((grad * parts.special()).sum())))
     whole = float((grad * rest.x).sum()) if method == "gradient" else difference
     gap = whole - sum(row.value for row in rows)
-    log_p = rest.log_p(rest.x[None])[0]
     return Attribution(
         prompt=prompt,
         pieces=tuple(model.words.pieces(rest.tokens.tolist())),
@@ -100,14 +102,14 @@ def attribute(
         whole=whole,
         whole_is=WHOLE[method],
         gap=gap,
-        rows=tuple(_told(row, parts, rest, model, pack) for row in rows),
+        rows=tuple(_described(row, parts, rest, model, pack) for row in rows),
     )
 
 
 class Rest:
-    """The model from a site on, as a function of the stream there; everything before it stays as the prompt made it."""
+    """The rest of the model: from a site on, as a function of the stream there; what comes before is computed once."""
 
-    def __init__(self, model: HookedModule, sae: SAE, prompt: str):
+    def __init__(self, model: LanguageModel, sae: SAE, prompt: str):
         self.model, self.site = model, sae.site
         self.batch = model.to_tokens(prompt)
         self.tokens = self.batch[0]
@@ -129,38 +131,41 @@ class Rest:
     @torch.no_grad()
     def difference(self, streams: Sequence[Tensor] | Tensor, token: int, other: int, at_once: int = 16) -> Tensor:
         """[batch] logit(token) - logit(other)."""
-        found = []
+        parts = []
         for i in range(0, len(streams), at_once):
             some = streams[i : i + at_once]
             logits = self.logits(some if isinstance(some, Tensor) else torch.stack(list(some)))
-            found.append(logits[:, token] - logits[:, other])
-        return torch.cat(found)
+            parts.append(logits[:, token] - logits[:, other])
+        return torch.cat(parts)
 
     def gradient(self, stream: Tensor, token: int, other: int) -> Tensor:
-        """[pos d_model] of the difference, at a stream [pos d_model]."""
+        """Gradient [pos d_model] of the difference at a stream [pos d_model]."""
         leaf = stream.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             logits = self.logits(leaf[None])[0]
             return torch.autograd.grad(logits[token] - logits[other], leaf)[0].float()
 
-    def choose(self, token: str | int | None, other: str | int | None) -> tuple[int, int]:
-        """Their ids; what is not given is the likeliest that the other one is not.
 
-        Raises:
-            EditError: both are the same, or an id outside the vocabulary.
-        """
-        given = [None if t is None else self.model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
-        outside = next((t for t in given if t is not None and not 0 <= t < self.model.cfg.d_vocab), None)
-        if outside is not None:
-            raise EditError(f"There is no token {outside}: the vocabulary runs from 0 to {self.model.cfg.d_vocab - 1}.")
-        likely = [int(i) for i in self.log_p(self.x[None])[0].topk(3).indices]
-        if given[0] is None:
-            given[0] = next(i for i in likely if i != given[1])
-        if given[1] is None:
-            given[1] = next(i for i in likely if i != given[0])
-        if given[0] == given[1]:
-            raise EditError(f"Both tokens are {self.model.words.pieces(given[:1])[0]!r}; their difference is 0 by itself.")
-        return given[0], given[1]
+def token_pair(
+    model: LanguageModel, likely: Tensor, likely_other: Tensor, token: str | int | None, other: str | int | None
+) -> tuple[int, int]:
+    """The ids of the two tokens of a logit difference. What is not given is the likeliest of `likely` (for `token`) or
+    `likely_other` [d_vocab] that is not the other one.
+
+    Raises:
+        EditError: both are the same, or an id is outside the vocabulary.
+        TokensError: a text that is several tokens.
+    """
+    given = [None if t is None else model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
+    outside = next((t for t in given if t is not None and not 0 <= t < model.cfg.d_vocab), None)
+    if outside is not None:
+        raise EditError(f"There is no token {outside}: the vocabulary runs from 0 to {model.cfg.d_vocab - 1}.")
+    for i, scores in enumerate((likely, likely_other)):
+        if given[i] is None:
+            given[i] = next(t for t in scores.topk(2).indices.tolist() if t != given[1 - i])
+    if given[0] == given[1]:
+        raise EditError(f"Both tokens are {model.words.pieces(given[:1])[0]!r}; their difference is 0 by itself.")
+    return given[0], given[1]
 
 
 class _Parts:
@@ -195,11 +200,11 @@ class _Parts:
 def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
     """grad . part of every latent and of the error."""
     pushed = parts.values.T @ grad
-    found = (pushed * parts.rows).sum(1)
+    effect = (pushed * parts.rows).sum(1)
     null = pushed.norm(dim=1) * parts.rows.norm(dim=1) / grad.shape[1] ** 0.5
     rows = [
         Row(name=f"latent {i}", latent=i, value=value, null=sd)
-        for i, value, sd in zip(parts.ids.tolist(), found.tolist(), null.tolist(), strict=True)
+        for i, value, sd in zip(parts.ids.tolist(), effect.tolist(), null.tolist(), strict=True)
     ]
     return [*rows, Row(name="error", value=float((grad * parts.error()).sum()))]
 
@@ -207,25 +212,25 @@ def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
 def _ablated(
     rest: Rest, parts: _Parts, token: int, other: int, difference: float, exact: int, nulls: int, seed: int
 ) -> list[Row]:
-    """Each of the foremost latents taken away alone, the remaining ones together, and what is left to the interplay."""
+    """Each of the largest latents ablated alone, the remaining ones together, and what they do only jointly."""
     first = _linear(parts, rest.gradient(rest.x, token, other))[:-1]
     order = sorted(range(len(first)), key=lambda i: -abs(first[i].value))
     alone, together = order[:exact], order[exact:]
     effect = difference - rest.difference([rest.x - parts.latent(i) for i in alone], token, other) if alone else []
-    chance = generator("directions of ablation", seed)
+    draw = generator("directions of ablation", seed)
     rows = []
     for place, value in zip(alone, effect, strict=True):
-        noise = torch.randn(nulls, rest.x.shape[1], generator=chance).to(rest.x.device)
+        noise = torch.randn(nulls, rest.x.shape[1], generator=draw).to(rest.x.device)
         directions = noise / noise.norm(dim=1, keepdim=True) * parts.rows[place].norm()
         pushes = [rest.x - parts.values[:, place, None] * direction for direction in directions]
         null = float((difference - rest.difference(pushes, token, other)).square().mean().sqrt()) if nulls else None
         latent = int(parts.ids[place])
         rows.append(Row(name=f"latent {latent}", latent=latent, value=float(value), null=null))
     taken = [parts.error(), *([parts.values[:, together] @ parts.rows[together]] if together else [])]
-    found = difference - rest.difference([rest.x - part for part in taken], token, other)
-    rows.append(Row(name="error", value=float(found[0])))
+    removed = difference - rest.difference([rest.x - part for part in taken], token, other)
+    rows.append(Row(name="error", value=float(removed[0])))
     if together:
-        rows.append(Row(name=f"{len(together)} other latents", value=float(found[1])))
+        rows.append(Row(name=f"{len(together)} other latents", value=float(removed[1])))
     rows.append(Row(name="at b_dec alone", value=float(rest.difference(parts.baseline()[None], token, other)[0])))
     return [*rows, Row(name="only together", value=difference - sum(row.value for row in rows))]
 
@@ -240,12 +245,10 @@ def _gauss(steps: int) -> list[tuple[float, float]]:
     return [(float(p), float(w)) for p, w in zip((points + 1) / 2, weights / 2, strict=True)]
 
 
-def _told(row: Row, parts: _Parts, rest: Rest, model: HookedModule, pack: Any) -> Row:
-    """The row with what a reader wants to know of its latent."""
+def _described(row: Row, parts: _Parts, rest: Rest, model: LanguageModel, pack: Any) -> Row:
+    """The row with label, largest activation and count of its latent."""
     if row.latent is None:
         return row
-    from dataclasses import replace
-
     values = parts.values[:, (parts.ids == row.latent).nonzero()[0, 0]]
     at = int(values.argmax())
     label = str(pack.table["label"].iloc[row.latent]) if pack is not None else ""

@@ -1,4 +1,4 @@
-"""Where a control arm's amounts go: along a random direction, or along another latent that is as frequent."""
+"""Where a control condition's amounts go: along a random direction, or along another latent that fires about as often."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,56 +8,63 @@ from torch import Tensor
 from scope.errors import EditError
 from scope.null_seeds import generator
 from scope.sae.base import SAE
-from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import Resolved
-from scope.steering.edits.interventions import Direction
+from scope.steering.apply.strength_units import StrengthUnits
 
 
 def random_frame(rows: Tensor, seed: int, site: str = "") -> Tensor:
     """Random directions with the lengths and mutual angles of `rows` [k d]: the same frame, turned at random."""
-    chance = generator(f"random frame at {site}", seed)
-    noise = torch.randn(rows.shape[1], rows.shape[0], generator=chance, dtype=torch.float64)
+    draw = generator(f"random frame at {site}", seed)  # saved runs are replayed with this name: it must not change
+    noise = torch.randn(rows.shape[1], rows.shape[0], generator=draw, dtype=torch.float64)
     basis = torch.linalg.qr(noise).Q
     triangle = torch.linalg.qr(rows.T.double().cpu()).R
     return (basis @ triangle).T.float().to(rows.device)
 
 
 def other_latents(
-    edits: Sequence[Resolved], saes: Mapping[str, SAE], gauges: Mapping[str, Gauge], seed: int = 0
+    edits: Sequence[Resolved],
+    saes: Mapping[str, SAE],
+    strength_units: Mapping[str, StrengthUnits],
+    seed: int = 0,
+    given: Sequence[int] | None = None,
 ) -> tuple[list[int], bool]:
     """One other latent for each edit, and whether all of them fire about as often as the edited ones.
 
-    They come from the gauge's list of latents of like density; without one (no pack, or a direction is edited) they are drawn
-    from the whole dictionary.
+    They come from the list of latents of similar density; without one (no pack, or a direction is edited) they are drawn from
+    the whole dictionary. `given` are the latents that a saved run recorded: its replay takes those, however they were drawn.
 
     Raises:
-        EditError: there is no dictionary at an edit's site.
+        EditError: there is no dictionary at an edit's site, or no latent to take.
     """
-    found: list[int] = []
+    if given is not None and len(given) != len(edits):
+        raise EditError(f"{len(given)} other latents for {len(edits)} edits: give one for each.")
+    latents: list[int] = []
     matched = True
-    taken = {(e.site, e.edit.latent) for e in edits if not isinstance(e.edit.latent, Direction)}
+    taken = {(e.site, e.edit.latent) for e in edits if not e.edit.on_direction}
     for place, edit in enumerate(edits):
         if edit.site not in saes:
             raise EditError(
-                f'The arm "other" puts another latent in the place of {edit.edit.target}, and no dictionary was given at '
-                f'{edit.site}. Use the arm "random", or give a dictionary.'
+                f'The condition "other" puts another latent in the place of {edit.edit.target}, and no dictionary was given at '
+                f'{edit.site}. Use the condition "random", or give a dictionary.'
             )
-        latent = edit.edit.latent
-        like = () if isinstance(latent, Direction) else gauges[edit.site].like.get(latent, ())
-        matched &= bool(like)
+        similar = () if edit.edit.on_direction else strength_units[edit.site].similar.get(edit.edit.latent, ())
+        matched &= bool(similar)
         sae = saes[edit.site]
-        if like:
-            order = [like[(seed + i) % len(like)] for i in range(len(like))]
+        if given is not None:
+            order = [given[place]]
+        elif similar:
+            order = [similar[(seed + i) % len(similar)] for i in range(len(similar))]
         else:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + place)
-            order = torch.randperm(sae.d_sae, generator=generator).tolist()
-        free = (i for i in order if (edit.site, i) not in taken and float(sae.W_dec[i].detach().norm()) > 0)
+            order = torch.randperm(sae.d_sae, generator=generator(f"other latent {place} at {edit.site}", seed)).tolist()
+        free = (i for i in order if 0 <= i < sae.d_sae and (edit.site, i) not in taken and float(sae.W_dec[i].detach().norm()) > 0)
         chosen = next(free, None)
         if chosen is None:
-            raise EditError(f'The dictionary at {edit.site} has no other latent for the arm "other". Use the arm "random".')
+            raise EditError(
+                f'The dictionary at {edit.site} has no other latent for the condition "other". Use the condition "random".'
+            )
         taken.add((edit.site, chosen))
-        found.append(chosen)
-    return found, matched
+        latents.append(chosen)
+    return latents, matched
 
 
 def rows_in_place(edits: Sequence[Resolved], latents: Sequence[int], saes: Mapping[str, SAE]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Edits at work: installed as hooks, and counted while they act."""
+"""Edits as hooks of a model, counted while they act."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -8,26 +8,25 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
-from scope.models.hooks import HookedModule, HookPoint, RunState
+from scope.models.face import LanguageModel
+from scope.models.hooks import HookPoint, RunState
 from scope.sae.base import SAE
 from scope.steering.apply.controls import random_frame
+from scope.steering.apply.counts import Report, Step, Tally
 from scope.steering.apply.latent_reader import LatentReader
-from scope.steering.apply.report import Report
 from scope.steering.apply.resolve import Resolved
-from scope.steering.apply.tally import Step, Tally
-from scope.steering.edits.interventions import Direction
 
 
 class Editing:
-    """All edits of one arm on some rows of a batch: `hooks()` for the model, and a report of what they did.
+    """All edits of one condition on some rows of a batch: `hooks()` for the model, and a report of what they did.
 
     With a `control` the same amounts go elsewhere. A seed means random directions that have the lengths and the mutual angles
-    of the true ones: what such an arm does, any push of that size does. A sequence has the row to write for each edit.
+    of the true ones: what such a condition does, any push of that size does. A sequence has the row to add for each edit.
     """
 
     def __init__(
         self,
-        model: HookedModule,
+        model: LanguageModel,
         saes: Mapping[str, SAE],
         edits: Sequence[Resolved],
         rows: slice = slice(None),
@@ -38,21 +37,22 @@ class Editing:
         order = {name: i for i, name in enumerate(model.hook_dict)}
         self._at: dict[str, _SiteEdits] = {}
         for place, site in enumerate(sorted(self.sites, key=order.__getitem__)):
-            here = [i for i, e in enumerate(self.edits) if e.site == site]
-            elsewhere = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in here])
-            mine = [self.edits[i] for i in here]
-            self._at[site] = _SiteEdits(model, saes.get(site), mine, rows, elsewhere, place, self._keep)
-        writes, rhos = [at.write for at in self._at.values()], [at.rho for at in self._at.values()]
-        self._tally = Tally(rows, model.cfg.bos, model.cfg.eos[0], writes, rhos)
+            chosen = [i for i, e in enumerate(self.edits) if e.site == site]
+            site_control = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in chosen])
+            edits_here = [self.edits[i] for i in chosen]
+            self._at[site] = _SiteEdits(model, saes.get(site), edits_here, rows, site_control, place, self._add)
+        writes, norms = [at.write for at in self._at.values()], [at.typical_norm for at in self._at.values()]
+        self._tally = Tally(rows, model.cfg.bos, model.cfg.eos[0], writes, norms)
 
     def hooks(self) -> list[tuple[str, Any]]:
         return [(site, at) for site, at in self._at.items()]
 
     def report(self) -> Report:
-        return Report.of(self._tally.count(), [at.edits for at in self._at.values()])
+        names = [[{"edit": str(e.edit), "target": e.edit.target, "site": e.site} for e in at.edits] for at in self._at.values()]
+        return self._tally.report(names)
 
-    def _keep(self, step: Step) -> None:
-        self._tally.keep(step)
+    def _add(self, step: Step) -> None:
+        self._tally.add(step)
 
 
 class _SiteEdits:
@@ -60,19 +60,18 @@ class _SiteEdits:
 
     def __init__(
         self,
-        model: HookedModule,
+        model: LanguageModel,
         sae: SAE | None,
         edits: list[Resolved],
         rows: slice,
         control: int | Tensor | None,
         place: int,
-        keep: Callable[[Step], None],
+        record: Callable[[Step], None],
     ):
-        self.edits, self.rows, self.rho, self.site = edits, rows, edits[0].rho, edits[0].site
-        self.place, self.keep = place, keep
-        words = model.tokenizer
+        self.edits, self.rows, self.typical_norm, self.site = edits, rows, edits[0].typical_norm, edits[0].site
+        self.place, self.record = place, record
         self.bos, self.eos = model.cfg.bos, model.cfg.eos[0]
-        self.special = words.special_ids if words else frozenset()
+        self.special = model.tokenizer.special_ids if model.tokenizer else frozenset()
         self.true = torch.stack([e.row for e in edits]).to(model.device)
         self.write = self.true
         if isinstance(control, Tensor):
@@ -80,10 +79,8 @@ class _SiteEdits:
         elif control is not None:
             self.write = random_frame(self.true, control, self.site)
         self.probe = self.true / self.true.square().sum(1, keepdim=True)  # x . d / |d|^2: the projection in units of d
-        self.projected = [e.edit.reads == "projection" or isinstance(e.edit.latent, Direction) for e in edits]
-        self.reader = (
-            LatentReader(sae, [e.edit.latent for e in edits if not isinstance(e.edit.latent, Direction)]) if sae else None
-        )
+        self.projected = [e.edit.reads == "projection" or e.edit.on_direction for e in edits]
+        self.reader = LatentReader(sae, [e.edit.latent for e in edits if not e.edit.on_direction]) if sae else None
         conditions = [e.edit.when.latent for e in edits if e.edit.when]
         self.conditions = LatentReader(sae, conditions) if conditions else None
 
@@ -91,7 +88,7 @@ class _SiteEdits:
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
         mine = x[self.rows].float()
         step = self._step(mine, hook.run)
-        self.keep(step)
+        self.record(step)
         changed = (mine + step.coefficients @ self.write).to(x.dtype)
         if not torch.isfinite(changed).all():
             raise EditError(
@@ -105,8 +102,7 @@ class _SiteEdits:
         return x
 
     def _step(self, x: Tensor, run: RunState) -> Step:
-        """[row pos edit] of what is added, zero outside an edit's positions, and what the report is counted from later: a
-        generation should not wait for its bookkeeping."""
+        """[row pos edit] of what is added, zero outside an edit's positions, and what the report is counted from later."""
         needs_latents = self.reader is not None and any(
             e.edit.reads == "activation" and not p for e, p in zip(self.edits, self.projected, strict=True)
         )
@@ -120,7 +116,7 @@ class _SiteEdits:
             mask = known[edit.positions]
             rules.append(mask)
             reading = x @ self.probe[i] if projected else x.new_zeros(x.shape[:2])
-            if not isinstance(edit.latent, Direction):
+            if not edit.on_direction:
                 if not projected and latents is not None:
                     reading = latents[..., n_latent]
                 n_latent += 1

@@ -1,4 +1,4 @@
-"""What is read of a stream: a few latents without computing the rest, and how much a dictionary does not explain."""
+"""Reads a residual stream: a few latents without computing the rest, and the FVU of a dictionary on it."""
 
 from collections.abc import Sequence
 
@@ -32,13 +32,13 @@ class LatentReader:
 
 
 class Unexplained:
-    """The share of the variance of the streams it is shown that a dictionary does not explain (FVU)."""
+    """Fraction of variance unexplained of a dictionary, over all streams added to it."""
 
     def __init__(self, sae: SAE):
         self.sae, self.n, self.sum, self.squares, self.errors = sae, 0, torch.zeros(sae.d_in).double(), 0.0, 0.0
 
     @torch.no_grad()
-    def see(self, x: Tensor) -> None:
+    def add(self, x: Tensor) -> None:
         """Streams [tok d_in] of tokens other than <bos>, whose norm alone would decide the result."""
         error = x.float() - self.sae.decode(self.sae.encode(x.to(self.sae.W_enc.dtype))).float()
         self.n, self.sum = self.n + len(x), self.sum + x.double().sum(0).cpu()

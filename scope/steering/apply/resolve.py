@@ -1,4 +1,4 @@
-"""An edit meets its dictionary: which row, how much in the latent's own units, and every reason to refuse."""
+"""An edit in numbers: which decoder row is added, how much of it in the latent's own units, or why it cannot be applied."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from scope.errors import DictionaryError, EditError
+from scope.models.face import LanguageModel
 from scope.sae.base import SAE
-from scope.steering.apply.gauge import Gauge
-from scope.steering.edits.interventions import Direction, Edit
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.edits.interventions import Edit, Edits
 
 STRONGEST = 1e6
-"""Typical norms. Far beyond any use, and far enough below the largest float32 that nothing overflows on the way."""
+"""Strongest edit that is accepted, in typical norms. Far beyond any use, and far enough below the largest float32 that nothing overflows on the way."""
 
 
 @dataclass(frozen=True)
@@ -23,41 +24,64 @@ class Resolved:
     site: str
     row: Tensor
     amount: float
-    rho: float
+    typical_norm: float
     maximum: float | None
 
     def sheet(self) -> dict[str, Any]:
         """Strength in the three units: fraction of the residual norm, raw coefficient, multiples of the maximum."""
-        found: dict[str, Any] = {"edit": str(self.edit), "site": self.site, "decoder_norm": float(self.row.norm())}
+        norm = float(self.row.norm())
+        sheet: dict[str, Any] = {"edit": str(self.edit), "site": self.site, "decoder_norm": norm}
         if self.edit.has_amount:
-            strength = self.amount * found["decoder_norm"] / self.rho
-            found |= {"strength": strength, "raw": self.amount}
-            found["multiple_of_maximum"] = self.amount / self.maximum if self.maximum else None
-        return found
+            sheet |= {"strength": self.amount * norm / self.typical_norm, "raw": self.amount}
+            sheet["multiple_of_maximum"] = self.amount / self.maximum if self.maximum else None
+        return sheet
 
 
 def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
     """site -> dictionary, from one, several or none."""
-    found = [] if sae is None else [sae] if isinstance(sae, SAE) else list(sae)
-    sites = [s.site for s in found]
+    saes = [] if sae is None else [sae] if isinstance(sae, SAE) else list(sae)
+    sites = [s.site for s in saes]
     if len(set(sites)) < len(sites):
         raise DictionaryError(f"Two dictionaries read the same site ({', '.join(sites)}). Give one for each site.")
-    return dict(zip(sites, found, strict=True))
+    return dict(zip(sites, saes, strict=True))
 
 
-def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) -> Resolved:
+def check_sites(model: LanguageModel, saes: Mapping[str, SAE], edits: Edits) -> None:
+    """That every edit acts on the residual stream, as wide as the model.
+
+    Raises:
+        EditError: a direction or a dictionary of another width.
+        UnknownSite: the model has no such site.
+    """
+    sites, d_model = model.sites(), model.cfg.d_model
+    for edit in edits:
+        if not edit.on_direction:
+            continue
+        width, site = len(edit.latent.vector), edit.latent.site
+        model.match(site)
+        if sites.get(site) != d_model or width != d_model:
+            raise EditError(
+                f"{edit.latent} is {width} wide; {site} is {sites.get(site)} wide, "
+                f"and edits act on sites of the residual stream, {d_model} wide."
+            )
+    for site in saes:
+        if sites[site] != d_model:
+            raise EditError(f"Edits act on sites as wide as the residual stream ({d_model}); {site} has {sites[site]}.")
+
+
+def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, StrengthUnits]) -> Resolved:
     """The numbers of an edit.
 
     Raises:
         EditError: an unknown latent (with the nearest), no dictionary at its site, a unit without its measure.
     """
     site = _site(edit, saes)
-    gauge = gauges[site]
-    if isinstance(edit.latent, Direction):
+    units = strength_units[site]
+    if edit.on_direction:
         row, maximum = edit.latent.unit(), None
     else:
         row = saes[site].W_dec[_known(edit.latent, saes[site])].detach().float()
-        maximum = gauge.maximum.get(edit.latent)
+        maximum = units.maximum.get(edit.latent)
         if not row.norm() > 0:
             raise EditError(
                 f"The decoder row of latent {edit.latent} is zero: adding it changes nothing. It is dead; take another."
@@ -66,24 +90,24 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], gauges: Mapping[str, Gauge]) ->
         if site not in saes:
             raise EditError(f"{edit.when} needs a dictionary at {site}; none was given.")
         _known(edit.when.latent, saes[site])
-    amount = _amount(edit, row, gauge.rho, maximum)
-    times = abs(amount) * float(row.norm()) / gauge.rho
+    amount = _amount(edit, row, units.typical_norm, maximum)
+    times = abs(amount) * float(row.norm()) / units.typical_norm
     if times > STRONGEST:
         raise EditError(
             f"[{edit}] is {times:.3g} times the site's typical norm: such numbers are not finite for long. "
             "Lower its strength; 0.5 of the norm is a good place to start."
         )
-    return Resolved(edit, site, row, amount, gauge.rho, maximum)
+    return Resolved(edit, site, row, amount, units.typical_norm, maximum)
 
 
 def _site(edit: Edit, saes: Mapping[str, SAE]) -> str:
-    if isinstance(edit.latent, Direction):
+    if edit.on_direction:
         return edit.latent.site
     if edit.site is None and len(saes) == 1:
         return next(iter(saes))
     if edit.site in saes:
         return edit.site
-    there = f"dictionaries are at hand for {', '.join(saes)}" if saes else "no dictionary was given"
+    there = f"there are dictionaries for {', '.join(saes)}" if saes else "no dictionary was given"
     raise EditError(f"{edit.target} belongs to {f'a dictionary at {edit.site}' if edit.site else 'no site'}, but {there}.")
 
 
@@ -94,13 +118,13 @@ def _known(latent: int, sae: SAE) -> int:
     return latent
 
 
-def _amount(edit: Edit, row: Tensor, rho: float, maximum: float | None) -> float:
+def _amount(edit: Edit, row: Tensor, typical_norm: float, maximum: float | None) -> float:
     if not edit.has_amount:
         return 0.0
     if edit.unit == "raw":
         return edit.strength
     if edit.unit == "norm":
-        return edit.strength * rho / float(row.norm())
+        return edit.strength * typical_norm / float(row.norm())
     if not maximum:
         raise EditError(
             f"The largest activation of {edit.target} is not known, so {edit.strength:g} times it is not either.\n"

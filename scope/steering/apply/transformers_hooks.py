@@ -1,4 +1,4 @@
-"""The same edits on a `transformers` model of the same weights: absolute positions are kept for it while it generates."""
+"""The same edits on a `transformers` model of the same weights, with the absolute positions that it does not keep itself."""
 
 import re
 from collections.abc import Iterator
@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from scope.errors import DictionaryError, EditError
-from scope.models.hooks import HookedModule, HookPoint, RunState
+from scope.models.face import LanguageModel
+from scope.models.hooks import HookPoint, RunState
 from scope.steering.apply.editing import Editing
 
 _SITE = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
 
 
 @contextmanager
-def steered_transformers(theirs: Any, editing: Editing, ours: HookedModule) -> Iterator[Editing]:
+def steered_transformers(theirs: Any, editing: Editing, ours: LanguageModel) -> Iterator[Editing]:
     """Within the block, every run of `theirs` is edited: `theirs.generate(...)`, cached or not, padded or not.
 
     Raises:
@@ -28,14 +29,14 @@ def steered_transformers(theirs: Any, editing: Editing, ours: HookedModule) -> I
         before = theirs.register_forward_pre_hook(lambda module, args, kwargs: tracker(run, args, kwargs), with_kwargs=True)
         stack.callback(before.remove)
         for site, edit in editing.hooks():
-            found = _SITE.fullmatch(site)
-            if not found:
+            match = _SITE.fullmatch(site)
+            if not match:
                 raise EditError(f"In a transformers model edits act at hook_resid_pre or hook_resid_post, not at {site}.")
             point = HookPoint()
             point.name, point.run = site, run
-            layer = layers[int(found[1])]
-            hook = _after(edit, point) if found[2] == "post" else _before(edit, point)
-            added = layer.register_forward_hook(hook) if found[2] == "post" else layer.register_forward_pre_hook(hook)
+            layer = layers[int(match[1])]
+            hook = _after(edit, point) if match[2] == "post" else _before(edit, point)
+            added = layer.register_forward_hook(hook) if match[2] == "post" else layer.register_forward_pre_hook(hook)
             stack.callback(added.remove)
         yield editing
 
@@ -62,12 +63,12 @@ class _Tracker:
     def __call__(self, run: RunState, args: tuple, kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids", args[0] if args else None)
         if tokens is None:
-            raise EditError("The model was called without input_ids, so nobody knows where its <bos> is.")
+            raise EditError("The model was called without input_ids, so the place of its <bos> is unknown.")
         mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
         if mask is None or mask.dim() != 2:
             if mask is not None:
-                raise EditError("An attention mask of more than two dimensions does not tell what is padding.")
+                raise EditError("An attention mask of more than two dimensions does not say which tokens are padding.")
             mask = torch.ones(len(tokens), past + tokens.shape[1], dtype=torch.long, device=tokens.device)
         width = tokens.shape[1]
         run.tokens, run.real = tokens, mask[:, -width:].bool()
@@ -79,7 +80,7 @@ class _Tracker:
             self.seen = tokens
 
 
-def _check(theirs: Any, ours: HookedModule) -> Any:
+def _check(theirs: Any, ours: LanguageModel) -> Any:
     layers = getattr(getattr(theirs, "model", None), "layers", None)
     if layers is None or len(layers) != ours.cfg.n_layers:
         raise DictionaryError(

@@ -1,28 +1,33 @@
-"""Whether an edit did anything, and if not, why; and what else a reader of a run should know before believing it."""
+"""Notes on a run: whether the edit did anything, and if not, why; what limits how far its texts can be believed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.report import Report
 from scope.steering.apply.resolve import Resolved
-from scope.steering.edits.interventions import Direction
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.run import Condition
 
 STRONG = 1.0
 """Beyond this many typical norms texts usually break down; the useful window is narrow and near 0.5."""
 
 
 ERROR = 0.1
-"""Of the variance: above it the error is a likely place for what an edit of a latent did not reach."""
+"""FVU above which the SAE's error is a likely place for what an edit of a latent did not reach."""
 
 POOR = 0.5
-"""A dictionary that leaves more of the variance unexplained than this says little about the text at hand."""
+"""FVU above which a dictionary says little about the texts."""
 
 
-def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge], fvu: dict[str, float]) -> list[str]:
+def notes_on(
+    conditions: Sequence[Condition],
+    edits: Sequence[Resolved],
+    strength_units: Mapping[str, StrengthUnits],
+    fvu: Mapping[str, float],
+) -> list[str]:
     """Sentences for the reader, the most important first. `fvu` is what each site's dictionary leaves unexplained here."""
-    by_name = {arm.name: arm for arm in arms}
+    by_name = {c.name: c for c in conditions}
     steered = by_name["steered"]
-    found = []
+    notes = []
     if "plain" in by_name:
         same = [i for i, s in enumerate(steered.samples) if s.diverges_at is None]
         if same:
@@ -31,27 +36,27 @@ def notes(arms: Sequence, edits: Sequence[Resolved], gauges: dict[str, Gauge], f
                 if len(same) == len(steered.samples)
                 else f"No effect on {len(same)} of {len(steered.samples)} texts"
             )
-            found.append(f"{which}: the steered text equals the plain one, token by token. {why(steered, edits, same, fvu)}")
+            notes.append(f"{which}: the steered text equals the plain one, token by token. {why(steered, edits, same, fvu)}")
     if steered.report.max_norm > STRONG:
-        found.append(
+        notes.append(
             f"The edit is up to {steered.report.max_norm:.2f} times the typical residual norm long; beyond about {STRONG:g} "
             "texts usually break down. Half the norm is a good place to start."
         )
     poor = {site: share for site, share in fvu.items() if share > POOR}
-    found += [f"The dictionary at {s} explains only {1 - v:.0%} of the variance of these texts." for s, v in poor.items()]
-    found += [f"Typical norm at {site}: {g.source}." for site, g in gauges.items() if g.source.startswith("measured on the")]
-    if any(s.stopped_by == "context" for arm in arms for s in arm.samples):
-        found.append("Some texts end because the model's context is full.")
-    return found
+    notes += [f"The dictionary at {s} explains only {1 - v:.0%} of the variance of these texts." for s, v in poor.items()]
+    notes += [f"Typical norm at {site}: {units.source}." for site, units in strength_units.items() if units.source.startswith("measured on the")]
+    if any(s.stopped_by == "context" for c in conditions for s in c.samples):
+        notes.append("Some texts end because the model's context is full.")
+    return notes
 
 
-def why(steered, edits: Sequence[Resolved], same: Sequence[int], fvu: dict[str, float]) -> str:
+def why(steered: Condition, edits: Sequence[Resolved], same: Sequence[int], fvu: Mapping[str, float]) -> str:
     """The likely reason for texts that did not change, from what the hooks counted."""
-    report: Report = steered.report
-    reasons = [reason for told in report.edits if (reason := _idle(told))]
-    kept = _kept(edits, fvu)
+    report = steered.report
+    reasons = [reason for counts in report.edits if (reason := _idle(counts))]
+    in_error = _in_error(edits, fvu)
     if len(reasons) == len(report.edits):
-        return " ".join([*reasons, *kept])
+        return " ".join([*reasons, *in_error])
     untouched = [i for i in same if not report.edited_per_row[i]]
     if untouched:
         return (
@@ -61,43 +66,43 @@ def why(steered, edits: Sequence[Resolved], same: Sequence[int], fvu: dict[str, 
         return "The model ended the text at once, with and without the edit."
     if report.mean_norm < 0.05:
         return f"The edit is only {report.mean_norm:.3f} of the typical residual norm long. Raise the strength; try 0.5."
-    doses = [steered.samples[i].scores.kl for i in same if steered.samples[i].scores]
-    dose = sum(doses) / len(doses) if doses else 0.0
-    if dose < 1e-6:
+    kls = [steered.samples[i].scores.kl for i in same if steered.samples[i].scores]
+    kl = sum(kls) / len(kls) if kls else 0.0
+    if kl < 1e-6:
         return "The edit acted, and the next-token distribution did not move: nothing after this site reads this direction."
-    moved = f"The next-token distribution moved (mean KL {dose:.3g} nats a step), but changed no token that was drawn."
-    return " ".join([moved, "Raise the strength, or choose a latent with a higher output score.", *kept])
+    moved = f"The next-token distribution moved (mean KL {kl:.3g} nats a step), but changed no token that was drawn."
+    return " ".join([moved, "Raise the strength, or choose a latent with a higher output score.", *in_error])
 
 
-def _kept(edits: Sequence[Resolved], fvu: dict[str, float]) -> list[str]:
+def _in_error(edits: Sequence[Resolved], fvu: Mapping[str, float]) -> list[str]:
     """That the direction of an edited activation may live on in the error, where that is large enough to matter."""
-    sites = [e.site for e in edits if e.edit.reads == "activation" and not isinstance(e.edit.latent, Direction)]
-    found = []
+    sites = [e.site for e in edits if e.edit.reads == "activation" and not e.edit.on_direction]
+    notes = []
     for site in dict.fromkeys(sites):
         if fvu.get(site, 0.0) > ERROR:
-            found.append(
+            notes.append(
                 f"What the dictionary does not explain ({fvu[site]:.0%} of the variance here) is kept and may carry the same; "
                 "ProjectOut takes the direction out of that, too."
             )
-    return found
+    return notes
 
 
-def _idle(told: dict) -> str | None:
+def _idle(counts: dict[str, Any]) -> str | None:
     """Why an edit never acted, None if it did."""
-    name = told["edit"]
-    if told["acted"]:
+    name = counts["edit"]
+    if counts["acted"]:
         return None
-    if not told["in_rule"]:
+    if not counts["in_rule"]:
         return f"[{name}] No position fell under its rule."
-    if not told["condition_held"]:
-        return f"[{name}] Its condition held at none of {told['in_rule']} positions."
-    if not told["active"] and name.startswith(("ablate", "scale")):
+    if not counts["condition_held"]:
+        return f"[{name}] Its condition held at none of {counts['in_rule']} positions."
+    if not counts["active"] and name.startswith(("ablate", "scale")):
         return (
-            f"[{name}] {told['target']} was active at 0 of {told['condition_held']} positions, so there was nothing to change."
+            f"[{name}] {counts['target']} was active at 0 of {counts['condition_held']} positions, so there was nothing to change."
         )
     if name.startswith(("cap", "floor")):
         side = "below" if name.startswith("cap") else "above"
-        return f"[{name}] The projection was {side} that already at all {told['condition_held']} positions."
+        return f"[{name}] The projection was {side} that already at all {counts['condition_held']} positions."
     if name.startswith("at least"):
-        return f"[{name}] {told['target']} was at least that strong already at all {told['condition_held']} positions."
-    return f"[{name}] Its strength came to 0 at all {told['condition_held']} positions."
+        return f"[{name}] {counts['target']} was at least that strong already at all {counts['condition_held']} positions."
+    return f"[{name}] Its strength came to 0 at all {counts['condition_held']} positions."

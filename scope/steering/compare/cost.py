@@ -1,25 +1,25 @@
-"""What an edit takes from the model, whatever it is meant to add: the loss on ordinary texts."""
+"""The cost of an edit: how much worse the model predicts ordinary texts with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from scope.errors import EditError
-from scope.models.hooks import HookedModule
+from scope.models.face import LanguageModel
+from scope.renamed import old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import dictionaries, resolve
+from scope.steering.apply.resolve import check_sites, dictionaries, resolve
+from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.compare.statistics import interval
-from scope.steering.compare.steer import check_sites, gauges_for
 from scope.steering.edits.interventions import Edit, Edits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Mean loss of the next token on ordinary texts, nats: what an edit takes from the model, whatever it is meant to add."""
+    """Mean loss of the next token on ordinary texts, nats."""
 
     n_tokens: int
     plain: float
@@ -28,7 +28,7 @@ class Cost:
     """With a random direction of the same size."""
     low: float
     high: float
-    """Of steered - plain, 95 % over texts."""
+    """`low` to `high` is the 95 % interval of steered - plain, over texts."""
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -40,17 +40,18 @@ class Cost:
         )
 
 
+@old_keywords(gauges="strength_units")
 @torch.no_grad()
 def cost(
-    model: HookedModule,
+    model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
     texts: Sequence[str],
     *,
-    gauges: Gauge | dict[str, Gauge] | None = None,
+    strength_units: StrengthUnits | Mapping[str, StrengthUnits] | None = None,
     control_seed: int = 0,
 ) -> Cost:
-    """The loss on texts that have nothing to do with the edit, run as prompts: about 2,000 tokens tell enough.
+    """The loss on texts that have nothing to do with the edit, run as prompts: about 2,000 tokens are enough.
 
     Raises:
         EditError: no text, or an edit that cannot be applied.
@@ -61,8 +62,8 @@ def cost(
         raise EditError("A text is empty. Give some ordinary sentences.")
     edits, saes = Edits.of(edits), dictionaries(sae)
     check_sites(model, saes, edits)
-    gauges = gauges_for(model, saes, edits, texts, gauges)
-    resolved = [resolve(edit, saes, gauges) for edit in edits]
+    units = units_for(model, saes, edits, texts, strength_units)
+    resolved = [resolve(edit, saes, units) for edit in edits]
     sums = np.zeros((len(texts), 3))
     counts = np.zeros(len(texts))
     for i, text in enumerate(texts):

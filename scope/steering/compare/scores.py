@@ -1,33 +1,25 @@
-"""What a text says about the edit that made it: read by the unsteered model, beside measures that know nothing of the feature.
+"""What a text says about the edit that made it, and how well it was steered.
 
-Every figure is about the new tokens alone, as a continuation of the prompt that the plain arm had. `concept` asks the feature
-that steered, so it is circular by itself: `share` and `mass` ask the vocabulary instead, `log_prob`, `repetition`, `distinct`
-and `zipped` whether the text is still language, `pmi` whether it still belongs to its prompt, `off_target` how many other
-latents the edit moves, `kl` how large the dose was. How these proxies stand to a human or model judge is not known.
+Every score is about the new tokens alone, as a continuation of the prompt that the plain condition had. `concept` is read by
+the very feature that steered, so it is circular by itself: `share` and `mass` look at the vocabulary instead; `log_prob`,
+`repetition`, `distinct` and `zipped` say whether the text is still language, `pmi` whether it still belongs to its prompt,
+`off_target` how many other latents the edit moves, `kl` how strongly it acts. How these proxies stand to a human or model judge
+is not known.
 """
 
 import math
 import zlib
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean, harmonic_mean
+from typing import Literal
 
-import torch
-from torch import Tensor
-
-from scope.models.hooks import HookedModule
-from scope.steering.apply.editing import Editing
-from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.latent_reader import LatentReader, Unexplained
-from scope.steering.apply.resolve import Resolved
-from scope.steering.edits.interventions import Direction
-
-TOP = 10
+By = Literal["share", "concept"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of one text. Dictionaries are keyed by the edit's target ("latent 1208")."""
+    """Scores of one text. Dictionaries are keyed by the edit's target ("latent 1208")."""
 
     log_prob: float
     """Mean log-probability of a new token under the unsteered model, nats."""
@@ -43,7 +35,7 @@ class Scores:
     share: dict[str, float]
     """Share of new tokens that are among the ten that the target's decoder row promotes most."""
     mass: dict[str, float]
-    """Mean probability that the arm itself gives to those ten tokens."""
+    """Mean probability that the condition itself gives to those ten tokens."""
     readings: dict[str, list[float]]
     """The target's activation at each new token, read by the unsteered model, in the units of the pack."""
     kl_steps: list[float]
@@ -59,22 +51,56 @@ class Scores:
     difference between the stream with and without the edit, paired by token); None without a dictionary."""
 
 
-def promoted(model: HookedModule, row: Tensor, k: int = TOP) -> list[int]:
-    """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding.
+@dataclass(frozen=True)
+class Judged:
+    """How well one text was steered: concept, relevance and fluency, each 0 to 1, and their harmonic mean.
 
-    The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
+    All three are relative to the plain condition's texts, so plain text itself scores 0. It stands for a judge that costs money
+    (AxBench lets a language model rate the same three, arXiv:2501.17148); how the two agree is not known.
     """
-    unembedding = model.W_U.detach().float()
-    scores = model.through_final_norm(row).to(unembedding.device) @ unembedding
-    special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
-    scores[special] = -torch.inf
-    return scores.topk(min(k, len(scores) - len(special))).indices.tolist()
+
+    concept: float
+    """What the condition adds to the plain text's share of promoted tokens (or to the latent's own reading), 0 to 1."""
+    relevance: float | None
+    """`pmi` over that of the plain texts, 0 to 1. None where the plain texts have none (theirs is 0 or less): with a prompt
+    that says nothing about what follows there is nothing to keep, and the score is that of the other two."""
+    fluency: float
+    """Probability per token over the plain text's, at most 1, times what is not repeated, times what zlib cannot spare."""
+    score: float
+    """Harmonic mean of these; 0 if any is."""
+
+
+def judge(mine: Scores | None, plain: Scores | None, plain_pmi: float | None, target: str, by: By = "share") -> Judged | None:
+    """One text beside the plain text with the same noise; None where either is empty.
+
+    By default the concept is read from the vocabulary: the feature that steers would be its own judge otherwise.
+
+    Args:
+        plain_pmi: mean over the plain texts of the run, see `typical_pmi`.
+        by: "share" of promoted tokens, or "concept", the latent's own activation.
+    """
+    if mine is None or plain is None:
+        return None
+    concept = min(1.0, max(0.0, getattr(mine, by)[target] - getattr(plain, by)[target]))
+    fluency = min(1.0, math.exp(mine.log_prob - plain.log_prob)) * (1 - mine.repetition)
+    if mine.zipped and plain.zipped:
+        fluency *= min(1.0, mine.zipped / plain.zipped)
+    known = plain_pmi is not None and plain_pmi > 0 and mine.pmi is not None
+    relevance = min(1.0, max(0.0, mine.pmi / plain_pmi)) if known else None
+    parts = [concept, fluency, *([] if relevance is None else [relevance])]
+    return Judged(concept, relevance, fluency, harmonic_mean(parts) if min(parts) > 0 else 0.0)
+
+
+def typical_pmi(plain: Sequence[Scores | None]) -> float | None:
+    """Mean over the plain texts: a single text's is too noisy to divide by."""
+    values = [s.pmi for s in plain if s and s.pmi is not None]
+    return fmean(values) if values else None
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float:
     """Share of n-grams that are repeats of an earlier one; 0 for texts shorter than n."""
-    grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    different = distinct(ids, n)
+    return 0.0 if different is None else 1 - different
 
 
 def distinct(ids: Sequence[int], n: int = 2) -> float | None:
@@ -87,117 +113,3 @@ def zipped(text: str) -> float | None:
     """Compressed size over size in bytes, None for no text. Above 1 for very short texts: compare texts of like length."""
     raw = text.encode()
     return len(zlib.compress(raw, 9)) / len(raw) if raw else None
-
-
-def moved(before: Tensor, after: Tensor, errors: float = 3.0) -> Tensor:
-    """bool [d_sae]: whose mean over tokens [pos d_sae] moved by more than `errors` standard errors of the paired difference.
-
-    Latents that both times read the same everywhere did not move. Needs two tokens at least.
-    """
-    difference = (after - before).double()
-    n = len(difference)
-    if n < 2:
-        return torch.zeros(before.shape[1], dtype=torch.bool, device=before.device)
-    mean = difference.mean(0)
-    return mean.abs() > errors * difference.std(0) / math.sqrt(n) + 1e-6 * before.abs().amax().clamp(min=1)
-
-
-class Reader:
-    """Reads finished texts for one set of edits: `scores(prompt, new, editing)`."""
-
-    def __init__(self, model: HookedModule, saes: dict, edits: Sequence[Resolved], gauges: dict[str, Gauge]):
-        self.model, self.saes, self.gauges = model, saes, gauges
-        sites = {name: {e.site for e in edits if e.edit.target == name} for name in (e.edit.target for e in edits)}
-        self.targets = {e.edit.target if len(sites[e.edit.target]) == 1 else f"{e.edit.target} at {e.site}": e for e in edits}
-        self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
-        self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
-        """Of the texts that nothing edited."""
-        self.readers = {
-            name: LatentReader(saes[e.site], [e.edit.latent])
-            for name, e in self.targets.items()
-            if not isinstance(e.edit.latent, Direction)
-        }
-
-    @torch.no_grad()
-    def scores(self, prompt: Sequence[int], new: Sequence[int], editing: Editing | None) -> Scores | None:
-        """None where nothing was written. `editing` is the arm's own, made anew so that its tally stays the generation's."""
-        if not new:
-            return None
-        model, n = self.model, len(new)
-        tokens = torch.tensor([[*prompt, *new]], device=model.device)
-        sites = sorted({e.site for e in self.targets.values()})
-        logits, cache = model.run_with_cache(tokens, names_filter=sites)
-        plain = logits[0, -n - 1 : -1].float().log_softmax(-1)
-        own, off_target = plain, 0 if any(site in self.saes for site in sites) else None
-        if editing is None:
-            for site, found in self.unexplained.items():
-                found.see(cache[site][0][tokens[0] != model.cfg.bos])
-        if editing is not None:
-            edited_at: dict[str, Tensor] = {}
-            keep = (sites, lambda x, hook: edited_at.__setitem__(hook.name, x[0, -n:].float()))
-            with as_generation(model, len(prompt)):
-                edited = model.run_with_hooks(tokens, fwd_hooks=[*editing.hooks(), keep])
-            own = edited[0, -n - 1 : -1].float().log_softmax(-1)
-            off_target = self._off_target({site: cache[site][0, -n:].float() for site in sites}, edited_at)
-        said = tokens[0, -n:]
-        readings = {name: self._reading(name, e, cache[e.site][0, -n:].float()) for name, e in self.targets.items()}
-        kl = (own.exp() * (own - plain)).sum(1) if editing is not None else plain.new_zeros(n)
-        given = plain.gather(1, said[:, None])[:, 0]
-        return Scores(
-            log_prob=float(given.mean()),
-            repetition=repetition(list(new)),
-            kl=float(kl.mean()),
-            concept={name: self._concept(name, reading) for name, reading in readings.items()},
-            active={name: float((reading > 0).float().mean()) for name, reading in readings.items()},
-            share={name: sum(i in top for i in new) / n for name, top in self.promoted.items()},
-            mass={name: float(own[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
-            readings={name: [round(v, 4) for v in reading.tolist()] for name, reading in readings.items()},
-            kl_steps=[round(v, 5) for v in kl.tolist()],
-            distinct=distinct(list(new)),
-            zipped=zipped(model.tokenizer.decode(list(new))) if model.tokenizer else None,
-            pmi=float((given - self._without_prompt(said)).mean()),
-            off_target=off_target,
-        )
-
-    def _without_prompt(self, said: Tensor) -> Tensor:
-        """Log-probability of each new token where nothing but <bos> stands before the text."""
-        bos = said.new_tensor([self.model.cfg.bos])
-        logits = self.model(torch.cat([bos, said])[None])[0, :-1]
-        return logits.float().log_softmax(-1).gather(1, said[:, None])[:, 0]
-
-    def _off_target(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> int | None:
-        """Latents that moved, over all sites; the edited ones are not counted."""
-        if not any(site in self.saes for site in before):
-            return None
-        count = 0
-        for site in before:
-            if site not in self.saes:
-                continue
-            sae = self.saes[site]
-            x, y = (sae.encode(t.to(sae.W_enc.dtype)).float() for t in (before[site], after[site]))
-            found = moved(x, y)
-            own = [e.edit.latent for e in self.targets.values() if e.site == site and not isinstance(e.edit.latent, Direction)]
-            found[own] = False
-            count += int(found.sum())
-        return count
-
-    def _reading(self, name: str, edit: Resolved, x: Tensor) -> Tensor:
-        if name in self.readers:
-            return self.readers[name](x)[:, 0]
-        return x @ edit.row.to(x.device) / edit.rho
-
-    def _concept(self, name: str, reading: Tensor) -> float:
-        edit = self.targets[name]
-        reference = self.gauges[edit.site].p99.get(edit.edit.latent) if name in self.readers else None
-        return float((reading / reference).clamp(max=1).mean()) if reference else float(reading.mean())
-
-
-@contextmanager
-def as_generation(model: HookedModule, prompt_length: int):
-    """Within the block, a whole text run at once counts as a prompt of this length and what was generated after it."""
-    before = model.run.prompt_lengths
-    model.run.prompt_lengths = torch.tensor([prompt_length], device=model.device)
-    try:
-        yield
-    finally:
-        model.run.prompt_lengths = before

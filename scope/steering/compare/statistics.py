@@ -8,9 +8,9 @@ import numpy as np
 from scope.errors import EditError
 
 
-def by_text(table, arm: str, measure: str):
-    """The measure of each text of an arm, averaged over the arm's directions."""
-    return table[table["arm"] == arm].astype({measure: float}).groupby("text_index")[measure].mean()
+def by_text(table, condition: str, measure: str):
+    """The measure of each text of a condition, averaged over the condition's directions."""
+    return table[table["condition"] == condition].astype({measure: float}).groupby("text_index")[measure].mean()
 
 
 def by_prompt(table, values) -> np.ndarray:
@@ -20,10 +20,10 @@ def by_prompt(table, values) -> np.ndarray:
 
 
 def mean(values) -> float:
-    """Of the values that are finite; nan if none is."""
-    found = np.asarray(values, dtype=float)
-    found = found[np.isfinite(found)]
-    return float(found.mean()) if len(found) else math.nan
+    """Mean of the values that are finite; nan if none is."""
+    finite = np.asarray(values, dtype=float)
+    finite = finite[np.isfinite(finite)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -33,18 +33,18 @@ def choose(rows: list[dict[str, Any]]) -> dict[str, Any]:
         EditError: nothing was written.
     """
 
-    def values(strength: float, arm: str, half: int) -> dict[int, float]:
+    def values(strength: float, condition: str, half: int) -> dict[int, float]:
         """Prompt -> mean score of its texts."""
-        found: dict[int, list[float]] = {}
+        scores: dict[int, list[float]] = {}
         for r in rows:
-            if r["strength"] == strength and r["arm"] == arm and r["prompt_index"] % 2 == half:
-                found.setdefault(r["prompt_index"], []).append(r["score"])
-        return {i: mean(v) for i, v in found.items()}
+            if r["strength"] == strength and r["condition"] == condition and r["prompt_index"] % 2 == half:
+                scores.setdefault(r["prompt_index"], []).append(r["score"])
+        return {i: mean(v) for i, v in scores.items()}
 
     strengths = sorted({r["strength"] for r in rows})
     if not strengths:
         raise EditError(
-            "No arm wrote anything, so there is nothing to choose a strength by. Ask for more tokens or other prompts."
+            "No condition wrote anything, so there is nothing to choose a strength by. Ask for more tokens or other prompts."
         )
     best = max(strengths, key=lambda s: (mean([*values(s, "steered", 0).values()]), -abs(s)))
     there, steered, random = values(best, "steered", 0), values(best, "steered", 1), values(best, "random", 1)

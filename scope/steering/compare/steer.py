@@ -1,28 +1,30 @@
-"""`steer`: the same prompts and the same noise, plain, with the edits, and in the arms that the edits must be told from."""
+"""`steer`: the same prompts and the same noise under every condition: plain, with the edits, and the controls beside them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from scope.errors import EditError
 from scope.fit import check_fit
-from scope.models.hooks import HookedModule
+from scope.models.face import LanguageModel
 from scope.models.text.generate import Generation, generate
 from scope.models.text.sampling_config import SamplingConfig
+from scope.provenance import DictionaryId, ModelId
+from scope.renamed import old_attribute, old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import Resolved, dictionaries, resolve
-from scope.steering.compare.caveats import notes
-from scope.steering.compare.prompt_baseline import before, instruction_for
-from scope.steering.compare.run import Arm, Sample, SteeringRun
-from scope.steering.compare.scores import Reader, promoted
-from scope.steering.edits.interventions import Direction, Edit, Edits
+from scope.steering.apply.resolve import Resolved, check_sites, dictionaries, resolve
+from scope.steering.apply.strength_units import StrengthUnits, units_for
+from scope.steering.compare import show
+from scope.steering.compare.caveats import notes_on
+from scope.steering.compare.run import Condition, RunData, Sample
+from scope.steering.compare.text_scorer import TextScorer, promoted
+from scope.steering.edits.interventions import Edit, Edits
 from scope.versions import version_of
 
-ARMS = {
+CONDITIONS = {
     "plain": "the prompt, nothing edited",
     "steered": "the edits",
     "random": "the same amounts along a random direction; random:K are further ones",
@@ -34,30 +36,82 @@ SWEPT = ("plain", "steered", "random", "random:1", "random:2", "other", "prompt"
 OnToken = Callable[[int, list[int | None]], bool | None]
 
 
+class SteeringRun(RunData):
+    """Everything about one comparison. Prints as text, shows as HTML in a notebook, travels as JSON, can be replayed."""
+
+    arms, gauges = old_attribute("arms", "conditions"), old_attribute("gauges", "strength_units")
+
+    def replay(
+        self, model: LanguageModel, sae: SAE | Sequence[SAE] | None, on_token: OnToken | None = None
+    ) -> "SteeringRun":
+        """Make it again, from what it records. On the same machine and versions the texts are the same.
+
+        `on_token` sees every step and may stop it, as in `steer`.
+
+        Raises:
+            EditError: the model or a dictionary is not the one that made it.
+        """
+
+        def watch(step: int, ids: list[int | None]) -> bool:
+            asked = bool(on_token and on_token(step, ids))
+            return asked or (self.stopped_after is not None and step + 1 >= self.stopped_after)
+
+        _check_same("model", ModelId.of(self.model), ModelId.of(model.provenance))
+        again = steer(
+            model,
+            sae,
+            self.edits,
+            self.prompts,
+            self.sampling,
+            tuple(c.name for c in self.conditions),
+            n=self.n,
+            strength_units=self.strength_units,
+            control_seed=self.control_seed,
+            others=self.others,
+            instruction=self.instruction,
+            any_model=True,
+            on_token=watch,
+        )
+        for site, identity in self.dictionaries.items():
+            _check_same(f"dictionary at {site}", DictionaryId.of(identity), DictionaryId.of(again.dictionaries.get(site)))
+        return again
+
+    def __str__(self) -> str:
+        return show.as_text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return show.as_html(self)
+
+
+@old_keywords(arms="conditions", gauges="strength_units")
 def steer(
-    model: HookedModule,
+    model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
     prompts: str | Sequence[str],
     sampling: SamplingConfig | None = None,
-    arms: Sequence[str] = USUAL,
+    conditions: Sequence[str] = USUAL,
     *,
     n: int = 1,
-    gauges: Gauge | dict[str, Gauge] | None = None,
+    strength_units: StrengthUnits | Mapping[str, StrengthUnits] | None = None,
     control_seed: int = 0,
+    others: Mapping[str, Sequence[int]] | None = None,
     instruction: str | None = None,
     any_model: bool = False,
     on_token: OnToken | None = None,
 ) -> SteeringRun:
-    """Continue every prompt `n` times in every arm, in one batch, and score the texts.
+    """Continue every prompt `n` times under every condition, in one batch, and score the texts.
 
-    Text i of every arm draws the same noise, so arms differ only by what `ARMS` says of them. `gauges` says what strengths are
-    measured against, by site where there are several; without it the typical norm is measured on the prompts, and the run says
-    so. `instruction` is what the arm "prompt" puts before each prompt. `on_token(step, ids)` sees one id a row, arm by arm
-    (None where a row has ended), and stops everything by returning True; Ctrl-C stops it too, and what was written is kept.
+    Text i of every condition draws the same noise, so conditions differ only by what `CONDITIONS` says of them. Without
+    `strength_units` (by site where there are several) the typical norm is measured on the prompts, and the run says so.
+    `others` names the latents of conditions "other"; without it they are drawn. `instruction` is what the condition "prompt"
+    puts before each prompt. `on_token(step, ids)` sees one id a row, condition by condition (None where a row has ended), and
+    stops everything by returning True; Ctrl-C stops it too, and what was written is kept.
 
     Raises:
-        EditError: an edit that cannot be applied, an empty prompt, an unknown arm, numbers that are not finite.
+        EditError: an edit that cannot be applied, an empty prompt, an unknown condition, numbers that are not finite.
         DictionaryError: a dictionary of another model or site.
         TokensError: a prompt longer than the context.
         KeyboardInterrupt: Ctrl-C before anything was written.
@@ -66,54 +120,56 @@ def steer(
     prompts = _prompts(prompts)
     if n < 1:
         raise EditError(f"n is {n}; ask for at least one text.")
-    _check_arms(arms)
+    _check_conditions(conditions)
     for one in saes.values():
         check_fit(model, one, any_model, reconstructs=True)
     check_sites(model, saes, edits)
-    gauges = gauges_for(model, saes, edits, prompts, gauges)
-    resolved = [resolve(edit, saes, gauges) for edit in edits]
+    units = units_for(model, saes, edits, prompts, strength_units)
+    resolved = [resolve(edit, saes, units) for edit in edits]
     texts = [p for p in prompts for _ in range(n)]
-    controls, others, matched = _controls(arms, resolved, saes, gauges, control_seed)
-    if "prompt" in arms and instruction is None:
+    controls, others, matched = _controls(conditions, resolved, saes, units, control_seed, others or {})
+    if "prompt" in conditions and instruction is None:
         instruction = instruction_for(model, [promoted(model, e.row) for e in resolved])
-    given = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in arms}
+    given = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in conditions}
     editings = {
         name: Editing(model, saes, resolved, slice(i * len(texts), (i + 1) * len(texts)), controls[name])
-        for i, name in enumerate(arms)
+        for i, name in enumerate(conditions)
         if name in controls
     }
     hooks = [pair for editing in editings.values() for pair in editing.hooks()]
-    made, steps = _write(model, [t for name in arms for t in given[name]], sampling, hooks, on_token, len(texts))
-    by_arm = {name: made[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(arms)}
-    reader = Reader(model, saes, resolved, gauges)
-    found = []
-    for name, rows in by_arm.items():
+    written, steps = _write(model, [t for name in conditions for t in given[name]], sampling, hooks, on_token, len(texts))
+    by_condition = {name: written[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(conditions)}
+    scorer = TextScorer(model, saes, resolved, units)
+    done = []
+    for name, rows in by_condition.items():
         samples = []
-        for i, (text, one) in enumerate(zip(texts, rows, strict=True)):
+        for text, row, plain in zip(texts, rows, by_condition.get("plain", [None] * len(texts)), strict=True):
             fresh = Editing(model, saes, resolved, control=controls[name]) if name in controls else None
-            samples.append(_sample(model, reader, text, one, by_arm.get("plain", [None] * len(texts))[i], fresh))
-        found.append(Arm(name, samples, editings[name].report() if name in editings else None))
-    fvu = {site: share for site, texts in reader.unexplained.items() if (share := texts.fvu()) is not None}
-    told = notes(found, resolved, gauges, fvu)
+            samples.append(_sample(model, scorer, text, row, plain, fresh))
+        done.append(Condition(name, samples, editings[name].report() if name in editings else None))
+    fvu = {site: share for site, texts in scorer.unexplained.items() if (share := texts.fvu()) is not None}
+    notes = notes_on(done, resolved, units, fvu)
     if others and not matched:
-        told.append('The latents of the arm "other" were drawn from the whole dictionary: how often latents fire is not known.')
+        notes.append(
+            'The latents of the condition "other" were drawn from the whole dictionary: how often latents fire is not known.'
+        )
     if steps is not None:
-        told.insert(0, f"Stopped after {steps} tokens.")
+        notes.insert(0, f"Stopped after {steps} tokens.")
     return SteeringRun(
         edits=edits,
         sheet=[r.sheet() for r in resolved],
-        promoted={name: model.words.pieces(ids) for name, ids in reader.promoted.items()},
+        promoted={name: model.words.pieces(ids) for name, ids in scorer.promoted.items()},
         prompts=prompts,
         n=n,
         sampling=sampling,
         control_seed=control_seed,
-        arms=found,
-        notes=told,
-        gauges=gauges,
+        conditions=done,
+        notes=notes,
+        strength_units=units,
         model=dict(model.provenance),
         dictionaries={site: _identity(one) for site, one in saes.items()},
         versions={"torch": torch.__version__, "scope": version_of()},
-        instruction=instruction if "prompt" in arms else None,
+        instruction=instruction if "prompt" in conditions else None,
         others=others,
         stopped_after=steps,
         fvu=fvu,
@@ -121,61 +177,62 @@ def steer(
 
 
 def _write(
-    model: HookedModule, given: list[str], sampling: SamplingConfig, hooks: Sequence, on_token: OnToken | None, noise_rows: int
+    model: LanguageModel, given: list[str], sampling: SamplingConfig, hooks: Sequence, on_token: OnToken | None, noise_rows: int
 ) -> tuple[list[Generation], int | None]:
     """The texts, and after how many steps somebody stopped, if somebody did. Ctrl-C keeps what was written before it."""
-    said: list[list[int | None]] = []
+    steps: list[list[int | None]] = []
     stopped: list[int] = []
 
     def watch(step: int, ids: list[int | None]) -> bool:
-        said.append(list(ids))
+        steps.append(list(ids))
         if on_token and on_token(step, ids):
             stopped.append(step + 1)
         return bool(stopped)
 
     try:
-        made = generate(model, given, sampling, fwd_hooks=hooks, on_token=watch, noise_rows=noise_rows)
+        texts = generate(model, given, sampling, fwd_hooks=hooks, on_token=watch, noise_rows=noise_rows)
     except KeyboardInterrupt:
-        if not said:
+        if not steps:
             raise
-        stopped.append(len(said))
-        made = []
+        stopped.append(len(steps))
+        texts = []
         for i, text in enumerate(given):
-            new = [ids[i] for ids in said if ids[i] is not None]
-            ended = said[-1][i] is None
-            made.append(
-                Generation(
-                    tuple(model.words.encode(text)), tuple(new), model.words.decode(new), "eos" if ended else "cancelled"
-                )
-            )
-    return made, stopped[0] if stopped else None
+            new = [ids[i] for ids in steps if ids[i] is not None]
+            end = "eos" if steps[-1][i] is None else "cancelled"
+            texts.append(Generation(tuple(model.words.encode(text)), tuple(new), model.words.decode(new), end))
+    return texts, stopped[0] if stopped else None
 
 
 def _prompts(prompts: str | Sequence[str]) -> list[str]:
-    found = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
-    if not found or not all(isinstance(p, str) and p.strip() for p in found):
+    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    if not texts or not all(isinstance(p, str) and p.strip() for p in texts):
         raise EditError('A prompt is empty. Give some text to continue, such as "My favourite hobby is".')
-    return found
+    return texts
 
 
-def _check_arms(arms: Sequence[str]) -> None:
-    for name in arms:
+def _check_conditions(conditions: Sequence[str]) -> None:
+    for name in conditions:
         kind, colon, seed = name.partition(":")
-        if kind not in ARMS or (colon and (kind not in ("random", "other") or not seed.isdecimal())):
-            told = "\n".join(f"  {arm:<8} {meaning}" for arm, meaning in ARMS.items())
-            raise EditError(f"There is no arm {name!r}. There are:\n{told}")
-    if len(set(arms)) < len(arms) or "steered" not in arms:
-        raise EditError(f'arms are {", ".join(arms)}; name "steered" once, and no other twice.')
+        if kind not in CONDITIONS or (colon and (kind not in ("random", "other") or not seed.isdecimal())):
+            known = "\n".join(f"  {condition:<8} {meaning}" for condition, meaning in CONDITIONS.items())
+            raise EditError(f"There is no condition {name!r}. There are:\n{known}")
+    if len(set(conditions)) < len(conditions) or "steered" not in conditions:
+        raise EditError(f'conditions are {", ".join(conditions)}; name "steered" once, and no other twice.')
 
 
 def _controls(
-    arms: Sequence[str], edits: list[Resolved], saes: dict[str, SAE], gauges: dict[str, Gauge], control_seed: int
+    conditions: Sequence[str],
+    edits: list[Resolved],
+    saes: dict[str, SAE],
+    units: dict[str, StrengthUnits],
+    control_seed: int,
+    given: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, Any], dict[str, list[int]], bool]:
-    """Edited arm -> where its amounts go (None means where they should), the other latents, and whether those are alike."""
+    """Edited condition -> where its amounts go (None: where they should), the other latents, and whether those are alike."""
     controls: dict[str, Any] = {}
     others: dict[str, list[int]] = {}
     matched = True
-    for name in arms:
+    for name in conditions:
         kind, _, seed = name.partition(":")
         number = control_seed + int(seed or 0)
         if kind == "steered":
@@ -183,63 +240,63 @@ def _controls(
         elif kind == "random":
             controls[name] = number
         elif kind == "other":
-            others[name], alike = other_latents(edits, saes, gauges, number)
+            others[name], alike = other_latents(edits, saes, units, number, given.get(name))
             controls[name] = rows_in_place(edits, others[name], saes)
             matched = matched and alike
     return controls, others, matched
 
 
-def check_sites(model: HookedModule, saes: dict[str, SAE], edits: Edits) -> None:
-    """That every edit acts on the residual stream, as wide as the model.
-
-    Raises:
-        EditError: a direction or a dictionary of another width.
-        UnknownSite: the model has no such site.
-    """
-    sites = model.sites()
-    for edit in edits:
-        if not isinstance(edit.latent, Direction):
-            continue
-        model.match(edit.latent.site)
-        if sites.get(edit.latent.site) != model.cfg.d_model or len(edit.latent.vector) != model.cfg.d_model:
-            raise EditError(
-                f"{edit.latent} is {len(edit.latent.vector)} wide; {edit.latent.site} is {sites.get(edit.latent.site)} wide, "
-                f"and edits act on sites of the residual stream, {model.cfg.d_model} wide."
-            )
-    for site in saes:
-        if sites[site] != model.cfg.d_model:
-            raise EditError(
-                f"Edits act on sites as wide as the residual stream ({model.cfg.d_model}); {site} has {sites[site]}."
-            )
+_TURN = "<start_of_turn>user\n"
+_WORDS = 3
 
 
-def gauges_for(
-    model: HookedModule, saes: dict[str, SAE], edits: Edits, prompts: Sequence[str], given: Gauge | dict[str, Gauge] | None
-) -> dict[str, Gauge]:
-    """What was given, and for sites without, the typical norm measured on the prompts."""
-    sites = [*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))]
-    wanted = dict.fromkeys(sites)
-    known = {} if given is None else given if isinstance(given, dict) else dict.fromkeys(list(wanted)[:1], given)
-    return {site: known.get(site) or Gauge.measured(model, site, prompts) for site in wanted}
+def instruction_for(model: LanguageModel, promoted: Sequence[Sequence[int]]) -> str:
+    """ "Talk about ..." with the first words among the promoted tokens of each edit; where they are no words, "Write ..."."""
+    words: list[str] = []
+    marks: list[str] = []
+    for ids in promoted:
+        pieces = list(dict.fromkeys(piece.strip() or piece for piece in model.words.pieces(ids)))
+        known = {w.casefold() for w in words}
+        new = {p.casefold(): p for p in reversed(pieces) if sum(map(str.isalpha, p)) > 1 and p.casefold() not in known}
+        words += list(new.values())[::-1][:_WORDS]
+        marks += pieces[:_WORDS]
+    if words:
+        return f"Talk about {_listed(words)}. "
+    return f"Write {_listed([repr(mark) for mark in dict.fromkeys(marks)])} often. "
+
+
+def _listed(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def before(prompt: str, instruction: str) -> str:
+    """The prompt with the instruction at its head; in a chat, at the head of the last thing that the user says."""
+    head, turn, tail = prompt.rpartition(_TURN)
+    return f"{head}{turn}{instruction}{tail}"
 
 
 def _sample(
-    model: HookedModule, reader: Reader, prompt: str, made: Generation, plain: Generation | None, editing: Editing | None
+    model: LanguageModel,
+    scorer: TextScorer,
+    prompt: str,
+    text: Generation,
+    plain: Generation | None,
+    editing: Editing | None,
 ) -> Sample:
     return Sample(
         prompt=prompt,
-        prompt_ids=list(made.prompt_ids),
-        new_ids=list(made.new_ids),
-        pieces=model.words.pieces(made.new_ids),
-        text=made.text,
-        stopped_by=made.stopped_by,
-        scores=reader.scores(model.words.encode(prompt), made.new_ids, editing),
-        diverges_at=None if plain is None else first_difference(plain.new_ids, made.new_ids),
+        prompt_ids=list(text.prompt_ids),
+        new_ids=list(text.new_ids),
+        pieces=model.words.pieces(text.new_ids),
+        text=text.text,
+        stopped_by=text.stopped_by,
+        scores=scorer.scores(model.words.encode(prompt), text.new_ids, editing),
+        diverges_at=None if plain is None else first_difference(plain.new_ids, text.new_ids),
     )
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """Index of the first token at which two texts part, None if they are equal. A text that ends earlier parts there."""
+    """Index of the first token at which two texts differ, None if they are equal. A text that ends earlier differs there."""
     for i, (left, right) in enumerate(zip(a, b, strict=False)):
         if left != right:
             return i
@@ -249,3 +306,14 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def _identity(sae: SAE) -> dict[str, Any]:
     known = ("weights_sha256", "model", "recording")
     return {"site": sae.site, "d_sae": sae.d_sae} | {k: sae.provenance[k] for k in known if k in sae.provenance}
+
+
+def _check_same(what: str, expected: ModelId | DictionaryId, given: ModelId | DictionaryId) -> None:
+    for name in ("weights_sha256", "tokenizer_sha256"):
+        wanted, there = getattr(expected, name, None), getattr(given, name, None)
+        if wanted and wanted != there:
+            load = expected.name if isinstance(expected, ModelId) else expected.model.name or expected.site
+            raise EditError(
+                f"This run was made with another {what}: {name} {wanted[:12]} there, {str(there)[:12]} here. "
+                f"Load that {what}: {load}."
+            )

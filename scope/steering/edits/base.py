@@ -1,4 +1,4 @@
-"""What all edits share: where they act, how strong they are, how they join, print and are saved."""
+"""What all edits have in common: latent or direction, positions, strength and its unit, JSON."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,17 +27,17 @@ def number(value: Any, name: str) -> float:
         EditError: it is none.
     """
     try:
-        found = math.nan if isinstance(value, bool) else float(value)
+        result = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        result = math.nan
+    if not math.isfinite(result):
         raise EditError(f"{name} is {value!r}; it must be a number, such as 0.5 (half the site's typical residual norm).")
-    return found
+    return result
 
 
 @dataclass(frozen=True)
 class When:
-    """A condition: only at positions where `latent` is more active than `above` (in the latent's own units)."""
+    """Restricts an edit to positions where `latent` is more active than `above` (in the latent's own units)."""
 
     latent: int
     above: float = 0.0
@@ -48,7 +48,7 @@ class When:
 
     @classmethod
     def of(cls, written: str) -> "When":
-        """From how it is written: "7", or "7:2.5"."""
+        """From text: "7", or "7:2.5"."""
         latent, _, above = written.partition(":")
         if not latent.strip().isdecimal():
             raise EditError(f"The condition is {written!r}; write a latent, as in 7, or what it must exceed too, as in 7:2.5.")
@@ -103,16 +103,21 @@ class Edit(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; `edit_from` reads it back."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
-        if isinstance(self.latent, Direction):
-            found["latent"] = {**asdict(self.latent), "vector": list(self.latent.vector)}
-        found["positions"] = str(self.positions)
-        found["when"] = asdict(self.when) if self.when else None
-        return {"edit": self.kind, **found}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.on_direction:
+            values["latent"] = {**asdict(self.latent), "vector": list(self.latent.vector)}
+        values["positions"] = str(self.positions)
+        values["when"] = asdict(self.when) if self.when else None
+        return {"edit": self.kind, **values}
+
+    @property
+    def on_direction(self) -> bool:
+        """Whether it edits a direction, not a latent."""
+        return isinstance(self.latent, Direction)
 
     @property
     def target(self) -> str:
-        return str(self.latent) if isinstance(self.latent, Direction) else f"latent {self.latent}"
+        return str(self.latent) if self.on_direction else f"latent {self.latent}"
 
     def __str__(self) -> str:
         parts = [f"{self.kind} {self.target}", f"at {POSITION_KINDS[self.positions.kind]}"]
@@ -129,7 +134,7 @@ class WithStrength(Edit):
     """How much, in `unit`s."""
 
     unit: Unit = "norm"
-    """Of the strength: "norm" fractions of the site's typical norm, "raw" the latent's own, "max" multiples of its maximum."""
+    """Unit of the strength: "norm" fractions of the site's typical norm, "raw" the latent's own, "max" multiples of its maximum."""
 
     has_amount: ClassVar[bool] = True
 
@@ -169,24 +174,23 @@ class Edits(tuple):
         return Edits(edit.scaled(factor) if edit.has_amount else edit for edit in self)
 
     def latents(self) -> list[int]:
-        """The latents that are edited, and those that conditions ask."""
-        found = [e.latent for e in self if not isinstance(e.latent, Direction)]
-        return found + [e.when.latent for e in self if e.when]
+        """The latents that are edited, and those that a `when` reads."""
+        return [e.latent for e in self if not e.on_direction] + [e.when.latent for e in self if e.when]
 
     @classmethod
     def of(cls, edits: "Edit | Edits | tuple | list") -> "Edits":
-        """Whatever was given, as Edits.
+        """One edit or several, as Edits.
 
         Raises:
             EditError: there is none, or something else among them.
         """
-        found = cls((edits,) if isinstance(edits, Edit) else edits)
-        strange = next((e for e in found if not isinstance(e, Edit)), None)
+        result = cls((edits,) if isinstance(edits, Edit) else edits)
+        strange = next((e for e in result if not isinstance(e, Edit)), None)
         if strange is not None:
             raise EditError(f"{strange!r} is no edit. Edits are made as Add(1208, 0.5), Clamp(1208, 0.5), Ablate(1208), ...")
-        if not found:
+        if not result:
             raise EditError("There is no edit to apply. Give at least one, such as Add(1208, 0.5).")
-        return found
+        return result
 
     def __str__(self) -> str:
         return "; ".join(map(str, self))

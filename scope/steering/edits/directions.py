@@ -1,4 +1,4 @@
-"""Directions that no dictionary gave: a difference of means, a probe, a vector from a file."""
+"""Directions that are not latents: a difference of means, a probe, a vector from a file."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
+from scope.models.face import LanguageModel
+from scope.sae.base import SAE
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -18,7 +20,7 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 class Direction:
     """A direction at a site. Only where it points counts: edits along it are in units of the residual norm.
 
-    Held as plain floats, so that it prints, compares and is saved with the text it made.
+    Held as plain floats, so that it prints, compares and is saved with the texts it steered.
     """
 
     vector: tuple[float, ...]
@@ -39,7 +41,7 @@ class Direction:
         return (vector / vector.norm()).float()
 
     @classmethod
-    def between(cls, model, site: str, toward: Sequence[str], away: Sequence[str], name: str = "") -> "Direction":
+    def between(cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], name: str = "") -> "Direction":
         """Mean activation over the prompts of `toward` minus that over `away`, each prompt counting once, <bos> left out."""
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         difference = sides[0].mean(0) - sides[1].mean(0)
@@ -47,13 +49,13 @@ class Direction:
 
     @classmethod
     def probe(
-        cls, model, site: str, toward: Sequence[str], away: Sequence[str], ridge: float = 1.0, name: str = ""
+        cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], ridge: float = 1.0, name: str = ""
     ) -> "Direction":
-        """A linear probe that tells the prompts of `toward` from those of `away`: ridge regression on each prompt's mean.
+        """A linear probe that separates the prompts of `toward` from those of `away`: ridge regression on each prompt's mean.
 
-        Unlike a difference of means it gives little weight to features in which prompts of one side differ anyway. The share
-        of prompts that it tells rightly, each left out in its turn, stands in the name beside the share of the larger side,
-        which is what guessing reaches. `ridge` is in units of the mean squared length of the centred means.
+        Unlike a difference of means it gives little weight to features in which prompts of one side differ anyway. Its
+        leave-one-out accuracy stands in the name, beside the share of the larger side, which is what guessing reaches.
+        `ridge` is in units of the mean squared length of the centred means.
         """
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         x, y = torch.cat(sides).double(), torch.cat([torch.ones(len(sides[0])), -torch.ones(len(sides[1]))]).double()
@@ -61,16 +63,16 @@ class Direction:
         gram = x @ x.T
         scale = gram.diagonal().mean()
         if not scale > 0:
-            raise EditError("All prompts of the probe are alike at this site, so nothing tells them apart.")
+            raise EditError("All prompts of the probe are alike at this site, so no probe separates them.")
         inverse = torch.linalg.inv(gram + scale * (1 + ridge * torch.eye(len(x), dtype=torch.float64)))
         weights = inverse @ y
         left_out = y - weights / inverse.diagonal()  # what the fit without prompt i says of prompt i
         right, guess = float((left_out.sign() == y).double().mean()), max(len(side) for side in sides) / len(y)
-        told = f"leave-one-out accuracy {right:.2f}, guessing {guess:.2f}"
-        return cls(tuple((weights @ x).tolist()), site, f"{name or f'probe for {toward[0]!r}'} ({told})")
+        accuracy = f"leave-one-out accuracy {right:.2f}, guessing {guess:.2f}"
+        return cls(tuple((weights @ x).tolist()), site, f"{name or f'probe for {toward[0]!r}'} ({accuracy})")
 
     @classmethod
-    def of_latent(cls, sae, latent: int) -> "Direction":
+    def of_latent(cls, sae: SAE, latent: int) -> "Direction":
         """A latent's decoder row, to be edited as a direction: `Scale` of it rescales the whole component along the row."""
         if not 0 <= latent < sae.d_sae:
             raise EditError(f"There is no latent {latent}: this dictionary's run from 0 to {sae.d_sae - 1}.")
@@ -90,19 +92,19 @@ class Direction:
                 "  safetensors.torch.save_file({'direction': vector}, 'direction.safetensors')"
             )
         try:
-            found = _arrays(file)
+            arrays = _arrays(file)
         except (OSError, ValueError, TypeError, EOFError) as error:
             kinds = ".npy, .npz, .json, .safetensors"
             raise EditError(f"{file} cannot be read as a vector ({kinds}): {error}") from None
-        if key is None and len(found) == 1:
-            key = next(iter(found))
-        if key not in found:
+        if key is None and len(arrays) == 1:
+            key = next(iter(arrays))
+        if key not in arrays:
             which = "say which with key=" if key is None else f"none is {key!r}"
-            raise EditError(f"{file} holds {', '.join(map(repr, found)) or 'nothing'}; {which}.")
-        values = found[key]
+            raise EditError(f"{file} holds {', '.join(map(repr, arrays)) or 'nothing'}; {which}.")
+        values = arrays[key]
         if values.ndim != 1:
             raise EditError(f"{file} holds an array of shape {values.shape}; a direction has one dimension.")
-        return cls(tuple(values.tolist()), site, f"{file.stem}: {key}" if len(found) > 1 else file.stem)
+        return cls(tuple(values.tolist()), site, f"{file.stem}: {key}" if len(arrays) > 1 else file.stem)
 
     def __repr__(self) -> str:
         digest = hashlib.sha256(np.asarray(self.vector).tobytes()).hexdigest()[:8]
@@ -132,7 +134,7 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
     return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
 
 
-def _means(model, site: str, prompts: Sequence[str]) -> Tensor:
+def _means(model: LanguageModel, site: str, prompts: Sequence[str]) -> Tensor:
     """[prompt width] each prompt's mean activation, <bos> left out."""
     if isinstance(prompts, str) or not prompts:
         raise EditError("A direction between prompts needs a list of prompts on both sides.")

@@ -1,4 +1,4 @@
-"""What can be done to a site: small frozen values that print, compose with `+`, and are saved with the text they made.
+"""Interventions at a site: small frozen values that print, compose with `+`, and are saved with the texts they steered.
 
 Every edit reads one number at a position (a latent's activation, or the projection on its direction in units of d) and says
 how much of its decoder row to add there: `x + coefficient(reading) * d`. What the dictionary does not explain is in x and

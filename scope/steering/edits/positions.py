@@ -21,7 +21,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Positions:
-    """A rule, not a list: it is asked anew at every step of a generation.
+    """A rule, not a list: it is applied anew at every step of a generation.
 
     <bos> is left out by default: its norm is many times that of other tokens, and many heads rest on it.
     """
@@ -38,7 +38,7 @@ class Positions:
 
     @classmethod
     def of(cls, rule: "Positions | str") -> "Positions":
-        """From how it is written: "generated", "from:12"."""
+        """From text: "generated", "from:12"."""
         if isinstance(rule, Positions):
             return rule
         kind, colon, start = str(rule).partition(":")

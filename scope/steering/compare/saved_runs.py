@@ -1,4 +1,4 @@
-"""The shelf of finished runs: one JSON file each, named by the hash of what it holds, written whole or not at all."""
+"""Saved runs in a folder: one JSON file each, named by the hash of its content."""
 
 import hashlib
 import re
@@ -7,18 +7,19 @@ from functools import lru_cache
 from pathlib import Path
 
 from scope.errors import EditError
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.sweep_result import Sweep, saved
+from scope.steering.compare.run import text_of
+from scope.steering.compare.steer import SteeringRun
+from scope.steering.compare.sweep import Sweep
 
 _NAME = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
-class Shelved:
-    """A run in a list: its name, when it was kept (seconds since 1970), what was edited, and the first prompt."""
+class Entry:
+    """A run in a list: its name, when it was saved (seconds since 1970), what was edited, and the first prompt."""
 
     name: str
-    made: float
+    saved: float
     edits: str
     prompt: str
     sweep: bool
@@ -32,18 +33,18 @@ class Runs:
 
     @classmethod
     def of_pack(cls, pack: str | Path) -> "Runs":
-        """Beside the pack, which stays as it was made: runs/demo/pack has its runs in runs/demo/pack.steering."""
+        """Beside the pack, which is not changed: runs/demo/pack has its runs in runs/demo/pack.steering."""
         pack = Path(pack)
         return cls(pack.with_name(f"{pack.name}.steering"))
 
     def save(self, run: SteeringRun | Sweep) -> str:
-        """Keep a run; its name."""
+        """Save a run; returns its name."""
         name = hashlib.sha256(run.to_json().encode()).hexdigest()[:12]
         run.to_json(self.folder / f"{name}.json")
         return name
 
     def load(self, name: str) -> SteeringRun | Sweep:
-        """A run by name. What is read is kept in memory for a while.
+        """A run by name. The last few that were read are cached.
 
         Raises:
             EditError: there is no such run, or it cannot be read.
@@ -52,7 +53,7 @@ class Runs:
         return _read(file, file.stat().st_mtime_ns)
 
     def forget(self, name: str) -> None:
-        """Take a run away for good.
+        """Delete a run.
 
         Raises:
             EditError: there is no such run.
@@ -64,27 +65,40 @@ class Runs:
         files = [f for f in self.folder.glob("*.json") if _NAME.fullmatch(f.stem)] if self.folder.is_dir() else []
         return [f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)]
 
-    def newest(self, most: int = 20) -> tuple[list[Shelved], list[str]]:
+    def newest(self, most: int = 20) -> tuple[list[Entry], list[str]]:
         """What a list of them shows, and the names of those that cannot be read."""
-        found, damaged = [], []
+        entries, damaged = [], []
         for name in self.names()[:most]:
             try:
-                kept, made = self.load(name), self._file(name).stat().st_mtime
+                run, saved = self.load(name), self._file(name).stat().st_mtime
             except EditError:
                 damaged.append(name)
                 continue
-            one = kept.runs[0] if isinstance(kept, Sweep) else kept
-            found.append(Shelved(name, made, str(one.edits), one.prompts[0], isinstance(kept, Sweep)))
-        return found, damaged
+            one = run.runs[0] if isinstance(run, Sweep) else run
+            entries.append(Entry(name, saved, str(one.edits), one.prompts[0], isinstance(run, Sweep)))
+        return entries, damaged
 
     def _file(self, name: str) -> Path:
         """Names come from addresses, so nothing but a name is ever taken for one."""
         file = self.folder / f"{name}.json"
         if not _NAME.fullmatch(name) or not file.is_file():
-            raise EditError(f"No saved run {name!r} lies beside this pack.\n  Runs are kept in {self.folder}")
+            raise EditError(f"No saved run {name!r} lies beside this pack.\n  Runs are saved in {self.folder}")
         return file
 
 
 @lru_cache(maxsize=64)
 def _read(file: Path, written: int) -> SteeringRun | Sweep:
-    return saved(file)
+    return read_saved(file)
+
+
+def read_saved(source: str | Path) -> SteeringRun | Sweep:
+    """What `to_json` wrote, a run or a sweep, from a file or from JSON text itself.
+
+    Raises:
+        EditError: it is neither, is damaged, or is of another version; the message is about what it began as.
+    """
+    try:
+        text = text_of(source)
+    except OSError as error:
+        raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
+    return (Sweep if '"sweep":' in text[:200] else SteeringRun).from_json(text)

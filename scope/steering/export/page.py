@@ -1,15 +1,10 @@
-"""A run as a file for somebody else: a page that only shows, and a notebook that makes it again."""
-
-import json
-from collections.abc import Sequence
+"""A run or a sweep as one HTML page that can be sent to somebody."""
 
 from scope.escape import escape
-from scope.steering.compare.run import Arm, Sample, SteeringRun
-from scope.steering.compare.sweep_result import Sweep
-from scope.steering.export import show
-from scope.steering.export.script import as_python, steps
-
-__all__ = ["as_notebook", "as_page", "as_python"]
+from scope.steering.compare import show
+from scope.steering.compare.run import Condition
+from scope.steering.compare.steer import SteeringRun
+from scope.steering.compare.sweep import Sweep
 
 _RAMP = ("#FDE9C9", "#FBCB8B", "#F2A444", "#CF7A00", "#8F5000")
 _CELL = (
@@ -28,7 +23,7 @@ _HEAD = (
 def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     """A whole HTML page: inline styles only, no script, nothing fetched, and a policy that forbids both.
 
-    Every text that came from a model, a prompt or a file is escaped, and marks that act unseen are spelled out.
+    Every text that came from a model, a prompt or a file is escaped, and invisible marks are made visible.
 
     Args:
         code: lines of Python to stand at the end, such as those of `as_python`.
@@ -41,45 +36,21 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     for strength, one in zip(run.strengths if isinstance(run, Sweep) else [None], runs, strict=True):
         if strength is not None:
             body.append(f"<h2 style='font-size:17px'>Strength {strength:g}</h2>")
-        body += [_texts(one), _told(one)]
+        body += [_texts(one), _figures(one)]
     body.append(_settings(runs[0]))
     if code:
         body.append(f"<h2 style='font-size:17px'>As Python</h2><pre style='white-space:pre-wrap'>{escape(code)}</pre>")
     return "\n".join([*body, "</body></html>\n"])
 
 
-def as_notebook(run: SteeringRun, dictionaries: Sequence[str], model: str | None = None) -> str:
-    """The same program as `as_python` in cells, as the JSON of a notebook. Its prose holds nothing that a run brought."""
-    titles = ("", "## Model and dictionary", "## Edits", "## Texts, in every arm with the same noise", "## The same as before?")
-    cells = [_markdown("# A steering run, made again\n\nWritten by scope. Run the cells from top to bottom.")]
-    for title, code in zip(titles, steps(run, dictionaries, model), strict=True):
-        cells += [_markdown(title)] if title else []
-        cells.append(_code(code.split('"""\n\n', 1)[-1] if not title else code))
-    cells.append(_code("run"))
-    for place, cell in enumerate(cells):
-        cell["id"] = f"cell-{place}"
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    return json.dumps(
-        {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}, indent=1, ensure_ascii=False
-    )
-
-
-def _markdown(text: str) -> dict:
-    return {"cell_type": "markdown", "metadata": {}, "source": text}
-
-
-def _code(text: str) -> dict:
-    return {"cell_type": "code", "metadata": {}, "execution_count": None, "outputs": [], "source": text.strip("\n")}
-
-
 def _texts(run: SteeringRun) -> str:
     target = next(iter(run.promoted))
-    largest = max((v for arm in run.arms for s in arm.samples if s.scores for v in s.scores.readings[target]), default=0.0)
-    head = "".join(f'<th style="{_CELL}">{escape(arm.name)}</th>' for arm in run.arms)
+    largest = run.largest_reading(target)
+    head = "".join(f'<th style="{_CELL}">{escape(c.name)}</th>' for c in run.conditions)
     rows = [f"<tr>{head}</tr>"]
     for i, sample in enumerate(run["steered"].samples):
-        rows.append(f'<tr><td style="{_CELL}" colspan="{len(run.arms)}"><em>{escape(sample.prompt)}</em></td></tr>')
-        cells = (f'<td style="{_CELL}">{_text(arm, i, target, largest)}</td>' for arm in run.arms)
+        rows.append(f'<tr><td style="{_CELL}" colspan="{len(run.conditions)}"><em>{escape(sample.prompt)}</em></td></tr>')
+        cells = (f'<td style="{_CELL}">{_text(c, i, target, largest)}</td>' for c in run.conditions)
         rows.append(f"<tr>{''.join(cells)}</tr>")
     key = (
         f"Colour: {target}, read by the unsteered model, against the largest here ({largest:.3g}). Dotted: tokens at which an "
@@ -89,39 +60,39 @@ def _texts(run: SteeringRun) -> str:
     return f'{table}<p style="font-size:90%;color:#555">{escape(key)}</p>'
 
 
-def _text(arm: Arm, place: int, target: str, largest: float) -> str:
-    sample: Sample = arm.samples[place]
+def _text(condition: Condition, place: int, target: str, largest: float) -> str:
+    sample = condition.samples[place]
     if not sample.new_ids:
         return "<em>The model ended the text at once.</em>"
     readings = sample.scores.readings[target] if sample.scores else [0.0] * len(sample.pieces)
-    touched = arm.report.touched(place, len(sample.pieces)) if arm.report else [False] * len(sample.pieces)
-    parts = None if arm.name == "plain" else sample.diverges_at
+    touched = condition.report.touched(place, len(sample.pieces)) if condition.report else [False] * len(sample.pieces)
+    differs = None if condition.name == "plain" else sample.diverges_at
     return "".join(
         _token(
             piece,
             max(readings[start:stop]),
             largest,
             any(touched[start:stop]),
-            parts is not None and start <= parts < stop,
+            differs is not None and start <= differs < stop,
         )
         for start, stop, piece in show.spelled(sample.pieces)
     )
 
 
-def _token(piece: str, value: float, largest: float, edited: bool, parts: bool) -> str:
+def _token(piece: str, value: float, largest: float, edited: bool, differs: bool) -> str:
     style = ""
     if value > 0 and largest > 0:
         step = min(4, int(5 * value / largest))
         style += f"background:{_RAMP[step]};color:{'#fff' if step == 4 else '#111'};"
     style += "text-decoration:underline dotted;" if edited else ""
-    style += "border-left:3px solid #0072B2;padding-left:2px;" if parts else ""
-    told = f' title="{value:.3g}"' if value > 0 else ""
-    return f'<span style="{style}"{told}>{escape(piece)}</span>' if style else escape(piece)
+    style += "border-left:3px solid #0072B2;padding-left:2px;" if differs else ""
+    title = f' title="{value:.3g}"' if value > 0 else ""
+    return f'<span style="{style}"{title}>{escape(piece)}</span>' if style else escape(piece)
 
 
-def _told(run: SteeringRun) -> str:
-    """The figures, the self-check and the notes."""
-    head = "".join(f'<th style="padding:2px 10px;text-align:right">{escape(arm.name)}</th>' for arm in run.arms)
+def _figures(run: SteeringRun) -> str:
+    """Notes, scores and the self-check."""
+    head = "".join(f'<th style="padding:2px 10px;text-align:right">{escape(c.name)}</th>' for c in run.conditions)
     rows = "".join(
         f'<tr><td style="padding:2px 10px">{escape(name)}</td>'
         + "".join(f'<td style="padding:2px 10px;text-align:right">{show.number(v)}</td>' for v in values)
@@ -134,13 +105,13 @@ def _told(run: SteeringRun) -> str:
 
 
 def _settings(run: SteeringRun) -> str:
-    """What is needed to judge and to repeat it: sampling, model, dictionaries, versions."""
+    """Sampling, model, dictionaries and versions, to judge and to repeat the run."""
     facts = {
         "sampling": run.sampling,
-        "texts for each prompt and arm": run.n,
+        "texts per prompt and condition": run.n,
         "model": run.model,
         "dictionaries": run.dictionaries,
-        "typical norms": {site: (g.rho, g.source) for site, g in run.gauges.items()},
+        "typical norms": {site: (units.typical_norm, units.source) for site, units in run.strength_units.items()},
         "versions": run.versions,
     }
     rows = "".join(

@@ -1,0 +1,110 @@
+"""What strengths are fractions and multiples of: a site's typical residual norm, and the largest activations of its latents."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from scope.errors import EditError
+from scope.models.face import LanguageModel
+from scope.null_seeds import generator
+from scope.renamed import warn
+from scope.sae.base import SAE
+from scope.steering.edits.interventions import Direction, Edits
+
+_NEAREST, _LISTED = 40, 8  # of the latents nearest in density, how many are drawn from, and how many are listed
+
+
+@dataclass(frozen=True)
+class StrengthUnits:
+    """`typical_norm` is the median norm at the site over tokens other than <bos>; `source` says on what it was measured.
+
+    A strength of 0.5 then means half of what is usually there, for any latent, layer and model.
+    """
+
+    typical_norm: float
+    source: str
+    maximum: dict[int, float] = field(default_factory=dict)
+    """Largest activation per latent."""
+    p99: dict[int, float] = field(default_factory=dict)
+    """99th percentile of a latent's activations where it fires; concept scores are shares of it."""
+    similar: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Per latent, others drawn among those that fire about as often: the condition "other" edits one of them instead."""
+
+    def __post_init__(self):
+        if not 0 < self.typical_norm < float("inf"):
+            raise EditError(f"The typical residual norm is {self.typical_norm}, which no strength can be measured against.")
+
+    @classmethod
+    def on_prompts(cls, model: LanguageModel, site: str, prompts: Sequence[str]) -> "StrengthUnits":
+        """From the prompts themselves, where no recording is available: a rough figure, and `source` says so."""
+        norms = [model.record(model.to_tokens(prompt), [site])[site][0, 1:].float().norm(dim=-1) for prompt in prompts]
+        norms = torch.cat(norms)
+        if not len(norms):
+            raise EditError(
+                "The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them."
+            )
+        return cls(float(norms.median()), f"measured on the {len(norms)} prompt tokens only")
+
+    @classmethod
+    def on_contexts(cls, model: LanguageModel, site: str, contexts: Any) -> "StrengthUnits":
+        """From whole contexts of token ids [n context] that begin with <bos>, such as the first of a pack's."""
+        tokens = torch.as_tensor(np.asarray(contexts, dtype=np.int64), device=model.device)
+        special = torch.tensor(sorted({model.cfg.bos, model.cfg.pad, *model.cfg.eos}), device=model.device)
+        norms = model.record(tokens, [site])[site].float().norm(dim=-1)[~torch.isin(tokens, special)]
+        return cls(float(norms.median()), f"measured on {len(norms):,} tokens of the pack")
+
+    @classmethod
+    def of_pack(cls, pack: Any, latents: Iterable[int]) -> "StrengthUnits":
+        """From a feature pack (anything with `norm_median`, `n_tokens`, `d_sae` and a `table`), for the latents to be edited.
+
+        Latents that the pack does not have are left out; resolving the edit refuses them with the range there is.
+        """
+        known = sorted({i for i in latents if 0 <= i < pack.d_sae and pack.table["max"].iloc[i] > 0})
+        columns = {name: pack.table[name] for name in ("max", "p99")}
+        maximum, p99 = ({i: float(column.iloc[i]) for i in known} for column in columns.values())
+        density = pack.table["density"].to_numpy(dtype=float)
+        similar = {i: _similar(density, i) for i in known}
+        return cls(float(pack.norm_median), f"feature pack, {pack.n_tokens:,} tokens", maximum, p99, similar)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, under the field names of saved runs."""
+        names = {"rho": self.typical_norm, "source": self.source, "maximum": self.maximum, "p99": self.p99}
+        return {**names, "like": self.similar}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "StrengthUnits":
+        by_latent = {name: {int(k): float(v) for k, v in raw.get(name, {}).items()} for name in ("maximum", "p99")}
+        similar = {int(k): tuple(int(i) for i in v) for k, v in raw.get("like", {}).items()}
+        return cls(float(raw["rho"]), str(raw["source"]), **by_latent, similar=similar)
+
+
+def units_for(
+    model: LanguageModel,
+    saes: Mapping[str, SAE],
+    edits: Edits,
+    prompts: Sequence[str],
+    given: StrengthUnits | Mapping[str, StrengthUnits] | None,
+) -> dict[str, StrengthUnits]:
+    """The given units by site, and for sites without any the typical norm measured on the prompts."""
+    sites = dict.fromkeys([*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))])
+    known = dict.fromkeys(list(sites)[:1], given) if isinstance(given, StrengthUnits) else dict(given or {})
+    return {site: known.get(site) or StrengthUnits.on_prompts(model, site, prompts) for site in sites}
+
+
+def _similar(density: np.ndarray, latent: int) -> tuple[int, ...]:
+    """Some of the latents whose density is nearest in ratio; which ones depends only on the latent's number."""
+    living = np.flatnonzero((density > 0) & (np.arange(len(density)) != latent))
+    distance = np.abs(np.log(density[living] / density[latent]))
+    near = living[np.argsort(distance, kind="stable")[:_NEAREST]]
+    order = torch.randperm(len(near), generator=generator("latents of similar density", latent))
+    return tuple(int(i) for i in near[order.numpy()][:_LISTED])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Gauge":
+        warn("Gauge", "StrengthUnits")
+        return StrengthUnits
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,186 @@
+"""Draws runs and sweeps: as text, as HTML and as figures, conditions side by side."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from scope.escape import escape, visible
+from scope.models.text.characters import BYTE, characters
+from scope.steering.compare.run import RunData, Sample
+from scope.steering.compare.statistics import by_prompt, by_text, interval, mean
+
+_SHOWN = 8
+_SHADES = ("#FBCB8B", "#F2A444", "#CF7A00")  # legible with #111 on light and dark pages alike
+_BAR = "border-left:3px solid #0072B2;padding-left:2px"
+
+_COLOURS = {"steered": "#0072B2", "random": "#888888", "other": "#D55E00", "prompt": "#009E73"}
+
+
+def figures(run: RunData) -> list[tuple[str, str, list[float]]]:
+    """(name, meaning, value per condition): the table under the texts."""
+
+    def row(name: str, meaning: str, score: str, target: str | None = None) -> tuple[str, str, list[float]]:
+        return name, meaning, [c.mean(score, target) for c in run.conditions]
+
+    rows = []
+    for target in run.promoted:
+        rows += [
+            row(f"concept, {target}", "mean activation, read by the unsteered model", "concept", target),
+            row(f"promoted tokens, {target}", "share of new tokens", "share", target),
+            row(f"their probability, {target}", "mean, given by the condition itself", "mass", target),
+        ]
+    rows += [
+        row("log-probability", "nats a token, under the unsteered model", "log_prob"),
+        row("repetition", "share of repeated 4-grams", "repetition"),
+        row("different pairs", "share of token pairs that are different ones", "distinct"),
+        row("off target", "other latents that the edit moves, mean a text", "off_target"),
+        row("KL to plain", "nats a step", "kl"),
+        ("edit / norm", "mean length of the edit", [c.report.mean_norm if c.report else 0.0 for c in run.conditions]),
+    ]
+    if any(c.name == "plain" for c in run.conditions):
+        judged = run.judged()
+        for name, meaning in (
+            ("relevance", "what the prompt says about the text, over plain"),
+            ("fluency", "likely, not repeated, over plain"),
+            ("score", "harmonic mean: promoted tokens added, relevance, fluency"),
+        ):
+            rows.append((name, meaning, [_mean([getattr(j, name) for j in judged[c.name] if j]) for c in run.conditions]))
+    return [row for row in rows if not all(map(math.isnan, row[2]))]
+
+
+def _mean(values: list[float | None]) -> float:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def number(value: float) -> str:
+    """Three places, and a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def edit_lines(run: RunData) -> list[str]:
+    """Each edit with its strength in the three units."""
+    lines = []
+    for sheet in run.sheet:
+        line = f"{sheet['edit']} ({sheet['site']})"
+        if "raw" in sheet:
+            of_max = sheet["multiple_of_maximum"]
+            line += f": {sheet['strength']:+.3g} of the norm = raw {sheet['raw']:+.4g} = "
+            line += "maximum not known" if of_max is None else f"{of_max:+.2f} x maximum"
+        lines.append(line)
+    return lines
+
+
+def self_check(run: RunData) -> list[str]:
+    """What the hooks counted, a line per edited condition, and what the controls were."""
+    lines = [f"{c.name}: {c.report.line()}." for c in run.conditions if c.report]
+    lines += [f"{site}: {v:.0%} of the variance of the unedited texts is not explained (FVU)." for site, v in run.fvu.items()]
+    lines += [f"{name}: written along latents {', '.join(map(str, ids))} instead." for name, ids in run.others.items()]
+    return [*lines, *([f'prompt: began with "{visible(run.instruction)}"'] if run.instruction else [])]
+
+
+def as_text(run: RunData) -> str:
+    """Without markup: for terminals, logs and `print`."""
+    lines, steered = edit_lines(run), run["steered"].samples
+    for i, first in enumerate(steered[:_SHOWN]):
+        lines += ["", f"{visible(first.prompt)} ..."]
+        for condition in run.conditions:
+            sample = condition.samples[i]
+            differs = sample.diverges_at is not None and condition.name != "plain"
+            place = f"  [differs from token {sample.diverges_at} on]" if differs else ""
+            lines.append(f"  {condition.name:<9} {visible(sample.text)}{place}")
+    if len(steered) > _SHOWN:
+        lines.append(f"  ... and {len(steered) - _SHOWN} more")
+    table = figures(run)
+    width = max(len(name) for name, _, _ in table)
+    lines += ["", f"{'':<{width}}  " + "".join(f"{c.name:>10}" for c in run.conditions)]
+    lines += [f"{name:<{width}}  " + "".join(f"{number(v):>10}" for v in values) for name, _, values in table]
+    return "\n".join([*lines, "", *self_check(run), *[f"Note: {note}" for note in run.notes]])
+
+
+def as_html(run: RunData) -> str:
+    """Inline styles only, no script, nothing fetched: shows in notebooks, on GitHub and in the app alike."""
+    cell = 'style="text-align:left;vertical-align:top;padding:4px 8px;white-space:pre-wrap;unicode-bidi:isolate"'
+    head = "".join(f"<th {cell}>{escape(c.name)}</th>" for c in run.conditions)
+    target = next(iter(run.promoted))
+    largest = run.largest_reading(target)
+    rows = []
+    for i, sample in enumerate(run["steered"].samples[:_SHOWN]):
+        texts = "".join(f"<td {cell}>{_marked(c.name, c.samples[i], target, largest)}</td>" for c in run.conditions)
+        rows.append(f'<tr><td {cell} colspan="{len(run.conditions)}"><em>{escape(sample.prompt)}</em></td></tr>')
+        rows.append(f"<tr>{texts}</tr>")
+    key = f"Shaded: {target}, read by the unsteered model (largest here {largest:.3g}). Bar: first token that differs from plain."
+    scores = "".join(
+        f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
+        + "".join(f'<td style="text-align:right;padding:2px 8px">{number(v)}</td>' for v in values)
+        + "</tr>"
+        for name, meaning, values in figures(run)
+    )
+    notes = "".join(f"<div><strong>{escape(note)}</strong></div>" for note in run.notes)
+    below = "".join(f"<div>{escape(line)}</div>" for line in [*edit_lines(run), *self_check(run)])
+    return (
+        f'<div><table style="table-layout:fixed;width:100%"><tr>{head}</tr>{"".join(rows)}</table>'
+        f'<div style="font-size:90%">{escape(key)}</div>'
+        f"<table><tr><th></th>{head}</tr>{scores}</table>"
+        f'<div style="font-size:90%">{notes}{below}</div></div>'
+    )
+
+
+def _marked(condition: str, sample: Sample, target: str, largest: float) -> str:
+    """The text, shaded where the target fires by itself, with a bar at the first token that differs from plain."""
+    readings = sample.scores.readings[target] if sample.scores else []
+    at = None if condition == "plain" else sample.diverges_at
+    spans: list[tuple[str, int, bool]] = []  # neighbours of one shade are one span, or a long text would be all markup
+    for start, stop, text in spelled(sample.pieces):
+        value = max(readings[start:stop], default=0.0)
+        shade = min(len(_SHADES), 1 + int(len(_SHADES) * value / largest)) if value > 0 else 0
+        differs = at is not None and start <= at < stop
+        if spans and not differs and (shade, False) == spans[-1][1:]:
+            spans[-1] = (spans[-1][0] + text, shade, False)
+        else:
+            spans.append((text, shade, differs))
+    return "".join(_span(*span, target) for span in spans)
+
+
+def spelled(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
+    """(start, stop, text) over tokens: bytes that complete a character are it, and one that is left alone is as ⟨E6⟩."""
+    return [
+        (start, stop, BYTE.sub(r"⟨\1⟩", text) if BYTE.fullmatch(text) else text) for start, stop, text in characters(pieces)
+    ]
+
+
+def _span(text: str, shade: int, differs: bool, target: str) -> str:
+    text = escape(text)
+    if not shade and not differs:
+        return text
+    title = [f"{target}: {('weak', 'middling', 'strong')[shade - 1]}"] if shade else []
+    title += ["first token that differs from plain"] if differs else []
+    style = ";".join(([f"background:{_SHADES[shade - 1]};color:#111"] if shade else []) + ([_BAR] if differs else []))
+    return f'<span style="{style}" title="{escape(", ".join(title))}">{text}</span>'
+
+
+def sweep_figure(table, conditions: Sequence[str], measures: Sequence[str], x_title: str, best: dict[str, Any] | None):
+    """Each measure of a sweep's rows by strength, a line a condition, with 95 % intervals over prompts."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure, strengths = make_subplots(1, len(measures), subplot_titles=measures), sorted(set(table["strength"]))
+    for column, measure in enumerate(measures, 1):
+        for name in (c for c in conditions if c in _COLOURS):
+            at = [table[table["strength"] == strength] for strength in strengths]
+            values = [by_prompt(t, by_text(t, name, measure)) for t in at]
+            means, bounds = [mean(v) for v in values], [interval(v) for v in values]
+            error = {
+                "type": "data",
+                "symmetric": False,
+                "array": [high - m for (_, high), m in zip(bounds, means, strict=True)],
+                "arrayminus": [m - low for (low, _), m in zip(bounds, means, strict=True)],
+            }
+            line = {"x": strengths, "y": means, "error_y": error, "name": name, "line_color": _COLOURS[name]}
+            figure.add_trace(go.Scatter(**line, legendgroup=name, showlegend=column == 1), 1, column)
+    figure.update_xaxes(title_text=x_title)
+    title = ""
+    if best:
+        figure.add_vline(best["strength"], line_dash="dot", line_color="#888888")
+        title = f"chosen: {best['strength']:g}; score {best['score']:.3f} on held-out prompts, random {best['random']:.3f}"
+    return figure.update_layout(title=title, title_font_size=13, height=340, margin={"l": 40, "r": 10, "t": 70, "b": 40})

@@ -1,0 +1,146 @@
+"""Scores finished texts: the unsteered model reads them again, and the condition's own edits are run over them."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from scope.models.face import LanguageModel
+from scope.sae.base import SAE
+from scope.steering.apply.editing import Editing
+from scope.steering.apply.latent_reader import LatentReader, Unexplained
+from scope.steering.apply.resolve import Resolved
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.scores import Scores, distinct, repetition, zipped
+
+TOP = 10
+
+
+def promoted(model: LanguageModel, row: Tensor, k: int = TOP) -> list[int]:
+    """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding.
+
+    The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
+    """
+    unembedding = model.W_U.detach().float()
+    scores = model.through_final_norm(row).to(unembedding.device) @ unembedding
+    special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
+    scores[special] = -torch.inf
+    return scores.topk(min(k, len(scores) - len(special))).indices.tolist()
+
+
+def moved(before: Tensor, after: Tensor, errors: float = 3.0) -> Tensor:
+    """bool [d_sae]: whose mean over tokens [pos d_sae] moved by more than `errors` standard errors of the paired difference.
+
+    Latents that both times read the same everywhere did not move. Needs two tokens at least.
+    """
+    difference = (after - before).double()
+    n = len(difference)
+    if n < 2:
+        return torch.zeros(before.shape[1], dtype=torch.bool, device=before.device)
+    mean = difference.mean(0)
+    return mean.abs() > errors * difference.std(0) / math.sqrt(n) + 1e-6 * before.abs().amax().clamp(min=1)
+
+
+class TextScorer:
+    """Scores finished texts for one set of edits: `scores(prompt, new, editing)`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        saes: Mapping[str, SAE],
+        edits: Sequence[Resolved],
+        strength_units: Mapping[str, StrengthUnits],
+    ):
+        self.model, self.saes, self.strength_units = model, saes, strength_units
+        sites = {name: {e.site for e in edits if e.edit.target == name} for name in (e.edit.target for e in edits)}
+        self.targets = {e.edit.target if len(sites[e.edit.target]) == 1 else f"{e.edit.target} at {e.site}": e for e in edits}
+        self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
+        self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
+        """Per site, over the texts that nothing edited."""
+        self.readers = {
+            name: LatentReader(saes[e.site], [e.edit.latent])
+            for name, e in self.targets.items()
+            if not e.edit.on_direction
+        }
+
+    @torch.no_grad()
+    def scores(self, prompt: Sequence[int], new: Sequence[int], editing: Editing | None) -> Scores | None:
+        """None where nothing was written. `editing` is a fresh one of the same edits: the counts of the generation's stay as they are."""
+        if not new:
+            return None
+        model, n = self.model, len(new)
+        tokens = torch.tensor([[*prompt, *new]], device=model.device)
+        sites = sorted({e.site for e in self.targets.values()})
+        logits, cache = model.run_with_cache(tokens, names_filter=sites)
+        plain = logits[0, -n - 1 : -1].float().log_softmax(-1)
+        mine, off_target = plain, 0 if any(site in self.saes for site in sites) else None
+        if editing is None:
+            for site, unexplained in self.unexplained.items():
+                unexplained.add(cache[site][0][tokens[0] != model.cfg.bos])
+        else:
+            edited_at: dict[str, Tensor] = {}
+            keep = (sites, lambda x, hook: edited_at.__setitem__(hook.name, x[0, -n:].float()))
+            with as_generation(model, len(prompt)):
+                edited = model.run_with_hooks(tokens, fwd_hooks=[*editing.hooks(), keep])
+            mine = edited[0, -n - 1 : -1].float().log_softmax(-1)
+            off_target = self._off_target({site: cache[site][0, -n:].float() for site in sites}, edited_at)
+        written = tokens[0, -n:]
+        readings = {name: self._reading(name, e, cache[e.site][0, -n:].float()) for name, e in self.targets.items()}
+        kl = (mine.exp() * (mine - plain)).sum(1) if editing is not None else plain.new_zeros(n)
+        log_p = plain.gather(1, written[:, None])[:, 0]
+        return Scores(
+            log_prob=float(log_p.mean()),
+            repetition=repetition(list(new)),
+            kl=float(kl.mean()),
+            concept={name: self._concept(name, reading) for name, reading in readings.items()},
+            active={name: float((reading > 0).float().mean()) for name, reading in readings.items()},
+            share={name: sum(i in top for i in new) / n for name, top in self.promoted.items()},
+            mass={name: float(mine[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
+            readings={name: [round(v, 4) for v in reading.tolist()] for name, reading in readings.items()},
+            kl_steps=[round(v, 5) for v in kl.tolist()],
+            distinct=distinct(list(new)),
+            zipped=zipped(model.tokenizer.decode(list(new))) if model.tokenizer else None,
+            pmi=float((log_p - self._without_prompt(written)).mean()),
+            off_target=off_target,
+        )
+
+    def _without_prompt(self, new: Tensor) -> Tensor:
+        """Log-probability of each new token where nothing but <bos> stands before the text."""
+        bos = new.new_tensor([self.model.cfg.bos])
+        logits = self.model(torch.cat([bos, new])[None])[0, :-1]
+        return logits.float().log_softmax(-1).gather(1, new[:, None])[:, 0]
+
+    def _off_target(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> int | None:
+        """Latents that moved, over all sites; the edited ones are not counted."""
+        sites = [site for site in before if site in self.saes]
+        count = 0
+        for site in sites:
+            sae = self.saes[site]
+            x, y = (sae.encode(t.to(sae.W_enc.dtype)).float() for t in (before[site], after[site]))
+            other = moved(x, y)
+            other[[e.edit.latent for e in self.targets.values() if e.site == site and not e.edit.on_direction]] = False
+            count += int(other.sum())
+        return count if sites else None
+
+    def _reading(self, name: str, edit: Resolved, x: Tensor) -> Tensor:
+        if name in self.readers:
+            return self.readers[name](x)[:, 0]
+        return x @ edit.row.to(x.device) / edit.typical_norm
+
+    def _concept(self, name: str, reading: Tensor) -> float:
+        edit = self.targets[name]
+        reference = self.strength_units[edit.site].p99.get(edit.edit.latent) if name in self.readers else None
+        return float((reading / reference).clamp(max=1).mean()) if reference else float(reading.mean())
+
+
+@contextmanager
+def as_generation(model: LanguageModel, prompt_length: int) -> Iterator[None]:
+    """Within the block, a whole text run at once counts as a prompt of this length and what was generated after it."""
+    before = model.run.prompt_lengths
+    model.run.prompt_lengths = torch.tensor([prompt_length], device=model.device)
+    try:
+        yield
+    finally:
+        model.run.prompt_lengths = before
