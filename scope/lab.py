@@ -23,16 +23,15 @@ from scope.fit import check_fit
 from scope.models.load import load_model
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
+from scope.renamed import old_attribute, old_keywords
 from scope.sae.files import read_sae
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.gauge import Gauge
-from scope.steering.apply.resolve import resolve
+from scope.steering.apply.resolve import check_sites, resolve
+from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.apply.transformers_hooks import steered_transformers
 from scope.steering.compare.cost import Cost, cost
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.steer import OnToken, check_sites, steer
-from scope.steering.compare.sweep import estimate, sweep
-from scope.steering.compare.sweep_result import Sweep
+from scope.steering.compare.steer import OnToken, SteeringRun, steer
+from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits
 
 _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
@@ -94,7 +93,7 @@ class Lab:
         self.pack, self.sae, self._model, self._device, self._certified = pack, sae, model, device, certified
         self.certificate: Certificate | None = None
         self.dictionaries: dict[str, Any] = {sae.site: sae}
-        self._gauges: dict[str, Gauge] = {}
+        self._strength_units: dict[str, StrengthUnits] = {}
 
     @cached_property
     def model(self):
@@ -128,16 +127,18 @@ class Lab:
         self.dictionaries[sae.site] = sae
         return self
 
-    def gauges(self, edits: Edits) -> dict[str, Gauge]:
-        """What strengths are measured against, by site: from the pack, and for other sites on the pack's first contexts."""
+    gauges = old_attribute("gauges", "strength_units")
+
+    def strength_units(self, edits: Edits) -> dict[str, StrengthUnits]:
+        """What strengths are fractions and multiples of, by site: from the pack, elsewhere measured on its first contexts."""
         own = self.pack.site
         here = [e for e in edits if e.site in (None, own)]
-        found = {own: Gauge.of_pack(self.pack, Edits(here).latents())}
+        found = {own: StrengthUnits.of_pack(self.pack, Edits(here).latents())}
         for site in {*self.dictionaries, *(e.site for e in edits if e.site)} - {own}:
-            if site not in self._gauges:
+            if site not in self._strength_units:
                 self.model.match(site)
-                self._gauges[site] = Gauge.on_contexts(self.model, site, self.pack.contexts[:_CONTEXTS])
-            found[site] = self._gauges[site]
+                self._strength_units[site] = StrengthUnits.on_contexts(self.model, site, self.pack.contexts[:_CONTEXTS])
+            found[site] = self._strength_units[site]
         return found
 
     def direction(self, toward: Sequence[str], away: Sequence[str], probe: bool = False, site: str | None = None) -> Direction:
@@ -191,9 +192,9 @@ class Lab:
             edits = Edits.of(target)
         else:
             edits = Edits.of(Ablate(target) if strength is None else Add(target, strength))
-        gauges = self.gauges(edits)
+        units = self.strength_units(edits)
         later = how.pop("downstream", tuple(d for s, d in self.dictionaries.items() if s != self.sae.site))
-        return effects(self.model, [*self.dictionaries.values()], edits, prompt, gauges=gauges, downstream=later, **how)
+        return effects(self.model, [*self.dictionaries.values()], edits, prompt, strength_units=units, downstream=later, **how)
 
     def _dictionary(self, site: str | None):
         if site is not None and site not in self.dictionaries:
@@ -225,55 +226,66 @@ class Steering:
     def __add__(self, other: "Steering | Edit | Edits") -> "Steering":
         return Steering(self.lab, self.edits + (other.edits if isinstance(other, Steering) else other))
 
-    def gauge(self) -> Gauge:
-        """What the strengths at the lab's own site are measured against, from the pack."""
-        return self.lab.gauges(self.edits)[self.lab.pack.site]
+    gauge = old_attribute("gauge", "strength_units")
 
+    def strength_units(self) -> StrengthUnits:
+        """What the strengths at the lab's own site are fractions and multiples of, from the pack."""
+        return self.lab.strength_units(self.edits)[self.lab.pack.site]
+
+    @old_keywords(arms="conditions")
     def compare(
         self,
         prompts: str | Sequence[str],
         n: int = 1,
-        arms: Sequence[str] = (),
+        conditions: Sequence[str] = (),
         instruction: str | None = None,
         control_seed: int = 0,
         on_token: OnToken | None = None,
         **sampling: Any,
     ) -> SteeringRun:
         """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.compare.steer`."""
-        how = {"arms": tuple(arms)} if arms else {}
+        how = {"conditions": tuple(conditions)} if conditions else {}
         how |= {"instruction": instruction, "control_seed": control_seed, "on_token": on_token}
-        return steer(*self._with(prompts), _sampling(sampling), n=n, gauges=self.lab.gauges(self.edits), **how)
+        return steer(*self._with(prompts), _sampling(sampling), n=n, strength_units=self.lab.strength_units(self.edits), **how)
 
+    @old_keywords(arms="conditions")
     def sweep(
         self,
         prompts: Sequence[str],
         strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
         n: int = 1,
-        arms: Sequence[str] | None = None,
+        conditions: Sequence[str] | None = None,
         on_progress: Callable[[int, int, dict], None] | None = None,
         **sampling: Any,
     ) -> Sweep:
-        """The same comparison over several strengths: a dose-response beside its controls, and a strength to use."""
-        how = {"n": n, "arms": arms, "gauges": self.lab.gauges(self.edits), "on_progress": on_progress}
+        """The same comparison over several strengths: the effect by strength beside its controls, and a strength to use."""
+        how = {
+            "n": n,
+            "conditions": conditions,
+            "strength_units": self.lab.strength_units(self.edits),
+            "on_progress": on_progress,
+        }
         return sweep(*self._with(prompts), strengths, _sampling(sampling), **how)
 
     def estimate(
         self, prompts: Sequence[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
     ) -> float:
         """Seconds that such a sweep will take on this machine."""
-        return estimate(*self._with(prompts), strengths, _sampling(sampling), n=n, gauges=self.lab.gauges(self.edits))
+        return estimate(
+            *self._with(prompts), strengths, _sampling(sampling), n=n, strength_units=self.lab.strength_units(self.edits)
+        )
 
     def cost(self, texts: Sequence[str]) -> Cost:
         """What the edits cost on ordinary texts: the loss with them, without, and with a random direction of the same size."""
-        return cost(*self._with(texts), gauges=self.lab.gauges(self.edits))
+        return cost(*self._with(texts), strength_units=self.lab.strength_units(self.edits))
 
     def _with(self, prompts: str | Sequence[str]) -> tuple:
         return self.lab.model, [*self.lab.dictionaries.values()], self.edits, prompts
 
     def _editing(self) -> Editing:
-        lab, gauges = self.lab, self.lab.gauges(self.edits)
+        lab, units = self.lab, self.lab.strength_units(self.edits)
         check_sites(lab.model, lab.dictionaries, self.edits)
-        return Editing(lab.model, lab.dictionaries, [resolve(edit, lab.dictionaries, gauges) for edit in self.edits])
+        return Editing(lab.model, lab.dictionaries, [resolve(edit, lab.dictionaries, units) for edit in self.edits])
 
     def on(self, model: Any):
         """A context manager in which a `transformers` model of the same weights is steered: its `generate`, its forward."""

@@ -8,7 +8,7 @@ from scope.lab import Lab
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import read_sae
-from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
 from tests.conftest import random_gemma
 from tests.help.labs import make_lab
@@ -33,8 +33,8 @@ def test_five_lines_open_find_show_and_steer(lab):
     assert isinstance(lab.find("dog"), pd.DataFrame)
     run = lab.steer(feature, 0.5).compare("the dog", n=3, **FEW)
     assert isinstance(run, SteeringRun)
-    assert [arm.name for arm in run.arms] == ["plain", "steered", "random"]
-    assert [len(arm.samples) for arm in run.arms] == [3, 3, 3]
+    assert [arm.name for arm in run.conditions] == ["plain", "steered", "random"]
+    assert [len(arm.samples) for arm in run.conditions] == [3, 3, 3]
 
 
 def test_a_lab_that_was_not_checked_says_so(lab, folder):
@@ -45,7 +45,7 @@ def test_a_lab_that_was_not_checked_says_so(lab, folder):
 def test_strengths_are_measured_against_the_pack(lab):
     run = lab.steer(3, 0.5).compare("the dog", **FEW)
     assert run.sheet[0]["strength"] == pytest.approx(0.5)
-    assert run.gauges[lab.pack.site].rho == lab.pack.norm_median
+    assert run.strength_units[lab.pack.site].typical_norm == lab.pack.norm_median
     assert run["steered"].report.mean_norm == pytest.approx(0.5, rel=1e-3)
     assert run.sheet[0]["multiple_of_maximum"] == pytest.approx(run.sheet[0]["raw"] / lab.pack.table["max"][3], rel=1e-4)
     assert not any("measured on" in note for note in run.notes)
@@ -81,19 +81,19 @@ def test_a_sweep_tells_every_strength_beside_its_control_and_judges_its_choice_o
     table = swept.to_frame()
     assert set(table["strength"]) == {0.25, 1.0}
     assert set(table["direction"]) == {"plain", "steered", "random", "random:1", "random:2", "other", "prompt"}
-    assert set(table["arm"]) == {"plain", "steered", "random", "other", "prompt"}
+    assert set(table["condition"]) == {"plain", "steered", "random", "other", "prompt"}
     assert len(table) <= 2 * 7 * 4
     assert swept.best["strength"] in (0.25, 1.0)
     assert swept.best["chosen_on"] == swept.best["told_on"] == 2
     held_out = table[(table["strength"] == swept.best["strength"]) & (table["prompt_index"] % 2 == 1)]
-    assert swept.best["score"] == pytest.approx(held_out[held_out["arm"] == "steered"]["score"].mean())
-    assert swept.best["random"] == pytest.approx(held_out[held_out["arm"] == "random"]["score"].mean())
+    assert swept.best["score"] == pytest.approx(held_out[held_out["condition"] == "steered"]["score"].mean())
+    assert swept.best["random"] == pytest.approx(held_out[held_out["condition"] == "random"]["score"].mean())
     assert len(swept.plot().data) == 4 * 4
     assert "on the other 2" in str(swept)
 
 
 def test_a_latent_is_replaced_in_the_other_arm_by_one_that_fires_as_often(lab):
-    run = lab.steer(3).compare("the dog", arms=("plain", "steered", "other"), **FEW)
+    run = lab.steer(3).compare("the dog", conditions=("plain", "steered", "other"), **FEW)
     (other,) = run.others["other"]
     density = lab.pack.table["density"].to_numpy()
     nearer = (abs(np.log(density[density > 0] / density[3])) < abs(np.log(density[other] / density[3]))).sum()
@@ -107,7 +107,7 @@ def test_directions_between_prompts_steer_at_any_site_of_the_stream(lab):
         direction = lab.direction(toward, away, probe=probe, site="blocks.2.hook_resid_post")
         run = lab.steer(direction, 0.5).compare("the dog", **FEW)
         assert run["steered"].report.mean_norm == pytest.approx(0.5, rel=1e-3)
-        assert "tokens of the pack" in run.gauges["blocks.2.hook_resid_post"].source
+        assert "tokens of the pack" in run.strength_units["blocks.2.hook_resid_post"].source
         with lab.steer(direction, 0.5):
             assert lab.generate("the dog", **FEW) == run.texts()["steered"]
 

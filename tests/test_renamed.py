@@ -24,3 +24,25 @@ def test_an_old_name_of_scope_gives_what_bears_the_new_one(old, new):
 def test_what_never_existed_is_still_refused():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("scope.models.nothing")
+
+
+def test_an_old_flag_of_the_command_line_becomes_the_new_one():
+    with pytest.warns(renamed.RenamedWarning, match="--arms is now --conditions"):
+        assert renamed.new_flags(["--arms", "plain", "--arms=steered", "--n", "2"]) == [
+            *("--conditions", "plain", "--conditions=steered", "--n", "2")
+        ]
+
+
+def test_old_keywords_and_attributes_give_what_bears_the_new_names():
+    class Run:
+        conditions = ("plain",)
+        arms = renamed.old_attribute("arms", "conditions")
+
+    @renamed.old_keywords(arms="conditions")
+    def steer(n, conditions=()):
+        return n, conditions
+
+    with pytest.warns(renamed.RenamedWarning, match="conditions="):
+        assert steer(1, arms=("plain",)) == (1, ("plain",))
+    with pytest.warns(renamed.RenamedWarning, match="Run.arms is now conditions"):
+        assert Run().arms == ("plain",)

@@ -8,9 +8,10 @@ from scope.app.kit.plain import number, plain
 from scope.app.kit.tokens import row, strips
 from scope.app.steer.state import arm_name
 
-from scope.steering.compare.judge import Judged
-from scope.steering.compare.run import Arm, Sample, SteeringRun
-from scope.steering.export import show
+from scope.steering.compare import show
+from scope.steering.compare.run import Condition, Sample
+from scope.steering.compare.scores import Judged
+from scope.steering.compare.steer import SteeringRun
 
 ABREAST = 3
 KL = "KL to plain"
@@ -23,13 +24,13 @@ def colours(run: SteeringRun) -> list[str]:
 
 def draw(run: SteeringRun, by: str, key: str) -> None:
     """Every text of every arm, at most three abreast."""
-    judged = run.judged() if any(arm.name == "plain" for arm in run.arms) else {}
+    judged = run.judged() if any(arm.name == "plain" for arm in run.conditions) else {}
     largest = _largest(run, by)
     for i, sample in enumerate(run["steered"].samples):
         _prompt(run, i, sample.prompt)
-        for first in range(0, len(run.arms), ABREAST):
-            abreast = run.arms[first : first + ABREAST]
-            columns = st.columns(ABREAST if len(run.arms) > ABREAST else len(run.arms))
+        for first in range(0, len(run.conditions), ABREAST):
+            abreast = run.conditions[first : first + ABREAST]
+            columns = st.columns(ABREAST if len(run.conditions) > ABREAST else len(run.conditions))
             for column, arm in zip(columns, abreast, strict=False):
                 with column:
                     _text(arm, i, by, largest, f"{key} {arm.name} {i}")
@@ -42,13 +43,15 @@ def draw(run: SteeringRun, by: str, key: str) -> None:
 
 def _prompt(run: SteeringRun, place: int, prompt: str) -> None:
     """The prompt, and how much of it each edited arm touched."""
-    touched = [arm for arm in run.arms if arm.report and place < len(arm.report.edited_at) and arm.report.edited_at[place]]
+    touched = [
+        arm for arm in run.conditions if arm.report and place < len(arm.report.edited_at) and arm.report.edited_at[place]
+    ]
     edited = f" ({touched[0].report.edited_at[place][0]} of its tokens edited)" if touched else ""
     which = f"Text {place + 1}: " if len(run["steered"].samples) > 1 else ""
     st.caption(plain(f"{which}{prompt} …") + plain(edited))
 
 
-def _text(arm: Arm, place: int, by: str, largest: float, key: str) -> None:
+def _text(arm: Condition, place: int, by: str, largest: float, key: str) -> None:
     mine = arm.samples[place]
     st.markdown(f"**{plain(arm_name(arm.name))}**")
     if not mine.new_ids:
@@ -69,8 +72,8 @@ def _readings(sample: Sample, by: str) -> Sequence[float]:
 
 def _largest(run: SteeringRun, by: str) -> float:
     """What the darkest step stands for: the latent's maximum in the pack, otherwise the largest in these texts."""
-    known = {f"latent {i}": value for gauge in run.gauges.values() for i, value in gauge.maximum.items()}
-    seen = max((v for arm in run.arms for s in arm.samples for v in _readings(s, by)), default=0.0)
+    known = {f"latent {i}": value for units in run.strength_units.values() for i, value in units.maximum.items()}
+    seen = max((v for arm in run.conditions for s in arm.samples for v in _readings(s, by)), default=0.0)
     return known.get(by) or max(seen, 1e-9)
 
 
@@ -97,7 +100,7 @@ def figures(run: SteeringRun) -> None:
     """The scores of every arm, means over its texts; what each means stands beside it."""
     rows = show.figures(run)
     table: dict[str, list[Any]] = {"": [plain(name) for name, _, _ in rows]}
-    for i, arm in enumerate(run.arms):
+    for i, arm in enumerate(run.conditions):
         table[arm_name(arm.name)] = [show.number(values[i]) for _, _, values in rows]
     table["what it is"] = [plain(meaning) for _, meaning, _ in rows]
     st.table(table, border="horizontal")

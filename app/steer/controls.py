@@ -8,7 +8,7 @@ from scope.app.kit.plain import plain
 from scope.app.steer.state import ARM_NAMES, kept
 
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.compare.steer import ARMS
+from scope.steering.compare.steer import CONDITIONS
 
 LONGEST_TEXT = 4096
 MOST_TOKENS = 1_000_000
@@ -111,7 +111,7 @@ def arms() -> tuple[tuple[str, ...], str | None]:
     """Which arms are written, and what the arm that only asks begins with (None: what the latents promote)."""
     with st.container(horizontal=True, vertical_alignment="center"):
         chosen = []
-        for name, meaning in ARMS.items():
+        for name, meaning in CONDITIONS.items():
             always = name == "steered"
             control = kept(f"arm {name}", name in FIRST_ARMS)
             on = st.checkbox(ARM_NAMES[name], disabled=always, help=meaning[0].upper() + meaning[1:] + ".", **control)
@@ -142,6 +142,6 @@ def put(prompt: str, config: SamplingConfig, n: int, names: list[str], instructi
         "n": min(n, 16),
         "ask": instruction or "",
     }
-    values |= {f"arm {name}": name in names for name in ARMS}
+    values |= {f"arm {name}": name in names for name in CONDITIONS}
     for name, value in values.items():
         st.session_state[f"steer {name}"] = value

@@ -19,9 +19,9 @@ from scope.app.steer.effects import inside
 from scope.app.steer.runner import Desk
 
 from scope.errors import ScopeError
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.runs import Runs
-from scope.steering.compare.sweep_result import Sweep, swept_unit
+from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.steer import SteeringRun
+from scope.steering.compare.sweep import Sweep, swept_unit
 from scope.steering.edits.interventions import Edits
 
 VIEWS = ("Compare", "Sweep", "Effects", "Kept runs")
@@ -62,7 +62,7 @@ def fill(run: SteeringRun | Sweep) -> None:
     """Every control as it was when the run was made."""
     one = run.runs[0] if isinstance(run, Sweep) else run
     stack.put(slug, one.edits, one.sheet)
-    names = ["plain", "steered", "random"] if isinstance(run, Sweep) else [arm.name for arm in one.arms]
+    names = ["plain", "steered", "random"] if isinstance(run, Sweep) else [arm.name for arm in one.conditions]
     text.put(one.prompts[0], one.sampling, 1 if isinstance(run, Sweep) else one.n, names, one.instruction)
     if isinstance(run, Sweep):
         st.session_state["steer sweep prompts"] = "\n".join(prompt.replace("\n", " ") for prompt in one.prompts)

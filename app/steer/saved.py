@@ -6,10 +6,11 @@ from datetime import datetime
 import streamlit as st
 from scope.app.kit.plain import plain, show_line
 
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.runs import Runs
-from scope.steering.compare.sweep_result import Sweep
-from scope.steering.export.files import as_notebook, as_page, as_python
+from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.steer import SteeringRun
+from scope.steering.compare.sweep import Sweep
+from scope.steering.export.page import as_page
+from scope.steering.export.script import as_notebook, as_python
 
 
 def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], most: int = 20) -> None:
@@ -20,7 +21,7 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
         return
     for one in found:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-            when = datetime.fromtimestamp(one.made).strftime("%d %b %H:%M")
+            when = datetime.fromtimestamp(one.saved).strftime("%d %b %H:%M")
             st.caption(when, width="content")
             if one.sweep:
                 st.badge("sweep", color="gray")
@@ -82,7 +83,7 @@ def _file(label: str, make: Callable[[], str], file: str, kind: str, meaning: st
 def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[bool, str]:
     """(whether the texts are the same, a sentence that says so, or where they part first and what may be the reason)."""
     if before.same_texts(again):
-        n = sum(len(arm.samples) for run in _runs(before) for arm in run.arms)
+        n = sum(len(arm.samples) for run in _runs(before) for arm in run.conditions)
         return True, f"Replayed: all {n} texts are the same, token by token."
     import torch
 
@@ -93,7 +94,7 @@ def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[b
         "Another machine or another number of threads rounds differently too."
     )
     for run, other in zip(_runs(before), _runs(again), strict=False):
-        for arm, new in zip(run.arms, other.arms, strict=True):
+        for arm, new in zip(run.conditions, other.conditions, strict=True):
             for i, (old, made) in enumerate(zip(arm.samples, new.samples, strict=True)):
                 if old.new_ids != made.new_ids:
                     same = next(

@@ -12,7 +12,7 @@ from scope.app.steer.strengths import parse_strengths
 
 from scope.errors import EditError
 from scope.steering.compare.steer import SWEPT
-from scope.steering.compare.sweep_result import Sweep
+from scope.steering.compare.sweep import Sweep
 
 PROMPTS = "My favourite hobby is\nThe weather today is\nOnce upon a time\nThe best way to learn is"
 MEASURES = {
@@ -117,6 +117,9 @@ def result(sweep: Sweep, key: str) -> None:
 
 def chosen(sweep: Sweep) -> None:
     """Which strength scores best on one half of the prompts, and what it is worth on the other, beside the null."""
+    if sweep.waiting:
+        st.caption(plain(sweep.verdict()))
+        return
     if sweep.stopped:
         st.warning(f"Stopped: {len(sweep.runs)} of the strengths are here.")
     try:

@@ -12,21 +12,19 @@ from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
 from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.apply.gauge import Gauge
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.runs import Runs
-from scope.steering.compare.steer import steer
-from scope.steering.compare.sweep import estimate, sweep
-from scope.steering.compare.sweep_result import Sweep
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.steer import SteeringRun, steer
+from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Edits
 
 Work = Callable[[Job], Any]
 
 
-def gauges(store: Pack, edits: Edits) -> dict[str, Gauge]:
+def strength_units(store: Pack, edits: Edits) -> dict[str, StrengthUnits]:
     """What strengths at the pack's site are measured against; for other sites the library measures it on the prompts."""
-    return {store.site: Gauge.of_pack(store, edits.latents())}
+    return {store.site: StrengthUnits.of_pack(store, edits.latents())}
 
 
 def compare(store: Pack, model: Any, sae: Any, edits: Edits, asked: Asked) -> Work:
@@ -46,7 +44,7 @@ def compare(store: Pack, model: Any, sae: Any, edits: Edits, asked: Asked) -> Wo
             asked.sampling,
             asked.arms,
             n=asked.n,
-            gauges=gauges(store, edits),
+            strength_units=strength_units(store, edits),
             instruction=asked.instruction,
             on_token=_watch(job),
         )
@@ -63,9 +61,13 @@ def replay(run: SteeringRun | Sweep, model: Any, sae: Any) -> Work:
         each = run.runs if isinstance(run, Sweep) else [run]
         for i, one in enumerate(each):
             job.told |= {"done": i, "total": len(each), "left": None}
-            rows = len(one.arms) * len(one.arms[0].samples)
+            rows = len(one.conditions) * len(one.conditions[0].samples)
             if not isinstance(run, Sweep):
-                job.told |= {"arms": [a.name for a in one.arms], "n": rows // len(one.arms), "ids": [[] for _ in range(rows)]}
+                job.told |= {
+                    "arms": [a.name for a in one.conditions],
+                    "n": rows // len(one.conditions),
+                    "ids": [[] for _ in range(rows)],
+                }
             made.append(one.replay(model, sae, _watch(job)))
             if job.stopping:
                 return None
@@ -79,7 +81,15 @@ def measure(store: Pack, model: Any, sae: Any, edits: Edits, grid: Grid, samplin
 
     def work(job: Job) -> float:
         return estimate(
-            model, sae, edits, grid.prompts, grid.strengths, sampling, arms=grid.arms, n=grid.n, gauges=gauges(store, edits)
+            model,
+            sae,
+            edits,
+            grid.prompts,
+            grid.strengths,
+            sampling,
+            conditions=grid.arms,
+            n=grid.n,
+            strength_units=strength_units(store, edits),
         )
 
     return work
@@ -119,10 +129,10 @@ def dose_response(
                 grid.prompts,
                 [strength],
                 sampling,
-                arms=grid.arms,
+                conditions=grid.arms,
                 n=grid.n,
                 by=grid.by,
-                gauges=gauges(store, edits),
+                strength_units=strength_units(store, edits),
                 on_token=step,
             )
             spent += time.monotonic() - began
@@ -134,7 +144,7 @@ def dose_response(
             job.told |= {
                 "done": float(len(made)),
                 "left": left,
-                "sweep": Sweep(grid.strengths[: len(made)], list(made), grid.by),
+                "sweep": Sweep(grid.strengths[: len(made)], list(made), grid.by, waiting=total - len(made)),
             }
             if stopped:
                 break
@@ -157,7 +167,7 @@ def effect(store: Pack, model: Any, sae: Any, edits: Edits, prompt: str, tokens:
             token=tokens[0] or None,
             other=tokens[1] or None,
             downstream=list(later),
-            gauges=gauges(store, edits),
+            strength_units=strength_units(store, edits),
         )
 
     return work

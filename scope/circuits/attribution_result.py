@@ -61,9 +61,7 @@ class Attribution:
         """(part, effect, null, meaning): the largest latents, all others as one row, and the other parts."""
         rows = self.sorted()
         latents = [r for r in rows if r.latent is not None]
-        shown = [
-            (r.name, f"{r.value:+.3f}", "-" if r.null is None else f"{r.null:.3f}", _meaning(r)) for r in latents[:_SHOWN]
-        ]
+        shown = [(r.name, f"{r.value:+.3f}", "-" if r.null is None else f"{r.null:.3f}", _meaning(r)) for r in latents[:_SHOWN]]
         if further := latents[_SHOWN:]:
             shown.append((f"{len(further)} further latents", f"{sum(r.value for r in further):+.3f}", "", ""))
         shown += [(r.name, f"{r.value:+.3f}", "", "") for r in rows if r.latent is None]
@@ -79,7 +77,7 @@ class Attribution:
             return [title]
         warning = (
             f"The rows add up to {self.whole:+.3f}, the gradient's linear reading, not to the logit difference of "
-            f'{self.logit_difference:+.3f}: this method is fast, and signs may be wrong. method="integrated" adds up to the latter.'
+            f'{self.logit_difference:+.3f}: this method is fast, and signs may be wrong. method="integrated" adds up to it.'
         )
         return [title, warning]
 

@@ -28,7 +28,7 @@ from scope.steering.edits.interventions import Direction, Edit, Edits
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Effects of edits on what follows a prompt. Probabilities are those of the next token; a null is one run with other latents."""
+    """What edits do to what follows a prompt. Probabilities are of the next token; a null is one run with other latents."""
 
     prompt: str
     edits: Edits

@@ -12,7 +12,8 @@ def html_table(head: list[str], columns: tuple[str, ...], rows: list[tuple[Any, 
 
     def row(cells: tuple[Any, ...], tag: str) -> str:
         pairs = zip(styles, cells, strict=True)
-        return f"<tr>{''.join(f'<{tag} style="{s};unicode-bidi:isolate">{escape(str(c))}</{tag}>' for s, c in pairs)}</tr>"
+        drawn = (f'<{tag} style="{style};unicode-bidi:isolate">{escape(str(cell))}</{tag}>' for style, cell in pairs)
+        return f"<tr>{''.join(drawn)}</tr>"
 
     above, below = ("".join(f"<div>{escape(line)}</div>" for line in lines) for lines in (head, foot))
     table = f"<table>{row(columns, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"

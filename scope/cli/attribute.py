@@ -21,9 +21,9 @@ class Command:
     other: str | None = None
     """The token that it is compared with; by default the likeliest besides."""
 
-    method: Literal["gradient", "integrated", "ablation"] = "gradient"
-    """gradient times activation (fast, linear); its mean on the way from the dictionary's bias (adds up to the logit
-    difference itself); taking away each latent by itself (exact, slow)."""
+    method: Literal["integrated", "gradient", "ablation"] = "integrated"
+    """The gradient's mean on the way from the dictionary's bias, times activation (adds up to the logit difference); the
+    gradient at the prompt, times activation (fast, adds up to a linear reading only); ablating each latent alone (slow)."""
 
     steps: int = 32
     """Points of the integral."""

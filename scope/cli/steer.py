@@ -27,7 +27,7 @@ def run(given: Any) -> int | None:
     from rich.text import Text
 
     from scope.cli.progress import console, print_certificate, print_note
-    from scope.steering.compare.sweep_result import Sweep
+    from scope.steering.compare.sweep import Sweep
 
     def on_progress(done: int, total: int, numbers: dict[str, Any]) -> None:
         left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
@@ -50,9 +50,10 @@ def run(given: Any) -> int | None:
 
 def _print_replay(file: Path, again: Any, console: Any) -> int:
     """0 where the texts are the same, 1 where they differ."""
-    from scope.steering.compare.sweep_result import Sweep, saved
+    from scope.steering.compare.saved_runs import read_saved
+    from scope.steering.compare.sweep import Sweep
 
-    before = saved(file)
+    before = read_saved(file)
     if before.same_texts(again):
         console.print("[green]The texts are the same, token by token, as those that were saved.[/]")
         return 0
@@ -67,26 +68,26 @@ def _print_replay(file: Path, again: Any, console: Any) -> int:
 
 
 def print_run(run, console) -> None:
-    """Arms in columns, then the figures, then what the hooks counted."""
+    """Conditions in columns, then the scores, then what the hooks counted."""
     from rich.table import Table
     from rich.text import Text
 
     from scope.escape import visible
-    from scope.steering.export import show
+    from scope.steering.compare import show
 
     for line in show.edit_lines(run):
         console.print(Text(line, style="bold"))
     texts = Table(show_lines=True, expand=True)
     texts.add_column("prompt", ratio=1)
-    for arm in run.arms:
-        texts.add_column(arm.name, ratio=3)
+    for condition in run.conditions:
+        texts.add_column(condition.name, ratio=3)
     for i, sample in enumerate(run["steered"].samples):
-        texts.add_row(Text(visible(sample.prompt)), *(_text(arm, arm.samples[i]) for arm in run.arms))
+        texts.add_row(Text(visible(sample.prompt)), *(_text(c.name, c.samples[i]) for c in run.conditions))
     console.print(texts)
     figures = Table(box=None)
     figures.add_column("")
-    for arm in run.arms:
-        figures.add_column(arm.name, justify="right")
+    for condition in run.conditions:
+        figures.add_column(condition.name, justify="right")
     figures.add_column("")
     for name, meaning, values in show.figures(run):
         figures.add_row(name, *(map(show.number, values)), Text(meaning, style="dim"))
@@ -97,15 +98,15 @@ def print_run(run, console) -> None:
         console.print(Text(f"note: {note}", style="yellow"))
 
 
-def _text(arm, sample):
+def _text(condition, sample):
     """A cell: what stands before the parting from plain dim, the rest as it is."""
     from rich.text import Text
 
     from scope.escape import visible
-    from scope.steering.export import show
+    from scope.steering.compare import show
 
     at = sample.diverges_at
-    if arm.name == "plain" or at is None:
+    if condition == "plain" or at is None:
         return Text(visible(sample.text))
     before, after = ("".join(text for _, _, text in show.spelled(part)) for part in (sample.pieces[:at], sample.pieces[at:]))
     return Text.assemble((visible(before), "dim"), visible(after))

@@ -122,27 +122,27 @@ def steer(
     from scope.fit import check_fit
     from scope.models.load import load_model
     from scope.sae.files import read_sae
+    from scope.steering.compare.saved_runs import read_saved
     from scope.steering.compare.sweep import estimate, sweep
-    from scope.steering.compare.sweep_result import saved
     from scope.workflows.certificate import certified
 
     sae = read_sae(job.sae, job.device)
     if job.replay:
-        return saved(job.replay).replay(load_model(job.model, device=job.device), sae)
+        return read_saved(job.replay).replay(load_model(job.model, device=job.device), sae)
     _check_targets(job)
-    gauge = _gauge(job, sae)
+    units = _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
     model = load_model(job.model, device=job.device)
     check_fit(model, sae, job.any_model, reconstructs=True)
     certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     edits = _edits(job, sae, model)
-    how = {"n": job.n, "gauges": gauge, "control_seed": job.control_seed, "instruction": job.instruction}
+    how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
     how["any_model"] = job.any_model
     if not job.sweep:
         return steer_in_memory(model, sae, edits, job.prompt, job.sampling, job.conditions, **how)
     usual = Steer.__dataclass_fields__["conditions"].default
-    how["arms"] = None if job.conditions == usual else job.conditions
+    how["conditions"] = None if job.conditions == usual else job.conditions
     seconds = estimate(model, sae, edits, job.prompt, job.sweep, job.sampling, **how)
     on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
     return sweep(model, sae, edits, job.prompt, job.sweep, job.sampling, on_progress=on_progress, **how)
@@ -203,14 +203,14 @@ def _pack(job: Steer) -> Any:
     return Pack.open(job.pack or beside)
 
 
-def _gauge(job: Steer, sae: Any) -> Any:
+def _strength_units(job: Steer, sae: Any) -> Any:
     """The typical norm and the maxima from the pack, if there is one.
 
     Raises:
         PackError: the pack is about another SAE.
     """
     from scope.errors import PackError
-    from scope.steering.apply.gauge import Gauge
+    from scope.steering.apply.strength_units import StrengthUnits
     from scope.steering.edits.interventions import When
 
     pack = _pack(job)
@@ -221,7 +221,7 @@ def _gauge(job: Steer, sae: Any) -> Any:
             f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}; the SAE {job.sae} has "
             f"{sae.d_sae} at {sae.site}.\n  Give the SAE's own pack with --pack."
         )
-    return Gauge.of_pack(pack, [*job.latent, *([When.of(job.when).latent] if job.when else [])])
+    return StrengthUnits.of_pack(pack, [*job.latent, *([When.of(job.when).latent] if job.when else [])])
 
 
 def _candidates(job: Steer) -> str:

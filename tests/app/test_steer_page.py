@@ -17,8 +17,8 @@ from scope.app.steer.state import Asked
 
 from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.runs import Runs
+from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Add, Clamp, Direction, Edits
 from tests.app.conftest import said
 
@@ -163,7 +163,7 @@ def test_every_control_of_a_row_reaches_the_run(page, folder):
     run = Runs.of_pack(folder / "pack").load(opened_run(at))
     assert str(run.edits) == "at least latent 3 +0.25 of the residual norm, from position 2 on, where latent 7 > 0.125"
     assert (run.sampling.temperature, run.sampling.seed, run.n) == (0.9, 5, 2)
-    assert [arm.name for arm in run.arms] == ["plain", "steered", "prompt"]
+    assert [arm.name for arm in run.conditions] == ["plain", "steered", "prompt"]
     assert run.instruction == "dogs: "
 
 
@@ -237,7 +237,7 @@ def test_tokens_that_were_edited_are_dotted_and_the_parting_is_marked(page, fold
     at = page(f=3)
     row(at, 1, "strength").set_value(2.0).run()
     run = Runs.of_pack(folder / "pack").load(opened_run(written(at, tokens=5)))
-    by_arm = dict(zip([arm.name for arm in run.arms], strips(at), strict=True))
+    by_arm = dict(zip([arm.name for arm in run.conditions], strips(at), strict=True))
     marks = {name: [cell[3] for cell in told["rows"][0]["cells"]] for name, told in by_arm.items()}
     assert not any(marks["plain"])
     assert sum("d" in mark for mark in marks["steered"]) == sum(run["steered"].report.touched(0, 5))
@@ -417,7 +417,7 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
     assert job.wait(60)
     run = Runs.of_pack(folder / "pack").load(job.result)
     assert run.stopped_after == 3
-    assert all(len(sample.new_ids) == 3 for arm in run.arms for sample in arm.samples)
+    assert all(len(sample.new_ids) == 3 for arm in run.conditions for sample in arm.samples)
     assert run.replay(model, sae).same_texts(run)
 
 

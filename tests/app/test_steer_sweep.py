@@ -17,9 +17,8 @@ from scope.circuits.attribution import attribute
 from scope.circuits.effects import effects
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.compare.runs import Runs
-from scope.steering.compare.sweep import sweep
-from scope.steering.compare.sweep_result import Sweep
+from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.sweep import Sweep, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edits
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
@@ -124,7 +123,7 @@ def test_a_sweep_that_gives_way_between_strengths_is_the_librarys(store, lab, fo
     model, sae = lab
     mine = Runs.of_pack(folder / "pack").load(swept(store, lab).result)
     edits = Edits([Add(3, 0.5)])
-    how = {"arms": ARMS, "gauges": steering.gauges(store, edits)}
+    how = {"conditions": ARMS, "strength_units": steering.strength_units(store, edits)}
     theirs = sweep(model, sae, edits, ["the dog", "a cat sat"], [0.25, 0.5, 0.75], SamplingConfig(max_new_tokens=4), **how)
     assert mine.same_texts(theirs)
     assert mine.best == theirs.best
@@ -148,7 +147,7 @@ def test_the_effects_are_the_librarys(page, store, lab):
     assert not at.error
     model, sae = lab
     edits = Edits([Add(3, 0.5)])
-    wanted = effects(model, sae, edits, "the dog", gauges=steering.gauges(store, edits))
+    wanted = effects(model, sae, edits, "the dog", strength_units=steering.strength_units(store, edits))
     tiles = {m.label: m.value for m in at.metric}
     assert float(tiles["KL to plain"]) == pytest.approx(wanted.kl, abs=1e-4)
     assert float(tiles["Logit difference"]) == pytest.approx(wanted.logit_difference[1], abs=1e-3)

@@ -33,10 +33,10 @@ def effect(lab: Lab, latents: list[int], strength: float, tokens: int) -> list[d
     rows = []
     for latent in latents:
         arms = [f"random:{latent}" if arm == "random" else arm for arm in ARMS]  # a random direction of its own
-        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, arms=arms)
+        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, conditions=arms)
         target, row = f"latent {latent}", {"latent": latent, "label": lab[latent].label}
         judged = run.judged(target)
-        for arm in run.arms:
+        for arm in run.conditions:
             name = arm.name.partition(":")[0]
             for measure in MEASURES:
                 if measure in JUDGED:

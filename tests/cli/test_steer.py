@@ -99,7 +99,7 @@ def test_a_damaged_sweep_is_called_a_sweep(steer, tmp_path):
 
 
 def test_control_arms_are_named_on_the_command_line(steer):
-    arms = ["--arms", "plain", "steered", "other", "prompt", "--instruction", "the river. "]
+    arms = ["--conditions", "plain", "steered", "other", "prompt", "--instruction", "the river. "]
     code, out, _ = steer("--latent", "3", "--prompt", "the dog", *arms)
     assert code == 0
     assert "written along latents" in out
@@ -111,7 +111,7 @@ REFUSED = {
     "prompts on both sides": ["--toward", "a"],
     "give them with --toward and --away": ["--latent", "3", "--probe"],
     "is a pickle": ["--direction", "probe.pt"],
-    "There is no arm 'louder'": ["--latent", "3", "--arms", "plain", "steered", "louder"],
+    "There is no condition 'louder'": ["--latent", "3", "--conditions", "plain", "steered", "louder"],
     "write a latent, as in 7": ["--latent", "3", "--when", "dogs"],
     "no latent 999": ["--latent", "999"],
     "There are no positions 'nowhere'": ["--latent", "3", "--positions", "nowhere"],

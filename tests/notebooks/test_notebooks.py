@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scope.steering.compare.run import SteeringRun
+from scope.steering.compare.steer import SteeringRun
 from tests.help.labs import make_bundled_lab
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
-from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.strength_units import StrengthUnits
 
 SITE = "blocks.1.hook_resid_post"
 
@@ -27,5 +27,5 @@ def sae() -> JumpReLUSAE:
 
 
 @pytest.fixture
-def gauge() -> Gauge:
-    return Gauge(8.0, "given", maximum={3: 4.0, 5: 2.0}, p99={3: 3.0, 5: 1.5})
+def units() -> StrengthUnits:
+    return StrengthUnits(8.0, "given", maximum={3: 4.0, 5: 2.0}, p99={3: 3.0, 5: 1.5})

@@ -7,8 +7,8 @@ from scope.errors import DictionaryError, EditError
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import resolve
+from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.apply.transformers_hooks import steered_transformers
 from scope.steering.edits.interventions import Add, Clamp, Edits
 from tests.conftest import random_gemma
@@ -26,7 +26,7 @@ def pair(tmp_path_factory, toy_tokenizer):
 
 def editing(model, edits, site=SITE):
     sae = random_sae(site=site)
-    resolved = [resolve(e, {site: sae}, {site: Gauge(8.0, "given")}) for e in Edits.of(edits)]
+    resolved = [resolve(e, {site: sae}, {site: StrengthUnits(8.0, "given")}) for e in Edits.of(edits)]
     return Editing(model, {site: sae}, resolved)
 
 

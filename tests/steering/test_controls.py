@@ -9,12 +9,10 @@ from scope.errors import EditError
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.controls import other_latents, rows_in_place
-from scope.steering.apply.gauge import Gauge
 from scope.steering.apply.resolve import resolve
-from scope.steering.compare.prompt_baseline import before, instruction_for
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.scores import promoted
-from scope.steering.compare.steer import steer
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.steer import SteeringRun, before, instruction_for, steer
+from scope.steering.compare.text_scorer import promoted
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, Clamp, ProjectOut
 from tests.steering.conftest import SITE
@@ -30,36 +28,36 @@ def pack(density):
 
 def test_latents_of_like_density_are_those_nearest_in_ratio_that_fire_at_all():
     density = np.concatenate([[0.01], np.geomspace(0.009, 0.011, 40), np.full(30, 0.3), np.zeros(30)])
-    gauge = Gauge.of_pack(pack(density), [0])
-    assert len(gauge.like[0]) == 8
-    assert set(gauge.like[0]) <= set(range(1, 41))
-    assert Gauge.from_dict(gauge.to_dict()) == gauge
-    assert Gauge.of_pack(pack(density), [0]) == gauge
+    units = StrengthUnits.of_pack(pack(density), [0])
+    assert len(units.similar[0]) == 8
+    assert set(units.similar[0]) <= set(range(1, 41))
+    assert StrengthUnits.from_dict(units.to_dict()) == units
+    assert StrengthUnits.of_pack(pack(density), [0]) == units
 
 
-def resolved(sae, gauge, *edits):
-    return [resolve(e, {SITE: sae}, {SITE: gauge}) for e in edits]
+def resolved(sae, units, *edits):
+    return [resolve(e, {SITE: sae}, {SITE: units}) for e in edits]
 
 
 def test_the_other_latents_are_like_ones_and_none_of_the_edited(sae):
-    gauge = Gauge(8.0, "given", maximum={3: 4.0, 5: 2.0}, like={3: (5, 9, 12), 5: (9, 3, 20)})
-    edits = resolved(sae, gauge, Add(3, 0.5), Clamp(5, 0.2))
-    assert other_latents(edits, {SITE: sae}, {SITE: gauge}, 0) == ([9, 20], True)
-    assert other_latents(edits, {SITE: sae}, {SITE: gauge}, 2) == ([12, 20], True)
+    units = StrengthUnits(8.0, "given", maximum={3: 4.0, 5: 2.0}, similar={3: (5, 9, 12), 5: (9, 3, 20)})
+    edits = resolved(sae, units, Add(3, 0.5), Clamp(5, 0.2))
+    assert other_latents(edits, {SITE: sae}, {SITE: units}, 0) == ([9, 20], True)
+    assert other_latents(edits, {SITE: sae}, {SITE: units}, 2) == ([12, 20], True)
 
 
-def test_without_densities_others_are_drawn_from_the_dictionary_and_the_run_says_so(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", "other"), gauges=gauge)
+def test_without_densities_others_are_drawn_from_the_dictionary_and_the_run_says_so(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", "other"), strength_units=units)
     assert any("how often latents fire is not known" in note for note in run.notes)
     assert run.others["other"] != [3]
 
 
 @pytest.mark.parametrize("edit", [Add(3, 0.5), Clamp(3, 0.4), ProjectOut(3)])
-def test_the_other_arm_writes_as_much_along_another_latents_row(tiny_model, sae, gauge, edit):
-    run = steer(tiny_model, sae, edit, PROMPTS[0], SHORT, ("plain", "steered", "other"), gauges=gauge)
+def test_the_other_arm_writes_as_much_along_another_latents_row(tiny_model, sae, units, edit):
+    run = steer(tiny_model, sae, edit, PROMPTS[0], SHORT, ("plain", "steered", "other"), strength_units=units)
     (other,) = run.others["other"]
     sample = run["other"].samples[0]
-    (one,) = resolved(sae, gauge, edit)
+    (one,) = resolved(sae, units, edit)
     (row,) = rows_in_place([one], [other], {SITE: sae})
     assert float(row.norm()) == pytest.approx(float(one.row.norm()), rel=1e-5)
     direction = sae.W_dec[other] / sae.W_dec[other].norm()
@@ -77,9 +75,9 @@ def test_a_direction_without_a_dictionary_has_no_other_latent(tiny_model):
         steer(tiny_model, None, edit, PROMPTS, SHORT, ("plain", "steered", "other"))
 
 
-def test_the_prompt_arm_is_the_plain_model_on_the_instruction_and_the_prompt(tiny_model, sae, gauge):
-    arms = ("plain", "steered", "prompt")
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, arms, gauges=gauge, instruction="the river. ")
+def test_the_prompt_arm_is_the_plain_model_on_the_instruction_and_the_prompt(tiny_model, sae, units):
+    conditions = ("plain", "steered", "prompt")
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, conditions, strength_units=units, instruction="the river. ")
     alone = generate(tiny_model, ["the river. " + p for p in PROMPTS], SHORT)
     assert [s.new_ids for s in run["prompt"].samples] == [list(g.new_ids) for g in alone]
     assert run["prompt"].report is None
@@ -87,9 +85,9 @@ def test_the_prompt_arm_is_the_plain_model_on_the_instruction_and_the_prompt(tin
     assert 'began with "the river. "' in str(run)
 
 
-def test_what_the_prompt_arm_wrote_is_read_as_a_continuation_of_the_prompt_alone(tiny_model, sae, gauge):
-    arms = ("plain", "steered", "prompt")
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, arms, gauges=gauge, instruction="the river. ")
+def test_what_the_prompt_arm_wrote_is_read_as_a_continuation_of_the_prompt_alone(tiny_model, sae, units):
+    conditions = ("plain", "steered", "prompt")
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, conditions, strength_units=units, instruction="the river. ")
     (sample,) = run["prompt"].samples
     tokens = torch.tensor([[*tiny_model.tokenizer.encode(PROMPTS[0]), *sample.new_ids]])
     log_p = tiny_model(tokens)[0].detach().log_softmax(-1)[-len(sample.new_ids) - 1 : -1]
@@ -112,41 +110,41 @@ def test_an_instruction_goes_to_the_head_of_the_prompt_or_of_the_users_last_turn
     assert before(chat, "Talk about dogs. ").startswith("<start_of_turn>user\nHi")
 
 
-def test_every_arm_survives_json_and_replays(tiny_model, sae, gauge, tmp_path):
-    arms = ("plain", "steered", "random", "random:1", "other", "other:1", "prompt")
-    run = steer(tiny_model, sae, Add(3, 0.5) + Ablate(5), PROMPTS, SHORT, arms, gauges=gauge)
+def test_every_arm_survives_json_and_replays(tiny_model, sae, units, tmp_path):
+    conditions = ("plain", "steered", "random", "random:1", "other", "other:1", "prompt")
+    run = steer(tiny_model, sae, Add(3, 0.5) + Ablate(5), PROMPTS, SHORT, conditions, strength_units=units)
     run.to_json(tmp_path / "run.json")
     read = SteeringRun.from_json(tmp_path / "run.json")
     assert read == run
     assert read.replay(tiny_model, sae).same_texts(run)
 
 
-@pytest.mark.parametrize("arm", ["louder", "prompt:1", "random:x", "random:", "steered:1"])
-def test_an_unknown_arm_is_refused_with_all_that_there_are(tiny_model, sae, gauge, arm):
-    with pytest.raises(EditError, match=r"There is no arm[\s\S]*other +the same amounts[\s\S]*prompt +nothing edited"):
-        steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", arm), gauges=gauge)
+@pytest.mark.parametrize("condition", ["louder", "prompt:1", "random:x", "random:", "steered:1"])
+def test_an_unknown_arm_is_refused_with_all_that_there_are(tiny_model, sae, units, condition):
+    with pytest.raises(EditError, match=r"There is no condition[\s\S]*other +the same amounts[\s\S]*prompt +nothing edited"):
+        steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", condition), strength_units=units)
 
 
-def test_ctrl_c_keeps_what_was_written_and_replays_to_it(tiny_model, sae, gauge):
+def test_ctrl_c_keeps_what_was_written_and_replays_to_it(tiny_model, sae, units):
     def press(step, ids):
         if step == 2:
             raise KeyboardInterrupt
 
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge, on_token=press)
-    whole = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge)
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units, on_token=press)
+    whole = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units)
     assert run.notes[0] == "Stopped after 3 tokens."
-    for arm in run.arms:
-        for sample, full in zip(arm.samples, whole[arm.name].samples, strict=True):
+    for condition in run.conditions:
+        for sample, full in zip(condition.samples, whole[condition.name].samples, strict=True):
             assert sample.new_ids == full.new_ids[:3]
             assert sample.scores is not None
     assert SteeringRun.from_json(run.to_json()).replay(tiny_model, sae).same_texts(run)
     assert not any(point.has_hooks() for point in tiny_model.hook_points())
 
 
-def test_ctrl_c_before_the_first_token_leaves_at_once(tiny_model, sae, gauge, monkeypatch):
+def test_ctrl_c_before_the_first_token_leaves_at_once(tiny_model, sae, units, monkeypatch):
     def press(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("scope.steering.compare.steer.generate", press)
     with pytest.raises(KeyboardInterrupt):
-        steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge)
+        steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units)

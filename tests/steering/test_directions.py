@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 
 from scope.errors import EditError
-from scope.steering.apply.gauge import Gauge
+from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.edits.directions import Direction
 from tests.steering.conftest import SITE
 
@@ -93,4 +93,4 @@ def test_the_typical_norm_on_contexts_leaves_special_tokens_out(tiny_model):
     tokens = torch.tensor([[2, 50, 51, 52, 0], [2, 60, 61, 1, 0]])
     norms = tiny_model.record(tokens, [SITE])[SITE].norm(dim=-1)
     expected = torch.cat([norms[0, 1:4], norms[1, 1:3]]).median()
-    assert Gauge.on_contexts(tiny_model, SITE, tokens.numpy()).rho == pytest.approx(float(expected))
+    assert StrengthUnits.on_contexts(tiny_model, SITE, tokens.numpy()).typical_norm == pytest.approx(float(expected))

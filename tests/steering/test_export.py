@@ -15,13 +15,14 @@ from scope.errors import EditError
 from scope.models.load import load_model
 from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import read_sae
-from scope.steering.apply.gauge import Gauge
-from scope.steering.compare.runs import Runs
+from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.saved_runs import Runs
 from scope.steering.compare.steer import steer
 from scope.steering.compare.sweep import sweep
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
-from scope.steering.export.files import as_notebook, as_page, as_python
+from scope.steering.export.page import as_page
+from scope.steering.export.script import as_notebook, as_python
 from tests.conftest import random_gemma
 from tests.help.labs import save_checkpoint
 from tests.steering.conftest import random_sae
@@ -64,10 +65,10 @@ def run(lab):
         Cap(9, 0.5),
         Floor(10, 0.1),
     ]
-    gauge = Gauge(8.0, "given", {4: 3.0}, {3: 2.0}, {3: (1, 2)})
-    arms = ("plain", "steered", "random:1", "prompt")
+    units = StrengthUnits(8.0, "given", {4: 3.0}, {3: 2.0}, {3: (1, 2)})
+    conditions = ("plain", "steered", "random:1", "prompt")
     sampling = SamplingConfig(max_new_tokens=6, temperature=0.9, top_p=None, seed=3, stop=("zzz",))
-    return steer(model, sae, edits, [PROMPT, "the cat"], sampling, arms, n=2, gauges=gauge, instruction="<i>")
+    return steer(model, sae, edits, [PROMPT, "the cat"], sampling, conditions, n=2, strength_units=units, instruction="<i>")
 
 
 def test_the_exported_python_writes_the_same_texts(run, place, capsys):
@@ -76,7 +77,7 @@ def test_the_exported_python_writes_the_same_texts(run, place, capsys):
     assert "the same texts: True" in capsys.readouterr().out
     assert space["run"].same_texts(run)
     assert space["run"].edits == run.edits
-    assert space["run"].gauges == run.gauges
+    assert space["run"].strength_units == run.strength_units
 
 
 def test_a_character_that_is_spelled_in_bytes_is_shown_as_that_character(run):
@@ -84,8 +85,11 @@ def test_a_character_that_is_spelled_in_bytes_is_shown_as_that_character(run):
     steered = run["steered"].samples[0]
     scores = replace(steered.scores, readings={name: [0.0, 0.0, 9.0, 0.0, 0.0, 0.0] for name in steered.scores.readings})
     told = replace(steered, pieces=pieces, new_ids=list(range(6)), scores=scores, diverges_at=2)
-    arms = [replace(arm, samples=[told if arm.name == "steered" else arm.samples[0]]) for arm in run.arms]
-    one = replace(run, n=1, prompts=run.prompts[:1], arms=arms)
+    conditions = [
+        replace(condition, samples=[told if condition.name == "steered" else condition.samples[0]])
+        for condition in run.conditions
+    ]
+    one = replace(run, n=1, prompts=run.prompts[:1], conditions=conditions)
     for page in (as_page(one), one._repr_html_()):
         assert "<0x" not in html.unescape(page)
         marked = re.search(
@@ -155,8 +159,8 @@ def test_an_exported_page_is_whole_and_obeys_nobody(run, place):
     assert "default-src 'none'" in page
     assert "\u202e" not in page
     assert "<img src=x onerror=alert(1)>" in seen.text  # shown, as it was written
-    for arm in run.arms:
-        assert arm.name in seen.text
+    for condition in run.conditions:
+        assert condition.name in seen.text
     assert "edited" in seen.text
     assert str(run.sampling) in seen.text
 
@@ -166,7 +170,7 @@ def test_a_page_underlines_the_tokens_that_were_edited_and_no_others(lab):
     made = steer(model, sae, Add(3, 0.5, positions="prompt"), "the dog", SamplingConfig(max_new_tokens=5))
     assert "underline dotted" not in as_page(made)
     made = steer(model, sae, Add(3, 0.5), "the dog", SamplingConfig(max_new_tokens=5), n=2)
-    counted = sum(sum(made[arm].report.touched(i, 5)) for arm in ("steered", "random") for i in range(2))
+    counted = sum(sum(made[condition].report.touched(i, 5)) for condition in ("steered", "random") for i in range(2))
     assert counted == 2 * 2 * 4  # the last token of each text is written and never read
     assert as_page(made).count("underline dotted") == counted
 
@@ -186,7 +190,7 @@ def test_a_sweep_becomes_a_page_with_every_strength(lab):
         ["the dog", "a cat"],
         [0.25, 0.5],
         SamplingConfig(max_new_tokens=3),
-        arms=("plain", "steered", "random"),
+        conditions=("plain", "steered", "random"),
     )
     seen = Tags(as_page(made))
     assert "Strength 0.25" in seen.text
@@ -199,7 +203,12 @@ def test_a_kept_run_is_found_again_and_listed(run, lab, tmp_path):
     name = shelf.save(run)
     assert shelf.save(run) == name
     made = sweep(
-        *lab, Add(3, 0.5), ["the dog", "a cat"], [0.5], SamplingConfig(max_new_tokens=2), arms=("plain", "steered", "random")
+        *lab,
+        Add(3, 0.5),
+        ["the dog", "a cat"],
+        [0.5],
+        SamplingConfig(max_new_tokens=2),
+        conditions=("plain", "steered", "random"),
     )
     other = shelf.save(made)
     assert set(shelf.names()) == {name, other}

@@ -28,14 +28,14 @@ from scope.steering.edits.interventions import (
 from tests.steering.conftest import SITE
 
 
-def apply(model, sae, edits, x, gauge, control=None):
+def apply(model, sae, edits, x, units, control=None):
     """The edits on x [batch pos d_model] as if it flowed past the site; position 0 is <bos>."""
     batch, pos = x.shape[:2]
     tokens = torch.full((batch, pos), 50)
     tokens[:, 0] = model.cfg.bos
     hook = HookPoint()
     hook.run = RunState(tokens, torch.arange(pos).expand(batch, pos), torch.ones(batch, pos, dtype=torch.bool))
-    resolved = [resolve(e, {sae.site: sae}, {sae.site: gauge}) for e in Edits.of(edits)]
+    resolved = [resolve(e, {sae.site: sae}, {sae.site: units}) for e in Edits.of(edits)]
     editing = Editing(model, {sae.site: sae}, resolved, control=control)
     for _, fn in editing.hooks():
         x = fn(x, hook)
@@ -67,33 +67,33 @@ FORMULAS = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_every_edit_is_its_formula_everywhere_but_at_bos(tiny_model, sae, gauge, x, name):
+def test_every_edit_is_its_formula_everywhere_but_at_bos(tiny_model, sae, units, x, name):
     edit, formula = FORMULAS[name]
     f, d = sae.encode(x)[..., 3:4], sae.W_dec[3]
     assert (f > 0).any()
     assert (f == 0).any()
-    edited, _ = apply(tiny_model, sae, edit, x, gauge)
+    edited, _ = apply(tiny_model, sae, edit, x, units)
     expected = formula(x, f, d, d / d.norm())
     torch.testing.assert_close(edited[:, 1:], expected[:, 1:])
     assert torch.equal(edited[:, 0], x[:, 0])
 
 
-def test_a_clamp_is_decoding_the_changed_latents_and_adding_back_the_error(tiny_model, sae, gauge, x):
+def test_a_clamp_is_decoding_the_changed_latents_and_adding_back_the_error(tiny_model, sae, units, x):
     latents = sae.encode(x)
     error, changed = x - sae.decode(latents), latents.clone()
     changed[..., 3], changed[..., 5] = 2.0, 0.0
-    edited, _ = apply(tiny_model, sae, Clamp(3, 2.0, unit="raw", positions="all") + Ablate(5, positions="all"), x, gauge)
+    edited, _ = apply(tiny_model, sae, Clamp(3, 2.0, unit="raw", positions="all") + Ablate(5, positions="all"), x, units)
     torch.testing.assert_close(edited, sae.decode(changed) + error)
 
 
-def test_the_order_of_edits_does_not_matter_and_each_reads_the_unedited_activation(tiny_model, sae, gauge, x):
+def test_the_order_of_edits_does_not_matter_and_each_reads_the_unedited_activation(tiny_model, sae, units, x):
     edits = [Add(3, 0.9), Clamp(5, 0.4), Scale(9, 3.0), ProjectOut(11)]
-    alone = [apply(tiny_model, sae, e, x, gauge)[0] - x for e in edits]
+    alone = [apply(tiny_model, sae, e, x, units)[0] - x for e in edits]
     for order in itertools.islice(itertools.permutations(edits), 0, 24, 5):
-        torch.testing.assert_close(apply(tiny_model, sae, list(order), x, gauge)[0], x + sum(alone))
+        torch.testing.assert_close(apply(tiny_model, sae, list(order), x, units)[0], x + sum(alone))
 
 
-def test_a_direction_is_read_by_projection(tiny_model, sae, gauge, x):
+def test_a_direction_is_read_by_projection(tiny_model, sae, units, x):
     direction = Direction(tuple(range(1, 33)), SITE, "ramp")
     unit = direction.unit()
     p = (x @ unit)[..., None]
@@ -107,49 +107,49 @@ def test_a_direction_is_read_by_projection(tiny_model, sae, gauge, x):
         (Cap(direction, 0.05), x + (p.clamp(max=0.4) - p) * unit),
         (Floor(direction, 0.05), x + (p.clamp(min=0.4) - p) * unit),
     ]:
-        torch.testing.assert_close(apply(tiny_model, sae, edit, x, gauge)[0][:, 1:], expected[:, 1:])
+        torch.testing.assert_close(apply(tiny_model, sae, edit, x, units)[0][:, 1:], expected[:, 1:])
 
 
-def test_rescaling_the_component_along_a_latents_row_is_scaling_its_direction(tiny_model, sae, gauge, x):
+def test_rescaling_the_component_along_a_latents_row_is_scaling_its_direction(tiny_model, sae, units, x):
     row = Direction.of_latent(sae, 3)
     unit = sae.W_dec[3] / sae.W_dec[3].norm()
-    edited, _ = apply(tiny_model, sae, Scale(row, 0.25, positions="all"), x, gauge)
+    edited, _ = apply(tiny_model, sae, Scale(row, 0.25, positions="all"), x, units)
     along = (x @ unit)[..., None] * unit
     torch.testing.assert_close(edited, (x - along) + 0.25 * along)
 
 
-def test_a_cap_and_a_floor_together_hold_the_projection_between_them(tiny_model, sae, gauge, x):
+def test_a_cap_and_a_floor_together_hold_the_projection_between_them(tiny_model, sae, units, x):
     direction = Direction(tuple(range(1, 33)), SITE, "ramp")
-    edited, _ = apply(tiny_model, sae, Cap(direction, 0.2) + Floor(direction, -0.1), x, gauge)
+    edited, _ = apply(tiny_model, sae, Cap(direction, 0.2) + Floor(direction, -0.1), x, units)
     inside = (edited @ direction.unit())[:, 1:]
     assert float(inside.max()) == pytest.approx(0.2 * 8.0, rel=1e-4)
     assert float(inside.min()) == pytest.approx(-0.1 * 8.0, rel=1e-4)
 
 
-def test_a_condition_confines_an_edit_to_positions_where_another_latent_fires(tiny_model, sae, gauge, x):
+def test_a_condition_confines_an_edit_to_positions_where_another_latent_fires(tiny_model, sae, units, x):
     above = float(sae.encode(x)[..., 7].median())
     holds = sae.encode(x)[..., 7] > above
-    edited, report = apply(tiny_model, sae, Add(3, 0.5, when=When(7, above), positions="all"), x, gauge)
+    edited, report = apply(tiny_model, sae, Add(3, 0.5, when=When(7, above), positions="all"), x, units)
     assert torch.equal((edited != x).any(-1), holds)
     assert report.edits[0]["condition_held"] == int(holds.sum()) > 0
 
 
-def test_the_report_counts_what_the_hook_did(tiny_model, sae, gauge, x):
-    edited, report = apply(tiny_model, sae, Ablate(3) + Add(5, 0.5, positions="last_prompt"), x, gauge)
+def test_the_report_counts_what_the_hook_did(tiny_model, sae, units, x):
+    edited, report = apply(tiny_model, sae, Ablate(3) + Add(5, 0.5, positions="last_prompt"), x, units)
     changed = (edited != x).any(-1)
     assert report.seen_per_step == [10]
     assert report.edited_per_step == [int(changed.sum())]
     assert report.edited_per_row == changed.sum(1).tolist()
-    norms = (edited - x).norm(dim=-1)[changed] / gauge.rho
+    norms = (edited - x).norm(dim=-1)[changed] / units.typical_norm
     assert report.mean_norm == pytest.approx(float(norms.mean()), rel=1e-4)
     assert report.max_norm == pytest.approx(float(norms.max()), rel=1e-4)
     active = int((sae.encode(x)[:, 1:, 3] > 0).sum())
     assert [(e["in_rule"], e["active"], e["acted"]) for e in report.edits] == [(8, active, active), (2, 0, 2)]
 
 
-def test_the_control_adds_as_much_as_the_edit_in_another_direction(tiny_model, sae, gauge, x):
+def test_the_control_adds_as_much_as_the_edit_in_another_direction(tiny_model, sae, units, x):
     edits = Add(3, 0.5) + Clamp(5, 0.3) + ProjectOut(9)
-    true, random = (apply(tiny_model, sae, edits, x, gauge, control)[0] - x for control in (None, 7))
+    true, random = (apply(tiny_model, sae, edits, x, units, control)[0] - x for control in (None, 7))
     torch.testing.assert_close(random.norm(dim=-1), true.norm(dim=-1))
     cosine = torch.nn.functional.cosine_similarity(true[:, 1:], random[:, 1:], dim=-1)
     assert cosine.abs().max() < 0.8
@@ -166,9 +166,9 @@ def test_a_random_frame_keeps_lengths_and_angles_and_follows_its_seed():
     )
 
 
-def test_an_edit_of_bfloat16_leaves_untouched_positions_bit_for_bit(tiny_model, sae, gauge, x):
+def test_an_edit_of_bfloat16_leaves_untouched_positions_bit_for_bit(tiny_model, sae, units, x):
     x = x.bfloat16()
-    edited, _ = apply(tiny_model, sae, Add(3, 0.5, positions="last_prompt"), x, gauge)
+    edited, _ = apply(tiny_model, sae, Add(3, 0.5, positions="last_prompt"), x, units)
     assert edited.dtype == torch.bfloat16
     assert torch.equal(edited[:, :-1], x[:, :-1])
     assert not torch.equal(edited[:, -1], x[:, -1])
@@ -250,18 +250,18 @@ def test_what_cannot_be_is_refused(message):
         REFUSED[message]()
 
 
-def test_an_unknown_latent_is_refused_with_the_nearest(sae, gauge):
+def test_an_unknown_latent_is_refused_with_the_nearest(sae, units):
     with pytest.raises(EditError, match=r"no latent 64: this dictionary's run from 0 to 63\. Nearest: 63"):
-        resolve(Add(64, 0.5), {SITE: sae}, {SITE: gauge})
+        resolve(Add(64, 0.5), {SITE: sae}, {SITE: units})
 
 
-def test_multiples_of_an_unknown_maximum_are_refused(sae, gauge):
+def test_multiples_of_an_unknown_maximum_are_refused(sae, units):
     with pytest.raises(EditError, match="largest activation of latent 9 is not known"):
-        resolve(Add(9, 1.0, unit="max"), {SITE: sae}, {SITE: gauge})
+        resolve(Add(9, 1.0, unit="max"), {SITE: sae}, {SITE: units})
 
 
-def test_the_sheet_tells_a_strength_in_three_units(sae, gauge):
-    sheet = resolve(Add(3, 0.5), {SITE: sae}, {SITE: gauge}).sheet()
+def test_the_sheet_tells_a_strength_in_three_units(sae, units):
+    sheet = resolve(Add(3, 0.5), {SITE: sae}, {SITE: units}).sheet()
     norm = float(sae.W_dec[3].norm())
     assert sheet["strength"] == pytest.approx(0.5)
     assert sheet["raw"] == pytest.approx(0.5 * 8.0 / norm)

@@ -29,8 +29,8 @@ def sae():
     return found
 
 
-def test_a_lens_model_is_steered_where_a_hook_by_hand_would(model, sae, gauge):
-    run = steer(model, sae, Add(3, 0.5), ["the dog runs"], GREEDY, gauges=gauge)
+def test_a_lens_model_is_steered_where_a_hook_by_hand_would(model, sae, units):
+    run = steer(model, sae, Add(3, 0.5), ["the dog runs"], GREEDY, strength_units=units)
     push, seen = 4.0 * sae.W_dec[3] / sae.W_dec[3].norm(), []
 
     def by_hand(x, hook):
@@ -44,11 +44,11 @@ def test_a_lens_model_is_steered_where_a_hook_by_hand_would(model, sae, gauge):
     assert run["steered"].report.mean_norm == pytest.approx(0.5, rel=1e-4)
 
 
-def test_effects_and_attribution_add_up_on_a_lens_model(model, sae, gauge):
+def test_effects_and_attribution_add_up_on_a_lens_model(model, sae, units):
     found = attribute(model, sae, "the dog runs", method="integrated")
     assert sum(row.value for row in found.rows) == pytest.approx(found.logit_difference, abs=2e-2)
     latent = found.top(1)[0]
-    changed = effects(model, sae, Ablate(latent), "the dog runs", gauges=gauge, nulls=2)
+    changed = effects(model, sae, Ablate(latent), "the dog runs", strength_units=units, nulls=2)
     tokens = model.to_tokens("the dog runs")
     x = model.record(tokens, [SITE])[SITE]
     edited = x - sae.encode(x)[..., latent, None] * sae.W_dec[latent]
@@ -59,6 +59,6 @@ def test_effects_and_attribution_add_up_on_a_lens_model(model, sae, gauge):
     assert changed.kl == pytest.approx(float(expected), abs=1e-4)
 
 
-def test_a_saved_run_of_a_lens_model_replays_to_the_same_texts(model, sae, gauge):
-    run = steer(model, sae, Clamp(3, 0.5), ["the dog", "a cat sat on"], GREEDY, gauges=gauge)
+def test_a_saved_run_of_a_lens_model_replays_to_the_same_texts(model, sae, units):
+    run = steer(model, sae, Clamp(3, 0.5), ["the dog", "a cat sat on"], GREEDY, strength_units=units)
     assert type(run).from_json(run.to_json()).replay(model, sae).same_texts(run)

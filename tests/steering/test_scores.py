@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.compare.judge import judge, typical_pmi
-from scope.steering.compare.run import Sample
-from scope.steering.compare.scores import Scores, distinct, moved, zipped
+from scope.steering.compare.scores import Scores, distinct, judge, typical_pmi, zipped
 from scope.steering.compare.steer import steer
+from scope.steering.compare.text_scorer import moved
 from scope.steering.edits.interventions import Add
 from tests.steering.conftest import SITE
 
@@ -38,8 +37,8 @@ def test_a_latent_has_moved_if_its_mean_did_by_three_standard_errors():
     assert not moved(before[:1], after[:1]).any()
 
 
-def test_off_target_counts_the_unedited_latents_that_moved_on_the_same_text(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), "the dog", SHORT, gauges=gauge)
+def test_off_target_counts_the_unedited_latents_that_moved_on_the_same_text(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), "the dog", SHORT, strength_units=units)
     assert run["plain"].samples[0].scores.off_target == 0
     (sample,) = run["steered"].samples
     n = len(sample.new_ids)
@@ -50,8 +49,8 @@ def test_off_target_counts_the_unedited_latents_that_moved_on_the_same_text(tiny
     assert sample.scores.off_target == int(found.sum()) > 0
 
 
-def test_pmi_is_what_the_prompt_adds_to_the_texts_log_probability(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), "the dog runs", SHORT, gauges=gauge)
+def test_pmi_is_what_the_prompt_adds_to_the_texts_log_probability(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), "the dog runs", SHORT, strength_units=units)
     (sample,) = run["steered"].samples
     said = torch.tensor(sample.new_ids)
 
@@ -63,9 +62,9 @@ def test_pmi_is_what_the_prompt_adds_to_the_texts_log_probability(tiny_model, sa
     assert sample.scores.pmi == pytest.approx(float(expected), abs=1e-5)
 
 
-def sample(share=0.0, log_prob=-2.0, repetition=0.0, zipped=1.0, pmi=0.5, concept=0.0) -> Sample:
+def sample(share=0.0, log_prob=-2.0, repetition=0.0, zipped=1.0, pmi=0.5, concept=0.0) -> Scores:
     target = {"latent 3": share}
-    scores = Scores(
+    return Scores(
         log_prob=log_prob,
         repetition=repetition,
         kl=0.0,
@@ -80,7 +79,6 @@ def sample(share=0.0, log_prob=-2.0, repetition=0.0, zipped=1.0, pmi=0.5, concep
         pmi=pmi,
         off_target=0,
     )
-    return Sample("p", [2], [5], ["x"], "x", "length", scores)
 
 
 def test_the_score_is_the_harmonic_mean_of_concept_relevance_and_fluency():
@@ -104,7 +102,7 @@ def test_where_the_prompt_says_nothing_relevance_is_unknown_and_the_other_two_co
     assert judged.relevance is None
     assert judged.score == pytest.approx(2 / (1 / 0.5 + 1))
     assert typical_pmi([sample(pmi=0.2), sample(pmi=0.4)]) == pytest.approx(0.3)
-    assert typical_pmi([Sample("p", [2], [], [], "", "eos", None)]) is None
+    assert typical_pmi([None]) is None
 
 
 def test_the_concept_may_be_read_by_the_latent_itself_instead():

@@ -10,12 +10,12 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import resolve
-from scope.steering.compare.run import SteeringRun
-from scope.steering.compare.scores import as_generation, promoted, repetition
-from scope.steering.compare.steer import first_difference, steer
+from scope.steering.compare import show
+from scope.steering.compare.scores import repetition
+from scope.steering.compare.steer import SteeringRun, first_difference, steer
+from scope.steering.compare.text_scorer import as_generation, promoted
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, AtLeast, Clamp, Edits, ProjectOut, Scale, When
-from scope.steering.export import show
 from tests.steering.conftest import SITE, random_sae
 
 SHORT = SamplingConfig(max_new_tokens=8, temperature=1.0, top_p=None, repetition_penalty=1.0)
@@ -32,13 +32,13 @@ EDITS = {
 }
 
 
-def editing(model, sae, edits, gauge, **how):
-    return Editing(model, {sae.site: sae}, [resolve(e, {sae.site: sae}, {sae.site: gauge}) for e in Edits.of(edits)], **how)
+def editing(model, sae, edits, units, **how):
+    return Editing(model, {sae.site: sae}, [resolve(e, {sae.site: sae}, {sae.site: units}) for e in Edits.of(edits)], **how)
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_cached_generation_equals_uncached_token_by_token(tiny_model, sae, gauge, name):
-    hooks = [] if EDITS[name] is None else editing(tiny_model, sae, EDITS[name], gauge).hooks()
+def test_cached_generation_equals_uncached_token_by_token(tiny_model, sae, units, name):
+    hooks = [] if EDITS[name] is None else editing(tiny_model, sae, EDITS[name], units).hooks()
     cached, uncached = (
         generate(tiny_model, PROMPTS, SHORT, fwd_hooks=hooks, use_cache=use_cache) for use_cache in (True, False)
     )
@@ -46,9 +46,9 @@ def test_cached_generation_equals_uncached_token_by_token(tiny_model, sae, gauge
 
 
 @pytest.mark.parametrize("name", [n for n in EDITS if n != "nothing"])
-def test_a_whole_text_run_at_once_is_edited_as_while_it_was_generated(tiny_model, sae, gauge, name):
+def test_a_whole_text_run_at_once_is_edited_as_while_it_was_generated(tiny_model, sae, units, name):
     seen = []
-    hooks = editing(tiny_model, sae, EDITS[name], gauge).hooks()
+    hooks = editing(tiny_model, sae, EDITS[name], units).hooks()
     (made,) = generate(
         tiny_model, PROMPTS[0], SHORT, fwd_hooks=[*hooks, (SITE, lambda x, hook: seen.append(x.clone()))], use_cache=True
     )
@@ -59,16 +59,16 @@ def test_a_whole_text_run_at_once_is_edited_as_while_it_was_generated(tiny_model
     torch.testing.assert_close(whole[0], torch.cat(seen, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_arms_in_one_batch_write_what_each_writes_alone(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.6), PROMPTS, SHORT, gauges=gauge)
+def test_arms_in_one_batch_write_what_each_writes_alone(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.6), PROMPTS, SHORT, strength_units=units)
     plain = generate(tiny_model, PROMPTS, SHORT)
-    steered = generate(tiny_model, PROMPTS, SHORT, fwd_hooks=editing(tiny_model, sae, Add(3, 0.6), gauge).hooks())
-    random = generate(tiny_model, PROMPTS, SHORT, fwd_hooks=editing(tiny_model, sae, Add(3, 0.6), gauge, control=0).hooks())
+    steered = generate(tiny_model, PROMPTS, SHORT, fwd_hooks=editing(tiny_model, sae, Add(3, 0.6), units).hooks())
+    random = generate(tiny_model, PROMPTS, SHORT, fwd_hooks=editing(tiny_model, sae, Add(3, 0.6), units, control=0).hooks())
     for name, alone in (("plain", plain), ("steered", steered), ("random", random)):
         assert [s.new_ids for s in run[name].samples] == [list(g.new_ids) for g in alone]
 
 
-def test_the_edited_positions_are_those_of_the_rule_at_every_step(tiny_model, sae, gauge):
+def test_the_edited_positions_are_those_of_the_rule_at_every_step(tiny_model, sae, units):
     lengths = [len(tiny_model.tokenizer.encode(p)) for p in PROMPTS]
     greedy = SamplingConfig(max_new_tokens=5, temperature=0.0)
     for rule, first, later in [
@@ -78,31 +78,33 @@ def test_the_edited_positions_are_those_of_the_rule_at_every_step(tiny_model, sa
         ("generated", 0, 2),
         ("last_prompt", 2, 0),
     ]:
-        report = steer(tiny_model, sae, Add(3, 0.5, positions=rule), PROMPTS, greedy, gauges=gauge)["steered"].report
+        report = steer(tiny_model, sae, Add(3, 0.5, positions=rule), PROMPTS, greedy, strength_units=units)["steered"].report
         assert report.edited_per_step == [first] + [later] * 4, rule
         assert report.seen_per_step == [sum(lengths)] + [2] * 4
         assert report.mean_norm == pytest.approx(0.5 if first or later else 0.0, rel=1e-3)
 
 
-def test_a_batch_with_padding_writes_what_each_prompt_writes_alone(tiny_model, sae, gauge):
+def test_a_batch_with_padding_writes_what_each_prompt_writes_alone(tiny_model, sae, units):
     greedy = SamplingConfig(max_new_tokens=6, temperature=0.0)
-    together = steer(tiny_model, sae, Add(3, 0.6), PROMPTS, greedy, gauges=gauge)
+    together = steer(tiny_model, sae, Add(3, 0.6), PROMPTS, greedy, strength_units=units)
     for i, prompt in enumerate(PROMPTS):
-        alone = steer(tiny_model, sae, Add(3, 0.6), prompt, greedy, gauges=gauge)
+        alone = steer(tiny_model, sae, Add(3, 0.6), prompt, greedy, strength_units=units)
         assert alone["steered"].samples[0].new_ids == together["steered"].samples[i].new_ids
 
 
-def test_a_saved_run_is_read_back_whole_and_replays_to_the_same_texts(tiny_model, sae, gauge, tmp_path):
+def test_a_saved_run_is_read_back_whole_and_replays_to_the_same_texts(tiny_model, sae, units, tmp_path):
     edits = Add(3, 0.5, when=When(5, 0.0)) + Clamp(Direction(tuple(range(1, 33)), SITE, "ramp"), 0.1)
-    run = steer(tiny_model, sae, edits, PROMPTS, SHORT, arms=("plain", "steered", "random", "random:2"), n=2, gauges=gauge)
+    run = steer(
+        tiny_model, sae, edits, PROMPTS, SHORT, conditions=("plain", "steered", "random", "random:2"), n=2, strength_units=units
+    )
     run.to_json(tmp_path / "run.json")
     read = SteeringRun.from_json(tmp_path / "run.json")
     assert read == run
     assert read.replay(tiny_model, sae).same_texts(run)
 
 
-def test_a_replay_refuses_another_model(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, gauges=gauge)
+def test_a_replay_refuses_another_model(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, strength_units=units)
     other = random_sae(seed=2)
     with pytest.raises(EditError, match="made with another dictionary at"):
         run.replay(tiny_model, other)
@@ -117,10 +119,10 @@ def test_what_is_no_saved_run_is_refused(text):
         SteeringRun.from_json(text)
 
 
-def test_different_random_directions_write_different_texts(tiny_model, sae, gauge):
-    arms = ("plain", "steered", "random", "random:1", "random:2")
-    run = steer(tiny_model, sae, Add(3, 0.9), PROMPTS, SHORT, arms=arms, n=4, gauges=gauge)
-    texts = [tuple(map(tuple, (s.new_ids for s in run[a].samples))) for a in arms[2:]]
+def test_different_random_directions_write_different_texts(tiny_model, sae, units):
+    conditions = ("plain", "steered", "random", "random:1", "random:2")
+    run = steer(tiny_model, sae, Add(3, 0.9), PROMPTS, SHORT, conditions=conditions, n=4, strength_units=units)
+    texts = [tuple(map(tuple, (s.new_ids for s in run[a].samples))) for a in conditions[2:]]
     assert len(set(texts)) == 3
 
 
@@ -135,17 +137,19 @@ NO_EFFECT = {
 
 
 @pytest.mark.parametrize("reason", NO_EFFECT)
-def test_an_edit_without_effect_is_said_to_have_none_and_why(tiny_model, sae, gauge, reason):
+def test_an_edit_without_effect_is_said_to_have_none_and_why(tiny_model, sae, units, reason):
     with torch.no_grad():
         if "active at 0" in reason:
             sae.threshold[3] = 1e6
-    run = steer(tiny_model, sae, NO_EFFECT[reason], PROMPTS, SamplingConfig(max_new_tokens=4, temperature=0.0), gauges=gauge)
+    run = steer(
+        tiny_model, sae, NO_EFFECT[reason], PROMPTS, SamplingConfig(max_new_tokens=4, temperature=0.0), strength_units=units
+    )
     assert run.notes[0].startswith("No effect")
     assert reason in run.notes[0]
     assert all(s.diverges_at is None for s in run["steered"].samples)
 
 
-def test_an_edit_that_nothing_reads_afterwards_is_named(tiny_model, gauge):
+def test_an_edit_that_nothing_reads_afterwards_is_named(tiny_model, units):
     last = f"blocks.{tiny_model.cfg.n_layers - 1}.hook_attn_out"
     with torch.no_grad():
         tiny_model.embed.weight[:, 7:] = tiny_model.embed.weight[:, 7:] * 0  # the vocabulary reads features 0 to 6 alone
@@ -165,10 +169,10 @@ def test_a_strong_edit_is_warned_of_and_a_norm_measured_on_prompts_is_said(tiny_
     assert any(f"measured on the {n} prompt tokens only" in note for note in run.notes)
 
 
-def test_concept_is_the_share_of_the_99th_percentile_read_by_the_unsteered_model(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, gauges=gauge)
-    for arm in run.arms:
-        (sample,) = arm.samples
+def test_concept_is_the_share_of_the_99th_percentile_read_by_the_unsteered_model(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, strength_units=units)
+    for condition in run.conditions:
+        (sample,) = condition.samples
         tokens = torch.tensor([sample.prompt_ids + sample.new_ids])
         x = tiny_model.record(tokens, [SITE])[SITE][0, -len(sample.new_ids) :]
         f = sae.encode(x)[:, 3]
@@ -179,12 +183,12 @@ def test_concept_is_the_share_of_the_99th_percentile_read_by_the_unsteered_model
         assert sample.scores.log_prob == pytest.approx(float(log_p.gather(1, said[:, None]).mean()), abs=1e-5)
 
 
-def test_kl_is_that_between_edited_and_plain_distributions_and_zero_for_plain_text(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5, positions="generated"), PROMPTS[0], SHORT, gauges=gauge)
+def test_kl_is_that_between_edited_and_plain_distributions_and_zero_for_plain_text(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5, positions="generated"), PROMPTS[0], SHORT, strength_units=units)
     (sample,), n = run["steered"].samples, SHORT.max_new_tokens
     tokens = torch.tensor([sample.prompt_ids + sample.new_ids])
     shift = torch.zeros(1, tokens.shape[1], 1)
-    shift[:, len(sample.prompt_ids) :] = 0.5 * gauge.rho
+    shift[:, len(sample.prompt_ids) :] = 0.5 * units.typical_norm
     unit = sae.W_dec[3] / sae.W_dec[3].norm()
     own = tiny_model.run_with_hooks(tokens, fwd_hooks=[(SITE, lambda x, hook: x + shift * unit)])[0].log_softmax(-1)
     plain = tiny_model(tokens)[0].log_softmax(-1)
@@ -218,10 +222,10 @@ def test_reading_a_few_latents_equals_encoding_all(sae):
     torch.testing.assert_close(LatentReader(sae, [9, 3, 9])(x), sae.encode(x)[..., [9, 3, 9]])
 
 
-def test_two_dictionaries_at_two_sites_work_together(tiny_model, sae, gauge):
+def test_two_dictionaries_at_two_sites_work_together(tiny_model, sae, units):
     later = random_sae(site="blocks.2.hook_resid_post", seed=5)
     edits = Add(3, 0.5, site=SITE) + Add(3, 0.4, site=later.site)
-    run = steer(tiny_model, [later, sae], edits, PROMPTS, SHORT, gauges={SITE: gauge, later.site: gauge})
+    run = steer(tiny_model, [later, sae], edits, PROMPTS, SHORT, strength_units={SITE: units, later.site: units})
     assert {e["site"] for e in run["steered"].report.edits} == {SITE, later.site}
     assert set(run.promoted) == {f"latent 3 at {SITE}", f"latent 3 at {later.site}"}  # the same number, not the same latent
     assert set(run.fvu) == {SITE, later.site}
@@ -231,7 +235,7 @@ def test_two_dictionaries_at_two_sites_work_together(tiny_model, sae, gauge):
         for (s, d), k in zip(one.items(), (0.5, 0.4), strict=True)
     ]
     whole = generate(tiny_model, PROMPTS[1], SHORT, fwd_hooks=hooks, use_cache=False)[0].new_ids
-    alone = steer(tiny_model, [later, sae], edits, PROMPTS[1], SHORT, gauges={SITE: gauge, later.site: gauge})
+    alone = steer(tiny_model, [later, sae], edits, PROMPTS[1], SHORT, strength_units={SITE: units, later.site: units})
     assert alone["steered"].samples[0].new_ids == list(whole)
 
 
@@ -259,14 +263,14 @@ def test_a_direction_is_read_from_files(tmp_path):
         Direction.from_file(tmp_path / "d.npy", SITE)
 
 
-def test_stopping_keeps_what_was_written(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge, on_token=lambda step, ids: step == 2)
-    assert {len(s.new_ids) for arm in run.arms for s in arm.samples} == {3}
-    assert {s.stopped_by for arm in run.arms for s in arm.samples} == {"cancelled"}
+def test_stopping_keeps_what_was_written(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units, on_token=lambda step, ids: step == 2)
+    assert {len(s.new_ids) for condition in run.conditions for s in condition.samples} == {3}
+    assert {s.stopped_by for condition in run.conditions for s in condition.samples} == {"cancelled"}
 
 
-def test_a_run_shows_itself_as_text_and_as_inert_html(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), ["<script>alert(1)</script> dog"], SHORT, gauges=gauge)
+def test_a_run_shows_itself_as_text_and_as_inert_html(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), ["<script>alert(1)</script> dog"], SHORT, strength_units=units)
     text, html = str(run), run._repr_html_()
     assert "steered: edited" in text
     assert "<script" not in html
@@ -275,8 +279,8 @@ def test_a_run_shows_itself_as_text_and_as_inert_html(tiny_model, sae, gauge):
     assert len(html) < 20_000
 
 
-def test_a_run_shades_what_the_target_reads_and_bars_where_an_arm_parts_from_plain(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 2.0), PROMPTS, SHORT, gauges=gauge)
+def test_a_run_shades_what_the_target_reads_and_bars_where_an_arm_parts_from_plain(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 2.0), PROMPTS, SHORT, strength_units=units)
     sample = run["steered"].samples[0]
     scores = dataclasses.replace(sample.scores, readings={"latent 3": [0.0, 0.1, 4.0, 4.0, 0.0, 0.0, 0.0, 0.0]})
     one = dataclasses.replace(sample, pieces=list("ab<&efgh"), scores=scores, diverges_at=4)
@@ -288,8 +292,8 @@ def test_a_run_shades_what_the_target_reads_and_bars_where_an_arm_parts_from_pla
     assert "read by the unsteered model" in run._repr_html_()
 
 
-def test_the_json_of_a_run_is_strict_json(tiny_model, sae, gauge):
-    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, gauges=gauge)
+def test_the_json_of_a_run_is_strict_json(tiny_model, sae, units):
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units)
     json.loads(run.to_json(), parse_constant=lambda name: pytest.fail(name))
 
 
@@ -297,17 +301,17 @@ def refuse(model, sae, edits=Add(3, 0.5), prompts="the dog", **how):
     return steer(model, sae, edits, prompts, SHORT, **how)
 
 
-def test_bad_input_is_refused_with_a_message(tiny_model, sae, gauge):
+def test_bad_input_is_refused_with_a_message(tiny_model, sae, units):
     with pytest.raises(EditError, match="A prompt is empty"):
         refuse(tiny_model, sae, prompts="  ")
     with pytest.raises(EditError, match="A prompt is empty"):
         refuse(tiny_model, sae, prompts=[])
     with pytest.raises(TokensError, match="this model"):
         refuse(tiny_model, sae, prompts="the dog runs to the river " * 40)
-    with pytest.raises(EditError, match="no arm 'louder'"):
-        refuse(tiny_model, sae, arms=("plain", "steered", "louder"))
+    with pytest.raises(EditError, match="no condition 'louder'"):
+        refuse(tiny_model, sae, conditions=("plain", "steered", "louder"))
     with pytest.raises(EditError, match='name "steered" once'):
-        refuse(tiny_model, sae, arms=("plain",))
+        refuse(tiny_model, sae, conditions=("plain",))
     with pytest.raises(EditError, match="no dictionary was given"):
         refuse(tiny_model, None)
     with pytest.raises(EditError, match=r"belongs to a dictionary at blocks\.2"):
@@ -318,40 +322,40 @@ def test_bad_input_is_refused_with_a_message(tiny_model, sae, gauge):
         refuse(tiny_model, sae, edits=Add(Direction((1.0, 2.0), SITE), 0.5))
 
 
-def test_a_dictionary_of_another_model_is_refused_unless_meant(tiny_model, sae, gauge):
+def test_a_dictionary_of_another_model_is_refused_unless_meant(tiny_model, sae, units):
     sae.provenance = {"model": {"model": "other", "weights_sha256": "abcdef"}}
-    with pytest.raises(DictionaryError, match="trained on other with weights abcdef"):
-        refuse(tiny_model, sae, gauges=gauge)
-    assert refuse(tiny_model, sae, gauges=gauge, any_model=True)["steered"].samples
+    with pytest.raises(DictionaryError, match=r"trained on other \(weights abcdef\)"):
+        refuse(tiny_model, sae, strength_units=units)
+    assert refuse(tiny_model, sae, strength_units=units, any_model=True)["steered"].samples
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
-    [({"site": "blocks.9.hook_resid_post"}, "which this model does not have"), ({"d_in": 16}, "reads 16 features at")],
+    [({"site": "blocks.9.hook_resid_post"}, "which this model does not have"), ({"d_in": 16}, "reads width 16, and")],
 )
 def test_a_dictionary_of_another_site_or_width_is_refused(tiny_model, how, message):
     with pytest.raises(DictionaryError, match=message):
         refuse(tiny_model, random_sae(**how))
 
 
-def test_an_edit_too_strong_for_the_numbers_is_refused_before_or_while_it_acts(tiny_model, sae, gauge):
+def test_an_edit_too_strong_for_the_numbers_is_refused_before_or_while_it_acts(tiny_model, sae, units):
     with pytest.raises(EditError, match="not finite for long"):
-        refuse(tiny_model, sae, edits=Add(3, 1e39, unit="raw"), gauges=gauge)
+        refuse(tiny_model, sae, edits=Add(3, 1e39, unit="raw"), strength_units=units)
     with pytest.raises(EditError, match="makes numbers that are not finite in float32"):
-        refuse(tiny_model, sae, edits=Scale(3, 1e39, positions="all"), prompts=PROMPTS, gauges=gauge)
+        refuse(tiny_model, sae, edits=Scale(3, 1e39, positions="all"), prompts=PROMPTS, strength_units=units)
     with pytest.raises(EditError, match="not finite in float16"):
-        refuse(tiny_model.half(), sae, edits=Add(3, 5e4), gauges=gauge)
+        refuse(tiny_model.half(), sae, edits=Add(3, 5e4), strength_units=units)
 
 
-def test_nothing_stays_installed_after_a_run_or_a_refusal(tiny_model, sae, gauge):
-    refuse(tiny_model, sae, gauges=gauge)
+def test_nothing_stays_installed_after_a_run_or_a_refusal(tiny_model, sae, units):
+    refuse(tiny_model, sae, strength_units=units)
     with pytest.raises(EditError):
-        refuse(tiny_model, sae, edits=Scale(3, 1e39), gauges=gauge)
+        refuse(tiny_model, sae, edits=Scale(3, 1e39), strength_units=units)
     assert not any(point.has_hooks() for point in tiny_model.hook_points())
     assert tiny_model.run.prompt_lengths is None
 
 
-def test_the_gauge_is_frozen_into_the_run(tiny_model, sae, gauge):
-    run = refuse(tiny_model, sae, gauges=gauge)
-    assert run.gauges == {SITE: gauge}
+def test_the_gauge_is_frozen_into_the_run(tiny_model, sae, units):
+    run = refuse(tiny_model, sae, strength_units=units)
+    assert run.strength_units == {SITE: units}
     assert dataclasses.replace(run).model["weights_sha256"] == "random-0"

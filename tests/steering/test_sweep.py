@@ -4,8 +4,7 @@ import pytest
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.statistics import choose, interval
-from scope.steering.compare.sweep import estimate, sweep
-from scope.steering.compare.sweep_result import Sweep
+from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add
 from tests.steering.conftest import SITE
@@ -14,8 +13,8 @@ SHORT = SamplingConfig(max_new_tokens=5, temperature=1.0, top_p=None, repetition
 PROMPTS = ["the dog", "a cat", "my sister"]
 
 
-def row(strength, arm, prompt, score):
-    return {"strength": strength, "arm": arm, "prompt_index": prompt, "text_index": prompt, "score": score}
+def row(strength, condition, prompt, score):
+    return {"strength": strength, "condition": condition, "prompt_index": prompt, "text_index": prompt, "score": score}
 
 
 def test_the_strength_is_chosen_on_even_prompts_and_told_on_odd_ones():
@@ -48,8 +47,8 @@ def test_texts_of_one_prompt_count_as_one_in_the_interval():
     assert best["told_on"] == 2
 
 
-def test_a_saved_sweep_is_read_back_whole_and_replays_to_the_same_texts(tiny_model, sae, gauge, tmp_path):
-    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.9], SHORT, gauges=gauge)
+def test_a_saved_sweep_is_read_back_whole_and_replays_to_the_same_texts(tiny_model, sae, units, tmp_path):
+    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.9], SHORT, strength_units=units)
     swept.to_json(tmp_path / "sweep.json")
     read = Sweep.from_json(tmp_path / "sweep.json")
     assert read == swept
@@ -63,19 +62,19 @@ def test_what_is_no_saved_sweep_is_refused(text):
         Sweep.from_json(text)
 
 
-def test_the_summary_pairs_each_control_by_text_and_averages_random_directions(tiny_model, sae, gauge):
-    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.9], SHORT, n=2, gauges=gauge)
+def test_the_summary_pairs_each_control_by_text_and_averages_random_directions(tiny_model, sae, units):
+    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.9], SHORT, n=2, strength_units=units)
     table, summary = swept.to_frame(), swept.summary().set_index("measure")
-    random = table[table["arm"] == "random"]
+    random = table[table["condition"] == "random"]
     assert len(random) == 3 * 3 * 2
     assert summary.loc["kl", "random"] == pytest.approx(random["kl"].mean())
-    steered = table[table["arm"] == "steered"].set_index("text_index")["share"]
-    other = table[table["arm"] == "other"].set_index("text_index")["share"]
+    steered = table[table["condition"] == "steered"].set_index("text_index")["share"]
+    other = table[table["condition"] == "other"].set_index("text_index")["share"]
     assert summary.loc["share", "steered - other"] == pytest.approx((steered - other).mean())
     assert "<table" in swept._repr_html_()
 
 
-def test_ctrl_c_keeps_the_strengths_that_were_finished(tiny_model, sae, gauge):
+def test_ctrl_c_keeps_the_strengths_that_were_finished(tiny_model, sae, units):
     calls = []
 
     def press(step, ids):
@@ -83,18 +82,36 @@ def test_ctrl_c_keeps_the_strengths_that_were_finished(tiny_model, sae, gauge):
         if len(calls) == 8:  # in the second strength
             raise KeyboardInterrupt
 
-    arms = ("plain", "steered", "random")
-    swept = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.6, 0.9], SHORT, arms=arms, gauges=gauge, on_token=press)
+    conditions = ("plain", "steered", "random")
+    swept = sweep(
+        tiny_model,
+        sae,
+        Add(3, 0.5),
+        PROMPTS,
+        [0.3, 0.6, 0.9],
+        SHORT,
+        conditions=conditions,
+        strength_units=units,
+        on_token=press,
+    )
     assert swept.stopped
     assert swept.strengths == (0.3,)
     assert "Stopped before all strengths were done" in str(swept)
 
 
-def test_progress_tells_strength_and_seconds_left(tiny_model, sae, gauge):
+def test_progress_tells_strength_and_seconds_left(tiny_model, sae, units):
     told = []
-    arms = ("plain", "steered", "random")
+    conditions = ("plain", "steered", "random")
     sweep(
-        tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3, 0.6], SHORT, arms=arms, gauges=gauge, on_progress=lambda *t: told.append(t)
+        tiny_model,
+        sae,
+        Add(3, 0.5),
+        PROMPTS,
+        [0.3, 0.6],
+        SHORT,
+        conditions=conditions,
+        strength_units=units,
+        on_progress=lambda *t: told.append(t),
     )
     assert [(done, total, numbers["strength"]) for done, total, numbers in told] == [(1, 2, 0.3), (2, 2, 0.6)]
     assert told[0][2]["seconds_left"] > 0 == told[1][2]["seconds_left"]
@@ -102,13 +119,13 @@ def test_progress_tells_strength_and_seconds_left(tiny_model, sae, gauge):
 
 def test_a_direction_without_a_dictionary_is_swept_without_the_other_arm(tiny_model):
     edit = Add(Direction(tuple(range(1, 33)), SITE), 0.5)
-    assert "other" not in sweep(tiny_model, None, edit, PROMPTS, [0.5], SHORT).arms
+    assert "other" not in sweep(tiny_model, None, edit, PROMPTS, [0.5], SHORT).conditions
 
 
-def test_the_estimate_grows_with_the_number_of_strengths(tiny_model, sae, gauge):
+def test_the_estimate_grows_with_the_number_of_strengths(tiny_model, sae, units):
     long = SamplingConfig(max_new_tokens=24)
-    one = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5], long, gauges=gauge)
-    many = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5] * 20, long, gauges=gauge)
+    one = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5], long, strength_units=units)
+    many = estimate(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.5] * 20, long, strength_units=units)
     assert 0 < one < many
 
 
@@ -117,7 +134,9 @@ REFUSED = {
     "and a strength": lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [], SHORT),
     "None of these edits has a strength": lambda m, s: sweep(m, s, Ablate(3), PROMPTS, [0.5], SHORT),
     "to which the others have no proportion": lambda m, s: sweep(m, s, Add(3, 0.0), PROMPTS, [0.5], SHORT),
-    'must hold "plain" and "random"': lambda m, s: sweep(m, s, Add(3, 0.5), PROMPTS, [0.5], SHORT, arms=("plain", "steered")),
+    'must hold "plain" and "random"': lambda m, s: sweep(
+        m, s, Add(3, 0.5), PROMPTS, [0.5], SHORT, conditions=("plain", "steered")
+    ),
 }
 
 
@@ -128,6 +147,6 @@ def test_a_sweep_that_can_tell_nothing_is_refused(tiny_model, sae, message):
 
 
 @pytest.mark.parametrize("strengths", [["strong"], [0.5, float("nan")], [None], "0.5x"])
-def test_a_strength_of_a_sweep_that_is_no_number_is_refused(tiny_model, sae, gauge, strengths):
+def test_a_strength_of_a_sweep_that_is_no_number_is_refused(tiny_model, sae, units, strengths):
     with pytest.raises(EditError, match="A strength of the sweep is"):
-        sweep(tiny_model, sae, Add(3, 0.5), ["the dog", "a cat"], strengths, gauges=gauge)
+        sweep(tiny_model, sae, Add(3, 0.5), ["the dog", "a cat"], strengths, strength_units=units)

@@ -56,7 +56,9 @@ def other_latents(
             order = [similar[(seed + i) % len(similar)] for i in range(len(similar))]
         else:
             order = torch.randperm(sae.d_sae, generator=generator(f"other latent {place} at {edit.site}", seed)).tolist()
-        free = (i for i in order if 0 <= i < sae.d_sae and (edit.site, i) not in taken and float(sae.W_dec[i].detach().norm()) > 0)
+        free = (
+            i for i in order if 0 <= i < sae.d_sae and (edit.site, i) not in taken and float(sae.W_dec[i].detach().norm()) > 0
+        )
         chosen = next(free, None)
         if chosen is None:
             raise EditError(

@@ -13,7 +13,7 @@ from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.edits.interventions import Edit, Edits
 
 STRONGEST = 1e6
-"""Strongest edit that is accepted, in typical norms. Far beyond any use, and far enough below the largest float32 that nothing overflows on the way."""
+"""The strongest edit that is accepted, in typical norms: far beyond any use, and far below where float32 overflows."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,11 @@ def notes_on(
         )
     poor = {site: share for site, share in fvu.items() if share > POOR}
     notes += [f"The dictionary at {s} explains only {1 - v:.0%} of the variance of these texts." for s, v in poor.items()]
-    notes += [f"Typical norm at {site}: {units.source}." for site, units in strength_units.items() if units.source.startswith("measured on the")]
+    notes += [
+        f"Typical norm at {site}: {units.source}."
+        for site, units in strength_units.items()
+        if units.source.startswith("measured on the")
+    ]
     if any(s.stopped_by == "context" for c in conditions for s in c.samples):
         notes.append("Some texts end because the model's context is full.")
     return notes
@@ -97,9 +101,7 @@ def _idle(counts: dict[str, Any]) -> str | None:
     if not counts["condition_held"]:
         return f"[{name}] Its condition held at none of {counts['in_rule']} positions."
     if not counts["active"] and name.startswith(("ablate", "scale")):
-        return (
-            f"[{name}] {counts['target']} was active at 0 of {counts['condition_held']} positions, so there was nothing to change."
-        )
+        return f"[{name}] {counts['target']} was active at 0 of {counts['condition_held']} positions: nothing to change."
     if name.startswith(("cap", "floor")):
         side = "below" if name.startswith("cap") else "above"
         return f"[{name}] The projection was {side} that already at all {counts['condition_held']} positions."

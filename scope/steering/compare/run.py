@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
@@ -103,7 +103,7 @@ class RunData:
         }
 
     def largest_reading(self, target: str) -> float:
-        """The target's largest activation over all new tokens of all conditions, read by the unsteered model; 0 without texts."""
+        """The target's largest reading over all new tokens of all conditions; 0 without texts."""
         samples = (s for c in self.conditions for s in c.samples if s.scores)
         return max((v for s in samples for v in s.scores.readings[target]), default=0.0)
 
@@ -129,7 +129,7 @@ class RunData:
         return text
 
     @classmethod
-    def from_json(cls, source: str | Path) -> Self:
+    def from_json(cls, source: str | Path) -> "RunData":
         """From a file, or from JSON text itself.
 
         Raises:
@@ -141,7 +141,7 @@ class RunData:
             raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
 
     @classmethod
-    def from_dict(cls, raw: Any) -> Self:
+    def from_dict(cls, raw: Any) -> "RunData":
         """From the JSON object of a saved run.
 
         Raises:

@@ -109,7 +109,7 @@ def as_html(run: RunData) -> str:
         texts = "".join(f"<td {cell}>{_marked(c.name, c.samples[i], target, largest)}</td>" for c in run.conditions)
         rows.append(f'<tr><td {cell} colspan="{len(run.conditions)}"><em>{escape(sample.prompt)}</em></td></tr>')
         rows.append(f"<tr>{texts}</tr>")
-    key = f"Shaded: {target}, read by the unsteered model (largest here {largest:.3g}). Bar: first token that differs from plain."
+    key = f"Shaded: {target}, read by the unsteered model (largest here {largest:.3g}). Bar: first token unlike plain."
     scores = "".join(
         f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
         + "".join(f'<td style="text-align:right;padding:2px 8px">{number(v)}</td>' for v in values)

@@ -41,9 +41,7 @@ class SteeringRun(RunData):
 
     arms, gauges = old_attribute("arms", "conditions"), old_attribute("gauges", "strength_units")
 
-    def replay(
-        self, model: LanguageModel, sae: SAE | Sequence[SAE] | None, on_token: OnToken | None = None
-    ) -> "SteeringRun":
+    def replay(self, model: LanguageModel, sae: SAE | Sequence[SAE] | None, on_token: OnToken | None = None) -> "SteeringRun":
         """Make it again, from what it records. On the same machine and versions the texts are the same.
 
         `on_token` sees every step and may stop it, as in `steer`.

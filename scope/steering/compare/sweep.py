@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def swept_unit(edits: Iterable[Edit] | None) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Sweep:
-    """One run a strength, and from them `rows`: an entry a strength, condition and text. `best` is chosen on half of the prompts."""
+    """One run a strength, and `rows`: one per strength, condition and text. `best` is chosen on half of the prompts."""
 
     strengths: tuple[float, ...]
     runs: list[SteeringRun]
@@ -228,7 +228,7 @@ def sweep(
         )
     conditions = _conditions(conditions, sae, edits)
     if "plain" not in conditions or not any(name.startswith("random") for name in conditions):
-        raise EditError('A sweep compares with plain text and random directions: its conditions must hold "plain" and "random".')
+        raise EditError('A sweep is compared with plain text and random directions: conditions must hold "plain" and "random".')
     runs: list[SteeringRun] = []
     stopped, began = False, time.monotonic()
     for i, strength in enumerate(strengths):

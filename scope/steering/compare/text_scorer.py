@@ -60,14 +60,12 @@ class TextScorer:
         self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
         """Per site, over the texts that nothing edited."""
         self.readers = {
-            name: LatentReader(saes[e.site], [e.edit.latent])
-            for name, e in self.targets.items()
-            if not e.edit.on_direction
+            name: LatentReader(saes[e.site], [e.edit.latent]) for name, e in self.targets.items() if not e.edit.on_direction
         }
 
     @torch.no_grad()
     def scores(self, prompt: Sequence[int], new: Sequence[int], editing: Editing | None) -> Scores | None:
-        """None where nothing was written. `editing` is a fresh one of the same edits: the counts of the generation's stay as they are."""
+        """None where nothing was written. `editing` is a new one of the same edits: the generation's keeps its counts."""
         if not new:
             return None
         model, n = self.model, len(new)

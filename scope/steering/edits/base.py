@@ -134,7 +134,7 @@ class WithStrength(Edit):
     """How much, in `unit`s."""
 
     unit: Unit = "norm"
-    """Unit of the strength: "norm" fractions of the site's typical norm, "raw" the latent's own, "max" multiples of its maximum."""
+    """Unit of the strength: "norm" fractions of the site's typical norm, "raw" its activation, "max" parts of its maximum."""
 
     has_amount: ClassVar[bool] = True
 

@@ -41,7 +41,9 @@ class Direction:
         return (vector / vector.norm()).float()
 
     @classmethod
-    def between(cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], name: str = "") -> "Direction":
+    def between(
+        cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], name: str = ""
+    ) -> "Direction":
         """Mean activation over the prompts of `toward` minus that over `away`, each prompt counting once, <bos> left out."""
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         difference = sides[0].mean(0) - sides[1].mean(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scope.circuits.attribution import attribute
-from scope.circuits.attribution_table import Attribution
+from scope.circuits.attribution_result import Attribution
 from scope.errors import EditError, TokensError
 from scope.models.hooks import HookPoint
 from tests.steering.conftest import SITE
