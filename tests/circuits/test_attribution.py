@@ -39,7 +39,7 @@ def value(model, tokens, stream, a, b):
 
 
 def test_gradient_rows_are_gradient_times_part_and_add_up_to_gradient_times_stream(tiny_model, sae):
-    found = attribute(tiny_model, sae, PROMPT, 60, 70)
+    found = attribute(tiny_model, sae, PROMPT, 60, 70, method="gradient")
     tokens, x, latents, error = parts(tiny_model, sae)
     leaf = x.clone().requires_grad_(True)
     (grad,) = torch.autograd.grad(difference(tiny_model, tokens, leaf, 60, 70), leaf)
@@ -113,7 +113,7 @@ def test_on_a_model_that_is_linear_after_the_site_all_three_methods_agree(tiny_m
 
 
 def test_the_null_is_the_spread_of_random_directions_in_the_latents_place(tiny_model, sae):
-    found = attribute(tiny_model, sae, PROMPT, 60, 70)
+    found = attribute(tiny_model, sae, PROMPT, 60, 70, method="gradient")
     row = next(r for r in found.sorted() if r.latent is not None)
     tokens, x, latents, _ = parts(tiny_model, sae)
     leaf = x.clone().requires_grad_(True)
@@ -175,3 +175,15 @@ def test_what_cannot_be_attributed_is_refused(tiny_model, sae):
         attribute(tiny_model, sae, PROMPT, method="integrated", steps=0)
     with pytest.raises(TokensError):
         attribute(tiny_model, sae, "the dog runs to the river " * 40)
+
+
+def test_by_default_rows_add_up_to_the_logit_difference_and_the_fast_method_says_above_them_that_its_rows_do_not(
+    tiny_model, sae
+):
+    usual, fast = (attribute(tiny_model, sae, PROMPT, 60, 70, **how) for how in ({}, {"method": "gradient"}))
+    assert usual.method == "integrated"
+    assert sum(row.value for row in usual.rows) == pytest.approx(usual.logit_difference, abs=1e-3)
+    warning = f"not to the logit difference of {fast.logit_difference:+.3f}"
+    assert warning in str(fast).splitlines()[1]
+    assert warning in fast._repr_html_().partition("<table>")[0]
+    assert warning not in str(usual)

@@ -148,3 +148,14 @@ def test_ctrl_c_before_the_first_token_leaves_at_once(tiny_model, sae, units, mo
     monkeypatch.setattr("scope.steering.compare.steer.generate", press)
     with pytest.raises(KeyboardInterrupt):
         steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, strength_units=units)
+
+
+def test_a_replay_takes_the_other_latents_that_the_run_recorded_however_they_were_drawn(tiny_model, sae):
+    """Version 0.1.0 drew them with another random generator."""
+    run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", "other"), others={"other": [9]})
+    assert run.others == {"other": [9]}
+    drawn = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", "other"))
+    assert drawn.others != run.others
+    assert SteeringRun.from_json(run.to_json()).replay(tiny_model, sae).same_texts(run)
+    with pytest.raises(EditError, match="give one for each"):
+        steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", "other"), others={"other": [9, 8]})

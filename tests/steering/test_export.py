@@ -17,7 +17,7 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import read_sae
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.saved_runs import Runs
-from scope.steering.compare.steer import steer
+from scope.steering.compare.steer import SteeringRun, steer
 from scope.steering.compare.sweep import sweep
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, AtLeast, Cap, Clamp, Floor, ProjectOut, Scale, When
@@ -236,3 +236,11 @@ def test_a_damaged_run_is_told_apart_and_the_others_are_listed(run, tmp_path):
 def test_a_name_that_is_none_reaches_no_file(tmp_path, name):
     with pytest.raises(EditError, match="No saved run"):
         Runs(tmp_path).load(name)
+
+
+def test_a_saved_run_with_code_for_a_number_is_exported_as_text_that_does_nothing(run, place):
+    raw = json.loads(run.to_json())
+    raw["n"] = raw["control_seed"] = "__import__('os').abort()"
+    program = as_python(SteeringRun.from_json(json.dumps(raw)), [str(place / "dictionary")])
+    assert """n="__import__('os').abort()",""" in program
+    assert """control_seed="__import__('os').abort()",""" in program

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -150,3 +152,23 @@ def test_a_sweep_that_can_tell_nothing_is_refused(tiny_model, sae, message):
 def test_a_strength_of_a_sweep_that_is_no_number_is_refused(tiny_model, sae, units, strengths):
     with pytest.raises(EditError, match="A strength of the sweep is"):
         sweep(tiny_model, sae, Add(3, 0.5), ["the dog", "a cat"], strengths, strength_units=units)
+
+
+def test_the_summary_names_the_interval_after_the_difference_that_it_is_of(tiny_model, sae, units):
+    summary = sweep(tiny_model, sae, Add(3, 0.5), PROMPTS, [0.9], SHORT, strength_units=units).summary()
+    (low,), (high,) = (summary.loc[summary["measure"] == "kl", f"steered - random, {end}"] for end in ("low", "high"))
+    assert low < summary.set_index("measure").loc["kl", "steered - random"] < high
+    assert not [column for column in summary if column.startswith("random ")]
+
+
+def test_a_sweep_that_still_runs_says_nothing_of_the_best_strength(tiny_model, sae, units):
+    swept = sweep(
+        tiny_model, sae, Add(3, 0.5), PROMPTS, [0.3], SHORT, conditions=("plain", "steered", "random"), strength_units=units
+    )
+    assert "scores best" in swept.verdict()
+    running = replace(swept, waiting=3)
+    assert running.verdict() == "1 of 4 strengths are done; the best one is chosen when all are."
+    for shown in (str(running), running._repr_html_(), running.plot().layout.title.text or ""):
+        assert "best on" not in shown
+        assert "chosen:" not in shown
+    assert Sweep.from_json(running.to_json()).waiting == 0
