@@ -8,7 +8,7 @@ from scope.app.kit.plain import plain, show_line
 
 from scope.escape import visible_token
 
-METHODS = ("gradient", "integrated", "ablation")
+METHODS = ("integrated", "gradient", "ablation")
 
 _FORMS = {"value": "%.3g", "share": "percent", "quantile": "percent", "surprise": "%.1f"}
 _FORMS |= {"first": "percent", "second": "percent", "change": "%+.2f", "effect": "%+.3f", "null": "%.3f", "direct": "%+.3f"}
