@@ -46,14 +46,6 @@ def warn(old: str, new: str, depth: int = 3) -> None:
     warnings.warn(f"{old} is now {new}; the old name goes with the next version.", RenamedWarning, stacklevel=depth)
 
 
-def new_flags(argv: list[str]) -> list[str]:
-    """A command line with former flags replaced: `--old value` and `--old=value`."""
-    flags = [word.partition("=") for word in argv]
-    for old in dict.fromkeys(flag for flag, _, _ in flags if flag in FLAGS):
-        warn(old, FLAGS[old])
-    return [FLAGS.get(flag, flag) + equals + value for flag, equals, value in flags]
-
-
 def old_keywords(**names: str) -> Callable[[Callable], Callable]:
     """Decorates a function so that it takes its former keywords too: `old_keywords(arms="conditions")`."""
 

@@ -26,13 +26,6 @@ def test_what_never_existed_is_still_refused():
         importlib.import_module("scope.models.nothing")
 
 
-def test_an_old_flag_of_the_command_line_becomes_the_new_one():
-    with pytest.warns(renamed.RenamedWarning, match="--arms is now --conditions"):
-        assert renamed.new_flags(["--arms", "plain", "--arms=steered", "--n", "2"]) == [
-            *("--conditions", "plain", "--conditions=steered", "--n", "2")
-        ]
-
-
 def test_old_keywords_and_attributes_give_what_bears_the_new_names():
     class Run:
         conditions = ("plain",)

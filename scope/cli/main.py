@@ -89,9 +89,6 @@ def _parse(name: str, argv: list[str]):
     keep_freed_memory()
     import tyro
 
-    from scope.renamed import new_flags
-
-    argv = new_flags(argv)
     module = importlib.import_module(f"scope.cli.{name}")
     if hasattr(module, "flags"):
         given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv)

@@ -99,7 +99,7 @@ def print_run(run, console) -> None:
 
 
 def _text(condition, sample):
-    """A cell: what stands before the parting from plain dim, the rest as it is."""
+    """A cell: dim up to the first token that differs from plain."""
     from rich.text import Text
 
     from scope.escape import visible
