@@ -36,6 +36,9 @@ WHOLE = {
     "ablation": "the logit difference",
 }
 
+_CLOSE = 0.01
+"""Logits by which the rows of the integral may miss the logit difference before more points are tried."""
+
 
 def attribute(
     model: LanguageModel,
@@ -45,7 +48,7 @@ def attribute(
     other: str | int | None = None,
     *,
     method: str = "integrated",
-    steps: int = 32,
+    steps: int | None = None,
     exact: int = 32,
     nulls: int = 4,
     pack: Any = None,
@@ -54,9 +57,9 @@ def attribute(
 ) -> Attribution:
     """The rows of logit(token) - logit(other) after `prompt`; latents that are silent have none, for theirs would be 0.
 
-    Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral;
-    `exact` latents, those of the largest gradient rows, are ablated one by one, the rest together; `nulls` random directions a
-    latent are tried with "ablation". Labels come from `pack`.
+    Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral, by default
+    32, or up to 256 where the rows would not add up with fewer. `exact` latents, those of the largest gradient rows, are
+    ablated one by one, the rest together; `nulls` random directions a latent are tried with "ablation". Labels come from `pack`.
 
     Raises:
         EditError: an empty prompt, an unknown method.
@@ -73,21 +76,19 @@ def attribute(
     wanted, against = token_pair(model, log_p, log_p, token, other)
     parts = _Parts(sae, rest)
     difference = float(rest.difference(rest.x[None], wanted, against)[0])
+    whole = difference
     if method == "ablation":
         rows = _ablated(rest, parts, wanted, against, difference, exact, nulls, seed)
-    else:
-        points = [(1.0, 1.0)] if method == "gradient" else _gauss(steps)
-        base = parts.baseline()
-        grad = sum(w * rest.gradient(base + a * (rest.x - base), wanted, against) for a, w in points)
+    elif method == "gradient":
+        grad = rest.gradient(rest.x, wanted, against)
+        whole = float((grad * rest.x).sum())
         rows = _linear(parts, grad)
-        if method == "integrated":
-            start = float(rest.difference(base[None], wanted, against)[0])
-            rows = [row for row in rows if row.latent is not None or row.name == "error"]
-            rows.append(Row(name="at b_dec alone", value=start))
-        else:
-            rows.append(Row(name="bias", value=float((grad * parts.bias()).sum())))
-            rows.append(Row(name="special tokens", value=float((grad * parts.special()).sum())))
-    whole = float((grad * rest.x).sum()) if method == "gradient" else difference
+        rows.append(Row(name="bias", value=float((grad * parts.bias()).sum())))
+        rows.append(Row(name="special tokens", value=float((grad * parts.special()).sum())))
+    else:
+        start = float(rest.difference(parts.baseline()[None], wanted, against)[0])
+        grad = _mean_gradient(rest, parts.baseline(), wanted, against, difference - start, steps)
+        rows = [*_linear(parts, grad), Row(name="at b_dec alone", value=start)]
     gap = whole - sum(row.value for row in rows)
     return Attribution(
         prompt=prompt,
@@ -233,6 +234,15 @@ def _ablated(
         rows.append(Row(name=f"{len(together)} other latents", value=float(removed[1])))
     rows.append(Row(name="at b_dec alone", value=float(rest.difference(parts.baseline()[None], token, other)[0])))
     return [*rows, Row(name="only together", value=difference - sum(row.value for row in rows))]
+
+
+def _mean_gradient(rest: Rest, base: Tensor, token: int, other: int, rise: float, steps: int | None) -> Tensor:
+    """The gradient's mean on the line from `base` to x, so that its product with x - base is `rise`."""
+    for n in (32, 64, 128, 256) if steps is None else (steps,):
+        grad = sum(w * rest.gradient(base + a * (rest.x - base), token, other) for a, w in _gauss(n))
+        if abs(float((grad * (rest.x - base)).sum()) - rise) < _CLOSE:
+            break
+    return grad
 
 
 def _gauss(steps: int) -> list[tuple[float, float]]:

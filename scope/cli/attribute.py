@@ -7,9 +7,9 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Take a logit difference apart: a row for each latent, for the dictionary's error and for its bias; they add up.
+    """A logit difference as a sum over the residual stream: a row per latent, for the SAE's error and for its bias.
 
-    Every latent stands beside its null, what a random direction in its place comes to.
+    Every latent stands beside its null: the effect of a random direction in its place.
     """
 
     prompt: str
@@ -25,11 +25,11 @@ class Command:
     """The gradient's mean on the way from the dictionary's bias, times activation (adds up to the logit difference); the
     gradient at the prompt, times activation (fast, adds up to a linear reading only); ablating each latent alone (slow)."""
 
-    steps: int = 32
-    """Points of the integral."""
+    steps: int | None = None
+    """Points of the integral; by default 32, or up to 256 where the rows would not add up with fewer."""
 
     exact: int = 32
-    """Latents to take away one by one; the rest go together."""
+    """Latents to ablate one by one; the rest are ablated together."""
 
     sae: Path = Path("runs/demo/dictionary")
     """Dictionary: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""

@@ -169,6 +169,6 @@ def test_a_sweep_that_still_runs_says_nothing_of_the_best_strength(tiny_model, s
     running = replace(swept, waiting=3)
     assert running.verdict() == "1 of 4 strengths are done; the best one is chosen when all are."
     for shown in (str(running), running._repr_html_(), running.plot().layout.title.text or ""):
-        assert "best on" not in shown
+        assert "scores best" not in shown
         assert "chosen:" not in shown
     assert Sweep.from_json(running.to_json()).waiting == 0
