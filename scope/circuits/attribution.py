@@ -57,9 +57,10 @@ def attribute(
 ) -> Attribution:
     """The rows of logit(token) - logit(other) after `prompt`; latents that are silent have none, for theirs would be 0.
 
-    Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral, by default
-    32, or up to 256 where the rows would not add up with fewer. `exact` latents, those of the largest gradient rows, are
-    ablated one by one, the rest together; `nulls` random directions a latent are tried with "ablation". Labels come from `pack`.
+    Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral, by
+    default 32, or up to 256 where the rows would not add up with fewer. `exact` latents, those of the largest gradient rows,
+    are ablated one by one, the rest together; `nulls` random directions a latent are tried with "ablation". Labels come from
+    `pack`.
 
     Raises:
         EditError: an empty prompt, an unknown method.
