@@ -1,6 +1,6 @@
-"""Starts the server of the browser: on this machine only, nothing sent anywhere, with its own theme wherever it is started.
+"""Starts the app's server: for this machine only, without telemetry, with its own theme.
 
-Streamlit reads .streamlit/config.toml from the working directory alone, so every setting is given here.
+Streamlit reads .streamlit/config.toml from the working directory only, so all settings are passed here.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def options(port: int, browser: bool) -> dict[str, Any]:
-    """Streamlit's settings as it names them on its command line."""
+    """Streamlit's settings by their command-line names."""
     from scope.app.kit.palette import DARK, LIGHT
 
     settings: dict[str, Any] = {
@@ -34,7 +34,7 @@ def options(port: int, browser: bool) -> dict[str, Any]:
 
 
 def main(port: int, browser: bool) -> None:
-    """Serve until stopped. The packs come by the environment variable that `scope.app.serve.packs` names."""
+    """Serve until stopped. The environment variable `scope.app.serve.packs.PACKS` names the packs."""
     from streamlit.web import bootstrap
 
     script = str(Path(__file__).with_name("main.py"))

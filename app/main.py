@@ -1,4 +1,4 @@
-"""The frame around every page: which pages there are, which pack is shown, and how refusals look."""
+"""The script of the app: pages, the choice of a pack, and refusals."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from scope.errors import ScopeError
 
 
 def sidebar() -> None:
-    """The pack that is shown, and what it is."""
+    """The choice of a pack, and its main facts."""
     known, slug = list(packs.registry()), session.current()
     chosen = st.selectbox("Pack", known, index=known.index(slug), key=f"choose {slug}")
     if chosen != slug:
@@ -23,19 +23,19 @@ def sidebar() -> None:
 
 @st.fragment(run_every=2.0)
 def watch(slug: str) -> None:
-    """How far a pack is that is being built; the page opens by itself when it is whole."""
+    """Progress of a pack that is being built; the page opens when it is finished."""
     state = packs.building(slug)
     if state is None:
         st.rerun()
     else:
         done, total = state
         st.progress(min(done / total, 1.0), f"{done:,} of {total:,} tokens")
-        st.caption("This line renews itself. A pack is browsed when it is whole, so that no page shows half a count.")
+        st.caption("This page updates itself. A pack opens when it is complete, so that no page shows partial counts.")
 
 
 st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
 st.html(Path(__file__).with_name("frame.css"))
-# Without icons of their own: the tab would fetch a page's icon from a font server.
+# Pages without icons: the browser would fetch them from a font server.
 page = st.navigation(
     [
         st.Page("overview/page.py", title="Overview", default=True),
@@ -55,9 +55,9 @@ try:
     try:
         page.run()
     finally:
-        status.caption(plain(models.status()))  # the page may have loaded it
+        status.caption(plain(models.status()))  # the page may have loaded the model
 except ScopeError as refusal:
-    messages.refuse(refusal)
+    messages.show_refusal(refusal)
     if not packs.registry():
         demo.offer()
     slug = st.session_state.get("pack")

@@ -1,21 +1,18 @@
-"""What people say of a latent, written where it is read: its label, a star, a note, lists."""
+"""A reader's own label, star, note and lists of a latent."""
 
 import getpass
 import time
 
 import streamlit as st
-from scope.app.kit.messages import written
+from scope.app.kit.messages import try_to_write
 from scope.app.kit.plain import number, plain
 
 from scope.escape import visible_token
 from scope.features.pack.feature import Feature
 
-OWN = ("token statistics", "promoted tokens, weights and measured")
-"""Sources of the labels that come with a pack; all others were given by somebody."""
-
 
 def reader() -> str:
-    """Who writes: the name under which this machine knows the person."""
+    """The author of a label: the user name on this machine."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -23,7 +20,7 @@ def reader() -> str:
 
 
 def source(feature: Feature, label) -> str:
-    """Who gave the label, when, and how well it did: a line under the label."""
+    """The line under the label: who gave it, when, and its score."""
     row, who = feature.row, plain(feature.label_source)
     if label is None:
         return f"label from {who}, F1 {number(row.get('label_score'), '.2f')}"
@@ -34,32 +31,32 @@ def source(feature: Feature, label) -> str:
 
 
 def moment(made: float) -> str:
-    """A time as the reader's clock tells it."""
+    """A time of day and date, local."""
     return time.strftime("%-d %b %Y %H:%M", time.localtime(made))
 
 
 def label_editor(feature: Feature) -> None:
-    """The label as a field. Enter or Save keeps it; an empty one takes back what was given, so that the pack's own stands."""
+    """The label as a text field. Enter or Save keeps it; an empty label restores the pack's own."""
     store, key = feature.pack, f"label {feature.id}"
 
     def save() -> None:
         text = st.session_state[key]
         if text.strip() != feature.label:
-            written(lambda: store.notes.set_label(feature.id, text, "you", detail={"author": reader()}))
+            try_to_write(lambda: store.notes.set_label(feature.id, text, "you", detail={"author": reader()}))
         st.session_state.pop("editing", None)
 
     with st.form(f"edit {feature.id}", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(f"Label of #{feature.id}", feature.label, key=key, max_chars=500)
         st.form_submit_button("Save", icon=":material/check:", type="primary", on_click=save)
         st.form_submit_button("Cancel", on_click=lambda: st.session_state.pop("editing", None))
-    st.caption("Kept in the pack with your name and the time. An empty label brings back the pack's own.")
+    st.caption("Saved in the pack with your name and the time. An empty label restores the pack's own.")
 
 
 def star(feature: Feature, starred: bool) -> None:
-    """A button that sets or takes the star."""
+    """A button that sets or removes the star."""
 
     def turn() -> None:
-        written(lambda: feature.pack.notes.set_star(feature.id, not starred))
+        try_to_write(lambda: feature.pack.notes.set_star(feature.id, not starred))
 
     icon = ":material/star:" if not starred else ":material/heart_check:"
     st.button(
@@ -68,20 +65,20 @@ def star(feature: Feature, starred: bool) -> None:
 
 
 def note_and_lists(feature: Feature, note: str, lists: list[str]) -> None:
-    """A note in one's own words, and the lists that hold the latent. Both are kept as soon as the field is left."""
+    """A free note, and the lists that hold the latent. Both are saved when the field is left."""
     store, note_key, lists_key = feature.pack, f"note {feature.id}", f"lists {feature.id}"
 
     def keep_note() -> None:
-        written(lambda: store.notes.set_note(feature.id, st.session_state[note_key]))
+        try_to_write(lambda: store.notes.set_note(feature.id, st.session_state[note_key]))
 
     def keep_lists() -> None:
         wanted = {name.strip() for name in st.session_state[lists_key] if name.strip()}
         for name in wanted - set(lists):
-            written(lambda name=name: store.notes.add_to_list(name, [feature.id]))
+            try_to_write(lambda name=name: store.notes.add_to_list(name, [feature.id]))
         for name in set(lists) - wanted:
-            written(lambda name=name: store.notes.take_from_list(name, [feature.id]))
+            try_to_write(lambda name=name: store.notes.take_from_list(name, [feature.id]))
 
-    st.text_area("Note", note, key=note_key, on_change=keep_note, height=90, placeholder="What you make of it.")
+    st.text_area("Note", note, key=note_key, on_change=keep_note, height=90, placeholder="Your observations")
     st.multiselect(
         "Lists",
         sorted({*store.notes.lists(), *lists}),
@@ -90,5 +87,5 @@ def note_and_lists(feature: Feature, note: str, lists: list[str]) -> None:
         on_change=keep_lists,
         accept_new_options=True,
         format_func=visible_token,
-        placeholder="Put it on a list, or name a new one",
+        placeholder="Choose a list, or name a new one",
     )

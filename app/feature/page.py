@@ -1,33 +1,29 @@
-"""One latent: its numbers, what it writes, where it fired, what stands beside it, what people say of it, and your own texts."""
+"""The Feature page: one latent's numbers, promoted tokens, examples, related latents and notes, and the reader's own texts."""
 
 import numpy as np
 import streamlit as st
-from scope.app.feature import guess, notes, panels, reach
-from scope.app.feature import own_texts as tested
-from scope.app.feature import token_panel as at_token
+from scope.app.feature import examples, guess, notes, own_texts, panels, token_panel
 from scope.app.kit import messages
 from scope.app.kit.code import copy_as_python, heading, opening
-from scope.app.kit.keys import keys
-from scope.app.kit.keys import told as told_keys
+from scope.app.kit.keys import keys, keys_popover
 from scope.app.kit.plain import plain, show_line
-from scope.app.serve import facts as health
-from scope.app.serve import models, packs, session
+from scope.app.serve import models, pack_facts, packs, session
 
 from scope.errors import ScopeError
 from scope.features.labels.guess import draw_windows
 
 LONGEST = 160
-"""Glyphs of a label that its page's title shows; the rest is told on asking."""
+"""Most glyphs of a label in the title; its tooltip shows the rest."""
 
 store = session.pack()
 asked = session.asked_latent(store)
 if asked is None:
-    asked = next(iter(packs.once(store, "start here", lambda: health.start_here(store)).values()), 0)
+    asked = next(iter(packs.once(store, "start here", lambda: pack_facts.start_here(store)).values()), 0)
 feature = store[asked]
 session.remember(feature.id)
 python = opening(str(store.folder)) + f"feature = pack[{feature.id}]\n"
 with messages.guarded():
-    said = store.notes.about(feature.id)
+    note = store.notes.about(feature.id)
 
 order = session.results()
 place = order.index(feature.id) if feature.id in order else None
@@ -35,24 +31,24 @@ before, after = (feature.id - 1, feature.id + 1) if place is None else (place - 
 last = (store.d_sae if place is None else len(order)) - 1
 
 
-def turn(latent: int) -> None:
-    """Show another latent, called back before the one run that shows it; to go there would take two, the button's own first."""
+def show_latent(latent: int) -> None:
+    """Show another latent. As a callback it takes one run of the page; switching pages would take two."""
     st.query_params.from_dict(session.params(f=latent))
 
 
-def walk(to: int) -> None:
-    """Turn to a neighbour in the list, or to the next number without one."""
+def step_to(to: int) -> None:
+    """Show a neighbour in the list, or of its number without a list."""
     if 0 <= to <= last:
-        turn(to if place is None else order[to])
+        show_latent(to if place is None else order[to])
 
 
-def wander() -> None:
-    turn(store.random(np.random.default_rng()).id)
+def show_random() -> None:
+    show_latent(store.random(np.random.default_rng()).id)
 
 
 def on_key(name: str) -> None:
     if name in ("before", "after"):
-        walk(before if name == "before" else after)
+        step_to(before if name == "before" else after)
 
 
 def edit() -> None:
@@ -60,7 +56,7 @@ def edit() -> None:
 
 
 def on_example(action: str, text: str) -> None:
-    """What the buttons of an example do with its text."""
+    """Open an example's text on the Prompt page, or test it here."""
     if action == "prompt":
         session.go("prompt", text=text[:1500])
     st.session_state["text"], st.session_state["run"] = text, True
@@ -71,12 +67,12 @@ def on_example(action: str, text: str) -> None:
 editing = st.session_state.get("editing") == feature.id
 pressed = keys(
     {"ArrowLeft": "before", "ArrowRight": "after", "t": "focus Text to test"}
-    | {str(n): name for n, name in enumerate(panels.GROUPS, 1) if not feature.dead},
+    | {str(n): name for n, name in enumerate(examples.GROUPS, 1) if not feature.dead},
     key="keys",
     focus=f"Label of #{feature.id}" if editing else "",
     on_key=on_key,
 )
-if pressed in panels.GROUPS:
+if pressed in examples.GROUPS:
     st.session_state["group asked"] = pressed
 if editing:
     notes.label_editor(feature)
@@ -84,32 +80,31 @@ else:
     whole = plain(feature.label) if len(feature.label) > LONGEST else None
     st.title(f"\\#{feature.id}  {plain(show_line(feature.label, LONGEST))}", anchor=False, help=whole)
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-    st.caption(notes.source(feature, said.label), width="content")
+    st.caption(notes.source(feature, note.label), width="content")
     for flag in feature.flags:
         st.badge(plain(flag), color="orange" if flag in ("dead", "dense", "duplicate") else "gray")
     if place is not None:
         st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
 with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-    within = "Within the last list of latents" if place is not None else "The number before or after: no list was looked at"
+    within = "In the last list of latents" if place is not None else "By number, since no list was shown"
     for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
-        none, icon = not 0 <= to <= last, f":material/{icon}:"
-        st.button(name, key=name, icon=icon, shortcut=shortcut, disabled=none, help=within, on_click=walk, args=(to,))
-    told = "A living latent, each equally likely"
-    st.button("Random", icon=":material/casino:", shortcut="a", help=told, on_click=wander)
+        off, icon = not 0 <= to <= last, f":material/{icon}:"
+        st.button(name, key=name, icon=icon, shortcut=shortcut, disabled=off, help=within, on_click=step_to, args=(to,))
+    meaning = "A random living latent"
+    st.button("Random", icon=":material/casino:", shortcut="a", help=meaning, on_click=show_random)
     st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, disabled=editing)
-    notes.star(feature, said.starred)
+    notes.star(feature, note.starred)
     if st.button("Steer", icon=":material/explore:", shortcut="s"):
         session.go("steer", f=feature.id)
-    with st.popover("Link", icon=":material/link:", type="tertiary"):
-        st.code(session.address("feature", f=feature.id), language=None)
+    session.link_popover("feature", f=feature.id)
     copy_as_python(python + "feature  # in a notebook, its card", key="py feature")
-    told_keys()
-messages.refused()
+    keys_popover()
+messages.show_write_error()
 
 if feature.dead:
     st.info(
-        f"This latent did not fire in {store.n_tokens:,} tokens, so its density is below {feature.density_bound:.1e} "
-        "(95 % upper bound). What follows comes from its weights alone."
+        f"This latent did not fire in {store.n_tokens:,} tokens, so it fires on less than {feature.density_bound:.1e} of "
+        "tokens (95 % upper bound). What follows comes from its weights alone."
     )
     with messages.guarded():
         living = [j for j, _ in feature.neighbours if store.table["count"].iat[j] > 0][:3]
@@ -121,20 +116,20 @@ if feature.dead:
 else:
     panels.numbers(feature)
     with messages.guarded():
-        reach.counted(feature)
+        panels.counts_line(feature)
 
 
 @st.fragment
-def shown_examples() -> None:
+def draw_all_examples() -> None:
     with messages.guarded():
-        panels.examples(feature, on_example, lambda example, token: at_token.panel(feature, example, token))
+        examples.draw_examples(feature, on_example, lambda example, token: token_panel.token_panel(feature, example, token))
 
 
 @st.fragment
 def strengths_and_test() -> None:
-    """The histogram, and your own texts, the strongest of which is marked in it."""
+    """The histogram, and the reader's own texts, whose strongest value is marked in it."""
     kept = st.session_state.setdefault("tested", {}).setdefault((session.current(), feature.id), [])
-    above = st.container()  # filled when the texts are read: the strongest is marked in it
+    above = st.container()  # filled once the texts are read, to mark their strongest value
     heading("Test on your texts", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
     text = st.text_area(
         "Text to test",
@@ -144,31 +139,31 @@ def strengths_and_test() -> None:
         height=90,
     )
     with st.container(horizontal=True, vertical_alignment="center"):
-        help = "Runs the model; the first time it has to be loaded."
+        help = "Runs the model, which is loaded on first use."
         pressed = st.button("Read", icon=":material/play_arrow:", type="primary", help=help)
-        each = st.toggle("One text a line", True, key="each line", help=f"Up to {tested.AT_ONCE} at once.")
-    texts = tested.split(text or "", each)
-    if len(texts) > tested.AT_ONCE:
-        st.caption(f"{len(texts)} lines; the first {tested.AT_ONCE} are read.")
+        each = st.toggle("One text per line", True, key="each line", help=f"Up to {own_texts.AT_ONCE} at once.")
+    texts = own_texts.split(text or "", each)
+    if len(texts) > own_texts.AT_ONCE:
+        st.caption(f"{len(texts)} lines; the first {own_texts.AT_ONCE} are read.")
     if (pressed or st.session_state.pop("run", False)) and texts:
         try:
-            found = [tested.result(t, models.reading(store, t), feature.id) for t in texts[: tested.AT_ONCE]]
-            tested.keep(kept, found)
+            results = [own_texts.result(t, models.reading(store, t), feature.id) for t in texts[: own_texts.AT_ONCE]]
+            own_texts.keep(kept, results)
         except ScopeError as refusal:
-            messages.refuse(refusal)
+            messages.show_refusal(refusal)
     if not feature.dead:
         with above:
-            heading("How strongly", python + "edges, counts = feature.histogram", "py histogram")
+            heading("Activation histogram", python + "edges, counts = feature.histogram", "py histogram")
             with messages.guarded():
                 panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
     if kept:
-        chosen = tested.shown(feature, kept)
+        chosen = own_texts.draw_results(feature, kept)
         if chosen is not None:
             session.go("prompt", text=kept[chosen[1]]["text"][:1500])
 
 
 @st.fragment
-def beside() -> None:
+def related_latents() -> None:
     with messages.guarded():
         picked = panels.relations(feature)
         if picked is not None:
@@ -178,10 +173,10 @@ def beside() -> None:
 @st.fragment
 def over_vocabulary() -> None:
     with messages.guarded():
-        reach.over_vocabulary(feature)
+        panels.over_vocabulary(feature)
 
 
-heading("What it writes", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
+heading("Promoted tokens", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
 with messages.guarded():
     panels.output(feature)
     over_vocabulary()
@@ -189,22 +184,22 @@ with messages.guarded():
 wide, narrow = st.columns([5, 3], gap="medium")
 with wide:
     loop = 'for example in feature.examples("top", 12):\n    print(example.value, "".join(example.tokens))'
-    heading("Where it fired", python + loop, "py examples")
+    heading("Examples", python + loop, "py examples")
     if feature.dead:
-        st.caption("Nowhere in this pack.")
+        st.caption("It never fired in this pack.")
     else:
-        shown_examples()
+        draw_all_examples()
 with narrow:
     strengths_and_test()
-    heading("On which tokens", python + "feature.tokens", "py tokens")
+    heading("Tokens it fires on", python + "feature.tokens", "py tokens")
     with messages.guarded():
         panels.tokens(feature)
-    heading("What stands beside it", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
-    beside()
+    heading("Related latents", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
+    related_latents()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
-    notes.note_and_lists(feature, said.note, said.lists)
+    notes.note_and_lists(feature, note.note, note.lists)
     if not feature.dead:
         lines = "from scope.features.labels.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
-        meaning = "What the label is worth to a person: a detection score of your own."
-        heading("Guess game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)
-        guess.game(feature, said.guessed, draw_windows)
+        meaning = "Your own detection score of the label."
+        heading("Guessing game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)
+        guess.game(feature, note.guessed, draw_windows)

@@ -1,4 +1,4 @@
-"""The table of latents: searching, narrowing, sorting, and what each column shows."""
+"""The list of latents: searching, filtering, sorting, and the columns of its table."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -16,7 +16,7 @@ from scope.features.face import Pack
 from scope.features.pack.index import Index
 
 MODES = ("anything", "label", "fires on", "promotes", "numbers")
-"""What a search looks through; these words stand in the address, as those of SORTS do."""
+"""What a search looks through. These words and those of SORTS stand in addresses."""
 
 SORTS = {
     "best match": "",
@@ -32,19 +32,19 @@ SORTS = {
 """Column of the table by its name on the page."""
 
 FILTERS = ("dead", "rare", "single-token", "duplicate")
-"""Flags that can be hidden; dense latents have a choice of their own, which the Prompt page shares."""
+"""Flags that can be hidden; dense latents have a setting of their own, shared with the Prompt page."""
 ONLY = ("starred", "labelled", "unlabelled", "output")
-"""What a list may be narrowed to, beside the lists that people made."""
+"""What a list can be restricted to, besides the lists that readers made."""
 LEAST = {"Largest activation": "max", "Output score": "out_score", "Label's score": "label_score"}
-"""Figures that may be asked to be at least so large, by their names on the page."""
+"""Columns with a lower bound, by their names on the page."""
 WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, DENSE: {"dense": True}}
-WIDE |= {"Density": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
+WIDE |= {"Firing frequency": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
 WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
-"""What state opens each filter wide."""
+"""By filter, the state that lets every latent through."""
 
 
-def found(store: Pack, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
-    """Ids that match, the best first, and columns that only this search gives.
+def search(store: Pack, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:
+    """Ids that match, the best first, and the columns that only this search gives.
 
     Raises:
         PackError: no such token, or a number that is none of this pack's.
@@ -68,7 +68,7 @@ def numbers(store: Pack, words: str) -> np.ndarray:
     for part in re.split(r"[\s,;]+", words.strip(" ,;")):
         match = re.fullmatch(r"#?(\d{1,12})(?:-(\d{1,12}))?", part)
         if not match:
-            raise PackError(f"{part!r} is no number of a latent. Give numbers and ranges, such as: 3, 17, 40-45")
+            raise PackError(f"{part!r} is not the number of a latent. Give numbers and ranges, such as: 3, 17, 40-45")
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= store.d_sae:
             raise PackError(f"{part} is not within this pack: its latents run from 0 to {store.d_sae - 1:,}.")
@@ -76,8 +76,8 @@ def numbers(store: Pack, words: str) -> np.ndarray:
     return np.array(list(dict.fromkeys(ids)), int)
 
 
-def only_these(store: Pack, names: Sequence[str]) -> np.ndarray:
-    """[d_sae] latents that are all that is asked: starred, labelled by somebody, flagged as output, on a list of this name."""
+def restricted(store: Pack, names: Sequence[str]) -> np.ndarray:
+    """[d_sae] mask of latents that meet all of: starred, labelled by a reader, flagged as output, on a list of this name."""
     kept, n = np.ones(store.d_sae, bool), store.d_sae
     lists = store.notes.lists() if any(name.startswith(LIST) for name in names) else {}
     for name in names:
@@ -99,7 +99,7 @@ def _marked(latents: Iterable[int], n: int) -> np.ndarray:
     return mask
 
 
-def survivors(
+def filter_masks(
     index: Index,
     hidden: Sequence[str],
     span: tuple[float, float],
@@ -107,13 +107,13 @@ def survivors(
     least: Mapping[str, float | None] = MappingProxyType({}),
     only: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Per filter, which latents it leaves; a filter that is wide open is left out.
+    """By filter, which latents it keeps; a filter that keeps all is left out.
 
     Args:
-        span: powers of ten between which the density lies.
+        span: log10 of the lowest and highest density.
         share: largest share of the top token.
-        least: smallest values by column; latents without the figure are left out by it.
-        only: which latents are left by what people said of them.
+        least: smallest values by column; latents without a value are dropped.
+        only: mask of the latents that readers' notes keep.
     """
     density, left = index.column("density"), {}
     if hidden:
@@ -122,7 +122,7 @@ def survivors(
         left["Only"] = only
     if span[0] > -7 or span[1] < 0:
         low, high = (0.0 if span[0] <= -7 else 10 ** span[0]), 10 ** span[1]
-        left["Density"] = (density >= low) & (density <= high * (1 + 1e-9))
+        left["Firing frequency"] = (density >= low) & (density <= high * (1 + 1e-9))
     if share < 1:
         left["Top token's share"] = index.column("top_token_share") <= share + 1e-9
     for name, column in LEAST.items():
@@ -131,24 +131,24 @@ def survivors(
     return left
 
 
-def narrowed(masks: dict[str, np.ndarray], n: int, without: str = "") -> np.ndarray:
-    """[n] which latents all filters leave, or all but one of them."""
+def combined(masks: dict[str, np.ndarray], n: int, without: str = "") -> np.ndarray:
+    """[n] mask of the latents that all filters keep, or all filters but one."""
     return np.logical_and.reduce([np.ones(n, bool), *(mask for name, mask in masks.items() if name != without)])
 
 
-def shown(index: Index, ids: np.ndarray, keep: np.ndarray, sort: str, rising: bool) -> np.ndarray:
-    """Those of `ids` that are kept, in the order asked for; latents without the figure come last either way."""
+def ordered(index: Index, ids: np.ndarray, keep: np.ndarray, sort: str, ascending: bool) -> np.ndarray:
+    """Those of `ids` that are kept, sorted; latents without a value come last either way."""
     if not sort:
         ids = ids[keep[ids]]
-        return ids[::-1] if rising else ids
+        return ids[::-1] if ascending else ids
     if len(ids) < len(keep):
         keep = keep & np.isin(np.arange(len(keep)), ids)
-    order = index.order(sort, rising)
+    order = index.order(sort, ascending)
     return order[keep[order]]
 
 
 class COLUMNS:
-    """What the table shows of each latent."""
+    """The columns of the table."""
 
     @staticmethod
     def rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
@@ -182,27 +182,29 @@ class COLUMNS:
         config["id"] = number("latent", format="%d", width=70)
         config["label"] = st.column_config.TextColumn("label", width="medium")
         config["density"] = st.column_config.ProgressColumn(
-            "density, log10",
+            "firing frequency, log10",
             format="%.2f",
             min_value=-7.0,
             max_value=0.0,
             width=120,
-            help="Share of tokens on which it fires, as a power of ten.",
+            help="log10 of the share of tokens on which it fires.",
         )
-        config["p99"] = number("p99", format="%.3g", help="All but a hundredth of its firings are weaker; within 9 %.")
+        config["p99"] = number("p99", format="%.3g", help="99th percentile of its activations when it fires; within 9 %.")
         config["max"] = number("max", format="%.3g", help="Largest activation.")
-        config["share"] = number("its share", format="percent", help="Share of the firings that are on the top token.")
+        config["share"] = number("top token's share", format="percent", help="Share of its firings that are on the top token.")
         config["star"] = st.column_config.TextColumn("", width=30)
         config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
         config["promotes"] = st.column_config.ListColumn(
             "promotes", help="By weights, through the final norm's gain.", width="medium"
         )
         config["output score"] = number(
-            format="%+.3f", help="Measured rise of its promoted tokens' probability when it is added."
+            format="%+.3f", help="Measured rise of its promoted tokens' probability when the latent is added."
         )
         config["p_fires_given_token"] = number("fires on it", format="percent", help="P(fires | this token).")
         config["p_token_given_fires"] = number("of its firings", format="percent", help="P(this token | it fires).")
-        config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when it fires.")
-        config["logit"] = number("logit", format="%+.2f", help="How far it raises this token's logit, by weights.")
-        config["measured"] = number("measured rise", format="%+.4f", help="Rise of this token's probability when it was added.")
+        config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when the latent fires.")
+        config["logit"] = number("logit", format="%+.2f", help="Rise of this token's logit, by weights.")
+        config["measured"] = number(
+            "measured rise", format="%+.4f", help="Measured rise of this token's probability when the latent is added."
+        )
         return {name: column for name, column in config.items() if name in rows}

@@ -1,26 +1,11 @@
-"""All latents in a table: found by words, tokens or numbers, narrowed, sorted, opened, compared, listed, exported."""
+"""The Features page: search, filter and sort all latents; as a table, scatter plot, map or side by side; export."""
 
 import shlex
 
 import numpy as np
 import pandas as pd
 import streamlit as st
-from scope.app.features import atlas, compare, listing
-from scope.app.features.listing import (
-    COLUMNS,
-    DENSE,
-    FILTERS,
-    LEAST,
-    LIST,
-    MODES,
-    ONLY,
-    SORTS,
-    WIDE,
-    found,
-    narrowed,
-    shown,
-    survivors,
-)
+from scope.app.features import listing, views
 from scope.app.kit import figures, messages
 from scope.app.kit.code import copy_as_python, opening
 from scope.app.kit.plain import plain
@@ -30,61 +15,64 @@ from scope.errors import PackError, ScopeError
 from scope.escape import visible_token
 
 ROWS = 100
-LEASTS = tuple(f"least {column}" for column in LEAST.values())
+LEASTS = tuple(f"least {column}" for column in listing.LEAST.values())
 CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", *LEASTS)
-AXES = (("Across", "x", "density"), ("Up", "y", "max"))
+FREQUENCY = "Share of tokens on which a latent fires: -2 is 1 %, -4 is 0.01 %."
+AXES = (("Horizontal axis", "x", "density"), ("Vertical axis", "y", "max"))
 
 store = session.pack()
 table = store.table
 
 if not any(key in st.query_params for key in CONTROLS):
-    for key, value in st.session_state.get("asked", {}).items():  # coming back finds the list as it was left
+    for key, value in st.session_state.get("list controls", {}).items():  # restores the list of the last visit
         st.session_state.setdefault(key, value)
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:") or ""
-    mode = st.selectbox("in", MODES, key="in", bind="query-params", width=150)
-    sort = st.selectbox("Sort by", list(SORTS), key="sort", bind="query-params", width=180)
-    rising = st.toggle("Rising", key="rising", bind="query-params")
-    dense = session.dense_too(store, at_first=True)
+    mode = st.selectbox("in", listing.MODES, key="in", bind="query-params", width=150)
+    sort = st.selectbox("Sort by", list(listing.SORTS), key="sort", bind="query-params", width=180)
+    ascending = st.toggle("Ascending", key="rising", bind="query-params")
+    dense = session.include_dense(store, at_first=True)
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    flags = "What the flags mean stands in the pack's table: scope.features.pack.table"
-    hidden = st.multiselect("Hide", list(FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
-    lists = [LIST + name for name in store.notes.lists()]
+    flags = "The Health page says what each flag means, and how many latents carry it."
+    hidden = st.multiselect("Hide", list(listing.FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
+    lists = [listing.LIST + name for name in store.notes.lists()]
     only = st.multiselect(
-        "Only", [*ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
+        "Only", [*listing.ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
     )
-    span = st.slider("Density, powers of ten", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=240)
+    span = st.slider(
+        "Firing frequency, log10", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=240, help=FREQUENCY
+    )
     with st.popover("More", icon=":material/filter_alt:"):
         share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")
         least = {
             column: st.number_input(f"{name} at least", value=None, key=f"least {column}", bind="query-params")
-            for name, column in LEAST.items()
+            for name, column in listing.LEAST.items()
         }
 by_weights = False
 if mode == "promotes":
-    told = "Ranks all latents by the model's own weights, not only those that have the token among their ten. Loads the model."
-    by_weights = st.toggle("All latents, by the live weights", key="live", bind="query-params", help=told)
+    meaning = "Ranks all latents by the model's weights, not only those with the token among their top ten. Loads the model."
+    by_weights = st.toggle("Rank all latents by weights", key="live", bind="query-params", help=meaning)
 
 try:
     if by_weights and words.strip():
-        with models.live(store) as (model, sae):
+        with models.in_turn(store) as (model, sae):
             from scope.features.reading.unembedding import promotes_by_weights  # needs torch, which browsing does not
 
-            beside = promotes_by_weights(store, words, model, sae)
-        hits = beside.index.to_numpy()
+            extra = promotes_by_weights(store, words, model, sae)
+        hits = extra.index.to_numpy()
     else:
-        hits, beside = found(store, words, mode)
+        hits, extra = listing.search(store, words, mode)
 except PackError as refusal:
     st.info(plain(refusal))
-    hits, beside = np.empty(0, int), pd.DataFrame()
+    hits, extra = np.empty(0, int), pd.DataFrame()
 except ScopeError as refusal:
-    messages.refuse(refusal)
-    hits, beside = np.empty(0, int), pd.DataFrame()
-masks = survivors(store.index, hidden, span, share, least, listing.only_these(store, only) if only else None)
+    messages.show_refusal(refusal)
+    hits, extra = np.empty(0, int), pd.DataFrame()
+masks = listing.filter_masks(store.index, hidden, span, share, least, listing.restricted(store, only) if only else None)
 if not dense:
-    masks[DENSE] = ~store.index.flagged(("dense",))
-latents = shown(store.index, hits, narrowed(masks, store.d_sae), SORTS[sort], rising)
+    masks[session.DENSE] = ~store.index.flagged(("dense",))
+latents = listing.ordered(store.index, hits, listing.combined(masks, store.d_sae), listing.SORTS[sort], ascending)
 
 
 def open_latent(latent: int) -> None:
@@ -103,82 +91,80 @@ with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
         key="view",
         bind="query-params",
     )
-    told = "One of these, each equally likely."
-    if st.button("Random", icon=":material/casino:", disabled=not len(latents), help=told, shortcut="a"):
+    meaning = "A random latent of this list."
+    if st.button("Random", icon=":material/casino:", disabled=not len(latents), help=meaning, shortcut="a"):
         open_latent(int(np.random.default_rng().choice(latents)))
     if len(latents):
-        downloads.offered(store, latents)
+        downloads.export_menu(store, latents)
     calls = {"anything": "find", "fires on": "fires_on", "promotes": "promotes"}
-    asked = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
+    code = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
     if look == "Map":
-        asked = "pack.map  # [d_sae 2]; what it is worth: pack.manifest['map']"
+        code = "pack.map  # [d_sae 2]; how faithful it is: pack.manifest['map']"
     if look == "Compare" and st.query_params.get("ids", "").strip():
-        asked = f"[pack[int(i)] for i in {st.query_params['ids']!r}.split(',')]  # in a notebook, their cards"
-    copy_as_python(opening(str(store.folder)) + asked, key="py table")
-    with st.popover("Link", icon=":material/link:", type="tertiary"):
-        st.code(
-            session.address("features", **{k: v for k, v in st.query_params.to_dict().items() if k != "pack"}), language=None
-        )
-messages.refused()
+        code = f"[pack[int(i)] for i in {st.query_params['ids']!r}.split(',')]  # in a notebook, their cards"
+    copy_as_python(opening(str(store.folder)) + code, key="py table")
+    session.link_popover("features", **{k: v for k, v in st.query_params.to_dict().items() if k != "pack"})
+messages.show_write_error()
 if words.strip() and not dense and len(latents):
-    beyond = int(narrowed(masks, store.d_sae, without=DENSE)[hits].sum()) - len(latents)
-    if beyond:
-        st.caption(f"{beyond:,} more that fire very often are found too: “{DENSE}” shows them.")
+    hidden_dense = int(listing.combined(masks, store.d_sae, without=session.DENSE)[hits].sum()) - len(latents)
+    if hidden_dense:
+        st.caption(f"{hidden_dense:,} dense latents match too: “{session.DENSE}” shows them.")
 
-st.session_state["asked"] = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
+st.session_state["list controls"] = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
 
 if not len(latents) and len(hits):
-    without = {name: int(narrowed(masks, store.d_sae, without=name)[hits].sum()) for name in masks}
+    without = {name: int(listing.combined(masks, store.d_sae, without=name)[hits].sum()) for name in masks}
     name, back = max(without.items(), key=lambda item: item[1])
     if back:
-        st.info(f"The filters leave nothing of {len(hits):,} found. Without “{name}” {back:,} would be shown.")
-        st.button(f"Drop “{name}”", on_click=lambda: st.session_state.update(WIDE[name]))
+        st.info(f"The filters hide all {len(hits):,} matches. Without “{name}”, {back:,} would be shown.")
+        st.button(f"Drop “{name}”", on_click=lambda: st.session_state.update(listing.WIDE[name]))
     else:
-        st.info(f"The filters leave nothing of {len(hits):,} found, and it takes more than one of them to do so.")
-        wide = {key: value for name in masks for key, value in WIDE[name].items()}
+        st.info(f"The filters together hide all {len(hits):,} matches; dropping one of them is not enough.")
+        wide = {key: value for name in masks for key, value in listing.WIDE[name].items()}
         st.button("Drop all filters", on_click=lambda: st.session_state.update(wide))
 elif not len(latents) and words.strip():
-    st.info("Nothing found. A word may be split into several tokens; try a part of it. “Anything” is the widest search.")
+    st.info("No latent matches. A word may be split into several tokens: try a part of it. “anything” is the widest search.")
 
 
 def actions(chosen: list[int]) -> None:
-    """What can be done with the rows that are ticked."""
+    """Buttons for the ticked rows."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{len(chosen)}** ticked", width="content")
         if st.button("Steer these", icon=":material/explore:"):
             session.steer_these(chosen)
-        few = len(chosen) <= compare.MOST
-        told = None if few else f"At most {compare.MOST} stand side by side."
+        few = len(chosen) <= views.MOST_COMPARED
+        limit = None if few else f"At most {views.MOST_COMPARED} latents can be compared."
 
-        def beside_one_another() -> None:  # going to the page on which one is would drop what its controls hold
+        def compare() -> None:  # switching to the current page would lose the values of its controls
             st.query_params["ids"] = ",".join(map(str, chosen))
             st.session_state["view"] = "Compare"
 
-        st.button("Compare these", icon=":material/compare_arrows:", disabled=not few, help=told, on_click=beside_one_another)
+        st.button("Compare these", icon=":material/compare_arrows:", disabled=not few, help=limit, on_click=compare)
         with st.popover("Add to list", icon=":material/playlist_add:"):
             st.text_input("Name of the list", key="list name", placeholder="to look at again")
 
             def add() -> None:
-                messages.written(lambda: store.notes.add_to_list(st.session_state["list name"], chosen))
+                messages.try_to_write(lambda: store.notes.add_to_list(st.session_state["list name"], chosen))
 
             st.button("Add", on_click=add, type="primary")
 
 
-def on_map() -> None:
-    """Where the latents of the list lie among all."""
+def draw_map() -> None:
+    """The latents of the list on the map of all latents."""
     places = store.map
     if places is None:
-        st.info("No map lies in this pack: it was made before there were maps, or without one. This makes it, in place:")
+        st.info("This pack holds no map. This command adds one:")
         st.code(f"scope map {shlex.quote(str(store.folder))}", language=None)
         return
-    behind = packs.once(store, "map behind", lambda: atlas.background(store, places))
-    n, figure = packs.lately(store, "map", latents, lambda: atlas.drawn(store, places, behind, latents))
-    told = f"{n:,} of {len(latents):,} latents" + (f" among {len(behind):,} living ones, grey" if n < len(behind) else "")
+    background = packs.once(store, "map behind", lambda: views.map_background(store, places))
+    n, figure = packs.cached_recently(store, "map", latents, lambda: views.map_figure(store, places, background, latents))
+    drawn = f"{n:,} of {len(latents):,} latents"
+    drawn += f" among {len(background):,} living latents, grey" if n < len(background) else ""
     picked = st.plotly_chart(
-        figure, config={"scrollZoom": True}, key="map", on_select="rerun", selection_mode="points", alt=f"{told}, on a map"
+        figure, config={"scrollZoom": True}, key="map", on_select="rerun", selection_mode="points", alt=f"{drawn}, on a map"
     )
-    st.caption(f"{told}. Click a point to open it; the wheel zooms.")
-    st.caption(atlas.worth(store.manifest.get("map", {})))
+    st.caption(f"{drawn}. Click a point to open it; the wheel zooms.")
+    st.caption(views.map_fidelity(store.manifest.get("map", {})))
     opened = next((point["customdata"] for point in picked.selection.points if "customdata" in point), None)
     if opened is not None:
         open_latent(int(opened))
@@ -186,33 +172,33 @@ def on_map() -> None:
 
 if look == "Compare":
     try:
-        given = st.query_params.get("ids", "").strip()
-        ids = listing.numbers(store, given).tolist()[: compare.MOST] if given else []
+        text = st.query_params.get("ids", "").strip()
+        ids = listing.numbers(store, text).tolist()[: views.MOST_COMPARED] if text else []
     except PackError as refusal:
         st.info(plain(refusal))
         ids = []
     if not ids:
         st.caption("Tick up to four rows of the table and press “Compare these”.")
     else:
-        compare.figures(store, ids)
+        views.comparison_table(store, ids)
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.caption(plain(compare.shared(store, ids)), width="content")
+            st.caption(plain(views.in_common(store, ids)), width="content")
             if st.button("Steer these", icon=":material/explore:"):
                 session.steer_these(ids)
-        chosen = compare.side_by_side(store, ids)
+        chosen = views.side_by_side(store, ids)
         if chosen is not None:
             session.keep_results(ids)
             session.go("feature", f=chosen)
 elif len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)
     page = st.pagination(pages, key="page") if pages > 1 else 1
-    here = latents[(page - 1) * ROWS : page * ROWS]
-    rows = COLUMNS.rows(store, here, beside, set(store.notes.starred()))
+    on_page = latents[(page - 1) * ROWS : page * ROWS]
+    rows = listing.COLUMNS.rows(store, on_page, extra, set(store.notes.starred()))
     above = st.container()
     picked = st.dataframe(
         rows,
         hide_index=True,
-        column_config=COLUMNS.config(rows),
+        column_config=listing.COLUMNS.config(rows),
         on_select="rerun",
         selection_mode=["multi-row", "single-cell"],
         key=f"table {session.current()} {page} {len(latents)}",
@@ -220,21 +206,21 @@ elif len(latents) and look == "Table":
         alt=f"{len(rows)} latents; a click on a cell opens one, boxes at the left choose several",
     ).selection
     if picked.cells:
-        open_latent(int(here[picked.cells[0][0]]))
+        open_latent(int(on_page[picked.cells[0][0]]))
     with above:
         if picked.rows:
-            actions([int(here[n]) for n in picked.rows])
+            actions([int(on_page[n]) for n in picked.rows])
         else:
-            st.caption("Click a cell to open a latent; tick rows to steer, compare or list several.")
+            st.caption("Click a cell to open a latent; tick rows to steer with, compare or list several.")
 elif len(latents) and look == "Map":
     with messages.guarded():
-        on_map()
+        draw_map()
 elif len(latents):
-    axes = [name for name, column in SORTS.items() if column]
+    axes = [name for name, column in listing.SORTS.items() if column]
     with st.container(horizontal=True):
         names = [st.selectbox(name, axes, index=axes.index(first), key=key, bind="query-params") for name, key, first in AXES]
-    x, y = (SORTS[name] for name in names)
-    drawn, figure = packs.lately(
+    x, y = (listing.SORTS[name] for name in names)
+    drawn, figure = packs.cached_recently(
         store, f"{x} {y}", latents, lambda: figures.chosen(store.index, table["label"], latents, (x, y), names)
     )
     picked = st.plotly_chart(figure, key="points", on_select="rerun", selection_mode="points", alt=f"{drawn:,} latents")

@@ -1,4 +1,4 @@
-"""What a dictionary's scores leave out: how they go with the position, how its latents are counted, and how all was made."""
+"""Panels of the Health page: scores by position, flags counted, training curves, spreads, the certificate."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
-from scope.app.kit.plain import number, plain
-from scope.app.serve.facts import evaluation
+from scope.app.kit.plain import number, plain, short
+from scope.app.serve.pack_facts import dead_share, evaluation, flag_limits, sae_scores
 
 from scope.features.face import Pack
 
@@ -15,11 +15,11 @@ POSITIONS = (("FVU", "fvu"), ("L0", "l0"), ("delta loss, nats", "delta_loss"))
 
 
 def positions(store: Pack) -> None:
-    """Scores by position in the context, with intervals; a report without them says which command makes one."""
+    """Scores by position in the context, with intervals; without them, the command that measures them."""
     report = evaluation(store)
     rows = (report or {}).get("positions") or []
     if not rows:
-        st.caption("Scores by position are not in this pack's report. This makes a report that has them:")
+        st.caption("This pack's report has no scores by position. This command makes a report with them:")
         st.code("scope evaluate DICTIONARY --model MODEL", language=None)
         return
     for column, (name, key) in zip(st.columns(3), POSITIONS, strict=True):
@@ -30,17 +30,15 @@ def positions(store: Pack) -> None:
 
 
 def counts(store: Pack) -> pd.DataFrame:
-    """How many latents are dead, rare, dense and alike, from the pack's own table: number, share, and what it means."""
-    index, limits = store.index, store.manifest.get("flags") or {}
-    density, fired, n = index.column("density"), index.column("count"), max(store.d_sae, 1)
-    rare, dense, alike = int(limits.get("rare", 10)), float(limits.get("dense", 0.1)), float(limits.get("duplicate", 0.9))
+    """How many latents carry each flag: number, share and meaning."""
+    index, limits, bound = store.index, flag_limits(store), store[0].density_bound
     rows = [
-        ("dead", fired == 0, f"silent in {store.n_tokens:,} tokens: density below {3 / max(store.n_tokens, 1):.1e} (95 %)"),
-        ("rare", (fired > 0) & (fired < rare), f"fewer than {rare} firings: too few to say what one means"),
-        ("above 1 %", density > 0.01, "fire on more than a hundredth of all tokens"),
-        ("dense", density >= dense, f"fire on {figures.percent(dense)} of all tokens or more"),
+        ("dead", index.flagged(("dead",)), f"silent in {store.n_tokens:,} tokens: density below {bound:.1e} (95 %)"),
+        ("rare", index.flagged(("rare",)), f"fewer than {limits.rare} firings: too few to say what one means"),
+        ("above 1 %", index.column("density") > 0.01, "fire on more than a hundredth of all tokens"),
+        ("dense", index.flagged(("dense",)), f"fire on {figures.percent(limits.dense)} of all tokens or more"),
         ("single-token", index.flagged(("single-token",)), "fire on one token almost alone"),
-        ("duplicate", index.column("nearest_cos") >= alike, f"another latent's direction within cosine {alike:g}"),
+        ("duplicate", index.flagged(("duplicate",)), f"another latent's direction within cosine {limits.duplicate:g}"),
         (
             "output",
             index.flagged(("output",)),
@@ -49,24 +47,24 @@ def counts(store: Pack) -> pd.DataFrame:
     ]
     return pd.DataFrame(
         [
-            {"latents": name, "n": int(mask.sum()), "share": float(mask.sum() / n), "meaning": meaning}
+            {"latents": name, "n": int(mask.sum()), "share": float(mask.mean()), "meaning": meaning}
             for name, mask, meaning in rows
         ]
     )
 
 
 def latents(store: Pack, counted: pd.DataFrame) -> None:
-    """The counts, and how many fire on a token."""
+    """The counts, and how many latents fire per token."""
     config = {"share": st.column_config.NumberColumn(format="percent"), "n": st.column_config.NumberColumn(format="localized")}
-    st.dataframe(counted, hide_index=True, column_config=config, key="latents counted", alt="Latents by what ails them")
-    own = ((evaluation(store) or {}).get("arms") or {}).get("sae") or {}
-    told = [f"L0: mean {number(own.get('l0'), '.1f')}"] if own else []
-    told += [f"{name} {number(own[key], '.0f')}" for name, key in (("median", "l0_median"), ("p95", "l0_p95")) if key in own]
+    st.dataframe(counted, hide_index=True, column_config=config, key="latents counted", alt="Latents by flag")
+    own = sae_scores(store)
+    parts = [f"L0: mean {number(own.get('l0'), '.1f')}"] if own else []
+    parts += [f"{name} {number(own[key], '.0f')}" for name, key in (("median", "l0_median"), ("p95", "l0_p95")) if key in own]
     whole = own.get("with_bos") or {}
-    parts = [f"{SCORED[key]} {number(whole[key], '.3f')}" for key in SCORED if isinstance(whole.get(key), int | float)]
-    told += [f"with <bos> counted: {', '.join(parts)}"] if parts else []
-    if told:
-        st.caption(plain("; ".join(told) + "."))
+    with_bos = [f"{SCORED[key]} {number(whole[key], '.3f')}" for key in SCORED if isinstance(whole.get(key), int | float)]
+    parts += [f"with <bos> counted: {', '.join(with_bos)}"] if with_bos else []
+    if parts:
+        st.caption(plain("; ".join(parts) + "."))
 
 
 SCORED = {"fvu": "FVU", "fvu_per_token": "FVU, mean over tokens", "delta_loss": "delta loss", "l0": "L0"}
@@ -77,20 +75,104 @@ def norms(store: Pack) -> tuple[np.ndarray, np.ndarray]:
     values = store.index.column("dec_norm")
     values = values[np.isfinite(values)]
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if high - low < 1e-6 * max(high, 1e-12):  # all alike: one bar about their norm
+    if high - low < 1e-6 * max(high, 1e-12):  # all equal: one bar around their norm
         low, high = 0.9 * low, 1.1 * high + 1e-12
     edges = np.linspace(low, high, 41)
     return edges, np.histogram(values, edges)[0]
 
 
-def made(store: Pack) -> dict[str, Any]:
-    """Config and environment of the dictionary, the evaluation and the pack."""
-    provenance = store.manifest["dictionary"].get("provenance") or {}
+def provenance(store: Pack) -> dict[str, Any]:
+    """Config and versions of the SAE's training, the evaluation and the pack."""
+    trained = store.manifest["dictionary"].get("provenance") or {}
     report = evaluation(store) or {}
     return {
-        "training": provenance.get("training"),
-        "recording": (provenance.get("recording") or {}).get("config"),
-        "versions": provenance.get("versions"),
+        "training": trained.get("training"),
+        "recording": (trained.get("recording") or {}).get("config"),
+        "versions": trained.get("versions"),
         "evaluation": {k: v for k, v in (report.get("provenance") or {}).items() if k in ("config", "rule", "text")} or None,
         "pack": {"config": store.manifest.get("config"), "made": store.manifest.get("made")},
     }
+
+
+def text_counts(report: dict[str, Any]) -> str:
+    """On how much text a report was measured, and the rule for which tokens count."""
+    counts, made = report.get("counted", {}), report.get("provenance", {})
+    parts = [f"{counts[name]:,} {name}" for name in ("documents", "contexts", "tokens") if name in counts]
+    return "; ".join([", ".join(parts), *(str(made[name]) for name in ("rule",) if name in made)])
+
+
+def point(store: Pack) -> tuple[float, float] | None:
+    """(L0, FVU) of the evaluation in a pack; None without one."""
+    own = sae_scores(store)
+    return None if own.get("l0") is None or own.get("fvu") is None else (float(own["l0"]), float(own["fvu"]))
+
+
+def certificate(store: Pack) -> pd.DataFrame | None:
+    """The certificate (the check of the SAE against its model) as a table, a row per fact; None without one."""
+    report = (store.health or {}).get("certificate")
+    return pd.DataFrame([{"what": name, "found": short(value)} for name, value in _flat(report)]) if report else None
+
+
+def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, part in value.items():
+        pairs += _flat(part, f"{before}{name} ") if isinstance(part, dict) else [(before + name, part)]
+    return pairs
+
+
+CURVES = (("FVU", "fvu", True), ("L0", "l0", True), ("share of dead latents", "dead", False))
+"""(name, column of the training log, log axis)."""
+
+
+def curve(rows: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """(tokens, values) of one column of the training log, without the rows that lack it."""
+    old = "error" if key == "fvu" else key  # logs of version 0.1.0 have no "fvu"
+    points = [(row["tokens"], row.get(key, row.get(old))) for row in rows if "tokens" in row]
+    points = [(tokens, value) for tokens, value in points if isinstance(value, int | float)]
+    return [tokens for tokens, _ in points], [value for _, value in points]
+
+
+SPREADS = (
+    (
+        "How often they fire",
+        "density",
+        "Share of tokens on which a latent fires, on a log scale, which has no place for silent latents.",
+    ),
+    (
+        "Nearest direction",
+        "nearest_cos",
+        "Largest cosine of a latent's decoder direction with another's; near 1 means a duplicate.",
+    ),
+    ("Encoder along decoder", "enc_dec_cos", "Cosine between a latent's encoder column and its decoder row."),
+)
+
+
+def spread(store: Pack, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """(edges, counts) of a column over the latents that fired."""
+    values = store.index.column(column)[store.index.column("count") > 0]
+    values = values[np.isfinite(values)]
+    if column == "density":
+        return np.linspace(-7, 0, 57), np.histogram(np.log10(np.maximum(values, 1e-7)), np.linspace(-7, 0, 57))[0]
+    edges = np.linspace(min(0.0, float(values.min(initial=0))), 1, 41)
+    return edges, np.histogram(values, edges)[0]
+
+
+def geometry(store: Pack) -> str:
+    """Decoder norms, duplicates and dead latents in one line."""
+    norms, duplicates = store.index.column("dec_norm"), store.index.flagged(("duplicate",))
+    return (
+        f"Decoder norms {np.nanmin(norms):.3g} to {np.nanmax(norms):.3g}; {duplicates.mean():.1%} of latents have "
+        f"another within cosine {flag_limits(store).duplicate:g}; {dead_share(store):.1%} never fired in "
+        f"{store.n_tokens:,} tokens (density below {store[0].density_bound:.1e}, 95 % bound)."
+    )
+
+
+def matched(pairs: pd.DataFrame) -> str:
+    """How many latents have a counterpart in the other pack, beside chance, in one line."""
+    if pairs.empty:
+        return "No latent of this pack fired."
+    half, null = (float((pairs[name] >= 5).mean()) for name in ("shared", "by_chance"))
+    return (
+        f"{half:.0%} of {len(pairs):,} living latents of this pack share at least five of their ten most promoted tokens with "
+        f"one of the other's; {null:.0%} would, were the other's tokens shuffled."
+    )

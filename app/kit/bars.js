@@ -14,7 +14,7 @@ function row(bar) {
   const track = part("track"), filled = part("filled");
   filled.style.width = 76 * bar.length + "%";
   filled.style.background = bar.colour;
-  track.append(filled, part("told", bar.told));
+  track.append(filled, part("value", bar.value));
   made.append(part("name", bar.name), track);
   return made;
 }

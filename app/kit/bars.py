@@ -1,4 +1,4 @@
-"""Tokens with a signed figure each, as bars: drawn by a component, since figures of Plotly's are made anew for every latent.
+"""Bars of tokens with signed values, drawn by a component: Plotly would redraw its figures for every latent.
 
 Token text enters the page by `textContent` alone (bars.js), so markup in a token is shown and never obeyed.
 """
@@ -24,25 +24,25 @@ _mount = st.components.v2.component(
 
 
 def bar(token: str, value: float, largest: float, form: str = "+.2f") -> dict[str, Any]:
-    """One bar: the token cut to 18 glyphs and whole, its figure as written, its length as a share of the largest, colour."""
+    """One bar: the token cut to 18 glyphs and whole, its value as text, its length as a share of the largest, its colour."""
     glyphs = visible_token(token, mark_space=True)
     length = abs(float(value)) / largest if largest > 0 else 0.0
     return {
         "name": show_line(glyphs, 18),
         "whole": glyphs,
-        "told": f"{value:{form}}",
+        "value": f"{value:{form}}",
         "length": length,
         "colour": lowered_or_raised(value),
     }
 
 
 def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f", *, key: str, alt: str) -> None:
-    """Draw tokens with their figures, in the order given; colour tells the sign, which is written too.
+    """Draw tokens with their values, in the order given; the colour shows the sign, which is written too.
 
     Args:
-        form: format of a figure.
-        key: stays the same from latent to latent, so that the bars are changed and not drawn anew.
-        alt: what the whole is called to those who do not see it.
+        form: format of a value.
+        key: the same for every latent, so that the bars are updated and not replaced.
+        alt: the description for screen readers.
     """
     largest = max((abs(float(value)) for _, value in pairs), default=0.0)
     _mount(key=key, data={"bars": [bar(token, value, largest, form) for token, value in pairs], "alt": alt})

@@ -1,4 +1,4 @@
-"""Under each panel: the lines of Python that give the same numbers."""
+"""The lines of Python beside each panel that give the same numbers."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import streamlit as st
 
 
 def copy_as_python(lines: str, key: str) -> None:
-    """A small button that opens code which can be copied."""
+    """A button that shows code to copy."""
     with st.popover("Python", icon=":material/code:", type="tertiary", key=key):
         st.code(lines, language="python")
 

@@ -1,6 +1,6 @@
-"""Plotly figures from plain arrays. Text, grid and background are left to the page's theme.
+"""Plotly figures from plain arrays. Text, grid and background follow the page's theme.
 
-Figures are given to Plotly as whole dictionaries: its own `update_…` and `add_…` take tens of milliseconds a figure.
+Figures are passed to Plotly as dictionaries: its `update_…` and `add_…` take tens of milliseconds per figure.
 """
 
 from base64 import b64encode
@@ -18,11 +18,11 @@ from scope.app.kit.plain import show_line
 from scope.features.pack.index import Index
 
 SMALL = {"displayModeBar": False}
-"""Configuration of figures that are only looked at."""
+"""Configuration of figures without a toolbar."""
 
 
 class Drawn(BaseFigure):
-    """A figure as a plain dictionary. Plotly's own objects check each field, which takes ten milliseconds a figure."""
+    """A figure as a plain dictionary. Plotly's objects check each field, which takes ten milliseconds per figure."""
 
     def __init__(self, traces: Sequence[dict[str, Any]], layout: dict[str, Any]):
         object.__setattr__(self, "parts", {"data": list(traces), "layout": {"template": _template(), **layout}})
@@ -33,7 +33,7 @@ class Drawn(BaseFigure):
 
 @cache
 def _template() -> dict[str, Any]:
-    """The template that every figure gets, by which the page's theme finds its way in."""
+    """The template of every figure, through which Streamlit applies the page's theme."""
     return go.Figure().to_dict()["layout"]["template"]
 
 
@@ -42,7 +42,7 @@ def _figure(trace: dict[str, Any], height: int, x: dict[str, Any], y: dict[str, 
 
 
 def typed(values: np.ndarray, dtype: str) -> dict[str, str] | list:
-    """Numbers as Plotly takes them in bulk; written out as digits, ten thousand points would take longer than a page may."""
+    """Numbers in Plotly's binary form; as digits, ten thousand points would take too long."""
     if not len(values):
         return []
     return {"dtype": dtype, "bdata": b64encode(np.ascontiguousarray(values, f"<{dtype}").tobytes()).decode()}
@@ -68,7 +68,7 @@ def _title(text: str) -> dict[str, str]:
 def histogram(
     edges: np.ndarray, counts: np.ndarray, bands: Sequence[float] = (), log: bool = True, mark: float | None = None
 ) -> Drawn:
-    """Activations of one latent when it fires. `bands` are edges of strength bands, `mark` a value to point at."""
+    """Activations of one latent when it fires. `bands` are edges of strength bands, `mark` a value to mark."""
     lit = np.flatnonzero(counts)
     low, high = (int(lit[0]), int(lit[-1]) + 1) if len(lit) else (0, 1)
     left, right, counts = edges[low:high], edges[low + 1 : high + 1], counts[low:high]
@@ -94,7 +94,7 @@ def histogram(
 
 
 def over_vocabulary(edges: np.ndarray, counts: np.ndarray, marks: Sequence[float] = ()) -> Drawn:
-    """Tokens by logit, on a log axis so that the few at the ends are seen; `marks` are values to point at."""
+    """Tokens by logit, with counts on a log axis so that the few at the ends are visible; `marks` are values to mark."""
     middle = (edges[1:] + edges[:-1]) / 2
     bars = {
         "type": "bar",
@@ -116,14 +116,14 @@ def _upright(x: float, colour: str, dash: str) -> dict[str, Any]:
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two positive values; only the powers where there would be many."""
+    """1, 2 and 5 times powers of ten between two positive values; only the powers where there would be too many."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     digits = (1, 2, 5) if len(powers) <= 4 else (1,)
     return [v for p in powers for d in digits if low <= (v := d * 10.0**p) <= high]
 
 
 def density(densities: np.ndarray, dense: float = 0.1) -> Drawn:
-    """How many latents fire how often. Silent ones have no place on a log axis and are told beside the figure."""
+    """Histogram of firing frequencies. Silent latents have no place on a log axis; the caption counts them."""
     alive = densities[densities > 0]
     edges = np.linspace(np.floor(np.log10(alive.min())), 0, 49) if len(alive) else np.linspace(-6, 0, 49)
     counts, _ = np.histogram(np.log10(alive), edges)
@@ -141,19 +141,22 @@ def density(densities: np.ndarray, dense: float = 0.1) -> Drawn:
     }
     ticks = {"tickvals": powers, "ticktext": [percent(10.0**p) for p in powers]}
     return _figure(
-        bars, 300, {"title": _title("density: share of tokens on which a latent fires"), **ticks}, {"title": _title("latents")}
+        bars,
+        300,
+        {"title": _title("firing frequency: share of tokens on which a latent fires"), **ticks},
+        {"title": _title("latents")},
     )
 
 
 def percent(share: float) -> str:
-    """1 %, 0.01 %: as many digits as it takes."""
+    """1 %, 0.01 %: as many digits as needed."""
     return f"{100 * share:.10f}".rstrip("0").rstrip(".") + " %"
 
 
 def scatter(
     ids: np.ndarray, x: np.ndarray, y: np.ndarray, labels: Iterable[str], x_name: str, y_name: str, logs: tuple[bool, bool]
 ) -> Drawn:
-    """Latents as points that can be picked; `customdata` holds the id."""
+    """Latents as points that can be clicked; `customdata` holds the id."""
     points = {
         "type": "scattergl",
         "x": typed(x, "f4"),
@@ -176,7 +179,7 @@ def scatter(
 
 
 def hover_texts(ids: np.ndarray, labels: Iterable[str]) -> list[str]:
-    """Number and label of each latent, one line, as Plotly shows it unread; all at once, since there may be ten thousand."""
+    """Number and label of each latent in one line of literal text; all at once, since there may be ten thousand."""
     lines = [text if len(text) <= 60 and text.isprintable() else show_line(text) for text in labels]
     literal = _literal("\n".join(lines)).split("\n") if lines else []
     return [f"#{i} {text}" for i, text in zip(ids.tolist(), literal, strict=True)]
@@ -185,7 +188,7 @@ def hover_texts(ids: np.ndarray, labels: Iterable[str]) -> list[str]:
 def chosen(
     index: Index, labels: pd.Series, latents: np.ndarray, columns: tuple[str, str], names: Sequence[str]
 ) -> tuple[int, Drawn]:
-    """How many of these latents are drawn, and the figure: those without a figure, or without a logarithm, have no place."""
+    """How many of these latents are drawn, and the figure; latents without a value, or without a logarithm, are left out."""
     latents, logs = np.sort(latents), tuple(column in ("density", "max", "count") for column in columns)
     x, y = (index.column(column)[latents] for column in columns)
     placed = np.isfinite(x) & np.isfinite(y)
@@ -197,17 +200,17 @@ def chosen(
 
 
 def living(table: pd.DataFrame) -> tuple[Drawn, int, int]:
-    """Strength by frequency of the latents that fired, how many of them are shown, and how many there are."""
+    """Largest activation by firing frequency of the living latents, how many are drawn, and how many there are."""
     alive = np.flatnonzero(table["count"].to_numpy() > 0)
     x, y = (table[name].to_numpy(float)[alive] for name in ("density", "max"))
     kept = sample(x, y) if len(alive) else np.arange(0)
     labels = table["label"].iloc[alive[kept]]
-    figure = scatter(alive[kept], x[kept], y[kept], labels, "density", "largest activation", (True, True))
+    figure = scatter(alive[kept], x[kept], y[kept], labels, "firing frequency", "largest activation", (True, True))
     return figure, len(kept), len(alive)
 
 
 def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
-    """At most `most` indices of points, drawn with a fixed seed so that sparse regions stay and crowded ones thin out."""
+    """At most `most` indices of points, drawn with a fixed seed: sparse regions stay, crowded ones are thinned."""
     if len(x) <= most:
         return np.arange(len(x))
     ranks = [np.clip(((v - v.min()) / max(np.ptp(v), 1e-12) * 63).astype(int), 0, 63) for v in (x, y)]
@@ -218,7 +221,7 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
 
 
 def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labels: Iterable[str]) -> Drawn:
-    """Latents by tokens, 0 to 1; the name of each latent stands at its row, its label under the pointer."""
+    """Heat map of latents by tokens, 0 to 1, with each latent's name at its row and its label under the pointer."""
     heat = {
         "type": "heatmap",
         "z": shares,
@@ -243,7 +246,7 @@ def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labe
 
 
 def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> Drawn:
-    """One line a pack, over tokens."""
+    """A line per pack, over training tokens."""
     traces = [
         {"type": "scatter", "mode": "lines", "x": x, "y": y, "name": _literal(slug), "line": {"color": colour, "width": 2}}
         for (slug, (x, y)), colour in zip(lines.items(), SERIES, strict=False)
@@ -259,7 +262,7 @@ def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str,
 
 
 def pareto(points: dict[str, tuple[float, float]]) -> Drawn:
-    """FVU over L0, one named point a pack."""
+    """FVU over L0, a named point per pack."""
     traces = [
         {
             "type": "scatter",
@@ -280,7 +283,7 @@ def pareto(points: dict[str, tuple[float, float]]) -> Drawn:
 
 
 def by_position(rows: Sequence[Mapping[str, Any]], name: str, key: str) -> Drawn:
-    """A score by position in the context, with its interval; the first group, which is not counted, stands apart in grey."""
+    """A score by position in the context, with intervals; positions that are not counted are grey."""
     some = [row for row in rows if row.get(key) is not None]
     names = [f"{row['from']}" if row["from"] == row["to"] else f"{row['from']}–{row['to']}" for row in some]
     ends = [row.get("interval", {}).get(key) or (row[key], row[key]) for row in some]
@@ -305,7 +308,7 @@ def by_position(rows: Sequence[Mapping[str, Any]], name: str, key: str) -> Drawn
 
 
 def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> Drawn:
-    """How the latents of each pack are spread over one figure: steps, as shares of the living latents."""
+    """Distribution of one quantity in each pack, as steps; shares of the living latents."""
     traces = [
         {
             "type": "scatter",
@@ -323,10 +326,10 @@ def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> Drawn:
 
 
 def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any]) -> Drawn:
-    """Several traces; a legend where there are several."""
+    """A figure of several traces, with a legend unless there is one."""
     return Drawn(traces, _layout(height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15}))
 
 
 def _literal(text: str) -> str:
-    """Text as Plotly shows it unread: of the entities it knows &amp; &lt; &gt; and not &quot;."""
+    """Text that Plotly shows literally: of the entities it knows &amp; &lt; &gt; and not &quot;."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""Tables of latents of which one can be picked, and an attribution whose rows add up: what the Prompt and Steer pages share."""
+"""Tables that several pages share: latents of which one can be picked, and an attribution whose rows add up."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ METHODS = ("integrated", "gradient", "ablation")
 _FORMS = {"value": "%.3g", "share": "percent", "quantile": "percent", "surprise": "%.1f"}
 _FORMS |= {"first": "percent", "second": "percent", "change": "%+.2f", "effect": "%+.3f", "null": "%.3f", "direct": "%+.3f"}
 _HELP = {
-    "direct": "What it adds to the logit of the likeliest next token by the direct path, before the soft cap.",
-    "share": "Of its maximum in this pack.",
-    "quantile": "Share of its own firings that are weaker.",
-    "surprise": "-log10 of the share of all tokens on which it fires at least so strongly.",
-    "null": "One standard deviation of what random directions of its length come to.",
+    "direct": "Direct effect on the logit of the likeliest next token, before the soft cap.",
+    "share": "Its activation as a share of its maximum in this pack.",
+    "quantile": "Share of its firings that are weaker.",
+    "surprise": "-log10 of the share of all tokens on which it fires at least this strongly.",
+    "null": "Standard deviation of the effects of random directions of the same length.",
 }
 
 
 def piece(token: str) -> str:
-    """A token in a list, its spaces marked."""
+    """A token as one line with visible spaces, cut to 18 glyphs."""
     return show_line(visible_token(token, mark_space=True), 18)
 
 
 def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
-    """A table of latents, of which one can be picked: its place among the rows.
+    """Draw a table of latents; returns the index of the picked row, None without one.
 
     Args:
         rows: latents by their index or by a column "latent"; with a column "dictionary" where there are several.
@@ -58,7 +58,7 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
 
 
 def attribution(found: Any, most: int = 12) -> None:
-    """An attribution: the foremost latents, the rest as one row, the parts that are no latent, and their sum."""
+    """Table of an attribution: the top latents, the rest as one row, the parts that are not latents, and the sum."""
     rows = found.sorted()
     latents = [row for row in rows if row.latent is not None]
     shown = [{"part": f"#{r.latent} {show_line(r.label, 40)}", "effect": r.value, "null": r.null} for r in latents[:most]]
@@ -86,5 +86,5 @@ def attribution(found: Any, most: int = 12) -> None:
 
 
 def attribution_code(text: str) -> str:
-    """The lines that give the same attribution."""
+    """Python lines that give the same attribution."""
     return f"import scope\n\nlab = scope.open(str(pack.folder.parent))\nlab.attribute({text!r})\n"

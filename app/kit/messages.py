@@ -1,4 +1,4 @@
-"""Refusals and damage as pages show them."""
+"""Error messages: refusals of the library, damaged parts of a pack, notes that could not be written."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +9,8 @@ from scope.app.kit.plain import plain
 from scope.errors import PackError, ScopeError
 
 
-def refuse(refusal: ScopeError) -> None:
-    """A refusal as pages show it: what is wrong, then the way out to be copied."""
+def show_refusal(refusal: ScopeError) -> None:
+    """Show a refusal: what is wrong, then the way out as text to copy."""
     what, _, way_out = str(refusal).partition("\n")
     st.error(plain(what), icon=":material/error:")
     if way_out:
@@ -19,7 +19,7 @@ def refuse(refusal: ScopeError) -> None:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Damage in one part of a pack is told in that panel; the others stand."""
+    """Show damage in one part of a pack within its panel; the other panels still work."""
     try:
         yield
     except PackError as damage:
@@ -29,15 +29,22 @@ def guarded() -> Iterator[None]:
             st.code(way_out.strip("\n"), language=None)
 
 
-def written(action: Callable[[], None]) -> None:
-    """Write; a refusal, as for a folder that cannot be written, is kept to be told on the page."""
+def try_to_write(action: Callable[[], None]) -> None:
+    """Write a note; if that fails, as in a read-only folder, keep the refusal for `show_write_error`."""
     try:
         action()
     except PackError as refusal:
         st.session_state["not written"] = str(refusal)
 
 
-def refused() -> None:
-    """Tell what could not be written, once."""
+def show_write_error() -> None:
+    """Show once what could not be written."""
     if refusal := st.session_state.pop("not written", None):
         st.error(plain(refusal), icon=":material/edit_off:")
+
+
+def warn_of_poor_fit(fvu: float, text: str) -> None:
+    """Warn where the SAE leaves more than half of a text unexplained."""
+    if fvu > 0.5:
+        explained = max(0.0, 1 - fvu)
+        st.warning(f"The SAE explains only {explained:.0%} of {text}: where a latent is silent, that means little.")

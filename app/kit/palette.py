@@ -1,11 +1,11 @@
-"""Colours. One hue for strength, brighter or darker with the page; blue and orange for sign, always beside the sign itself."""
+"""Colours of the app and its figures. Blue and orange stand for signs, and the sign is always written too."""
 
 MARK = "#CF7A00"
-"""Bars and points that carry one quantity; legible on light and dark pages."""
+"""Bars and points of one quantity; legible on light and dark pages."""
 ELSEWHERE = "#8A8F98"
 RAISED, LOWERED = "#2A7FBA", "#D55E00"
 SERIES = (MARK, "#2A7FBA", "#2E9E73", "#B0609B")
-"""Several packs in one figure, told apart by the colour-blind too."""
+"""Several packs in one figure, distinguishable by colour-blind readers too."""
 
 
 def lowered_or_raised(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Other people's text where Streamlit would read Markdown, and numbers as a reader wants them."""
+"""Text that Streamlit must not read as Markdown, and numbers as pages write them."""
 
 import math
 import re
@@ -7,11 +7,11 @@ from scope.escape import visible_token
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
-_JOINER = "\u2060"  # no width, no break: Markdown makes links of bare addresses even where every mark is escaped
+_JOINER = "\u2060"  # no width, no break: Markdown turns bare addresses into links even where every mark is escaped
 
 
 def plain(text: object) -> str:
-    """Text that Markdown shows as it stands: no link, image, formula, icon or colour, and no unseen control character."""
+    """Text that Markdown shows literally: no link, image, formula, icon or colour, and no invisible control character."""
     lines = (
         "".join(visible_token(char) if char < " " or not char.isprintable() else char for char in line)
         for line in f"{text}".split("\n")
@@ -25,8 +25,13 @@ def count(n: float) -> str:
 
 
 def number(value: float | None, form: str = ".3g") -> str:
-    """A figure, or a dash where there is none."""
+    """A number, or a dash where there is none."""
     return "–" if value is None or math.isnan(value) else f"{value:{form}}"
+
+
+def short(value: object) -> str:
+    """A value for a table: numbers to three digits, anything else as text."""
+    return number(value) if isinstance(value, float) else f"{value}"
 
 
 def short_name(model: str) -> str:
@@ -35,7 +40,7 @@ def short_name(model: str) -> str:
 
 
 def show_line(text: str, most: int = 60) -> str:
-    """One line of visible glyphs, cut where it grows long."""
+    """One line of visible glyphs, cut to `most`."""
     text = text[: 2 * most]
     glyphs = text if text.isprintable() else "".join(char if char.isprintable() else visible_token(char) for char in text)
     return glyphs if len(glyphs) <= most else glyphs[: most - 1] + "…"

@@ -11,9 +11,9 @@ function strip(row, index, options, setTriggerValue) {
   const text = element("div", "text");
   text.tabIndex = 0;
   text.setAttribute("role", "group");
-  text.setAttribute("aria-label", "tokens; arrow keys tell the value of each" + (options.pick ? ", Enter chooses it" : ""));
-  const told = element("span", "told");
-  told.setAttribute("aria-live", "polite");
+  text.setAttribute("aria-label", "tokens; arrow keys show the value of each" + (options.pick ? ", Enter chooses it" : ""));
+  const readout = element("span", "readout");
+  readout.setAttribute("aria-live", "polite");
   const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
     const word = glyphs.replace(/^ +/, "");
     if (text.hasChildNodes()) text.append(glyphs.slice(0, glyphs.length - word.length)); // uncoloured: no stripe at a line's end
@@ -33,19 +33,19 @@ function strip(row, index, options, setTriggerValue) {
     return made;
   });
   let here = -1;
-  const tell = (n) => {
+  const show = (n) => {
     if (here >= 0) spans[here].classList.remove("here");
     here = n;
-    if (n < 0) { told.textContent = ""; return; }
+    if (n < 0) { readout.textContent = ""; return; }
     spans[n].classList.add("here");
-    told.textContent = row.cells[n][0] + "  " + (row.cells[n][2] || "silent");
+    readout.textContent = row.cells[n][0] + "  " + (row.cells[n][2] || "silent");
   };
   text.addEventListener("pointerover", (event) => {
     const n = spans.indexOf(event.target);
-    if (n >= 0) tell(n);
+    if (n >= 0) show(n);
   });
-  text.addEventListener("pointerleave", () => tell(-1));
-  text.addEventListener("blur", () => tell(-1));
+  text.addEventListener("pointerleave", () => show(-1));
+  text.addEventListener("blur", () => show(-1));
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && options.pick && here >= 0) {
       event.preventDefault();
@@ -57,12 +57,12 @@ function strip(row, index, options, setTriggerValue) {
     event.preventDefault();
     event.stopPropagation();
     const peak = row.cells.findIndex((cell) => cell[3].includes("p"));
-    tell(here < 0 ? Math.max(peak, 0) : Math.min(Math.max(here + move, 0), spans.length - 1));
+    show(here < 0 ? Math.max(peak, 0) : Math.min(Math.max(here + move, 0), spans.length - 1));
   });
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");
   for (const note of row.notes) foot.append(element("bdi", "note", note));
-  foot.append(told);
+  foot.append(readout);
   if (options.actions.length) {
     const group = element("span", "actions");
     for (const name of options.actions) {

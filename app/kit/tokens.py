@@ -1,4 +1,4 @@
-"""Token strips: text coloured by activation, read from left to right, with the value of each token under the pointer.
+"""Token strips: text coloured by activation, with the value of each token under the pointer.
 
 Token text enters the page by `textContent` alone (tokens.js), so markup in a token is shown and never obeyed.
 """
@@ -51,10 +51,10 @@ def row(
 
     Args:
         largest: the value of the darkest step; steps are fifths of it.
-        value: told at the right, such as the activation at the peak.
-        notes: told small, such as the document's name.
-        steered: which tokens get a dotted line, for generations.
-        parts: the first token that differs from another text's; a bar stands before it.
+        value: written at the right, such as the activation at the peak.
+        notes: written small below, such as the document's name.
+        steered: which tokens are underlined with dots: where an edit acted.
+        parts: the first token that differs from another text's; marked by a bar.
         chosen: a token with a frame around it.
     """
     cells = []
@@ -71,8 +71,8 @@ def row(
 
 
 def example_row(example: Example, largest: float, window: int, unit: str = "", chosen: int | None = None) -> dict[str, Any]:
-    """The strip of an example, `window` tokens to either side of its peak; window 0 shows all that the pack holds. `chosen` is
-    an index into the example's tokens."""
+    """The strip of an example, `window` tokens to either side of its peak; 0 shows the whole example. `chosen` is an index into
+    the example's tokens."""
     start, stop = first_shown(example, window), example.peak + (window or len(example.tokens)) + 1
     shade = largest or float(np.max(example.acts, initial=0.0))
     value = f"{example.value:.3g}" if example.value > 0 else "silent"
@@ -88,7 +88,7 @@ def example_row(example: Example, largest: float, window: int, unit: str = "", c
 
 
 def first_shown(example: Example, window: int) -> int:
-    """Index of the token with which an example's strip begins."""
+    """Index of the first token of an example's strip."""
     return max(0, example.peak - window) if window else 0
 
 
@@ -101,26 +101,26 @@ def strips(
     pick: bool = False,
     on_pick: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """Draw strips. In the run in which something was pressed: (number of the row, action) for a button of `actions`, or with
-    `pick` (number of the row, number of the token that was clicked); else None.
+    """Draw strips. Returns (row, action) in the run in which a button of `actions` was pressed, with `pick` (row, token) when a
+    token was clicked, else None.
 
     Args:
-        breaks: begin a new line where a token holds a line break, besides showing its glyph.
+        breaks: begin a new line at each line break, besides showing its glyph.
         actions: buttons on each row.
-        on_pick: gets row and token before the run that a click begins; tokens can be picked then, too.
+        on_pick: called with row and token before the run that a click begins; it makes tokens clickable.
     """
 
-    def heard() -> None:
+    def changed() -> None:
         picked = st.session_state[key].picked
         if on_pick is not None and isinstance(picked, list | tuple) and not isinstance(picked[1], str):
             on_pick(int(picked[0]), int(picked[1]))
 
-    done = _mount(
+    component = _mount(
         key=key,
         data={"rows": rows, "breaks": breaks, "actions": list(actions), "pick": pick or on_pick is not None},
-        on_picked_change=heard,
+        on_picked_change=changed,
     )
-    if not isinstance(done.picked, list | tuple):
+    if not isinstance(component.picked, list | tuple):
         return None
-    number, what = done.picked
+    number, what = component.picked
     return int(number), what if isinstance(what, str) else int(what)

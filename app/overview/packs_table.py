@@ -1,4 +1,4 @@
-"""All packs that are open here, a row each: what each is of, how good, how large; one that cannot be opened says why."""
+"""The table of all open packs: model, site, scores and size of each, or why it cannot be opened."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from scope.app.kit.plain import short_name, show_line
-from scope.app.serve import facts as health
+from scope.app.serve import pack_facts
 
 from scope.features.face import Pack
 
 
-def facts(store: Pack) -> dict[str, Any]:
-    """One pack's row. Figures that need an evaluation are None without one."""
-    manifest, own = store.manifest, ((health.evaluation(store) or {}).get("arms") or {}).get("sae") or {}
+def row(store: Pack) -> dict[str, Any]:
+    """The row of a pack. Scores of the evaluation are None without one."""
+    manifest, own = store.manifest, pack_facts.sae_scores(store)
     counts = pd.read_parquet(store.folder / "features.parquet", columns=["count"])["count"]
     return {
         "state": "ready",
@@ -27,13 +27,13 @@ def facts(store: Pack) -> dict[str, Any]:
         "recovered": own.get("recovered_vs_mean"),
         "dead": float((counts == 0).mean()),
         "tokens": store.n_tokens,
-        "corpus": health.corpus_name(store),
+        "corpus": pack_facts.corpus_name(store),
         "made": str((manifest.get("made") or {}).get("date", ""))[:10],
         "MB": sum(file["size"] for file in manifest["files"].values()) / 1e6,
     }
 
 
-def unopened(folder: Path, refusal: str, building: tuple[int, int] | None) -> dict[str, Any]:
+def row_without_pack(folder: Path, refusal: str, building: tuple[int, int] | None) -> dict[str, Any]:
     """The row of a pack that is being built or cannot be opened."""
     if building is not None:
         done, total = building
@@ -42,16 +42,18 @@ def unopened(folder: Path, refusal: str, building: tuple[int, int] | None) -> di
 
 
 def table(rows: Mapping[str, dict[str, Any]], current: str) -> str | None:
-    """The table; the slug of the pack whose cell was clicked, if it is another one than is shown."""
+    """Draw the table; returns the slug of the pack whose cell was clicked, if it is not the current one."""
     shown = pd.DataFrame([{"pack": slug, **row} for slug, row in rows.items()])
     texts = [name for name in ("pack", "state", "model", "site", "kind", "corpus") if name in shown]
     shown = shown.assign(**{name: [show_line(f"{text}", 60) if text == text else "" for text in shown[name]] for name in texts})
     number = st.column_config.NumberColumn
     config = {
         "latents": number(format="localized"),
-        "L0": number(format="%.1f", help="Latents that fire on a token, mean over the pack's tokens."),
-        "FVU": number(format="%.3f", help="Fraction of variance unexplained, on the text of the evaluation."),
-        "recovered": number("loss recovered", format="percent", help="Of what mean-ablation of the site costs."),
+        "L0": number(format="%.1f", help="Latents that fire per token, mean over the pack's tokens."),
+        "FVU": number(format="%.3f", help="Fraction of variance unexplained, on the evaluation's text."),
+        "recovered": number(
+            "loss recovered", format="percent", help="Share of the loss that mean-ablation of the site adds and the SAE avoids."
+        ),
         "dead": number(format="percent", help="Share of latents that never fired."),
         "tokens": number(format="localized"),
         "MB": number(format="%.1f"),

@@ -1,4 +1,4 @@
-"""What one text does, read with one dictionary or with several of the same model: its latents, its next token, its matrix."""
+"""The panels for one text, read with one SAE or with several of the same model: its latents, next tokens and heat map."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,6 @@ from scope.app.kit import figures, latent_tables, messages
 from scope.app.kit.code import heading, opening, openings
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tokens import row, strips
-from scope.app.prompt import model_work as prompting
 from scope.app.prompt import panels
 from scope.app.serve import downloads, models, packs, session
 
@@ -20,25 +19,24 @@ from scope.features.reading.several_saes import matrix_together, overview, ranke
 from scope.features.reading.view import ORDERS
 
 MOST = 3
-"""Further dictionaries on one text."""
+"""Most further SAEs on one text."""
 COLOURS = ("latent", "unexplained")
-_CSV = {"file_name": "latents.csv", "mime": "text/csv", "icon": ":material/download:", "type": "tertiary"}
 
 
 def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
-    """All panels of one text; what was chosen in them, to be kept with the reading."""
-    views = {session.current(): view, **further(store, view, text)}
+    """Draw all panels of one text; returns the settings to save with the reading."""
+    views = {session.current(): view, **read_with_others(store, view, text)}
     settings, dense, least = controls(store, several=len(views) > 1)
     settings["also"] = [slug for slug in views if slug != session.current()]
     place, by = token_chosen(view), settings["by"]
     if len(views) > 1:
         lines = together(views) + f"from scope.features.reading.several_saes import overview\noverview(views, {place})\n"
-        heading("The dictionaries", lines, "py dictionaries", meaning="What each makes of this text, or of the chosen token.")
-        panels.dictionaries(overview(views, place), key=f"dictionaries {hash(text)} {place}")
+        heading("SAEs", lines, "py dictionaries", meaning="Latents and FVU of each on this text, or on the chosen token.")
+        panels.dictionaries_table(overview(views, place), key=f"dictionaries {hash(text)} {place}")
     try:
         rows, towards = ranking(store, views, place, by, dense=dense, least=least)
     except PackError as refusal:
-        messages.refuse(refusal)
+        messages.show_refusal(refusal)
         return settings
     shown = latent_shown(rows)
     strip(views, place, shown, towards)
@@ -48,54 +46,53 @@ def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
     with right:
         call = f"from scope.features.reading.direct_effects import next_tokens\nnext_tokens(view, model, {place})"
         meaning = "Likeliest tokens after the chosen one, or after the last."
-        heading("What comes next", python(store) + call, "py next", meaning=meaning)
-        panels.following(prompting.following(store, view, place), key=f"following {hash(text)} {place}")
+        heading("Next token", python(store) + call, "py next", meaning=meaning)
+        panels.next_tokens_table(panels.next_tokens_after(store, view, place), key=f"following {hash(text)} {place}")
         if shown is not None:
             slug, latent = shown
             of = views[slug].pack
             st.caption(plain(f"{named(shown, views)} {of[latent].label}"))
             latent_links(slug, latent)
-            prompting.ablation(of, text, latent)
+            panels.ablation(of, text, latent)
     left, right = st.columns([3, 2], gap="medium")
     with left:
         matrix(views, by if by in ORDERS else "surprise", dense)
     with right:
-        prompting.attribution(store, text)
+        panels.attribution(store, text)
     return settings
 
 
-def further(store: Pack, view: Any, text: str) -> dict[str, Any]:
-    """The text read with other packs of the same model, as many as were chosen; one that cannot is told, the others go on."""
+def read_with_others(store: Pack, view: Any, text: str) -> dict[str, Any]:
+    """The text read with the other chosen packs of the same model. A refusal is shown, and the other packs are still read."""
     others = [slug for slug in packs.registry() if slug != session.current() and same_model(store, slug)]
     if not others:
         return {}
-    told = "Packs of the same model: the text is read with each, and their latents are ranked together."
+    meaning = "Packs of the same model: the text is read with each, and their latents are ranked together."
     chosen = st.multiselect(
-        "Also with", others, key="also", bind="query-params", max_selections=MOST, help=told, placeholder="Other dictionaries"
+        "Also with", others, key="also", bind="query-params", max_selections=MOST, help=meaning, placeholder="Other SAEs"
     )
     found = {}
     for slug in chosen:
         try:
             read = models.reading(session.pack(slug), text)
             if read.ids != view.ids:
-                raise PackError(f"{slug} was read as other tokens than {session.current()}; it is left out.")
+                raise PackError(f"{slug} splits the text into other tokens than {session.current()}; it is left out.")
             found[slug] = read
         except ScopeError as refusal:
-            messages.refuse(refusal)
+            messages.show_refusal(refusal)
     return found
 
 
 def same_model(store: Pack, slug: str) -> bool:
-    """Whether a pack was made with the same weights; a pack that cannot be opened is of no model."""
+    """Whether another pack can be opened and was made with the same weights."""
     try:
-        other = session.pack(slug).manifest["model"]
+        return packs.same_model(store, session.pack(slug))
     except ScopeError:
         return False
-    return other.get("weights_sha256") == store.manifest["model"].get("weights_sha256")
 
 
 def controls(store: Pack, several: bool) -> tuple[dict[str, Any], bool, float]:
-    """(what is kept with a reading, whether dense latents are told, the least quantile)."""
+    """(settings to save with a reading, whether dense latents are included, the least quantile)."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         by = st.segmented_control(
             "Ranked by",
@@ -104,27 +101,27 @@ def controls(store: Pack, several: bool) -> tuple[dict[str, Any], bool, float]:
             required=True,
             key="by",
             bind="query-params",
-            help="Surprise: how rarely it fires so strongly. Value: activation. Share: of its maximum in this pack. "
-            "Direct effect: what it adds to the logit of the likeliest next token.",
+            help="Surprise: how rarely it fires this strongly. Value: activation. Share: of its maximum in this pack. "
+            "Direct effect: its contribution to the logit of the likeliest next token.",
         )
-        dense = session.dense_too(store, at_first=False)
+        dense = session.include_dense(store, at_first=False)
         least = st.slider(
             "Stronger than this share of its firings", 0.0, 0.99, 0.0, 0.01, key="least", bind="query-params", width=260
         )
     if several and by == "value":
-        st.caption("Each dictionary has its own unit of activation: across dictionaries, surprise and share can be compared.")
+        st.caption("Each SAE has its own unit of activation; surprise and share can be compared across SAEs.")
     return {"by": by, "dense": dense}, dense, least
 
 
 def token_chosen(view: Any) -> int | None:
-    """The token that was clicked, or that the address names the first time: a number, or the last."""
-    asked, last = st.query_params.get("at"), len(view.pieces) - 1
-    if asked is not None and st.session_state.get("came at") != (asked, view.ids):
-        st.session_state["came at"] = (asked, view.ids)
-        there = asked == "last" or (asked.isdecimal() and int(asked) <= last)
-        st.session_state["at"] = (last if asked == "last" else int(asked)) if there else None
-        if not there:
-            st.warning(plain(f"There is no token {asked}: this text has tokens 0 to {last}. All of them are shown."))
+    """The token that was clicked, or, on arrival, the one in the address: a number, or "last"."""
+    in_address, last = st.query_params.get("at"), len(view.pieces) - 1
+    if in_address is not None and st.session_state.get("came at") != (in_address, view.ids):
+        st.session_state["came at"] = (in_address, view.ids)
+        exists = in_address == "last" or (in_address.isdecimal() and int(in_address) <= last)
+        st.session_state["at"] = (last if in_address == "last" else int(in_address)) if exists else None
+        if not exists:
+            st.warning(plain(f"There is no token {in_address}: this text has tokens 0 to {last}. All are shown."))
     place = st.session_state.get("at")
     return place if place is not None and place <= last else None
 
@@ -132,19 +129,19 @@ def token_chosen(view: Any) -> int | None:
 def ranking(
     store: Pack, views: Mapping[str, Any], place: int | None, by: str, *, dense: bool, least: float
 ) -> tuple[pd.DataFrame, str]:
-    """(the foremost latents of all dictionaries, towards which token they push where that is the order)."""
+    """(the top latents of all SAEs, a note about the token whose logit they change if that is the order)."""
     if by != "direct effect":
         return ranked_together(views, place, by, dense=dense, least=least), ""
     at = len(next(iter(views.values())).pieces) - 1 if place is None else place
-    token, rows = prompting.by_direct_effect(views, at, 20, dense=dense, least=least)
-    return rows, f" Towards {latent_tables.piece(store.vocab[token])!r}, the likeliest token after token {at}."
+    token, rows = panels.by_direct_effect(views, at, 20, dense=dense, least=least)
+    return rows, f" Effects on {latent_tables.piece(store.vocab[token])!r}, the likeliest token after token {at}."
 
 
 def latent_shown(rows: pd.DataFrame) -> tuple[str, int] | None:
-    """(slug, latent) that colours the text: the one picked last if it is still in the list, else the foremost."""
+    """(slug, latent) that colours the text: the last one picked if it is still in the list, else the first."""
     listed = list(zip(rows["dictionary"], rows["latent"].astype(int), strict=True)) if len(rows) else []
-    shown = st.session_state.get("shown latent")
-    return shown if shown in listed else next(iter(listed), None)
+    picked = st.session_state.get("shown latent")
+    return picked if picked in listed else next(iter(listed), None)
 
 
 def named(latent: tuple[str, int], views: Mapping[str, Any]) -> str:
@@ -152,16 +149,16 @@ def named(latent: tuple[str, int], views: Mapping[str, Any]) -> str:
 
 
 def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | None, towards: str) -> None:
-    """The text, coloured by a latent or, a strip for each dictionary, by what is left unexplained of each token."""
+    """The text, coloured by a latent, or a strip per SAE coloured by what it leaves unexplained of each token."""
     view, store = next(iter(views.values())), next(iter(views.values())).pack
     heading("The text", python(store) + "view.pieces, view.latents, view.fvu_at", "py text", meaning="Click a token.")
     colour = st.segmented_control("Colour", COLOURS, default="latent", required=True, key="colour", bind="query-params")
     drawn = []
     if colour == "unexplained":
         for slug, each in views.items():
-            told = [slug] if len(views) > 1 else []
+            notes = [slug] if len(views) > 1 else []
             error = np.nan_to_num(np.minimum(each.fvu_at, 1.0))
-            drawn.append(row(each.pieces, error, 1.0, place, value=f"FVU {number(each.fvu, '.0%')}", notes=told))
+            drawn.append(row(each.pieces, error, 1.0, place, value=f"FVU {number(each.fvu, '.0%')}", notes=notes))
     elif shown is None:
         drawn.append(row(view.pieces, np.zeros(len(view.pieces)), 1.0, place))
     else:
@@ -191,9 +188,9 @@ def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | 
 def latents(
     views: Mapping[str, Any], rows: pd.DataFrame, place: int | None, by: str, shown: tuple[str, int] | None, key: str
 ) -> None:
-    """The ranked latents: one is picked to colour the text, the foremost are steered, all are taken along."""
+    """Table of the ranked latents: one can be picked to colour the text; buttons for CSV and steering."""
     if rows.empty:
-        st.info("Nothing fires here under these filters.")
+        st.info("No latent fires here under these filters.")
         return
     store = next(iter(views.values())).pack
     call = f"from scope.features.reading.view import ranked\nranked(view, {place}, {by!r})"
@@ -202,17 +199,17 @@ def latents(
     if by == "direct effect":
         call = f"from scope.features.reading.direct_effects import direct_effects\ndirect_effects(view, model, sae, {place})"
     heading("Latents", (together(views) if len(views) > 1 else python(store)) + call, "py ranked")
-    told = ("direct", "value", "share", "surprise") if by == "direct effect" else (by, *_OTHERS[by])
-    picked = latent_tables.table(rows if len(views) > 1 else rows.drop(columns="dictionary"), told, key=key)
+    columns = ("direct", "value", "share", "surprise") if by == "direct effect" else (by, *_OTHERS[by])
+    picked = latent_tables.table(rows if len(views) > 1 else rows.drop(columns="dictionary"), columns, key=key)
     if picked is not None:
         chosen = (str(rows["dictionary"].iat[picked]), int(rows["latent"].iat[picked]))
         st.session_state["shown latent"] = chosen
         if chosen != shown:
             st.rerun()
     with st.container(horizontal=True):
-        st.download_button("CSV", lambda: downloads.frame_csv(rows.set_index("latent")), **_CSV)
+        downloads.csv_button("CSV", rows.set_index("latent"), "latents.csv", key="csv latents")
         mine = rows.loc[rows["dictionary"] == session.current(), "latent"].astype(int).tolist()
-        if mine and st.button("Steer the foremost three", icon=":material/explore:", type="tertiary"):
+        if mine and st.button("Steer the top three", icon=":material/explore:", type="tertiary"):
             session.steer_these(mine[:3])
 
 
@@ -220,37 +217,37 @@ _OTHERS = {by: tuple(name for name in ("value", "share", "quantile", "surprise")
 
 
 def matrix(views: Mapping[str, Any], by: str, dense: bool) -> None:
-    """Tokens by the foremost latents; a click opens one."""
+    """Heat map of the top latents by tokens; a click opens a latent."""
     view = next(iter(views.values()))
     lines = python(view.pack) + "from scope.features.reading.view import matrix\nmatrix(view)"
     if len(views) > 1:
         lines = together(views) + "from scope.features.reading.several_saes import matrix_together\nmatrix_together(views)"
-    heading("Tokens by latents", lines, "py matrix", meaning="Share of its maximum; click a cell.")
-    found, shares = matrix_together(views, 20, by, dense=dense)
-    labels = [views[slug].pack.table["label"].iat[latent] for slug, latent in found]
-    names = [show_line(named(latent, views), 24) for latent in found]
+    heading("Heat map", lines, "py matrix", meaning="Share of each latent's maximum; click a cell to open the latent.")
+    top, shares = matrix_together(views, 20, by, dense=dense)
+    labels = [views[slug].pack.table["label"].iat[latent] for slug, latent in top]
+    names = [show_line(named(latent, views), 24) for latent in top]
     figure = figures.matrix(shares, names, [latent_tables.piece(p) for p in view.pieces], labels)
     chosen = st.plotly_chart(
         figure, config=figures.SMALL, key="matrix", on_select="rerun", selection_mode="points", alt="Latents by tokens"
     )
     if chosen.selection.points:
-        slug, latent = found[int(chosen.selection.points[0]["y"])]
+        slug, latent = top[int(chosen.selection.points[0]["y"])]
         session.go("feature", pack=slug, f=latent)
 
 
 def latent_links(slug: str, latent: int) -> None:
-    """Ways to a latent of this or another pack."""
+    """Links to a latent of this or another pack."""
     with st.container(horizontal=True):
         session.link("feature", f"Open \\#{latent}", icon=":material/open_in_new:", pack=slug, f=latent)
         session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", pack=slug, f=latent)
 
 
 def python(store: Pack) -> str:
-    """The lines that read the text with one pack."""
+    """Python lines that read the text with one pack."""
     return opening(str(store.folder)) + "view = pack.read('a text', model, sae)\n"
 
 
 def together(views: Mapping[str, Any]) -> str:
-    """The lines that read it with several."""
+    """Python lines that read the text with several packs."""
     lines = openings({slug: view.pack.folder for slug, view in views.items()})
     return lines + "views = {name: pack.read('a text', model, saes[name]) for name, pack in packs.items()}\n"

@@ -1,4 +1,4 @@
-"""The way out where there is no pack: `scope demo`, small, run beside the app at the press of a button."""
+"""The button shown where there is no pack: it runs a small `scope demo` beside the app."""
 
 import subprocess
 import sys
@@ -12,16 +12,16 @@ from scope.app.kit.plain import plain
 FOLDER = Path("runs") / "quick-demo"
 SIZE = ("--tokens", "40000", "--d-sae", "512", "--target-l0", "16", "--steps", "300")
 STAGES = (
-    ("recording/manifest.json", "Harvesting activations"),
-    ("dictionary/cfg.json", "Training a dictionary"),
-    ("dictionary/evaluation.json", "Scoring it"),
-    ("pack/manifest.json", "Collecting what each latent does"),
+    ("recording/manifest.json", "Recording activations"),
+    ("dictionary/cfg.json", "Training an SAE"),
+    ("dictionary/evaluation.json", "Evaluating it"),
+    ("pack/manifest.json", "Collecting features"),
 )
-"""What is being done until a file lies in the folder."""
+"""What is running until a file exists in the folder."""
 
 
-class Making:
-    """One process that makes a small lab in a folder; it may be stopped, and picks up what is finished when begun again."""
+class DemoRun:
+    """A process that runs the demo in a folder. It can be stopped; started again, it continues."""
 
     def __init__(self, folder: Path, command: list[str] | None = None):
         self.folder, self.began = folder, time.monotonic()
@@ -40,60 +40,60 @@ class Making:
         return (self.folder / "pack" / "manifest.json").exists()
 
     def stage(self) -> tuple[int, str]:
-        """(stages finished, what is being done)."""
-        for n, (file, told) in enumerate(STAGES):
+        """(finished stages, name of the running one)."""
+        for n, (file, name) in enumerate(STAGES):
             if not (self.folder / file).exists():
-                return n, told
+                return n, name
         return len(STAGES), "Steering with it"
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(10)
 
-    def told(self) -> str:
-        """The last lines that the process wrote."""
+    def last_lines(self) -> str:
+        """The last lines of the process's output."""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
 
 
 @st.cache_resource(show_spinner=False)
-def _makings() -> dict[str, Making]:
-    """By folder, for all sessions: two must not make one lab."""
+def _runs() -> dict[str, DemoRun]:
+    """By folder, for all sessions, so that two never write one folder."""
     return {}
 
 
 _BEGINNING = Lock()
 
 
-def begin(folder: Path) -> None:
-    """Start, unless it runs already."""
+def start(folder: Path) -> None:
+    """Start the demo unless it is running."""
     with _BEGINNING:
-        known, name = _makings(), str(folder.absolute())
+        known, name = _runs(), str(folder.absolute())
         if name not in known or not known[name].running:
-            known[name] = Making(folder)
+            known[name] = DemoRun(folder)
 
 
 def offer() -> None:
-    """The button, and how far it is once pressed; the page opens on the pack when it is there."""
-    making = _makings().get(str(FOLDER.absolute()))
-    if making is not None and making.running:
+    """The button, and progress once pressed; the page opens on the pack when it is finished."""
+    run = _runs().get(str(FOLDER.absolute()))
+    if run is not None and run.running:
         watch()
         return
-    if making is not None and not making.done:
+    if run is not None and not run.done:
         st.error(
-            "The demo was not finished. Begun again, it goes on where it stopped. Its last words:", icon=":material/error:"
+            "The demo did not finish. Started again, it continues where it stopped. Its last output:", icon=":material/error:"
         )
-        st.code(making.told(), language=None)
-    told = f"Runs scope demo, small, into {FOLDER}: no network, about a minute on two cores."
-    st.button("Make a demo pack", icon=":material/play_arrow:", type="primary", help=told, on_click=begin, args=(FOLDER,))
-    st.caption(plain(told))
+        st.code(run.last_lines(), language=None)
+    meaning = f"Runs a small scope demo into {FOLDER}: no network, about a minute on two cores."
+    st.button("Make a demo pack", icon=":material/play_arrow:", type="primary", help=meaning, on_click=start, args=(FOLDER,))
+    st.caption(plain(meaning))
 
 
 @st.fragment(run_every=1.0)
 def watch() -> None:
-    """How far the demo is; at its end the page is drawn anew."""
-    making = _makings().get(str(FOLDER.absolute()))
-    if making is None or not making.running:
+    """Progress of the demo; at its end the page runs again."""
+    run = _runs().get(str(FOLDER.absolute()))
+    if run is None or not run.running:
         st.rerun()
-    n, told = making.stage()
-    st.progress(n / (len(STAGES) + 1), f"{told}, {time.monotonic() - making.began:.0f} s so far")
-    st.button("Stop", icon=":material/stop:", on_click=making.stop)
+    n, stage = run.stage()
+    st.progress(n / (len(STAGES) + 1), f"{stage}, {time.monotonic() - run.began:.0f} s so far")
+    st.button("Stop", icon=":material/stop:", on_click=run.stop)

@@ -1,4 +1,4 @@
-"""Latents as a file to take along. Files are written when the button is pressed, not before: pages stay fast."""
+"""Tables and latents as files to download. A file is written when its button is pressed, so that pages stay fast."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import streamlit as st
-from scope.app.kit.plain import show_line
 
+from scope.features.exports import tables
 from scope.features.exports.export import SUFFIX, export
 from scope.features.exports.page import MOST
-from scope.features.exports.tables import csv_cell
 from scope.features.face import Pack
 
 OFFERED = {
@@ -20,26 +19,26 @@ OFFERED = {
     "json": ("JSON", "application/json", "everything: rows, histograms, examples, relations, notes"),
     "html": ("HTML", "text/html", "cards on one page that needs nothing else"),
 }
-"""(name, media type, what it holds) by format."""
+"""(name, media type, content) by format."""
 WHOLE = ("csv", "parquet")
-"""Formats of which the whole result is taken, however long."""
+"""Formats that take a result of any length."""
 
 
-def written(store: Pack, to: str, latents: Sequence[int] | np.ndarray) -> bytes:
+def export_bytes(store: Pack, to: str, latents: Sequence[int] | np.ndarray) -> bytes:
     """The bytes of an export."""
     with tempfile.TemporaryDirectory() as folder:
         return export(store, to, Path(folder) / f"latents{SUFFIX[to]}", [int(i) for i in latents]).read_bytes()
 
 
-def offered(store: Pack, latents: Sequence[int] | np.ndarray) -> None:
-    """A popover with a button a format; cards and JSON only of as many latents as a page or a browser holds."""
+def export_menu(store: Pack, latents: Sequence[int] | np.ndarray) -> None:
+    """A popover with a button per format; cards and JSON only up to as many latents as a page or a browser holds."""
     with st.popover("Export", icon=":material/download:", type="tertiary"):
         st.caption(f"{len(latents):,} latents, in the order of the list.")
         for to, (name, media, holds) in OFFERED.items():
             much = to not in WHOLE and len(latents) > MOST
             st.download_button(
                 name,
-                lambda to=to: written(store, to, latents),
+                lambda to=to: export_bytes(store, to, latents),
                 f"latents{SUFFIX[to]}",
                 media,
                 icon=":material/download:",
@@ -50,8 +49,7 @@ def offered(store: Pack, latents: Sequence[int] | np.ndarray) -> None:
             )
 
 
-def frame_csv(rows: pd.DataFrame) -> bytes:
-    """Any table as CSV; no cell can be run as a formula."""
-    texts = rows.select_dtypes(exclude="number").columns
-    safe = rows.assign(**{name: [csv_cell(show_line(str(text), 10_000)) for text in rows[name]] for name in texts})
-    return safe.to_csv(index_label=rows.index.name or "id").encode("utf-8")
+def csv_button(label: str, rows: pd.DataFrame, file: str, key: str) -> None:
+    """A button that downloads a table."""
+    icon = ":material/download:"
+    st.download_button(label, lambda: tables.csv(rows), file, "text/csv", icon=icon, type="tertiary", key=key)

@@ -1,48 +1,105 @@
-"""Work that needs the model for longer than a moment: it waits for its turn like everybody, and tells how far it is.
+"""Who uses the model when: one reader at a time, in the order of asking; and long work that runs in a thread of its own.
 
-A job runs in a thread of its own, so a click elsewhere neither ends nor blocks it: `stop` does, and, where it was told how to
-ask, that its reader closed the page. Its result is its own affair to keep.
+A click elsewhere on the page neither ends nor blocks a job. `stop` ends it, and so does its reader closing the page.
 """
 
 import time
 from collections.abc import Callable
-from threading import Event, Thread
+from threading import Condition, Event, Thread, current_thread
 from typing import Any, Literal
 
-from scope.app.serve.turns import Turns
-
 PATIENCE = 10.0
-"""Seconds without its reader after which a job ends: a page that is only loaded anew is back sooner."""
+"""Seconds without its reader after which a job ends: a page that is only reloaded is back sooner."""
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
+class ModelQueue:
+    """A fair lock that knows who waits. A thread that has the turn may take another turn within it."""
+
+    def __init__(self):
+        self._changed = Condition()
+        self._queue: list[tuple[Thread, object]] = []  # the first of them has the turn
+
+    def join(self) -> object:
+        """A ticket at the end of the queue; at its head for the thread whose turn it is. Give it back by `leave`."""
+        with self._changed:
+            ticket, me = object(), current_thread()
+            place = 0 if self._queue and self._queue[0][0] is me else len(self._queue)
+            self._queue.insert(place, (me, ticket))
+            return ticket
+
+    def ahead(self, ticket: object, wait: float = 0.0) -> int:
+        """How many are ahead of this ticket; 0 means that it is its turn. Waits up to `wait` seconds for that."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._place(ticket) == 0, wait)
+            return self._place(ticket)
+
+    def leave(self, ticket: object) -> None:
+        """Give back a ticket, whether its turn had come or not."""
+        with self._changed:
+            self._queue = [(who, other) for who, other in self._queue if other is not ticket]
+            self._changed.notify_all()
+
+    def acquire(self, timeout: float = -1) -> bool:
+        """Wait for a turn as a lock does, for so many seconds or for ever; True if it came. Release it from the same thread."""
+        ticket = self.join()
+        while self.ahead(ticket, timeout if timeout >= 0 else 60.0):
+            if timeout >= 0:
+                self.leave(ticket)
+                return False
+        return True
+
+    def release(self) -> None:
+        """Give back the turn that this thread acquired last.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        with self._changed:
+            if not self._queue or self._queue[0][0] is not current_thread():
+                raise RuntimeError("release of a turn that this thread does not have")
+            del self._queue[0]
+            self._changed.notify_all()
+
+    def _place(self, ticket: object) -> int:
+        return next((i for i, (_, other) in enumerate(self._queue) if other is ticket), 0)
+
+
 class Job:
-    """Something to be done: `work(job)` gives the result. It looks at `stopping` often, and tells of itself in `told`."""
+    """`work(job)` gives the result. It checks `stopping` often and reports how far it is in `progress`.
+
+    `reader_present` says whether the reader's page is still open; without it the job does not depend on a reader.
+    """
 
     def __init__(
-        self, kind: str, work: Callable[["Job"], Any], turns: Turns, about: Any = None, here: Callable[[], bool] | None = None
+        self,
+        kind: str,
+        work: Callable[["Job"], Any],
+        queue: ModelQueue,
+        model: Any = None,
+        reader_present: Callable[[], bool] | None = None,
     ):
-        self.kind, self.about, self._work, self._turns = kind, about, work, turns
+        self.kind, self.model, self._work, self._queue = kind, model, work, queue
         self.state: State = "waiting"
         self.result: Any = None
         self.error: Exception | None = None
-        self.told: dict[str, Any] = {}
+        self.progress: dict[str, Any] = {}
         self._ticket: object = None
-        self._here, self._seen = here, time.monotonic()
+        self._reader_present, self._last_seen = reader_present, time.monotonic()
         self._stop, self._finished = Event(), Event()
 
     def start(self) -> "Job":
-        """Get in line, and go on."""
+        """Join the queue and run in a thread."""
         Thread(target=self._run, name=f"scope {self.kind}", daemon=True).start()
         return self
 
     @property
     def stopping(self) -> bool:
-        if self._here is not None:
+        if self._reader_present is not None:
             now = time.monotonic()
-            if self._here():
-                self._seen = now
-            elif now - self._seen > PATIENCE:
+            if self._reader_present():
+                self._last_seen = now
+            elif now - self._last_seen > PATIENCE:
                 self._stop.set()
         return self._stop.is_set()
 
@@ -52,31 +109,31 @@ class Job:
 
     @property
     def ahead(self) -> int:
-        """How many have the model before it."""
-        return self._turns.before(self._ticket) if self.state == "waiting" and self._ticket is not None else 0
+        """How many have the model before this job."""
+        return self._queue.ahead(self._ticket) if self.state == "waiting" and self._ticket is not None else 0
 
     def stop(self) -> None:
-        """Ask it to end. One that still waits is cancelled; one that runs keeps what it has."""
+        """Ask the job to end. A waiting job is cancelled; a running job keeps what it has so far."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Until it is finished, or as long as given; whether it is."""
+        """Wait until the job is finished, or for so many seconds; True if it is finished."""
         return self._finished.wait(seconds)
 
-    def give_way(self) -> None:
-        """Between two parts of long work: let those who wait have the model first. Comes back with it, or `stopping`."""
-        self._turns.leave(self._ticket)
-        self._ticket = self._turns.ask()
+    def let_others_go_first(self) -> None:
+        """Between two parts of long work: whoever waits gets the model first. Returns with the turn, or `stopping`."""
+        self._queue.leave(self._ticket)
+        self._ticket = self._queue.join()
         self._until_turn()
 
     def _until_turn(self) -> None:
         self.state = "waiting"
-        while not self.stopping and self._turns.before(self._ticket, wait=0.1):
+        while not self.stopping and self._queue.ahead(self._ticket, wait=0.1):
             pass
         self.state = "running"
 
     def _run(self) -> None:
-        self._ticket = self._turns.ask()
+        self._ticket = self._queue.join()
         try:
             self._until_turn()
             if self.stopping:
@@ -84,8 +141,8 @@ class Job:
                 return
             self.result = self._work(self)
             self.state = "done"
-        except Exception as error:  # whatever it was, it is told on the page, and the next one gets its turn
+        except Exception as error:  # any error is shown on the page, and the next job gets its turn
             self.error, self.state = error, "failed"
         finally:
-            self._turns.leave(self._ticket)
+            self._queue.leave(self._ticket)
             self._finished.set()

@@ -1,52 +1,55 @@
-"""The model and the dictionary behind a pack: loaded once, when a page first needs them, and used by one reader at a time."""
+"""The model and the dictionary of a pack: loaded once, when a page first needs them, and used by one reader at a time."""
 
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
-from scope.app.serve.turns import Turns
+from scope.app.serve.jobs import ModelQueue
 
 from scope.errors import ScopeError
 from scope.features.face import Pack
 from scope.features.pack.data import dictionary_of
 
+if TYPE_CHECKING:
+    import scope.models.face  # loads torch, which browsing does without
+
 READINGS = 256 * 1024**2
-"""Bytes of readings that a session keeps."""
+"""Bytes of text readings that a session caches."""
 
 
 @st.cache_resource(show_spinner=False)
-def turns() -> Turns:
-    """One for the whole process: a model serves one person at a time. It may be used as a lock, too."""
-    return Turns()
+def queue() -> ModelQueue:
+    """The queue for the model, one for the whole process. It can be used as a lock, too."""
+    return ModelQueue()
 
 
 @contextmanager
-def live(store: Pack) -> Iterator[tuple[Any, Any]]:
-    """Model and dictionary of a pack, loaded on first use and held by this reader alone within the block.
+def in_turn(store: Pack) -> Iterator[tuple["scope.models.face.LanguageModel", Any]]:
+    """Model and dictionary of a pack, loaded on first use and used by this reader alone within the block.
 
-    While another session has the model, the place in the queue is told, with a button that gives it up.
+    While another session has the model, the page shows the place in the queue and a button that leaves it.
 
     Raises:
         ScopeError: the model or the dictionary cannot be loaded, is not the one that made the pack, or the memory does not
             suffice.
     """
-    ticket = turns().ask()
+    ticket = queue().join()
     try:
         _wait(ticket)
-        with spared():
-            yield ready(store)
+        with memory_errors():
+            yield load(store)
     finally:
-        turns().leave(ticket)
+        queue().leave(ticket)
 
 
-def ready(store: Pack) -> tuple[Any, Any]:
-    """Model and dictionary of a pack, loaded on first use. Only who has the turn may run them: `live`, or a job.
+def load(store: Pack) -> tuple["scope.models.face.LanguageModel", Any]:
+    """Model and dictionary of a pack, loaded on first use. Only the holder of the turn may run them: `in_turn`, or a job.
 
     Raises:
-        ScopeError: see `live`.
+        ScopeError: see `in_turn`.
     """
     from scope.features.reading.read_text import check_same
 
@@ -59,27 +62,27 @@ def ready(store: Pack) -> tuple[Any, Any]:
 
 
 def _wait(ticket: object) -> None:
-    """Until it is this session's turn. A rerun, as by Cancel, ends the waiting: Streamlit raises in `st` calls then."""
-    if turns().before(ticket) == 0:
+    """Wait for this session's turn. A rerun, as by Cancel, ends the wait: Streamlit then raises in `st` calls."""
+    if queue().ahead(ticket) == 0:
         return
     place = st.container()
     with place:
-        told = st.empty()
-        st.button("Cancel", key=f"cancel {id(ticket)}", help="Gives up the place in the queue.")
-    while n := turns().before(ticket, wait=0.4):
-        told.info(
-            f"The model is at work for another session; {n} before you. It goes on by itself.", icon=":material/hourglass:"
+        message = st.empty()
+        st.button("Cancel", key=f"cancel {id(ticket)}", help="Leaves the queue.")
+    while n := queue().ahead(ticket, wait=0.4):
+        message.info(
+            f"Another session is using the model; {n} ahead of you. This page continues by itself.", icon=":material/hourglass:"
         )
     place.empty()
 
 
 class OutOfMemory(ScopeError):
-    """The model ran, and the memory of the machine or of the GPU did not suffice."""
+    """The model ran out of the memory of the machine or of the GPU."""
 
 
 @contextmanager
-def spared() -> Iterator[None]:
-    """Turn what torch and Python say of missing memory into a refusal with a way out.
+def memory_errors() -> Iterator[None]:
+    """Turn memory errors of torch and Python into a refusal with a way out.
 
     Raises:
         OutOfMemory: the block asked for more memory than there is.
@@ -87,16 +90,16 @@ def spared() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        told = (str(error).splitlines() or [type(error).__name__])[0]
+        message = (str(error).splitlines() or [type(error).__name__])[0]
         signs = ("out of memory", "not enough memory", "alloc")
-        if not isinstance(error, MemoryError) and not any(sign in told.lower() for sign in signs):
+        if not isinstance(error, MemoryError) and not any(sign in message.lower() for sign in signs):
             raise
         gc.collect()
         raise OutOfMemory(
-            f"The memory does not suffice for this: {told[:300]}\n"
-            f"  Held now: {memory_of(_loaded().get('model')) or 'no model'}.\n"
+            f"There is not enough memory for this: {message[:300]}\n"
+            f"  Loaded now: {memory_of(_loaded().get('model')) or 'no model'}.\n"
             "  Give a shorter text, fewer texts or fewer new tokens; or make the pack from a smaller model or dictionary.\n"
-            "  Everything else on the pages goes on, and your text is still there."
+            "  All other pages still work, and your text is kept."
         ) from None
 
 
@@ -105,9 +108,9 @@ def _loaded() -> dict[str, Any]:
     return {}
 
 
-def memory_of(model: Any) -> str:
-    """As "bundled, 6.5 M parameters, float32, 26 MB"; empty without a model."""
-    if model is None or not hasattr(model, "parameters"):
+def memory_of(model: "scope.models.face.LanguageModel | None") -> str:
+    """Such as "bundled, 6.5 M parameters, float32, 26 MB"; "" without a model."""
+    if model is None:
         return ""
     sizes = [(p.numel(), p.element_size(), str(p.dtype).removeprefix("torch.")) for p in model.parameters()]
     n, held = sum(size for size, _, _ in sizes), sum(size * each for size, each, _ in sizes)
@@ -117,24 +120,25 @@ def memory_of(model: Any) -> str:
 
 
 def status() -> str:
-    """What is told of the model under the pack's name."""
+    """The line about the model under the pack's name."""
     held = memory_of(_loaded().get("model"))
-    return f"Model ready: {held}" if held else "Model not loaded: browsing needs none; a live action loads it."
+    return f"Model ready: {held}" if held else "No model loaded: browsing needs none. Reading a text or steering loads it."
 
 
 def reading(store: Pack, text: str | int) -> Any:
-    """A text, or one of the pack's own contexts by number, read by the model and the dictionary of a pack: a `TokenView`, kept
-    for this session, as many as fit 256 MB.
+    """The `TokenView` of a text, or of one of the pack's contexts by number, read with the pack's model and dictionary.
+
+    Views are cached for this session, as many as fit 256 MB.
 
     Raises:
-        ScopeError: see `live`; or a text that is longer than the context.
+        ScopeError: see `in_turn`; or a text that is longer than the context.
     """
     kept, key = st.session_state.setdefault("readings", {}), (str(store.folder), id(store), text)
     if key not in kept:
-        with live(store) as (model, sae), st.spinner("Reading"):
-            made = store.read(text, model, sae) if isinstance(text, str) else _read_context(store, text, model, sae)
-        kept[key] = made
-        while len(kept) > 1 and sum(view.latents.nbytes for view in kept.values()) > READINGS:
+        with in_turn(store) as (model, sae), st.spinner("Reading"):
+            view = store.read(text, model, sae) if isinstance(text, str) else _read_context(store, text, model, sae)
+        kept[key] = view
+        while len(kept) > 1 and sum(each.latents.nbytes for each in kept.values()) > READINGS:
             del kept[next(iter(kept))]
     return kept[key]
 
@@ -145,31 +149,31 @@ def _read_context(store: Pack, context: int, model: Any, sae: Any) -> Any:
     return read_context(store, context, model, sae)
 
 
-def cut(store: Pack, text: str) -> tuple[str, int, int]:
-    """(as much of a text as the model takes, its tokens, how many it takes); of use where it was refused as too long."""
-    with live(store) as (model, _):
+def truncated(store: Pack, text: str) -> tuple[str, int, int]:
+    """(as much of a text as the model takes, its tokens, how many the model takes), for a text refused as too long."""
+    with in_turn(store) as (model, _):
         ids = model.tokenizer.encode(text)
         return model.tokenizer.decode(ids[: model.cfg.n_ctx]), len(ids), model.cfg.n_ctx
 
 
-def as_chat(store: Pack, text: str) -> str:
-    """A text as one turn of a chat, laid out by the model's template.
+def chat_text(store: Pack, text: str) -> str:
+    """A text as one turn of a chat in the model's chat template.
 
     Raises:
-        TokensError: the model brings no template.
+        TokensError: the model has no template.
     """
-    with live(store) as (model, _):
+    with in_turn(store) as (model, _):
         return model.tokenizer.chat([{"role": "user", "content": text}])
 
 
 def load_model(name: str, revision: str | None) -> Any:
-    """A model kept in memory until another is asked for or its weights change."""
-    return _model(name, revision, written(name))
+    """A model, cached until another is loaded or its weights change."""
+    return _model(name, revision, modified(name))
 
 
 def load_dictionary(place: str) -> Any:
-    """A dictionary kept in memory until its files change."""
-    return _dictionary(place, written(place))
+    """A dictionary, cached until its files change."""
+    return _dictionary(place, modified(place))
 
 
 @st.cache_resource(show_spinner="Loading the model", max_entries=1)
@@ -186,8 +190,8 @@ def _dictionary(place: str, made: int) -> Any:
     return read_sae(place)
 
 
-def written(place: str) -> int:
-    """When the weights in a folder were written, in nanoseconds; 0 for what is no place on this machine, as a hub id."""
+def modified(place: str) -> int:
+    """When the weights in a folder were written, in nanoseconds; 0 for what is no folder on this machine, such as a hub id."""
     path = Path(place).expanduser()
     files = [path] if path.is_file() else [f for kind in ("scope.json", "*.safetensors", "*.npz") for f in path.glob(kind)]
     return max((file.stat().st_mtime_ns for file in files if file.exists()), default=0)

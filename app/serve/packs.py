@@ -1,6 +1,6 @@
-"""Which packs are open: those named on the command line, or found in runs/, by slugs; each is opened once for everybody.
+"""The packs that can be shown: those given to `scope app`, or found in runs/; each is opened once for all readers.
 
-Packs are named by slugs, in the address too; a path never leaves the machine and is never taken from an address.
+Addresses name a pack by its slug. A path is never written into an address nor read from one.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ PACKS = "SCOPE_PACKS"
 def registry() -> dict[str, Path]:
     """Packs by slug: those given to `scope app`, otherwise those found in runs/ of the working directory, newest first."""
     given = json.loads(os.environ.get(PACKS) or "[]")
-    folders = [Path(folder) for folder in given] or found(Path("runs"))
+    folders = [Path(folder) for folder in given] or find_packs(Path("runs"))
     names: dict[str, Path] = {}
     for folder in folders:
         slug = first = slug_of(folder)
@@ -37,20 +37,20 @@ def registry() -> dict[str, Path]:
 
 
 def building(slug: str) -> tuple[int, int] | None:
-    """(tokens read, tokens in all) of a pack that is being built and cannot be opened yet; None of any other."""
+    """(tokens read, tokens in all) of a pack that is still being built; None for any other."""
     folder = registry().get(slug)
     state = folder.with_name(folder.name + ".building") / "build.json" if folder else None
     if folder is None or (folder / "manifest.json").exists() or not state.exists():
         return None
     try:
-        told = json.loads(state.read_text())
-        return int(told["done"]), max(int(told["total"]), 1)
+        progress = json.loads(state.read_text())
+        return int(progress["done"]), max(int(progress["total"]), 1)
     except (OSError, ValueError, KeyError, TypeError):
         return 0, 1
 
 
-def found(runs: Path) -> list[Path]:
-    """Folders under `runs`, up to two deep, that hold a pack, or will when the one being built is done."""
+def find_packs(runs: Path) -> list[Path]:
+    """Folders under `runs`, up to two deep, that hold a pack or one being built."""
     whole = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/features.parquet")}
     whole = {folder for folder in whole if (folder / "manifest.json").exists() and folder.suffix not in (".writing", ".old")}
     built = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}.building/build.json")}
@@ -59,14 +59,14 @@ def found(runs: Path) -> list[Path]:
 
 
 def slug_of(folder: Path) -> str:
-    """A short name for an address: the folder's own, or its parent's where the folder is just called "pack"."""
+    """A short name for addresses: the folder's name, or its parent's where the folder is just called "pack"."""
     folder = folder.absolute()
     name = folder.parent.name if folder.name == "pack" else folder.name.removesuffix(".pack")
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "pack"
 
 
 def open_pack(slug: str) -> Pack:
-    """A pack opened for reading, kept open and shared between all who look at it; opened anew when it was made anew.
+    """A pack, opened once and shared by all readers; opened again when its files were replaced.
 
     Raises:
         PackError: it is missing, being built, damaged or of another schema.
@@ -80,11 +80,11 @@ def open_pack(slug: str) -> Pack:
 
 _OPEN: dict[str, tuple[int, Pack]] = {}
 _OPENING = Lock()
-_LATELY = Lock()
+_RECENTLY = Lock()
 
 
 def _open(folder: str, made: int) -> Pack:
-    """One store a folder for the whole process; a plain dictionary, which Streamlit's cache is 20 times slower than."""
+    """One store per folder for the whole process. A plain dict is 20 times faster than Streamlit's cache."""
     with _OPENING:
         if folder not in _OPEN or _OPEN[folder][0] != made:
             _OPEN[folder] = (made, Pack.open(folder))
@@ -92,19 +92,20 @@ def _open(folder: str, made: int) -> Pack:
 
 
 def once(store: Pack, name: str, make: Callable[[], Any]) -> Any:
-    """What `make` gives, made once for each pack that is open and shared by all who look at it, who leave it as it is."""
+    """The result of `make`, computed once per open pack and shared by all readers, who must not change it."""
     kept = _kept(str(store.folder), id(store))
     if name not in kept:
         kept[name] = make()
     return kept[name]
 
 
-def lately(store: Pack, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
-    """What `make` gives of these latents and the table with its labels as they are; the last few are kept for each pack.
-    A page runs anew at every click on it, and what it draws of thousands of latents is then the same."""
+def cached_recently(store: Pack, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
+    """The result of `make` for these latents and the current labels; the last few results are cached per pack.
+
+    A page runs again at every click, and what it draws of thousands of latents is then usually the same."""
     table, digest = store.table, hashlib.blake2b(np.ascontiguousarray(latents).data, digest_size=16).digest()
-    with _LATELY:
-        kept = once(store, "lately", dict)
+    with _RECENTLY:
+        kept = once(store, "recently", dict)
         of, value = kept.pop((name, digest), (None, None))
         if of is not table:
             of, value = table, make()
@@ -117,3 +118,8 @@ def lately(store: Pack, name: str, latents: np.ndarray, make: Callable[[], Any],
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _kept(folder: str, opened: int) -> dict[str, Any]:
     return {}
+
+
+def same_model(store: Pack, other: Pack) -> bool:
+    """Whether two packs were made with the same model weights; unknown weights count as one model."""
+    return store.manifest["model"].get("weights_sha256") == other.manifest["model"].get("weights_sha256")

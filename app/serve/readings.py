@@ -10,49 +10,49 @@ from typing import Any
 from scope.app.kit.plain import show_line
 
 from scope.errors import PackError
+from scope.whole_files import write_json
 
 LONGEST = 1500
-"""Characters of a text that stand in an address."""
+"""Most characters of a text that an address carries."""
 
 
 def save(folder: Path, texts: list[str], settings: dict[str, Any], made_with: dict[str, Any]) -> str:
-    """Keep a reading's texts and settings beside the pack; its name is the hash of what it holds."""
-    held = {"texts": texts, "settings": settings, "made_with": made_with}
-    name = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:12]
-    place = runs(folder)
-    place.mkdir(exist_ok=True)
-    aside = place / f".{name}.writing"
-    aside.write_text(json.dumps(held, indent=1))
-    aside.rename(place / f"{name}.json")
+    """Save a reading's texts and settings beside the pack; its name is the hash of its content."""
+    content = {"texts": texts, "settings": settings, "made_with": made_with}
+    name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    folder_of(folder).mkdir(exist_ok=True)
+    write_json(folder_of(folder) / f"{name}.json", content)
     return name
 
 
 def load(folder: Path, name: str) -> dict[str, Any]:
-    """A run that was kept.
+    """The texts and settings of a saved reading.
 
     Raises:
-        PackError: no such run lies beside this pack, or it cannot be read.
+        PackError: there is no such reading beside this pack, or it cannot be read.
     """
-    file = runs(folder) / f"{name}.json"
+    file = folder_of(folder) / f"{name}.json"
     if not re.fullmatch(r"[0-9a-f]{12}", name) or not file.exists():
-        raise PackError(f"No saved reading {name!r} lies beside this pack.\n  Readings are kept in {runs(folder)}")
+        raise PackError(f"There is no saved reading {name!r} beside this pack.\n  Readings are saved in {folder_of(folder)}")
     try:
-        held = json.loads(file.read_text())
-        return {"texts": [str(t) for t in held["texts"]][:2], "settings": dict(held["settings"])}
+        content = json.loads(file.read_text())
+        return {"texts": [str(t) for t in content["texts"]][:2], "settings": dict(content["settings"])}
     except (OSError, ValueError, KeyError, TypeError):
         raise PackError(f"{file} is damaged. Remove it.") from None
 
 
 def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:
-    """(name, beginning of the text) of the runs that were kept, newest first."""
-    files = sorted(runs(folder).glob("*.json"), key=lambda f: -f.stat().st_mtime)[:most] if runs(folder).is_dir() else []
-    found = []
+    """(name, beginning of the text) of the saved readings, newest first."""
+    files = (
+        sorted(folder_of(folder).glob("*.json"), key=lambda f: -f.stat().st_mtime)[:most] if folder_of(folder).is_dir() else []
+    )
+    readings = []
     for file in files:
         with suppress(PackError):
-            found.append((file.stem, show_line(" / ".join(load(folder, file.stem)["texts"]))))
-    return found
+            readings.append((file.stem, show_line(" / ".join(load(folder, file.stem)["texts"]))))
+    return readings
 
 
-def runs(folder: Path) -> Path:
-    """Where readings are kept: beside the pack, which holds nothing that is not its own."""
-    return folder.with_name(folder.name + ".prompts")
+def folder_of(pack: Path) -> Path:
+    """Where readings are saved: beside the pack, whose own files are never changed."""
+    return pack.with_name(pack.name + ".prompts")

@@ -1,4 +1,4 @@
-"""What the pages of one reader share: which pack is shown, where in it the reader is, refusals, and the way between pages."""
+"""State that the pages of one reader share, which pack and latent are shown, and links between pages."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
 from scope.app.serve import packs
+from scope.app.serve.pack_facts import flag_limits
 
 from scope.errors import PackError
 from scope.features.face import Pack
@@ -20,22 +21,24 @@ PAGES = {
     "health": "health/page.py",
 }
 
-DENSE = "Dense too"
-"""Name of the toggle by which lists show latents that fire very often."""
+DENSE = "Include dense latents"
+"""The toggle by which lists include latents that fire very often."""
 
 _MAKE = "scope demo                                       makes one from the bundled model in a few minutes"
-_COLLECT = "scope features DICTIONARY --recording RECORDING  makes one of a dictionary of yours"
+_COLLECT = "scope features DICTIONARY --recording RECORDING  makes one from your SAE"
 
 
 def current() -> str:
-    """Slug of the pack that is shown: the one in the address, else the one shown last, else the first.
+    """Slug of the current pack: the one in the address, else the last one, else the first.
 
     Raises:
         PackError: there are no packs, or the address names one that is not open here.
     """
     known, asked = packs.registry(), st.query_params.get("pack")
     if not known:
-        raise PackError(f"No packs in {Path('runs').absolute()}, and none was given to scope app.\n  {_MAKE}\n  {_COLLECT}")
+        raise PackError(
+            f"There are no packs in {Path('runs').absolute()}, and none was given to scope app.\n  {_MAKE}\n  {_COLLECT}"
+        )
     if asked is not None and asked not in known:
         raise PackError(f"No pack called {asked!r} is open here.\n  Open: {', '.join(known)}")
     slug = asked or st.session_state.get("pack")
@@ -44,7 +47,7 @@ def current() -> str:
 
 
 def pack(slug: str | None = None) -> Pack:
-    """The pack that is shown, or another one that is open, for reading.
+    """The current pack, or another open one, for reading.
 
     Raises:
         PackError: it is missing, being built, damaged or of another schema.
@@ -53,9 +56,9 @@ def pack(slug: str | None = None) -> Pack:
 
 
 def asked_latent(store: Pack) -> int | None:
-    """The latent in the address, else the one seen last in this pack, else None.
+    """The latent in the address, else the last one shown of this pack, else None.
 
-    Parsed by hand: a widget bound to the address would quietly put its default in place of a bad number.
+    Parsed here, since a widget bound to the address would silently replace a bad number by its default.
 
     Raises:
         PackError: it is no whole number, or none of this pack's.
@@ -64,7 +67,7 @@ def asked_latent(store: Pack) -> int | None:
     if text is None:
         return st.session_state.get("latents", {}).get(current())
     if not re.fullmatch(r"-?\d{1,18}", text.strip()):
-        raise PackError(f"{text!r} is no latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
+        raise PackError(f"{text!r} is not a latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
     return store[int(text)].id
 
 
@@ -74,20 +77,20 @@ def steer_these(latents: list[int]) -> None:
     go("steer")
 
 
-def dense_too(store: Pack, at_first: bool) -> bool:
-    """Whether lists tell latents that fire very often: one choice for all pages that ask, kept, and in the address.
+def include_dense(store: Pack, at_first: bool) -> bool:
+    """Whether lists include dense latents: one setting for all pages, remembered and in the address.
 
-    Until somebody chooses, each page begins as it sees fit: a table of all latents with them, a ranking of a text without.
+    Its default depends on the page: a table of all latents includes them, a ranking of a text does not.
     """
-    if "dense told" in st.session_state and "dense" not in st.query_params:
-        st.session_state.setdefault("dense", st.session_state["dense told"])
-    limit = float((store.manifest.get("flags") or {}).get("dense", 0.1))
-    told = f"Latents that fire on more than {limit:.2g} of all tokens; one choice for the lists of all pages."
+    if "dense chosen" in st.session_state and "dense" not in st.query_params:
+        st.session_state.setdefault("dense", st.session_state["dense chosen"])
+    limit = flag_limits(store).dense
+    meaning = f"Dense latents fire on at least {limit:.2g} of all tokens. One setting for the lists of all pages."
 
     def choose() -> None:
-        st.session_state["dense told"] = st.session_state["dense"]
+        st.session_state["dense chosen"] = st.session_state["dense"]
 
-    return st.toggle(DENSE, at_first, key="dense", bind="query-params", help=told, on_change=choose)
+    return st.toggle(DENSE, at_first, key="dense", bind="query-params", help=meaning, on_change=choose)
 
 
 def remember(latent: int) -> None:
@@ -95,7 +98,7 @@ def remember(latent: int) -> None:
 
 
 def results() -> list[int]:
-    """The latents of the last list that was looked at in this pack, in its order; [] before any."""
+    """Latents of the last list shown of this pack, in its order; [] before any."""
     return st.session_state.get("results", {}).get(current(), [])
 
 
@@ -104,7 +107,7 @@ def keep_results(latents: list[int]) -> None:
 
 
 def params(**more: Any) -> dict[str, str]:
-    """Parameters of an address within the pack that is shown."""
+    """Parameters of an address within the current pack."""
     return {"pack": current(), **{name: str(value) for name, value in more.items()}}
 
 
@@ -114,12 +117,18 @@ def go(page: str, **more: Any) -> None:
 
 
 def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **more: Any) -> None:
-    """A link to a page of the pack that is shown. `label` must already be plain."""
+    """A link to a page of the current pack. `label` must already be plain."""
     st.page_link(PAGES[page], label=label, icon=icon, help=help, query_params=params(**more))
 
 
 def address(page: str, **more: Any) -> str:
-    """The whole address of a page, to be copied."""
+    """The whole address of a page, to copy."""
     parts = urlsplit(st.context.url or "http://localhost:8501/")
     path = "" if page == "overview" else page
     return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"
+
+
+def link_popover(page: str, **more: Any) -> None:
+    """A button that shows the whole address of a page."""
+    with st.popover("Link", icon=":material/link:", type="tertiary"):
+        st.code(address(page, **more), language=None)

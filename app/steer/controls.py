@@ -21,7 +21,7 @@ def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
     chat = st.toggle(
         "Chat",
         disabled=why_no_chat is not None,
-        help=why_no_chat or "Turns are laid out by the checkpoint's own template.",
+        help=why_no_chat or "ModelQueue are laid out by the checkpoint's own template.",
         **kept("chat", False),
     )
     if why_no_chat is not None:

@@ -5,8 +5,7 @@ from typing import Any
 import streamlit as st
 from scope.app.kit import messages
 from scope.app.kit.plain import plain
-from scope.app.serve import facts as health
-from scope.app.serve import models, packs, session
+from scope.app.serve import models, pack_facts, packs, session
 from scope.app.serve.jobs import Job
 from scope.app.steer import conditions as arms
 from scope.app.steer import controls as text
@@ -75,7 +74,7 @@ def fill(run: SteeringRun | Sweep) -> None:
 def presets() -> list[int]:
     """The latents with the highest output score, and what else the overview begins with where the pack knows none."""
     found = packs.once(store, "steerable", lambda: [int(i) for i in store.steerable(picker.MOST).index])
-    return found or list(packs.once(store, "start here", lambda: health.start_here(store)).values()) or [0]
+    return found or list(packs.once(store, "start here", lambda: pack_facts.start_here(store)).values()) or [0]
 
 
 def no_chat() -> str | None:
@@ -109,7 +108,7 @@ def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | Non
 
 
 def streaming(job: Job, names: tuple[str, ...]) -> list[Any]:
-    names = tuple(job.told.get("arms", names))
+    names = tuple(job.progress.get("arms", names))
     places: list[Any] = []
     for first in range(0, len(names), arms.ABREAST):
         columns = st.columns(min(len(names), arms.ABREAST))
@@ -180,9 +179,9 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     bar = None
     if job is not None and job.kind == "sweep":
         bar = st.empty()
-        bar.progress(*sweeps.progress(job.told))
-        if "sweep" in job.told:
-            sweeps.result(job.told["sweep"], f"live {id(job)} {len(job.told['sweep'].runs)}")
+        bar.progress(*sweeps.progress(job.progress))
+        if "sweep" in job.progress:
+            sweeps.result(job.progress["sweep"], f"live {id(job)} {len(job.progress['sweep'].runs)}")
     elif isinstance(run, Sweep):
         again()
         sweeps.result(run, st.query_params["run"])
@@ -199,7 +198,7 @@ opened = None
 try:
     opened = open_address()
 except ScopeError as refusal:
-    messages.refuse(refusal)
+    messages.show_refusal(refusal)
     if not stack.rows(slug) and "run" not in st.query_params:
         st.stop()
 left, right = st.columns([1, 2], gap="medium")
@@ -214,7 +213,7 @@ with left:
             desk.begin("direction", lambda model, sae: steering.direction(model, wanted[0], *wanted[1]))
             st.rerun()
     except ScopeError as refusal:
-        messages.refuse(refusal)
+        messages.show_refusal(refusal)
     units.draw_gauge(edits, store, mine.get("sae"))
 with right:
     st.session_state.setdefault("steer view", "Compare")
@@ -232,6 +231,6 @@ with right:
         else:
             saved.listed(runs, st.query_params.get("run"), lambda label, name: session.link("steer", label, run=name))
     except ScopeError as refusal:
-        messages.refuse(refusal)
+        messages.show_refusal(refusal)
 if job is not None:
     desk.attend(job, line, places, bar)

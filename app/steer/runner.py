@@ -38,12 +38,12 @@ class Desk:
         """Load what is needed and get in line; `make(model, sae)` gives the work."""
         self.mine.pop("refused", None)
         try:
-            with models.spared():
-                model, sae = models.ready(self.store)
+            with models.memory_errors():
+                model, sae = models.load(self.store)
             self.mine["sae"] = sae
             self.mine["chat"] = "" if model.words.chat_template else state.NO_TEMPLATE
             here = None if kind == "sweep" else _here()  # a sweep lets others go first, and may run on without a reader
-            self.mine["job"] = Job(kind, _spared(make(model, sae)), models.turns(), model, here).start()
+            self.mine["job"] = Job(kind, _spared(make(model, sae)), models.queue(), model, here).start()
         except ScopeError as refusal:
             self.mine["refused"] = refusal
 
@@ -72,7 +72,7 @@ class Desk:
         """The line above the views: what is at work, how many are before it, and the button that ends it."""
         refused = self.mine.get("refused")
         if isinstance(refused, ScopeError):
-            messages.refuse(refused)
+            messages.show_refusal(refused)
         elif refused is not None:
             st.error(plain(f"{type(refused).__name__}: {refused}"), icon=":material/error:")
         if "told" in self.mine:
@@ -88,10 +88,10 @@ class Desk:
 
     def attend(self, job: Job, line: Any, places: list[Any], bar: Any) -> None:
         """Show how far the job is until it ends. A click interrupts this, the job goes on, and the next run comes here."""
-        waiting, swept, drawn = job.ahead, job.told.get("sweep"), None
+        waiting, swept, drawn = job.ahead, job.progress.get("sweep"), None
         while not job.wait(0.08):
             ahead = job.ahead
-            if bool(ahead) != bool(waiting) or job.told.get("sweep") is not swept:
+            if bool(ahead) != bool(waiting) or job.progress.get("sweep") is not swept:
                 st.rerun()  # Cancel becomes Stop, or one more strength is done
             what = DOES[job.kind]
             if ahead:
@@ -99,15 +99,15 @@ class Desk:
             elif job.stopping:
                 line.info(f"{what}: stopping at the next token.", icon=":material/hourglass:")
             else:
-                written = max(map(len, job.told.get("ids", [[]])), default=0)
+                written = max(map(len, job.progress.get("ids", [[]])), default=0)
                 line.info(f"{what}" + (f": {written} tokens" if written else " …"), icon=":material/play_arrow:")
-            if places and "ids" in job.told and (state := [len(ids) for ids in job.told["ids"]]) != drawn:
-                n, words = job.told["n"], job.about.words
-                grown = [words.decode(list(ids)) for ids in job.told["ids"]]
-                arms.streamed(job.told["arms"], [grown[i : i + n] for i in range(0, len(grown), n)], places)
+            if places and "ids" in job.progress and (state := [len(ids) for ids in job.progress["ids"]]) != drawn:
+                n, words = job.progress["n"], job.model.words
+                grown = [words.decode(list(ids)) for ids in job.progress["ids"]]
+                arms.streamed(job.progress["arms"], [grown[i : i + n] for i in range(0, len(grown), n)], places)
                 drawn = state
             if bar is not None:
-                bar.progress(*sweeps.progress(job.told))
+                bar.progress(*sweeps.progress(job.progress))
         self.take(job)
 
 
@@ -115,7 +115,7 @@ def _spared(work: Work) -> Work:
     """Where the memory does not suffice, a job is refused as everything else is."""
 
     def done(job: Job) -> Any:
-        with models.spared():
+        with models.memory_errors():
             return work(job)
 
     return done

@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.plain import number, plain, show_line
-from scope.app.serve.downloads import frame_csv
+from scope.app.serve import downloads
 from scope.app.steer.state import ARM_NAMES, Grid, arm_name
 from scope.app.steer.strengths import parse_strengths
 
@@ -166,12 +166,4 @@ def table(sweep: Sweep, key: str) -> None:
     config = {name: st.column_config.NumberColumn(name, format=form) for name, form in _SHOWN.items()}
     config["text"] = st.column_config.TextColumn("text", width="large")
     st.dataframe(shown, hide_index=True, column_config=config, key=f"texts {key}", height=320, alt="Every text of the sweep")
-    st.download_button(
-        "Texts as CSV",
-        lambda: frame_csv(rows),
-        "sweep.csv",
-        "text/csv",
-        icon=":material/download:",
-        type="tertiary",
-        key=f"csv {key}",
-    )
+    downloads.csv_button("Texts as CSV", rows, "sweep.csv", key=f"csv {key}")

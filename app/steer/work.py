@@ -35,7 +35,7 @@ def compare(store: Pack, model: Any, sae: Any, edits: Edits, asked: Asked) -> Wo
         if asked.turns is not None:
             check_turns(asked.turns)
             prompt = model.words.chat(asked.turns)
-        job.told |= {"arms": asked.arms, "n": asked.n, "ids": [[] for _ in range(asked.n * len(asked.arms))]}
+        job.progress |= {"arms": asked.arms, "n": asked.n, "ids": [[] for _ in range(asked.n * len(asked.arms))]}
         run = steer(
             model,
             sae,
@@ -60,10 +60,10 @@ def replay(run: SteeringRun | Sweep, model: Any, sae: Any) -> Work:
         made = []
         each = run.runs if isinstance(run, Sweep) else [run]
         for i, one in enumerate(each):
-            job.told |= {"done": i, "total": len(each), "left": None}
+            job.progress |= {"done": i, "total": len(each), "left": None}
             rows = len(one.conditions) * len(one.conditions[0].samples)
             if not isinstance(run, Sweep):
-                job.told |= {
+                job.progress |= {
                     "arms": [a.name for a in one.conditions],
                     "n": rows // len(one.conditions),
                     "ids": [[] for _ in range(rows)],
@@ -106,12 +106,12 @@ def dose_response(
     def work(job: Job) -> str | None:
         total = len(grid.strengths)
         expected = seconds or measure(store, model, sae, edits, grid, sampling)(job)
-        job.told |= {"done": 0.0, "total": total, "left": expected}
+        job.progress |= {"done": 0.0, "total": total, "left": expected}
         made: list[SteeringRun] = []
         stopped, spent = False, 0.0
         for i, strength in enumerate(grid.strengths):
             if i:
-                job.give_way()
+                job.let_others_go_first()
             if job.stopping:
                 stopped = True
                 break
@@ -119,7 +119,7 @@ def dose_response(
             steps = sampling.max_new_tokens
 
             def step(token: int, ids: list, i: int = i, steps: int = steps) -> bool:
-                job.told["done"] = i + 0.8 * (token + 1) / steps  # what is left of it is the reading of the texts
+                job.progress["done"] = i + 0.8 * (token + 1) / steps  # what is left of it is the reading of the texts
                 return job.stopping
 
             part = sweep(
@@ -141,7 +141,7 @@ def dose_response(
                 break
             made += part.runs
             left = spent / len(made) * (total - len(made))
-            job.told |= {
+            job.progress |= {
                 "done": float(len(made)),
                 "left": left,
                 "sweep": Sweep(grid.strengths[: len(made)], list(made), grid.by, waiting=total - len(made)),
@@ -196,7 +196,7 @@ def _watch(job: Job) -> Callable[[int, list[int | None]], bool]:
     """Keeps the tokens of every row where the page finds them, and ends the generation when asked to."""
 
     def watch(step: int, said: list[int | None]) -> bool:
-        for row, token in zip(job.told.get("ids", []), said, strict=False):
+        for row, token in zip(job.progress.get("ids", []), said, strict=False):
             if token is not None:
                 row.append(token)
         return job.stopping

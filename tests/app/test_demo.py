@@ -15,17 +15,17 @@ def empty(monkeypatch, tmp_path):
     """The app in a folder without packs, with a maker that does what it is told instead of computing for a minute."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCOPE_PACKS", raising=False)
-    demo._makings().clear()
+    demo._runs().clear()
 
     def opened(script: str):
-        made = demo.Making
-        monkeypatch.setattr(demo, "Making", lambda folder: made(folder, [sys.executable, "-c", script]))
+        made = demo.DemoRun
+        monkeypatch.setattr(demo, "DemoRun", lambda folder: made(folder, [sys.executable, "-c", script]))
         return AppTest.from_file(str(MAIN), default_timeout=60).run()
 
     yield opened
-    for making in demo._makings().values():
-        making.stop()
-    demo._makings().clear()
+    for run in demo._runs().values():
+        run.stop()
+    demo._runs().clear()
 
 
 def press(at, label: str):
@@ -33,10 +33,10 @@ def press(at, label: str):
 
 
 def ended(timeout: float = 20.0) -> None:
-    making, until = next(iter(demo._makings().values())), time.monotonic() + timeout
-    while making.running and time.monotonic() < until:
+    run, until = next(iter(demo._runs().values())), time.monotonic() + timeout
+    while run.running and time.monotonic() < until:
         time.sleep(0.05)
-    assert not making.running
+    assert not run.running
 
 
 def test_the_command_of_the_button_is_the_demos_own():
@@ -51,7 +51,7 @@ def test_the_command_of_the_button_is_the_demos_own():
 def test_a_demo_that_is_made_opens_by_itself(empty, toy_folder, tmp_path):
     place = tmp_path / "runs" / "quick-demo" / "pack"
     at = empty(f"import shutil; shutil.copytree({str(toy_folder)!r}, {str(place)!r})")
-    assert "No packs in" in said(at)
+    assert "There are no packs in" in said(at)
     press(at, "Make a demo pack")
     ended()
     at.run()
@@ -60,7 +60,7 @@ def test_a_demo_that_is_made_opens_by_itself(empty, toy_folder, tmp_path):
     assert at.selectbox[0].options == ["quick-demo"]
 
 
-def test_while_it_is_made_its_stage_is_told_and_it_can_be_stopped(empty, tmp_path):
+def test_while_it_runs_its_stage_is_shown_and_it_can_be_stopped(empty, tmp_path):
     at = empty("import time; time.sleep(60)")
     press(at, "Make a demo pack")
     recording = tmp_path / "runs" / "quick-demo" / "recording"
@@ -68,26 +68,26 @@ def test_while_it_is_made_its_stage_is_told_and_it_can_be_stopped(empty, tmp_pat
     (recording / "manifest.json").write_text("{}")
     at.run()
     bar = at.get("progress")[0].proto
-    assert bar.text.startswith("Training a dictionary")
+    assert bar.text.startswith("Training an SAE")
     assert bar.value == 20
     press(at, "Stop")
-    assert not next(iter(demo._makings().values())).running
+    assert not next(iter(demo._runs().values())).running
 
 
 def test_two_presses_make_one(empty):
     at = empty("import time; time.sleep(60)")
     press(at, "Make a demo pack")
-    first = next(iter(demo._makings().values()))
-    demo.begin(demo.FOLDER)
-    assert list(demo._makings().values()) == [first]
+    first = next(iter(demo._runs().values()))
+    demo.start(demo.FOLDER)
+    assert list(demo._runs().values()) == [first]
 
 
-def test_a_demo_that_fails_tells_its_last_words_and_can_be_begun_again(empty):
+def test_a_demo_that_fails_shows_its_last_output_and_can_be_started_again(empty):
     at = empty("print('The disk is <b>full</b>.'); raise SystemExit(2)")
     press(at, "Make a demo pack")
     ended()
     at.run()
-    assert "The demo was not finished" in said(at)
+    assert "The demo did not finish" in said(at)
     assert "The disk is <b>full</b>." in [code.value.strip() for code in at.code]
     assert [b for b in at.button if b.label == "Make a demo pack"]
 

@@ -1,7 +1,7 @@
-"""The Health page: scores beside nulls, training curves, spreads, and several packs beside one another."""
+"""The Health page: scores beside baselines, training curves, spreads, and several packs beside one another."""
 
 import numpy as np
-from scope.app.serve import facts as health
+from scope.app.health import panels
 
 from scope.features.compare.counterparts import counterparts
 from scope.features.face import Pack
@@ -16,7 +16,7 @@ def test_a_pack_without_scores_says_which_command_makes_them(open_app):
     at = open_app("health")
     assert not at.exception
     assert "scope evaluate" in said(at)
-    assert any("No training curve" in caption.value for caption in at.caption)
+    assert any("holds no training curve" in caption.value for caption in at.caption)
 
 
 def test_two_packs_stand_beside_one_another(open_app, tmp_path):
@@ -28,15 +28,15 @@ def test_two_packs_stand_beside_one_another(open_app, tmp_path):
     at.multiselect[0].set_value(["two-b"]).run()
     assert not at.exception
     frames = [frame.value.set_index("score") for frame in at.dataframe if "score" in frame.value]
-    assert [frame.loc["FVU, pooled", "dictionary"] for frame in frames] == ["0.120", "0.220"]
+    assert [frame.loc["FVU, pooled", "SAE"] for frame in frames] == ["0.120", "0.220"]
     assert len(at.get("plotly_chart")) == 1 + 3 + 4  # the two against each other, curves, spreads
 
 
 def test_the_spreads_count_every_latent_that_fired(toy_folder):
     store = Pack.open(toy_folder)
     alive = int((store.table["count"] > 0).sum())
-    for _, column, _ in health.SPREADS:
-        edges, counts = health.spread(store, column)
+    for _, column, _ in panels.SPREADS:
+        edges, counts = panels.spread(store, column)
         assert len(edges) == len(counts) + 1
         assert counts.sum() == alive
 
@@ -59,10 +59,10 @@ def test_what_latents_share_stands_beside_what_chance_gives(toy_folder):
     pairs = counterparts(store, store)
     assert (pairs["shared"] == 10).all()
     assert pairs["by_chance"].mean() < 10
-    assert health.matched(pairs).startswith(f"100% of {len(pairs)} living latents")
+    assert panels.matched(pairs).startswith(f"100% of {len(pairs)} living latents")
 
 
 def test_a_curve_leaves_out_lines_without_the_figure():
-    x, y = health.curve([{"tokens": 1, "l0": 2.0}, {"tokens": 2}, {"tokens": 3, "l0": np.nan}], "l0")
+    x, y = panels.curve([{"tokens": 1, "l0": 2.0}, {"tokens": 2}, {"tokens": 3, "l0": np.nan}], "l0")
     assert x == [1, 3]
     assert y[0] == 2.0

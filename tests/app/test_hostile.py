@@ -4,13 +4,15 @@ import csv
 import io
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from scope.app.kit.plain import plain
-from scope.app.serve.downloads import frame_csv, written
+from scope.app.serve.downloads import export_bytes
 
-from scope.escape import visible_token
+from scope.escape import escape, visible_token
+from scope.features.exports import tables
 from scope.features.exports.strip import strip_html
 from scope.features.exports.tables import csv_cell
 from tests.app.conftest import MAIN
@@ -106,23 +108,23 @@ def test_no_page_uses_raw_html(open_app, store):
 def test_the_card_of_every_latent_is_text(store):
     for feature in store:
         read = check(feature._repr_html_())
-        assert feature.label.encode("utf-8", "replace").decode()[:20] in "".join(read.text)
+        assert unescape(escape(feature.label)).encode("utf-8", "replace").decode()[:20] in "".join(read.text)
 
 
 def test_an_exported_page_is_text_and_its_policy_forbids_the_rest(store):
-    page = written(store, "html", range(store.d_sae)).decode()
+    page = export_bytes(store, "html", range(store.d_sae)).decode()
     read = check(page)
     policies = [v for tag, name, v in read.attributes if tag == "meta" and name == "content" and "default-src" in v]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
 def test_exported_tables_hold_no_formula_and_lose_no_row(store):
-    rows = list(csv.reader(io.StringIO(written(store, "csv", range(store.d_sae)).decode(), newline="")))
+    rows = list(csv.reader(io.StringIO(export_bytes(store, "csv", range(store.d_sae)).decode(), newline="")))
     assert len(rows) == store.d_sae + 1
     assert not [cell for row in rows for cell in row if cell[:1] in ("=", "@", "\t") or (cell[:1] in "+-" and not number(cell))]
     shown = store.table[["label", "density"]].head(5)
-    assert b"\n=" not in frame_csv(shown)
-    assert len(json.loads(written(store, "json", [7]))["latents"]) == 1
+    assert b"\n=" not in tables.csv(shown)
+    assert len(json.loads(export_bytes(store, "json", [7]))["latents"]) == 1
 
 
 def number(cell: str) -> bool:

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import plotly.graph_objects as go
-from scope.app.features import atlas
+from scope.app.features import views
 
 from scope.features.face import Pack
 from tests.app.conftest import said
@@ -25,7 +25,7 @@ def test_the_map_shows_what_was_found_among_all_living_latents(open_app, toy_fol
     at = open_app("features", view="Map", q="1-3", **{"in": "numbers", "dense": "true"})
     assert not at.exception
     store = Pack.open(toy_folder)
-    _, figure = atlas.drawn(store, store.map, atlas.background(store, store.map), np.array([3, 1, 2]))
+    _, figure = views.map_figure(store, store.map, views.map_background(store, store.map), np.array([3, 1, 2]))
     grey, found = go.Figure(figure.to_dict()).data
     assert numbers(found.customdata).tolist() == [1, 2, 3]
     assert np.allclose(np.c_[numbers(found.x), numbers(found.y)], store.map[[1, 2, 3]])
@@ -33,7 +33,7 @@ def test_the_map_shows_what_was_found_among_all_living_latents(open_app, toy_fol
     assert len(traces(at)) == 2
 
 
-def test_the_map_tells_what_it_is_worth_beside_chance(open_app):
+def test_the_map_says_how_faithful_it_is_beside_chance(open_app):
     told = " ".join(c.value for c in open_app("features", view="Map").caption)
     assert "30.0% of their variance; of random directions they would hold 20.0%" in told
     assert "60.0% are among its ten nearest here, 40.0% by chance" in told
@@ -46,11 +46,11 @@ def test_a_pack_without_a_map_says_how_to_make_it(open_app, toy_folder, tmp_path
     (pack / "manifest.json").write_text(json.dumps(manifest))
     at = open_app("features", packs=[pack], view="Map")
     assert not at.exception
-    assert "No map lies in this pack" in said(at)
+    assert "This pack holds no map" in said(at)
     assert f"scope map '{pack}'" in said(at)
 
 
-def test_a_damaged_map_is_told_and_the_table_stands(open_app, toy_folder, tmp_path):
+def test_a_damaged_map_is_reported_and_the_table_still_works(open_app, toy_folder, tmp_path):
     pack = shutil.copytree(toy_folder, tmp_path / "pack")
     file = pack / "map.npy"
     file.write_bytes(bytes(file.stat().st_size))

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from scope.app.feature import reach
-from scope.app.health import panels as health_more
+from scope.app.feature import panels as feature_panels
+from scope.app.health import panels
 
 from scope.features.face import Pack
 from tests.app.conftest import said
@@ -55,12 +55,12 @@ def test_a_pack_without_the_whole_vocabulary_says_so(open_app):
     at.session_state["vocabulary"] = True
     at.run()
     assert not at.exception
-    assert any("made before this was kept" in c.value for c in at.caption)
+    assert any("made by an older version" in c.value for c in at.caption)
 
 
 def test_what_adding_it_does_stands_beside_random_directions(toy):
     _, store = toy
-    assert f"{store[9].row['out_kl']:.3g} nats" in reach.measured(store[9])
+    assert f"{store[9].row['out_kl']:.3g} nats" in feature_panels.effect_line(store[9])
 
 
 def test_scores_by_position_are_the_reports_with_their_intervals(open_app, tmp_path):
@@ -91,13 +91,13 @@ def test_scores_by_position_are_the_reports_with_their_intervals(open_app, tmp_p
 
 def test_a_report_without_positions_says_how_to_have_them(open_app):
     at = open_app("health")
-    assert any("by position are not in" in c.value for c in at.caption)
+    assert any("has no scores by position" in c.value for c in at.caption)
     assert "scope evaluate" in said(at)
 
 
 def test_latents_are_counted_as_the_table_has_them(toy):
     _, store = toy
-    found, table = health_more.counts(store).set_index("latents")["n"], store.table
+    found, table = panels.counts(store).set_index("latents")["n"], store.table
     assert found["dead"] == (table["count"] == 0).sum()
     assert found["dense"] == (table["density"] >= 0.1).sum()
     assert found["above 1 %"] == (table["density"] > 0.01).sum()
@@ -107,6 +107,6 @@ def test_latents_are_counted_as_the_table_has_them(toy):
 
 def test_every_decoder_norm_has_its_place_even_where_all_are_alike(toy, monkeypatch):
     _, store = toy
-    assert health_more.norms(store)[1].sum() == store.d_sae
+    assert panels.norms(store)[1].sum() == store.d_sae
     monkeypatch.setattr(type(store.index), "column", lambda self, name: np.ones(7))
-    assert health_more.norms(store)[1].sum() == 7
+    assert panels.norms(store)[1].sum() == 7

@@ -13,7 +13,7 @@ def test_a_figure_is_made_again_for_other_latents_or_labels_and_only_then(tmp_pa
     made = []
 
     def shown(*latents: int) -> int:
-        return packs.lately(store, "points", np.array(latents), lambda: made.append(latents) or len(made))
+        return packs.cached_recently(store, "points", np.array(latents), lambda: made.append(latents) or len(made))
 
     assert [shown(1, 2), shown(1, 2), shown(2), shown(1, 2), shown(2)] == [1, 1, 2, 1, 2]
     store.table = store.table.assign(label="another")

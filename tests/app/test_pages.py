@@ -5,10 +5,10 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from scope.app.feature import panels
+from scope.app.feature import examples
 from scope.app.kit import figures
 from scope.app.kit.palette import LOWERED, RAISED
-from scope.app.serve import facts as health
+from scope.app.serve import pack_facts
 from streamlit.testing.v1 import AppTest
 
 from scope.escape import visible_token
@@ -65,7 +65,7 @@ def test_an_evaluation_is_shown_beside_its_nulls(open_app, tmp_path):
 
 def test_start_here_leads_to_living_latents_each_once(toy_folder):
     store = Pack.open(toy_folder)
-    table, guides = store.table, list(health.start_here(store).values())
+    table, guides = store.table, list(pack_facts.start_here(store).values())
     assert len(set(guides)) == len(guides) >= 3
     assert not table["flags"].iloc[guides].str.contains("dead|dense|rare|duplicate").any()
 
@@ -74,7 +74,7 @@ def test_a_search_for_a_word_finds_its_latents(open_app):
     assert 1 in listed(open_app("features", q="dog", dense="true"))
     at = open_app("features", q="dog", dense="false")
     assert 1 not in listed(at)
-    assert any("“Dense too” shows them" in caption.value for caption in at.caption)
+    assert any("“Include dense latents” shows them" in caption.value for caption in at.caption)
     assert (
         open_app("features", q="dogs", dense="true", **{"in": "fires on"}).dataframe[0].value["p_fires_given_token"].iloc[0]
         > 0.5
@@ -86,7 +86,7 @@ def test_a_list_of_numbers_is_shown_in_its_order(open_app):
 
 
 @pytest.mark.parametrize(
-    ("q", "told"), [("dog", "no number of a latent"), ("3-99", "run from 0 to 23"), ("5-2", "run from 0 to 23")]
+    ("q", "told"), [("dog", "is not the number of a latent"), ("3-99", "run from 0 to 23"), ("5-2", "run from 0 to 23")]
 )
 def test_a_list_that_is_none_says_so(open_app, q, told):
     at = open_app("features", q=q, **{"in": "numbers"})
@@ -108,7 +108,7 @@ def test_dead_latents_are_hidden_until_asked_for(open_app):
 
 def test_filters_that_leave_nothing_say_which_one_to_drop(open_app):
     at = open_app("features", q="0", **{"in": "numbers"})
-    assert any("Without “Hide” 1 would be shown" in info.value for info in at.info)
+    assert any("Without “Hide”, 1 would be shown" in info.value for info in at.info)
     assert pressed(at, "Drop “Hide”").dataframe[0].value["id"].tolist() == [0]
 
 
@@ -146,7 +146,7 @@ def test_the_first_latent_has_none_before_it(open_app):
 
 def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
     row, shown = Pack.open(toy_folder)[9].row, tiles(open_app("feature", f=9))
-    assert shown["Density"] == f"{row['density']:.3%}"
+    assert shown["Firing frequency"] == f"{row['density']:.3%}"
     assert shown["Largest"] == f"{row['max']:.3g}"
     assert shown["Output score"] == f"{row['out_score']:+.3f}"
 
@@ -203,14 +203,14 @@ def test_figures_show_tokens_as_they_stand():
 def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_app, toy_folder):
     feature = Pack.open(toy_folder)[9]
     shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9))}
-    lists = {"Raises, by weights": feature.promoted, "Lowers, by weights": feature.suppressed}
+    lists = {"Promoted, by weights": feature.promoted, "Suppressed, by weights": feature.suppressed}
     for name, pairs in lists.items():
         assert [bar["whole"] for bar in shown[name]] == [visible_token(token, mark_space=True) for token, _ in pairs[:10]]
-        assert [bar["told"] for bar in shown[name]] == [f"{value:+.2f}" for _, value in pairs[:10]]
+        assert [bar["value"] for bar in shown[name]] == [f"{value:+.2f}" for _, value in pairs[:10]]
         largest = max(abs(value) for _, value in pairs[:10])
         assert [bar["length"] for bar in shown[name]] == pytest.approx([abs(value) / largest for _, value in pairs[:10]])
-    assert {bar["colour"] for bar in shown["Raises, by weights"] if bar["told"][0] == "+"} == {RAISED}
-    assert {bar["colour"] for bar in shown["Lowers, by weights"] if bar["told"][0] == "-"} == {LOWERED}
+    assert {bar["colour"] for bar in shown["Promoted, by weights"] if bar["value"][0] == "+"} == {RAISED}
+    assert {bar["colour"] for bar in shown["Suppressed, by weights"] if bar["value"][0] == "-"} == {LOWERED}
 
 
 def test_labels_under_the_pointer_are_one_line_each_and_unread():
@@ -235,7 +235,7 @@ def test_a_histogram_keeps_every_firing(toy_folder):
 
 def test_no_strength_is_said_to_exceed_all_firings(toy_folder):
     feature = Pack.open(toy_folder)[9]
-    assert "100.0" not in panels.told(feature, None, float(feature.row["max"]))
+    assert "100.0" not in examples.rank_line(feature, None, float(feature.row["max"]))
 
 
 def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):

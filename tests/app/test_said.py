@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from scope.app.feature import notes
-from scope.app.feature import own_texts as tested
+from scope.app.feature import notes, own_texts
 from scope.app.features.listing import LIST
 
 from scope.features.face import Pack
@@ -72,7 +71,7 @@ def test_a_round_of_the_guess_game_is_counted(open_app, mine):
     windows = draw_windows(Pack.open(mine)[9], kept["seed"])
     right = [n for n, w in enumerate(windows, 1) if w.peak is not None]
     at.button_group(key=f"guessed {kept['seed']}").set_value(right).run()
-    at = pressed(at, "Tell me")
+    at = pressed(at, "Show solution")
     assert not at.exception
     assert any("10 of 10 right" in text.value for text in at.markdown)
     assert Pack.open(mine).notes.guessed(9) == (10, 10)
@@ -99,11 +98,11 @@ def test_latents_stand_side_by_side_by_their_address(open_app, toy_folder):
 
 
 def test_texts_are_split_by_line_and_the_last_ten_are_kept():
-    assert tested.split("a\n\n b \n", True) == ["a", " b "]
-    assert tested.split("a\nb", False) == ["a\nb"]
+    assert own_texts.split("a\n\n b \n", True) == ["a", " b "]
+    assert own_texts.split("a\nb", False) == ["a\nb"]
     kept = []
     for n in range(14):
-        tested.keep(kept, [{"text": f"text {n % 12}"}])
+        own_texts.keep(kept, [{"text": f"text {n % 12}"}])
     assert [r["text"] for r in kept][:3] == ["text 1", "text 0", "text 11"]
     assert len(kept) == len({r["text"] for r in kept}) == 10
 

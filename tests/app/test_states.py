@@ -15,7 +15,7 @@ from scope.app.serve import models
 from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.face import Pack
 from scope.features.pack.layout import SCHEMA
-from scope.features.reading.view import TokenView
+from scope.features.reading.read_text import TokenView
 from tests.app.conftest import bars, said
 
 
@@ -30,7 +30,7 @@ def test_without_packs_the_page_says_how_to_make_one(open_app, monkeypatch, tmp_
     monkeypatch.setattr(json, "dumps", lambda packs: "[]")
     at = open_app()
     assert not at.exception
-    assert "No packs in" in said(at)
+    assert "There are no packs in" in said(at)
     assert "scope demo" in said(at)
     assert "scope features" in said(at)
 
@@ -49,7 +49,7 @@ def test_a_pack_being_built_tells_how_far_it_is(open_app, tmp_path):
     at = open_app(packs=[tmp_path / "new"])
     assert "40 of 100 tokens" in said(at)
     assert at.get("progress")[0].proto.value == 40
-    assert any("renews itself" in caption.value for caption in at.caption)
+    assert any("updates itself" in caption.value for caption in at.caption)
 
 
 def test_a_pack_that_is_finished_meanwhile_opens(open_app, tmp_path, toy_folder):
@@ -231,15 +231,15 @@ def test_without_memory_the_page_says_so_lets_the_model_go_and_keeps_the_text(op
     monkeypatch.setattr(Pack, "read", too_much)
     at = tried(open_app("feature", f=9))
     assert not at.exception
-    assert "memory does not suffice" in said(at)
+    assert "not enough memory" in said(at)
     assert at.text_area(key="text").value == "the dog"
-    ticket = models.turns().ask()
-    assert models.turns().before(ticket) == 0  # nobody holds the model any more
-    models.turns().leave(ticket)
+    ticket = models.queue().join()
+    assert models.queue().ahead(ticket) == 0  # nobody holds the model any more
+    models.queue().leave(ticket)
 
 
 def test_another_error_of_torch_is_not_taken_for_missing_memory():
-    with pytest.raises(RuntimeError, match="shapes"), models.spared():
+    with pytest.raises(RuntimeError, match="shapes"), models.memory_errors():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
@@ -249,7 +249,7 @@ def test_a_text_that_is_too_long_is_refused_with_its_length_and_the_part_that_fi
             raise TokensError("The text has 300 tokens; the context holds 256.")
 
     monkeypatch.setattr(Pack, "read", too_long)
-    monkeypatch.setattr("scope.app.serve.models.cut", lambda store, text: (text[:7], 300, 256))
+    monkeypatch.setattr("scope.app.serve.models.truncated", lambda store, text: (text[:7], 300, 256))
     at = open_app("prompt", text="the dog and the river")
     assert "300 tokens" in said(at)
     assert any(button.label == "Read the first 256 tokens" for button in at.button)
@@ -275,26 +275,26 @@ def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_une
         return TokenView(store, [4, 5], ["the", " dog"], latents, 0.31, np.ones(2, bool), np.full(2, 0.31), told)
 
     monkeypatch.setattr(Pack, "read", read)
-    monkeypatch.setattr("scope.app.prompt.model_work.following", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
+    monkeypatch.setattr("scope.app.prompt.panels.next_tokens_after", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
     for at in (tried(open_app("feature", f=9)), open_app("prompt", text="the dog")):
         assert not at.exception
         assert any("leaves 31.0%" in box.value.replace("\\", "") for box in at.warning)
         assert "another tuning" in said(at)
 
 
-def test_the_place_in_the_queue_for_the_model_is_told_and_then_it_goes_on(open_app, monkeypatch, no_model):
-    at, told, turns = open_app("feature", f=9), [], models.turns()
+def test_the_place_in_the_queue_for_the_model_is_shown_until_it_is_the_readers_turn(open_app, monkeypatch, no_model):
+    at, messages, queue = open_app("feature", f=9), [], models.queue()
     monkeypatch.setattr(
-        "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: told.append(text), raising=True
+        "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: messages.append(text), raising=True
     )
 
     def read(store, text, model, sae):
         return SimpleNamespace(pieces=["the"], values=lambda f: np.array([1.0]), fvu=0.1, latents=np.zeros(1), tuned=str)
 
     monkeypatch.setattr(Pack, "read", read)
-    other = turns.ask()
-    threading.Timer(2.0, lambda: turns.leave(other)).start()
+    other = queue.join()
+    threading.Timer(2.0, lambda: queue.leave(other)).start()
     at = tried(at)
     assert not at.exception
-    assert any("1 before you" in text for text in told)
+    assert any("1 ahead of you" in text for text in messages)
     assert at.session_state["tested"]["toy", 9][0]["text"] == "the dog"

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from scope.app.serve import models
-from scope.app.serve.jobs import Job
-from scope.app.serve.turns import Turns
+from scope.app.serve.jobs import Job, ModelQueue
 from scope.app.steer import conditions as steering_arms
 from scope.app.steer import strengths as steering_units
 from scope.app.steer import work as steering
@@ -179,7 +178,7 @@ def test_a_link_to_a_run_brings_back_its_controls(page, store, lab):
     model, sae = lab
     edits = Edits([Add(3, 0.75), Add(5, -0.25, positions="generated")])
     asked = Asked("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
-    job = Job("compare", steering.compare(store, model, sae, edits, asked), Turns()).start()
+    job = Job("compare", steering.compare(store, model, sae, edits, asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert row(at, 1, "strength").value == 0.75
@@ -281,7 +280,7 @@ def test_an_edit_that_is_far_too_strong_is_refused(page, monkeypatch):
 
 def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, store, lab):
     asked = Asked("a cat", None, SamplingConfig(max_new_tokens=2), 1, ("plain", "steered"), None)
-    job = Job("compare", steering.compare(store, *lab, Edits([Add(3, -4.5)]), asked), Turns()).start()
+    job = Job("compare", steering.compare(store, *lab, Edits([Add(3, -4.5)]), asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert row(at, 1, "strength").value == -4.5
@@ -293,7 +292,7 @@ def test_everything_that_a_run_was_drawn_with_is_in_the_controls_that_a_link_to_
     sampling = SamplingConfig(max_new_tokens=3, top_k=7, stop=("zzz\n", " ", "\\q"), stop_at_eos=False)
     asked = Asked("a cat", None, sampling, 1, ("plain", "steered"), None)
     edits = Edits([Add(3, 2.5, unit="raw"), Clamp(5, 1.25, unit="max")])
-    job = Job("compare", steering.compare(store, *lab, edits, asked), Turns()).start()
+    job = Job("compare", steering.compare(store, *lab, edits, asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert not at.exception
@@ -410,10 +409,10 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
     class Stopped(Job):
         @property
         def stopping(self):
-            return len(self.told.get("ids", [[]])[0]) >= 3
+            return len(self.progress.get("ids", [[]])[0]) >= 3
 
     asked = Asked("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
-    job = Stopped("compare", steering.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), Turns()).start()
+    job = Stopped("compare", steering.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), ModelQueue()).start()
     assert job.wait(60)
     run = Runs.of_pack(folder / "pack").load(job.result)
     assert run.stopped_after == 3
@@ -423,16 +422,16 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
 
 def test_a_generation_waits_while_somebody_else_has_the_model(page, folder):
     at = page(f=3)
-    ticket = models.turns().ask()
-    let_go = Timer(1.5, models.turns().leave, [ticket])
+    ticket = models.queue().join()
+    let_go = Timer(1.5, models.queue().leave, [ticket])
     let_go.start()
     written(at)
     assert let_go.finished.is_set()
     assert not at.error
     assert "run" in at.query_params
-    after = models.turns().ask()
-    assert models.turns().before(after) == 0
-    models.turns().leave(after)
+    after = models.queue().join()
+    assert models.queue().ahead(after) == 0
+    models.queue().leave(after)
 
 
 def test_a_direction_between_prompts_becomes_a_row_and_steers(page, folder):

@@ -6,8 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from scope.app.serve.jobs import Job
-from scope.app.serve.turns import Turns
+from scope.app.serve.jobs import Job, ModelQueue
 from scope.app.steer import work as steering
 from scope.app.steer.picker import read_vector
 from scope.app.steer.state import Grid
@@ -111,7 +110,7 @@ def swept(store, lab, job_kind=Job, strengths=(0.25, 0.5, 0.75)):
     grid = Grid(("the dog", "a cat sat"), strengths, 1, ARMS, "share")
     sampling = SamplingConfig(max_new_tokens=4)
     work = steering.dose_response(store, model, sae, Edits([Add(3, 0.5)]), grid, sampling, 1.0)
-    job = job_kind("sweep", work, Turns()).start()
+    job = job_kind("sweep", work, ModelQueue()).start()
     assert job.wait(60)
     assert job.error is None
     return job
@@ -133,7 +132,7 @@ def test_a_stopped_sweep_keeps_the_strengths_that_were_finished(store, lab, fold
     class Stopped(Job):
         @property
         def stopping(self):
-            return self.told.get("done", 0) > 1.2  # in the second strength
+            return self.progress.get("done", 0) > 1.2  # in the second strength
 
     kept = Runs.of_pack(folder / "pack").load(swept(store, lab, Stopped).result)
     assert kept.strengths == (0.25,)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from scope.app.feature import token_facts
+from scope.app.feature import token_panel
 
 from scope.features.face import Pack
 from scope.features.reading.read_text import read_context
@@ -63,9 +63,9 @@ def test_the_panel_tells_the_librarys_value_quantile_and_token_statistics(page, 
 
 def test_who_else_fires_there_is_what_the_library_reads_and_the_pack_agrees(page, place, lab):
     feature, example, chosen = place
-    at = page(feature.id, chosen, **{"fire here": True, "dense told": True})
+    at = page(feature.id, chosen, **{"fire here": True, "dense chosen": True})
     assert not at.exception
-    assert "not read alike" not in said(at)
+    assert "not read in the same way" not in said(at)
     view = read_context(feature.pack, example.context, *lab)
     wanted = ranked(view, example.offset, dense=True)
     table = next(frame.value for frame in at.dataframe if "surprise" in frame.value)
@@ -83,8 +83,8 @@ def test_every_context_of_a_pack_reads_as_the_pack_says(store, lab):
 
 
 def test_values_further_apart_than_a_recordings_rounding_are_told():
-    assert token_facts.differs(2.0, 2.05) == ""
-    assert "2 here" in token_facts.differs(2.0, 1.0)
+    assert token_panel.disagreement(2.0, 2.05) == ""
+    assert "2 here" in token_panel.disagreement(2.0, 1.0)
 
 
 def test_the_ways_on_carry_the_text_up_to_the_token(page, place):

@@ -61,7 +61,7 @@ def timed(name: str, call: Callable[[int], object], n: int) -> None:
 
 def answers(pack: Path, n: int) -> None:
     from scope.app.features import listing
-    from scope.app.serve import facts as health
+    from scope.app.serve import pack_facts
 
     from scope.features.exports import tables
 
@@ -74,11 +74,11 @@ def answers(pack: Path, n: int) -> None:
     timed("find a word", lambda i: store.find(store.vocab[500 + i].strip()), n)
     timed("fires on a token", lambda i: store.fires_on(store.vocab[500 + i]), n)
     timed("promotes a token", lambda i: store.promotes(store.vocab[500 + i]), n)
-    timed("start here", lambda i: health.start_here(store), n)
-    timed("tiles", lambda i: health.tiles(store), n)
+    timed("start here", lambda i: pack_facts.start_here(store), n)
+    timed("tiles", lambda i: pack_facts.tiles(store), n)
     everything = np.arange(store.d_sae)
-    timed("filters", lambda i: listing.survivors(store.index, ["dead", "dense"], (-5.0, -1.0), 0.9), n)
-    timed("sort by density", lambda i: listing.shown(store.index, everything, everything >= 0, "density", bool(i % 2)), n)
+    timed("filters", lambda i: listing.filter_masks(store.index, ["dead", "dense"], (-5.0, -1.0), 0.9), n)
+    timed("sort by density", lambda i: listing.ordered(store.index, everything, everything >= 0, "density", bool(i % 2)), n)
     timed("CSV of the whole result", lambda i: tables.csv(store.table), 2)
 
 
@@ -98,14 +98,14 @@ def rows(n: int, repeat: int) -> None:
     print(f"a table of {n:,} rows, {table.memory_usage(deep=True).sum() / 1e6:,.0f} MB in memory")
 
     def narrowed(i: int) -> np.ndarray:
-        return listing.narrowed(listing.survivors(index, ["dead", "dense"], (-5.0 - 0.01 * i, -1.0), 0.9), n)
+        return listing.combined(listing.filter_masks(index, ["dead", "dense"], (-5.0 - 0.01 * i, -1.0), 0.9), n)
 
     timed("filter", narrowed, repeat)
     every = everything >= 0
     by = ("density", "max", "out_score")
     timed("sort, by a column not asked for before", lambda i: order_of(index.column(by[i % 3])), repeat)
-    timed("sort", lambda i: listing.shown(index, everything, every, by[i % 3], bool(i % 2)), repeat)
-    timed("filter, then sort", lambda i: listing.shown(index, everything, narrowed(i), "max", False), repeat)
+    timed("sort", lambda i: listing.ordered(index, everything, every, by[i % 3], bool(i % 2)), repeat)
+    timed("filter, then sort", lambda i: listing.ordered(index, everything, narrowed(i), "max", False), repeat)
 
 
 def pages(pack: Path, n: int) -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from scope.app.serve.downloads import written
 
 from scope.features.face import Pack
 from tests.help.hostile import HOSTILE
@@ -82,7 +81,7 @@ def test_hostile_texts_that_a_person_reads_are_shown_as_they_stand(visit, first)
 def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, text):
     person = visit()
     page = person.open("prompt", text=text, two="true", **{"with": HOSTILE[30]})
-    page.get_by_text("What differs").wait_for()
+    page.get_by_text("Differences").wait_for()
     assert page.evaluate(OBEYED) == []
     page = person.open("prompt", text=text)
     page.locator(".tok").first.wait_for()
@@ -106,7 +105,7 @@ def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, t
 def test_an_exported_page_of_cards_runs_nothing_and_asks_for_nothing(visit, packs, tmp_path):
     store = Pack.open(packs[0])
     file = tmp_path / "cards.html"
-    file.write_bytes(written(store, "html", range(store.d_sae)))
+    file.write_bytes(export_bytes(store, "html", range(store.d_sae)))
     person = visit()
     asked = []
     person.page.on("request", lambda request: asked.append(request.url))

@@ -98,14 +98,14 @@ def test_texts_are_tested_and_sent_on(visit):
     page.get_by_role("button", name="prompt").last.click()
     page.wait_for_url(re.compile(r"/prompt\?.*text="))
     person.settle()
-    page.get_by_text("What comes next").wait_for()
+    page.get_by_text("Next token").wait_for()
 
 
 def test_two_prompts_are_compared_by_their_address_in_a_fresh_tab(visit):
     person = visit()
     params = {"text": "the dog runs to the river", "with": "a cat looks at the moon", "two": "true"}
     page = person.open("prompt", **params)
-    page.get_by_text("What differs").wait_for()
+    page.get_by_text("Differences").wait_for()
     assert page.get_by_label("Second text").input_value() == params["with"]
     page.locator("[data-testid=stDataFrame]").first.wait_for()
 
@@ -144,7 +144,7 @@ def test_two_sessions_at_once_share_the_model_and_what_was_said_and_nothing_else
     for person, text in texts.items():  # both ask before either was answered
         person.page.goto(f"{person.server}/prompt?{urlencode({'pack': 'tiny', 'text': text})}", wait_until="commit")
     for person, text in texts.items():
-        person.page.get_by_text("What comes next").wait_for()
+        person.page.get_by_text("Next token").wait_for()
         person.settle()
         assert person.page.get_by_label("Text", exact=True).input_value() == text
         assert "".join(text.split()) in "".join("".join(person.page.evaluate(TOKENS)).split())

@@ -1,0 +1,118 @@
+"""Where a latent fired: examples from four samples, and where a value stands among its firings."""
+
+import math
+from collections.abc import Callable
+
+import streamlit as st
+from scope.app.kit.tokens import example_row, first_shown, strips
+
+from scope.features.pack.feature import Example, Feature
+from scope.models.text.characters import characters
+
+GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
+MEANING = {
+    "top": "The strongest firings, one per context, near-duplicates once. They show its maximum, not its typical firing.",
+    "bands": "A uniform sample within each strength band, the strongest band first.",
+    "random": "A uniform sample of all its firings: its typical behaviour.",
+    "near": "Positions where it did not fire on a token on which it often fires.",
+}
+
+
+def draw_examples(
+    feature: Feature, on_action: Callable[[str, str], None], token_panel: Callable[[Example, int], None] | None = None
+) -> None:
+    """Examples in four samples. `on_action` gets the button that was pressed ("test" or "prompt") and the text.
+
+    A click on a token draws `token_panel` of the example and the token's index under the example; a second click closes it.
+    """
+    groups = [name for name in GROUPS if name in feature.groups]
+    if not groups:
+        st.caption("This pack holds no examples.")
+        return
+    wanted = st.session_state.pop("group asked", None) or st.session_state.get("group")
+    st.session_state["group"] = wanted if wanted in groups else groups[0]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        group = st.segmented_control(
+            "Examples",
+            groups,
+            required=True,
+            format_func=GROUPS.get,
+            key="group",
+            label_visibility="collapsed",
+        )
+        window = st.segmented_control(
+            "Window",
+            [8, 32, 0],
+            default=32,
+            required=True,
+            format_func=lambda w: f"±{w}" if w else "all",
+            key="window",
+            label_visibility="collapsed",
+        )
+        breaks = st.toggle("Line breaks", key="breaks", help="Begin a new line at each line break.")
+        each_own = st.toggle(
+            "Scale to each", key="own", help="Colours are relative to each example's maximum instead of the latent's."
+        )
+    st.caption(MEANING[group])
+    most = st.session_state.get("most", {}).get((feature.id, group), 12)
+    examples = feature.examples(group, most + 1)
+    further = len(examples) > most
+    if further:  # another number of examples is another sample of the bands
+        examples = feature.examples(group, most) if group == "bands" else examples[:most]
+    bands, chosen = {band["band"]: band for band in feature.bands}, st.session_state.get("chosen token")
+    places = [(feature.id, group, example.context, example.offset) for example in examples]
+    open_at = next((n for n, place in enumerate(places) if chosen and chosen[:4] == place), None)
+    rows = []
+    for n, example in enumerate(examples):
+        unit = rank_line(feature, bands.get(example.band) if group == "bands" else None, example.value)
+        largest = 0.0 if each_own else float(feature.row["max"])
+        rows.append(example_row(example, largest, window, unit, chosen[4] if n == open_at else None))
+
+    def choose(n: int, token: int) -> None:
+        picked = (*places[n], first_shown(examples[n], window) + token)
+        st.session_state["chosen token"] = None if picked == st.session_state.get("chosen token") else picked
+
+    def draw(begin: int, stop: int | None) -> None:
+        part = "" if begin == 0 else " further"
+        picked = strips(
+            rows[begin:stop],
+            key=f"examples {feature.id} {group}{part}",
+            breaks=breaks,
+            actions=("test", "prompt"),
+            on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
+        )
+        if picked is not None and isinstance(picked[1], str) and begin + picked[0] < len(examples):
+            on_action(picked[1], text_of(examples[begin + picked[0]]))
+
+    draw(0, None if open_at is None else open_at + 1)
+    if open_at is not None and token_panel is not None:
+        token_panel(examples[open_at], chosen[4])
+        if open_at + 1 < len(rows):
+            draw(open_at + 1, None)
+    if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
+        st.session_state.setdefault("most", {})[feature.id, group] = most + 24
+        st.rerun(scope="fragment")
+
+
+def text_of(example: Example, stop: int | None = None) -> str:
+    """An example as text, up to a token (exclusive) or all of it, without control tokens and incomplete characters."""
+    pieces = [
+        piece for _, _, piece in characters(example.tokens[:stop]) if not (piece.startswith("<0x") and piece.endswith(">"))
+    ]
+    return "".join(piece for piece in pieces if piece not in ("<bos>", "<eos>", "<pad>")).strip()
+
+
+def stronger_than(feature: Feature, value: float) -> float:
+    """Share of the latent's firings that are weaker than a value; never all of them, since one of them is the strongest."""
+    return min(feature.quantile(value), 1 - 1 / max(feature.row["count"], 1))
+
+
+def rank_line(feature: Feature, band: dict | None, value: float) -> str:
+    """Where a value stands among the latent's firings; for a band, its share of the firings and of their activation."""
+    if band is not None:
+        shares = f"{band['share']:.1%} of firings, {band['mass_share']:.1%} of activation"
+        return f"band {band['low']:.3g} to {band['high']:.3g}: {shares}"
+    if value <= 0:
+        return ""
+    weaker = math.floor(1000 * stronger_than(feature, value)) / 10
+    return f"stronger than {weaker:.1f} % of its firings"

@@ -1,0 +1,187 @@
+"""Figures of a pack that several pages show: its evaluation beside the baselines, its corpus, latents to begin with."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scope.app.kit.plain import number
+
+from scope.errors import PackError
+from scope.features.collect.config import Flags
+from scope.features.face import Pack
+from scope.models.text.characters import characters
+
+
+def dead_share(store: Pack) -> float:
+    """Share of latents that never fired."""
+    return float((store.index.column("count") == 0).mean())
+
+
+def l0(store: Pack) -> float:
+    """Latents that fire per token, from the pack's own counts."""
+    return float(store.index.column("density").sum())
+
+
+def flag_limits(store: Pack) -> Flags:
+    """The thresholds of the pack's flags; today's defaults where an older pack does not name them."""
+    known, names = store.manifest.get("flags") or {}, {f.name for f in fields(Flags)}
+    return Flags(**{name: value for name, value in known.items() if name in names})
+
+
+def sae_scores(store: Pack) -> dict[str, Any]:
+    """The scores of the pack's own SAE in its evaluation; {} without one."""
+    return ((evaluation(store) or {}).get("arms") or {}).get("sae") or {}
+
+
+def start_here(store: Pack) -> dict[str, int]:
+    """A few latents to open first, by the reason; chosen from the pack's table."""
+    index = store.index
+    fired = index.column("count") > 0
+    living = fired & ~index.flagged(("dead", "dense", "rare", "duplicate"))
+    living = living if living.any() else fired
+    score = index.column("out_score")
+    known = score[living & ~np.isnan(score)]
+    broad = living & (index.column("n_tokens_half") >= 3) & (score >= (np.median(known) if len(known) else np.inf))
+    steerable = np.zeros(store.d_sae, bool)
+    steerable[store.steerable(1).index] = True
+    chosen: dict[str, int] = {}
+    for name, among, column in (
+        ("Strongest effect on its promoted tokens", steerable, "out_score"),
+        ("Best explained by its label", living, "label_score"),
+        ("Many tokens, few promoted", broad, "logit_kurtosis"),
+        ("Largest activation", living, "max"),
+    ):
+        best = index.order(column)
+        best = best[among[best] & ~np.isnan(index.column(column)[best])]
+        latent = next((int(i) for i in best[: len(chosen) + 1] if i not in chosen.values()), None)
+        if latent is not None:
+            chosen[name] = latent
+    return chosen
+
+
+def example_text(store: Pack, latents: list[int], longest: int = 120) -> str:
+    """A short text of the pack on which one of these latents fires, as a first text for the Prompt page; "" without one."""
+    for latent in latents:
+        try:
+            examples = store[latent].examples("random", 8)
+        except PackError:
+            continue
+        for example in examples:
+            tokens = example.tokens[max(0, example.peak - 16) : example.peak + 8]
+            pieces = [piece for _, _, piece in characters(tokens) if not (piece[:1] == "<" and piece[-1:] == ">")]
+            text = " ".join("".join(pieces).split())[:longest]
+            words = {word for word in text.split() if word.isalpha()}
+            if len(words) >= 4 and sum(map(len, words)) > len(text) / 2:
+                return text
+    return ""
+
+
+def steering_runs(folder: Path, most: int) -> list[str]:
+    """Names of the newest steering runs beside a pack, as `Runs.names` gives them, which would load torch."""
+    beside = folder.with_name(folder.name + ".steering")
+    files = sorted(beside.glob("*.json"), key=lambda f: -f.stat().st_mtime) if beside.is_dir() else []
+    return [file.stem for file in files if re.fullmatch(r"[0-9a-f]{12}", file.stem)][:most]
+
+
+def digest(store: Pack) -> str:
+    """The first digits of the SAE's hash."""
+    described = store.manifest["dictionary"]
+    return str(described.get("parameters_sha256") or described.get("weights_sha256") or "unknown")[:12]
+
+
+def corpus_name(store: Pack) -> str:
+    """Name of the text that the pack was collected from."""
+    corpus = store.manifest.get("corpus") or ((store.manifest.get("text") or {}).get("recording") or {}).get("corpus") or {}
+    return str(corpus.get("name") or corpus.get("kind") or "unnamed corpus") if isinstance(corpus, dict) else str(corpus)
+
+
+def tiles(store: Pack) -> list[tuple[str, str, str, str]]:
+    """(name, value, what to compare it with, meaning) for the top of the overview."""
+    rows = [
+        ("Latents", f"{store.d_sae:,}", f"{dead_share(store):.1%} never fired", "Units of the SAE."),
+        ("L0", number(l0(store)), f"of {store.d_sae:,}", "Latents that fire per token, mean over the pack's tokens."),
+        (
+            "Tokens read",
+            f"{store.n_tokens:,}",
+            f"from {store.manifest.get('n_contexts', 0):,} contexts",
+            "Positions that the pack was collected from, without special tokens.",
+        ),
+    ]
+    scored = score_tiles(store)
+    return rows[:2] + scored if scored else rows
+
+
+def evaluation(store: Pack) -> dict[str, Any] | None:
+    """The evaluation report in the pack: scores of the SAE ("sae") and of its baselines, under "arms"; None without one."""
+    report = (store.health or {}).get("evaluation", store.health or {})
+    return report if "sae" in report.get("arms", {}) else None
+
+
+def score_tiles(store: Pack) -> list[tuple[str, str, str, str]]:
+    """Tiles of the evaluation; [] without one."""
+    report = evaluation(store)
+    if report is None:
+        return []
+    conditions, own, rows = report["arms"], report["arms"]["sae"], []
+    for name, key, form, nulls, meaning in (
+        (
+            "FVU",
+            "fvu",
+            ".3f",
+            ("random", "pca"),
+            "Fraction of variance unexplained: 0 is perfect, 1 is what predicting the mean would score.",
+        ),
+        (
+            "Delta loss, nats",
+            "delta_loss",
+            "+.3f",
+            ("mean", "random"),
+            "Rise of the model's loss when the reconstruction replaces the activations.",
+        ),
+    ):
+        if own.get(key) is not None:
+            beside = " · ".join(
+                f"{CONDITIONS[null]} {number(conditions[null].get(key), form)}" for null in nulls if null in conditions
+            )
+            rows.append((name, number(own[key], form), beside, meaning))
+    return rows
+
+
+CONDITIONS = {
+    "sae": "SAE",
+    "random": "random",
+    "pca": "PCA",
+    "random_model": "random weights",
+    "mean": "mean-ablation",
+    "zero": "zero-ablation",
+}
+SCORES = {
+    "l0": ("L0", ".1f"),
+    "fvu": ("FVU, pooled", ".3f"),
+    "fvu_per_token": ("FVU, mean over tokens", ".3f"),
+    "fvu_per_dimension": ("FVU, mean over dimensions", ".3f"),
+    "cosine": ("cosine", ".3f"),
+    "norm_ratio": ("norm ratio (below 1: shrinkage)", ".3f"),
+    "length_bias": ("length bias (1 is none)", ".3f"),
+    "delta_loss": ("delta loss, nats", "+.3f"),
+    "kl": ("KL, nats", ".3f"),
+    "recovered_vs_mean": ("loss recovered, against mean-ablation", ".1%"),
+    "recovered_vs_zero": ("loss recovered, against zero-ablation", ".1%"),
+}
+
+
+def scores(report: dict[str, Any]) -> pd.DataFrame:
+    """A row per score: the SAE beside its baselines, with 95 % intervals over documents or contexts."""
+    conditions, rows = report["arms"], []
+    for key, (title, form) in SCORES.items():
+        row = {"score": title}
+        for name in (c for c in CONDITIONS if c in conditions):
+            row[CONDITIONS[name]] = "" if conditions[name].get(key) is None else number(conditions[name][key], form)
+        low, high = (conditions["sae"].get("interval") or {}).get(key) or (None, None)
+        row["95 % interval"] = "" if low is None else f"{number(low, form.lstrip('+'))} to {number(high, form.lstrip('+'))}"
+        if row[CONDITIONS["sae"]]:
+            rows.append(row)
+    return pd.DataFrame(rows)
