@@ -1,18 +1,18 @@
 """Where the app finds a pack's dictionary, and when it loads anew what it keeps."""
 
 import os
-from types import SimpleNamespace
 
 import pytest
 from scope.app.serve import models
 
 from scope.errors import DictionaryError
+from scope.features.face import Pack
 
 HUB = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
 
 
 def pack_of(folder, stated):
-    return SimpleNamespace(manifest={"dictionary": {"path": stated}}, folder=folder / "pack")
+    return Pack(folder / "pack", {"dictionary": {"path": stated}})
 
 
 def test_a_dictionary_is_where_it_was_or_beside_the_pack(tmp_path):
