@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from scope.app.serve.downloads import export_bytes
 
 from scope.features.face import Pack
 from tests.help.hostile import HOSTILE
