@@ -1,4 +1,4 @@
-"""Where a model comes from: the one that ships with scope, a folder, or a hub id; always a folder in the end."""
+"""Finds a checkpoint (the bundled one, a folder, or a hub id) and reads its config, its list of tensors and their hash."""
 
 import hashlib
 import json

@@ -80,7 +80,7 @@ class HookPoint(nn.Module):
         """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
         if dir not in ("fwd", "bwd"):
             raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
-        installed = Installed(_given_its_point(fn), is_permanent)
+        installed = Installed(_with_hook_argument(fn), is_permanent)
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         hooks.insert(0 if prepend else len(hooks), installed)
         return installed
@@ -115,11 +115,11 @@ class HookPoint(nn.Module):
             x.register_hook(self._backward)
         return x
 
-    def looked(self, x: Tensor) -> tuple[Tensor, bool]:
-        """What the hooks make of x, and whether they only looked: neither replaced it nor wrote into it."""
+    def run_hooks(self, x: Tensor) -> tuple[Tensor, bool]:
+        """What the hooks return for x, and whether they only read it: neither replaced it nor wrote into it."""
         version = x._version
-        seen = self(x)
-        return seen, seen is x and x._version == version
+        value = self(x)
+        return value, value is x and x._version == version
 
     def _backward(self, grad: Tensor) -> Tensor:
         for installed in tuple(self.bwd_hooks):
@@ -131,12 +131,12 @@ class HookPoint(nn.Module):
         return grad
 
 
-def _given_its_point(fn: HookFn) -> HookFn:
+def _with_hook_argument(fn: HookFn) -> HookFn:
     """TransformerLens gives the point by the name `hook`. A function in which this name is not the second place gets it so,
     or `lambda x, layer=3, hook=None: ...` would take the point for its layer."""
     try:
         takes = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # some that are written in C tell nothing
+    except (TypeError, ValueError):  # some functions written in C have no signature
         return fn
     placed = [name for name, p in takes.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     every = any(p.kind == p.VAR_POSITIONAL for p in takes.values())
@@ -146,7 +146,7 @@ def _given_its_point(fn: HookFn) -> HookFn:
     return fn
 
 
-def exactly(value: Tensor, through: Tensor) -> Tensor:
+def with_gradient_of(value: Tensor, through: Tensor) -> Tensor:
     """`value` to the last bit, with the gradients of `through`, which is the same number computed another way."""
     return value.detach() + (through - through.detach()) if through.requires_grad else value
 
@@ -185,10 +185,10 @@ class HookedModule(nn.Module):
         if names is None:
             return [name for name, point in self.hook_dict.items() if not point.on_request]
         if callable(names):
-            found = [name for name in self.hook_dict if names(name)]
-            if not found:
+            matched = [name for name in self.hook_dict if names(name)]
+            if not matched:
                 raise UnknownSite(f"The filter selects none of the {len(self.hook_dict)} hook points of this model.")
-            return found
+            return matched
         wanted = [names] if isinstance(names, str) else list(names)
         for name in wanted:
             if name not in self.hook_dict:
@@ -234,10 +234,10 @@ class HookedModule(nn.Module):
 
         Runs no layer above the last site asked for and keeps nothing else. Makes ordinary tensors, fit to train on.
         """
-        names, kept = self.rows_at(sites), {}
-        with self.hooks([(names, lambda x, hook: kept.__setitem__(hook.name, x))]):
+        names, recorded = self.rows_at(sites), {}
+        with self.hooks([(names, lambda x, hook: recorded.__setitem__(hook.name, x))]):
             self(tokens, stop_at_layer=self.layers_for(names), return_type=None)
-        return {site: kept[site].flatten(2) for site in ([sites] if isinstance(sites, str) else sites)}
+        return {site: recorded[site].flatten(2) for site in ([sites] if isinstance(sites, str) else sites)}
 
     def rows_at(self, sites: Sequence[str]) -> list[str]:
         """The sites, checked and in the order in which they are passed.

@@ -1,4 +1,4 @@
-"""`load_model`: from a name to a model that is ready, or a refusal that says why not."""
+"""`load_model`: from a name, a folder or a hub id to a model in evaluation mode."""
 
 import hashlib
 import json
@@ -77,18 +77,18 @@ def _name(model: str) -> str:
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
-    if found not in (*_DTYPES.values(), torch.float64):
+    resolved = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
+    if resolved not in (*_DTYPES.values(), torch.float64):
         raise ConfigError(f"dtype is {dtype!r}; a model can be loaded as {', '.join(_DTYPES)}.")
-    return found
+    return resolved
 
 
 def _device(device: str | torch.device) -> torch.device:
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if found.type == "meta":
+    if resolved.type == "meta":
         raise ConfigError("Device 'meta' holds no numbers, so no weights; give cpu, cuda or mps.")
-    return found
+    return resolved

@@ -1,4 +1,4 @@
-"""Tensors as they lie in safetensors files, read piece by piece into memory that is already there.
+"""Reads tensors of safetensors files piece by piece into memory that is already allocated.
 
 Nothing is mapped: a mapped file counts against an address-space limit and, while it is looked at, as resident memory.
 """
@@ -42,14 +42,16 @@ def stored_tensors(files: dict[str, Path]) -> dict[str, StoredTensor]:
         CheckpointError: a header that cannot be read, a file that is cut short, a dtype that holds no weights.
     """
     headers = {file: read_header(file) for file in set(files.values())}
-    found = {}
+    tensors = {}
     for name, file in files.items():
         start, entries = headers[file]
         entry = entries[name]
         if entry["dtype"] not in _DTYPES:
             raise CheckpointError(f"{name} in {file} is stored as {entry['dtype']}; weights are {', '.join(_DTYPES)}.")
-        found[name] = StoredTensor(name, file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0])
-    return found
+        tensors[name] = StoredTensor(
+            name, file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
+        )
+    return tensors
 
 
 def read_header(file: Path) -> tuple[int, dict]:

@@ -1,4 +1,4 @@
-"""A model larger than memory: its weights stay on disk, and one block at a time is read while a large batch passes it.
+"""Models larger than memory: the weights stay on disk, and each block is read when a large batch comes to it.
 
 What is resident: one block in the compute dtype, the residual stream of the whole batch, what is recorded, and the
 temporaries of a few thousand tokens. A batch of many thousand tokens pays for reading each block once.
@@ -189,7 +189,7 @@ class Streamed(Decoder):
 
         Reads each block once, up to the last that a site needs. Give it as many contexts as memory holds the stream of.
         """
-        names, kept = self.rows_at(sites), {}
+        names, recorded = self.rows_at(sites), {}
         tokens = tokens[None] if tokens.dim() == 1 else tokens
         self.check(tokens)
         n_batch, n_pos = tokens.shape
@@ -199,11 +199,11 @@ class Streamed(Decoder):
         slices = [slice(start, start + step) for start in range(0, n_batch, step)]
         at = slices[0]
 
-        def keep(x: Tensor, hook) -> None:
+        def store(x: Tensor, hook) -> None:
             x = x.flatten(2)
-            if hook.name not in kept:
-                kept[hook.name] = x.new_empty(n_batch, n_pos, x.shape[-1])
-            kept[hook.name][at] = x
+            if hook.name not in recorded:
+                recorded[hook.name] = x.new_empty(n_batch, n_pos, x.shape[-1])
+            recorded[hook.name][at] = x
 
         def each() -> Iterator[slice]:
             nonlocal at
@@ -213,7 +213,7 @@ class Streamed(Decoder):
 
         stop = self.layers_for(names)
         n = len(self.blocks) if stop is None else stop
-        with self.hooks([(names, keep)]):
+        with self.hooks([(names, store)]):
             resid = torch.empty(n_batch, n_pos, self.cfg.d_model, dtype=self.dtype, device=self.device)
             for rows in each():
                 resid[rows] = self.embed_tokens(tokens[rows])
@@ -223,7 +223,7 @@ class Streamed(Decoder):
                         resid[rows] = super().run_blocks(resid[rows], positions[rows], None, None, layer + 1, layer)
             for rows in each() if stop is None else ():
                 self.read_out(resid[rows])
-        return {site: kept[site] for site in ([sites] if isinstance(sites, str) else sites)}
+        return {site: recorded[site] for site in ([sites] if isinstance(sites, str) else sites)}
 
     def run_blocks(
         self,

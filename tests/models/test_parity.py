@@ -86,7 +86,7 @@ def test_who_listens_changes_no_number(pair, side, length, monkeypatch):
     """Scores are computed whole only for those who listen to them, and else in pieces, here of 16 queries."""
     from scope.models.parts import attention
 
-    monkeypatch.setitem(attention._NUMBERS, "cpu", 1)
+    monkeypatch.setitem(attention._SCORES_AT_ONCE, "cpu", 1)
     ours, _ = pair
     tokens = some_tokens(ours.cfg, length=length)
     mask = torch.ones_like(tokens, dtype=torch.bool)

@@ -141,9 +141,9 @@ class GemmaConfig(ConfigNames):
                 model_name=where,
             )
         except KeyError as missing:
-            raise CheckpointError(f"config.json of {where} says nothing of {missing}.") from None
+            raise CheckpointError(f"config.json of {where} has no {missing}.") from None
         except TypeError as error:
-            raise CheckpointError(f"config.json of {where} holds something that is no number or list: {error}.") from None
+            raise CheckpointError(f"config.json of {where} has a value that is no number or list: {error}.") from None
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a config.json that transformers reads as the same model."""

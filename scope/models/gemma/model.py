@@ -59,14 +59,14 @@ class Block(nn.Module):
 
     def attn_input(self, resid: Resid) -> Resid | HeadInputs:
         """The stream, normalised. Where hooks change what single heads read, or want its gradient, each head has its own,
-        which is normalised on its own too; those that only look change nothing."""
+        which is normalised on its own too; those that only read it change nothing."""
         points = (self.hook_attn_in, self.hook_q_input, self.hook_k_input, self.hook_v_input)
         if not any(point.has_hooks() for point in points):
             return self.ln1(resid)
         heads, kv = self.attn.n_heads, self.attn.n_kv_heads
-        every, looked = self.hook_attn_in.looked(resid.unsqueeze(2).repeat(1, 1, heads, 1))
+        every, unchanged = self.hook_attn_in.run_hooks(resid.unsqueeze(2).repeat(1, 1, heads, 1))
         grouped = every.unflatten(2, (kv, -1))
-        if not looked and not torch.equal(grouped, grouped[:, :, :, :1].expand_as(grouped)):
+        if not unchanged and not torch.equal(grouped, grouped[:, :, :, :1].expand_as(grouped)):
             raise ConfigError(
                 f"A hook on {self.hook_attn_in.name} gave query heads that share a key-value head different inputs, so the "
                 "keys have none.\n  Change hook_q_input, hook_k_input and hook_v_input instead."
@@ -74,10 +74,10 @@ class Block(nn.Module):
         shared = grouped.mean(3) if every.requires_grad else grouped[:, :, :, 0]
         parts = []
         for point, x in zip(points[1:], (every, shared, shared), strict=True):
-            seen, only_looked = point.looked(x.clone())  # its own: writing into one, or its gradient, is not the others'
-            parts.append(seen)
-            looked = looked and only_looked
-        if looked and not every.requires_grad:
+            part, unchanged_too = point.run_hooks(x.clone())  # its own: writing into one, or its gradient, is not the others'
+            parts.append(part)
+            unchanged = unchanged and unchanged_too
+        if unchanged and not every.requires_grad:
             return self.ln1(resid)
         return tuple(self.ln1(part) for part in parts)
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scope.models.hooks import HookPoint, exactly
+from scope.models.hooks import HookPoint, with_gradient_of
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.layers import soft_cap, soft_cap_
 from scope.models.parts.mask import CausalMask
@@ -19,8 +19,8 @@ Grouped = Float[Tensor, "batch kv group pos d_head"]
 PerKv = Float[Tensor, "batch kv key d_head"]
 
 
-_NUMBERS = {"cpu": 1 << 19}  # scores that exist at once while nobody listens to them: what a cache near the core holds
-_NUMBERS_ELSEWHERE = 1 << 27
+_SCORES_AT_ONCE = {"cpu": 1 << 19}  # where no hook reads them: as many as fit a CPU's cache
+_SCORES_AT_ONCE_ELSEWHERE = 1 << 27
 
 
 class Attention(nn.Module):
@@ -52,15 +52,15 @@ class Attention(nn.Module):
         q, k = self.hook_rot_q(rotate(q, *rotary)), self.hook_rot_k(rotate(k, *rotary))
         if cache is not None:
             k, v = cache.append(k, v)
-        listened = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
-        learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        z = self.hook_z(self.attend(q, k, v, mask) if listened or learns else self.attend_in_pieces(q, k, v, mask))
-        return self.hook_out(self.written(z))
+        hooked = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()
+        needs_grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        z = self.hook_z(self.attend(q, k, v, mask) if hooked or needs_grad else self.attend_in_pieces(q, k, v, mask))
+        return self.hook_out(self.output(z))
 
     def attend(self, q: Heads, k: Keys, v: Keys, mask: CausalMask) -> Heads:
         """What each head reads, by way of all its scores."""
         batch, n, n_keys = *q.shape[:2], k.shape[1]
-        grouped, k, v = self.grouped(q).flatten(2, 3), self.ready(k), self.ready(v)
+        grouped, k, v = self.grouped(q).flatten(2, 3), self.by_head(k), self.by_head(v)
         scores = soft_cap((grouped @ k.transpose(2, 3)).view(batch, self.n_heads, n, n_keys) * self.scale, self.cap)
         # A query of padding sees nothing; the lowest finite number keeps its row finite, where -inf would make it NaN.
         scores = scores.masked_fill(~mask.whole(n_keys)[:, None], torch.finfo(scores.dtype).min)
@@ -71,14 +71,14 @@ class Attention(nn.Module):
         return z.view(batch, self.n_heads, n, self.d_head).transpose(1, 2)
 
     def attend_in_pieces(self, q: Heads, k: Keys, v: Keys, mask: CausalMask) -> Heads:
-        """The same, some queries at a time and only with the keys that these see: scores that nobody asks for are never
-        all there, and those that the mask would throw away are not computed."""
+        """The same, some queries at a time and only with the keys that these see: scores that no hook reads are never all in
+        memory, and those that the mask would hide are not computed."""
         batch, n_keys = len(q), k.shape[1]
-        k, v = self.ready(k), self.ready(v)
+        k, v = self.by_head(k), self.by_head(v)
         if q.shape[1] == 1 and mask.real is None and n_keys <= (mask.window or n_keys):
             return self.attend_to_all(q, k, v)
         grouped, z = self.grouped(q), torch.empty_like(q, memory_format=torch.contiguous_format)
-        numbers = _NUMBERS.get(q.device.type, _NUMBERS_ELSEWHERE)
+        numbers = _SCORES_AT_ONCE.get(q.device.type, _SCORES_AT_ONCE_ELSEWHERE)
         for piece in mask.pieces(n_keys, numbers, batch * self.n_heads):
             some = grouped[:, :, :, piece.queries]
             scores = some.flatten(2, 3) @ k[:, :, piece.keys].transpose(2, 3)
@@ -104,8 +104,8 @@ class Attention(nn.Module):
         """Query head h reads key-value head h // group: heads that share one become more queries of it."""
         return q.transpose(1, 2).unflatten(1, (self.n_kv_heads, self.n_heads // self.n_kv_heads))
 
-    def ready(self, k: Keys) -> PerKv:
-        """Head by head, each in one stretch: products of strided matrices round otherwise, and slower."""
+    def by_head(self, k: Keys) -> PerKv:
+        """[batch kv key d_head], each head contiguous: products of strided matrices are slower and round otherwise."""
         k = k.transpose(1, 2)
         return k if k.stride()[-2:] == (self.d_head, 1) else k.contiguous()
 
@@ -115,13 +115,13 @@ class Attention(nn.Module):
             return torch.einsum("bphd,hdk->bphk", x, self._per_head(projection))
         return projection(x).unflatten(-1, (-1, self.d_head))
 
-    def written(self, z: Heads) -> Resid:
-        """What the heads write together; head by head only while somebody listens to `hook_result`."""
+    def output(self, z: Heads) -> Resid:
+        """What the heads write together; head by head only while `hook_result` has hooks."""
         out = self.o_proj(z.reshape(*z.shape[:2], -1))
         if not self.hook_result.has_hooks():
             return out
-        results, looked = self.hook_result.looked(torch.einsum("bphk,hkd->bphd", z, self.W_O))
-        return exactly(out, results.sum(2)) if looked else results.sum(2)
+        results, unchanged = self.hook_result.run_hooks(torch.einsum("bphk,hkd->bphd", z, self.W_O))
+        return with_gradient_of(out, results.sum(2)) if unchanged else results.sum(2)
 
     # TransformerLens' names and layouts, as views; W_K and W_V are repeated so that head h finds its own at h.
     W_Q = property(lambda self: self._per_head(self.q_proj))

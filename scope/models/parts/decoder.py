@@ -154,15 +154,15 @@ class Decoder(DirectLogits, HookedModule):
         return stop
 
     def read_out(self, resid: Resid) -> None:
-        """What follows the last block, as far as somebody listens there."""
+        """What follows the last block, for the hooks there, without the logits where none reads them."""
         normalized = self.ln_final(resid)
         (self.unembed if self.unembed.hook_out.has_hooks() else self.unembed.hook_in)(normalized)
 
     def logits_of(self, resid: Resid) -> Logits:
         """Final norm, tied unembedding, soft cap: the logits of a stream that left the last block."""
         scores = self.unembed(self.ln_final(resid))
-        kept = torch.is_grad_enabled() or self.unembed.hook_out.has_hooks()
-        return soft_cap(scores, self.cfg.final_cap) if kept else soft_cap_(scores, self.cfg.final_cap)
+        in_use = torch.is_grad_enabled() or self.unembed.hook_out.has_hooks()
+        return soft_cap(scores, self.cfg.final_cap) if in_use else soft_cap_(scores, self.cfg.final_cap)
 
     def logits_from(self, layer: int, resid: Resid, tokens: Tokens, attention_mask: Mask | None = None) -> Logits:
         """The logits of a run in which `resid` is the stream before block `layer`. The blocks before it do not run."""

@@ -1,4 +1,4 @@
-"""Between token ids and the residual stream: embedding, unembedding, what directions do to logits, the next-token loss."""
+"""Embedding, unembedding, the effect of directions on logits by the weights alone, and the next-token loss."""
 
 import math
 

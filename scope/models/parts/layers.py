@@ -1,11 +1,11 @@
-"""What every Gemma shares: the norm, the gated MLP, the soft cap."""
+"""RMSNorm, the gated MLP, and the soft cap."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from scope.models.hooks import HookPoint, exactly
+from scope.models.hooks import HookPoint, with_gradient_of
 from scope.shapes import Resid
 
 _FEW = 1 << 17  # numbers; beyond them writing over what is there pays
@@ -37,9 +37,9 @@ class RMSNorm(nn.Module):
 
     def _divided(self, x: Tensor, inverse: Tensor) -> Tensor:
         """x / scale where a hook edits the scale or wants its gradient. The quotient rounds differently in the last bit,
-        so where hooks only look the product stands, with the quotient's gradients: looking changes nothing."""
-        scale, looked = self.hook_scale.looked(inverse.reciprocal())
-        return exactly(x * inverse, x / scale) if looked else x / scale
+        so where hooks only read it the product is used, with the quotient's gradients: reading changes nothing."""
+        scale, unchanged = self.hook_scale.run_hooks(inverse.reciprocal())
+        return with_gradient_of(x * inverse, x / scale) if unchanged else x / scale
 
     w = property(lambda self: 1.0 + self.weight)  # TransformerLens stores the gain itself
 
@@ -56,13 +56,13 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Resid) -> Resid:
         pre = self.hook_pre(self.gate_proj(x))
-        gate = gelu_(pre) if self._nobody_holds_pre() else gelu(pre, approximate="tanh")
+        gate = gelu_(pre) if self._may_overwrite_pre() else gelu(pre, approximate="tanh")
         linear = self.hook_pre_linear(self.up_proj(x))
         post = gate * linear if torch.is_grad_enabled() else gate.mul_(linear)
         return self.hook_out(self.down_proj(self.hook_post(post)))
 
-    def _nobody_holds_pre(self) -> bool:
-        """Whether what gate_proj gave may be written over: no gradient, and no hook, ours or torch's, that keeps it."""
+    def _may_overwrite_pre(self) -> bool:
+        """Whether what gate_proj gave may be written over: no gradient, and no hook, ours or torch's, that reads it."""
         return not (torch.is_grad_enabled() or self.hook_pre.has_hooks() or self.gate_proj._forward_hooks)
 
     # TransformerLens' names, as views; there are no biases.

@@ -1,4 +1,4 @@
-"""Which keys a query sees: as one mask, or piece by piece, each piece with only the keys that some query of it sees."""
+"""Causal masks, with or without a window: whole, or in pieces, each with only the keys that some query of it sees."""
 
 from dataclasses import dataclass
 
@@ -56,31 +56,31 @@ class CausalMask:
             n = self.query_pos.shape[1]
             reach = n_keys if self.window is None else min(n_keys, self.window + 64)
             step = min(n, max(16, numbers // (rows * reach)))
-            cut = self._by_place if self.real is None else self._by_mask
+            cut = self._by_index if self.real is None else self._by_mask
             self._pieces[n_keys, numbers, rows] = cut(n_keys, [slice(a, min(a + step, n)) for a in range(0, n, step)])
         return self._pieces[n_keys, numbers, rows]
 
-    def _by_place(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
-        """Query i stands where key `before + i` does; hidden are keys after it and keys a window or more back."""
+    def _by_index(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
+        """Query i is key `before + i`; hidden are the keys after it, and those a window or more back."""
         before, window = n_keys - self.query_pos.shape[1], self.window or n_keys + 1
-        place, found = torch.arange(n_keys, device=self.query_pos.device)[None], []
+        index, pieces = torch.arange(n_keys, device=self.query_pos.device)[None], []
         for cut in cuts:
             first, last = before + cut.start, before + cut.stop  # of the queries, among the keys
             start = max(0, first - window + 1)
-            query = place[:, first:last, None]
+            query = index[:, first:last, None]
             later = slice(first - start, last - start)
-            hidden = [(later, place[:, None, first:last] > query)] if last - first > 1 else []
+            hidden = [(later, index[:, None, first:last] > query)] if last - first > 1 else []
             if last - window > start:  # the last query does not see the first key
                 early = slice(0, last - window - start)
-                hidden.append((early, query - place[:, None, start : last - window] >= window))
-            found.append(Piece(cut, slice(start, last), hidden))
-        return found
+                hidden.append((early, query - index[:, None, start : last - window] >= window))
+            pieces.append(Piece(cut, slice(start, last), hidden))
+        return pieces
 
     def _by_mask(self, n_keys: int, cuts: list[slice]) -> list[Piece]:
-        mask, found = self.whole(n_keys), []
+        mask, pieces = self.whole(n_keys), []
         for cut in cuts:
             part = mask[:, cut]
             columns = part.any(0).any(0).nonzero().flatten().tolist() or [0, n_keys - 1]
             keys = slice(columns[0], columns[-1] + 1)
-            found.append(Piece(cut, keys, [(slice(None), ~part[:, :, keys])]))
-        return found
+            pieces.append(Piece(cut, keys, [(slice(None), ~part[:, :, keys])]))
+        return pieces

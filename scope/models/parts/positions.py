@@ -1,4 +1,4 @@
-"""Where tokens stand, and what blocks make of it: rotary tables and masks, once for all blocks of a run."""
+"""The positions of a run, with the rotary tables and masks that follow from them, computed once for all blocks."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ Angles = Float[Tensor, "#batch pos 1 d_head"]
 
 
 class RunPositions:
-    """Where the tokens of one run stand. Every block asks it for the rotary table and the mask of its own kind.
+    """The positions of the tokens of one run. Every block asks it for the rotary table and the mask of its own kind.
 
     `real` None says that there is no padding and no gap: every row of positions counts on by one. `positions` and `real` are
     those of the new tokens, `key_positions` and `key_real` those of all that can be attended to, cached tokens first.

@@ -1,4 +1,4 @@
-"""Tokens as characters: a character that the vocabulary lacks is spelled in tokens of one byte each, shown as <0xE6>."""
+"""Joins byte tokens into characters: a character that the vocabulary lacks is several tokens of one byte, shown as <0xE6>."""
 
 from collections.abc import Sequence
 

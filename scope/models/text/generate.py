@@ -1,4 +1,4 @@
-"""Text from a model: cached, batched, streamed, seeded, with whatever hooks are asked for at work on every step."""
+"""Generating text: cached, batched, streamed and seeded, with hooks that act on every step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,9 +41,10 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
 
-    Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several arms of n prompts gives every
-    arm the same noise. `on_token(step, ids)` sees each step (None where a row has ended), `on_text(row, piece)` the text as
-    it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in place of the model's.
+    Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several conditions of n prompts gives every
+    condition the same noise. `on_token(step, ids)` is called at each step (None where a row has ended), `on_text(row, piece)`
+    with the text as it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in
+    place of the model's.
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
@@ -76,15 +77,15 @@ def generate(
                         + (": an edit is far too strong. Lower its strength." if fwd_hooks else "; the weights may be damaged.")
                     )
                 drawn = sampler.draw(logits.cpu())
-                said = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
-                cancelled = bool(on_token and on_token(step, said))
+                new_ids = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
+                cancelled = bool(on_token and on_token(step, new_ids))
                 if on_text:
                     pieces = [(row, w.piece()) for row, w in enumerate(writers)]
                     answers = [on_text(row, piece) for row, piece in pieces if piece]
                     cancelled |= any(answers)
                 if cancelled or all(w.stopped_by for w in writers):
                     break
-                new = torch.tensor([[model.cfg.eos[0] if i is None else i] for i in said], device=model.device)
+                new = torch.tensor([[model.cfg.eos[0] if i is None else i] for i in new_ids], device=model.device)
                 new_real = torch.ones_like(new, dtype=torch.bool)
                 if any(pad) or not use_cache:
                     tokens, real = torch.cat([tokens, new], 1), torch.cat([real, new_real], 1)
@@ -128,7 +129,7 @@ class _Writer:
         usual = {*model.cfg.eos, end_of_turn} if ends is None else set(ends)
         self.ends = usual if sampling.stop_at_eos else set()
         self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
-        self.told = 0  # characters that on_text has seen
+        self.n_streamed = 0  # characters that on_text was given
         self.settled, self.settled_ids = "", 0  # text that no later token changes, and how many tokens it took
 
     def take(self, token: int) -> int | None:
@@ -151,7 +152,7 @@ class _Writer:
         text = self.settled + self.words.decode(self.ids[self.settled_ids :])
         if len(self.ids) - self.settled_ids > 64:  # decode only what is new, or a long text would cost its square
             self.settled, self.settled_ids = text, len(self.ids)
-        piece, self.told = text[self.told :], max(self.told, len(text))
+        piece, self.n_streamed = text[self.n_streamed :], max(self.n_streamed, len(text))
         return piece
 
     def finish(self, otherwise: str) -> Generation:

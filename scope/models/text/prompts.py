@@ -1,4 +1,4 @@
-"""Text in, text out: the methods by which a model takes prompts and shows tokens, named as in TransformerLens."""
+"""The methods by which a model takes text and shows tokens, named as in TransformerLens."""
 
 from typing import Literal
 
@@ -11,8 +11,8 @@ from scope.shapes import Mask, Tokens
 Side = Literal["left", "right"]
 
 
-class TakesText:
-    """For a model with `cfg`, `device` and `tokenizer`. Text becomes tokens after one <bos>; nothing is ever cut unasked."""
+class TextMethods:
+    """For a model with `cfg`, `device` and `tokenizer`. Text becomes tokens after one <bos>; nothing is cut unless asked."""
 
     def to_tokens(
         self,
@@ -98,10 +98,10 @@ class TakesText:
         tokens = self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
         if tokens.dim() == 2 and len(tokens) > 1:
             raise TokensError(f"{len(tokens)} rows of tokens were given; look in one at a time.")
-        found = (tokens.reshape(-1) == wanted).nonzero().flatten()
-        if not len(found):
+        places = (tokens.reshape(-1) == wanted).nonzero().flatten()
+        if not len(places):
             raise TokensError(f"Token {wanted} does not occur among these {tokens.numel()} tokens.")
-        return int(found[0 if mode == "first" else -1])
+        return int(places[0 if mode == "first" else -1])
 
     @property
     def words(self):

@@ -1,4 +1,4 @@
-"""How the next token is drawn: greedily or by chance, among the likely ones, against repetition, with noise of its own."""
+"""Drawing the next token: greedy or random, from the top k or top p, with penalties on repetition and noise for each row."""
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ class Sampler:
         self.noise = [torch.Generator() for _ in prompts]
         for i, generator in enumerate(self.noise):
             generator.manual_seed((int(sampling.seed) * 1_000_003 + i % noise_rows) % 2**63)
-        self.said = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
-        for row, prompt in zip(self.said, prompts, strict=True):
+        self.seen = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
+        for row, prompt in zip(self.seen, prompts, strict=True):
             row[prompt] = True
         # How often each token stands there, only where that is asked for.
         self.times = torch.zeros(len(prompts), d_vocab) if sampling.freq_penalty else None
@@ -25,12 +25,12 @@ class Sampler:
             self.times[i] = torch.bincount(torch.tensor(prompt), minlength=d_vocab)
 
     def draw(self, logits: Tensor) -> list[int]:
-        """Tokens for logits [batch vocab], by adding Gumbel noise (minus the log of an exponential): arms with one noise
+        """Tokens for logits [batch vocab], by adding Gumbel noise (minus the log of an exponential): conditions with one noise
         differ only where their scores do."""
         s = self.sampling
         if s.repetition_penalty != 1:
             penalised = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
-            logits = torch.where(self.said, penalised, logits)
+            logits = torch.where(self.seen, penalised, logits)
         logits = logits / s.temperature if s.temperature > 0 else logits
         if self.times is not None:
             logits = logits - s.freq_penalty * self.times
@@ -40,7 +40,7 @@ class Sampler:
             logits = logits - torch.stack(noise).log_()
         tokens = logits.argmax(1)
         if s.repetition_penalty != 1:
-            self.said[torch.arange(len(tokens)), tokens] = True
+            self.seen[torch.arange(len(tokens)), tokens] = True
         if self.times is not None:
             self.times[torch.arange(len(tokens)), tokens] += 1
         return tokens.tolist()

@@ -52,10 +52,10 @@ class Tokenizer:
         return cls(backend, jinja.read_text(encoding="utf-8") if jinja.exists() else template)
 
     def _id(self, token: str) -> int:
-        found = self.backend.token_to_id(token)
-        if found is None:
+        token_id = self.backend.token_to_id(token)
+        if token_id is None:
             raise CheckpointError(f"This tokenizer has no {token}, which every Gemma tokenizer has.")
-        return found
+        return token_id
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
@@ -88,9 +88,9 @@ class Tokenizer:
         """The piece of every id, in order."""
         return self.pieces(range(len(self)))
 
-    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **given) -> str:
-        """Turns laid out by the checkpoint's own template; it already begins with <bos>. `given` is what else a template
-        asks for, such as the guideline of a ShieldGemma.
+    def chat(self, messages: list[dict[str, str]], add_generation_prompt: bool = True, **variables) -> str:
+        """Turns laid out by the checkpoint's own template; it already begins with <bos>. `variables` are what else a
+        template asks for, such as the guideline of a ShieldGemma.
 
         Raises:
             TokensError: the checkpoint brings no template, or its template refuses the turns or cannot be read.
@@ -112,6 +112,6 @@ class Tokenizer:
             "eos_token": "<eos>",
         }
         try:
-            return env.from_string(self.chat_template).render(known | given)
+            return env.from_string(self.chat_template).render(known | variables)
         except TemplateError as error:
             raise TokensError(f"The chat template of this checkpoint cannot be used here: {error}") from None

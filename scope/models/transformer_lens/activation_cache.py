@@ -1,4 +1,4 @@
-"""What `run_with_cache` keeps: activations by name, long or short, and through `Decomposition` the parts of the stream."""
+"""What `run_with_cache` returns: activations by name, long or short, with the decompositions of the residual stream."""
 
 import re
 from collections.abc import Iterator
@@ -96,8 +96,8 @@ class ActivationCache(Decomposition):
         return self
 
     def apply_slice_to_batch_dim(self, batch_slice: Slice) -> "ActivationCache":
-        cutted = {name: cut(x, batch_slice, 0) for name, x in self.tensors.items()}
-        return ActivationCache(cutted, self.model, self.has_batch_dim and not isinstance(batch_slice, int))
+        parts = {name: cut(x, batch_slice, 0) for name, x in self.tensors.items()}
+        return ActivationCache(parts, self.model, self.has_batch_dim and not isinstance(batch_slice, int))
 
     def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> Tensor:
         """[layer ...] of one activation in the blocks before `layer`, -1 for all."""

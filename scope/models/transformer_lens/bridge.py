@@ -1,4 +1,4 @@
-"""The bridge to TransformerLens: its models record, train and are evaluated here; ours goes to the tools written for it.
+"""The bridge to TransformerLens: its models are recorded, trained on and evaluated here; ours goes to the tools written for it.
 
 model = load_model("lens:gpt2")                 a TransformerLens model by name, or by a folder that transformers reads
 model = lens.recorder(hooked_transformer)       one that is loaded already
@@ -19,9 +19,9 @@ from scope.models.hooks import HookPoint
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.embedding import DirectLogits
 from scope.models.parts.layers import soft_cap
-from scope.models.text.prompts import Side, TakesText
+from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.hook_api import HookApi
-from scope.models.transformer_lens.kv_cache import arguments, kept
+from scope.models.transformer_lens.kv_cache import cache_entries, run_arguments
 from scope.models.transformer_lens.tokenizer import LensTokenizer
 from scope.shapes import Mask, Tokens
 
@@ -73,12 +73,12 @@ def load(name: str, dtype: torch.dtype, device: torch.device, revision: str | No
     from transformer_lens.model_bridge import TransformerBridge
 
     folder = Path(name).expanduser()
-    given = {} if revision is None else {"revision": revision}
+    options = {} if revision is None else {"revision": revision}
     try:
         if folder.is_dir():
-            lens = TransformerBridge.boot_transformers(str(folder), dtype=dtype, device=device, **given)
+            lens = TransformerBridge.boot_transformers(str(folder), dtype=dtype, device=device, **options)
         else:
-            lens = HookedTransformer.from_pretrained_no_processing(name, dtype=dtype, device=str(device), **given)
+            lens = HookedTransformer.from_pretrained_no_processing(name, dtype=dtype, device=str(device), **options)
     except Exception as error:  # whatever the loaders of some fifty families raise
         reason = (str(error).strip().splitlines() or [""])[0]
         reason = reason if len(reason) < 160 else f"{reason[:160]} …"  # some list every model there is
@@ -103,10 +103,10 @@ class LensConfig:
         return getattr(self.config, name)
 
 
-class LensModel(DirectLogits, TakesText, HookApi):
-    """A TransformerLens model behind our face. A hook point here listens at the one of its name there, only while it is used.
+class LensModel(DirectLogits, TextMethods, HookApi):
+    """A TransformerLens model with the methods of ours. A hook point here sees what passes the one of its name there.
 
-    Positions that hooks see count real tokens, as everywhere here; how the model itself counts padding is its own affair.
+    Positions that hooks see count real tokens, as everywhere here; the model itself may count padding otherwise.
     """
 
     def __init__(self, lens: Any, name: str | None, bos: int | None, eos: int | None, pad: int | None):
@@ -166,24 +166,24 @@ class LensModel(DirectLogits, TakesText, HookApi):
         before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0
         positions = (real.long().cumsum(1) - 1).clamp(min=0) + before
         self.run.tokens, self.run.positions, self.run.real = tokens, positions, real
-        heard = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
-        self._refuse_switched_off([name for name, _ in heard])
-        given = {"stop_at_layer": stop_at_layer, "attention_mask": real.long(), "return_type": return_type}
-        if return_type is None and any(name.startswith("unembed") for name, _ in heard):
-            given["return_type"] = "logits"  # theirs leaves the unembedding out
+        relays = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
+        self._refuse_switched_off([name for name, _ in relays])
+        options = {"stop_at_layer": stop_at_layer, "attention_mask": real.long(), "return_type": return_type}
+        if return_type is None and any(name.startswith("unembed") for name, _ in relays):
+            options["return_type"] = "logits"  # theirs leaves the unembedding out
         if return_type in ("loss", "both"):
-            given["loss_per_token"] = loss_per_token
+            options["loss_per_token"] = loss_per_token
         if cache is not None:
-            given |= arguments(self.lens, cache, real)
+            options |= run_arguments(self.lens, cache, real)
         stream: list[Tensor] = []
         if stop_at_layer == self.cfg.n_layers and hasattr(self.lens, "original_model"):
             # A bridge that stops after its last block goes on to the logits, so the stream is taken on the way.
-            given["stop_at_layer"] = None
-            heard.append((f"blocks.{self.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: stream.append(x)))
-        with self.lens.hooks(fwd_hooks=heard):
-            out = self.lens(tokens, **given)
+            options["stop_at_layer"] = None
+            relays.append((f"blocks.{self.cfg.n_layers - 1}.hook_resid_post", lambda x, hook: stream.append(x)))
+        with self.lens.hooks(fwd_hooks=relays):
+            out = self.lens(tokens, **options)
         if cache is not None:
-            cache.layers = kept(given, self.cfg.n_layers)
+            cache.layers = cache_entries(options, self.cfg.n_layers)
             cache.extend(positions, real)
         if stream:
             return stream[0]
@@ -240,15 +240,15 @@ class LensModel(DirectLogits, TakesText, HookApi):
     def run_with_cache(self, *args, names_filter=None, **kwargs):
         """As our own models'. Without a filter, what a run passes: switched-off points (hook_result and the like) stay out."""
         if names_filter is None and kwargs.get("stop_at_layer") is None:
-            names_filter = list(self.passed())
+            names_filter = list(self.observed_widths())
         return super().run_with_cache(*args, names_filter=names_filter, **kwargs)
 
     def sites(self) -> dict[str, int]:
         """Every site that can be recorded, with its width: what a run passes that has a row for each token."""
-        return {name: width for name, width in self.passed().items() if width}
+        return {name: width for name, width in self.observed_widths().items() if width}
 
     @torch.no_grad()
-    def passed(self) -> dict[str, int]:
+    def observed_widths(self) -> dict[str, int]:
         """Every hook point that a run passes, and its width, 0 where it is not one number after another for each token. Found
         by running two short texts of different length once."""
         if self._widths is None:
@@ -257,7 +257,7 @@ class LensModel(DirectLogits, TakesText, HookApi):
                 seen: dict[str, tuple] = {}
                 tokens = torch.arange(length, device=self.device).repeat(2, 1) % self.cfg.d_vocab
                 names = [name for name in self.hook_dict if not self._switch(name)]
-                with self.hooks([(names, _note(seen))], must_fire=False):
+                with self.hooks([(names, _noting_shape(seen))], must_fire=False):
                     self(tokens)
                 shapes.append(seen)
             self._widths = {n: _width(shapes[0][n], shapes[1][n]) for n in self.hook_dict if n in shapes[0] and n in shapes[1]}
@@ -289,7 +289,7 @@ def _relay(point: HookPoint):
     return lambda x, hook: point(x) if isinstance(x, Tensor) else None
 
 
-def _note(seen: dict[str, tuple]):
+def _noting_shape(seen: dict[str, tuple]):
     def fn(x: Tensor, hook: HookPoint) -> None:
         seen[hook.name] = tuple(x.shape) if x.is_floating_point() else ()
 

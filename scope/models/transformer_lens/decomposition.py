@@ -1,4 +1,4 @@
-"""The residual stream taken apart: what the embedding, sublayers, heads and neurons added to it, and to a token's score.
+"""Decomposes the residual stream into what the embedding, sublayers, heads and neurons added to it, and to a token's score.
 
 The methods are TransformerLens', with two differences, both because no weights are folded here. `apply_ln` multiplies by the
 norm's gain too, so that what it gives times `W_U` is a logit before the soft cap. And what a head or a neuron writes passes
@@ -101,7 +101,7 @@ class Decomposition:
             attn = self.model.blocks[n].attn
             z = cut(self["z", n], pos_slice, -3)
             results = torch.einsum("...hk,hkd->h...d", z, attn.W_O.to(z.device))
-            stacks.append(self._passed(results, n, "ln1_post", pos_slice) if post_norm and self._post_norms else results)
+            stacks.append(self._after_norm(results, n, "ln1_post", pos_slice) if post_norm and self._post_norms else results)
             labels += [f"L{n}H{head}" for head in range(self.model.cfg.n_heads)]
         return self._finish(stacks, labels, upto, return_labels, incl_remainder, pos_slice, apply_ln, None)
 
@@ -225,7 +225,7 @@ class Decomposition:
         scaled = self.apply_ln_to_stack(residual_stack, -1, False, pos_slice, batch_slice, has_batch_dim)
         return (scaled * directions.to(scaled.device)).sum(-1)
 
-    # Their parts
+    # Helpers
 
     _post_norms = property(lambda self: bool(self.model.cfg.use_normalization_before_and_after))
     _layers = property(lambda self: self.model.cfg.n_layers)
@@ -248,7 +248,7 @@ class Decomposition:
         scale = self[f"{self._norm(layer, mlp_input)[1]}.hook_scale"]
         return cut(cut(scale, batch_slice, 0) if self.has_batch_dim else scale, pos_slice, -2)
 
-    def _passed(self, raw: Tensor, layer: int, norm: str, pos_slice: Slice) -> Tensor:
+    def _after_norm(self, raw: Tensor, layer: int, norm: str, pos_slice: Slice) -> Tensor:
         """Parts of a sublayer's raw output, after the norm that follows it."""
         scale = cut(self["scale", layer, norm], pos_slice, -2)
         return (raw / scale * getattr(self.model.blocks[layer], norm).w.to(raw.device)).to(raw.dtype)

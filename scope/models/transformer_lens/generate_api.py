@@ -61,8 +61,8 @@ class GenerateApi:
             raise ConfigError(f"return_type is {return_type!r}; it can be {', '.join(kinds)}.")
         if padding_side not in ("left", "right", None):
             raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
-        given = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
-        if given is not None and (not given or not all(0 <= end < self.cfg.d_vocab for end in given)):
+        ends = (eos_token_id,) if isinstance(eos_token_id, int) else eos_token_id
+        if ends is not None and (not ends or not all(0 <= end < self.cfg.d_vocab for end in ends)):
             raise ConfigError(f"eos_token_id is {eos_token_id!r}; give ids from 0 to {self.cfg.d_vocab - 1}, or None.")
         sampling = SamplingConfig(
             max_new_tokens=max_new_tokens,
@@ -76,23 +76,23 @@ class GenerateApi:
             stop_at_eos=stop_at_eos,
         )
         one, rows, kind = _read_input(self, input, prepend_bos is not False)
-        how = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
-        found = generate(self, rows, sampling, **how, ends=given)
+        options = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
+        generations = generate(self, rows, sampling, **options, ends=ends)
         kind = kind if return_type == "input" else return_type
         if kind == "generations":
-            return found
+            return generations
         if kind == "tokens":
-            whole = [[*g.prompt_ids, *g.new_ids] for g in found]
+            whole = [[*g.prompt_ids, *g.new_ids] for g in generations]
             longest = max(map(len, whole))
-            end = given[0] if given else self.cfg.eos[0]
+            end = ends[0] if ends else self.cfg.eos[0]
             return torch.tensor([row + [end] * (longest - len(row)) for row in whole], device=self.device)
         if kind == "ids":
-            made = [[*g.prompt_ids, *g.new_ids] for g in found]
+            outputs = [[*g.prompt_ids, *g.new_ids] for g in generations]
         elif kind == "reply":
-            made = [g.text for g in found]
+            outputs = [g.text for g in generations]
         else:
-            made = [self.words.decode([*g.prompt_ids, *g.new_ids]) for g in found]
-        return made[0] if one else made
+            outputs = [self.words.decode([*g.prompt_ids, *g.new_ids]) for g in generations]
+        return outputs[0] if one else outputs
 
 
 def _read_input(

@@ -85,17 +85,17 @@ class HookApi(HookedModule):
         """(a dictionary, forward hooks, backward hooks): while these are installed, each run fills the dictionary."""
         tensors = {} if cache is None else cache
 
-        def keep(suffix: str):
+        def caching(suffix: str):
             def fn(x: Tensor, hook: HookPoint) -> None:
                 queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
-                kept = cut(x.detach(), pos_slice, queries)
-                kept = kept[0] if remove_batch_dim else kept
-                tensors[hook.name + suffix] = kept.to(device) if device else kept
+                part = cut(x.detach(), pos_slice, queries)
+                part = part[0] if remove_batch_dim else part
+                tensors[hook.name + suffix] = part.to(device) if device else part
 
             return fn
 
         names = self.match(names_filter)
-        return tensors, [(names, keep(""))], [(names, keep("_grad"))] if incl_bwd else []
+        return tensors, [(names, caching(""))], [(names, caching("_grad"))] if incl_bwd else []
 
     def add_caching_hooks(
         self,

@@ -14,7 +14,7 @@ _METHODS = ("generate", "get_token_position", "tokens_to_residual_directions", "
 
 
 def hf_tokenizer(tokenizer: Any, n_ctx: int) -> Any:
-    """transformers' face of our tokenizer: it adds nothing to a text, and knows the control tokens by name."""
+    """Our tokenizer as transformers' class: it adds nothing to a text, and names the control tokens."""
     from transformers import PreTrainedTokenizerFast
 
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -23,13 +23,13 @@ def hf_tokenizer(tokenizer: Any, n_ctx: int) -> Any:
     copy.post_processor = None
     # Without a name and add_bos_token among its settings, HookedTransformer would look for another one on the hub.
     settings = {"model_max_length": n_ctx, "padding_side": "right", "name_or_path": "scope"}
-    made = PreTrainedTokenizerFast(tokenizer_object=copy, **settings, **known)
-    made.init_kwargs |= {"name_or_path": "scope", "add_bos_token": True}
-    return made
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=copy, **settings, **known)
+    wrapped.init_kwargs |= {"name_or_path": "scope", "add_bos_token": True}
+    return wrapped
 
 
 class HookedRoot(HookedRootModule):
-    """Our model under TransformerLens' hook points. They listen to the ones of their name in it, only while they are used.
+    """Our model under TransformerLens' hook points. Each relays what passes the one of its name in it, while it has hooks.
 
     The weights are the model's own: training one trains the other. `cfg`, `W_U` and the like are passed on from it.
     """
@@ -58,14 +58,14 @@ class HookedRoot(HookedRootModule):
         attention_mask: Tensor | None = None,
     ) -> Any:
         """As HookedTransformer's: logits, loss, both (an Output), nothing, or the stream before block `stop_at_layer`."""
-        given = {"prepend_bos": prepend_bos is not False, "padding_side": padding_side or "right"}
+        options = {"prepend_bos": prepend_bos is not False, "padding_side": padding_side or "right"}
         if isinstance(input, Tensor) and input.dim() == 1:
             input = input[None]
         if attention_mask is not None:
             attention_mask = attention_mask.bool()
-        heard = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
-        with self.model.hooks(heard, must_fire=False):
-            out = self.model(input, return_type, stop_at_layer, attention_mask, loss_per_token=loss_per_token, **given)
+        relays = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
+        with self.model.hooks(relays, must_fire=False):
+            out = self.model(input, return_type, stop_at_layer, attention_mask, loss_per_token=loss_per_token, **options)
         return Output(*out) if isinstance(out, tuple) else out
 
     def run_with_cache(self, *args, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs):

@@ -1,4 +1,4 @@
-"""Keys and values between our cache and those of TransformerLens: its own models keep one kind, its bridges transformers'."""
+"""Converts keys and values between our cache and TransformerLens': its own models have one kind, its bridges transformers'."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from scope.models.parts.cache import LayerCache, ModelCache
 from scope.shapes import Mask
 
 
-def arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
+def run_arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
     """What a run of `lens` is given so that it continues `cache`; `real` says which of the new tokens are no padding."""
     if not hasattr(lens, "original_model"):
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
@@ -29,15 +29,15 @@ def arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
     return {"past_key_values": past, "use_cache": True, "attention_mask": seen.long()}
 
 
-def kept(given: dict[str, Any], n_layers: int) -> list[LayerCache]:
-    """What the run left in the `arguments` it was given.
+def cache_entries(arguments: dict[str, Any], n_layers: int) -> list[LayerCache]:
+    """What the run left in the `run_arguments` of it.
 
     Raises:
-        ConfigError: a model that remembers something else than keys and values of every layer.
+        ConfigError: a model that caches something else than keys and values of every layer.
     """
-    if "past_kv_cache" in given:
-        return [LayerCache(None, entry.past_keys, entry.past_values) for entry in given["past_kv_cache"].entries]
-    layers = [layer for layer in given["past_key_values"].layers if getattr(layer, "keys", None) is not None]
+    if "past_kv_cache" in arguments:
+        return [LayerCache(None, entry.past_keys, entry.past_values) for entry in arguments["past_kv_cache"].entries]
+    layers = [layer for layer in arguments["past_key_values"].layers if getattr(layer, "keys", None) is not None]
     if len(layers) != n_layers:
         raise ConfigError(
             f"This model keeps keys and values of {len(layers)} of its {n_layers} layers, so it cannot continue from a cache. "

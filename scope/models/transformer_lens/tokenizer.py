@@ -1,4 +1,4 @@
-"""A transformers tokenizer behind the face of ours: byte-level or sentence-piece, with whatever it calls its control tokens."""
+"""A transformers tokenizer with the methods of ours: byte-level or sentence-piece, whatever its control tokens are called."""
 
 import hashlib
 import json
@@ -38,8 +38,8 @@ class LensTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        told = self.backend.to_str() if self.backend else json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        return hashlib.sha256(told.encode()).hexdigest()
+        description = self.backend.to_str() if self.backend else json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(description.encode()).hexdigest()
 
     @cached_property
     def _bytes(self) -> dict[str, int] | None:

@@ -1,4 +1,4 @@
-"""TransformerLens' names for the weights of a Gemma: views of what is stored, or made when asked for, never kept twice."""
+"""TransformerLens' names for the weights of a Gemma: views of what is stored, or computed on each call, never stored twice."""
 
 import torch
 from jaxtyping import Float
