@@ -30,7 +30,7 @@ def possible(logits, config, n_draws: int = 300) -> list[set[int]]:
     sampler = Sampler(PROMPTS, logits.shape[1], config, noise_rows=2)
     drawn = [set(), set()]
     for _ in range(n_draws):
-        sampler.said.zero_()
+        sampler.seen.zero_()
         for row, token in enumerate(sampler.draw(logits)):
             drawn[row].add(token)
     return drawn
