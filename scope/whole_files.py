@@ -133,12 +133,16 @@ def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> It
     Raises:
         FolderInUse: another process holds it; the message names process and host.
     """
-    path = folder / lock
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    path, handle = folder / lock, -1
     try:
-        if not _try_lock(handle):
-            holder = os.read(handle, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
-            raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  Wait for it, stop it, or give another --out.")
+        while handle < 0:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            if not _try_lock(handle):
+                holder = os.read(handle, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
+                raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  Wait for it, stop it, or give another --out.")
+            if not _is_at(path, handle):  # its last holder removed it between the opening and the locking
+                os.close(handle)
+                handle = -1
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -147,7 +151,15 @@ def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> It
         finally:
             os.ftruncate(handle, 0)
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_held(folder: Path, lock: str = ".lock") -> bool:

@@ -52,7 +52,8 @@ def building(slug: str) -> tuple[int, int] | None:
 def find_packs(runs: Path) -> list[Path]:
     """Folders under `runs`, up to two deep, that hold a pack or one being built."""
     whole = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/features.parquet")}
-    whole = {folder for folder in whole if (folder / "manifest.json").exists() and folder.suffix not in (".writing", ".old")}
+    unfinished = (".writing", ".old", ".tmp")
+    whole = {folder for folder in whole if (folder / "manifest.json").exists() and folder.suffix not in unfinished}
     built = {file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}.building/build.json")}
     begun = {folder.with_suffix("") for folder in built} - whole
     return sorted(whole, key=lambda folder: -(folder / "manifest.json").stat().st_mtime) + sorted(begun)

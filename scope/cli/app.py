@@ -35,7 +35,7 @@ class Command:
         import subprocess
         import sys
 
-        from scope.features.pack.layout import read_manifest
+        from scope.features.pack.manifest import read_manifest
 
         for folder in self.packs:
             read_manifest(folder)

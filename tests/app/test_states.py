@@ -14,8 +14,8 @@ from scope.app.serve import models
 
 from scope.errors import CheckpointError, PackError, TokensError
 from scope.features.face import Pack
-from scope.features.pack.layout import SCHEMA
-from scope.features.reading.read_text import TokenView
+from scope.features.pack.format import SCHEMA
+from scope.features.reading.view import TokenView
 from tests.app.conftest import bars, said
 
 

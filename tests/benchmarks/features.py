@@ -151,7 +151,7 @@ def arm_encode(model, sae, tokens, args) -> tuple[Callable, str, float]:
 
 def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
     from scope.features.collect import passes
-    from scope.features.collect.build_folder import workshop
+    from scope.features.collect.build_folder import begin
     from scope.features.collect.config import Sizes
 
     source, l0 = _source(model, sae, tokens), []
@@ -159,7 +159,7 @@ def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
     def work() -> None:
         with (
             tempfile.TemporaryDirectory() as folder,
-            workshop(Path(folder) / "pack", {}, args.context, source.n_tokens) as place,
+            begin(Path(folder) / "pack", {}, args.context, source.n_tokens) as place,
         ):
             found = passes.gather(sae, source, place, Sizes(), 8192, model.cfg.d_vocab, 0)
             l0.append(found.moments.count.sum() / source.n_tokens)

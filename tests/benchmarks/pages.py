@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 
 from scope.features.face import Pack
+from scope.features.pack.format import N_BINS
 from scope.features.pack.index import Index, order_of
-from scope.features.pack.layout import N_BINS, PackArrays, write_pack
 from scope.features.pack.table import COLUMNS
+from scope.features.pack.write import PackArrays, write_pack
 
 N_TOP, N_BANDED, N_RANDOM, HALF = 12, 15, 8, 16
 

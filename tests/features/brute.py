@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from scope.features.collect.codes import priority
-from scope.features.pack.layout import N_BINS, NO_BAND
+from scope.features.pack.format import N_BINS, NO_BAND
 
 
 def bin_of(value: float, low: int) -> int:

@@ -180,7 +180,7 @@ def test_saedashboard_reads_it_and_draws_its_page(pack, tmp_path):
 
 def test_bars_of_equal_width_hold_all_firings_within_a_bin_of_their_place():
     from scope.features.collect.codes import bins, edges, lowest_bin
-    from scope.features.pack.layout import N_BINS
+    from scope.features.pack.format import N_BINS
 
     values = np.random.default_rng(0).lognormal(0, 0.7, 4000).astype(np.float32)
     low = lowest_bin(float(values.max()))

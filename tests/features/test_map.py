@@ -12,7 +12,7 @@ from scope.errors import ConfigError, PackError
 from scope.features.collect.map import add_map, kept, map_directions
 from scope.features.collect.token_effects import neighbours
 from scope.features.face import Pack
-from scope.features.pack.layout import read_manifest
+from scope.features.pack.manifest import read_manifest
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma
 from tests.help.labs import make_lab
@@ -108,7 +108,7 @@ def test_a_map_from_another_dictionary_is_refused(lab, tmp_path):
 
 
 def test_a_map_of_another_size_is_told_with_the_way_out(lab, tmp_path):
-    from scope.features.pack.layout import add_file, npy
+    from scope.features.pack.write import add_file, npy
 
     pack = shutil.copytree(lab / "pack", tmp_path / "pack")
     add_file(pack, "map.npy", npy(np.zeros((3, 2), np.float32)), {})

@@ -1,6 +1,5 @@
 """A collection that was stopped goes on, and ends in the pack of one that was not; refusals come before any work."""
 
-import fcntl
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +12,7 @@ from scope.features.collect import passes
 from scope.features.collect.config import CollectConfig
 from scope.features.face import Pack
 from scope.features.reading.read_text import check_same
+from scope.whole_files import FolderInUse, only_writer
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
 from tests.features.toy_pack import collect
@@ -76,10 +76,9 @@ def test_chunks_of_another_dictionary_are_not_taken_up(model, contexts, tmp_path
 
 
 def test_two_builders_of_one_pack_are_refused(model, contexts, tmp_path):
-    with (tmp_path / "pack.building.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PackError, match="another process"):
-            collect(model, toy_sae(model), contexts, CONFIG, tmp_path / "pack")
+    (tmp_path / "pack.building").mkdir()
+    with only_writer(tmp_path / "pack.building"), pytest.raises(FolderInUse, match="being built by process"):
+        collect(model, toy_sae(model), contexts, CONFIG, tmp_path / "pack")
 
 
 def test_p16_a_dictionary_of_another_model_or_site_is_refused(model, contexts, tmp_path):

@@ -10,7 +10,6 @@ import pytest
 
 from scope.errors import PackError
 from scope.features.face import Pack
-from scope.features.pack.layout import write_pack
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -252,17 +251,17 @@ def test_a_new_pack_replaces_the_old_one_whole(folder, tmp_path):
 
 
 def test_a_failed_writing_leaves_the_old_pack(folder, monkeypatch):
-    import scope.features.pack.layout as layout
+    from scope.features.pack import write
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     before = Pack.open(folder).manifest
-    monkeypatch.setattr(layout, "_write_relations", full)
+    monkeypatch.setattr(write, "_write_relations", full)
     with pytest.raises(OSError, match="No space"):
         make_toy_pack(folder, n_contexts=14)
     assert Pack.open(folder).manifest == before
-    assert write_pack is layout.write_pack
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
 def test_latents_to_steer_with_come_by_output_score_and_are_neither_dead_nor_dense(toy):

@@ -5,7 +5,7 @@ import pytest
 
 from scope.features.collect.codes import bins, lowest_bin
 from scope.features.collect.table import percentile
-from scope.features.pack.layout import N_BINS
+from scope.features.pack.format import N_BINS
 from scope.features.pack.table import label, output_label
 
 

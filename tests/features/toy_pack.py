@@ -10,8 +10,9 @@ from scope.features.collect.codes import lowest_bin
 from scope.features.collect.config import Flags
 from scope.features.collect.table import flags, percentile
 from scope.features.face import Pack
-from scope.features.pack.layout import N_BINS, PackArrays, write_pack
+from scope.features.pack.format import N_BINS
 from scope.features.pack.table import COLUMNS, label
+from scope.features.pack.write import PackArrays, write_pack
 from tests.features.brute import Brute
 
 HOSTILE = [

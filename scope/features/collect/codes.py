@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scope.features.pack.layout import N_BINS
+from scope.features.pack.format import N_BINS
 
 _BIN_SHIFT = 20  # of the bits of a float32: 8 exponent bits and 3 of the fraction remain, so 8 bins an octave
 BINS_PER_BAND = 4  # a sampling band is half an octave

@@ -18,7 +18,7 @@ from torch import Tensor
 from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
 from scope.features.collect import passes, share
-from scope.features.collect.build_folder import workshop
+from scope.features.collect.build_folder import begin
 from scope.features.collect.codes import edges
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
@@ -28,7 +28,8 @@ from scope.features.collect.source import Source, from_recording, from_tokens, r
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.pack.data import PackData
-from scope.features.pack.layout import N_BINS, PackArrays, refuse_foreign, write_pack
+from scope.features.pack.format import N_BINS
+from scope.features.pack.write import PackArrays, refuse_foreign, write_pack
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.progress import OnProgress
@@ -89,7 +90,7 @@ def collect(
     began = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     n_ctx = source.contexts.shape[1]
-    with workshop(out, identity, n_ctx, source.n_tokens) as place:
+    with begin(out, identity, n_ctx, source.n_tokens) as place:
         if ranks.world > 1:
             share.encode_share(sae, source, place, config.chunk_tokens, ranks, on_progress)
         missing = share.missing_chunk(place, ranks)

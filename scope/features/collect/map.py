@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError, PackError
 from scope.features.pack.data import PackData
-from scope.features.pack.layout import add_file, npy
+from scope.features.pack.write import add_file, npy
 from scope.null_seeds import generator
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from scope.errors import DictionaryError
-from scope.features.collect.build_folder import Chunk, Workshop
+from scope.features.collect.build_folder import BuildFolder, Chunk
 from scope.features.collect.codes import Codes, band_of_bin, lowest_bin, priority, surroundings
 from scope.features.collect.config import Sizes
 from scope.features.collect.source import Source
@@ -25,7 +25,7 @@ from scope.features.collect.streams import (
     start_bins,
     strongest_per_context,
 )
-from scope.features.pack.layout import NO_BAND
+from scope.features.pack.format import NO_BAND
 from scope.progress import OnProgress
 from scope.sae.base import SAE
 
@@ -113,7 +113,7 @@ class Statistics:
 def gather(
     sae: SAE,
     source: Source,
-    place: Workshop,
+    place: BuildFolder,
     sizes: Sizes,
     chunk_tokens: int,
     d_vocab: int,
@@ -222,7 +222,7 @@ def _bands(found: Statistics, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.maximum.accumulate(ends, 1), count, mass
 
 
-def chunks(source: Source, place: Workshop, chunk_tokens: int, sae: SAE) -> Iterator[tuple[int, int, Chunk]]:
+def chunks(source: Source, place: BuildFolder, chunk_tokens: int, sae: SAE) -> Iterator[tuple[int, int, Chunk]]:
     """The codes again, from disk."""
     for number, (a, b) in enumerate(spans(source, chunk_tokens)):
         chunk = place.load(number, a)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from scope.features.collect import passes
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.streams import N_HALVES
-from scope.features.pack.layout import N_BINS, RELATIONS
+from scope.features.pack.format import N_BINS, RELATIONS
 
 _LATENTS_FIRING = 64  # a token, where nobody knows better
 _ENTRY = 40  # bytes of a row of a shortlist

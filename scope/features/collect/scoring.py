@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scope.activations.harvest.ranks import ProcessRank
-from scope.features.collect.build_folder import Workshop, until
+from scope.features.collect.build_folder import BuildFolder, until
 from scope.features.collect.config import NEUTRAL, CollectConfig
 from scope.features.collect.token_effects import OutputScores, TokenEffects, output_scores, token_effects
 from scope.models.face import LanguageModel
@@ -54,7 +54,7 @@ def score_block(model: LanguageModel, sae: SAE, scoring: Scoring, number: int) -
 class Blocks:
     """Scores in blocks: from an earlier run, from another process, or measured now and kept."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, place: Workshop, ranks: ProcessRank):
+    def __init__(self, model: LanguageModel, sae: SAE, place: BuildFolder, ranks: ProcessRank):
         self.model, self.sae, self.place, self.ranks = model, sae, place, ranks
 
     def announce(self, scoring: Scoring | None) -> None:

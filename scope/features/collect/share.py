@@ -11,7 +11,7 @@ from typing import Any
 
 from scope.activations.harvest.ranks import ProcessRank
 from scope.errors import PackError
-from scope.features.collect.build_folder import Chunk, Workshop, join, until
+from scope.features.collect.build_folder import BuildFolder, Chunk, join, until
 from scope.features.collect.passes import encode, spans
 from scope.features.collect.scoring import PLAN, Blocks, Scoring
 from scope.features.collect.source import Source
@@ -21,7 +21,7 @@ from scope.sae.base import SAE
 
 
 def encode_share(
-    sae: SAE, source: Source, place: Workshop, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
+    sae: SAE, source: Source, place: BuildFolder, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
 ) -> None:
     """Encode the chunks that fall to this process and keep them; those that lie there already are left."""
     mine = [(n, a, b) for n, (a, b) in enumerate(spans(source, chunk_tokens)) if ranks.owns(n)]
@@ -34,7 +34,7 @@ def encode_share(
             on_progress(done, total, {"process": f"{ranks.rank + 1} of {ranks.world}"})
 
 
-def missing_chunk(place: Workshop, ranks: ProcessRank) -> Callable[[int, int], Chunk | None]:
+def missing_chunk(place: BuildFolder, ranks: ProcessRank) -> Callable[[int, int], Chunk | None]:
     """What the first process does about a chunk that is not there: waits where another one makes it; None to make it itself."""
 
     def missing(number: int, first_context: int) -> Chunk | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scope.features.collect.codes import BINS_PER_BAND, Codes, bins
-from scope.features.pack.layout import N_BINS
+from scope.features.pack.format import N_BINS
 
 N_HALVES = N_BINS // BINS_PER_BAND
 

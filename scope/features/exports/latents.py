@@ -6,7 +6,7 @@ from typing import Any
 from scope.features.exports.tables import dumps, plain
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
-from scope.features.pack.layout import GROUPS
+from scope.features.pack.format import GROUPS
 from scope.progress import OnProgress
 
 WHAT = "scope features"

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import DictionaryError, PackError
+from scope.features.pack.format import CONTROLS, FILES, LATER, RELATIONS
 from scope.features.pack.index import Index
-from scope.features.pack.layout import CONTROLS, FILES, LATER, RELATIONS, load_json, owner_of, read_manifest, verify
+from scope.features.pack.manifest import load_json, owner_of, read_manifest, verify
 from scope.features.pack.notes import Notes
 from scope.provenance import DictionaryId, ModelId
 

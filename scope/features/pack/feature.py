@@ -8,7 +8,7 @@ import numpy as np
 
 from scope.errors import PackError
 from scope.features.pack.data import PackData
-from scope.features.pack.layout import GROUPS, NO_BAND
+from scope.features.pack.format import GROUPS, NO_BAND
 
 
 @dataclass(frozen=True, eq=False)

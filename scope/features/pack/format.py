@@ -1,0 +1,63 @@
+"""The files of a pack, and the names and types of what they hold. `manifest` reads a pack's manifest, `write` writes packs.
+
+manifest.json     schema, what made it, how every number was made, {file: size and sha256}
+features.parquet  one row a latent
+examples.h5       one chunk a latent, each with its own checksum: examples, their activations, the histogram
+relations.h5      neighbours, co-firing, tokens, promoted and suppressed tokens
+contexts.npy      token ids [n_contexts context]        documents.npy, documents.json   where each token came from
+vocab.json.gz     the piece of every id, so that no tokenizer is needed to read the pack
+README.txt        this, at length, for those who read a pack without this program
+map.npy           (optional) a place on a flat map for each latent
+health.json       (optional) the evaluation report, the certificate and the training curves
+notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
+"""
+
+SCHEMA = 1
+N_BINS = 160
+"""Bins of an activation histogram: 8 an octave, 20 octaves."""
+GROUPS = ("top", "bands", "random", "near")
+NO_BAND = 255
+FILES = (
+    "features.parquet",
+    "examples.h5",
+    "relations.h5",
+    "contexts.npy",
+    "documents.npy",
+    "documents.json",
+    "vocab.json.gz",
+)
+
+EXAMPLES = {
+    "position": "i8",  # context * n_ctx + offset of the peak; -1 is an empty place
+    "group": "u1",  # 0 empty, then 1 + index into GROUPS
+    "band": "u1",
+    "value": "f4",
+    "acts": "f4",  # [d_sae places 2 * window + 1], the peak in the middle, zero outside the context
+    "histogram": "u4",
+    "band_edges": "f4",  # [d_sae n_bands + 1]
+    "band_count": "i8",
+    "band_mass": "f8",
+}
+RELATIONS = {
+    "neighbour_id": "i4",
+    "neighbour_cos": "f4",
+    "opposite_id": "i4",
+    "opposite_cos": "f4",
+    "cofiring_id": "i4",
+    "cofiring_p": "f4",
+    "cofiring_lift": "f4",
+    "token_id": "i4",  # most frequent first; -1 is an empty place
+    "token_count": "i8",
+    "token_sum": "f8",
+    "promoted_id": "i4",
+    "promoted_logit": "f4",
+    "suppressed_id": "i4",
+    "suppressed_logit": "f4",
+    "measured_id": "i4",
+    "measured_rise": "f4",  # rise of the probability, mean over prompts
+    "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
+    "logit_ends": "f4",  # [d_sae 2]
+}
+CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos")
+"""Relations that packs of the first months lack."""
