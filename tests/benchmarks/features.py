@@ -150,7 +150,7 @@ def arm_encode(model, sae, tokens, args) -> tuple[Callable, str, float]:
 
 
 def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
-    from scope.features.collect import passes
+    from scope.features.collect import first_pass
     from scope.features.collect.build_folder import begin
     from scope.features.collect.config import Sizes
 
@@ -159,9 +159,9 @@ def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
     def work() -> None:
         with (
             tempfile.TemporaryDirectory() as folder,
-            begin(Path(folder) / "pack", {}, args.context, source.n_tokens) as place,
+            begin(Path(folder) / "pack", {}, args.context, source.n_tokens) as building,
         ):
-            found = passes.gather(sae, source, place, Sizes(), 8192, model.cfg.d_vocab, 0)
+            found = first_pass.gather(sae, source, building, Sizes(), 8192, len(source.vocab), 0)
             l0.append(found.moments.count.sum() / source.n_tokens)
 
     return work, "all statistics", 1.0

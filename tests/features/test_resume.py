@@ -5,14 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scope.activations.corpus.roles import Role
 
 from scope.errors import ConfigError, DictionaryError, PackError, TokensError
 from scope.evaluation import metrics
-from scope.features.collect import passes
+from scope.features.collect import first_pass
 from scope.features.collect.config import CollectConfig
+from scope.features.collect.source import from_recording
 from scope.features.face import Pack
 from scope.features.reading.read_text import check_same
 from scope.whole_files import FolderInUse, only_writer
+from tests.activations.test_inputs import make as make_pictures
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
 from tests.features.toy_pack import collect
@@ -39,7 +42,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(model, contexts, tmp_path, monke
     sae = toy_sae(model)
     whole = collect(model, sae, contexts, CONFIG, tmp_path / "whole")
     encoded: list[int] = []
-    encode = passes.encode
+    encode = first_pass.encode
 
     def counted(sae, source, a, b):
         encoded.append(a)
@@ -49,7 +52,7 @@ def test_a_stopped_run_goes_on_where_it_stopped(model, contexts, tmp_path, monke
         if done > total / 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(passes, "encode", counted)
+    monkeypatch.setattr(first_pass, "encode", counted)
     with pytest.raises(KeyboardInterrupt):
         collect(model, sae, contexts, CONFIG, tmp_path / "pack", stop)
     before = len(encoded)
@@ -183,3 +186,15 @@ def test_p16_a_dictionary_of_the_base_model_on_the_tuned_one_is_told(pack_and_mo
     name = str(model.provenance["model"])
     monkeypatch.setattr(sae, "provenance", {"model": {"model": name + "-it"}})
     assert f"The dictionary was trained on {name}-it" in pack.read("the dog runs", model, sae).tuning
+
+
+def test_rows_of_a_recording_that_are_no_tokens_are_shown_by_what_they_are(model, tmp_path):
+    store = make_pictures(tmp_path / "pictures")
+    store.manifest["model"] = model.provenance
+    source = from_recording(store, "trunk", model)
+    rows = store.rows_of_context(1)
+    expected = [f"<{role.name.lower()}>" if role == Role.IMAGE else None for role in map(Role, store.row_roles[rows])]
+    shown = [source.vocab[i] for i in source.contexts[1][source.keep[1]]]
+    assert [piece if piece.startswith("<image") else None for piece in shown] == expected
+    assert expected.count("<image>") == 4
+    assert len(source.read(1, 2)) == len(shown) == rows.stop - rows.start

@@ -6,7 +6,7 @@ import pytest
 from scope.activations.harvest.ranks import ProcessRank
 
 from scope.errors import PackError
-from scope.features.collect import build_folder, passes, scoring, share
+from scope.features.collect import build_folder, first_pass, scoring, share
 from scope.features.collect.config import CollectConfig
 from tests.conftest import random_gemma
 from tests.features.test_collect import SIZES, toy_contexts, toy_sae  # noqa: F401
@@ -44,7 +44,7 @@ def whole(lab, tmp_path_factory):
 def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(build_folder, "_POLL", 0.005)
     encoded, scored, names = {}, {}, {}
-    encode, score = passes.encode, scoring.score_block
+    encode, score = first_pass.encode, scoring.score_block
 
     def counted(sae, source, a, b):
         encoded.setdefault(names[threading.get_ident()], []).append(a)
@@ -55,7 +55,7 @@ def test_three_processes_make_the_pack_of_one_and_each_encodes_its_share(lab, wh
         return score(model, sae, plan, number)
 
     monkeypatch.setattr(share, "encode", counted)
-    monkeypatch.setattr(passes, "encode", counted)
+    monkeypatch.setattr(first_pass, "encode", counted)
     monkeypatch.setattr(scoring, "score_block", counted_score)
     make, contexts = lab
     packs, labs = {}, [make() for _ in range(3)]

@@ -1,11 +1,10 @@
 """`collect`: from a model, a dictionary and text to a pack, in one streaming pass over the activations.
 
-The passes: encode every context once and keep only what fired (on disk, beside the pack); add up all statistics of all
-latents at once; look up windows, near misses and co-firing in what was kept; read the rest from the weights, and measure
-what each direction does to the next token. A run that was stopped goes on at the chunk where it stopped.
+`first_pass` encodes every context once, keeps only what fired (on disk, beside the pack) and adds up all statistics of all
+latents; `second_pass` looks up windows, near misses and co-firing in what was kept; `token_effects` reads the rest from the
+weights, and measures what each direction does to the next token. A run that was stopped continues at its next chunk.
 """
 
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +16,13 @@ from torch import Tensor
 
 from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
-from scope.features.collect import passes, share
+from scope.features.collect import first_pass, share
 from scope.features.collect.build_folder import begin
-from scope.features.collect.codes import edges
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
-from scope.features.collect.passes import NEAR, Statistics
 from scope.features.collect.scoring import Blocks, measure
-from scope.features.collect.source import Source, from_recording, from_tokens, require_tokens
+from scope.features.collect.second_pass import look_up
+from scope.features.collect.source import from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.pack.data import PackData
@@ -36,8 +34,6 @@ from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.versions import version_of
-
-_IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered in a mapped file
 
 
 def collect(
@@ -90,18 +86,18 @@ def collect(
     began = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
     n_ctx = source.contexts.shape[1]
-    with begin(out, identity, n_ctx, source.n_tokens) as place:
+    with begin(out, identity, n_ctx, source.n_tokens) as building:
         if ranks.world > 1:
-            share.encode_share(sae, source, place, config.chunk_tokens, ranks, on_progress)
-        missing = share.missing_chunk(place, ranks)
-        found = passes.gather(
-            sae, source, place, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
+            share.encode_share(sae, source, building, config.chunk_tokens, ranks, on_progress)
+        missing = share.missing_chunk(building, ranks)
+        found = first_pass.gather(
+            sae, source, building, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
         )
-        examples, relations, tokens, controls = _look_up(sae, source, place, found, config)
+        examples, relations, tokens, controls = look_up(sae, source, building, found, config)
         rho = float(np.median(np.concatenate(found.norms)))
         directions = sae.W_dec.detach().float()
         effects = _effects(model, directions)
-        count, blocks = found.moments.count, Blocks(model, sae, place, ranks)
+        count, blocks = found.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
@@ -126,30 +122,6 @@ def collect(
         )
         write_pack(out, arrays)
     return PackData.open(out)
-
-
-def _look_up(sae: SAE, source: Source, place, found: Statistics, config: CollectConfig):
-    """(examples, co-firing and token relations, token statistics, control windows)."""
-    sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
-    d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
-
-    def again():
-        return passes.chunks(source, place, config.chunk_tokens, sae)
-
-    chosen = passes.choose(found, edges(found.low))
-    tokens = found.tokens.result(d_sae)
-    candidates = passes.near_candidates(source, tokens["id"], tokens["count"], found.moments.count, config.seed)
-    middles = passes.control_positions(source, sizes, config.seed)
-    near, relations, controls = passes.near_and_cofiring(found, candidates, again, n_positions, middles)
-    starts, lengths = passes.runs(near.group)
-    chosen.put(near, near.group, sizes.start(NEAR) + np.arange(len(near)) - np.repeat(starts, lengths), NEAR)
-    shape = (d_sae, sizes.places, 2 * sizes.window + 1)
-    large = math.prod(shape) * 4 > _IN_MEMORY
-    acts = np.memmap(place.folder / "windows", np.float32, "w+", shape=shape) if large else np.zeros(shape, np.float32)
-    passes.fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
-    examples = {**vars(chosen), "acts": acts, "histogram": found.moments.histogram}
-    relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
-    return examples, relations, tokens, controls
 
 
 def _effects(model: LanguageModel, directions: Tensor) -> TokenEffects | None:

@@ -5,7 +5,7 @@ Nothing is d_sae x d_sae: co-firing is counted on a sample of each latent's firi
 
 from dataclasses import dataclass
 
-from scope.features.collect import passes
+from scope.features.collect import first_pass
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.streams import N_HALVES
 from scope.features.pack.format import N_BINS, RELATIONS
@@ -43,7 +43,7 @@ def plan(
     windows = d_sae * sizes.places * (2 * sizes.window + 1) * 4
     relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42)
     memory = {
-        "latents of a stretch": 4 * 4 * min(passes._DENSE, chunk * d_sae),
+        "latents of a stretch": 4 * 4 * min(first_pass.DENSE, chunk * d_sae),
         "activations and firings of a chunk": chunk * (4 * d_in + 100 * int(l0 or _LATENTS_FIRING)),
         "moments and histograms": d_sae * (8 * 5 + 4 + 4 * N_BINS + 8 * N_HALVES),
         "shortlists": shortlists,

@@ -54,23 +54,23 @@ def score_block(model: LanguageModel, sae: SAE, scoring: Scoring, number: int) -
 class Blocks:
     """Scores in blocks: from an earlier run, from another process, or measured now and kept."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, place: BuildFolder, ranks: ProcessRank):
-        self.model, self.sae, self.place, self.ranks = model, sae, place, ranks
+    def __init__(self, model: LanguageModel, sae: SAE, building: BuildFolder, ranks: ProcessRank):
+        self.model, self.sae, self.building, self.ranks = model, sae, building, ranks
 
     def announce(self, scoring: Scoring | None) -> None:
         """Tell the other processes what is to be measured."""
         if self.ranks.world > 1:
             nothing = Scoring(np.zeros(0, np.int64), np.zeros((0, 0), np.int64), 0.0, 0)
-            self.place.save_arrays(PLAN, **(scoring or nothing).to_arrays())
+            self.building.save_arrays(PLAN, **(scoring or nothing).to_arrays())
 
     def of(self, scoring: Scoring, number: int) -> dict[str, np.ndarray]:
         name = f"scores-{_digest(scoring)}-{number:05d}"
-        found = self.place.load_arrays(name)
+        found = self.building.load_arrays(name)
         if found is None and not self.ranks.owns(number):
-            found = until(lambda: self.place.load_arrays(name))
+            found = until(lambda: self.building.load_arrays(name))
         if found is None:
             found = score_block(self.model, self.sae, scoring, number)
-            self.place.save_arrays(name, **found)
+            self.building.save_arrays(name, **found)
         return found
 
 

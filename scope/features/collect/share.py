@@ -12,7 +12,7 @@ from typing import Any
 from scope.activations.harvest.ranks import ProcessRank
 from scope.errors import PackError
 from scope.features.collect.build_folder import BuildFolder, Chunk, join, until
-from scope.features.collect.passes import encode, spans
+from scope.features.collect.first_pass import encode, spans
 from scope.features.collect.scoring import PLAN, Blocks, Scoring
 from scope.features.collect.source import Source
 from scope.models.face import LanguageModel
@@ -21,24 +21,24 @@ from scope.sae.base import SAE
 
 
 def encode_share(
-    sae: SAE, source: Source, place: BuildFolder, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
+    sae: SAE, source: Source, building: BuildFolder, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
 ) -> None:
     """Encode the chunks that fall to this process and keep them; those that lie there already are left."""
     mine = [(n, a, b) for n, (a, b) in enumerate(spans(source, chunk_tokens)) if ranks.owns(n)]
     done, total = 0, sum(int(source.keep[a:b].sum()) for _, a, b in mine)
     for number, a, b in mine:
-        if place.load(number, a) is None:
-            place.save(number, a, encode(sae, source, a, b))
+        if building.load(number, a) is None:
+            building.save(number, a, encode(sae, source, a, b))
         done += int(source.keep[a:b].sum())
         if on_progress:
             on_progress(done, total, {"process": f"{ranks.rank + 1} of {ranks.world}"})
 
 
-def missing_chunk(place: BuildFolder, ranks: ProcessRank) -> Callable[[int, int], Chunk | None]:
+def missing_chunk(building: BuildFolder, ranks: ProcessRank) -> Callable[[int, int], Chunk | None]:
     """What the first process does about a chunk that is not there: waits where another one makes it; None to make it itself."""
 
     def missing(number: int, first_context: int) -> Chunk | None:
-        return None if ranks.owns(number) else until(lambda: place.load(number, first_context))
+        return None if ranks.owns(number) else until(lambda: building.load(number, first_context))
 
     return missing
 
@@ -51,18 +51,18 @@ def assist(
     Raises:
         PackError: the first process did not begin, or builds something else.
     """
-    place = join(out, identity, source.contexts.shape[1], source.n_tokens)
-    if place is None:
+    building = join(out, identity, source.contexts.shape[1], source.n_tokens)
+    if building is None:
         raise PackError(f"The first process has not begun to build {out}; did it stop? Give the same command again.")
     try:
-        encode_share(sae, source, place, chunk_tokens, ranks)
-        plan = until(lambda: place.load_arrays(PLAN) if place.open else {})
+        encode_share(sae, source, building, chunk_tokens, ranks)
+        plan = until(lambda: building.load_arrays(PLAN) if building.open else {})
         if plan:
-            blocks = Blocks(model, sae, place, ranks)
+            blocks = Blocks(model, sae, building, ranks)
             scoring = Scoring.of_arrays(plan)
             for number in range(scoring.n_blocks):
-                if ranks.owns(number) and place.open:
+                if ranks.owns(number) and building.open:
                     blocks.of(scoring, number)
     except FileNotFoundError:
-        if place.open:
+        if building.open:
             raise  # otherwise the first process is done, and has cleared up

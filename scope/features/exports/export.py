@@ -1,6 +1,5 @@
 """A pack, or some of its latents, in a form that other programs read."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from scope.features.exports.page import MOST, html_file
 from scope.features.exports.saedashboard import saedashboard_file
 from scope.features.pack.data import PackData
 from scope.progress import OnProgress
+from scope.whole_files import settle_file
 
 FORMATS = {
     "parquet": "the table, a row a latent",
@@ -60,7 +60,7 @@ def export(
     aside = out.with_name(f".{out.stem}.writing{out.suffix}")
     try:
         _write(pack, to, aside, chosen, on_progress)
-        os.replace(aside, out)
+        settle_file(aside, out)
     finally:
         aside.unlink(missing_ok=True)
     return out

@@ -22,6 +22,7 @@ from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
 from scope.features.pack.table import BY_OUTPUT, BY_TOKENS
 from scope.progress import OnProgress
+from scope.whole_files import write_whole
 
 BATCH = 1024
 """Latents a file."""
@@ -64,8 +65,8 @@ def neuronpedia_folder(
             if latent in said:
                 rows["explanations"].append({**which, **_explanation(said[latent], f"{source}-{latent}", now)})
         for part, lines in rows.items():
-            with gzip.open(folder / part / f"batch-{number}.jsonl.gz", "wt", encoding="utf-8", compresslevel=5) as f:
-                f.writelines(dumps(line) + "\n" for line in lines)
+            text = "".join(dumps(line) + "\n" for line in lines)
+            write_whole(folder / part / f"batch-{number}.jsonl.gz", gzip.compress(text.encode(), 5, mtime=0))
         if on_progress:
             on_progress(min(start + BATCH, len(latents)), len(latents), {})
     return folder
@@ -100,7 +101,7 @@ def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now
     heads["model"] |= {"owner": "", "layers": 0, "neuronsPerLayer": 0, "visibility": "PUBLIC", "updatedAt": now}
     heads["sourceset"] |= {"visibility": "PUBLIC", "hasDashboards": True, "type": "", "urls": []}
     for part, line in heads.items():
-        (folder / f"{part}.jsonl").write_text(dumps({**line, **common}) + "\n", encoding="utf-8")
+        write_whole(folder / f"{part}.jsonl", dumps({**line, **common}) + "\n")
 
 
 def _corpus_name(text: dict[str, Any]) -> str:

@@ -74,12 +74,14 @@ def read_context(pack: PackData, context: int, model: LanguageModel, sae: SAE) -
     rounding of a recording.
 
     Raises:
-        PackError: no such context, or model or dictionary are not the pack's.
+        PackError: no such context, one that is not text alone, or model or dictionary are not the pack's.
     """
     if not 0 <= context < len(pack.contexts):
         raise PackError(f"There is no context {context}; this pack has contexts 0 to {len(pack.contexts) - 1}.")
     check_same(pack, model, sae)
     ids = np.asarray(pack.contexts[context]).astype(np.int64)
+    if ids.max() >= model.cfg.d_vocab:
+        raise PackError(f"Context {context} holds more than tokens, such as patches of an image, which a pack does not hold.")
     pads = np.flatnonzero(ids == pack.pad)
     return _view(pack, torch.from_numpy(ids[: pads[0] if len(pads) else None])[None].to(model.device), model, sae)
 
