@@ -21,7 +21,12 @@ from scope.sae.base import SAE
 
 
 def encode_share(
-    sae: SAE, source: Source, building: BuildFolder, chunk_tokens: int, ranks: ProcessRank, on_progress: OnProgress | None = None
+    sae: SAE,
+    source: Source,
+    building: BuildFolder,
+    chunk_tokens: int,
+    ranks: ProcessRank,
+    on_progress: OnProgress | None = None,
 ) -> None:
     """Encode the chunks that fall to this process and keep them; those that lie there already are left."""
     mine = [(n, a, b) for n, (a, b) in enumerate(spans(source, chunk_tokens)) if ranks.owns(n)]
