@@ -50,7 +50,7 @@ class FvuSums:
     @classmethod
     def of(cls, x: Acts, squared_error: float) -> "FvuSums":
         """The sums of one batch whose squared error, over all its tokens and dimensions, is known."""
-        parts = [part.double() for part in x.split(256)]  # a slice that stays in the processor's cache
+        parts = [part.double() for part in x.detach().split(256)]  # a slice that stays in the processor's cache
         return cls(len(x), squared_error, sum(p.square().sum() for p in parts), sum(p.sum(0) for p in parts))
 
     def __add__(self, other: "FvuSums") -> "FvuSums":

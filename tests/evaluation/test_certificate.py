@@ -137,7 +137,7 @@ def test_p16_the_wrong_weights_are_refused_by_hash_and_what_fits_nothing_by_its_
     assert "was it made for other weights?" in refused(model, sae, tokens)
     sae = made()
     sae.provenance["model"] = {"model": "other", "weights_sha256": "0" * 64}
-    assert "was made for other" in refused(model, sae, tokens)
+    assert "was trained on other" in refused(model, sae, tokens)
     assert certify(model, sae, tokens=tokens, any_model=True).fits
 
 
@@ -186,7 +186,7 @@ def test_p26_thresholds_stored_as_logarithms_are_told_by_the_declared_l0(model, 
         sae.threshold.log_()
     assert "its thresholds are stored as logarithms" in refused(model, sae, tokens)
     del sae.provenance["declared"]
-    assert any("cannot be told" in note for note in certify(model, sae, tokens=tokens).notes)
+    assert any("cannot be detected" in note for note in certify(model, sae, tokens=tokens).notes)
 
 
 def test_p27_a_topk_read_without_its_k_is_told(model, made, tokens):
@@ -356,7 +356,7 @@ def test_a_certificate_that_is_damaged_or_edited_is_measured_anew_and_that_is_sa
         load_for(tmp_path, model=model, tokens=tokens)
     again = read(tmp_path)
     assert not again.fits
-    assert any("measured anew" in note for note in again.notes)
+    assert any("measured again" in note for note in again.notes)
 
 
 def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model, made, tokens, tmp_path):

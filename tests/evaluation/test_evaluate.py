@@ -140,7 +140,7 @@ def test_p40_intervals_are_over_documents_where_they_are_known_and_said_to_be_ov
     assert known["fvu"] == pytest.approx(unknown["fvu"])
     assert known["interval"]["fvu"] != unknown["interval"]["fvu"]
     assert any("over 4 documents only" in note for note in known.notes)
-    assert any("Which document each token is from is not known" in note for note in unknown.notes)
+    assert any("The document of each token is not known" in note for note in unknown.notes)
     one = evaluate(tiny_model, sae, tokens, CONFIG, documents=torch.zeros_like(documents))
     assert one.counted["units"] == "contexts"
     assert any("All of it is one document" in note for note in one.notes)
@@ -192,7 +192,7 @@ def test_p41_another_dictionary_stands_beside_it_with_what_they_share(tiny_model
     assert part["itself"]["cosine_above_0.7"] == 1.0
     assert part["turned"]["cosine_median"] < 0.7
     elsewhere = perfect("blocks.2.hook_resid_post")
-    with pytest.raises(DictionaryError, match="cannot be judged"):
+    with pytest.raises(DictionaryError, match="cannot be scored beside"):
         evaluate(tiny_model, sae, tokens, CONFIG, beside={"elsewhere": elsewhere})
 
 
@@ -230,7 +230,7 @@ def test_p41_a_dictionary_that_is_no_better_than_chance_is_said_to_be(tiny_model
 def test_p41_numbers_without_nulls_are_said_to_be_without(tiny_model, tokens):
     alone = evaluate(tiny_model, perfect(), tokens, EvaluateConfig(contexts=6, resamples=20, nulls=False))
     assert set(alone.arms) == {"sae"}
-    assert any("without its nulls" in note for note in alone.notes)
+    assert any("without baselines" in note for note in alone.notes)
 
 
 def test_p30_numbers_that_differ_from_the_declared_ones_are_pointed_out(tiny_model, tokens):
