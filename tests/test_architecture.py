@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "scope.models": DATA,
     "scope.sae": DATA,
     "scope.evaluation": DATA | MODELS | SAE,
-    "scope.steering": DATA | MODELS | SAE,
+    "scope.steering": DATA | MODELS | SAE | {"scope.evaluation.metrics"},
     "scope.training": DATA | SAE | {"scope.evaluation.metrics"},
     "scope.features": DATA | MODELS | SAE | {"scope.evaluation.metrics", "scope.evaluation.certificate.certificate"},
     "scope.circuits": DATA | MODELS | SAE | {"scope.steering"},

@@ -8,6 +8,7 @@ from scope.lab import Lab
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import read_sae
+from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
 from tests.conftest import random_gemma
@@ -203,3 +204,14 @@ def test_a_with_block_counts_generations_of_any_number_of_prompts(lab):
         lab.generate(["my sister", "the river"], max_new_tokens=2, stop_at_eos=False)
     assert len(editing.report().edited_per_row) == 2
     assert editing.report().mean_norm == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_typical_norm_measured_on_a_packs_contexts_is_the_packs_own(lab):
+    contexts = lab.pack.contexts[:]
+    units = StrengthUnits.on_contexts(lab.model, lab.pack.site, contexts)
+    assert units.typical_norm == pytest.approx(lab.pack.norm_median, rel=1e-6)
+    special = min(set(lab.model.special_ids) - {lab.model.cfg.bos, lab.model.cfg.pad, *lab.model.cfg.eos})
+    more = contexts.copy()
+    more[:, -1] = special  # of a chat template, say
+    shorter = StrengthUnits.on_contexts(lab.model, lab.pack.site, contexts[:, :-1])
+    assert StrengthUnits.on_contexts(lab.model, lab.pack.site, more).typical_norm == shorter.typical_norm

@@ -1,4 +1,4 @@
-"""Which latents make the model say one token rather than another: a logit difference as a sum over the parts of the stream.
+"""Attributes a logit difference to latents: which ones make the model say one token rather than another.
 
 The stream at the dictionary's site is a sum: x = sum of f_i d_i + b_dec + error. A row of the table is the effect of one of
 these parts on m, the difference of two logits after the prompt (both as the model gives them, soft cap included). There are
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.circuits.attribution_result import Attribution, Row
 from scope.errors import EditError
 from scope.fit import check_fit
@@ -116,8 +117,7 @@ class Rest:
         self.batch = model.to_tokens(prompt)
         self.tokens = self.batch[0]
         self.x = model.record(self.batch, [self.site])[self.site][0]
-        special = {model.cfg.bos, model.cfg.pad, *model.cfg.eos} | set(model.tokenizer.special_ids)
-        self.counted = ~torch.isin(self.tokens, torch.tensor(sorted(special), device=self.tokens.device))
+        self.counted = counted_tokens(self.batch, model.special_ids)[0]
 
     def logits(self, streams: Tensor) -> Tensor:
         """[batch vocab] after the last token, for streams [batch pos d_model]."""
@@ -158,16 +158,16 @@ def token_pair(
         EditError: both are the same, or an id is outside the vocabulary.
         TokensError: a text that is several tokens.
     """
-    given = [None if t is None else model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
-    outside = next((t for t in given if t is not None and not 0 <= t < model.cfg.d_vocab), None)
+    ids = [None if t is None else model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
+    outside = next((t for t in ids if t is not None and not 0 <= t < model.cfg.d_vocab), None)
     if outside is not None:
         raise EditError(f"There is no token {outside}: the vocabulary runs from 0 to {model.cfg.d_vocab - 1}.")
     for i, scores in enumerate((likely, likely_other)):
-        if given[i] is None:
-            given[i] = next(t for t in scores.topk(2).indices.tolist() if t != given[1 - i])
-    if given[0] == given[1]:
-        raise EditError(f"Both tokens are {model.words.pieces(given[:1])[0]!r}; their difference is 0 by itself.")
-    return given[0], given[1]
+        if ids[i] is None:
+            ids[i] = next(t for t in scores.topk(2).indices.tolist() if t != ids[1 - i])
+    if ids[0] == ids[1]:
+        raise EditError(f"Both tokens are {model.words.pieces(ids[:1])[0]!r}; their difference is 0 by itself.")
+    return ids[0], ids[1]
 
 
 class _Parts:

@@ -1,4 +1,4 @@
-"""What an edit changes inside the model: the next-token distribution, a logit difference, and latents of later layers.
+"""Measures the effects of an edit inside the model: next-token distribution, a logit difference, latents of later layers.
 
 Every number stands beside its null: the same edit on other latents whose part in this prompt is about as large.
 """
@@ -28,7 +28,7 @@ from scope.steering.edits.interventions import Direction, Edit, Edits
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """What edits do to what follows a prompt. Probabilities are of the next token; a null is one run with other latents."""
+    """Effects of edits on the next token after a prompt, and on later latents. A null is one run with other latents edited."""
 
     prompt: str
     edits: Edits

@@ -1,4 +1,4 @@
-"""Where a control condition's amounts go: along a random direction, or along another latent that fires about as often."""
+"""Controls: the same amounts along a random direction, or along another latent that fires about as often."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,18 +26,18 @@ def other_latents(
     saes: Mapping[str, SAE],
     strength_units: Mapping[str, StrengthUnits],
     seed: int = 0,
-    given: Sequence[int] | None = None,
+    recorded: Sequence[int] | None = None,
 ) -> tuple[list[int], bool]:
     """One other latent for each edit, and whether all of them fire about as often as the edited ones.
 
     They come from the list of latents of similar density; without one (no pack, or a direction is edited) they are drawn from
-    the whole dictionary. `given` are the latents that a saved run recorded: its replay takes those, however they were drawn.
+    the whole dictionary. `recorded` are the latents of a saved run: its replay takes those, however they were drawn.
 
     Raises:
         EditError: there is no dictionary at an edit's site, or no latent to take.
     """
-    if given is not None and len(given) != len(edits):
-        raise EditError(f"{len(given)} other latents for {len(edits)} edits: give one for each.")
+    if recorded is not None and len(recorded) != len(edits):
+        raise EditError(f"{len(recorded)} other latents for {len(edits)} edits: give one for each.")
     latents: list[int] = []
     matched = True
     taken = {(e.site, e.edit.latent) for e in edits if not e.edit.on_direction}
@@ -50,8 +50,8 @@ def other_latents(
         similar = () if edit.edit.on_direction else strength_units[edit.site].similar.get(edit.edit.latent, ())
         matched &= bool(similar)
         sae = saes[edit.site]
-        if given is not None:
-            order = [given[place]]
+        if recorded is not None:
+            order = [recorded[place]]
         elif similar:
             order = [similar[(seed + i) % len(similar)] for i in range(len(similar))]
         else:

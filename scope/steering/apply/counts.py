@@ -1,5 +1,5 @@
-"""What the hooks of a condition did: recorded while the model generates, counted only when somebody asks, so that a generation
-does not wait for its own statistics."""
+"""Counts of what the hooks of a condition did. They are recorded while the model generates and counted when somebody asks, so
+that a generation does not wait for its own statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one call at one site saw and did: coefficients [row pos edit], and per edit its reading, its rule, and where its
+    """One call at one site: coefficients [row pos edit], and per edit its reading, its rule, and where its
     condition held too, each [row pos]. `place` is the site's, in the order in which a run passes them."""
 
     place: int
@@ -76,7 +76,7 @@ class Tally:
     edited: list[list[int]] = field(default_factory=list)
     """Per run and row, positions to which anything was added, at one site or at several."""
     lengths: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    """Of what was added at a site, in typical norms: their sum, how many, the largest."""
+    """Lengths of what was added at a site, in typical norms: their sum, how many, the largest."""
     counts: list[list[list[int]]] = field(init=False)
     """Per site and edit: positions in its rule, where its condition held, where its reading was above 0, where it acted."""
     _steps: list[Step] = field(default_factory=list)

@@ -86,16 +86,16 @@ class _SiteEdits:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
-        mine = x[self.rows].float()
-        step = self._step(mine, hook.run)
+        stream = x[self.rows].float()
+        step = self._step(stream, hook.run)
         self.record(step)
-        changed = (mine + step.coefficients @ self.write).to(x.dtype)
+        changed = (stream + step.coefficients @ self.write).to(x.dtype)
         if not torch.isfinite(changed).all():
             raise EditError(
                 f"The edit at {self.site} makes numbers that are not finite in {str(x.dtype).removeprefix('torch.')}. "
                 "Lower its strength (0.5 is half the site's typical norm), or load the model in float32."
             )
-        if mine.shape[0] == x.shape[0]:
+        if stream.shape[0] == x.shape[0]:
             return changed
         x = x.clone()
         x[self.rows] = changed

@@ -1,4 +1,4 @@
-"""What strengths are fractions and multiples of: a site's typical residual norm, and the largest activations of its latents."""
+"""Units of strengths: a site's typical residual norm, and the largest activations of its latents."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.renamed import warn
 from scope.sae.base import SAE
+from scope.shapes import Tokens
 from scope.steering.edits.interventions import Direction, Edits
 
 _NEAREST, _LISTED = 40, 8  # of the latents nearest in density, how many are drawn from, and how many are listed
@@ -40,21 +42,20 @@ class StrengthUnits:
     @classmethod
     def on_prompts(cls, model: LanguageModel, site: str, prompts: Sequence[str]) -> "StrengthUnits":
         """From the prompts themselves, where no recording is available: a rough figure, and `source` says so."""
-        norms = [model.record(model.to_tokens(prompt), [site])[site][0, 1:].float().norm(dim=-1) for prompt in prompts]
-        norms = torch.cat(norms)
+        norms = np.concatenate([_norms(model, site, model.to_tokens(prompt)) for prompt in prompts])
         if not len(norms):
             raise EditError(
                 "The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them."
             )
-        return cls(float(norms.median()), f"measured on the {len(norms)} prompt tokens only")
+        return cls(float(np.median(norms)), f"measured on the {len(norms)} prompt tokens only")
 
     @classmethod
     def on_contexts(cls, model: LanguageModel, site: str, contexts: Any) -> "StrengthUnits":
-        """From whole contexts of token ids [n context] that begin with <bos>, such as the first of a pack's."""
+        """From whole contexts of token ids [n context] that begin with <bos>, such as the first of a pack's: the pack's norm
+        if it had only these contexts."""
         tokens = torch.as_tensor(np.asarray(contexts, dtype=np.int64), device=model.device)
-        special = torch.tensor(sorted({model.cfg.bos, model.cfg.pad, *model.cfg.eos}), device=model.device)
-        norms = model.record(tokens, [site])[site].float().norm(dim=-1)[~torch.isin(tokens, special)]
-        return cls(float(norms.median()), f"measured on {len(norms):,} tokens of the pack")
+        norms = _norms(model, site, tokens)
+        return cls(float(np.median(norms)), f"measured on {len(norms):,} tokens of the pack")
 
     @classmethod
     def of_pack(cls, pack: Any, latents: Iterable[int]) -> "StrengthUnits":
@@ -86,12 +87,18 @@ def units_for(
     saes: Mapping[str, SAE],
     edits: Edits,
     prompts: Sequence[str],
-    given: StrengthUnits | Mapping[str, StrengthUnits] | None,
+    known: StrengthUnits | Mapping[str, StrengthUnits] | None,
 ) -> dict[str, StrengthUnits]:
-    """The given units by site, and for sites without any the typical norm measured on the prompts."""
+    """The known units by site, and for sites without any the typical norm measured on the prompts."""
     sites = dict.fromkeys([*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))])
-    known = dict.fromkeys(list(sites)[:1], given) if isinstance(given, StrengthUnits) else dict(given or {})
-    return {site: known.get(site) or StrengthUnits.on_prompts(model, site, prompts) for site in sites}
+    by_site = dict.fromkeys(list(sites)[:1], known) if isinstance(known, StrengthUnits) else dict(known or {})
+    return {site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts) for site in sites}
+
+
+def _norms(model: LanguageModel, site: str, tokens: Tokens) -> np.ndarray:
+    """Norms at the tokens that count, by the rule of the whole product: neither first, nor special, nor padding."""
+    norms = model.record(tokens, [site])[site].float().norm(dim=-1)
+    return norms[counted_tokens(tokens, model.special_ids)].cpu().numpy()
 
 
 def _similar(density: np.ndarray, latent: int) -> tuple[int, ...]:

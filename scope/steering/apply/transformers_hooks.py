@@ -90,8 +90,10 @@ def _check(theirs: Any, ours: LanguageModel) -> Any:
     weight = theirs.get_input_embeddings().weight
     if weight.device.type != torch.device(ours.device).type:
         raise EditError(f"The edits were made for {ours.device}, and the model is on {weight.device}. Bring both to one place.")
-    mine = ours.embed.weight
-    same = weight.shape == mine.shape and torch.allclose(weight[:64].float(), mine[:64].float(), rtol=1e-2, atol=1e-3)
+    our_weight = ours.embed.weight
+    same = weight.shape == our_weight.shape and torch.allclose(
+        weight[:64].float(), our_weight[:64].float(), rtol=1e-2, atol=1e-3
+    )
     if not same:
         raise DictionaryError("The model has other embeddings than the one that the edits were made for. Load that one.")
     return layers

@@ -1,4 +1,4 @@
-"""What a text says about the edit that made it, and how well it was steered.
+"""Scores of a steered text: how strongly the edit shows in it, and whether it is still fluent and about its prompt.
 
 Every score is about the new tokens alone, as a continuation of the prompt that the plain condition had. `concept` is read by
 the very feature that steered, so it is circular by itself: `share` and `mass` look at the vocabulary instead; `log_prob`,
@@ -70,7 +70,7 @@ class Judged:
     """Harmonic mean of these; 0 if any is."""
 
 
-def judge(mine: Scores | None, plain: Scores | None, plain_pmi: float | None, target: str, by: By = "share") -> Judged | None:
+def judge(scores: Scores | None, plain: Scores | None, plain_pmi: float | None, target: str, by: By = "share") -> Judged | None:
     """One text beside the plain text with the same noise; None where either is empty.
 
     By default the concept is read from the vocabulary: the feature that steers would be its own judge otherwise.
@@ -79,14 +79,14 @@ def judge(mine: Scores | None, plain: Scores | None, plain_pmi: float | None, ta
         plain_pmi: mean over the plain texts of the run, see `typical_pmi`.
         by: "share" of promoted tokens, or "concept", the latent's own activation.
     """
-    if mine is None or plain is None:
+    if scores is None or plain is None:
         return None
-    concept = min(1.0, max(0.0, getattr(mine, by)[target] - getattr(plain, by)[target]))
-    fluency = min(1.0, math.exp(mine.log_prob - plain.log_prob)) * (1 - mine.repetition)
-    if mine.zipped and plain.zipped:
-        fluency *= min(1.0, mine.zipped / plain.zipped)
-    known = plain_pmi is not None and plain_pmi > 0 and mine.pmi is not None
-    relevance = min(1.0, max(0.0, mine.pmi / plain_pmi)) if known else None
+    concept = min(1.0, max(0.0, getattr(scores, by)[target] - getattr(plain, by)[target]))
+    fluency = min(1.0, math.exp(scores.log_prob - plain.log_prob)) * (1 - scores.repetition)
+    if scores.zipped and plain.zipped:
+        fluency *= min(1.0, scores.zipped / plain.zipped)
+    known = plain_pmi is not None and plain_pmi > 0 and scores.pmi is not None
+    relevance = min(1.0, max(0.0, scores.pmi / plain_pmi)) if known else None
     parts = [concept, fluency, *([] if relevance is None else [relevance])]
     return Judged(concept, relevance, fluency, harmonic_mean(parts) if min(parts) > 0 else 0.0)
 

@@ -51,8 +51,7 @@ class SteeringRun(RunData):
         """
 
         def watch(step: int, ids: list[int | None]) -> bool:
-            asked = bool(on_token and on_token(step, ids))
-            return asked or (self.stopped_after is not None and step + 1 >= self.stopped_after)
+            return bool(on_token and on_token(step, ids)) or (self.stopped_after is not None and step + 1 >= self.stopped_after)
 
         _check_same("model", ModelId.of(self.model), ModelId.of(model.provenance))
         again = steer(
@@ -128,14 +127,14 @@ def steer(
     controls, others, matched = _controls(conditions, resolved, saes, units, control_seed, others or {})
     if "prompt" in conditions and instruction is None:
         instruction = instruction_for(model, [promoted(model, e.row) for e in resolved])
-    given = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in conditions}
+    beginnings = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in conditions}
     editings = {
         name: Editing(model, saes, resolved, slice(i * len(texts), (i + 1) * len(texts)), controls[name])
         for i, name in enumerate(conditions)
         if name in controls
     }
     hooks = [pair for editing in editings.values() for pair in editing.hooks()]
-    written, steps = _write(model, [t for name in conditions for t in given[name]], sampling, hooks, on_token, len(texts))
+    written, steps = _write(model, [t for name in conditions for t in beginnings[name]], sampling, hooks, on_token, len(texts))
     by_condition = {name: written[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(conditions)}
     scorer = TextScorer(model, saes, resolved, units)
     done = []
@@ -145,7 +144,7 @@ def steer(
             fresh = Editing(model, saes, resolved, control=controls[name]) if name in controls else None
             samples.append(_sample(model, scorer, text, row, plain, fresh))
         done.append(Condition(name, samples, editings[name].report() if name in editings else None))
-    fvu = {site: share for site, texts in scorer.unexplained.items() if (share := texts.fvu()) is not None}
+    fvu = scorer.fvu()
     notes = notes_on(done, resolved, units, fvu)
     if others and not matched:
         notes.append(
@@ -175,7 +174,12 @@ def steer(
 
 
 def _write(
-    model: LanguageModel, given: list[str], sampling: SamplingConfig, hooks: Sequence, on_token: OnToken | None, noise_rows: int
+    model: LanguageModel,
+    prompts: list[str],
+    sampling: SamplingConfig,
+    hooks: Sequence,
+    on_token: OnToken | None,
+    noise_rows: int,
 ) -> tuple[list[Generation], int | None]:
     """The texts, and after how many steps somebody stopped, if somebody did. Ctrl-C keeps what was written before it."""
     steps: list[list[int | None]] = []
@@ -188,13 +192,13 @@ def _write(
         return bool(stopped)
 
     try:
-        texts = generate(model, given, sampling, fwd_hooks=hooks, on_token=watch, noise_rows=noise_rows)
+        texts = generate(model, prompts, sampling, fwd_hooks=hooks, on_token=watch, noise_rows=noise_rows)
     except KeyboardInterrupt:
         if not steps:
             raise
         stopped.append(len(steps))
         texts = []
-        for i, text in enumerate(given):
+        for i, text in enumerate(prompts):
             new = [ids[i] for ids in steps if ids[i] is not None]
             end = "eos" if steps[-1][i] is None else "cancelled"
             texts.append(Generation(tuple(model.words.encode(text)), tuple(new), model.words.decode(new), end))
@@ -224,7 +228,7 @@ def _controls(
     saes: dict[str, SAE],
     units: dict[str, StrengthUnits],
     control_seed: int,
-    given: Mapping[str, Sequence[int]],
+    recorded: Mapping[str, Sequence[int]],
 ) -> tuple[dict[str, Any], dict[str, list[int]], bool]:
     """Edited condition -> where its amounts go (None: where they should), the other latents, and whether those are alike."""
     controls: dict[str, Any] = {}
@@ -238,7 +242,7 @@ def _controls(
         elif kind == "random":
             controls[name] = number
         elif kind == "other":
-            others[name], alike = other_latents(edits, saes, units, number, given.get(name))
+            others[name], alike = other_latents(edits, saes, units, number, recorded.get(name))
             controls[name] = rows_in_place(edits, others[name], saes)
             matched = matched and alike
     return controls, others, matched
@@ -306,9 +310,9 @@ def _identity(sae: SAE) -> dict[str, Any]:
     return {"site": sae.site, "d_sae": sae.d_sae} | {k: sae.provenance[k] for k in known if k in sae.provenance}
 
 
-def _check_same(what: str, expected: ModelId | DictionaryId, given: ModelId | DictionaryId) -> None:
+def _check_same(what: str, expected: ModelId | DictionaryId, actual: ModelId | DictionaryId) -> None:
     for name in ("weights_sha256", "tokenizer_sha256"):
-        wanted, there = getattr(expected, name, None), getattr(given, name, None)
+        wanted, there = getattr(expected, name, None), getattr(actual, name, None)
         if wanted and wanted != there:
             load = expected.name if isinstance(expected, ModelId) else expected.model.name or expected.site
             raise EditError(

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import counted_tokens
+from scope.evaluation.metrics import FvuSums
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.latent_reader import LatentReader, Unexplained
+from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import Resolved
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.scores import Scores, distinct, repetition, zipped
@@ -57,7 +59,7 @@ class TextScorer:
         sites = {name: {e.site for e in edits if e.edit.target == name} for name in (e.edit.target for e in edits)}
         self.targets = {e.edit.target if len(sites[e.edit.target]) == 1 else f"{e.edit.target} at {e.site}": e for e in edits}
         self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
-        self.unexplained = {e.site: Unexplained(saes[e.site]) for e in edits if e.site in saes}
+        self._fvu = {e.site: FvuSums() for e in edits if e.site in saes}
         """Per site, over the texts that nothing edited."""
         self.readers = {
             name: LatentReader(saes[e.site], [e.edit.latent]) for name, e in self.targets.items() if not e.edit.on_direction
@@ -73,20 +75,23 @@ class TextScorer:
         sites = sorted({e.site for e in self.targets.values()})
         logits, cache = model.run_with_cache(tokens, names_filter=sites)
         plain = logits[0, -n - 1 : -1].float().log_softmax(-1)
-        mine, off_target = plain, 0 if any(site in self.saes for site in sites) else None
+        log_probs, off_target = plain, 0 if any(site in self.saes for site in sites) else None
         if editing is None:
-            for site, unexplained in self.unexplained.items():
-                unexplained.add(cache[site][0][tokens[0] != model.cfg.bos])
+            counted = counted_tokens(tokens, model.special_ids)[0]
+            for site in self._fvu:
+                x, sae = cache[site][0][counted], self.saes[site]
+                error = x.float() - sae.decode(sae.encode(x.to(sae.W_enc.dtype))).float()
+                self._fvu[site] += FvuSums.of(x, float(error.double().square().sum()))
         else:
             edited_at: dict[str, Tensor] = {}
             keep = (sites, lambda x, hook: edited_at.__setitem__(hook.name, x[0, -n:].float()))
             with as_generation(model, len(prompt)):
                 edited = model.run_with_hooks(tokens, fwd_hooks=[*editing.hooks(), keep])
-            mine = edited[0, -n - 1 : -1].float().log_softmax(-1)
+            log_probs = edited[0, -n - 1 : -1].float().log_softmax(-1)
             off_target = self._off_target({site: cache[site][0, -n:].float() for site in sites}, edited_at)
         written = tokens[0, -n:]
         readings = {name: self._reading(name, e, cache[e.site][0, -n:].float()) for name, e in self.targets.items()}
-        kl = (mine.exp() * (mine - plain)).sum(1) if editing is not None else plain.new_zeros(n)
+        kl = (log_probs.exp() * (log_probs - plain)).sum(1) if editing is not None else plain.new_zeros(n)
         log_p = plain.gather(1, written[:, None])[:, 0]
         return Scores(
             log_prob=float(log_p.mean()),
@@ -95,7 +100,7 @@ class TextScorer:
             concept={name: self._concept(name, reading) for name, reading in readings.items()},
             active={name: float((reading > 0).float().mean()) for name, reading in readings.items()},
             share={name: sum(i in top for i in new) / n for name, top in self.promoted.items()},
-            mass={name: float(mine[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
+            mass={name: float(log_probs[:, top].exp().sum(1).mean()) for name, top in self.promoted.items()},
             readings={name: [round(v, 4) for v in reading.tolist()] for name, reading in readings.items()},
             kl_steps=[round(v, 5) for v in kl.tolist()],
             distinct=distinct(list(new)),
@@ -103,6 +108,11 @@ class TextScorer:
             pmi=float((log_p - self._without_prompt(written)).mean()),
             off_target=off_target,
         )
+
+    def fvu(self) -> dict[str, float]:
+        """Per dictionary's site the FVU over the counted tokens of the unedited texts; none for sites without variance."""
+        values = {site: sums.value() for site, sums in self._fvu.items()}
+        return {site: value for site, value in values.items() if not math.isnan(value)}
 
     def _without_prompt(self, new: Tensor) -> Tensor:
         """Log-probability of each new token where nothing but <bos> stands before the text."""

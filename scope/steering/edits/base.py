@@ -1,4 +1,4 @@
-"""What all edits have in common: latent or direction, positions, strength and its unit, JSON."""
+"""Base of all edits: latent or direction, positions, strength and its unit, JSON."""
 
 import math
 from abc import ABC, abstractmethod

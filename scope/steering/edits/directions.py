@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
@@ -44,7 +45,7 @@ class Direction:
     def between(
         cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], name: str = ""
     ) -> "Direction":
-        """Mean activation over the prompts of `toward` minus that over `away`, each prompt counting once, <bos> left out."""
+        """Mean activation over the prompts of `toward` minus that over `away`; prompts weigh the same, special tokens nothing."""
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         difference = sides[0].mean(0) - sides[1].mean(0)
         return cls(tuple(difference.tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}")
@@ -137,13 +138,14 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
 
 
 def _means(model: LanguageModel, site: str, prompts: Sequence[str]) -> Tensor:
-    """[prompt width] each prompt's mean activation, <bos> left out."""
+    """Each prompt's mean activation [prompt width], special tokens left out."""
     if isinstance(prompts, str) or not prompts:
         raise EditError("A direction between prompts needs a list of prompts on both sides.")
     means = []
     for prompt in prompts:
         tokens = model.to_tokens(prompt)
-        if tokens.shape[1] < 2:
-            raise EditError("A prompt of a direction between prompts is empty.")
-        means.append(model.record(tokens, [site])[site][0, 1:].float().mean(0))
+        counted = counted_tokens(tokens, model.special_ids)
+        if not counted.any():
+            raise EditError("A prompt of a direction between prompts is empty, or holds special tokens only.")
+        means.append(model.record(tokens, [site])[site][counted].float().mean(0))
     return torch.stack(means)

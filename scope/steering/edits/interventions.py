@@ -137,12 +137,12 @@ def edit_from(raw: dict[str, Any]) -> Edit:
     Raises:
         EditError: an edit that this version does not know.
     """
-    given = dict(raw)
-    kind = given.pop("edit", None)
+    values = dict(raw)
+    kind = values.pop("edit", None)
     if kind not in KINDS:
         raise EditError(f"There is no edit {kind!r}; there are {', '.join(KINDS)}.")
-    if isinstance(given["latent"], dict):
-        given["latent"] = Direction(**{**given["latent"], "vector": tuple(given["latent"]["vector"])})
-    if given.get("when"):
-        given["when"] = When(**given["when"])
-    return KINDS[kind](**given)
+    if isinstance(values["latent"], dict):
+        values["latent"] = Direction(**{**values["latent"], "vector": tuple(values["latent"]["vector"])})
+    if values.get("when"):
+        values["when"] = When(**values["when"])
+    return KINDS[kind](**values)

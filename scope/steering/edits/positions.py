@@ -1,4 +1,4 @@
-"""Which tokens an edit touches, decided from absolute positions, so that cached and uncached generation agree."""
+"""Rules for which tokens an edit touches, by absolute positions, so that cached and uncached generation agree."""
 
 from dataclasses import dataclass
 

@@ -69,19 +69,19 @@ def _code(text: str) -> dict:
 
 def edit_code(edit: Edit, target: str | None = None) -> str:
     """The Python expression that makes an edit; `target` is the name of a variable that holds its direction."""
-    given = [target or (repr(edit.latent) if not edit.on_direction else _direction(edit.latent))]
+    arguments = [target or (repr(edit.latent) if not edit.on_direction else _direction(edit.latent))]
     for name in ("strength", "factor"):
         if hasattr(edit, name):
-            given.append(repr(getattr(edit, name)))
+            arguments.append(repr(getattr(edit, name)))
     if getattr(edit, "unit", "norm") != "norm":
-        given.append(f"unit={edit.unit!r}")
+        arguments.append(f"unit={edit.unit!r}")
     if str(edit.positions) != "not_bos":
-        given.append(f"positions={str(edit.positions)!r}")
+        arguments.append(f"positions={str(edit.positions)!r}")
     if edit.when:
-        given.append(f"when=When({edit.when.latent}, {edit.when.above!r})")
+        arguments.append(f"when=When({edit.when.latent}, {edit.when.above!r})")
     if edit.site and not edit.on_direction:
-        given.append(f"site={edit.site!r}")
-    return f"{type(edit).__name__}({', '.join(given)})"
+        arguments.append(f"site={edit.site!r}")
+    return f"{type(edit).__name__}({', '.join(arguments)})"
 
 
 def _names(run: SteeringRun) -> list[str]:
@@ -96,14 +96,14 @@ def _direction(direction: Direction) -> str:
 
 
 def _edited(run: SteeringRun) -> str:
-    lines, made = [], []
+    lines, calls = [], []
     for place, edit in enumerate(run.edits):
         variable = None
         if edit.on_direction:
             variable = f"direction_{place}"
             lines.append(f"{variable} = {_direction(edit.latent)}")
-        made.append(f"    {edit_code(edit, variable)},")
-    lines += ["edits = [", *made, "]", "strength_units = {"]
+        calls.append(f"    {edit_code(edit, variable)},")
+    lines += ["edits = [", *calls, "]", "strength_units = {"]
     for site, u in run.strength_units.items():
         lines.append(f"    {site!r}: StrengthUnits({u.typical_norm!r}, {u.source!r}, {u.maximum!r}, {u.p99!r}, {u.similar!r}),")
     return "\n".join([*lines, "}", ""])
