@@ -42,8 +42,8 @@ def test_the_accuracy_of_a_probe_is_of_prompts_left_out_and_stands_beside_guessi
     assert f"leave-one-out accuracy {right / 7:.2f}, guessing {4 / 7:.2f}" in probe.name
 
 
-def test_prompts_that_nothing_tells_apart_make_no_probe(tiny_model):
-    with pytest.raises(EditError, match="nothing tells them apart"):
+def test_prompts_that_are_alike_make_no_probe(tiny_model):
+    with pytest.raises(EditError, match="no probe separates them"):
         Direction.probe(tiny_model, SITE, ["the dog"], ["the dog"])
 
 

@@ -85,7 +85,7 @@ def _in_error(edits: Sequence[Resolved], fvu: Mapping[str, float]) -> list[str]:
     for site in dict.fromkeys(sites):
         if fvu.get(site, 0.0) > ERROR:
             notes.append(
-                f"What the dictionary does not explain ({fvu[site]:.0%} of the variance here) is left in place and may carry the same; "
+                f"What the dictionary does not explain ({fvu[site]:.0%} of the variance here) stays and may carry the same; "
                 "ProjectOut takes the direction out of that, too."
             )
     return notes

@@ -45,7 +45,7 @@ class Direction:
     def between(
         cls, model: LanguageModel, site: str, toward: Sequence[str], away: Sequence[str], name: str = ""
     ) -> "Direction":
-        """Mean activation over the prompts of `toward` minus that over `away`; prompts weigh the same, special tokens nothing."""
+        """Mean activation over the prompts of `toward` minus that over `away`: the mean of each prompt's mean."""
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         difference = sides[0].mean(0) - sides[1].mean(0)
         return cls(tuple(difference.tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}")
