@@ -12,6 +12,7 @@ from scope.app.serve.jobs import ModelQueue
 from scope.errors import ScopeError
 from scope.features.face import Pack
 from scope.features.pack.data import dictionary_of
+from scope.provenance import ModelId
 
 if TYPE_CHECKING:
     import scope.models.face  # loads torch, which browsing does without
@@ -115,7 +116,7 @@ def memory_of(model: "scope.models.face.LanguageModel | None") -> str:
     sizes = [(p.numel(), p.element_size(), str(p.dtype).removeprefix("torch.")) for p in model.parameters()]
     n, held = sum(size for size, _, _ in sizes), sum(size * each for size, each, _ in sizes)
     kind = sizes[0][2] if sizes else "empty"
-    name = str(getattr(model, "provenance", {}).get("model", "model")).rstrip("/").rsplit("/", 1)[-1]
+    name = (ModelId.of(model.provenance).name or "model").rstrip("/").rsplit("/", 1)[-1]
     return f"{name}, {n / 1e6:,.1f} M parameters, {kind}, {held / 1e6:,.0f} MB"
 
 

@@ -141,10 +141,8 @@ class _Run:
         real, replaced = self._real(tokens), x.clone()
         replaced[mask] = x_hat
         block = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", self.site)
-        if block and hasattr(self.model, "run_blocks"):
-            resid = replaced.to(self.model.dtype)
-            after = self.model.run_blocks(resid, self.model.run.positions, real, start_at_layer=int(block[1]) + 1)
-            return self.model.logits_of(after)
+        if block:
+            return self.model.logits_from(int(block[1]) + 1, replaced.to(self.model.dtype), tokens, real)
         with self.model.hooks([(self.site, lambda old, hook: replaced.to(old.dtype).view_as(old))]):
             return self.model(tokens, attention_mask=real)
 
@@ -283,7 +281,7 @@ class _Run:
             latents["shared"] = {name: shared(self.sae, other) for name, other in self.beside.items()}
         positions = self.own.curve.result(self.resampled)
         provenance = {
-            "model": dict(getattr(self.model, "provenance", {}) or {}),
+            "model": dict(self.model.provenance),
             "site": self.site,
             "dictionary": self.sae.provenance.get("weights_sha256"),
             "dictionary_source": self.sae.provenance.get("source"),

@@ -8,7 +8,6 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
 
 from scope.errors import ConfigError
 from scope.models.face import LanguageModel
@@ -26,7 +25,7 @@ def randomised(model: LanguageModel, stop: int | None, seed: int = 0) -> Any:
     if model.streamed:
         raise ConfigError("the weights of a streamed model are not in memory")
     kept = [model.tokenizer, model.provenance]
-    if stop is not None and isinstance(getattr(model, "blocks", None), nn.ModuleList):
+    if stop is not None:
         kept += list(model.blocks[stop:])
     made = copy.deepcopy(model, {id(part): part for part in kept})
     trained = {id(p) for p in model.parameters()}

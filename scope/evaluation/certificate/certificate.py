@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from scope.evaluation.certificate.verdict import judge, shown
+from scope.models.face import LanguageModel
+from scope.provenance import ModelId
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.whole_files import write_whole
@@ -54,10 +56,10 @@ class Certificate:
         )
 
 
-def key_of(model, sae: SAE, rules: str | None) -> str | None:
+def key_of(model: LanguageModel, sae: SAE, rules: str | None) -> str | None:
     """The key of a certificate: model, dictionary, site and rules. None without rules or without a hash of the model's weights;
     then nothing is kept."""
-    made = (getattr(model, "provenance", None) or {}).get("weights_sha256")
+    made = ModelId.of(model.provenance).weights_sha256
     return f"{made}-{parameters_sha256(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
 
 

@@ -24,6 +24,7 @@ from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.progress import OnProgress
+from scope.provenance import ModelId
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
@@ -221,7 +222,7 @@ def _notes(model, sae: SAE, x: Tensor, outliers: int) -> list[str]:
     if outliers:
         notes.append(f"{outliers} tokens of more than {OUTLIER:g} times the median norm were left out.")
     named = str((sae.provenance.get("model") or {}).get("model") or "")
-    have = str((getattr(model, "provenance", None) or {}).get("model") or "")
+    have = ModelId.of(model.provenance).name or ""
     same = named.rstrip("/").rsplit("/", 1)[-1] == have.rstrip("/").rsplit("/", 1)[-1]
     if named and have and not same:
         notes.append(f"It was made for {named}, and this is {have}; only the numbers can say whether that matters.")
@@ -242,7 +243,7 @@ def _undecided(sae: SAE, x: Tensor, rounding: float) -> float:
 
 
 def _provenance(model, sae: SAE) -> dict[str, Any]:
-    about = getattr(model, "provenance", None) or {}
+    about = model.provenance
     return {
         "model": {name: about.get(name) for name in ("model", "revision", "weights_sha256")},
         "dictionary": {"weights_sha256": parameters_sha256(sae), "source": sae.provenance.get("source")},
