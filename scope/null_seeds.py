@@ -1,4 +1,4 @@
-"""Chance for a null, which is not the chance that what it is compared with was drawn from.
+"""Random numbers for baselines, kept apart from the random numbers of training.
 
 A dictionary starts with `torch.randn` of its own shape under its seed, and people give 0 as a seed for everything. A null drawn
 in the same way would consist of the very rows that training began with, and be no null.

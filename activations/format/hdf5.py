@@ -1,4 +1,4 @@
-"""The bones of an HDF5 file, made in memory: where each dataset lies, and every byte that is not data.
+"""The layout of an HDF5 file, computed in memory: the offset of each dataset, and all bytes but the data.
 
 A writer that is killed or runs out of disk inside libhdf5 loses the file, and sometimes the process (h5py#914, h5py#1807).
 So the library never writes to the disk here. It lays out a file of contiguous datasets, all allocated at once, into a

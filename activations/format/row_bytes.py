@@ -1,4 +1,4 @@
-"""Rows as they lie on the disk: their bits, their checksums, and bytes said to people."""
+"""Rows as bytes on the disk: conversion, checksums, and norms."""
 
 import os
 import zlib

@@ -21,7 +21,7 @@ and with four dimensions moved by 50 root mean squares (`--huge 50`), as some ar
 So bfloat16 is the default: a dictionary cannot tell it from float32. 8 bits would halve the disk again where no dimension is
 huge; where some are, they cost two to four times what a seed does. Who wants the last bit of a float32 model asks for that.
 
-The file is an ordinary HDF5 file. `sealed.py` reads it. Rows are measured and summed by one thread and written by another,
+The file is an ordinary HDF5 file. `shard_reader.py` reads it. Rows are measured and summed by one thread and written by another,
 which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
 """
 

@@ -1,4 +1,4 @@
-"""The lines of the log on other people's boards: TensorBoard and Weights & Biases, where asked for."""
+"""Log lines for TensorBoard and Weights & Biases."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Leaving in order: a signal is remembered until the step is done, and one folder belongs to one run at a time."""
+"""Ctrl-C and SIGTERM stop a training after the current step."""
 
 import signal
 import sys

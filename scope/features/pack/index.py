@@ -1,4 +1,4 @@
-"""What makes a table of a million latents answer at once: flags as bits, orders that are kept, texts matched piece by piece.
+"""An index that makes searching and sorting fast on large tables: bit flags, cached sort orders, chunked text search.
 
 Everything is built on first use and kept with the pack; nothing here is written to disk.
 """
