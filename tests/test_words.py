@@ -23,7 +23,9 @@ CLAUSE = re.compile(r"(What|That which|Whether|How|Where|Who|Why|When|Which)\b(?
 """A noun made of a clause: "What is told of the dictionary." A question is none."""
 WHAT_IS = re.compile(r"(What (is|are|was|were)|That which)\b")
 """The same in a help, where "Where the model runs" and "Whether to ask" are usual."""
-METAPHOR = re.compile(r"\b(bones|shel(f|ves)|workshops?|desks?|gauges?|nobody|strangers?)\b|\b(in|of|at first) sight\b", re.I)
+METAPHOR = re.compile(
+    r"\b(file_layout|shel(f|ves)|workshops?|desks?|gauges?|nobody|strangers?)\b|\b(in|of|at first) sight\b", re.I
+)
 VAGUE = {"told", "said", "kept", "found", "made", "here", "own", "mine", "asked", "given"}
 """Names that say what happened to a value, not what it is."""
 

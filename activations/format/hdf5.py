@@ -84,12 +84,12 @@ def gaps(places: dict[str, Place], nbytes: int) -> list[tuple[int, int]]:
     return [*found, (at, nbytes)] if at < nbytes else found
 
 
-def crc_of_gaps(bones: Skeleton) -> int:
+def crc_of_gaps(file_layout: Skeleton) -> int:
     """CRC-32 of all bytes outside the datasets, in order, as they will lie on disk."""
     crc = 0
-    for start, end in gaps(bones.places, bones.nbytes):
+    for start, end in gaps(file_layout.places, file_layout.nbytes):
         block = bytearray(end - start)
-        for offset, piece in bones.pieces.items():
+        for offset, piece in file_layout.pieces.items():
             low, high = max(offset, start), min(offset + len(piece), end)
             if low < high:
                 block[low - start : high - start] = piece[low - offset : high - offset]

@@ -21,7 +21,8 @@ and with four dimensions moved by 50 root mean squares (`--huge 50`), as some ar
 So bfloat16 is the default: a dictionary cannot tell it from float32. 8 bits would halve the disk again where no dimension is
 huge; where some are, they cost two to four times what a seed does. Who wants the last bit of a float32 model asks for that.
 
-The file is an ordinary HDF5 file. `shard_reader.py` reads it. Rows are measured and summed by one thread and written by another,
+The file is an ordinary HDF5 file. `shard_reader.py` reads it. Rows are measured and summed by one thread and written by
+another,
 which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
 """
 
@@ -86,13 +87,13 @@ class ShardWriter:
         RecordingError: there is no room; nothing is left behind.
     """
 
-    def __init__(self, path: Path, bones: Skeleton, segment_rows: int, keep: bool = False):
-        self.path, self.bones, self.segment_rows = path, bones, segment_rows
+    def __init__(self, path: Path, file_layout: Skeleton, segment_rows: int, keep: bool = False):
+        self.path, self.file_layout, self.segment_rows = path, file_layout, segment_rows
         self.aside = path.with_name(path.name + ".tmp")
-        self.sites = [name.removeprefix("acts/") for name in bones.places if name.startswith("acts/")]
+        self.sites = [name.removeprefix("acts/") for name in file_layout.places if name.startswith("acts/")]
         self.rows = dict.fromkeys(self.sites, 0)
-        self.norms = {s: np.empty(bones.places[f"norms/{s}"].shape, "<f4") for s in self.sites}
-        self.sums = {s: np.zeros(p.shape, NUMPY[p.dtype]) for s in self.sites for p in [bones.places[f"sums/{s}"]]}
+        self.norms = {s: np.empty(file_layout.places[f"norms/{s}"].shape, "<f4") for s in self.sites}
+        self.sums = {s: np.zeros(p.shape, NUMPY[p.dtype]) for s in self.sites for p in [file_layout.places[f"sums/{s}"]]}
         self.crc: dict[str, int] = {}
         self.begun: dict[str, Any] = {}  # checksums of the segments that are not full yet
         self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
@@ -101,9 +102,9 @@ class ShardWriter:
         self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o666)
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self.fd, 0, bones.nbytes)
-            os.ftruncate(self.fd, bones.nbytes)
-            for offset, piece in bones.pieces.items():
+                os.posix_fallocate(self.fd, 0, file_layout.nbytes)
+            os.ftruncate(self.fd, file_layout.nbytes)
+            for offset, piece in file_layout.pieces.items():
                 self._write(piece, offset)
         except BaseException as error:
             self.drop()
@@ -111,7 +112,7 @@ class ShardWriter:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Write a whole small dataset."""
-        place = self.bones.places[name]
+        place = self.file_layout.places[name]
         raw = np.ascontiguousarray(array, dtype=NUMPY[place.dtype])
         if raw.shape != place.shape:
             raise ValueError(f"{name} is {raw.shape}; {place.shape} was laid out.")
@@ -128,23 +129,23 @@ class ShardWriter:
 
     def rounded(self, site: str, x: Tensor) -> Tensor:
         """Activations in the dtype in which the recording stores them; picking rows afterwards moves fewer bytes."""
-        return x.detach().to(torch.bfloat16 if self.bones.places[f"acts/{site}"].dtype == "bfloat16" else torch.float32)
+        return x.detach().to(torch.bfloat16 if self.file_layout.places[f"acts/{site}"].dtype == "bfloat16" else torch.float32)
 
     def take(self, site: str, n_rows: int, read: Callable[[int, int], np.ndarray], write: bool) -> None:
         """Count rows that exist already: `read(start, stop)` gives them as stored; `write` copies them into this file."""
-        place = self.bones.places[f"acts/{site}"]
+        place = self.file_layout.places[f"acts/{site}"]
         step = max(self.segment_rows, _BLOCK // place.row_bytes)
         for start in range(0, n_rows, step):
             self._queue(site, read(start, min(start + step, n_rows)), write)
 
     def own(self, site: str) -> Callable[[int, int], np.ndarray]:
         """A reader of what an earlier process left in this file, for `take`."""
-        place = self.bones.places[f"acts/{site}"]
+        place = self.file_layout.places[f"acts/{site}"]
         return lambda start, stop: read_rows(self.fd, place, start, stop, self.aside)
 
     def _count(self, site: str, raw: np.ndarray, first: int) -> None:
         """Norms and checksums of rows that stand from row `first` on."""
-        dtype = self.bones.places[f"acts/{site}"].dtype
+        dtype = self.file_layout.places[f"acts/{site}"].dtype
         norms = row_norms(raw, dtype)
         if not np.isfinite(norms).all():
             wide = to_float(raw, dtype).double()
@@ -160,7 +161,7 @@ class ShardWriter:
 
     def _sum(self, site: str, first: int, raw: np.ndarray) -> None:
         m, sums, at = self.segment_rows, self.sums[site], 0
-        new = CHECKSUM[self.bones.places[f"sums/{site}"].dtype]
+        new = CHECKSUM[self.file_layout.places[f"sums/{site}"].dtype]
         while at < len(raw):
             segment, inside = divmod(first + at, m)
             running = self.begun.pop(site) if inside else new()
@@ -181,7 +182,7 @@ class ShardWriter:
         self._settle()
         try:
             for site in self.sites:
-                expected = self.bones.places[f"acts/{site}"].shape[0]
+                expected = self.file_layout.places[f"acts/{site}"].shape[0]
                 if self.rows[site] != expected:
                     raise ValueError(f"{site} has {self.rows[site]} rows; {expected} were laid out.")
                 self.put(f"norms/{site}", self.norms[site])
@@ -194,13 +195,13 @@ class ShardWriter:
         sync_folder(self.path.parent)
         datasets = {
             name: place.to_json() | ({"crc32": self.crc[name]} if name in self.crc else {})
-            for name, place in self.bones.places.items()
+            for name, place in self.file_layout.places.items()
         }
         return {
             "file": self.path.name,
-            "bytes": self.bones.nbytes,
+            "bytes": self.file_layout.nbytes,
             "datasets": datasets,
-            "rest_crc32": crc_of_gaps(self.bones),
+            "rest_crc32": crc_of_gaps(self.file_layout),
             "mean_square_norm": {s: _mean_square(self.norms[s]) for s in self.sites},
             "max_norm": {s: float(self.norms[s].max(initial=0.0)) for s in self.sites},
         }
@@ -220,7 +221,7 @@ class ShardWriter:
 
     def _queue(self, site: str, raw: np.ndarray, write: bool = True) -> None:
         """Have the threads count and write the next rows of a site, and wait while too many are on their way."""
-        place, first = self.bones.places[f"acts/{site}"], self.rows[site]
+        place, first = self.file_layout.places[f"acts/{site}"], self.rows[site]
         self.rows[site] += len(raw)
         begun = [self.counting.submit(self._count, site, raw, first)]
         if write:
@@ -258,7 +259,7 @@ class ShardWriter:
         free = os.statvfs(self.path.parent)
         return RecordingError(
             f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
-            f"  It needs {size(self.bones.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
+            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )
 

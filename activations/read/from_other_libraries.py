@@ -92,8 +92,8 @@ def _write(
     names = json.dumps(chunk.names).encode()
     facts = None if chunk.roles is None else json.dumps(chunk.facts).encode()
     datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows, facts=facts)
-    bones = skeleton({"format": FORMAT, "version": foreign.version}, datasets)
-    shard = ShardWriter(out / f"shard-{number:05d}.h5", bones, segment_rows)
+    file_layout = skeleton({"format": FORMAT, "version": foreign.version}, datasets)
+    shard = ShardWriter(out / f"shard-{number:05d}.h5", file_layout, segment_rows)
     documents = np.full((c, foreign.context), -1) if chunk.documents is None else chunk.documents
     roles = None if chunk.roles is None else chunk.roles[chunk.context, chunk.position]
     try:
