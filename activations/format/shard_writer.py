@@ -259,7 +259,8 @@ class ShardWriter:
         free = os.statvfs(self.path.parent)
         return RecordingError(
             f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
-            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
+            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free "
+            f"in {self.path.parent}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )
 
