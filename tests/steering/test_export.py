@@ -14,6 +14,7 @@ import pytest
 from scope.errors import EditError
 from scope.models.load import load_model
 from scope.models.text.sampling_config import SamplingConfig
+from scope.renamed import RenamedWarning
 from scope.sae.files import read_sae
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.saved_runs import Runs
@@ -25,7 +26,7 @@ from scope.steering.export.page import as_page
 from scope.steering.export.script import as_notebook, as_python
 from tests.conftest import random_gemma
 from tests.help.labs import save_checkpoint
-from tests.steering.conftest import random_sae
+from tests.steering.conftest import SITE, random_sae
 
 PROMPT = "<i src>'\"\u202e dog"
 HOSTILE = "<img src=x onerror=alert(1)> '\"''' </script>\u202e{0} dog"
@@ -238,9 +239,34 @@ def test_a_name_that_is_none_reaches_no_file(tmp_path, name):
         Runs(tmp_path).load(name)
 
 
-def test_a_saved_run_with_code_for_a_number_is_exported_as_text_that_does_nothing(run, place):
-    raw = json.loads(run.to_json())
-    raw["n"] = raw["control_seed"] = "__import__('os').abort()"
-    program = as_python(SteeringRun.from_json(json.dumps(raw)), [str(place / "dictionary")])
-    assert """n="__import__('os').abort()",""" in program
-    assert """control_seed="__import__('os').abort()",""" in program
+@pytest.mark.parametrize("name", ["n", "control_seed", "stopped_after"])
+def test_a_saved_run_with_code_for_a_number_is_refused(run, name):
+    """It would stand in the program that is exported from it."""
+    raw = json.loads(run.to_json()) | {name: "__import__('os').abort()"}
+    with pytest.raises(EditError, match=f"{name} is .* must be a whole number"):
+        SteeringRun.from_json(json.dumps(raw))
+
+
+def test_a_program_that_version_0_1_0_exported_still_runs_and_names_the_new_names(place, capsys):
+    program = f"""
+from scope.models.generate import SamplingConfig
+from scope.models.load import load_model
+from scope.sae.files import load_sae
+from scope.steering.gauge import Gauge
+from scope.steering.interventions import Add
+from scope.steering.steer import steer
+
+model = load_model({str(place / "checkpoint")!r})
+dictionaries = [load_sae({str(place / "dictionary")!r})]
+gauges = {{{SITE!r}: Gauge(8.0, 'given', {{4: 3.0}}, {{3: 2.0}}, {{3: (1, 2)}})}}
+arms = ('plain', 'steered', 'random')
+sampling = SamplingConfig(max_new_tokens=2)
+run = steer(model, dictionaries, [Add(3, 0.5)], ['the dog'], sampling, arms=arms, n=1, gauges=gauges, control_seed=0)
+print(len(run.arms), run.gauges[{SITE!r}].typical_norm)
+"""
+    with pytest.warns(RenamedWarning) as warnings:
+        exec(compile(program, "steering.py", "exec"), {})
+    assert capsys.readouterr().out == "3 8.0\n"
+    named = " ".join(str(w.message) for w in warnings)
+    for new in ("StrengthUnits", "conditions=", "strength_units=", "SteeringRun.arms is now conditions"):
+        assert new in named

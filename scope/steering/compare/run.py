@@ -150,6 +150,11 @@ class RunData:
         schema = raw.get("schema") if isinstance(raw, Mapping) else None
         if schema not in READS:
             raise EditError(f"This run was saved with schema {schema}; this version reads {' and '.join(map(str, READS))}.")
+        for name in ("n", "control_seed", "stopped_after"):
+            if type(raw.get(name)) is not int and (name, raw.get(name)) != ("stopped_after", None):
+                raise EditError(
+                    f"The saved run is damaged: {name} is {str(raw.get(name))[:40]!r}, and it must be a whole number."
+                )
         try:
             sampling = {**raw["sampling"], "stop": tuple(raw["sampling"]["stop"])}
             return cls(
