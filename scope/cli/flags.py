@@ -54,13 +54,15 @@ def flags_of(
     more: Sequence[tuple[str, Any, Any, str]] = (),
     doc: str = "",
     hidden: Collection[str] = (),
+    prefixed: bool = False,
 ) -> type:
-    """A dataclass for tyro with the fields of `config`; those of configs within it become flags beside the others.
+    """A dataclass for tyro with the fields of `config`; those of configs within it become flags beside the others, and those of
+    configs within these bear a prefix, as --sizes.top.
 
     `positional` fields are given without a name. Fields in `commas` take several values with commas between; "*" means all
     that hold tuples in a config within. `marks` are further annotations of a field. `more` are flags of the command alone:
     (name, type, default, help). `doc` is the text above the flags. `hidden` fields are no flags: a config around them has
-    fields of those names.
+    fields of those names. `prefixed` says that `config` is itself within another.
     """
     docs, made, names = field_docs(config), [], {f.name for f in fields(config)}
     for f in fields(config):
@@ -69,8 +71,9 @@ def flags_of(
         inner = inner_config(f)
         if inner is not None:
             within = {*commas, *_tuples(inner)} if "*" in commas else commas
-            kind: Any = flags_of(inner, positional, within, marks, hidden=names)
-            made.append((f.name, Annotated[kind, tyro.conf.arg(name="")], field(default_factory=kind)))
+            kind: Any = flags_of(inner, positional, within, marks, hidden=() if prefixed else names, prefixed=True)
+            shown = kind if prefixed else Annotated[kind, tyro.conf.arg(name="")]
+            made.append((f.name, shown, field(default_factory=kind)))
             continue
         kind = _several(f.type) if f.name in commas and get_origin(f.type) is tuple else _counts(f.type)
         annotations = [tyro.conf.arg(help=docs.get(f.name, "")), *marks.get(f.name, ())]
