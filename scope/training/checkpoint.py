@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scope.errors import DictionaryError
+from scope.whole_files import settle_file
 
 _MARK = "__tensor__"
 _NAMES = {
@@ -49,7 +50,7 @@ def save_state(file: Path, state: dict[str, Any], gather: Gather | None = None, 
     """After this returns the whole state is on the disk under `file`; until then the file that was there before.
 
     Raises:
-        OSError: there is no room, or no leave, to write it; nothing of the attempt is left.
+        OSError: there is no room, or no permission, to write it; nothing of the attempt is left.
     """
     leaves: dict[str, Tensor | Part] = {}
     text = json.dumps(_flatten(state, "", leaves))
@@ -64,21 +65,10 @@ def save_state(file: Path, state: dict[str, Any], gather: Gather | None = None, 
             _write(handle, header)
             for leaf in leaves.values():
                 _write(handle, _bytes(_whole(leaf, gather)))
-            os.fsync(handle.fileno())
+        settle_file(aside, file)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise _with_way_out(error, file) from None
-    os.replace(aside, file)
-    sync_folder(file.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_state(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from scope.sae.kinds import KINDS
 from scope.training.config import TrainConfig
 from scope.training.progress import LOG
 
-RUN, CHECKPOINT = "training.json", "checkpoint.safetensors"
+RUN, CHECKPOINT, LOCK = "training.json", "checkpoint.safetensors", ".lock"
 
 _FREE = {"save_every", "log_every"}
 """Settings that leave the result alone, so a run may be continued with others."""

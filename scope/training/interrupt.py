@@ -3,13 +3,6 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-
-from scope.errors import ConfigError
-
-LOCK = ".lock"
 
 
 class Interrupt:
@@ -43,38 +36,3 @@ class Interrupt:
         if number == signal.SIGTERM:
             sys.exit(128 + number)
         raise KeyboardInterrupt
-
-
-@contextmanager
-def exclusive(folder: Path, name: str = LOCK) -> Iterator[None]:
-    """Hold the folder's lock; the system lets go of it when the process ends, however that happens.
-
-    Raises:
-        ConfigError: another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        yield
-        return
-    with open(folder / name, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"Another process is training in {folder}. Wait for it, or give another --out.") from None
-        yield
-
-
-def is_held(folder: Path) -> bool:
-    """Whether a process is training in the folder now. Asking disturbs nobody."""
-    try:
-        import fcntl
-    except ImportError:
-        return False
-    for lock in folder.glob(LOCK + "*"):
-        with open(lock) as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    return False

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from scope.sae.base import SAE
 from scope.sae.engines.base import Batch
 from scope.shapes import Acts
 from scope.training.config import TrainConfig, steps_of
+from scope.whole_files import write_whole
 
 LOG = "log.jsonl"
 
@@ -82,9 +82,7 @@ class Log:
     def __init__(self, folder: Path, from_step: int):
         self.file = folder / LOG
         kept = [row for row in read_log(folder) if row["step"] <= from_step]
-        aside = self.file.with_name(LOG + ".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(aside, self.file)
+        write_whole(self.file, "".join(json.dumps(row) + "\n" for row in kept))
         self.started, self.first = time.perf_counter(), from_step
 
     def write(self, step: int, batch_size: int, numbers: dict[str, float]) -> dict[str, float]:

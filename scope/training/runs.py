@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from scope.sae.files import MANIFEST
-from scope.training.folder import RUN
-from scope.training.interrupt import is_held
+from scope.training.folder import LOCK, RUN
 from scope.training.progress import read_log
+from scope.whole_files import is_held
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ def _state(folder: Path) -> str:
     """A folder of several has its lock and its checkpoint one level up."""
     if (folder / MANIFEST).exists() and not list(folder.glob("checkpoint*.safetensors")):
         return "finished"
-    return "running" if is_held(folder) or is_held(folder.parent) else "stopped"
+    return "running" if any(is_held(place, f"{LOCK}*") for place in (folder, folder.parent)) else "stopped"
 
 
 def _descriptions(folder: Path) -> Iterator[Path]:

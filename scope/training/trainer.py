@@ -22,12 +22,12 @@ from scope.sae.objectives.base import Objective
 from scope.training.batches import Batches, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig
-from scope.training.folder import CHECKPOINT, RUN, describe, is_finished, refuse_another, refuse_foreign
-from scope.training.interrupt import LOCK, Interrupt, exclusive
+from scope.training.folder import CHECKPOINT, LOCK, RUN, describe, is_finished, refuse_another, refuse_foreign
+from scope.training.interrupt import Interrupt
 from scope.training.learner import Job, Learner
 from scope.training.processes import ProcessGroup
 from scope.training.progress import shown
-from scope.whole_files import write_json
+from scope.whole_files import only_writer, write_json
 
 __all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
@@ -55,7 +55,8 @@ def train(
 
     Raises:
         ConfigError: `out` holds something else, or was begun with other settings; `sae` was trained before; activations of
-            another width, too few of them, NaN or Inf among them (with their place); a loss that leaves the numbers.
+            another width, too few of them, NaN or Inf among them (with their place); a loss that becomes NaN or Inf.
+        FolderInUse: another process trains in `out`.
     """
     return train_all([Job(sae, config, Path(out), objective)], batches, out, on_progress)[0]
 
@@ -84,7 +85,7 @@ def train_all(
         folder.mkdir(parents=True, exist_ok=True)
     described = [describe(job.sae, job.config) for job in jobs]
     lock = LOCK if group.writes and not group.rank else f"{LOCK}-{group.rank}"
-    with exclusive(out, lock), Interrupt() as interrupt:
+    with only_writer(out, lock, doing="used for a training"), Interrupt() as interrupt:
         for job, one in zip(jobs, described, strict=True):
             refuse_another(job.out, one)
         run = _Run(jobs, batches, out, group, on_row)

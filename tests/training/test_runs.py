@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scope.training.interrupt import exclusive, is_held
 from scope.training.runs import find_trainings, read_training
 from scope.training.trainer import train_all
+from scope.whole_files import is_held, only_writer
 from tests.training.planted import SITES, TwoSites, grid
 
 
@@ -39,7 +39,7 @@ def test_finished_and_stopped_trainings_are_told_with_what_they_came_to(folder):
 
 
 def test_a_training_whose_folder_is_held_is_running_and_asking_does_not_let_go(folder):
-    with exclusive(folder / "left"):
+    with only_writer(folder / "left"):
         assert read_training(folder / "left" / "a").state == "running"
         assert is_held(folder / "left")
     assert read_training(folder / "left" / "a").state == "stopped"

@@ -23,6 +23,7 @@ from scope.sae.objectives.jumprelu import JumpReLUObjective
 from scope.sae.topk import BatchTopKConfig
 from scope.training.progress import read_log
 from scope.training.trainer import CHECKPOINT, TensorBatches, TrainConfig, train
+from scope.whole_files import FolderInUse
 
 SITE = "blocks.1.hook_resid_post"
 SMALL = TrainConfig(steps=40, batch_size=64, save_every=7, log_every=5, calibration=512)
@@ -242,7 +243,7 @@ def test_two_runs_cannot_share_a_folder(tmp_path):
     def another_begins(*_):
         train(fresh(), batches(), SMALL, tmp_path)
 
-    with pytest.raises(ConfigError, match="Another process"):
+    with pytest.raises(FolderInUse, match=r"used for a training by process \d+"):
         train(fresh(), batches(), SMALL, tmp_path, on_progress=another_begins)
 
 
