@@ -21,7 +21,8 @@ class ReadsSite(Protocol):
     """The part of a dictionary that the check reads."""
 
     site: str
-    d_in: int
+    reads: dict[str, int]
+    writes: dict[str, int]
     autoencodes: bool
     provenance: dict[str, Any]
 
@@ -42,9 +43,9 @@ def check_fit(model: HasSites, dictionary: ReadsSite, any_model: bool = False, r
             f"{getattr(dictionary, 'site_out', '') or 'another'}, so its output cannot stand in for what it reads.\n"
             "  Its encode and decode can be used; splicing, scores and steering need an SAE."
         )
-    places = [("reads", dictionary.site, dictionary.d_in)]
+    places = [("reads", site, width) for site, width in dictionary.reads.items()]
     if not dictionary.autoencodes:
-        places.append(("predicts", dictionary.site_out, dictionary.d_out))
+        places += [("predicts", site, width) for site, width in dictionary.writes.items()]
     sites = model.sites()
     for verb, site, width in places:
         if not site:

@@ -37,7 +37,7 @@ class SAE(nn.Module, ABC):
 
     def __init__(self, config: SAEConfig, site: str = ""):
         if config.d_in < 1:
-            raise ConfigError("d_in is 0; a dictionary must be told the width of the activations that it reads.")
+            raise ConfigError("d_in is 0; a dictionary needs the width of the activations that it reads.")
         super().__init__()
         self.config, self.site = config, site
         self.provenance: dict[str, Any] = {}

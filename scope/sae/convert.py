@@ -1,4 +1,4 @@
-"""From any format that is read to one that is written: what is lost is said, and what was written is read back."""
+"""Conversion of a dictionary between formats: lists what the new format cannot hold, and reads back what was written."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from scope.sae.transcoder import Transcoder
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did. `furthest` is the greatest difference of any number of the dictionary once it was read back."""
+    """The result of a conversion. `furthest` is the greatest difference of any number once the new file was read back."""
 
     sae: SAE
     folder: Path
@@ -39,7 +39,7 @@ TARGETS: dict[str, Callable[[SAE, Path], list[str]]] = {
 def convert(source: Path | str, out: Path | str, to: str, site: str | None = None) -> Converted:
     """Write the dictionary at `source` (anything that `read_sae` takes) into the folder `out` in another format.
 
-    `site` names where it reads, for sources that do not say, or say what is wrong; that they did is then told.
+    `site` is the site that it reads, for sources that name none or a wrong one; a name that it replaces is listed as lost.
 
     Raises:
         DictionaryError: nothing that can be read, a dictionary that the target cannot express, one already in `out`.
@@ -52,7 +52,7 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
     if there:
         raise DictionaryError(f"{out} already holds {', '.join(there)}. Give another folder; nothing is overwritten.")
     sae = read_sae(source)
-    said = sae.site
+    source_site = sae.site
     if site is not None:
         sae.site = sae.provenance["site"] = site
     try:
@@ -60,7 +60,7 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
     except (FileExistsError, NotADirectoryError):
         raise DictionaryError(f"{out} cannot be a folder: a file is in its place or above it. Give another folder.") from None
     try:
-        lost = [f"that it reads {said}, which the source says"] if said not in ("", sae.site) else []
+        lost = [f"that it reads {source_site}, which the source says"] if source_site not in ("", sae.site) else []
         lost += TARGETS[to](sae, out)
     except DictionaryError:
         if not any(out.iterdir()):
@@ -70,7 +70,7 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
 
 
 def _furthest(sae: SAE, folder: Path, to: str) -> float:
-    """Read back what was written; how far the number that differs most lies from what was meant."""
+    """Read back what was written; the greatest difference of any number from the dictionary."""
     if to != "gemma_scope":
         meant, back = sae, read_sae(folder)
     elif isinstance(sae, Transcoder):

@@ -31,7 +31,7 @@ FORMATS: dict[str, tuple[str, _Reader]] = {
     sparsify.WEIGHTS: ("sparsify", sparsify.read),
     dictionary_learning.WEIGHTS: ("dictionary_learning", lambda folder, named: dictionary_learning.read(folder)),
 }
-"""The file that holds the weights -> whose format it is, and what reads its folder, told by which name it goes."""
+"""File that holds the weights -> (name of the format, what reads a folder and the name that it goes by)."""
 
 _BESIDE = ("cfg.json", "config.json", MANIFEST, sae_lens.SPARSITY, sae_lens.SCALER, "eval_results.json")
 
@@ -59,12 +59,12 @@ def save_sae(sae: SAE, folder: Path | str) -> Path:
 
 
 def _competed(sae: SAE) -> SAE:
-    """The dictionary, or a copy with unit rows of one in which rows of any norm compete: files do not say that they do."""
+    """The dictionary, or a copy with unit rows of a TopK whose rows are free: the files have no field for that."""
     if not (isinstance(sae, TopKSAE) and sae.free):
         return sae
-    made = copy.deepcopy(sae)
-    made.unit_decoder()
-    return made
+    unit = copy.deepcopy(sae)
+    unit.unit_decoder()
+    return unit
 
 
 def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
@@ -92,7 +92,7 @@ def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
         sae = _from_hub(str(folder_or_id))
     try:
         return sae.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # torch says either of a device that is not there
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
         raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
@@ -100,12 +100,12 @@ def _from_folder(folder: Path, named: str | None = None) -> SAE:
     """`named` is what the folder is called where it was fetched from, if that says more than its path."""
     if (folder / MANIFEST).exists():
         return _ours(folder)
-    found = [file for file in FORMATS if (folder / file).exists()]
-    if len(found) > 1:
-        raise DictionaryError(f"{folder} holds several dictionaries: {', '.join(found)}. Give the file that is meant.")
-    if found:
-        sae = FORMATS[found[0]][1](folder, named or str(folder.resolve()))
-        sae.provenance["weights_sha256"] = file_sha256(folder / found[0])
+    weights = [file for file in FORMATS if (folder / file).exists()]
+    if len(weights) > 1:
+        raise DictionaryError(f"{folder} holds several dictionaries: {', '.join(weights)}. Give one of these files.")
+    if weights:
+        sae = FORMATS[weights[0]][1](folder, named or str(folder.resolve()))
+        sae.provenance["weights_sha256"] = file_sha256(folder / weights[0])
         return sae
     there = sorted(p.name for p in folder.iterdir())
     if "checkpoint.safetensors" in there:
@@ -132,15 +132,13 @@ def _ours(folder: Path) -> SAE:
     parts = {"config": dict, "provenance": dict, "site": str}
     strange = [name for name, form in parts.items() if not isinstance(manifest.get(name), form)]
     if strange:
-        raise DictionaryError(
-            f"{folder / MANIFEST} is damaged: without {', '.join(strange)} it says too little. Copy it again."
-        )
+        raise DictionaryError(f"{folder / MANIFEST} is damaged: its {', '.join(strange)} cannot be read. Copy it again.")
     _refuse_other_kind(kind, folder)
     arrays = sae_lens.stored(folder)
-    found, said = file_sha256(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
-    if found != said:
+    actual, expected = file_sha256(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
+    if actual != expected:
         raise DictionaryError(
-            f"The weights in {folder} are not what {MANIFEST} describes (sha256 {found[:12]}, expected {str(said)[:12]}).\n"
+            f"The weights in {folder} are not what {MANIFEST} describes: sha256 {actual[:12]}, not {str(expected)[:12]}.\n"
             f"  Copy the folder again, or delete {MANIFEST} to read it as a plain SAELens folder."
         )
     config = config_from(kind, manifest["config"], folder / MANIFEST)
@@ -151,7 +149,7 @@ def _ours(folder: Path) -> SAE:
 
 
 def _refuse_other_kind(kind: str, folder: Path) -> None:
-    """The hash in the manifest covers the weights alone; that it tells their kind rightly is held against cfg.json.
+    """Compare the manifest's kind with cfg.json, since the hash in the manifest covers the weights alone.
 
     Raises:
         DictionaryError: they name kinds that are not written alike.
@@ -159,8 +157,8 @@ def _refuse_other_kind(kind: str, folder: Path) -> None:
     if not (folder / sae_lens.CONFIG).exists():
         return
     named = read_json(folder / sae_lens.CONFIG).get("architecture")
-    written = {"batch_topk": ("jumprelu",), "transcoder": ("jumprelu_transcoder", "jumprelu_skip_transcoder")}
-    if named not in written.get(kind, (kind,)):
+    as_written = {"batch_topk": ("jumprelu",), "transcoder": ("jumprelu_transcoder", "jumprelu_skip_transcoder")}
+    if named not in as_written.get(kind, (kind,)):
         raise DictionaryError(
             f"{folder / MANIFEST} says kind {kind}, and {sae_lens.CONFIG} beside it says architecture {named!r}.\n"
             f"  One of the two is of another dictionary. Copy the folder again, or delete {MANIFEST} to read it as a plain "

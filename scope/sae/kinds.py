@@ -17,7 +17,7 @@ from scope.sae.configs.transcoder import TranscoderConfig
 
 @dataclass(frozen=True)
 class Kind:
-    """`dictionary` and `training` are "module:class" below scope.sae; without `training` a kind can be read and not trained."""
+    """`dictionary` and `training` are "module:class"; without `training` a kind can be read and not trained."""
 
     config: type[SAEConfig]
     dictionary: str
@@ -33,11 +33,11 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "jumprelu": Kind(JumpReLUConfig, "jumprelu:JumpReLUSAE", "objectives.jumprelu:JumpReLUObjective"),
-    "topk": Kind(TopKConfig, "topk:TopKSAE", "objectives.topk:TopKObjective"),
-    "batch_topk": Kind(BatchTopKConfig, "topk:BatchTopKSAE", "objectives.topk:BatchTopKObjective"),
-    "gated": Kind(GatedConfig, "gated:GatedSAE", "objectives.gated:GatedObjective"),
-    "transcoder": Kind(TranscoderConfig, "transcoder:Transcoder"),
+    "jumprelu": Kind(JumpReLUConfig, "scope.sae.jumprelu:JumpReLUSAE", "scope.sae.objectives.jumprelu:JumpReLUObjective"),
+    "topk": Kind(TopKConfig, "scope.sae.topk:TopKSAE", "scope.sae.objectives.topk:TopKObjective"),
+    "batch_topk": Kind(BatchTopKConfig, "scope.sae.topk:BatchTopKSAE", "scope.sae.objectives.topk:BatchTopKObjective"),
+    "gated": Kind(GatedConfig, "scope.sae.gated:GatedSAE", "scope.sae.objectives.gated:GatedObjective"),
+    "transcoder": Kind(TranscoderConfig, "scope.sae.transcoder:Transcoder"),
 }
 
 
@@ -69,4 +69,4 @@ def make_objective(sae: Any) -> Any:
 
 def _load(place: str) -> type:
     module, name = place.split(":")
-    return getattr(import_module(f"scope.sae.{module}"), name)
+    return getattr(import_module(module), name)

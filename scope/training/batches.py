@@ -1,4 +1,4 @@
-"""What a trainer reads: batches of activations from anywhere, with a place that can be kept."""
+"""What a trainer reads: batches of activations from anywhere, with a position that can be saved."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from scope.shapes import Acts
 
 @runtime_checkable
 class Batches(Protocol):
-    """Endless or not, each iteration goes on after the batch that was given last; `state_dict` says where that is.
+    """Endless or not, each iteration continues after the last batch; `state_dict` is that position.
 
     Of several sites a batch is a tuple, in the order of the attribute `sites`, whose rows belong to the same tokens. A method
     `where(row, n)`, if there is one, says in words where row `row` of the last batch, of n, comes from.
@@ -52,5 +52,8 @@ class TensorBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if (state["seed"], state["batch_size"]) != (self.seed, self.batch_size):
-            raise ConfigError("The place kept was reached with another seed or batch size; it means nothing here.")
+            raise ConfigError(
+                f"This checkpoint's data position was saved with seed {state['seed']} and batch_size {state['batch_size']}; "
+                f"now they are {self.seed} and {self.batch_size}.\n  Resume with the saved settings."
+            )
         self.epoch, self.at = state["epoch"], state["at"]

@@ -1,4 +1,4 @@
-"""A nested state of numbers, texts and tensors in one safetensors file: written aside, on the disk, then renamed. No pickle.
+"""Checkpoints: a nested state of numbers, texts and tensors in one safetensors file, without pickle.
 
 Tensors are written one after the other, so that saving a training needs no second copy of it in memory. A tensor of which
 every process holds a part stands in the state as a `Part`; the file holds it whole, and so says nothing of how many there were.
@@ -86,8 +86,8 @@ def load_state(file: Path) -> dict[str, Any]:
 
 
 def _with_way_out(error: OSError, file: Path) -> OSError:
-    kept = f"the last one, {file}, is untouched" if file.exists() else "there was none before"
-    return OSError(error.errno, f"{os.strerror(error.errno or 0)}: the checkpoint was not saved; {kept}", str(file))
+    previous = f"the last one, {file}, is untouched" if file.exists() else "there was none before"
+    return OSError(error.errno, f"{os.strerror(error.errno or 0)}: the checkpoint was not saved; {previous}", str(file))
 
 
 def _whole(leaf: Tensor | Part, gather: Gather | None) -> Tensor | None:

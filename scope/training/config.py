@@ -34,7 +34,7 @@ class TrainConfig:
     """Share of the peak from which the learning rate rises."""
 
     warmup_shape: Literal["linear", "cosine"] = "linear"
-    """How it rises."""
+    """Shape of the rise."""
 
     decay: float = 0.5
     """Share of the steps (a number of steps if above 1), at the end, over which the learning rate falls linearly to zero."""
@@ -58,10 +58,10 @@ class TrainConfig:
     """Steps between lines of log.jsonl."""
 
     seed: int = 0
-    """Of the start weights."""
+    """Random seed for the start weights."""
 
     order_seed: int | None = None
-    """Of the order in which activations are read; None takes `seed`, and of several seeds the first."""
+    """Random seed for the order in which activations are read; None takes `seed`, and of several seeds the first."""
 
     def __post_init__(self):
         refuse_no_number(self)

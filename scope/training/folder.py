@@ -1,4 +1,4 @@
-"""The folder of a training: what decides its outcome, written once at the beginning and held against every later call."""
+"""The folder of a training: the settings that decide its outcome, written at the beginning and compared at every later call."""
 
 import json
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ _FREE = {"save_every", "log_every"}
 """Settings that leave the result alone, so a run may be continued with others."""
 
 _BESIDE = (LOG, "tensorboard", "wandb")
-"""What lies beside a description and says nothing of what was trained."""
+"""Files that may lie beside a description."""
 
 
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
@@ -66,17 +66,17 @@ def refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
             continue
         if (folder / MANIFEST).exists() or (folder / "cfg.json").exists():
             raise ConfigError(f"{folder} holds a dictionary that was not trained there. Give another --out.")
-        if found := _foreign(folder):
-            raise ConfigError(f"{folder} holds what no training made: {_listed(found)}.\n  Give a new folder as --out.")
+        if foreign := _foreign(folder):
+            raise ConfigError(f"{folder} holds what no training made: {_listed(foreign)}.\n  Give a new folder as --out.")
     if out in folders:
         return
     if _is_ours(out):
         raise ConfigError(f"{out} holds the training of one dictionary. Give a new folder as --out for several.")
-    kept = [path for path in _foreign(out) if not path.name.startswith("checkpoint") or path.is_dir()]
-    found = [path for path in kept if not path.is_dir() or _foreign(path)]
-    if found and not any(_is_ours(path) for path in found):
+    others = [path for path in _foreign(out) if not path.name.startswith("checkpoint") or path.is_dir()]
+    others = [path for path in others if not path.is_dir() or _foreign(path)]
+    if others and not any(_is_ours(path) for path in others):
         raise ConfigError(
-            f"{out} holds what no training made: {_listed(found)}.\n"
+            f"{out} holds what no training made: {_listed(others)}.\n"
             "  Give a new folder as --out; each dictionary gets one of its own in it."
         )
 
@@ -98,7 +98,7 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def is_finished(out: Path) -> bool:
-    """Whether the dictionary of a training lies in `out`, whole."""
+    """Whether `out` holds the dictionary of a training that has ended."""
     return (out / RUN).exists() and (out / MANIFEST).exists() and not (out / CHECKPOINT).exists()
 
 
@@ -125,7 +125,7 @@ def _completed(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settled(described: dict[str, Any]) -> dict[str, Any]:
-    """With what a dictionary's other settings decide: rows that are kept at norm 1 start there, said or not."""
+    """With the settings that others decide: rows that stay at norm 1 start there."""
     dictionary = described.get("dictionary") or {}
     if dictionary.get("decoder") == "unit" and dictionary.get("start_norm", 1.0) is None:
         return described | {"dictionary": dictionary | {"start_norm": 1.0}}

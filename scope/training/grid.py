@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SWEPT = {"d_sae": "d", "target_l0": "l0_", "k": "k", "l0_weight": "lambda", "l1_weight": "lambda", "lr": "lr", "seed": "seed"}
-"""Setting that may have several values -> how a folder's name says it."""
+"""Setting that may have several values -> its abbreviation in the folder's name."""
 
 _ALWAYS = ("d_sae", "target_l0", "k")
 
@@ -23,15 +23,15 @@ class Cell:
 def cells(sites: Sequence[str], values: Mapping[str, Sequence[Any]]) -> list[Cell]:
     """Site by site, every combination of the values. Settings with one value are not in the name, but for width and target."""
     names = [name for name in values if values[name]]
-    found = []
+    grid = []
     for site in sites:
         for combination in itertools.product(*(values[name] for name in names)):
-            given = dict(zip(names, combination, strict=True))
-            fixed = given.get("l0_weight") is not None or given.get("l1_weight") is not None
-            told = [n for n in names if len(values[n]) > 1 or (n in _ALWAYS and not (fixed and n == "target_l0"))]
-            parts = "-".join(f"{SWEPT[n]}{_short(given[n])}" for n in told)
-            found.append(Cell(site, given, f"{site}-{parts}" if parts else site))
-    return found
+            chosen = dict(zip(names, combination, strict=True))
+            fixed = chosen.get("l0_weight") is not None or chosen.get("l1_weight") is not None
+            shown = [n for n in names if len(values[n]) > 1 or (n in _ALWAYS and not (fixed and n == "target_l0"))]
+            parts = "-".join(f"{SWEPT[n]}{_short(chosen[n])}" for n in shown)
+            grid.append(Cell(site, chosen, f"{site}-{parts}" if parts else site))
+    return grid
 
 
 def _short(value: Any) -> str:

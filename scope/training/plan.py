@@ -1,4 +1,4 @@
-"""What a training will need in memory, said and held against what there is before it begins."""
+"""The memory that a training will need, compared with what is free before it begins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Plan:
     """What is held to shuffle."""
 
     free: int | None
-    """None where the system does not say."""
+    """None where the system does not tell."""
 
     @property
     def needed(self) -> int:

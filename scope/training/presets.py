@@ -1,4 +1,4 @@
-"""Recipes as data: what each says, where it is from, and what it leaves open.
+"""Recipes as data: their settings, their sources, and what they leave open.
 
 small-budget   Ours, the default: converges within a few million tokens. Learning rate high, decayed over the second half; over
                the first the target L0 is approached from above, and reached. Wider dictionaries get more tokens and a lower
@@ -44,7 +44,7 @@ class Size:
 class Preset:
     """`tokens` of a width, the batch of a token budget; from the size the values of TrainConfig and of each kind's config."""
 
-    says: str
+    summary: str
     tokens: Callable[[int], int]
     batch_size: Callable[[int], int]
     training: Callable[[Size], dict[str, Any]]
@@ -108,21 +108,21 @@ def _gemma_scope_tokens(d_sae: int) -> int:
 
 PRESETS: dict[str, Preset] = {
     "small-budget": Preset(
-        says="converges within a few million tokens",
+        summary="converges within a few million tokens",
         tokens=lambda d_sae: max(2_048_000, 500 * d_sae),
         batch_size=lambda tokens: 1024 if tokens < 16_000_000 else 2048 if tokens < 64_000_000 else 4096,
         training=_small_lr,
         kinds={"jumprelu": _small_revival} | dict.fromkeys(("topk", "batch_topk", "gated"), _nothing),
     ),
     "gemma-scope": Preset(
-        says="the paper's recipe, for billions of tokens",
+        summary="the paper's recipe, for billions of tokens",
         tokens=_gemma_scope_tokens,
         batch_size=lambda tokens: 4096,
         training=_gemma_scope,
         kinds={"jumprelu": _gemma_scope_jumprelu},
     ),
     "gemma-scope-2": Preset(
-        says="quadratic target, frequency penalty, for billions of tokens",
+        summary="quadratic target, frequency penalty, for billions of tokens",
         tokens=_gemma_scope_tokens,
         batch_size=lambda tokens: 4096,
         training=_gemma_scope,

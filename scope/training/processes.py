@@ -3,7 +3,7 @@
     alone   one process
     data    every process holds the dictionaries; each takes its share of a batch, and gradients are averaged
     width   every process sees the whole batch and holds its share of each dictionary's latents; what they reconstruct is summed
-    site    the dictionaries are dealt out; each process trains its own and speaks to nobody
+    site    the dictionaries are dealt out; each process trains its own, without communication
 
 All sums are made in the same order on every process, so that what is the same on all stays the same to the bit.
 """
@@ -58,9 +58,9 @@ class ProcessGroup:
         """The mean over all processes, in place."""
         return self.sum(tensor).div_(self.world) if self.talks else tensor
 
-    def any(self, asked: bool, device: torch.device) -> bool:
-        """Whether any process says yes."""
-        return bool(self.sum(torch.tensor(float(asked), device=device)).item()) if self.talks else asked
+    def any(self, value: bool, device: torch.device) -> bool:
+        """Whether it is true on any process."""
+        return bool(self.sum(torch.tensor(float(value), device=device)).item()) if self.talks else value
 
     def share(self, n: int) -> slice:
         """This process's part of n things, in order."""
@@ -85,14 +85,14 @@ class ProcessGroup:
         return torch.cat(parts).movedim(0, part.dim).contiguous()
 
     def everyones(self, value: Any) -> list[Any]:
-        """What every process says, in their order."""
+        """The value of every process, in their order."""
         if not self.talks:
             return [value]
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def must_agree(self, what: str, parameters: Sequence[Tensor]) -> None:
         """
@@ -108,7 +108,7 @@ class ProcessGroup:
                 )
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait for all processes."""
         self.everyones(None)
 
     def deal(self, things: Sequence[T], costs: Sequence[float]) -> list[T]:
@@ -151,7 +151,7 @@ def join(mode: Mode, device: torch.device) -> ProcessGroup:
 
 
 def leave() -> None:
-    """Part from the others, where there are any."""
+    """Leave the group, where there is one."""
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

@@ -81,8 +81,8 @@ class Log:
 
     def __init__(self, folder: Path, from_step: int):
         self.file = folder / LOG
-        kept = [row for row in read_log(folder) if row["step"] <= from_step]
-        write_whole(self.file, "".join(json.dumps(row) + "\n" for row in kept))
+        rows = [row for row in read_log(folder) if row["step"] <= from_step]
+        write_whole(self.file, "".join(json.dumps(row) + "\n" for row in rows))
         self.started, self.first = time.perf_counter(), from_step
 
     def write(self, step: int, batch_size: int, numbers: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Trainings found in folders: what each is, how far it came, and what it came to. Damaged ones are listed as such."""
+"""Lists the trainings in folders: settings, progress and outcome of each. Damaged ones are listed as such."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -41,12 +41,12 @@ class Training:
 
 def find_trainings(folders: Sequence[Path]) -> list[Training]:
     """Every training in the folders and below them, in the order of their paths."""
-    found = {path.parent: None for folder in folders for path in _descriptions(Path(folder))}
-    return [read_training(folder) for folder in sorted(found)]
+    parents = {path.parent for folder in folders for path in _descriptions(Path(folder))}
+    return [read_training(folder) for folder in sorted(parents)]
 
 
 def read_training(folder: Path) -> Training:
-    """What the folder of one training says. Nothing in it is changed, and whoever trains there is not disturbed."""
+    """The training in a folder, which may be running; nothing in it is changed."""
     notes: list[str] = []
     described = _json(folder / RUN, notes)
     if described is None:
@@ -55,7 +55,7 @@ def read_training(folder: Path) -> Training:
     written = _lines(folder)
     if written > len(rows) + 1:
         notes.append(f"log.jsonl is damaged after line {len(rows)} of {written}.")
-    dictionary, how = described.get("dictionary") or {}, described.get("training") or {}
+    dictionary, settings = described.get("dictionary") or {}, described.get("training") or {}
     fixed = dictionary.get("l0_weight") is not None or dictionary.get("l1_weight") is not None
     training = Training(
         folder=str(folder),
@@ -65,7 +65,7 @@ def read_training(folder: Path) -> Training:
         preset=described.get("preset"),
         d_sae=dictionary.get("d_sae"),
         target=None if fixed else dictionary.get("target_l0") or dictionary.get("k"),
-        steps=how.get("steps"),
+        steps=settings.get("steps"),
         notes=notes,
     )
     if rows:
@@ -108,11 +108,11 @@ def _lines(folder: Path) -> int:
 
 def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         notes.append(f"{file.name} cannot be read: {error}.")
         return None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         notes.append(f"{file.name} is not what a training writes.")
         return None
-    return found
+    return content

@@ -1,5 +1,5 @@
 """`train`: batches in, a dictionary out; `train_all`: many dictionaries out of one pass. Either adds gradients, steps,
-counts and saves; what is learnt is the dictionary's own affair.
+counts and saves; what is minimised is the objective's affair (`scope/sae/objectives/`).
 
 Everything that the next step depends on is in one file, written between two steps: of every dictionary the parameters, both
 moments of Adam, the state of the schedule and of the engine, the random state and the running means; and the place in the
@@ -32,7 +32,7 @@ from scope.whole_files import only_writer, write_json
 __all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
 OnRow = Callable[[Path, dict], None]
-"""Is told (folder of the dictionary, its new line of the log)."""
+"""Called with (folder of the dictionary, its new line of the log)."""
 
 _SHARED = ("steps", "batch_size", "calibration", "center", "save_every", "log_every")
 _SAMPLE_BYTES = 2 << 30  # of several sites, what is held at once while they are measured
@@ -121,11 +121,11 @@ class _Run:
         while self.step < c.steps:
             self._advance(self._next(stream))
             if self.step % c.log_every == 0 or self.step == c.steps:
-                self._say(on_progress)
-            asked = group.any(bool(interrupt.asked), self.learners[0].device)
-            if self.step % c.save_every == 0 or asked:
+                self._report(on_progress)
+            stop = group.any(bool(interrupt.asked), self.learners[0].device)
+            if self.step % c.save_every == 0 or stop:
                 self._save()
-            if asked:
+            if stop:
                 interrupt.leave()
         return self._finish()
 
@@ -140,7 +140,7 @@ class _Run:
             learner.advance(x)
         self.step += 1
 
-    def _say(self, on_progress: OnProgress | None) -> None:
+    def _report(self, on_progress: OnProgress | None) -> None:
         rows = [learner.write_line() for learner in self.learners]
         if not self.group.writes:
             return
@@ -194,10 +194,10 @@ class _Run:
             return
         row = int(bad[0])
         where = getattr(self.batches, "where", None)
-        lies = f", which is {where(row, len(x))}" if where else ""
+        source = f", which is {where(row, len(x))}" if where else ""
         raise ConfigError(
             f"The activations of {learner.whole.site or 'this site'} hold NaN or Inf: row {row} of the batch of step "
-            f"{self.step}{lies}. One such row spoils all.\n"
+            f"{self.step}{source}. One such row spoils all weights.\n"
             "  `scope recording verify` finds where they lie on the disk; record them again, in float32 if they overflowed."
         )
 
@@ -219,18 +219,18 @@ class _Run:
                     learner.begin(mean, scale, x[:_START_ROWS])
 
     def _sample(self, places: list[int]) -> dict[int, Tensor]:
-        at, found, n = self.batches.state_dict(), {place: [] for place in places}, 0
+        position, samples, n = self.batches.state_dict(), {place: [] for place in places}, 0
         for batch in self.batches:
             tensors = self._checked(batch)
             for place in places:
-                found[place].append(tensors[place].float())
+                samples[place].append(tensors[place].float())
             n += len(tensors[0])
             if n >= self.config.calibration:
                 break
         if n < 2:
             raise ConfigError("There are no activations to train on.")
-        self.batches.load_state_dict(at)
-        return {place: torch.cat(parts)[: self.config.calibration] for place, parts in found.items()}
+        self.batches.load_state_dict(position)
+        return {place: torch.cat(parts)[: self.config.calibration] for place, parts in samples.items()}
 
     def _measured(self, x: Tensor) -> tuple[Tensor, float]:
         mean = x.double().mean(0).float() if self.config.center else torch.zeros(x.shape[1])
@@ -264,14 +264,14 @@ class _Run:
             learner.restore(state["learners"][str(i)])
 
     def _finish(self) -> list[SAE]:
-        found = [sae for learner in self.learners if (sae := learner.finish())]
-        for p in (p for sae in found for p in sae.parameters()):
+        saes = [sae for learner in self.learners if (sae := learner.finish())]
+        for p in (p for sae in saes for p in sae.parameters()):
             p.data = p.data.contiguous()  # laid out as it will be read back: sums then round alike
         if self.group.writes:
             self.checkpoint.with_name(self.checkpoint.name + ".tmp").unlink(missing_ok=True)  # of a kill amid saving
             self.checkpoint.unlink(missing_ok=True)
         self.group.wait()
-        return found
+        return saes
 
     def _refuse_other_processes(self) -> None:
         """Dealt dictionaries are stopped at different steps, so they can only be picked up as they were dealt."""

@@ -1,4 +1,4 @@
-"""From foreign arrays to a dictionary, once their shapes and values have been held against one another."""
+"""Makes dictionaries of arrays read from any format, after checks of their shapes and values."""
 
 from typing import Any
 
@@ -56,11 +56,11 @@ def fill(sae: SAE, arrays: dict[str, Tensor], where: str, beside: tuple[str, ...
             "than its description says.\n  Copy or fetch the whole folder again."
         )
     for name, shape in wanted.items():
-        found = tuple(arrays[name].shape)
-        if found != shape:
-            turned = " It is transposed: turn it and save it again." if found == shape[::-1] != shape else ""
+        actual = tuple(arrays[name].shape)
+        if actual != shape:
+            turned = " It is transposed: turn it and save it again." if actual == shape[::-1] != shape else ""
             raise DictionaryError(
-                f"{name} in {where} has shape {found}; with {sae.d_sae} latents over width {sae.d_in} it must be {shape}."
+                f"{name} in {where} has shape {actual}; with {sae.d_sae} latents over width {sae.d_in} it must be {shape}."
                 + turned
             )
     coarse = {name: _name(a.dtype) for name, a in arrays.items() if name in wanted and torch.finfo(a.dtype).bits < 32}
@@ -83,8 +83,8 @@ def fill(sae: SAE, arrays: dict[str, Tensor], where: str, beside: tuple[str, ...
     return sae
 
 
-def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], said_by: str, where: str) -> None:
-    """Hold sizes that a description gives (`d_in`, `d_sae`, `d_out`) against those of the arrays, before anything is made.
+def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], source: str, where: str) -> None:
+    """Compare the sizes of a description (`d_in`, `d_sae`, `d_out`) with those of the arrays, before anything is allocated.
 
     Raises:
         DictionaryError: they differ.
@@ -95,7 +95,7 @@ def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], said_by: str, whe
     known = (config.d_sae,) == sizes[0] and config.d_in in sizes[1] and (d_out,) == sizes[2]
     if not known:
         raise DictionaryError(
-            f"{said_by} says {config.d_sae} latents over width {config.d_in}, and predicting width {d_out}; the arrays have "
+            f"{source} says {config.d_sae} latents over width {config.d_in}, and predicting width {d_out}; the arrays have "
             f"the shapes b_enc {tuple(sizes[0])}, W_enc {tuple(sizes[1])} and b_dec {tuple(sizes[2])}.\n"
             "  One of the two is of another dictionary, or was edited. Copy the whole folder again."
         )

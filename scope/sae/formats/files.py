@@ -49,10 +49,10 @@ def write_safetensors(file: Path, arrays: dict[str, Tensor]) -> None:
 
 
 def as_os_error(error: Exception) -> Exception:
-    """safetensors wraps what the system said ("No space left on device (os error 28)"); give it back with its number."""
+    """The operating system's error inside safetensors' ("No space left on device (os error 28)"), with its number."""
     if isinstance(error, OSError):
         return error
-    said = str(error)
-    if "os error " in said:
-        return OSError(int(said.rsplit("os error ", 1)[1].split(")")[0]), said)
+    message = str(error)
+    if "os error " in message:
+        return OSError(int(message.rsplit("os error ", 1)[1].split(")")[0]), message)
     return error

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from scope.errors import DictionaryError
+from scope.provenance import ModelId
 from scope.sae.base import SAE
 from scope.sae.configs.jumprelu import JumpReLUConfig
 from scope.sae.formats.arrays import build, from_numpy
@@ -61,7 +62,7 @@ def read(file: Path, named: str | None = None) -> SAE:
 
 
 def write(sae: SAE, folder: Path) -> list[str]:
-    """Write params.npz, and return what it cannot say.
+    """Write params.npz, and return a list of what it has no place for.
 
     Raises:
         DictionaryError: a dictionary that five arrays with thresholds cannot express.
@@ -70,16 +71,16 @@ def write(sae: SAE, folder: Path) -> list[str]:
         if sae.config.k or sae.config.skip:
             what = "a TopK transcoder" if sae.config.k else "a transcoder with an affine skip"
             raise DictionaryError(f"Gemma Scope's params.npz has no place for {what}. Keep it as --to scope.")
-        made: SAE = sae
+        jumprelu: SAE = sae
     else:
-        made = as_jumprelu(sae)
-    arrays = {name: p.detach().to("cpu", torch.float32).numpy() for name, p in made.named_parameters()}
+        jumprelu = as_jumprelu(sae)
+    arrays = {name: p.detach().to("cpu", torch.float32).numpy() for name, p in jumprelu.named_parameters()}
     if sae.site == "hook_embed":
         root = np.float32(sae.d_in**0.5)
         arrays |= {"W_enc": arrays["W_enc"] * root, "W_dec": arrays["W_dec"] / root, "b_dec": arrays["b_dec"] / root}
     with whole_file(folder / FILE) as file:
         np.savez(file, **{name: arrays[name] for name in _ARRAYS})
-    lost = ["model, site and training are not in the file: they are said by the path " + suggested_path(sae)]
+    lost = ["model, site and training are not in the file; model and site are part of the path " + suggested_path(sae)]
     if not isinstance(sae, JumpReLUSAE | Transcoder):
         lost.append(f"that it was trained as {sae.kind}; it is written with the threshold that stands for it")
     if sae.config.nested:
@@ -91,7 +92,7 @@ def suggested_path(sae: SAE) -> str:
     """Where Gemma Scope would lay this dictionary, as far as that is known."""
     layer = re.search(r"blocks\.(\d+)\.", sae.site)
     part = next((short for short, site in SITES.items() if sae.site.endswith(site)), "PART")
-    model = re.search(r"gemma-2-(\d+b)(-it)?", str((sae.provenance.get("model") or {}).get("model")))
+    model = re.search(r"gemma-2-(\d+b)(-it)?", str(ModelId.of(sae.provenance.get("model")).name))
     repo = f"gemma-scope-{model[1]}-{'it' if model[2] else 'pt'}-{part}" if model else f"gemma-scope-MODEL-pt-{part}"
     l0 = (sae.provenance.get("declared") or sae.provenance.get("training") or {}).get("l0")
     ends = f"average_l0_{round(l0)}" if isinstance(l0, int | float) else "average_l0_N"
@@ -140,15 +141,15 @@ def as_jumprelu(sae: SAE) -> JumpReLUSAE:
         )
     c = sae.config
     config = JumpReLUConfig(d_in=c.d_in, d_sae=c.d_sae, nested=c.nested, target_l0=getattr(c, "target_l0", None) or c.k)
-    made = JumpReLUSAE(config, sae.site).to(sae.W_enc.device)
-    made.provenance = dict(sae.provenance)
+    jumprelu = JumpReLUSAE(config, sae.site).to(sae.W_enc.device)
+    jumprelu.provenance = dict(sae.provenance)
     for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
-        getattr(made, name).copy_(getattr(sae, name))
+        getattr(jumprelu, name).copy_(getattr(sae, name))
     if isinstance(sae, BatchTopKSAE):
-        made.threshold.copy_(sae.threshold)
+        jumprelu.threshold.copy_(sae.threshold)
     else:
         gain = sae.r_mag.exp()
-        made.W_enc.copy_(sae.W_enc * gain)
-        made.b_enc.copy_(sae.b_mag)
-        made.threshold.copy_((sae.b_mag - gain * sae.b_enc).clamp_min(0.0))
-    return made.eval()
+        jumprelu.W_enc.copy_(sae.W_enc * gain)
+        jumprelu.b_enc.copy_(sae.b_mag)
+        jumprelu.threshold.copy_((sae.b_mag - gain * sae.b_enc).clamp_min(0.0))
+    return jumprelu.eval()

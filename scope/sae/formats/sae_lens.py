@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import DictionaryError
+from scope.provenance import DictionaryId
 from scope.sae.base import SAE
 from scope.sae.formats.arrays import build, need, refuse_not_finite
 from scope.sae.formats.files import read_json, read_safetensors, write_safetensors
@@ -62,12 +63,12 @@ def arrays_of(sae: SAE) -> dict[str, Tensor]:
 
 
 def config_of(sae: SAE) -> dict[str, Any]:
-    model, recording = sae.provenance.get("model") or {}, sae.provenance.get("recording") or {}
+    made_from = DictionaryId.of(sae.provenance)
     metadata = {
         "sae_lens_version": VERSION,
-        "model_name": model.get("model", ""),
+        "model_name": made_from.model.name or "",
         "hook_name": sae.site,
-        "context_size": (recording.get("config") or {}).get("context"),
+        "context_size": made_from.recording.config.get("context"),
         "prepend_bos": True,
     }
     config: dict[str, Any] = {
@@ -172,7 +173,7 @@ def _fold(sae: SAE, factor: Tensor | None, scale: float | None, subtracts: bool,
         sae.b_enc.sub_(shift)
         if isinstance(sae, GatedSAE):
             sae.b_mag.sub_(shift * sae.r_mag.exp())
-    if by_norm and isinstance(sae, TopKSAE):  # latents are chosen, and a threshold is told, as if decoder rows had norm 1
+    if by_norm and isinstance(sae, TopKSAE):  # latents are chosen, and a threshold is given, as if decoder rows had norm 1
         SAE.unit_decoder(sae)
     if scale is not None:
         sae.W_enc.mul_(scale)

@@ -33,7 +33,7 @@ class Processes(Protocol):
 
 
 class Objective:
-    """The training of one dictionary. Activations that it is given are standardised."""
+    """The training of one dictionary, on standardised activations."""
 
     shares_batch = False
     """Whether its gradient is the mean over tokens of each token's own, so that processes can take a share of a batch each."""
