@@ -1,4 +1,4 @@
-"""What is recorded and how: the settings of a harvest and of reading a running model. Nothing here loads torch."""
+"""Settings for recording activations and for training on a running model. Importing them loads no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class HarvestConfig:
     """What to record. Each field is also a flag of `scope harvest`, and the line under it is the flag's help."""
 
     sites: tuple[str, ...] = ()
-    """Where to listen: names such as blocks.3.hook_resid_post, globs such as 'blocks.*.hook_resid_post', or all."""
+    """Hook points to record: names such as blocks.3.hook_resid_post, globs such as 'blocks.*.hook_resid_post', or all."""
 
     tokens: int = 1_000_000
     """Tokens to run, <bos> included, rounded up to whole contexts. Raise it later to extend a recording."""
@@ -27,19 +27,19 @@ class HarvestConfig:
     """Contexts run at once."""
 
     shard_rows: int = 65_536
-    """Tokens per shard, about. A shard is what one file holds."""
+    """Approximate tokens per shard. A shard is one file."""
 
     dtype: str = "bfloat16"
-    """How activations are stored: bfloat16 or float32."""
+    """Dtype of stored activations: bfloat16 or float32."""
 
     seed: int = 0
-    """Order of the documents."""
+    """Random seed for the order of the documents."""
 
     exclude: tuple[str, ...] = RULES
     """Tokens whose activations are not stored: bos, special (control and turn tokens), pad."""
 
     outlier_times: float = 10.0
-    """Rows with a norm above so many medians of their site are outliers: stored, flagged, left out of training. 0: no rule."""
+    """Rows whose norm exceeds this multiple of the site's median are outliers: stored, flagged, not trained on. 0: no rule."""
 
     def __post_init__(self):
         for name in ("tokens", "shard_rows"):
@@ -48,13 +48,13 @@ class HarvestConfig:
         if self.seed < 0:
             raise ActivationsError(f"seed is {self.seed}; it must be 0 or more.")
         _check(self)
-        in_order = tuple(rule for rule in LEAVES_OUT if rule in self.exclude)  # their order means nothing
+        in_order = tuple(rule for rule in LEAVES_OUT if rule in self.exclude)  # order has no meaning
         object.__setattr__(self, "exclude", in_order)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveConfig:
-    """How text becomes activations while training."""
+    """How text becomes activations when training reads a running model."""
 
     context: int = 256
     """Tokens per context: <bos>, then text."""
@@ -63,20 +63,20 @@ class LiveConfig:
     """Contexts that the model runs at once."""
 
     dtype: str = "bfloat16"
-    """How activations wait in the shuffle buffer, as in a recording: bfloat16 or float32."""
+    """Dtype of activations in the shuffle buffer: bfloat16 or float32."""
 
     exclude: tuple[str, ...] = RULES
     """Tokens whose activations are left out: bos, special (control and turn tokens), pad."""
 
     outlier_times: float = 10.0
-    """Rows whose norm is above so many medians of their site (over the first 16 contexts) are left out. 0: none is."""
+    """Rows whose norm exceeds this multiple of the site's median (over the first 16 contexts) are left out. 0: none is."""
 
     def __post_init__(self):
         _check(self)
 
 
 def _check(config: HarvestConfig | LiveConfig) -> None:
-    """Refuse what cannot be, of the settings that both have."""
+    """Validate the settings that both classes have."""
     if config.batch_contexts < 1:
         raise ActivationsError(f"batch_contexts is {config.batch_contexts}; it must be at least 1.")
     if config.context < 2:

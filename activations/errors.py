@@ -1,4 +1,4 @@
-"""What recordings and corpora say when they refuse: what is wrong, what there is, and the way out."""
+"""Errors of recordings and corpora. Each message states the problem, the possible values, and a way out."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from scope.renamed import warn
 
 
 class ActivationsError(ScopeError):
-    """Base of the refusals of this room."""
+    """Base class of errors about recordings and corpora."""
 
 
 class CorpusError(ActivationsError):

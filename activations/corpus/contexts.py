@@ -1,7 +1,7 @@
 """Documents to contexts: <bos>, then text, document after document with <eos> between, cut where a context is full.
 
-A document that is cut goes on in the next context. Tokens of packed documents see the earlier ones of their context: the
-document of every token is kept, so that whoever minds can tell.
+A document that is cut continues in the next context. Attention crosses document boundaries within a context; the document of
+every token is recorded.
 """
 
 import zlib
@@ -19,7 +19,7 @@ PACKING = "documents end to end with <eos> between, cut where a context is full;
 
 @runtime_checkable
 class TextTokenizer(Protocol):
-    """What packing asks of a tokenizer."""
+    """The part of a tokenizer that packing uses."""
 
     bos: int
     eos: int
@@ -31,7 +31,7 @@ class TextTokenizer(Protocol):
 
 
 class TextMaker:
-    """Makes contexts of text with a tokenizer. What a row is follows from its token, so recordings need not store it."""
+    """Makes contexts from text. Roles follow from the tokens, so recordings do not store them."""
 
     packing, stores_roles = PACKING, False
 
@@ -47,18 +47,17 @@ class TextMaker:
 
 
 def maker_of(tokenizer: TextTokenizer | InputMaker) -> InputMaker:
-    """A tokenizer makes contexts of text; whatever else makes inputs is taken as it is."""
+    """A `TextMaker` for a tokenizer; an `InputMaker` is returned unchanged."""
     return tokenizer if isinstance(tokenizer, InputMaker) else TextMaker(tokenizer)
 
 
 class Packer:
-    """Cuts a stream of documents into contexts, from a cursor on.
+    """Cuts a stream of documents into contexts, starting at a cursor.
 
-    <bos> and <pad> that the text itself contains are left out and counted: a second <bos> would be a second beginning, and
-    <pad> in the middle would hide real text.
+    <bos> and <pad> within a text are removed and counted: they would look like the start of a context and like padding.
 
     Raises:
-        RecordingError: the corpus no longer gives the document that the cursor points into.
+        RecordingError: the corpus no longer has the document at the cursor.
     """
 
     def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):
@@ -81,7 +80,7 @@ class Packer:
                 self.dropped = cursor.dropped
 
     def take(self, n_contexts: int) -> Packed:
-        """Up to so many contexts; fewer only when the corpus has ended, and then the last may be padded."""
+        """The next contexts; fewer only at the end of the corpus, where the last may be padded."""
         tokens = np.full((n_contexts, self.context), self.tokenizer.pad, np.int32)
         documents = np.full((n_contexts, self.context), NO_DOCUMENT, np.int32)
         self.names, filled = [], 0
@@ -105,7 +104,7 @@ class Packer:
         return Packed(tokens=tokens, documents=documents, roles=roles, names=self.names, cursor=cursor, exhausted=ended)
 
     def _fill(self) -> bool:
-        """Have at least one token at hand; False when the corpus has no more."""
+        """Load documents until a token is available; False at the end of the corpus."""
         while self.at >= len(self.ids):
             document = next(self.stream, None)
             if document is None:
@@ -119,9 +118,9 @@ class Packer:
     def _encode(self, document: Document) -> list[int]:
         structural = (self.tokenizer.bos, self.tokenizer.pad)
         ids = self.tokenizer.encode(document.text, bos=False)
-        kept = [i for i in ids if i not in structural]
-        self.dropped += len(ids) - len(kept)
-        return [*kept, self.tokenizer.eos] if kept else []
+        text_ids = [i for i in ids if i not in structural]
+        self.dropped += len(ids) - len(text_ids)
+        return [*text_ids, self.tokenizer.eos] if text_ids else []
 
 
 def _changed(number: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""Documents out of a data set of the Hugging Face hub, streamed."""
+"""Streams documents from a data set on the Hugging Face hub."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from scope.activations.errors import CorpusError
 
 
 def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Document]]]:
-    """(identity, documents) of owner/name, owner/name:split or owner/name:config:split at the commit that it has now.
+    """(identity, documents) of owner/name, owner/name:split or owner/name:config:split at its current commit.
 
     Raises:
-        CorpusError: `datasets` is not installed, or the hub does not give the data set; the message says why.
+        CorpusError: `datasets` is not installed, or the hub refuses the data set; the message says why.
     """
     try:
         from datasets import load_dataset
@@ -25,7 +25,7 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
     try:
         revision = dataset_info(name).sha
         stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
-    except Exception as error:  # the hub raises many kinds; all mean that the text cannot be had
+    except Exception as error:  # the hub raises many kinds of errors
         raise CorpusError(f"{spec} is no file here, and the hub does not give it: {_why(error, name)}") from None
 
     def source() -> Iterator[Document]:
@@ -35,7 +35,7 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
                 record = next(records)
             except StopIteration:
                 return
-            except Exception as error:  # the connection broke, or a file there is damaged
+            except Exception as error:  # broken connection, damaged file
                 raise CorpusError(
                     f"{spec} broke off at record {number:,}: {_why(error, name)}\n  What is recorded is kept; try again later."
                 ) from None
@@ -49,16 +49,16 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
 
 
 def _why(error: Exception, name: str) -> str:
-    """What the hub or the network said, and the way out where it is known."""
+    """The message of the hub or the network, and the way out where it is known."""
     from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    said = " ".join((str(error).strip() or type(error).__name__).split())
-    said = said if len(said) <= 300 else said[:297] + "..."
+    message = " ".join((str(error).strip() or type(error).__name__).split())
+    message = message if len(message) <= 300 else message[:297] + "..."
     if isinstance(error, GatedRepoError):
         return f"{name} is gated. Accept its terms at https://huggingface.co/datasets/{name}, then: hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no data set {name}, or it is private and you are not logged in (hf auth login)."
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if isinstance(error, OfflineModeIsEnabled | ConnectionError | TimeoutError) or kinds & {"ConnectError", "TransportError"}:
-        return f"the hub cannot be reached ({said}).\n  Without a network: a file, a folder, docs, or bundled."
-    return said
+        return f"the hub cannot be reached ({message}).\n  Without a network: a file, a folder, docs, or bundled."
+    return message

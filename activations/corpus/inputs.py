@@ -1,10 +1,9 @@
-"""What a model takes, what each row that comes out is, and the one rule of which rows count.
+"""Batches of model inputs, the role of every row, and the one rule that decides which rows count.
 
-A row is a position of a context: a token, a patch of an image, a state. Harvesting, scoring, packs and steering all ask here
-which rows count:
+A row is a position of a context: a token, a patch of an image, a state. Recording, scoring, packs and steering all use
 
-    counted_tokens(tokens, model.special_ids)                 # bool [batch pos]: neither first, nor special, nor padding
-    counted(roles)                                            # the same for rows whose roles are known
+    counted_tokens(tokens, model.special_ids)      # bool [batch pos]: False at position 0, special tokens and padding
+    counted(roles)                                 # the same where the roles of the rows are known
 """
 
 import hashlib
@@ -47,7 +46,7 @@ def text_roles(
 
 
 def counted(roles: Roles, exclude: Iterable[str] = RULES) -> Mask:
-    """Which rows count, by rules that `LEAVES_OUT` names: the one answer for recording, training, scoring and packs."""
+    """Mask of the rows that count. `exclude` holds names of `LEAVES_OUT`."""
     left_out = sorted({int(role) for rule in exclude for role in LEAVES_OUT[rule]})
     return ~torch.isin(roles, torch.tensor(left_out, dtype=torch.uint8, device=roles.device))
 
@@ -59,7 +58,7 @@ def counted_tokens(
     real: Mask | None = None,
     exclude: Iterable[str] = RULES,
 ) -> Mask:
-    """Which tokens of plain text count. See `text_roles` for the arguments."""
+    """Mask of the tokens of plain text that count. See `text_roles` for the arguments."""
     return counted(text_roles(tokens, special_ids, positions, real), exclude)
 
 
@@ -68,19 +67,19 @@ _ROWS = ("tokens", "documents", "roles")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inputs:
-    """A batch for a model, and what each row that comes out of it is. All sites give one row for each position."""
+    """A batch for a model, with the document and role of each row. Every site has one row for each position."""
 
     tokens: Any
     """Integers [batch pos]: token ids, NO_TOKEN where a row is no token."""
 
     documents: Any
-    """Integers [batch pos]: which document of the corpus each row is of, NO_DOCUMENT for padding."""
+    """Integers [batch pos]: index of each row's document in the corpus, NO_DOCUMENT for padding."""
 
     roles: Any
-    """uint8 [batch pos]: a `Role` each."""
+    """uint8 [batch pos]: the `Role` of each row."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the model takes beside token ids, under the model's names, such as pixel_values: each [batch ...], and sliceable."""
+    """Further arguments of the model by name, such as pixel_values; each is an array [batch ...]."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -98,17 +97,17 @@ class Inputs:
         return Inputs(**arrays, arguments=arguments)
 
     def counted(self, exclude: Iterable[str] = RULES) -> np.ndarray:
-        """bool [batch pos]: which rows count."""
+        """bool [batch pos]: True where a row counts."""
         return counted(torch.as_tensor(self.roles), exclude).cpu().numpy()
 
     def to(self, device: Any) -> "Inputs":
-        """The same as tensors on a device, token ids and documents int64."""
+        """These inputs as tensors on a device; token ids and documents are int64."""
         ids = {name: torch.as_tensor(getattr(self, name)).long().to(device) for name in ("tokens", "documents")}
         arguments = {name: torch.as_tensor(value).to(device) for name, value in self.arguments.items()}
         return Inputs(**ids, roles=torch.as_tensor(self.roles).to(device), arguments=arguments)
 
     def digest(self) -> str:
-        """Hash of what the model takes; of text alone, that of its tokens."""
+        """SHA-256 of everything the model reads."""
         hashed = hashlib.sha256(np.ascontiguousarray(self.tokens))
         for name in sorted(self.arguments):
             hashed.update(name.encode() + np.ascontiguousarray(self.arguments[name]).data)
@@ -117,29 +116,29 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """A place in a corpus: `documents` were opened, `offset` rows of the last are used, and it had this checksum."""
+    """A position in a corpus: documents opened, tokens used of the last one, and the checksum of its text."""
 
     documents: int = 0
     offset: int = 0
     crc32: int = 0
     dropped: int = 0
-    """Control tokens found in the texts themselves and left out, so far."""
+    """Control tokens that occurred in texts and were removed so far."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packed(Inputs):
-    """Contexts out of a corpus, the documents that start in them, and where the corpus stands after."""
+    """Contexts made from a corpus, the documents that start in them, and the corpus position after them."""
 
     names: list[str]
     facts: list[dict] = field(default_factory=list)
-    """What is known of each document beside its name, such as the size of an image; JSON. Empty where nothing is."""
+    """Metadata of each document, such as the size of an image; JSON objects. Empty if there is none."""
     cursor: Cursor
     exhausted: bool
 
 
 @runtime_checkable
 class InputStream(Protocol):
-    """Contexts of a corpus, one after another."""
+    """An iterator over the contexts of a corpus."""
 
     opened: int
     """Documents opened so far."""
@@ -151,23 +150,23 @@ class InputStream(Protocol):
 
 @runtime_checkable
 class InputMaker(Protocol):
-    """How documents become what a model takes. `contexts.TextMaker` is the one for text, `processor` those of other inputs."""
+    """Turns documents into model inputs. `contexts.TextMaker` does so for text; a vision model brings its own."""
 
     identity: dict[str, Any]
-    """JSON: makers of equal identity make equal inputs. A recording is continued by an equal one only."""
+    """JSON: makers with equal identity make equal inputs. A recording can only be continued with an equal one."""
     packing: str
-    """In words, how documents fill contexts."""
+    """A description of how documents fill contexts, for the manifest."""
     stores_roles: bool
-    """Whether a recording must hold the role of every row, since its token does not tell."""
+    """True if the role of a row does not follow from its token, so that recordings must store it."""
 
     def stream(self, documents: Iterator[Document], context: int, cursor: Cursor = Cursor()) -> InputStream:
-        """Contexts of `context` rows from a cursor on."""
+        """Contexts of `context` rows, starting at a cursor."""
         ...
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """A model, as harvesting sees it. If it has a `device`, batches are given to it there."""
+    """The part of a model that harvesting uses. If it has a `device`, batches are moved there."""
 
     def record(self, batch: Any, sites: Sequence[str]) -> dict[str, Tensor]:
         """Activations [batch pos width] of each site for a batch: token ids [batch pos], or `Inputs` of tensors."""
@@ -179,10 +178,10 @@ class Recorder(Protocol):
 
 
 def record(recorder: Recorder, inputs: Inputs, sites: Sequence[str]) -> dict[str, Tensor]:
-    """Activations [batch * pos width] of each site. A model that takes only token ids is given them as a tensor.
+    """Activations [batch * pos width] of each site. Inputs that are only token ids are passed as a tensor.
 
     Raises:
-        RecordingError: a site gives another number of rows than the inputs say.
+        RecordingError: the number of rows of a site differs from the number of positions.
     """
     batch = inputs.to(getattr(recorder, "device", "cpu"))
     with torch.no_grad():

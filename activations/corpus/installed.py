@@ -1,4 +1,4 @@
-"""Text that every machine has: the documentation and the sources of installed Python packages, read without importing them."""
+"""Documentation and sources of installed Python packages as text, read without importing the packages."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ from pathlib import Path
 from scope.activations.errors import CorpusError
 
 DOCUMENTED = ("stdlib", "numpy", "pandas", "torch", "streamlit", "h5py", "plotly", "transformers")
-"""Packages whose documentation is read when none are named: what an installation of this project brings along."""
+"""Packages read by default; all are dependencies of this project."""
 
 _SKIPPED = {
     "tests",
@@ -56,8 +56,8 @@ def package_files(package: str) -> Iterator[Path]:
 
 
 def _python_files(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as found:
-        entries = sorted(((e.name + "/" * e.is_dir(), e.path) for e in found), key=lambda e: e[0])
+    with os.scandir(folder) as listing:
+        entries = sorted(((e.name + "/" * e.is_dir(), e.path) for e in listing), key=lambda e: e[0])
     for name, path in entries:
         if name.endswith(".py"):
             yield Path(path)

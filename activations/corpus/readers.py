@@ -1,4 +1,4 @@
-"""Documents out of files: plain text in pieces, JSONL packed or not, Parquet."""
+"""Readers of documents from files: plain text, JSONL (compressed or not), Parquet."""
 
 import bz2
 import gzip
@@ -12,12 +12,12 @@ from scope.activations.errors import CorpusError
 
 PLAIN = (".txt", ".md", ".rst", ".py")
 PACKED = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".jsonl": open}
-_PIECE = 16_384  # characters: a longer file is many documents, or shuffling could not mix it
+_PIECE = 16_384  # characters; a longer file becomes several documents, so that shuffling can mix it
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and where it comes from."""
+    """A text and its name."""
 
     name: str
     text: str
@@ -27,13 +27,17 @@ def read_file(path: Path, name: str, field: str) -> Iterator[Document]:
     """The documents of a file, in its order; `field` is the JSONL field or the column that holds the text.
 
     Raises:
-        CorpusError: a kind that is not known, a damaged file, or one without that field; the message names the line.
+        CorpusError: unknown suffix, damaged file, or no such field; the message names the line.
     """
     return reader_of(path, field)(path, name)
 
 
 def reader_of(path: Path, field: str) -> Callable[[Path, str], Iterator[Document]]:
-    """What reads a file of that name; refuses one that nothing reads."""
+    """The reader for a file, chosen by its suffix.
+
+    Raises:
+        CorpusError: no reader knows the suffix.
+    """
     suffixes = [s for s in path.suffixes if s in (*PLAIN, *PACKED, ".parquet")]
     if suffixes and suffixes[-1] in PLAIN:
         return _read_plain
@@ -41,7 +45,7 @@ def reader_of(path: Path, field: str) -> Callable[[Path, str], Iterator[Document
         return lambda p, name: read_jsonl(p, name, field)
     if suffixes and suffixes[-1] == ".parquet":
         return lambda p, name: _read_parquet(p, name, field)
-    raise CorpusError(f"{path} is of no kind that is read here. Known: {', '.join(PLAIN)}, .jsonl(.gz, .xz, .bz2), .parquet.")
+    raise CorpusError(f"{path} has an unknown suffix. Known: {', '.join(PLAIN)}, .jsonl(.gz, .xz, .bz2), .parquet.")
 
 
 def _read_plain(path: Path, name: str) -> Iterator[Document]:
@@ -102,5 +106,5 @@ def _read_parquet(path: Path, name: str, field: str) -> Iterator[Document]:
 
 
 def named_field(path: Path, field: str) -> dict[str, str]:
-    """What the field adds to the identity of a file: nothing where there are no fields."""
+    """The part of a file's identity that the field adds; empty for plain text."""
     return {} if path.suffix in PLAIN else {"field": field}

@@ -1,10 +1,10 @@
-"""What a row of activations can be, and which kinds of rows a rule leaves out. Nothing here loads torch."""
+"""Kinds of rows, and the rules that leave some of them out. Importing this loads no torch."""
 
 from enum import IntEnum
 
 
 class Role(IntEnum):
-    """What stands at a position of a context. The numbers are part of the format of recordings: add some, change none."""
+    """Kind of input at one position of a context. The numbers are part of the format of recordings: add some, change none."""
 
     TEXT = 0
     BOS = 1
@@ -34,7 +34,7 @@ LEAVES_OUT: dict[str, frozenset[Role]] = {
         for role in (Role.TEXT, Role.IMAGE, Role.PROMPT, Role.ANSWER, Role.PREFIX, Role.SUFFIX, Role.MIDDLE, Role.STATE)
     },
 }
-"""Name of a rule, as in `exclude` -> the roles that do not count by it."""
+"""Name of a rule, as used in `exclude` -> the roles that it leaves out."""
 
 RULES = ("bos", "special", "pad")
 """The rules of the product: recording, training, scores and packs leave out these rows unless they say otherwise."""

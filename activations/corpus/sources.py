@@ -1,4 +1,4 @@
-"""Where text comes from: one spec, one stream of documents, one identity that tells two corpora apart.
+"""Corpora: a spec names a source of documents, and an identity tells two corpora apart.
 
 notes.txt  notes.md      one document; a long one in pieces, cut between paragraphs
 data.jsonl(.gz .xz .bz2) one document per line, in the field "text"
@@ -28,7 +28,7 @@ from scope.whole_files import file_sha256
 __all__ = ["Corpus", "Document", "in_turn", "mixed", "open_corpus"]
 
 SAMPLES = Path(__file__).parent / "data"
-"""Text that ships with the package: *.jsonl.xz."""
+"""Folder of the text that ships with the package: *.jsonl.xz."""
 
 _MIXED_DOCUMENTS, _MIXED_CHARACTERS = 512, 16_000_000
 _BESIDE_SAMPLES = ("stdlib", "numpy", "pandas", "torch")  # what every installation of this project has
@@ -36,22 +36,22 @@ _BESIDE_SAMPLES = ("stdlib", "numpy", "pandas", "torch")  # what every installat
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in a fixed order. `identity` is JSON: what must be equal for two corpora to be the same text."""
+    """Documents in a fixed order. Two corpora with equal `identity` (JSON) hold the same text."""
 
     spec: str
     identity: dict
     source: Callable[[], Iterator[Document]]
 
     def documents(self, seed: int | None = None) -> Iterator[Document]:
-        """The documents in the order of the source or, with a seed, mixed by it: the same seed gives the same order."""
+        """The documents in source order, or shuffled by a seed."""
         return self.source() if seed is None else mixed(self.source(), seed)
 
 
 def open_corpus(spec: str, field: str = "text") -> Corpus:
-    """A corpus by its spec (see the top of this file). `field` is the JSONL field or the column that holds the text.
+    """Open a corpus by its spec (see the top of this file). `field` is the JSONL field or the column that holds the text.
 
     Raises:
-        CorpusError: there is no such file, package or data set, or nothing in it can be read.
+        CorpusError: there is no such file, package or data set, or it holds nothing readable.
     """
     path = Path(spec).expanduser()
     if spec == "bundled":
@@ -74,32 +74,32 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
 
 
 def mixed(documents: Iterable[Document], seed: int) -> Iterator[Document]:
-    """The documents in a seeded order, with at most 512 of them or 16 million characters in memory.
+    """Shuffle documents by a seed, holding at most 512 of them or 16 million characters in memory.
 
-    Each comes out at random from a buffer that the source refills, so a document moves by about the buffer's length; a source
-    no longer than the buffer is shuffled perfectly.
+    Each is drawn at random from a buffer that the source refills, so it moves by about the length of the buffer; a source no
+    longer than the buffer is shuffled perfectly.
     """
-    uniform = random.Random(seed).random  # the one method whose stream Python promises to keep
-    held: list[Document] = []
+    uniform = random.Random(seed).random  # the one method whose results Python promises not to change
+    buffer: list[Document] = []
     characters = 0
     for document in documents:
-        held.append(document)
+        buffer.append(document)
         characters += len(document.text)
-        while len(held) > _MIXED_DOCUMENTS or (characters > _MIXED_CHARACTERS and len(held) > 1):
-            i = int(uniform() * len(held))
-            held[i], held[-1] = held[-1], held[i]
-            characters -= len(held[-1].text)
-            yield held.pop()
-    while held:
-        i = int(uniform() * len(held))
-        held[i], held[-1] = held[-1], held[i]
-        yield held.pop()
+        while len(buffer) > _MIXED_DOCUMENTS or (characters > _MIXED_CHARACTERS and len(buffer) > 1):
+            i = int(uniform() * len(buffer))
+            buffer[i], buffer[-1] = buffer[-1], buffer[i]
+            characters -= len(buffer[-1].text)
+            yield buffer.pop()
+    while buffer:
+        i = int(uniform() * len(buffer))
+        buffer[i], buffer[-1] = buffer[-1], buffer[i]
+        yield buffer.pop()
 
 
 def _folder(folder: Path, spec: str, field: str) -> Corpus:
     known = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2", ".parquet")
-    found = [Path(root) / name for root, _, names in os.walk(folder) for name in names if name.endswith(known)]
-    files = {p.relative_to(folder).as_posix(): p for p in found if p.is_file()}  # a link may lead nowhere
+    paths = [Path(root) / name for root, _, names in os.walk(folder) for name in names if name.endswith(known)]
+    files = {p.relative_to(folder).as_posix(): p for p in paths if p.is_file()}  # a link may lead nowhere
     if not files:
         raise CorpusError(f"{folder} holds no text. Files that are read end in {', '.join(known)}.")
     names = sorted(files)
@@ -122,8 +122,8 @@ def _folder(folder: Path, spec: str, field: str) -> Corpus:
 
 
 def _documentation(spec: str) -> Corpus:
-    asked = [p.strip() for p in spec.partition(":")[2].split(",") if p.strip()]
-    packages = _versions(asked or [p for p in DOCUMENTED if _installed(p)])
+    names = [p.strip() for p in spec.partition(":")[2].split(",") if p.strip()]
+    packages = _versions(names or [p for p in DOCUMENTED if _installed(p)])
     return Corpus(spec, {"kind": "docs", "packages": packages}, lambda: in_turn([_docs(p) for p in packages]))
 
 
@@ -155,21 +155,21 @@ def _installed(package: str) -> bool:
 
 
 def _versions(packages: list[str]) -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in packages:
         if package == "stdlib":
-            found[package] = ".".join(map(str, sys.version_info[:3]))
+            versions[package] = ".".join(map(str, sys.version_info[:3]))
             continue
         package_root(package)  # refuses what is not installed
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+            versions[package] = "unknown"
+    return versions
 
 
 def in_turn(sources: list[Iterator[Document]]) -> Iterator[Document]:
-    """One document of each source, again and again, until all have ended. Nothing is read before it is asked for."""
+    """One document of each source in turn until all have ended. Sources are read lazily."""
     while sources:
         left = []
         for source in sources:

@@ -1,6 +1,6 @@
-"""A first look at a corpus with the model: how long its rows are at each site, and how fast the model runs.
+"""Runs the model on the first contexts of a corpus to measure the median norm at each site and the speed.
 
-The thresholds above which rows are outliers follow from it: norm > times x the median of the site's norms in the sample.
+The outlier thresholds follow from the medians: norm > times x the median of the site's norms in the sample.
 """
 
 import time
@@ -18,12 +18,12 @@ from torch import Tensor
 
 RULE = "norm > times x median of the site's norms in the sample"
 SAMPLE_CONTEXTS = 16
-"""The first contexts of the corpus, whatever the budget: a longer recording has the thresholds of a shorter one."""
+"""Contexts in the sample. It does not depend on the budget, so a longer recording has the thresholds of a shorter one."""
 
 
 @runtime_checkable
 class Settings(Protocol):
-    """What a survey asks of a HarvestConfig or a LiveConfig."""
+    """The fields of HarvestConfig and LiveConfig that a survey uses."""
 
     context: int
     batch_contexts: int
@@ -33,26 +33,26 @@ class Settings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The median norm of each site over `rows` rows of the sample, and how fast the model ran."""
+    """Median norm of each site over the `rows` rows of the sample, and the speed of the model."""
 
     contexts: int
     rows: int
     median: dict[str, float]
     tokens_per_second: float
     image_median: dict[str, float] = field(default_factory=dict)
-    """Of the patches of images, where the sample has other rows too; `median` is then of those."""
+    """Median norm of image patches if the sample also has other rows, which `median` is then computed from."""
 
     def rule(self, times: float) -> dict | None:
-        """The rule as the manifest holds it; None where there is none."""
+        """The outlier rule as stored in the manifest; None if `times` is 0."""
         if not times:
             return None
         medians = {"": self.median} | ({"image": self.image_median} if self.image_median else {})
-        found = {
+        groups = {
             name: {"median": median, "threshold": {site: times * m or None for site, m in median.items()}}
             for name, median in medians.items()
         }
         sample = {"contexts": self.contexts, "rows": self.rows, "from": "the first contexts of the corpus"}
-        return {"rule": RULE, "times": times, "sample": sample} | found.pop("") | found
+        return {"rule": RULE, "times": times, "sample": sample} | groups.pop("") | groups
 
 
 def survey(
@@ -64,10 +64,10 @@ def survey(
     seed: int,
     timed: bool = False,
 ) -> Survey:
-    """Run the first contexts of a corpus. `timed` repeats a single quick batch, warm.
+    """Run the model on the first contexts of a corpus. With `timed`, a single fast batch is run twice to time it warm.
 
     Raises:
-        CorpusError: the corpus holds nothing to record, or the rules leave nothing of it.
+        CorpusError: the corpus is empty, or the rules exclude every row.
         RecordingError: activations are NaN or Inf.
     """
     packed = maker.stream(corpus.documents(seed), config.context).take(SAMPLE_CONTEXTS)
@@ -84,11 +84,11 @@ def survey(
             norms[site].append(_norms(x.index_select(0, chosen.to(x.device)), config.dtype))
     if timed and len(starts) == 1 and packed.tokens.size / rates[0] < 5.0:
         _timed(recorder, packed, sites, rates)
-    found = {site: torch.cat(parts).numpy() for site, parts in norms.items()}
+    norms_of = {site: torch.cat(parts).numpy() for site, parts in norms.items()}
     rows = int(counted.sum())
     if not rows:
         raise CorpusError(f"The rules {', '.join(config.exclude)} leave no token of the first text of {corpus.spec}.")
-    bad = [site for site, n in found.items() if not np.isfinite(n).all()]
+    bad = [site for site, n in norms_of.items() if not np.isfinite(n).all()]
     if bad:
         raise RecordingError(
             f"{', '.join(bad)}: the model gives NaN or Inf on the first {len(packed)} contexts of {corpus.spec}.\n"
@@ -99,9 +99,9 @@ def survey(
     return Survey(
         contexts=len(packed),
         rows=rows,
-        median={site: _lower_median(n[~patches] if mixed else n) for site, n in found.items()},
+        median={site: _lower_median(n[~patches] if mixed else n) for site, n in norms_of.items()},
         tokens_per_second=max(rates),
-        image_median={site: _lower_median(n[patches]) for site, n in found.items()} if mixed else {},
+        image_median={site: _lower_median(n[patches]) for site, n in norms_of.items()} if mixed else {},
     )
 
 
@@ -114,13 +114,13 @@ def _timed(recorder: Recorder, inputs: Inputs, sites: Sequence[str], rates: list
     began = time.perf_counter()
     recorded = record(recorder, inputs, sites)
     for site in sites:
-        recorded[site].reshape(-1)[:1].cpu()  # a device has done its work when it can answer
+        recorded[site].reshape(-1)[:1].cpu()  # waits for the device
     rates.append(inputs.tokens.size / max(time.perf_counter() - began, 1e-9))
     return recorded
 
 
 def _norms(x: Tensor, dtype: str) -> Tensor:
-    """float32 [row], of what would be stored; finite values whose squares overflow are taken in float64."""
+    """float32 [row]: norms of the values as stored; computed in float64 where squares overflow."""
     stored = x.detach().to(torch.bfloat16 if dtype == "bfloat16" else torch.float32).cpu()
     norms = torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32)
     return norms if bool(norms.isfinite().all()) else stored.double().norm(dim=1).float()

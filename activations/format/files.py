@@ -27,9 +27,10 @@ WAY_OUT = (
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """
+    """Turns "disk full" within the block into a RecordingError about the file.
+
     Raises:
-        RecordingError: what is done within finds no room to write the file; other errors pass.
+        RecordingError: there is no room for the file; other errors pass.
     """
     try:
         yield
@@ -53,16 +54,16 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write a JSON object whose last entry is the CRC-32 of every byte before it."""
+    """Write a JSON object whose last entry is the CRC-32 of all bytes before it."""
     body = json.dumps(value, indent=1, sort_keys=True).removesuffix("\n}").encode()
     write_whole(path, body + f',\n "crc32": "{zlib.crc32(body):08x}"\n}}\n'.encode())
 
 
 def read_json(path: Path, checked: bool = True) -> Any:
-    """What `write_json` wrote; `checked` refuses a file without its checksum, as old ones are.
+    """Read a file of `write_json`. `checked` refuses a file without checksum, as version 1 has.
 
     Raises:
-        RecordingError: the file is not JSON, or not what was written.
+        RecordingError: the file is not JSON or fails its checksum.
     """
     data = path.read_bytes()
     sealed = re.fullmatch(rb'(.*),\n "crc32": "([0-9a-f]{8})"\n}\n', data, re.DOTALL)
@@ -78,7 +79,7 @@ def read_json(path: Path, checked: bool = True) -> Any:
 
 
 def is_sound(path: Path) -> bool:
-    """Whether `read_json` would read it."""
+    """Whether `read_json` can read the file."""
     try:
         read_json(path)
     except RecordingError:
@@ -87,13 +88,13 @@ def is_sound(path: Path) -> bool:
 
 
 def journal_line(entry: dict) -> bytes:
-    """One entry as it lies in a journal: CRC-32 in hex, a space, JSON, a line feed."""
+    """A journal entry as bytes: CRC-32 in hex, a space, JSON, a line feed."""
     text = json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()
     return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
 
 
 def append_line(path: Path, entry: dict) -> None:
-    """Add an entry to a journal, on the disk before this returns. A line cut short by a full disk does not count."""
+    """Append an entry to a journal and sync it. A line cut short by a full disk is ignored by readers."""
     with room_for(path), open(path, "ab") as file:
         file.write(journal_line(entry))
         file.flush()
@@ -101,16 +102,16 @@ def append_line(path: Path, entry: dict) -> None:
 
 
 def read_journal(path: Path) -> tuple[list[dict], int]:
-    """(entries, how many bytes of the file they fill). A last line cut short by a crash is not counted.
+    """(entries, number of bytes they fill). A last line cut short by a crash is ignored.
 
     Raises:
-        RecordingError: a line before the last fails its checksum, or a complete last line does.
+        RecordingError: a complete line fails its checksum.
     """
     if not path.exists():
         return [], 0
     data = path.read_bytes()
     entries, good = [], 0
-    *lines, _torn = data.split(b"\n")  # what follows the last line feed was cut short by a crash
+    *lines, _torn = data.split(b"\n")
     for number, line in enumerate(lines, 1):
         crc, _, text = line.partition(b" ")
         if crc != f"{zlib.crc32(text):08x}".encode():
@@ -121,9 +122,9 @@ def read_journal(path: Path) -> tuple[list[dict], int]:
 
 
 def salvage_journal(path: Path) -> list[dict | None]:
-    """The entries of a journal, None for each whole line that fails its checksum."""
-    found: list[dict | None] = []
+    """The entries of a journal, None for each complete line that fails its checksum."""
+    entries: list[dict | None] = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         crc, _, text = line.partition(b" ")
-        found.append(json.loads(text) if crc == f"{zlib.crc32(text):08x}".encode() else None)
-    return found
+        entries.append(json.loads(text) if crc == f"{zlib.crc32(text):08x}".encode() else None)
+    return entries

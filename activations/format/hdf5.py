@@ -1,8 +1,8 @@
-"""The layout of an HDF5 file, computed in memory: the offset of each dataset, and all bytes but the data.
+"""Lays out an HDF5 file in memory: the offset of each dataset, and every byte that is not data.
 
 A writer that is killed or runs out of disk inside libhdf5 loses the file, and sometimes the process (h5py#914, h5py#1807).
 So the library never writes to the disk here. It lays out a file of contiguous datasets, all allocated at once, into a
-dictionary; the bytes are then written by us, in place, and the result opens in any HDF5 tool.
+dictionary; our own code then writes the bytes in place, and the result opens in any HDF5 tool.
 """
 
 import zlib
@@ -16,14 +16,14 @@ NUMPY = {"bfloat16": np.dtype("<u2"), "float32": np.dtype("<f4"), "int32": np.dt
     "uint32": np.dtype("<u4"),
     "uint64": np.dtype("<u8"),
 }
-"""How bytes read by position are seen by numpy, which has no bfloat16: as the 16 bits they are."""
+"""numpy dtype of each stored dtype; numpy has no bfloat16, so those are read as 16-bit integers."""
 
 _ALIGNMENT = 4096  # datasets of a page or more start on one
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a dataset lies in its file: contiguous, uncompressed, from `offset` on."""
+    """Location of a dataset in its file: contiguous and uncompressed, starting at `offset`."""
 
     offset: int
     shape: tuple[int, ...]
@@ -46,15 +46,15 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Skeleton:
-    """A file without its data: `pieces` are bytes by offset, `nbytes` the size of the whole."""
+class FileLayout:
+    """A file without its data: `pieces` are the other bytes by offset, `nbytes` is the size of the file."""
 
     pieces: dict[int, bytes]
     places: dict[str, Place]
     nbytes: int
 
 
-def skeleton(attrs: dict[str, str | int], datasets: dict[str, tuple[tuple[int, ...], str]]) -> Skeleton:
+def lay_out(attrs: dict[str, str | int], datasets: dict[str, tuple[tuple[int, ...], str]]) -> FileLayout:
     """Lay out datasets, given as name -> (shape, dtype name), in one file."""
     memory = _Memory()
     offsets = {}
@@ -71,21 +71,21 @@ def skeleton(attrs: dict[str, str | int], datasets: dict[str, tuple[tuple[int, .
         for name, (shape, dtype) in datasets.items():
             offsets[name] = _allocate(file, name, shape, dtype)
     places = {name: Place(offsets[name], tuple(shape), dtype) for name, (shape, dtype) in datasets.items()}
-    return Skeleton(memory.pieces, places, memory.nbytes)
+    return FileLayout(memory.pieces, places, memory.nbytes)
 
 
 def gaps(places: dict[str, Place], nbytes: int) -> list[tuple[int, int]]:
     """The (start, end) ranges of a file that belong to no dataset: headers, groups, attributes, alignment."""
-    found, at = [], 0
+    ranges, at = [], 0
     for place in sorted((p for p in places.values() if p.nbytes), key=lambda p: p.offset):
         if place.offset > at:
-            found.append((at, place.offset))
+            ranges.append((at, place.offset))
         at = place.offset + place.nbytes
-    return [*found, (at, nbytes)] if at < nbytes else found
+    return [*ranges, (at, nbytes)] if at < nbytes else ranges
 
 
-def crc_of_gaps(file_layout: Skeleton) -> int:
-    """CRC-32 of all bytes outside the datasets, in order, as they will lie on disk."""
+def crc_of_gaps(file_layout: FileLayout) -> int:
+    """CRC-32 of all bytes outside the datasets, in file order."""
     crc = 0
     for start, end in gaps(file_layout.places, file_layout.nbytes):
         block = bytearray(end - start)
@@ -106,8 +106,8 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: str) ->
     link = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     link.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(tuple(shape))
-    made = h5py.h5d.create(file.id, name.encode(), _file_type(dtype), space, create, link)
-    return made.get_offset() or 0
+    dataset = h5py.h5d.create(file.id, name.encode(), _file_type(dtype), space, create, link)
+    return dataset.get_offset() or 0
 
 
 def _file_type(dtype: str) -> h5py.h5t.TypeID:
@@ -122,7 +122,7 @@ def _file_type(dtype: str) -> h5py.h5t.TypeID:
 
 
 class _Memory:
-    """As much of a file object as h5py asks of one, keeping what is written by offset."""
+    """The part of a file object that h5py uses; records written bytes by offset."""
 
     def __init__(self):
         self.pieces: dict[int, bytes] = {}
@@ -149,7 +149,7 @@ class _Memory:
         pass
 
     def read(self, n: int = -1) -> bytes:
-        raise OSError("A skeleton is only written.")
+        raise OSError("A lay_out is only written.")
 
     def readinto(self, buffer) -> int:
-        raise OSError("A skeleton is only written.")
+        raise OSError("A lay_out is only written.")

@@ -1,12 +1,12 @@
-"""What a recording is: the manifest says what it was made from, the journal which shards are finished.
+"""Manifest and journal of a recording: its origin and settings, and the finished shards.
 
-manifest.json     written before the first shard; everything that must be equal for a run to continue this recording
-journal.jsonl     one line per sealed shard, appended after the shard is on the disk under its name
-shard-00000.h5    see shards.py; shard-00007-24.h5 is a last shard that holds only its first 24 contexts so far
-open-00003.json   how far shard 3, which is being written, has come; gone when it is sealed
-recording.lock    who writes, while somebody does
+manifest.json     written before the first shard; everything that must be equal to continue this recording
+journal.jsonl     one line per finished shard, appended after the shard is synced and renamed
+shard-00000.h5    see shard_writer.py; shard-00007-24.h5 is a last shard that holds only 24 contexts so far
+open-00003.json   progress of shard 3 while it is being written
+recording.lock    names the process that is writing
 
-While several processes write there are more, see ranks.py; for a recording in an object store, see remote.py.
+ranks.py describes the files of several writing processes, remote.py recordings in an object store.
 """
 
 import platform
@@ -32,7 +32,7 @@ _LAYOUT = ("widths", "packing")
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recording's manifest, the journal's entries in order, and how many bytes of the journal they fill."""
+    """A recording's manifest, the entries of its journal, and the number of journal bytes that they fill."""
 
     manifest: dict
     entries: list[dict]
@@ -48,19 +48,20 @@ class Recorded:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the corpus ended before the budget."""
+        """Whether the corpus ended before the budget was reached."""
         return bool(self.entries) and self.entries[-1]["exhausted"]
 
 
 def read_recording(folder: Path) -> Recorded:
-    """
+    """Read manifest and journal.
+
     Raises:
-        RecordingError: there is no recording, it is of another version, or manifest or journal are damaged.
+        RecordingError: problem is no recording, it has an unknown version, or manifest or journal are damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        there = "which does not exist" if not folder.exists() else "which has no manifest.json"
-        raise RecordingError(f"There is no recording in {folder}, {there}.\n  To make one: scope harvest --out {folder}")
+        problem = "which does not exist" if not folder.exists() else "which has no manifest.json"
+        raise RecordingError(f"There is no recording in {folder}, {problem}.\n  To make one: scope harvest --out {folder}")
     manifest = read_json(path, checked=False)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise RecordingError(f"{path} is not the manifest of a recording. Give the folder that `scope harvest` wrote.")
@@ -78,21 +79,21 @@ def read_recording(folder: Path) -> Recorded:
 
 
 def versions() -> dict[str, str]:
-    """What computes: recorded, because rounding may differ between them."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and the libraries that compute, since rounding may differ between them."""
+    numbers = {"python": platform.python_version()}
     for package in ("torch", "numpy", "h5py", "transformers", "tokenizers"):
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def must_continue(folder: Path, old: dict, new: dict) -> None:
-    """Refuse to continue a recording that was made from something else, or in another form.
+    """Check that a recording can be continued with a manifest.
 
     Raises:
-        RecordingError: names every difference, what is recorded and what was asked.
+        RecordingError: they differ; the message lists every difference.
     """
     old, new = _identity(old), _identity(new, like=old)
     differences = [*_different_sites(old, new), *_differences("", old, new)]
@@ -105,31 +106,31 @@ def must_continue(folder: Path, old: dict, new: dict) -> None:
 
 
 def continues(folder: Path, new: dict) -> bool:
-    """Whether a recording of these things is there already, to be gone on with; False where a new one begins.
+    """Whether the folder holds a recording that a new manifest continues; False if a new one can begin.
 
     Raises:
-        RecordingError: another recording is there, or something else.
+        RecordingError: the folder holds another recording, or other files.
     """
     if not (folder / MANIFEST).exists():
-        _refuse_strangers(folder)
+        _refuse_other_files(folder)
         return False
     recorded = read_recording(folder)
     if not recorded.entries and not any(folder.glob("journal.rank*.jsonl")) and not is_of(recorded.manifest, new):
-        return False  # nothing was recorded under the old one
+        return False  # the old one holds no rows
     must_continue(folder, recorded.manifest, new)
     return True
 
 
 def is_of(old: dict, new: dict) -> bool:
-    """Whether two manifests are of one recording."""
+    """Whether two manifests describe the same recording."""
     return _identity(old) == _identity(new, like=old)
 
 
 def begin(folder: Path, new: dict) -> Recorded:
-    """Write the manifest of a new recording, or check that it continues the one that is there.
+    """Write the manifest of a new recording, or check that it continues the existing one.
 
-    A larger budget, other versions of libraries and another batch size continue a recording; the manifest then says since which
-    context (`continued`).
+    A larger budget, other versions of libraries and another batch size are allowed; the manifest then lists under "continued"
+    since which context.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not continues(folder, new):
@@ -140,19 +141,19 @@ def begin(folder: Path, new: dict) -> Recorded:
     recorded = read_recording(folder)
     old = recorded.manifest
     merged = old | {"config": old["config"] | {"tokens": max(old["config"]["tokens"], new["config"]["tokens"])}}
-    made = {"versions": new["versions"], "batch_contexts": new["config"]["batch_contexts"]}
+    settings = {"versions": new["versions"], "batch_contexts": new["config"]["batch_contexts"]}
     last = {"versions": old["versions"], "batch_contexts": old["config"]["batch_contexts"]}
     for step in old.get("continued", []):
         last = {key: step[key] for key in last}
-    if made != last and _has_work(recorded, new):
-        merged["continued"] = [*old.get("continued", []), made | {"from_context": recorded.n_contexts}]
+    if settings != last and _has_work(recorded, new):
+        merged["continued"] = [*old.get("continued", []), settings | {"from_context": recorded.n_contexts}]
     if merged != old:
         write_json(folder / MANIFEST, merged)
     return Recorded(merged, recorded.entries, recorded.journal_bytes)
 
 
 def contexts_for(tokens: int, context: int) -> int:
-    """Whole contexts that hold a budget of tokens."""
+    """Number of contexts for a budget of tokens."""
     return -(-tokens // context)
 
 
@@ -161,34 +162,33 @@ def _has_work(recorded: Recorded, new: dict) -> bool:
     return not recorded.exhausted and recorded.n_contexts < contexts_for(config["tokens"], config["context"])
 
 
-def _refuse_strangers(folder: Path) -> None:
+def _refuse_other_files(folder: Path) -> None:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    strangers = [name for name in names if not name.endswith(".lock") and not (MANIFEST in name and name.endswith(".tmp"))]
-    if strangers:
+    others = [name for name in names if not name.endswith(".lock") and not (MANIFEST in name and name.endswith(".tmp"))]
+    if others:
         raise RecordingError(
-            f"{folder} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"
-            "  Give a new folder to --out."
+            f"{folder} is no recording and not empty; it holds {', '.join(sorted(others)[:3])}.\n  Give a new folder to --out."
         )
 
 
 def _identity(manifest: dict, like: dict | None = None) -> dict:
-    """What must be equal. Of a setting that did not exist when the recording `like` began, nothing is asked."""
+    """The entries that must be equal. Settings that the recording `like` does not have are left out."""
     config = [key for key in _CONFIG if key in (like or manifest)["config"]]
     made_from = {key: manifest[key] for key in _MADE_FROM}
     return made_from | {key: manifest["config"][key] for key in config} | {key: manifest["layout"][key] for key in _LAYOUT}
 
 
 def _different_sites(old: dict, new: dict) -> list[str]:
-    """How two identities differ in their sites, in one line; takes sites and widths out of both."""
-    (was, widths), (asked, others) = ((made.pop("sites"), made.pop("widths")) for made in (old, new))
-    if was == asked:
-        return list(_differences("widths", widths, others))
-    said = [f"sites: recorded {len(was)}, asked {len(asked)}"]
-    for what, sites, besides in (("not asked", was, asked), ("not recorded", asked, was)):
+    """One line about differing sites; removes sites and widths from both identities."""
+    (was, widths), (wanted, other_widths) = ((made.pop("sites"), made.pop("widths")) for made in (old, new))
+    if was == wanted:
+        return list(_differences("widths", widths, other_widths))
+    parts = [f"sites: recorded {len(was)}, asked {len(wanted)}"]
+    for what, sites, besides in (("not asked", was, wanted), ("not recorded", wanted, was)):
         missing = [site for site in sites if site not in besides]
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        said += [f"{what}: {', '.join(missing[:3])}{more}"] if missing else []
-    return ["; ".join(said)]
+        parts += [f"{what}: {', '.join(missing[:3])}{more}"] if missing else []
+    return ["; ".join(parts)]
 
 
 def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
@@ -202,3 +202,35 @@ def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def without_missing(journal: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(entries of the shards that can be read, numbered without gaps; what the shards in quarantine held).
+
+    A renumbered entry keeps its numbers in the whole recording under "whole".
+    """
+    if not any("quarantined" in entry for entry in journal):
+        return journal, []
+    kept, left_out, row, context = [], [], 0, 0
+    for entry in journal:
+        whole = {"rows": entry["rows"], "contexts": entry["contexts"]}
+        if "quarantined" in entry:
+            left_out.append({"shard": entry["shard"], **whole, "why": entry["quarantined"]["why"]})
+            continue
+        rows, contexts = (entry[key][1] - entry[key][0] for key in ("rows", "contexts"))
+        kept.append(entry | {"rows": [row, row + rows], "contexts": [context, context + contexts], "whole": whole})
+        row, context = row + rows, context + contexts
+    return kept, left_out
+
+
+def describe_missing(folder: Path, left_out: list[dict], n_rows: int) -> str:
+    """A sentence about the shards that are missing from a recording with `n_rows` readable rows; empty if none is."""
+    if not left_out:
+        return ""
+    rows = sum(hole["rows"][1] - hole["rows"][0] for hole in left_out)
+    shards = ", ".join(str(hole["shard"]) for hole in left_out)
+    noun, was, is_, it = ("shard", "was", "is", "it") if len(left_out) == 1 else ("shards", "were", "are", "them")
+    return (
+        f"{folder} is read without {rows:,} of {n_rows + rows:,} rows: {noun} {shards} {was} damaged and {is_} in quarantine. "
+        f"The same `scope harvest` as before makes {it} again."
+    )

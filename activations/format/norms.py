@@ -1,8 +1,8 @@
-"""Norms of a site's rows: their median without holding them all, and the rule that flags outliers.
+"""Norms of a site's rows: their median in bounded memory, and the rule that flags outliers.
 
-A few tokens of a text, <bos> before all, carry norms of ten to hundreds of medians. One such row can decide a mean, a variance
-or a training step. A recording keeps them, since every site has the same rows; because the norm of every row is stored and the
-threshold stands in the manifest, the flag of a row is a fact of the recording and not a guess of its reader.
+A few tokens, above all <bos>, have norms of ten to hundreds of medians. One such row can decide a mean, a variance or a
+training step. A recording stores them, since every site has the same rows, and its manifest states the threshold, so
+that every reader flags the same rows.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from scope.activations.corpus.roles import Role
 
 
 class Norms(NamedTuple):
-    """Norms of a site's stored rows: mean of the squares, median, largest."""
+    """Summary of the norms of a site's stored rows."""
 
     mean_square: float
     median: float
@@ -21,9 +21,9 @@ class Norms(NamedTuple):
 
 
 def lower_median(parts: Callable[[], Iterable[np.ndarray]], n: int) -> float:
-    """The lower median of n norms, float32 in parts that are read twice: exact, in 512 kB whatever their number.
+    """The exact lower median of n float32 norms, given in parts that are read twice, in 512 kB of memory.
 
-    Norms are not negative, so their bits are in their order: the upper half of the median's bits is found first.
+    Norms are not negative, so their bit patterns sort like them: the upper 16 bits of the median are found first.
     """
     target, low = (n - 1) // 2, 0
     for shift in (16, 0):
@@ -40,7 +40,7 @@ def lower_median(parts: Callable[[], Iterable[np.ndarray]], n: int) -> float:
 
 
 def flagged(norms: np.ndarray, rule: dict | None, site: str, roles: np.ndarray | None = None) -> np.ndarray:
-    """bool [row]: which rows are outliers by the rule of a manifest, given their norms as stored.
+    """bool [row]: True where a stored norm is an outlier by the rule of a manifest.
 
     Where a recording mixes images and text, patches have a threshold of their own; `roles` then says which rows are patches.
     """
@@ -55,5 +55,5 @@ def flagged(norms: np.ndarray, rule: dict | None, site: str, roles: np.ndarray |
 
 
 def n_flagged(norms: dict[str, np.ndarray], rule: dict | None, roles: np.ndarray | None = None) -> dict[str, int]:
-    """Outliers of each site of a shard, {} where the recording has no rule."""
+    """Number of outliers at each site of a shard; {} if the recording has no rule."""
     return {site: int(flagged(n, rule, site, roles).sum()) for site, n in norms.items()} if rule else {}

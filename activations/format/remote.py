@@ -1,7 +1,7 @@
-"""A recording in an object store: shards are made in a staging folder, sent whole, and only then listed there.
+"""Recordings in an object store: shards are made in a staging folder, sent whole, and only then listed there.
 
-`s3://bucket/recording`, `gs://…`, or anything else that fsspec opens. What is half sent is in no journal and is sent
-again; what is read is fetched shard by shard into a folder here and held against its checksums like any other.
+`s3://bucket/recording`, `gs://…`, or anything else that fsspec opens. A shard that was sent in part is in no journal and is
+sent again. Readers fetch shards into a local folder and check them like any other.
 """
 
 import fnmatch
@@ -20,26 +20,26 @@ from scope.activations.format.files import WAY_OUT, write_whole
 from scope.whole_files import settle_file
 
 FETCHED = Path("runs/fetched")
-"""Where shards are kept that were read from a store."""
+"""Folder for shards that were read from a store."""
 
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "cos", "r2"}
-"""Stores without folders: to make one there is to make a bucket, of a name that may be misspelt."""
+"""Stores without folders, where makedirs would create a bucket, possibly of a misspelt name."""
 
-_TRIES, _PAUSE = 3, 0.5  # a store that says no is asked again after 0.5 s, then 1 s
+_TRIES, _PAUSE = 3, 0.5  # attempts, and seconds before the second one; doubled each time
 
 
 def address(place: str | Path) -> str | None:
-    """The address that is meant, also where a Path has eaten a slash of it; None for a folder here."""
-    found = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(/?)(.+)", str(place))
-    if not found or Path(place).exists():
+    """The address of a store, also if a Path has removed a slash from it; None for a local folder."""
+    parts = re.fullmatch(r"([a-z][a-z0-9+.-]+):/(/?)(.+)", str(place))
+    if not parts or Path(place).exists():
         return None
     return (
-        f"{found[1]}://{found[3]}" if found[2] or found[1] not in ("file", "local") else f"{found[1]}:///{found[3].lstrip('/')}"
+        f"{parts[1]}://{parts[3]}" if parts[2] or parts[1] not in ("file", "local") else f"{parts[1]}:///{parts[3].lstrip('/')}"
     )
 
 
 def folder_for(url: str, below: Path) -> Path:
-    """The folder here that stands for a recording there."""
+    """The local folder for a recording in a store."""
     name = url.rstrip("/").rsplit("/", 1)[-1] or "recording"
     return below / f"{name}-{hashlib.sha256(url.rstrip('/').encode()).hexdigest()[:8]}"
 
@@ -48,7 +48,7 @@ class Remote:
     """A recording's folder in a store.
 
     Raises:
-        RecordingError: no such kind of store, its package is missing, or it cannot be reached.
+        RecordingError: unknown kind of store, missing package, or the store cannot be reached.
     """
 
     def __init__(self, url: str):
@@ -64,30 +64,30 @@ class Remote:
             raise RecordingError(
                 f"{self.url} cannot be opened: {error}.\n  Give a folder, or one of {kinds} and the like."
             ) from None
-        except Exception as error:  # each store has its own; all mean that it cannot be reached
-            raise RecordingError(f"{self.url} cannot be opened: {_said(error)}.") from None
+        except Exception as error:  # every store raises its own kinds
+            raise RecordingError(f"{self.url} cannot be opened: {_message(error)}.") from None
 
     def sizes(self) -> dict[str, int]:
-        """Every file of the recording there, with its bytes."""
+        """Names and sizes of the recording's files in the store."""
 
         def listed() -> dict[str, int]:
             self.fs.invalidate_cache()
             try:
-                found = self.fs.ls(self.root, detail=True)
+                listing = self.fs.ls(self.root, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            return {f["name"].rstrip("/").rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] == "file"}
+            return {f["name"].rstrip("/").rsplit("/", 1)[-1]: int(f["size"] or 0) for f in listing if f["type"] == "file"}
 
-        return self._again("list", "", listed)
+        return self._retry("list", "", listed)
 
     def push(self, path: Path) -> None:
-        """Send a file under its name. What a failed attempt leaves is in no journal, and the next one writes over it.
+        """Send a file.
 
         Raises:
-            RecordingError: the store refuses, or has another size afterwards.
+            RecordingError: the store refuses, or reports another size afterwards.
         """
         there, expected = f"{self.root}/{path.name}", path.stat().st_size
-        local = "file" in _protocols(self.fs)  # object stores show a file when it is whole; a mounted folder needs a rename
+        local = "file" in _protocols(self.fs)  # object stores show complete files only; a folder needs a rename
         aside = f"{there}.part" if local else there
 
         def send() -> None:
@@ -101,10 +101,10 @@ class Remote:
             if local:
                 settle_file(Path(aside), Path(there))
 
-        self._again("send", path.name, send)
+        self._retry("send", path.name, send)
 
     def fetch(self, name: str, path: Path) -> None:
-        """Bring a file here, whole or not at all."""
+        """Copy a file to a local path, whole or not at all."""
         aside = path.with_name(f"{path.name}.{os.getpid()}.part")
 
         def bring() -> None:
@@ -115,20 +115,20 @@ class Remote:
                 aside.unlink(missing_ok=True)
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._again("fetch", name, bring)
+        self._retry("fetch", name, bring)
 
     def begin(self, folder: Path) -> None:
-        """Have manifest and journals in the staging folder as they are there; what is there decides.
+        """Make manifest and journals in the staging folder equal to those in the store.
 
         Raises:
-            RecordingError: another thing lies there, or the manifest is damaged.
+            RecordingError: the place holds something else, or its manifest is damaged.
         """
         names = self.sizes()
         folder.mkdir(parents=True, exist_ok=True)
-        strangers = [name for name in names if not name.startswith(("shard-", "manifest.", "journal."))]
-        if "manifest.json" not in names and strangers:
+        others = [name for name in names if not name.startswith(("shard-", "manifest.", "journal."))]
+        if "manifest.json" not in names and others:
             raise RecordingError(
-                f"{self.url} is no recording and not empty; it holds {', '.join(sorted(strangers)[:3])}.\n"
+                f"{self.url} is no recording and not empty; it holds {', '.join(sorted(others)[:3])}.\n"
                 "  Give a new place to --out."
             )
         whole = "manifest.json" in names and _is_json(self._read("manifest.json"))
@@ -140,57 +140,57 @@ class Remote:
         if whole:
             self.pull(folder, "manifest.json", replace=True)
             self.pull(folder, "journal*.jsonl", replace=True)
-        for path in folder.iterdir():  # what the store has lost, or never had, is not to be gone on with
+        for path in folder.iterdir():  # files that the store does not have must not be continued
             listing = path.name == "manifest.json" or path.name.startswith("journal")
             if (listing and path.name not in names) or (not whole and path.suffix != ".lock"):
                 path.unlink()
 
     def pull(self, folder: Path, pattern: str, replace: bool = False) -> None:
-        """Bring here the small files that match; one that is here stays, unless the other is longer, or `replace` is set."""
+        """Copy the small files that match to a folder; existing ones if they are longer in the store or `replace` is set."""
         for name, nbytes in self.sizes().items():
             path = folder / name
             if fnmatch.fnmatchcase(name, pattern) and (replace or not path.exists() or path.stat().st_size < nbytes):
                 write_whole(path, self._read(name))
 
     def _read(self, name: str) -> bytes:
-        return self._again("fetch", name, lambda: self.fs.cat_file(f"{self.root}/{name}"))
+        return self._retry("fetch", name, lambda: self.fs.cat_file(f"{self.root}/{name}"))
 
     def remove(self, name: str) -> None:
-        """Remove a file that may be gone already."""
+        """Remove a file if it exists."""
 
         def rm() -> None:
             with suppress(FileNotFoundError):
                 self.fs.rm_file(f"{self.root}/{name}")
 
-        self._again("remove", name, rm)
+        self._retry("remove", name, rm)
 
-    def _again(self, what: str, name: str, act):
-        """Do it, and again after a pause where the store fails.
+    def _retry(self, what: str, name: str, act):
+        """Call `act`, and again after a pause if it fails.
 
         Raises:
-            RecordingError: it failed every time.
+            RecordingError: every attempt failed.
         """
         for number in range(_TRIES):
             try:
                 return act()
             except RecordingError:
                 raise
-            except Exception as error:  # every store raises its own kinds
+            except Exception as error:
                 failed = error
                 if isinstance(error, PermissionError):
                     break
                 if number + 1 < _TRIES:
                     time.sleep(_PAUSE * 2**number)
         raise RecordingError(
-            f"{self.url} does not let us {what} {name}: {_said(failed)}.\n"
-            "  What had arrived is kept. Look at the address, your rights and the network, then give the same command again."
+            f"{self.url} does not let us {what} {name}: {_message(failed)}.\n"
+            "  Files that arrived are kept. Check the address, your permissions and the network, then repeat the command."
         ) from failed
 
 
 class Mirror:
-    """A recording in a store, for reading: its manifest and journal here, each shard fetched when it is first asked for.
+    """A recording in a store, for reading: manifest and journal are copied, each shard is fetched on first use.
 
-    Without `keep`, whoever has read a shard is to `let_go` of it.
+    Without `keep`, callers `release` each shard after reading it.
 
     Raises:
         RecordingError: there is no recording, or the store cannot be reached.
@@ -209,23 +209,24 @@ class Mirror:
             if name in names:
                 self.remote.pull(self.folder, name, replace=True)
 
-    def must_have(self, entry: dict) -> None:
-        """
-        Raises:
-            RecordingError: the store lacks a shard, or has half of it.
-        """
-        there = self.bytes.get(entry["file"])
-        if there != entry["bytes"]:
-            had = "is missing" if there is None else f"has {there} bytes"
-            raise RecordingError(f"{entry['file']} {had} in {self.remote.url}; {entry['bytes']} were sealed. {WAY_OUT}")
-
-    def have(self, entry: dict) -> None:
-        """See that a shard is here.
+    def check(self, entry: dict) -> None:
+        """Check that the store holds a complete shard.
 
         Raises:
-            RecordingError: the store lacks it, has half of it, or the disk has no room for it.
+            RecordingError: it is missing or incomplete.
         """
-        self.must_have(entry)
+        nbytes = self.bytes.get(entry["file"])
+        if nbytes != entry["bytes"]:
+            problem = "is missing" if nbytes is None else f"has {nbytes} bytes"
+            raise RecordingError(f"{entry['file']} {problem} in {self.remote.url}; {entry['bytes']} were sealed. {WAY_OUT}")
+
+    def fetch(self, entry: dict) -> None:
+        """Copy a shard to the local folder if it is not there.
+
+        Raises:
+            RecordingError: the store lacks it or holds only a part, or there is no room for it.
+        """
+        self.check(entry)
         path = self.folder / entry["file"]
         if path.exists() and path.stat().st_size == entry["bytes"]:
             return
@@ -237,8 +238,8 @@ class Mirror:
             )
         self.remote.fetch(entry["file"], path)
 
-    def let_go(self, entry: dict) -> None:
-        """Remove the copy of a shard here, unless copies are to be kept."""
+    def release(self, entry: dict) -> None:
+        """Remove the local copy of a shard, unless copies are kept."""
         if not self.keep:
             (self.folder / entry["file"]).unlink(missing_ok=True)
 
@@ -255,5 +256,5 @@ def _is_json(data: bytes) -> bool:
     return True
 
 
-def _said(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

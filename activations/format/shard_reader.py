@@ -1,6 +1,6 @@
-"""A sealed shard, read by the offsets in the journal; every byte that is returned was held against its checksum once.
+"""Reads a finished shard by the offsets in the journal and checks every returned byte against its checksum once.
 
-libhdf5 never parses a file here: damaged metadata can take the process with it.
+libhdf5 never parses a file here: damaged metadata can crash the process.
 """
 
 import os
@@ -18,7 +18,7 @@ _BLOCK = 8 << 20  # bytes read at once while verifying
 
 
 class Fault(NamedTuple):
-    """What fails its checksum: a sentence, and for activations the site and the rows [start, stop) of the shard."""
+    """A failed checksum: a sentence, and for activations the site and the rows [start, stop) of the shard."""
 
     text: str
     site: str = ""
@@ -26,7 +26,7 @@ class Fault(NamedTuple):
 
 
 class ShardReader:
-    """A sealed shard, read by position. Each part is held against its checksum the first time it is read.
+    """A finished shard. Each part is checked against its checksum the first time it is read.
 
     Raises:
         RecordingError: the file is missing or has another length than the journal says.
@@ -41,10 +41,10 @@ class ShardReader:
             self.fd = os.open(self.path, os.O_RDONLY)
         except FileNotFoundError:
             raise RecordingError(f"{self.path} is missing, though the journal lists it. {WAY_OUT}") from None
-        found = os.fstat(self.fd).st_size
-        if found != entry["bytes"]:
+        nbytes = os.fstat(self.fd).st_size
+        if nbytes != entry["bytes"]:
             self.close()
-            raise RecordingError(f"{self.path} has {found} bytes; {entry['bytes']} were sealed. {WAY_OUT}")
+            raise RecordingError(f"{self.path} has {nbytes} bytes; {entry['bytes']} were sealed. {WAY_OUT}")
 
     def close(self) -> None:
         if getattr(self, "fd", -1) >= 0:
@@ -54,7 +54,7 @@ class ShardReader:
     __del__ = close
 
     def small(self, name: str) -> np.ndarray:
-        """A dataset other than activations, whole."""
+        """A whole dataset other than activations."""
         place = self.places[name]
         array = read_rows(self.fd, place, 0, place.shape[0], self.path)
         if zlib.crc32(array) != self.entry["datasets"][name]["crc32"]:
@@ -72,7 +72,7 @@ class ShardReader:
         return whole[start - low * m : stop - low * m]
 
     def check(self, site: str, segment: int, raw: np.ndarray) -> None:
-        """Hold rows that begin with a segment, and end with one, against the checksums."""
+        """Check rows that cover whole segments, starting at `segment`."""
         done, m = self._state(site), self.segment_rows
         stop = segment + -(-len(raw) // m)
         if done[segment:stop].all():
@@ -92,28 +92,28 @@ class ShardReader:
         return self.checked[site]
 
     def faults(self) -> list[Fault]:
-        """Everything that fails its checksum; empty means that every byte of the file is as sealed."""
-        found, crc = [], 0
+        """Everything that fails its checksum; empty if every byte is as written."""
+        faults, crc = [], 0
         for start, end in gaps(self.places, self.entry["bytes"]):
             crc = zlib.crc32(os.pread(self.fd, end - start, start), crc)
         if crc != self.entry["rest_crc32"]:
-            found.append(Fault(f"{self.path} is damaged: its HDF5 headers fail their checksum."))
+            faults.append(Fault(f"{self.path} is damaged: its HDF5 headers fail their checksum."))
         for name in self.places:
             try:
                 if name.startswith("acts/"):
-                    found += self._site_faults(name.removeprefix("acts/"))
+                    faults += self._site_faults(name.removeprefix("acts/"))
                 else:
                     self.small(name)
             except RecordingError as error:
-                found.append(Fault(str(error).removesuffix(" " + WAY_OUT)))
-        return found
+                faults.append(Fault(str(error).removesuffix(" " + WAY_OUT)))
+        return faults
 
     def _site_faults(self, site: str) -> list[Fault]:
         place, m = self.places[f"acts/{site}"], self.segment_rows
         try:
             sums, dtype, bad = self.small(f"sums/{site}"), self.places[f"sums/{site}"].dtype, []
         except RecordingError:
-            return []  # told as a fault of sums/SITE; nothing is known of the rows
+            return []  # reported as a fault of sums/SITE; the rows cannot be checked
         step = max(1, _BLOCK // max(1, place.row_bytes * m)) * m
         for start in range(0, place.shape[0], step):
             raw = read_rows(self.fd, place, start, min(start + step, place.shape[0]), self.path)
@@ -128,7 +128,7 @@ def _failing(path: Path, site: str, first: int, last: int) -> str:
 
 
 def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbouring [start, stop) spans as one."""
+    """Merge adjacent [start, stop) spans."""
     joined: list[tuple[int, int]] = []
     for start, stop in spans:
         if joined and joined[-1][1] == start:

@@ -1,15 +1,15 @@
-"""One shard: a file of whole contexts and the activations of their kept rows, written in place, sealed once, read by position.
+"""Writes a shard: a file with whole contexts and the activations of the rows that count.
 
-    tokens  documents                    [context position]  what the model read, padding included, and whose text it is
-    rows/token_id  position  context     [row]               where each kept row comes from
+    tokens  documents                    [context position]  token ids with padding, and the document of each
+    rows/token_id  position  context     [row]               origin of each stored row
     acts/SITE                            [row width]         bfloat16 or float32, as the manifest says
     norms/SITE                           [row]               Euclidean norm of each row as stored
     sums/SITE                            [segment]           XXH3 of every `segment_rows` rows of acts/SITE (once CRC-32)
     document_names                       [byte]              JSON list of the documents that start here
-    roles                                [context position]  version 3 only: what each row is, a number of `corpus.roles.Role`
-    document_facts                       [byte]              version 3 only: JSON list of what else is known of those documents
+    roles                                [context position]  version 3 only: the `corpus.roles.Role` of each position
+    document_facts                       [byte]              version 3 only: JSON list of their metadata
 
-There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same dictionary on rows kept in fewer bits and marks
+There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same SAE on rows stored in fewer bits and scores
 it on rows as computed. FVU by seed (64,005 rows of the bundled model, width 256, 250 steps, two seeds), as the model computes,
 and with four dimensions moved by 50 root mean squares (`--huge 50`), as some are in the residual streams of wide models:
 
@@ -18,12 +18,11 @@ and with four dimensions moved by 50 root mean squares (`--huge 50`), as some ar
     int8, scale per 64    0.2097  0.2118      0.2139  0.2156
     fp8, scale per row    0.2089  0.2116      0.2188  0.2211
 
-So bfloat16 is the default: a dictionary cannot tell it from float32. 8 bits would halve the disk again where no dimension is
-huge; where some are, they cost two to four times what a seed does. Who wants the last bit of a float32 model asks for that.
+So bfloat16 is the default: the difference to float32 is below that between seeds. 8 bits would halve the size again where no
+dimension is huge; where some are, they cost two to four times the difference between seeds.
 
-The file is an ordinary HDF5 file. `shard_reader.py` reads it. Rows are measured and summed by one thread and written by
-another,
-which has the disk begin at once, while the model runs on; at most 64 MiB, or one batch of a site if that is more, wait.
+The file is an ordinary HDF5 file; `shard_reader.py` reads it. While the model runs, one thread computes norms and checksums
+of the rows and another writes them; at most 64 MiB, or one batch of a site if that is more, are queued.
 """
 
 import os
@@ -37,14 +36,14 @@ from typing import Any
 import numpy as np
 import torch
 from scope.activations.errors import RecordingError
-from scope.activations.format.hdf5 import NUMPY, Skeleton, crc_of_gaps
+from scope.activations.format.hdf5 import NUMPY, FileLayout, crc_of_gaps
 from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
 from torch import Tensor
 
 from scope.whole_files import FULL, sync_folder
 
-_BLOCK = 8 << 20  # bytes moved at once when rows are taken over from another file
-_WAITING_BYTES = 64 << 20  # rows that may wait for the writing thread
+_BLOCK = 8 << 20  # bytes copied at once from another file
+_WAITING_BYTES = 64 << 20  # bytes that may be queued for the threads
 
 
 def layout(
@@ -58,7 +57,7 @@ def layout(
     sums: str = "uint64",
     facts: bytes | None = None,
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The datasets of a shard, name -> (shape, dtype), in the order in which they lie; with `facts`, those of version 3."""
+    """The datasets of a shard in file order, name -> (shape, dtype); with `facts`, those of version 3."""
     datasets: dict[str, tuple[tuple[int, ...], str]] = {
         "tokens": ((n_contexts, context), "int32"),
         "documents": ((n_contexts, context), "int32"),
@@ -75,19 +74,19 @@ def layout(
 
 
 class NonFiniteError(RecordingError):
-    """The model produced NaN or Inf; nothing of that shard is kept."""
+    """The model produced NaN or Inf; the shard is discarded."""
 
 
 class ShardWriter:
-    """Fills one shard, beside its final name, and renames it when all of it is on the disk.
+    """Writes one shard under a temporary name and renames it when it is complete and synced.
 
-    The whole file is reserved before the first row, so a disk that is too small refuses here.
+    The whole file is allocated before the first row, so a disk that is too small is noticed here.
 
     Raises:
-        RecordingError: there is no room; nothing is left behind.
+        RecordingError: there is no room; no file is left behind.
     """
 
-    def __init__(self, path: Path, file_layout: Skeleton, segment_rows: int, keep: bool = False):
+    def __init__(self, path: Path, file_layout: FileLayout, segment_rows: int, keep: bool = False):
         self.path, self.file_layout, self.segment_rows = path, file_layout, segment_rows
         self.aside = path.with_name(path.name + ".tmp")
         self.sites = [name.removeprefix("acts/") for name in file_layout.places if name.startswith("acts/")]
@@ -95,10 +94,10 @@ class ShardWriter:
         self.norms = {s: np.empty(file_layout.places[f"norms/{s}"].shape, "<f4") for s in self.sites}
         self.sums = {s: np.zeros(p.shape, NUMPY[p.dtype]) for s in self.sites for p in [file_layout.places[f"sums/{s}"]]}
         self.crc: dict[str, int] = {}
-        self.begun: dict[str, Any] = {}  # checksums of the segments that are not full yet
+        self.partial_sums: dict[str, Any] = {}  # by site: checksum of a segment that is not full yet
         self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
-        self.waiting: deque[tuple[int, list[Future]]] = deque()
-        self.contexts = 0  # how many are in, for whoever notes how far this has come
+        self.queue: deque[tuple[int, list[Future]]] = deque()
+        self.contexts = 0  # contexts written so far, for the watermark
         self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o666)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -120,31 +119,31 @@ class ShardWriter:
         self._write(raw, place.offset)
 
     def append(self, site: str, x: Tensor) -> None:
-        """Store the next rows [n width] of a site, rounded to the dtype of the recording; leave `x` as it is afterwards.
+        """Store the next rows [n width] of a site in the dtype of the recording. `x` must not be changed afterwards.
 
         Raises:
-            NonFiniteError: a value is NaN or Inf, here or in rows that were waiting; the message names the row.
+            NonFiniteError: a value is NaN or Inf, here or in queued rows; the message names the row.
         """
         self._queue(site, to_raw(self.rounded(site, x).cpu().contiguous()))
 
     def rounded(self, site: str, x: Tensor) -> Tensor:
-        """Activations in the dtype in which the recording stores them; picking rows afterwards moves fewer bytes."""
+        """Activations in the dtype of the recording; selecting rows afterwards moves fewer bytes."""
         return x.detach().to(torch.bfloat16 if self.file_layout.places[f"acts/{site}"].dtype == "bfloat16" else torch.float32)
 
     def take(self, site: str, n_rows: int, read: Callable[[int, int], np.ndarray], write: bool) -> None:
-        """Count rows that exist already: `read(start, stop)` gives them as stored; `write` copies them into this file."""
+        """Add rows that exist already. `read(start, stop)` returns them as stored; `write` copies them into this file."""
         place = self.file_layout.places[f"acts/{site}"]
         step = max(self.segment_rows, _BLOCK // place.row_bytes)
         for start in range(0, n_rows, step):
             self._queue(site, read(start, min(start + step, n_rows)), write)
 
-    def own(self, site: str) -> Callable[[int, int], np.ndarray]:
-        """A reader of what an earlier process left in this file, for `take`."""
+    def rows_on_disk(self, site: str) -> Callable[[int, int], np.ndarray]:
+        """Reads the rows that an earlier process wrote to this file, for `take`."""
         place = self.file_layout.places[f"acts/{site}"]
         return lambda start, stop: read_rows(self.fd, place, start, stop, self.aside)
 
     def _count(self, site: str, raw: np.ndarray, first: int) -> None:
-        """Norms and checksums of rows that stand from row `first` on."""
+        """Norms and checksums of rows, the first of which is row `first`."""
         dtype = self.file_layout.places[f"acts/{site}"].dtype
         norms = row_norms(raw, dtype)
         if not np.isfinite(norms).all():
@@ -164,22 +163,22 @@ class ShardWriter:
         new = CHECKSUM[self.file_layout.places[f"sums/{site}"].dtype]
         while at < len(raw):
             segment, inside = divmod(first + at, m)
-            running = self.begun.pop(site) if inside else new()
+            running = self.partial_sums.pop(site) if inside else new()
             step = min(m - inside, len(raw) - at)
             running.update(raw[at : at + step])
             sums[segment] = running.intdigest()
             if inside + step < m:
-                self.begun[site] = running
+                self.partial_sums[site] = running
             at += step
 
     def flush(self) -> None:
-        """Bring what is written so far to the disk."""
-        self._settle()
+        """Sync everything written so far."""
+        self._wait_for_queue()
         os.fsync(self.fd)
 
     def seal(self) -> dict:
-        """Finish the file under its own name; returns what the journal must know to read and check it."""
-        self._settle()
+        """Finish the file and rename it. Returns the journal entry that readers need."""
+        self._wait_for_queue()
         try:
             for site in self.sites:
                 expected = self.file_layout.places[f"acts/{site}"].shape[0]
@@ -207,41 +206,41 @@ class ShardWriter:
         }
 
     def close(self) -> None:
-        """Let go of the unfinished file and leave it for a later process."""
+        """Close the unfinished file and leave it for a later process."""
         for thread in (self.counting, self.writing):
-            thread.shutdown(wait=True, cancel_futures=True)  # before the file goes, and its number to another
+            thread.shutdown(wait=True, cancel_futures=True)
         if getattr(self, "fd", -1) >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def drop(self) -> None:
-        """Let go of the unfinished file and remove it."""
+        """Close and remove the unfinished file."""
         self.close()
         self.aside.unlink(missing_ok=True)
 
     def _queue(self, site: str, raw: np.ndarray, write: bool = True) -> None:
-        """Have the threads count and write the next rows of a site, and wait while too many are on their way."""
+        """Queue the next rows of a site for both threads, and wait while too many bytes are queued."""
         place, first = self.file_layout.places[f"acts/{site}"], self.rows[site]
         self.rows[site] += len(raw)
-        begun = [self.counting.submit(self._count, site, raw, first)]
+        tasks = [self.counting.submit(self._count, site, raw, first)]
         if write:
-            begun.append(self.writing.submit(self._write_through, raw, place.offset + first * place.row_bytes))
-        self.waiting.append((raw.nbytes, begun))
-        while self.waiting and (_done(self.waiting[0][1]) or sum(n for n, _ in self.waiting) > _WAITING_BYTES):
+            tasks.append(self.writing.submit(self._write_through, raw, place.offset + first * place.row_bytes))
+        self.queue.append((raw.nbytes, tasks))
+        while self.queue and (_done(self.queue[0][1]) or sum(n for n, _ in self.queue) > _WAITING_BYTES):
             self._await_first()
 
-    def _settle(self) -> None:
-        while self.waiting:
+    def _wait_for_queue(self) -> None:
+        while self.queue:
             self._await_first()
 
     def _await_first(self) -> None:
-        for future in self.waiting[0][1]:
+        for future in self.queue[0][1]:
             future.result()
-        self.waiting.popleft()  # only now: after a Ctrl-C during the wait, `flush` waits again
+        self.queue.popleft()  # after the wait, so that `flush` waits again if Ctrl-C interrupts it
 
     def _write_through(self, raw: np.ndarray, offset: int) -> None:
         self._write(raw, offset)
-        if hasattr(os, "posix_fadvise"):  # on Linux, pages that are still dirty begin their way to the disk, and stay in memory
+        if hasattr(os, "posix_fadvise"):  # on Linux this starts writing dirty pages back and keeps them
             os.posix_fadvise(self.fd, offset, raw.nbytes, os.POSIX_FADV_DONTNEED)
 
     def _write(self, data, offset: int) -> None:
@@ -259,8 +258,7 @@ class ShardWriter:
         free = os.statvfs(self.path.parent)
         return RecordingError(
             f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
-            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free "
-            f"in {self.path.parent}.\n"
+            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )
 

@@ -1,7 +1,7 @@
 """`harvest`: run a model over a corpus and record the activations at its sites, in shards that survive whatever happens.
 
-Every shard is a pure function of the manifest and its number: an interrupted run, given again, makes the same bytes as one
-that was left alone, and a run with a larger budget the same as one that had it from the start.
+Every shard is a pure function of the manifest and its number: an interrupted and repeated run makes the same bytes as an
+uninterrupted one, and an extended recording equals one that was made at once.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ from scope.activations.corpus.inputs import InputMaker, Recorder
 from scope.activations.corpus.sources import Corpus
 from scope.activations.format import manifest as recording
 from scope.activations.harvest.plan import Plan, chosen, new_manifest, places, plan
-from scope.activations.harvest.ranks import ProcessRank, only_rank, refuse_strangers, wait_for_manifest
+from scope.activations.harvest.ranks import ProcessRank, only_rank, refuse_other_runs, wait_for_manifest
 from scope.activations.harvest.run import Run
 from scope.activations.read.store import ActivationStore
 
@@ -31,11 +31,11 @@ def harvest(
     planned: Plan | None = None,
     staging: Path = STAGING,
 ) -> ActivationStore | None:
-    """Record `config.tokens` tokens of a corpus into `out`, or what is still missing there. Stop it at any time.
+    """Record `config.tokens` tokens of a corpus into `out`, or those still missing there. It can be stopped at any time.
 
     `out` is a folder, or an address such as s3://bucket/recording, for which shards are made in a folder below `staging`.
     Under torchrun each process makes its share of the shards; all but rank 0 return None, rank 0 when all is done. `planned`
-    spares what `plan` has done already.
+    avoids planning again.
 
     Raises:
         UnknownSite: the model does not have a site.
@@ -53,7 +53,7 @@ def harvest(
     folder.mkdir(parents=True, exist_ok=True)
     with only_rank(folder, ranks):
         if planned and ranks.leads:
-            refuse_strangers(folder, ranks)
+            refuse_other_runs(folder, ranks)
             manifest["outliers"] = planned.survey.rule(config.outlier_times) if planned.survey else None
             recorded = recording.begin(folder, manifest)
             if remote:

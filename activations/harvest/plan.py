@@ -1,4 +1,4 @@
-"""What a harvest will make and what it needs, before the model runs: sites, size, room, time, and the manifest."""
+"""Plans a harvest before the model runs: sites, size, disk space, time, and the manifest."""
 
 import json
 import shutil
@@ -15,37 +15,37 @@ from scope.activations.format import manifest as recording
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.remote import Remote, address, folder_for
 from scope.activations.format.row_bytes import size
-from scope.activations.harvest.ranks import ProcessRank, held
+from scope.activations.harvest.ranks import ProcessRank, n_readable
 
 from scope.sites import match_sites
 from scope.whole_files import is_held, only_writer
 
-_SEGMENT_BYTES = 65_536  # what is read and checked at once while shuffling; below it a disk loses most of its speed
+_SEGMENT_BYTES = 65_536  # read and checked at once while shuffling; smaller reads are slow on disks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a harvest will make, before it runs. Bytes are those of a recording without any token excluded."""
+    """Size and duration of a harvest. Bytes are an upper bound, as if no token were excluded."""
 
     sites: dict[str, int]
     tokens: int
     recorded: int
-    """Tokens that are there already."""
+    """Tokens that are recorded already."""
 
     bytes_per_token: int
     nbytes: int
     free: int | None
-    """Bytes free where it goes; None for a store that does not say."""
+    """Free bytes at the destination; None if a store does not report them."""
 
     survey: Survey | None
-    """The first look at the corpus; None where nothing had to be looked at."""
+    """Measurements on the first contexts of the corpus; None if they were not needed."""
 
     context: int
     ranks: int = 1
 
     @property
     def seconds(self) -> float | None:
-        """An estimate of the time that the rest takes: the model alone, as fast as in the survey on each of the ranks."""
+        """Estimated seconds for the remaining tokens, at the speed of the survey on every rank."""
         left = max(0, self.tokens - self.recorded)
         return left / self.survey.tokens_per_second / self.ranks if self.survey else None
 
@@ -60,13 +60,13 @@ def plan(
     timed: bool = True,
     staging: Path = STAGING,
 ) -> Plan:
-    """Sites, size, room and time. Whatever can be refused before work begins is refused here.
+    """Sites, size, disk space and time of a harvest. Everything that can be checked before work begins is checked here.
 
     Raises:
         UnknownSite: a pattern matches no site.
         CorpusError: the corpus holds no text.
-        RecordingError: the context is longer than the model reads, the disk has less room than what is still to be recorded,
-            something else lies there; activations are NaN or Inf.
+        RecordingError: the context is too long for the model, the disk is too small, `out` holds something else, or
+            activations are NaN or Inf.
         FolderInUse: another process is writing there.
     """
     maker = maker_of(tokenizer)
@@ -84,15 +84,15 @@ def plan(
     if remote:
         remote.begin(folder)
     _refuse_writers(folder)
-    there = recording.continues(folder, new_manifest(sites, maker, corpus, config, provenance))
-    recorded = recording.read_recording(folder) if there else None
+    exists = recording.continues(folder, new_manifest(sites, maker, corpus, config, provenance))
+    recorded = recording.read_recording(folder) if exists else None
     done = recorded.n_contexts * config.context if recorded else 0
     left = 0 if recorded and recorded.exhausted else max(0, tokens - done)
-    again = recorded.n_contexts - sum(map(held, recorded.entries)) if recorded else 0  # what repair moved aside
+    again = recorded.n_contexts - sum(map(n_readable, recorded.entries)) if recorded else 0  # moved aside by repair
     left += again * config.context
     tokens = max(tokens, done) if again else tokens
     free = _room(folder, remote, left, per_token, config.shard_rows)
-    look = left and (timed or not there)
+    look = left and (timed or not exists)
     return Plan(
         sites=sites,
         tokens=tokens,
@@ -107,15 +107,15 @@ def plan(
 
 
 def _room(folder: Path, remote: Remote | None, left: int, per_token: int, shard_rows: int) -> int | None:
-    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
     needed = left * per_token
     if remote:
-        needed = min(needed, 2 * shard_rows * per_token)  # one being made, one being sent
+        needed = min(needed, 2 * shard_rows * per_token)  # one is being made, one sent
     if needed > free:
         raise RecordingError(
             f"{left:,} tokens at {per_token:,} bytes need {size(needed)} more{' for staging' if remote else ''}; "
-            f"{size(free)} are free in {there}.\n"
+            f"{size(free)} are free in {place}.\n"
             f"  {'Give a smaller --shard-rows, or another disk to --staging.' if remote else _SMALLER}"
         )
     return None if remote else free
@@ -125,14 +125,14 @@ _SMALLER = "Lower --tokens, record fewer sites, or give another disk to --out."
 
 
 def places(out: str | Path, staging: Path) -> tuple[Path, Remote | None]:
-    """The folder in which shards are made, and the store to which they go, if they do."""
+    """The folder in which shards are made, and the store that they are sent to, if any."""
     url = address(out)
     return (folder_for(url, staging), Remote(url)) if url else (Path(out), None)
 
 
 def _refuse_writers(folder: Path) -> None:
     if ProcessRank.of_environment().leads and is_held(folder, recording.LOCK):
-        with only_writer(folder, recording.LOCK):  # raises, and names the process
+        with only_writer(folder, recording.LOCK):  # raises
             pass
 
 
@@ -150,7 +150,7 @@ def new_manifest(sites: dict[str, int], maker: InputMaker, corpus: Corpus, confi
     """The manifest that a new recording would have."""
     batch = config.batch_contexts * config.context
     widest = max(sites.values()) * ITEM_BYTES[config.dtype]
-    made = {
+    manifest = {
         "format": recording.FORMAT,
         "version": recording.WITH_ROLES if maker.stores_roles else recording.VERSION,
         "model": provenance,
@@ -165,4 +165,4 @@ def new_manifest(sites: dict[str, int], maker: InputMaker, corpus: Corpus, confi
         },
         "versions": recording.versions(),
     }
-    return json.loads(json.dumps(made))  # as it will be read back: tuples are lists
+    return json.loads(json.dumps(manifest))  # as it will be read back, with lists for tuples

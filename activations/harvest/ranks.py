@@ -1,14 +1,14 @@
-"""Several processes on one recording: who makes which shard, what is finished, and how it becomes one journal.
+"""Several processes on one recording: the shards of each, the list of finished ones, and the merged journal.
 
-Shard i belongs to rank i mod n, and is a pure function of the manifest and i; so it does not matter who makes it, or with how
-many others. Nothing is sent between ranks. Each notes its finished shards in a journal of its own, and rank 0 moves what is
-finished without a gap into journal.jsonl: a reader never sees a hole, and the recording ends as the one of a single process.
+Shard i belongs to rank i mod n and is a pure function of the manifest and i, so its bytes do not depend on the number of ranks.
+Ranks do not send messages. Each lists its finished shards in its own journal, and rank 0 moves them in order and without gaps
+into journal.jsonl: readers never see a gap, and the finished recording equals that of a single process.
 
-journal.rank0001.jsonl   finished shards of rank 1 that journal.jsonl may not hold yet; rank 0 has one too
-rank0001.lock            held while rank 1 writes; says how far its open shard is
+journal.rank0001.jsonl   finished shards of rank 1 that journal.jsonl may not list yet; rank 0 has one too
+rank0001.lock            locked while rank 1 writes; holds the progress of its open shard
 
-A rank that dies is started again by torchrun, which restarts all of them: each goes on with its open shard. Without torchrun's
-care nothing waits for ever: rank 0 sees that the lock of a dead rank is free.
+If a rank dies, torchrun restarts all of them, and each continues its open shard. Without torchrun, rank 0 notices that the lock
+of the dead rank is free and stops.
 """
 
 import json
@@ -28,13 +28,13 @@ from scope.activations.format.remote import Remote
 from scope.whole_files import FolderInUse, is_held, only_writer
 
 _POLL = 0.1  # seconds
-_PATIENCE = 60.0  # seconds in which rank 0 may still write the manifest over one that holds nothing
-_START = 900.0  # seconds that a rank may take until it is first seen: it loads the model
+_PATIENCE = 60.0  # seconds in which rank 0 may still replace the manifest of an empty recording
+_START = 900.0  # seconds until a rank, which loads the model first, must have been seen
 
 
 @dataclass(frozen=True)
 class ProcessRank:
-    """Which of how many processes this is; `local` is its number on this machine."""
+    """Rank of this process, number of processes, and its rank on this machine."""
 
     rank: int = 0
     world: int = 1
@@ -42,21 +42,21 @@ class ProcessRank:
 
     @classmethod
     def of_environment(cls) -> "ProcessRank":
-        """As torchrun says in RANK, WORLD_SIZE and LOCAL_RANK; alone without it.
+        """From RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; a single process without them.
 
         Raises:
-            RecordingError: these are set, but to no rank.
+            RecordingError: the variables hold no valid rank.
         """
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
-        given = [os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ.get("LOCAL_RANK", os.environ["RANK"])]
-        if not all(value.isdigit() for value in given) or int(given[0]) >= int(given[1]):
-            raise RecordingError(f"RANK is {given[0]} and WORLD_SIZE {given[1]}; let torchrun set them, or unset both.")
-        return cls(*map(int, given))
+        values = [os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ.get("LOCAL_RANK", os.environ["RANK"])]
+        if not all(value.isdigit() for value in values) or int(values[0]) >= int(values[1]):
+            raise RecordingError(f"RANK is {values[0]} and WORLD_SIZE {values[1]}; let torchrun set them, or unset both.")
+        return cls(*map(int, values))
 
     @property
     def leads(self) -> bool:
-        """Whether this one writes the manifest and journal.jsonl."""
+        """Whether this process writes the manifest and journal.jsonl."""
         return self.rank == 0
 
     def owns(self, shard: int) -> bool:
@@ -67,8 +67,8 @@ class ProcessRank:
         return LOCK if self.leads else _lock(self.rank)
 
 
-class Ledger:
-    """The finished shards of a recording, whoever made them. `done` maps a shard's number to its journal entry."""
+class FinishedShards:
+    """The finished shards of a recording, made by any rank. `done` maps the number of a shard to its journal entry."""
 
     def __init__(self, folder: Path, recorded: Recorded, ranks: ProcessRank, remote: Remote | None = None):
         self.folder, self.ranks, self.remote = folder, ranks, remote
@@ -80,18 +80,18 @@ class Ledger:
         self.refresh()
 
     def refresh(self) -> None:
-        """See what other ranks have finished since."""
+        """Read the journals of the other ranks again."""
         if self.remote:
             self.remote.pull(self.folder, "journal.rank*.jsonl")
-        found = list(self.committed) if self.ranks.leads else read_journal(self.folder / JOURNAL)[0]
+        entries = list(self.committed) if self.ranks.leads else read_journal(self.folder / JOURNAL)[0]
         for path in sorted(self.folder.glob("journal.rank*.jsonl")):
-            found += _settled(path)
-        for entry in found:
-            self._know(entry)
+            entries += _settled(path)
+        for entry in entries:
+            self._add(entry)
 
     def add(self, entry: dict) -> None:
-        """Note a shard of ours, on the disk before this returns. Rank 0 commits it where no earlier one is missing."""
-        self._know(entry)
+        """List a finished shard of this rank, synced on return. Rank 0 commits it if no earlier one is missing."""
+        self._add(entry)
         if self.ranks.leads:
             self.commit()
         if not self._is_committed(entry):
@@ -103,19 +103,19 @@ class Ledger:
                 self.remote.push(path)
 
     def commit(self) -> None:
-        """Rank 0: move what is finished without a gap into journal.jsonl; a last shard that grew replaces its old line."""
+        """Rank 0: add shards to journal.jsonl in order, up to the first gap; a longer last shard replaces its old line."""
         path, removed, grown = self.folder / JOURNAL, [], False
         before = len(self.committed)
         for i, old in enumerate(self.committed):
             new = self.done[i]
-            if held(new) > held(old):
+            if n_readable(new) > n_readable(old):
                 self.committed[i], grown = new, True
                 removed += [old["file"]] if old["file"] != new["file"] else []
         while len(self.committed) in self.done:
             previous = self.committed[-1]["contexts"][1] if self.committed else 0
             entry = self.done[len(self.committed)]
             if entry["contexts"][0] != previous:
-                break  # it follows a longer last shard than the one that is there
+                break  # it continues a longer version of the last shard
             self.committed.append(entry)
         if grown:
             self._write(self.committed)
@@ -130,7 +130,7 @@ class Ledger:
                 self.remote.remove(name)
 
     def mark_exhausted(self) -> None:
-        """Rank 0: the corpus ended exactly with the last shard; say so in its line."""
+        """Rank 0: mark the last entry, since the corpus ended exactly there."""
         last = self.committed[-1]
         if not last["exhausted"]:
             self.committed[-1] = self.done[last["shard"]] = last | {"exhausted": True}
@@ -138,31 +138,35 @@ class Ledger:
             if self.remote:
                 self.remote.push(self.folder / JOURNAL)
 
-    def wait_for(self, n_contexts: int, per_shard: int, tell: Callable[[], None] = lambda: None) -> None:
-        """Rank 0: until the other ranks have finished their shards of the first contexts, committing as they do.
+    def wait_for(self, n_contexts: int, per_shard: int, report: Callable[[], None] = lambda: None) -> None:
+        """Rank 0: commit shards until those of the first contexts are complete.
 
         Raises:
-            RecordingError: a rank has left before its work was done.
+            RecordingError: a rank has ended before its shards were finished.
         """
         while True:
             gone = [r for r in range(1, self.ranks.world) if not self._lives(r)]
-            self.refresh()  # after the look at the locks: what a rank did before it left is seen
+            self.refresh()  # after looking at the locks, so that shards finished just before are seen
             self.commit()
-            tell()
-            if self.committed and self.committed[-1]["contexts"][1] >= n_contexts and all(map(held, self.committed)):
+            report()
+            if self.committed and self.committed[-1]["contexts"][1] >= n_contexts and all(map(n_readable, self.committed)):
                 return
             shards = range(-(-n_contexts // per_shard))
-            due = {i % self.ranks.world for i in shards if held(self.done.get(i)) < min(per_shard, n_contexts - i * per_shard)}
+            due = {
+                i % self.ranks.world
+                for i in shards
+                if n_readable(self.done.get(i)) < min(per_shard, n_contexts - i * per_shard)
+            }
             late = [rank for rank in gone if rank in due]
-            if late and not self.remote:  # ranks of other machines have their locks there
+            if late and not self.remote:  # locks of other machines cannot be seen
                 raise RecordingError(
-                    f"Rank {late[0]} of {self.ranks.world} has left before its shards were finished; the others' are kept.\n"
+                    f"Rank {late[0]} of {self.ranks.world} ended before its shards were finished; finished ones are kept.\n"
                     "  Give the same command again, with any number of processes."
                 )
             time.sleep(_POLL if not self.remote else 20 * _POLL)
 
     def clean(self) -> None:
-        """Remove the ranks' journals and locks once journal.jsonl holds all that they say, and the leftovers of dead ranks."""
+        """Remove the journals of ranks once journal.jsonl lists all of their shards, and the locks."""
         if self.ranks.leads:
             for path in self.folder.glob("journal.rank*.jsonl"):
                 if all(map(self._is_committed, _settled(path))):
@@ -173,7 +177,7 @@ class Ledger:
             path.unlink(missing_ok=True)
 
     def under_way(self) -> int:
-        """Contexts in the open shards of the other ranks of this machine, as they last said."""
+        """Contexts in the open shards of the other ranks on this machine, as last reported."""
         total = 0
         for rank in range(1, self.ranks.world):
             with suppress(OSError, ValueError):
@@ -181,8 +185,8 @@ class Ledger:
                 total += contexts if shard not in self.done else 0
         return total
 
-    def say(self, shard: int, contexts: int) -> None:
-        """A rank other than 0: how far the open shard is. Best effort, for the progress bar."""
+    def report(self, shard: int, contexts: int) -> None:
+        """Ranks other than 0: write the progress of the open shard to the lock, for the progress bar. Errors are ignored."""
         path = self.folder / self.ranks.lock
         with suppress(OSError):
             first = path.read_text().partition("\n")[0]
@@ -192,33 +196,33 @@ class Ledger:
 
     def _is_committed(self, entry: dict) -> bool:
         number = entry["shard"]
-        return number < len(self.committed) and held(self.committed[number]) >= held(entry)
+        return number < len(self.committed) and n_readable(self.committed[number]) >= n_readable(entry)
 
-    def _know(self, entry: dict) -> None:
+    def _add(self, entry: dict) -> None:
         old = self.done.get(entry["shard"])
-        if old is None or held(entry) > held(old):
+        if old is None or n_readable(entry) > n_readable(old):
             self.done[entry["shard"]] = entry
 
     def _write(self, entries: list[dict]) -> None:
         write_whole(self.folder / JOURNAL, b"".join(map(journal_line, entries)))
 
     def _lives(self, rank: int) -> bool:
-        """Whether a rank is at work, or has not been seen yet and may still come."""
-        held = is_held(self.folder, _lock(rank))
-        if held or self._holder(rank) not in ("", self._stale.get(rank)):  # one that died before we looked left its name
+        """Whether a rank is running, or has not been seen yet and may still start."""
+        alive = is_held(self.folder, _lock(rank))
+        if alive or self._holder(rank) not in ("", self._stale.get(rank)):  # it started and died before we looked
             self._seen.add(rank)
-        return held or (rank not in self._seen and time.monotonic() - self._began < _START)
+        return alive or (rank not in self._seen and time.monotonic() - self._began < _START)
 
     def _holder(self, rank: int) -> str:
-        """What a rank wrote into its lock; nothing where it has none."""
+        """Content of a rank's lock; empty if there is none."""
         try:
             return (self.folder / _lock(rank)).read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
 
-def refuse_strangers(folder: Path, ranks: ProcessRank) -> None:
-    """Rank 0: no process of another run may still be at work here.
+def refuse_other_runs(folder: Path, ranks: ProcessRank) -> None:
+    """Rank 0: check that no process of a run with more ranks is still writing.
 
     Raises:
         FolderInUse: one is; the message names it.
@@ -231,10 +235,10 @@ def refuse_strangers(folder: Path, ranks: ProcessRank) -> None:
 
 
 def wait_for_manifest(folder: Path, manifest: dict, ranks: ProcessRank, remote: Remote | None) -> Recorded:
-    """A rank other than 0: the recording, once rank 0 has begun the one that this run is of.
+    """Ranks other than 0: wait until rank 0 has written the manifest of this run.
 
     Raises:
-        RecordingError: rank 0 has begun another, or none within a quarter of an hour.
+        RecordingError: the folder holds another recording, or no manifest after 15 minutes.
     """
     began = time.monotonic()
     path = folder / MANIFEST
@@ -256,7 +260,7 @@ def wait_for_manifest(folder: Path, manifest: dict, ranks: ProcessRank, remote: 
 
 @contextmanager
 def only_rank(folder: Path, ranks: ProcessRank) -> Iterator[None]:
-    """Hold the lock of this rank. With several, a moment's patience: rank 0 looks at locks, and a killed rank is slow to go.
+    """Hold the lock of this rank. With several ranks, retry for 10 s: rank 0 looks at locks, and killed ranks end slowly.
 
     Raises:
         FolderInUse: another process holds it.
@@ -275,15 +279,15 @@ def only_rank(folder: Path, ranks: ProcessRank) -> Iterator[None]:
 
 
 def _settled(path: Path) -> list[dict]:
-    """The entries of a journal that its rank may be writing just now, or rank 0 removing."""
+    """The entries of a rank's journal, which may be removed at any moment."""
     try:
         return read_journal(path)[0]
     except FileNotFoundError:
         return []
 
 
-def held(entry: dict | None) -> int:
-    """How many contexts of a shard there are to read; none where it is unknown, or in quarantine."""
+def n_readable(entry: dict | None) -> int:
+    """Number of readable contexts of a shard; 0 if it is unknown or in quarantine."""
     return 0 if entry is None or "quarantined" in entry else entry["contexts"][1] - entry["contexts"][0]
 
 

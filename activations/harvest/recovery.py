@@ -1,7 +1,7 @@
-"""How far an open shard has come, and what a crash left of a run.
+"""Progress marks of unfinished shards, and removal of what a crash left.
 
-open-00003.json says of shard 3, while it is written, which file it is, how many of its contexts are on the disk, and a digest
-of the text that it is of: the next run goes on there if it finds the same text.
+While shard 3 is written, open-00003.json holds the name of its file, the number of contexts on the disk, and a digest of its
+inputs. The next run continues there if its inputs are the same.
 """
 
 import os
@@ -13,19 +13,19 @@ from scope.activations.format.manifest import JOURNAL, Recorded
 from scope.activations.harvest.ranks import ProcessRank
 
 
-def mark_of(folder: Path, number: int) -> Path:
-    """Where it is noted how far a shard has come."""
+def watermark_path(folder: Path, number: int) -> Path:
+    """File that holds the progress of an unfinished shard."""
     return folder / f"open-{number:05d}.json"
 
 
-def note_open(folder: Path, number: int, file: str, contexts: int, digest: str) -> None:
-    """Note that the first contexts of an open shard of inputs with that digest are on the disk."""
-    write_json(mark_of(folder, number), {"file": file, "contexts": contexts, "tokens": digest})
+def write_watermark(folder: Path, number: int, file: str, contexts: int, digest: str) -> None:
+    """Record that the first contexts of an unfinished shard are on the disk."""
+    write_json(watermark_path(folder, number), {"file": file, "contexts": contexts, "tokens": digest})
 
 
-def contexts_of_open(folder: Path, number: int, file: str, digest: str) -> int:
-    """How many contexts of the shard that is to be made an earlier run has left on the disk; 0 where it is of another text."""
-    path = mark_of(folder, number)
+def read_watermark(folder: Path, number: int, file: str, digest: str) -> int:
+    """Number of contexts that an earlier run wrote of a shard; 0 if its inputs differ."""
+    path = watermark_path(folder, number)
     if not path.exists() or not (folder / (file + ".tmp")).exists():
         return 0
     mark = read_json(path)
@@ -33,24 +33,24 @@ def contexts_of_open(folder: Path, number: int, file: str, digest: str) -> int:
 
 
 def clean(folder: Path, recorded: Recorded, done: dict[int, dict], ranks: ProcessRank) -> None:
-    """Remove what a crash left of ours: a torn journal line, files that no line lists and that cannot be continued."""
+    """Remove what a crash of this rank left: a torn journal line, and files that are neither listed nor can be continued."""
     journal = folder / JOURNAL
     if ranks.leads and journal.exists() and journal.stat().st_size > recorded.journal_bytes:
         os.truncate(journal, recorded.journal_bytes)
     for mark in _our_marks(folder, ranks):
         if not is_sound(mark):
-            mark.unlink()  # that shard begins anew
+            mark.unlink()  # that shard starts over
     listed = {entry["file"] for entry in [*recorded.entries, *done.values()]}
     listed |= {read_json(staged)["file"] for staged in folder.glob("staged-*.json")}
     for path in sorted(folder.glob("shard-*")):
         number = re.match(r"shard-(\d+)", path.name)
         if number is None or not ranks.owns(int(number[1])):
             continue
-        mark = mark_of(folder, int(number[1]))
-        going_on = mark.exists() and path.name == read_json(mark)["file"] + ".tmp"
-        if (path.suffix == ".h5" and path.name not in listed) or (path.suffix == ".tmp" and not going_on):
+        mark = watermark_path(folder, int(number[1]))
+        continued = mark.exists() and path.name == read_json(mark)["file"] + ".tmp"
+        if (path.suffix == ".h5" and path.name not in listed) or (path.suffix == ".tmp" and not continued):
             path.unlink()
-    strays = [".*.tmp", "*.json.tmp", "journal.jsonl.tmp", "open.json"]  # of today and of version 0.1.0
+    strays = [".*.tmp", "*.json.tmp", "journal.jsonl.tmp", "open.json"]  # of this version and of 0.1.0
     for path in [p for pattern in strays if ranks.world == 1 for p in folder.glob(pattern)]:
         path.unlink()
     for mark in _our_marks(folder, ranks):

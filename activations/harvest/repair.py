@@ -1,10 +1,10 @@
-"""Damaged shards are moved aside, so that the rest of a recording stays usable; nothing is deleted.
+"""Verifies recordings, and moves damaged shards aside so that the rest stays usable. Nothing is deleted.
 
-quarantine/shard-00003.h5   as it was found
-quarantine/journal.jsonl    what was moved here, why, what it held, and when
+quarantine/shard-00003.h5   the damaged file
+quarantine/journal.jsonl    a line per moved file: its name, rows, the reason and the time
 
-The journal of the recording keeps the line of such a shard, marked. A store then reads the rest, and says what it leaves out;
-`harvest` with the settings of the recording makes a marked shard again, and its line is what it was.
+The journal of the recording keeps the entry of such a shard, marked as quarantined. An ActivationStore reads the other shards
+and lists the missing ones; `harvest` with the settings of the recording makes them again.
 """
 
 import os
@@ -26,7 +26,7 @@ from scope.activations.format.files import (
 from scope.activations.format.manifest import JOURNAL, LOCK, read_recording
 from scope.activations.format.remote import FETCHED, Mirror, address
 from scope.activations.format.shard_reader import Fault
-from scope.activations.harvest.ranks import ProcessRank, refuse_strangers
+from scope.activations.harvest.ranks import ProcessRank, refuse_other_runs
 from scope.activations.read.store import ActivationStore
 
 from scope.progress import OnProgress
@@ -37,63 +37,63 @@ QUARANTINE = "quarantine"
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """A shard that cannot be trusted: its number, file, rows [start, stop) of the whole recording, and what is wrong."""
+    """A damaged shard: its number, file, rows [start, stop) of the whole recording, and the failed checks."""
 
     shard: int
     file: str
     rows: tuple[int, int]
     faults: tuple[Fault, ...]
     moved: str = ""
-    """Where `repair` put it, within the folder; empty if it was not moved, or was not there."""
+    """Path below the folder that `repair` moved it to; empty if it was not moved or is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examined:
-    """What reading every byte of a recording's folder found."""
+class Examination:
+    """Result of verifying a recording."""
 
     damaged: list[Damage]
     quarantined: list[dict]
-    """What `ActivationStore.left_out` says."""
+    """As `ActivationStore.left_out`."""
     notes: list[str]
-    """What is no damage to any row, and yet not as a finished recording is."""
+    """Irregularities that damage no row, such as unlisted files."""
     shards: int
     rows: int
 
 
-def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examined:
+def examine(folder: Path | str, on_progress: OnProgress | None = None) -> Examination:
     """Read every byte of every file of a recording against its checksum.
 
-    What lies in a store is fetched shard by shard, even where a copy is here, and not kept.
+    Shards in a store are fetched one by one, even if there is a local copy, and not kept.
 
     Raises:
         RecordingError: no recording, or its manifest or journal is damaged; the message names the file.
     """
     if url := address(folder):
-        return _examine_there(url, on_progress)
+        return _examine_remote(url, on_progress)
     folder = Path(folder)
     recorded = read_recording(folder)
     store = ActivationStore(folder, recorded)
-    with suppress(RecordingError):  # told below, as a fault
-        store.hold_last()
+    with suppress(RecordingError):  # reported below, as a fault
+        store.pin_last()
     damaged = [_damage(store, i, faults) for i, faults in store.faults(on_progress).items()]
     notes = [] if is_held(folder, LOCK) else _notes(folder, recorded)
-    return Examined(damaged=damaged, quarantined=store.left_out, notes=notes, shards=len(store.entries), rows=store.n_rows)
+    return Examination(damaged=damaged, quarantined=store.left_out, notes=notes, shards=len(store.entries), rows=store.n_rows)
 
 
-def _examine_there(url: str, on_progress: OnProgress | None) -> Examined:
+def _examine_remote(url: str, on_progress: OnProgress | None) -> Examination:
     FETCHED.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=FETCHED, prefix="verify-") as below:
         mirror = Mirror(url, Path(below), keep=False)
         store = ActivationStore(mirror.folder, read_recording(mirror.folder))
         store.mirror = mirror
         damaged = [_damage(store, i, faults) for i, faults in store.faults(on_progress).items()]
-    return Examined(damaged=damaged, quarantined=store.left_out, notes=[], shards=len(store.entries), rows=store.n_rows)
+    return Examination(damaged=damaged, quarantined=store.left_out, notes=[], shards=len(store.entries), rows=store.n_rows)
 
 
 def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Damage]:
-    """Move every damaged shard into quarantine/ and mark it in the journal. What was moved; nothing is written if all is well.
+    """Move damaged shards into quarantine/, mark them in the journal, and return them. A sound recording is not changed.
 
-    A journal line that fails its checksum costs its shard, and no more.
+    A journal line that fails its checksum loses its shard only.
 
     Raises:
         RecordingError: no recording, its manifest is damaged, it is being written, or it lies in a store.
@@ -107,25 +107,25 @@ def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Da
     if not folder.is_dir():
         read_recording(folder)  # raises
     with only_writer(folder, LOCK):
-        refuse_strangers(folder, ProcessRank())
-        lost = _mend_journal(folder)
+        refuse_other_runs(folder, ProcessRank())
+        lost = _repair_journal(folder)
         for path in sorted(folder.glob("open*.json")):
             if not is_sound(path):
-                _move(folder, path.name, {"why": ["it fails its checksum; the open shard begins anew"]})
+                _move(folder, path.name, {"why": ["it fails its checksum; the unfinished shard starts over"]})
         recorded = read_recording(folder)
         store = ActivationStore(folder, recorded)
-        found = []
+        damaged = []
         for i, faults in store.faults(on_progress).items():
             damage = _damage(store, i, faults)
             why = [_local(fault.text, folder) for fault in faults]
-            held = {"shard": damage.shard, "rows": list(damage.rows), "why": why}
-            moved = _move(folder, damage.file, held)
-            found.append(Damage(**vars(damage) | {"moved": moved}))
-        marks = {d.shard: {"file": d.moved, "why": [_local(fault.text, folder) for fault in d.faults]} for d in found}
+            facts = {"shard": damage.shard, "rows": list(damage.rows), "why": why}
+            moved = _move(folder, damage.file, facts)
+            damaged.append(Damage(**vars(damage) | {"moved": moved}))
+        marks = {d.shard: {"file": d.moved, "why": [_local(fault.text, folder) for fault in d.faults]} for d in damaged}
         if marks:
             entries = [e | ({"quarantined": marks[e["shard"]]} if e["shard"] in marks else {}) for e in recorded.entries]
             write_whole(folder / JOURNAL, b"".join(map(journal_line, entries)))
-    return lost + found
+    return lost + damaged
 
 
 def _damage(store: ActivationStore, index: int, faults: list[Fault]) -> Damage:
@@ -135,26 +135,24 @@ def _damage(store: ActivationStore, index: int, faults: list[Fault]) -> Damage:
 
 
 def _notes(folder: Path, recorded) -> list[str]:
-    """Only while nobody writes: a writer's own folder has such things for moments."""
-    found, listed = [], {entry["file"] for entry in recorded.entries}
+    """Irregularities of a folder that no process is writing."""
+    notes, listed = [], {entry["file"] for entry in recorded.entries}
     journal = folder / JOURNAL
     if journal.exists() and journal.stat().st_size > recorded.journal_bytes:
-        found.append(f"{JOURNAL} ends in a line that was cut short; the shard of that line does not count.")
+        notes.append(f"{JOURNAL} ends in a line that was cut short; the shard of that line does not count.")
     for path in sorted(folder.glob("shard-*.h5")):
         if path.name not in listed:
-            found.append(
+            notes.append(
                 f"{path.name} is here, but {JOURNAL} does not list it: a run was stopped, or the journal lost its end."
             )
     for path in sorted(folder.glob("open*.json")):
         if not is_sound(path):
-            found.append(
-                f"{path.name} fails its checksum; `scope recording repair` moves it aside, and the open shard begins anew."
-            )
-    return found
+            notes.append(f"{path.name} fails its checksum; `scope recording repair` moves it aside and the shard starts over.")
+    return notes
 
 
-def _mend_journal(folder: Path) -> list[Damage]:
-    """Where lines fail their checksum, put marked ones in their places that say what can be told from their neighbours."""
+def _repair_journal(folder: Path) -> list[Damage]:
+    """Replace lines that fail their checksum by entries in quarantine, whose numbers follow from the neighbouring lines."""
     path = folder / JOURNAL
     lines = salvage_journal(path)
     if None not in lines:
@@ -162,8 +160,8 @@ def _mend_journal(folder: Path) -> list[Damage]:
     context_of = lambda e, end: e["contexts"][end]  # noqa: E731
     per_shard = read_json(folder / "manifest.json", checked=False)["layout"]["contexts_per_shard"]
     while lines and lines[-1] is None:
-        lines.pop()  # nothing follows: harvest makes it as if it had never been
-    entries, found, why = [], [], "its line in the journal fails its checksum"
+        lines.pop()  # no line follows: harvest makes that shard again
+    entries, damaged, why = [], [], "its line in the journal fails its checksum"
     for i, entry in enumerate(lines):
         if entry is None:
             after = next(e for e in lines[i:] if e)
@@ -183,35 +181,35 @@ def _mend_journal(folder: Path) -> list[Damage]:
             entry["quarantined"] = {"file": _move(folder, entry["file"], {"shard": i, "why": [why]}), "why": [why]}
             rows_held = (entry["rows"][0], entry["rows"][1])
             fault = Fault(f"{path} is damaged: the line of shard {i} fails its checksum.")
-            found.append(
+            damaged.append(
                 Damage(shard=i, file=entry["file"], rows=rows_held, faults=(fault,), moved=entry["quarantined"]["file"])
             )
         entries.append(entry)
     _copy_aside(folder, path)
     write_whole(path, b"".join(map(journal_line, entries)))
-    return found
+    return damaged
 
 
 def _copy_aside(folder: Path, path: Path) -> None:
-    target = _free(folder, path.name + ".damaged")
+    target = _unused_path(folder, path.name + ".damaged")
     write_whole(target, path.read_bytes())
 
 
-def _move(folder: Path, name: str, held: dict) -> str:
-    """Put a file into quarantine; '' if there is none. What is noted first is true even if this is cut short."""
-    place = _free(folder, name)
-    there = (folder / name).exists()
-    line = {"file": place.name if there else "", "from": name, "when": datetime.now(UTC).isoformat(timespec="seconds")}
-    append_line(folder / QUARANTINE / JOURNAL, line | held)
-    if there:
+def _move(folder: Path, name: str, facts: dict) -> str:
+    """Move a file into quarantine; '' if there is none. The note is written first, in case of a crash."""
+    place = _unused_path(folder, name)
+    exists = (folder / name).exists()
+    line = {"file": place.name if exists else "", "from": name, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    append_line(folder / QUARANTINE / JOURNAL, line | facts)
+    if exists:
         os.replace(folder / name, place)
         sync_folder(folder / QUARANTINE)
         sync_folder(folder)
-    return f"{QUARANTINE}/{place.name}" if there else ""
+    return f"{QUARANTINE}/{place.name}" if exists else ""
 
 
-def _free(folder: Path, name: str) -> Path:
-    """A name in quarantine/ that nothing has: what was moved there before stays."""
+def _unused_path(folder: Path, name: str) -> Path:
+    """An unused path in quarantine/."""
     (folder / QUARANTINE).mkdir(exist_ok=True)
     place, n = folder / QUARANTINE / name, 1
     while place.exists():

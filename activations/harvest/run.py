@@ -1,7 +1,7 @@
-"""One harvest under way: shard after shard, each a pure function of the manifest and its number.
+"""Makes the shards of a harvest, each a pure function of the manifest and its number.
 
-What a crash can leave: a torn journal line, a file that no line lists, an open shard, a sealed one that was not sent yet. The
-next run drops the first two and goes on with the others where they stand.
+A crash can leave a torn journal line, an unlisted file, an unfinished shard, or a finished one that was not sent to its store.
+The next run removes the first two and continues with the others.
 """
 
 import json
@@ -16,23 +16,23 @@ import torch
 from scope.activations.corpus.inputs import Cursor, InputMaker, Packed, Recorder, record
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
 from scope.activations.format.files import read_json, write_json
-from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
+from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
 from scope.activations.format.manifest import FORMAT, WITH_ROLES, Recorded, contexts_for, versions
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.remote import Remote
 from scope.activations.format.shard_reader import ShardReader
 from scope.activations.format.shard_writer import ShardWriter, layout
-from scope.activations.harvest.ranks import Ledger, ProcessRank, held
-from scope.activations.harvest.recovery import clean, contexts_of_open, mark_of, note_open
+from scope.activations.harvest.ranks import FinishedShards, ProcessRank, n_readable
+from scope.activations.harvest.recovery import clean, read_watermark, watermark_path, write_watermark
 
 from scope.progress import OnProgress
 
-_WATERMARK_SECONDS = 20.0  # at most so much work is lost to kill -9
-_SAY_SECONDS = 1.0
+_WATERMARK_SECONDS = 20.0  # kill -9 loses at most this much work
+_REPORT_SECONDS = 1.0
 
 
 class Run:
-    """One process's part of a run over a folder that is locked and whose manifest fits."""
+    """The part of a harvest that one process makes. The folder is locked and its manifest checked."""
 
     def __init__(
         self,
@@ -48,34 +48,37 @@ class Run:
     ):
         self.recorder, self.maker, self.corpus, self.config, self.out = recorder, maker, corpus, config, out
         self.manifest, self.recorded, self.ranks, self.remote = recorded.manifest, recorded, ranks, remote
-        self.ledger = Ledger(out, recorded, ranks, remote)
+        self.finished = FinishedShards(out, recorded, ranks, remote)
         self.on_progress = on_progress or (lambda done, total, numbers: None)
         layout = self.manifest["layout"]
         self.with_roles = self.manifest["version"] == WITH_ROLES
         self.per_shard, self.segment_rows = layout["contexts_per_shard"], layout["segment_rows"]
         self.row_bytes = sum(w * ITEM_BYTES[config.dtype] for w in layout["widths"].values())
         self.n_contexts = contexts_for(config.tokens, config.context)
-        self.started, self.stored, self.said = time.monotonic(), 0, time.monotonic()
-        self.open = (0, 0)  # the shard under way, and its contexts so far
+        self.started, self.stored, self.reported = time.monotonic(), 0, time.monotonic()
+        self.open = (0, 0)  # number of the unfinished shard, and its contexts so far
 
     def run(self) -> None:
-        clean(self.out, self.recorded, self.ledger.done, self.ranks)
+        clean(self.out, self.recorded, self.finished.done, self.ranks)
         self._send_sealed()
-        holes = not all(map(held, self.recorded.entries))
-        if holes:  # a damaged shard was moved aside; it is made as it was, whatever the budget is now
+        missing = not all(map(n_readable, self.recorded.entries))
+        if missing:  # a damaged shard was moved aside; it is made again whatever the budget is
             self.n_contexts = max(self.n_contexts, self.recorded.n_contexts)
-        if holes or (not self.recorded.exhausted and self.recorded.n_contexts < self.n_contexts):
+        if missing or (not self.recorded.exhausted and self.recorded.n_contexts < self.n_contexts):
             n_contexts, exhausted = self._walk()
             if self.ranks.leads:
-                self.ledger.wait_for(n_contexts, self.per_shard, self._tell)
+                self.finished.wait_for(n_contexts, self.per_shard, self._report)
                 if exhausted:
-                    self.ledger.mark_exhausted()
+                    self.finished.mark_exhausted()
         elif self.ranks.leads:
-            self.ledger.commit()
-        self.ledger.clean()
+            self.finished.commit()
+        self.finished.clean()
 
     def _walk(self) -> tuple[int, bool]:
-        """Pack the whole rest of the corpus up to the budget, run what is ours. (contexts there are, corpus ended)."""
+        """Pack the rest of the corpus up to the budget and make the shards of this rank.
+
+        Returns the number of contexts, and whether the corpus has ended.
+        """
         start, cursor, rows = self._start()
         stream = self.maker.stream(self.corpus.documents(self.config.seed), self.config.context, cursor)
         for number in range(start, -(-self.n_contexts // self.per_shard)):
@@ -86,40 +89,40 @@ class Run:
                 if number == 0:
                     raise CorpusError(f"The corpus {self.corpus.spec} holds no text, so there is nothing to record.")
                 return first, True
-            kept = packed.counted(self.config.exclude)
+            counted = packed.counted(self.config.exclude)
             if self.ranks.owns(number) and not self._finished(number, len(packed)):
-                self._shard(number, first, opened, rows, packed, kept)
-            rows += int(kept.sum())
+                self._shard(number, first, opened, rows, packed, counted)
+            rows += int(counted.sum())
             if packed.exhausted:
                 return first + len(packed), True
         return self.n_contexts, False
 
     def _start(self) -> tuple[int, Cursor, int]:
-        """(the first shard that is not whole, where the corpus stands there, rows before it)."""
+        """(number of the first unfinished shard, corpus position there, rows before it)."""
         number = 0
         while self._finished(number, self.per_shard):
             number += 1
         if number == 0:
             return 0, Cursor(), 0
-        before = self.ledger.done[number - 1]
+        before = self.finished.done[number - 1]
         return number, Cursor(**before["cursor"]), before["rows"][1]
 
     def _finished(self, number: int, contexts: int) -> bool:
-        return held(self.ledger.done.get(number)) >= contexts
+        return n_readable(self.finished.done.get(number)) >= contexts
 
-    def _shard(self, number: int, first: int, opened: int, rows: int, packed: Packed, kept: np.ndarray) -> None:
+    def _shard(self, number: int, first: int, opened: int, rows: int, packed: Packed, counted: np.ndarray) -> None:
         n, digest = len(packed), packed.digest()
-        old = self.ledger.done.get(number)
-        partial, lost = (old, None) if held(old) else (None, old)
+        old = self.finished.done.get(number)
+        partial, lost = (old, None) if n_readable(old) else (None, old)
         _same_inputs(lost, packed, digest)
         name = f"shard-{number:05d}" + ("" if n == self.per_shard else f"-{n}") + ".h5"
-        resumed = contexts_of_open(self.out, number, name, digest)
-        shard = self._writer(self.out / name, n, int(kept.sum()), packed, keep=resumed > 0)
+        resumed = read_watermark(self.out, number, name, digest)
+        shard = self._writer(self.out / name, n, int(counted.sum()), packed, keep=resumed > 0)
         self.open = number, 0
         try:
-            self._put_rows(shard, first, packed, kept)
-            done = self._take_over(shard, resumed, partial, packed, kept)
-            self._run_batches(shard, number, packed, digest, kept, done)
+            self._put_rows(shard, first, packed, counted)
+            done = self._reuse(shard, resumed, partial, packed, counted)
+            self._run_batches(shard, number, packed, digest, counted, done)
             entry = shard.seal()
         except KeyboardInterrupt:
             with suppress(ActivationsError, OSError):
@@ -132,59 +135,61 @@ class Run:
         entry |= {
             "shard": number,
             "contexts": [first, first + n],
-            "rows": [rows, rows + int(kept.sum())],
+            "rows": [rows, rows + int(counted.sum())],
             "documents": [opened, packed.cursor.documents],
             "cursor": asdict(packed.cursor),
             "exhausted": packed.exhausted,
-            "outliers": n_flagged(shard.norms, self.manifest.get("outliers"), packed.roles[kept]),
+            "outliers": n_flagged(shard.norms, self.manifest.get("outliers"), packed.roles[counted]),
         }
         if self.with_roles:
             entry["inputs"] = digest
         if lost and lost["contexts"] == entry["contexts"] and lost["datasets"] not in ({}, entry["datasets"]):
-            entry["remade"] = versions()  # the same text, and not the same bits: another machine, or other libraries
+            entry["remade"] = versions()  # same inputs, other bits: another machine or other libraries
         self._commit(number, entry)
 
     def _writer(self, path: Path, n: int, n_rows: int, packed: Packed, keep: bool) -> ShardWriter:
         context, dtype, version = self.config.context, self.config.dtype, self.manifest["version"]
-        sums = "uint32" if version == 1 else "uint64"  # a recording goes on in the form in which it began
+        sums = "uint32" if version == 1 else "uint64"  # a recording keeps its version
         names, facts = _json(packed.names), _json(packed.facts) if self.with_roles else None
         widths = self.manifest["layout"]["widths"]
         datasets = layout(n, context, n_rows, names, widths, dtype, self.segment_rows, sums, facts)
-        shard = ShardWriter(path, skeleton({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
+        shard = ShardWriter(path, lay_out({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
         shard.put("document_names", np.frombuffer(names, np.uint8))
         if facts is not None:
             shard.put("document_facts", np.frombuffer(facts, np.uint8))
             shard.put("roles", packed.roles)
         return shard
 
-    def _put_rows(self, shard: ShardWriter, first: int, packed: Packed, kept: np.ndarray) -> None:
-        context, position = np.nonzero(kept)
+    def _put_rows(self, shard: ShardWriter, first: int, packed: Packed, counted: np.ndarray) -> None:
+        context, position = np.nonzero(counted)
         shard.put("tokens", packed.tokens)
         shard.put("documents", packed.documents)
-        shard.put("rows/token_id", packed.tokens[kept])
+        shard.put("rows/token_id", packed.tokens[counted])
         shard.put("rows/position", position)
         shard.put("rows/context", context + first)
 
-    def _run_batches(self, shard: ShardWriter, number: int, packed: Packed, digest: str, kept: np.ndarray, done: int) -> None:
+    def _run_batches(
+        self, shard: ShardWriter, number: int, packed: Packed, digest: str, counted: np.ndarray, done: int
+    ) -> None:
         marked = time.monotonic()
         for start in range(done, len(packed), self.config.batch_contexts):
             stop = min(start + self.config.batch_contexts, len(packed))
-            chosen = torch.from_numpy(kept[start:stop].reshape(-1).nonzero()[0])
+            chosen = torch.from_numpy(counted[start:stop].reshape(-1).nonzero()[0])
             for site, x in record(self.recorder, packed[start:stop], self.config.sites).items():
                 shard.append(site, shard.rounded(site, x).index_select(0, chosen.to(x.device)))
             shard.contexts = stop
             self.stored += len(chosen) * self.row_bytes
             self.open = number, stop
-            self._tell()
+            self._report()
             if time.monotonic() - marked > _WATERMARK_SECONDS:
                 self._watermark(shard, number, digest)
                 marked = time.monotonic()
 
-    def _take_over(self, shard: ShardWriter, resumed: int, partial: dict | None, packed: Packed, kept: np.ndarray) -> int:
-        """Contexts that need not be run again: from the file of an interrupted run, or the partial shard that is extended."""
+    def _reuse(self, shard: ShardWriter, resumed: int, partial: dict | None, packed: Packed, counted: np.ndarray) -> int:
+        """Add contexts of an interrupted run, or of the shorter shard that is extended. Returns their number."""
         if resumed:
             for site in self.config.sites:
-                shard.take(site, int(kept[:resumed].sum()), shard.own(site), write=False)
+                shard.take(site, int(counted[:resumed].sum()), shard.rows_on_disk(site), write=False)
             shard.contexts = resumed
             return resumed
         if partial is None:
@@ -193,37 +198,37 @@ class Run:
             self.remote.fetch(partial["file"], self.out / partial["file"])
         old = ShardReader(self.out, partial, self.segment_rows)
         before = old.small("tokens")
-        whole = len(before) // self.config.batch_contexts * self.config.batch_contexts  # a shorter batch may round otherwise
+        whole = len(before) // self.config.batch_contexts * self.config.batch_contexts  # a shorter batch may round differently
         if not np.array_equal(before[:whole], packed.tokens[:whole]):
             raise RecordingError(f"The corpus no longer gives the text of {old.path.name}. Record into another folder.")
         for site in self.config.sites:
-            shard.take(site, int(kept[:whole].sum()), lambda a, b, site=site: old.raw(site, a, b), write=True)
+            shard.take(site, int(counted[:whole].sum()), lambda a, b, site=site: old.raw(site, a, b), write=True)
         old.close()
         shard.contexts = whole
         return whole
 
     def _watermark(self, shard: ShardWriter, number: int, digest: str) -> None:
-        """Note how far the open shard has come, after what it holds is on the disk."""
+        """Sync the unfinished shard and record its progress."""
         shard.flush()
         n = shard.contexts // self.config.batch_contexts * self.config.batch_contexts
-        note_open(self.out, number, shard.path.name, n, digest)
+        write_watermark(self.out, number, shard.path.name, n, digest)
 
     def _commit(self, number: int, entry: dict) -> None:
-        """List a sealed shard; one for a store is sent first, and noted here until it has arrived."""
+        """List a finished shard. For a store it is sent first; a staged-*.json file marks it until it has arrived."""
         if self.remote:
             staged = self.out / f"staged-{number:05d}.json"
             write_json(staged, entry)
-            mark_of(self.out, number).unlink(missing_ok=True)
+            watermark_path(self.out, number).unlink(missing_ok=True)
             self.remote.push(self.out / entry["file"])
-            self.ledger.add(entry)
+            self.finished.add(entry)
             (self.out / entry["file"]).unlink()
             staged.unlink()
         else:
-            self.ledger.add(entry)
-            mark_of(self.out, number).unlink(missing_ok=True)
+            self.finished.add(entry)
+            watermark_path(self.out, number).unlink(missing_ok=True)
 
     def _send_sealed(self) -> None:
-        """Send the shards that an earlier run sealed and could not send."""
+        """Send the shards that an earlier run finished and could not send."""
         for staged in sorted(self.out.glob("staged-*.json")) if self.remote else ():
             number = int(staged.stem.removeprefix("staged-"))
             entry = read_json(staged)
@@ -234,21 +239,21 @@ class Run:
                 self._commit(number, entry)
             staged.unlink(missing_ok=True)
 
-    def _tell(self) -> None:
-        """Say how far all ranks are: rank 0 to whoever looks, the others to rank 0."""
+    def _report(self) -> None:
+        """Report progress: rank 0 to `on_progress`, the others to rank 0."""
         now = time.monotonic()
         if not self.ranks.leads:
-            if now - self.said > _SAY_SECONDS:
-                self.said = now
-                self.ledger.say(*self.open)
+            if now - self.reported > _REPORT_SECONDS:
+                self.reported = now
+                self.finished.report(*self.open)
             return
-        if self.ranks.world > 1 and now - self.said > _SAY_SECONDS:
-            self.said = now
-            self.ledger.refresh()
+        if self.ranks.world > 1 and now - self.reported > _REPORT_SECONDS:
+            self.reported = now
+            self.finished.refresh()
         number, contexts = self.open
-        sealed = sum(map(held, self.ledger.done.values()))
-        mine = max(0, contexts - held(self.ledger.done.get(number)))
-        done = min(self.n_contexts, sealed + mine + self.ledger.under_way())
+        sealed = sum(map(n_readable, self.finished.done.values()))
+        open_now = max(0, contexts - n_readable(self.finished.done.get(number)))
+        done = min(self.n_contexts, sealed + open_now + self.finished.under_way())
         seconds = max(now - self.started, 1e-9)
         numbers = {"MB/s": self.stored * self.ranks.world / seconds / 1e6}
         if self.ranks.world > 1:
@@ -257,15 +262,15 @@ class Run:
 
 
 def _same_inputs(lost: dict | None, packed: Packed, digest: str) -> None:
-    """A shard in quarantine is made again from the inputs it had.
+    """Check that a shard in quarantine is made again from the same inputs.
 
     Raises:
-        RecordingError: the corpus gives other ones.
+        RecordingError: the corpus has changed.
     """
-    made, tokens = (lost or {}).get("datasets", {}).get("tokens"), packed.tokens
-    if not made or tuple(made["shape"]) != tokens.shape:
+    dataset, tokens = (lost or {}).get("datasets", {}).get("tokens"), packed.tokens
+    if not dataset or tuple(dataset["shape"]) != tokens.shape:
         return
-    if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != made["crc32"] or lost.get("inputs", digest) != digest:
+    if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != dataset["crc32"] or lost.get("inputs", digest) != digest:
         raise RecordingError(f"The corpus no longer gives the text of {lost['file']}. Record into another folder.")
 
 

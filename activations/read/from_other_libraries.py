@@ -1,7 +1,7 @@
-"""Activations that others recorded, as a recording: what is known is taken over, what is not is said, never made up.
+"""Imports activations of other libraries as a recording. The manifest lists what is unknown about them.
 
-SAELens' cached activations: each row of the dataset becomes a context. safetensors: tensors [row width] or [context row width]
-of floating point are sites; token_id(s), tokens, position, context and documents are understood as `export` writes them.
+SAELens' cached activations: each row of the dataset becomes a context. safetensors: floating-point tensors [row width] or
+[context row width] are sites; token_id(s), tokens, position, context, documents and roles are read as exports write them.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import append_line, write_json
-from scope.activations.format.hdf5 import ITEM_BYTES, skeleton
+from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
 from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, WITH_ROLES, versions
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.shard_writer import ShardWriter, layout
@@ -24,13 +24,13 @@ from torch import Tensor
 from scope.progress import OnProgress
 
 _CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
-_COUNTED = 256  # rows to a context where contexts are unknown
+_COUNTED = 256  # rows of a context if contexts are unknown
 _TOKENS = ("token_id", "token_ids", "tokens", "input_ids")
 
 
 @dataclass(kw_only=True)
 class Chunk:
-    """Rows of all sites, and what is known of them. `context` counts from 0 within the chunk."""
+    """Rows of all sites with their metadata. `context` counts from 0 within the chunk."""
 
     acts: dict[str, Tensor]
     context: np.ndarray
@@ -46,7 +46,7 @@ class Chunk:
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """What lies there: a form, sites with their widths, rows in all, rows to a context, dtype, and the chunks to be read."""
+    """Description of foreign activations: format, sites with widths, number of rows, rows per context, dtype, and chunks."""
 
     form: str
     sites: dict[str, int]
@@ -62,10 +62,10 @@ class Foreign:
 def import_activations(
     source: Path | str, out: Path | str, dtype: str | None = None, on_progress: OnProgress | None = None
 ) -> ActivationStore:
-    """Make a recording of SAELens' cached activations or of safetensors, in `dtype`, or in the one that loses nothing.
+    """Make a recording from SAELens' cached activations or safetensors, by default in a dtype that loses nothing.
 
     Raises:
-        RecordingError: nothing that can be read lies there, `out` is not empty, or a value is NaN or Inf.
+        RecordingError: there are no readable activations, `out` is not empty, or a value is NaN or Inf.
     """
     source, out = Path(source), Path(out)
     foreign = _open(source)
@@ -92,7 +92,7 @@ def _write(
     names = json.dumps(chunk.names).encode()
     facts = None if chunk.roles is None else json.dumps(chunk.facts).encode()
     datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows, facts=facts)
-    file_layout = skeleton({"format": FORMAT, "version": foreign.version}, datasets)
+    file_layout = lay_out({"format": FORMAT, "version": foreign.version}, datasets)
     shard = ShardWriter(out / f"shard-{number:05d}.h5", file_layout, segment_rows)
     documents = np.full((c, foreign.context), -1) if chunk.documents is None else chunk.documents
     roles = None if chunk.roles is None else chunk.roles[chunk.context, chunk.position]
@@ -124,15 +124,15 @@ def _write(
 
 
 def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> dict:
-    was = foreign.sidecar.get("manifest", {})
-    rule = was.get("outliers") or {}
-    known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it says nothing of these rows
+    original = foreign.sidecar.get("manifest", {})
+    rule = original.get("outliers") or {}
+    known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it is about other sites
     return {
         "format": FORMAT,
         "version": foreign.version,
-        "model": was.get("model", {"model": None}),
-        "tokenizer": was.get("tokenizer", {}),
-        "corpus": {"kind": "imported", "of": was.get("corpus", {})},
+        "model": original.get("model", {"model": None}),
+        "tokenizer": original.get("tokenizer", {}),
+        "corpus": {"kind": "imported", "of": original.get("corpus", {})},
         "config": {
             "sites": list(foreign.sites),
             "tokens": foreign.rows,
@@ -140,19 +140,19 @@ def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> 
             "batch_contexts": 0,
             "shard_rows": 0,
             "dtype": dtype,
-            "seed": was.get("config", {}).get("seed"),
-            "exclude": was.get("config", {}).get("exclude", []),
+            "seed": original.get("config", {}).get("seed"),
+            "exclude": original.get("config", {}).get("exclude", []),
         },
         "outliers": rule if known else None,
         "layout": {
             "widths": foreign.sites,
             "contexts_per_shard": 0,
             "segment_rows": segment_rows,
-            "packing": was.get("layout", {}).get("packing", "unknown"),
+            "packing": original.get("layout", {}).get("packing", "unknown"),
         },
         "imported": {
             "from": f"{foreign.form} ({source.name})",
-            "unknown": sorted({*foreign.unknown, *(() if was else ("model", "corpus", "excluded tokens"))}),
+            "unknown": sorted({*foreign.unknown, *(() if original else ("model", "corpus", "excluded tokens"))}),
             "exported": foreign.sidecar.get("exported", {}),
         },
         "versions": versions(),
@@ -170,8 +170,8 @@ def _open(source: Path) -> Foreign:
     if files:
         return _open_safetensors(files, sidecar)
     raise RecordingError(
-        f"{source} holds no activations that can be read.\n"
-        "  Understood are SAELens' cached activations (a folder with state.json) and *.safetensors."
+        f"{source} holds no readable activations.\n"
+        "  Known formats are SAELens' cached activations (a folder with state.json) and *.safetensors."
     )
 
 
@@ -207,13 +207,13 @@ def _open_dataset(source: Path, sidecar: dict) -> Foreign:
                 tokens=None if ids is None else ids.reshape(n, window),
             )
 
-    was = sidecar.get("manifest", {}).get("config", {})
+    original = sidecar.get("manifest", {}).get("config", {})
     return Foreign(
         form="SAELens' cached activations",
         sites=sites,
         rows=len(dataset) * window,
         context=window,
-        dtype=was.get("dtype", "float32"),
+        dtype=original.get("dtype", "float32"),
         unknown=("positions", "documents") if known else ("positions", "documents", "token ids"),
         chunks=chunks,
         sidecar=sidecar,
@@ -250,7 +250,7 @@ def _open_safetensors(files: list[Path], sidecar: dict) -> Foreign:
         for path, n in zip(files, rows_of, strict=True):
             with safe_open(path, "pt") as file:
                 if "context" in shapes:
-                    yield _own_chunk(file, sites, context, ids)
+                    yield _exported_chunk(file, sites, context, ids)
                     continue
                 step = max(1, _CHUNK_BYTES // (per_row * context)) * context
                 for a in range(0, n, step):
@@ -275,24 +275,24 @@ def _open_safetensors(files: list[Path], sidecar: dict) -> Foreign:
     )
 
 
-def _own_chunk(file, sites: dict[str, int], context: int, ids: str | None) -> Chunk:
-    """A file of `export.to_safetensors`, whole: it was made small enough."""
+def _exported_chunk(file, sites: dict[str, int], context: int, ids: str | None) -> Chunk:
+    """A whole file of `to_safetensors`, which are small."""
     keys = set(file.keys())
 
-    def given(name: str) -> np.ndarray | None:
+    def array(name: str) -> np.ndarray | None:
         return file.get_tensor(name).numpy() if name in keys else None
 
-    of, tokens, names, facts = given("context"), given("tokens"), given("document_names"), given("document_facts")
+    of, tokens, names, facts = array("context"), array("tokens"), array("document_names"), array("document_facts")
     assert of is not None
     return Chunk(
         acts={site: file.get_tensor(site) for site in sites},
         context=of,
         n_contexts=len(tokens) if tokens is not None else int(of.max(initial=-1)) + 1,
-        token_id=given(ids) if ids else None,
-        position=given("position"),
+        token_id=array(ids) if ids else None,
+        position=array("position"),
         tokens=tokens,
-        documents=given("documents"),
-        roles=given("roles"),
+        documents=array("documents"),
+        roles=array("roles"),
         names=json.loads(names.tobytes()) if names is not None else [],
         facts=json.loads(facts.tobytes()) if facts is not None else [],
     )

@@ -1,4 +1,4 @@
-"""Text that a recording's corpus still holds after the last recorded document: the same kind of text, never recorded."""
+"""Held-out inputs: documents of a recording's corpus that come after the last recorded one."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from scope.activations.read.store import ActivationStore
 def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer | InputMaker, n_contexts: int) -> Inputs:
     """Up to `n_contexts` contexts from documents of which the recording holds nothing.
 
-    A later document that repeats an earlier one, as an inherited docstring does under another name, is passed over.
+    Documents that repeat an earlier one, such as inherited docstrings, are skipped.
 
     Raises:
         CorpusError: the recording was made from another corpus, or has used all of this one.
@@ -29,7 +29,7 @@ def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer |
     n, exhausted = 0, False
     while n < n_contexts and not exhausted:
         packed = stream.take(n_contexts)
-        # The document in which the recording ended goes on at first; it is not new.
+        # the first contexts may continue the last recorded document
         parts.append(packed[~(packed.documents == cursor.documents - 1).any(1)])
         n, exhausted = n + len(parts[-1]), packed.exhausted
     if not n:
@@ -40,13 +40,13 @@ def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer |
 def following_documents(
     store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer, n_contexts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of `following`, the tokens [n position], and which document of the corpus each is from, -1 for padding."""
-    found = following(store, corpus, tokenizer, n_contexts)
-    return found.tokens, found.documents
+    """The tokens [n position] of `following`, and the index of each one's document, -1 for padding."""
+    inputs = following(store, corpus, tokenizer, n_contexts)
+    return inputs.tokens, inputs.documents
 
 
 def _new(documents: Iterable[Document], recorded: int) -> Iterator[Document]:
-    """The documents that were recorded, then those of the others that repeat none before them."""
+    """The recorded documents, then those of the others that repeat no earlier one."""
     seen: set[bytes] = set()
     for number, document in enumerate(documents):
         digest = hashlib.sha256(" ".join(without_name(document.text).lower().split()).encode()).digest()

@@ -1,9 +1,9 @@
-"""Batches straight from a running model, through a shuffle buffer: nothing is stored.
+"""Batches of activations from a running model through a shuffle buffer; no recording is stored.
 
-The corpus is packed into contexts as harvesting does it, and the same positions are left out. A *pool* is the activations of
-so many contexts as fit the memory; its rows come out in a random order, then the next is filled. What is in a pool is a
-function of the corpus, the model, the settings and the place in the corpus where it begins. So the state is that place and a
-number, a few hundred bytes however large the buffer; going on runs the model once more over the contexts of one pool.
+The corpus is packed into contexts as in harvesting, and the same rows are left out. A *pool* holds the activations of as many
+contexts as fit the memory; its rows are returned in a random order, then the next pool is filled. The content of a pool follows
+from the corpus, the model, the settings and the corpus position where it begins. So the state is that position and a row
+number, a few hundred bytes; resuming runs the model again over the contexts of one pool.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,13 @@ from scope.activations.read.shuffle_order import permutation
 from torch import Tensor
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-_FEWEST = 8  # contexts in a pool: with fewer, batches would be of neighbours
+_FEWEST = 8  # contexts in a pool; with fewer, batches would be poorly shuffled
 
 
 class LiveBatches:
     """Batches float32 [batch_size width] without end; of several sites, tuples whose rows belong to the same tokens.
 
-    When the corpus ends it is read again in another order; `passes` says how often it has been begun. `memory_bytes` bounds the
+    When the corpus ends it is read again in another order; `passes` counts how often it was started. `memory_bytes` bounds the
     buffer.
     """
 
@@ -56,7 +56,7 @@ class LiveBatches:
                 "Give more memory, fewer sites, or smaller batches."
             )
         self.pass_, self.pool_number, self.row, self.start = 0, 0, 0, Cursor()
-        self._held: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
+        self._current: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
         self._rule: dict | None = None
 
     @property
@@ -64,18 +64,18 @@ class LiveBatches:
         return self.pass_ + 1
 
     def state_dict(self) -> dict:
-        """Where the stream stands, after the last batch that was handed out. JSON."""
+        """State after the last returned batch. JSON."""
         place = {"pass": self.pass_, "pool": self.pool_number, "row": self.row, "start": asdict(self.start)}
         return place | {"order": self._order()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; the next batch is the one that would have come, once the model has run over one pool again.
+        """Restore a state; the next batch is the one that would have followed. The model runs over one pool again.
 
         Raises:
             RecordingError: the state belongs to another order: other seed, sites, text, settings or memory.
         """
-        mine = self._order()
-        differs = [f"{k}: {state['order'].get(k)} then, {v} now" for k, v in mine.items() if state["order"].get(k) != v]
+        order = self._order()
+        differs = [f"{k}: {state['order'].get(k)} then, {v} now" for k, v in order.items() if state["order"].get(k) != v]
         if differs:
             raise RecordingError(
                 "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
@@ -110,23 +110,23 @@ class LiveBatches:
             yield batch[0] if len(batch) == 1 else batch
 
     def where(self, row: int, n: int) -> str:
-        """In words, what row `row` of the last batch, of n, is."""
+        """A phrase that identifies row `row` of the last batch, for error messages."""
         return f"of pool {self.pool_number} of pass {self.pass_ + 1} through {self.corpus.spec}, made by the model just now"
 
     # Pools.
 
     def _pool(self) -> tuple[list[Tensor], np.ndarray]:
-        """The pool in use, and the order in which its rows come out."""
-        if self._held is None or self._held[0] != (self.pass_, self.pool_number):
-            self._held = None  # let go of the old one before there are two
+        """The rows of the current pool, and their order."""
+        if self._current is None or self._current[0] != (self.pass_, self.pool_number):
+            self._current = None  # frees the old pool before the new one is filled
             rows, cursor, ended = self._fill()
             order = permutation(len(rows[0]), self.seed, self.pass_, self.pool_number)
-            self._held = (self.pass_, self.pool_number), rows, order, cursor, ended
-        return self._held[1], self._held[2]
+            self._current = (self.pass_, self.pool_number), rows, order, cursor, ended
+        return self._current[1], self._current[2]
 
     def _next_pool(self) -> None:
-        assert self._held is not None
-        *_, cursor, ended = self._held
+        assert self._current is not None
+        *_, cursor, ended = self._current
         self.row = 0
         if ended:
             self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
@@ -134,21 +134,23 @@ class LiveBatches:
             self.pool_number, self.start = self.pool_number + 1, cursor
 
     def _fill(self) -> tuple[list[Tensor], Cursor, bool]:
-        """Run the model over the contexts of the pool. (rows of each site, where the corpus stands after, whether it ended)."""
+        """Run the model over the contexts of the pool. (rows of each site, corpus position after them, whether it ended)."""
         stream = self.maker.stream(self.corpus.documents(self.seed + self.pass_), self.config.context, self.start)
         packed = stream.take(self.contexts)
-        kept = packed.counted(self.config.exclude)
-        if not kept.any():
+        counted = packed.counted(self.config.exclude)
+        if not counted.any():
             if self.pool_number:  # the corpus ended with the last pool
                 self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
                 return self._fill()
             raise CorpusError(f"The corpus {self.corpus.spec} holds no text to train on.")
-        rows = [torch.empty((int(kept.sum()), self.recorder.sites()[s]), dtype=_DTYPES[self.config.dtype]) for s in self.sites]
+        rows = [
+            torch.empty((int(counted.sum()), self.recorder.sites()[s]), dtype=_DTYPES[self.config.dtype]) for s in self.sites
+        ]
         keep, at = np.ones(len(rows[0]), bool), 0
-        roles = packed.roles[kept]
+        roles = packed.roles[counted]
         for first in range(0, len(packed), self.config.batch_contexts):
             some = slice(first, first + self.config.batch_contexts)
-            chosen = torch.from_numpy(kept[some].reshape(-1).nonzero()[0])
+            chosen = torch.from_numpy(counted[some].reshape(-1).nonzero()[0])
             recorded = record(self.recorder, packed[some], self.sites)
             new = slice(at, at + len(chosen))
             for site, stored in zip(self.sites, rows, strict=True):
@@ -165,7 +167,7 @@ class LiveBatches:
         if not self.config.outlier_times:
             return np.zeros(len(rows), bool)
         if self._rule is None:
-            found = survey(self.recorder, self.maker, self.corpus, self.sites, self.config, self.seed)
-            self._rule = found.rule(self.config.outlier_times)
+            measured = survey(self.recorder, self.maker, self.corpus, self.sites, self.config, self.seed)
+            self._rule = measured.rule(self.config.outlier_times)
         norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).numpy()
         return flagged(norms, self._rule, site, roles)

@@ -1,4 +1,4 @@
-"""One site of a recording as an array: rows by number, slice, mask or list, as float32."""
+"""A site of a recording as an array, indexed by number, slice, mask or list."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,11 +7,11 @@ import torch
 from scope.activations.errors import RecordingError
 from torch import Tensor
 
-_NEAR = 8  # rows apart: closer ones are read in one piece
+_NEAR = 8  # rows at most this far apart are read together
 
 
 class Rows:
-    """float32 [row width]. `read(start, stop)` gives neighbouring rows; nothing is held here."""
+    """float32 [row width], read from disk on each access by `read(start, stop)`."""
 
     def __init__(self, site: str, shape: tuple[int, int], read: Callable[[int, int], Tensor]):
         self.site, self.shape, self.read = site, shape, read
@@ -23,7 +23,7 @@ class Rows:
         """float32 [n width] for a slice or an array of row numbers, [width] for one row number.
 
         Raises:
-            RecordingError: a row that is not there, a mask of another length, or what names no rows at all.
+            RecordingError: row numbers out of range, a mask of another length, or an invalid index.
         """
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))

@@ -1,7 +1,7 @@
-"""Shuffled reading: seeded, in bounded memory, resumable to the row.
+"""Shuffled reading: seeded, in bounded memory, resumable at every row.
 
-`order.py` says which rows come when. A pool of them is read whole, and its rows come out while the next pool is read behind.
-Where the stream stands is one number, and every batch a pure function of it.
+`shuffle_order.py` computes the order. A pool of rows is read as a whole and returned in batches while a thread reads the next
+pool. The state is the number of rows returned so far, and every batch is a pure function of it.
 """
 
 import os
@@ -13,24 +13,24 @@ import torch
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import NUMPY
 from scope.activations.format.row_bytes import read_into, to_tensor
-from scope.activations.read.buffer_pool import Spare
-from scope.activations.read.shuffle_order import Order, Sealed
+from scope.activations.read.buffer_pool import BufferPool
+from scope.activations.read.shuffle_order import Order, ShuffleSource
 from torch import Tensor
 
-_LOT, _AHEAD = 32, 8  # runs of segments announced to the disk at once, and how many such lots ahead
-_GATHER_BYTES = 4 << 20  # rows brought together at once: still in the cache when they are widened, yet few waits for threads
+_LOT, _AHEAD = 32, 8  # runs of segments announced to the system at once, and lots ahead
+_GATHER_BYTES = 4 << 20  # bytes gathered at once: they stay in the cache until converted
 
 MEMORY_BYTES = 512 << 20
-"""What the pools of one reader may hold, all together."""
+"""Default size of all pools of one reader."""
 
 Pool = tuple[list[Tensor], np.ndarray]
-"""The rows of a pool, one tensor [row width] per site, and the order in which they come out."""
+"""The rows of a pool, one tensor [row width] per site, and their order."""
 
 
 class Batches:
-    """Batches of rows in a random order; `for` goes on where the state stands, and starts over after the last epoch.
+    """Batches of rows in a random order. A `for` loop continues at the current state, and starts over after the last epoch.
 
-    Every row comes once an epoch. A recording that fits `memory_bytes` is shuffled perfectly. A larger one is shuffled
+    Every row is returned once an epoch. A recording that fits `memory_bytes` is shuffled perfectly. A larger one is shuffled
     within pools of memory_bytes / 2 whose segments are drawn from all of it: two rows of a batch then share a segment with a
     probability of 1 / (segments in a pool). At the defaults that is 1 / 4096 for one site, whatever its width and the length of
     the recording; for n sites read together n / 4096, so give them n times the memory.
@@ -47,16 +47,16 @@ class Batches:
         8      2304    512 MiB             8.29              536                493             2.66
         8      2304    4 GiB               1.91               68               1959             1.38
 
-    A buffer of 755 MB that is refilled in order gives 16 to 17 times the pairs and a variance of 4.3. What is left of the order
-    here is neighbours: at 68, every fifteenth row of a batch has its successor in it. `python -m tests.benchmarks.mixing`
+    A buffer of 755 MB that is refilled in order gives 16 to 17 times the pairs and a variance of 4.3. Neighbours remain: at 68,
+    every fifteenth row of a batch has its successor in it. `python -m tests.benchmarks.mixing`
     repeats this.
-    Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batches that are held,
-    with one more that is being made: the memory of a batch is used again once nothing refers to it.
+    Memory beyond the pools: 12 bytes a segment, 16 bytes a row of the pools for the order, and the batches in use
+    plus the one being made; the memory of a batch is reused once nothing refers to it.
     """
 
     def __init__(
         self,
-        store: Sealed,
+        store: ShuffleSource,
         site: str | tuple[str, ...],
         batch_size: int,
         seed: int = 0,
@@ -77,27 +77,27 @@ class Batches:
         self.widths = [store.sites[s] for s in self.sites]
         self.row = 0
         self._ended = False
-        self.plan = Order(store, self.sites, seed, int(memory_bytes), outliers)  # 4e9 is a number of bytes too
+        self.plan = Order(store, self.sites, seed, int(memory_bytes), outliers)  # accepts 4e9
         self.n_rows, self.n_pools = self.plan.n_rows, self.plan.n_pools
         self.left_out = self.plan.left_out
-        """Rows that never come out, because the rule of the recording flags them as outliers."""
+        """Rows that are never returned because the rule of the recording flags them as outliers."""
 
     @property
     def epoch(self) -> int:
         return self.row // self.n_rows
 
     def state_dict(self) -> dict:
-        """Where the stream stands, after the last batch that was handed out. JSON."""
+        """State after the last returned batch. JSON."""
         return {"row": self.row, **self._order()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from there; the next batch is the one that would have come.
+        """Restore a state; the next batch is the one that would have followed.
 
         Raises:
             RecordingError: the state belongs to another order: other seed, sites, memory, or a recording that grew since.
         """
-        mine = self._order()
-        differs = [f"{k}: {state.get(k)} then, {v} now" for k, v in mine.items() if state.get(k) != v]
+        order = self._order()
+        differs = [f"{k}: {state.get(k)} then, {v} now" for k, v in order.items() if state.get(k) != v]
         if differs:
             raise RecordingError(
                 "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
@@ -112,7 +112,7 @@ class Batches:
         if self._ended:
             self.row, self._ended = 0, False
         last = None if self.epochs is None else self.epochs * self.n_rows
-        spare = [Spare(min(self.batch_size, last or self.batch_size), w) for w in self.widths]
+        spare = [BufferPool(min(self.batch_size, last or self.batch_size), w) for w in self.widths]
         with _Pools(self) as pools:
             while last is None or self.row < last:
                 want = self.batch_size if last is None else min(self.batch_size, last - self.row)
@@ -128,15 +128,15 @@ class Batches:
         self._ended = True
 
     def order(self, epoch: int) -> Iterator[np.ndarray]:
-        """Which rows of the recording come out in an epoch, in their order, pool by pool; reads nothing."""
+        """Row numbers of an epoch in their order, pool by pool. Reads no file."""
         return self.plan.of_epoch(epoch)
 
-    def room(self) -> list[np.ndarray]:
-        """Memory for a pool, one array per site."""
+    def new_buffers(self) -> list[np.ndarray]:
+        """Memory for a pool: one array per site."""
         return [np.empty((self.plan.most_rows, w), NUMPY[self.store.dtype]) for w in self.widths]
 
     def read(self, segments: np.ndarray, into: list[np.ndarray]) -> list[Tensor]:
-        """The rows of some segments as stored, in the order of the recording; neighbours are read in one piece."""
+        """The rows of some segments as stored, in the order of the recording; adjacent segments are read together."""
         segments = np.sort(segments)
         shard, within = self.plan.shard[segments], self.plan.segment[segments]
         breaks = (np.diff(segments) != 1) | (np.diff(shard) != 0)
@@ -151,10 +151,13 @@ class Batches:
         }
         m, announced = self.store.segment_rows, 0
         for run in range(len(firsts)):
-            if run % _LOT == 0 and hasattr(os, "posix_fadvise"):  # a disk needs many requests at once to be busy
+            if run % _LOT == 0 and hasattr(os, "posix_fadvise"):  # disks are faster with many requests at once
                 ahead = min(run + _AHEAD * _LOT, len(firsts))
                 for later in range(announced, ahead):
-                    reader, n = self.store.reader(shards[later]), at[later + 1] - at[later]  # held: another thread may evict it
+                    reader, n = (
+                        self.store.reader(shards[later]),
+                        at[later + 1] - at[later],
+                    )  # a reference, since another thread may evict it
                     for offset, width in zip(offsets[shards[later]], row_bytes, strict=True):
                         os.posix_fadvise(reader.fd, offset + firsts[later] * m * width, n * width, os.POSIX_FADV_WILLNEED)
                 announced = ahead
@@ -167,15 +170,15 @@ class Batches:
 
 
 class _Pools:
-    """The pool in use and the one that is being read behind it."""
+    """The pool in use, and the next one, which a thread reads."""
 
     def __init__(self, batches: Batches):
         self.batches = batches
-        self.dealt: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
+        self.epochs_dealt: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
         self.current: tuple[int, int] | None = None
         self.pool: Pool | None = None
-        self.coming: tuple[tuple[int, int], Future] | None = None
-        self.rooms: list[list[np.ndarray]] = []
+        self.next_pool: tuple[tuple[int, int], Future] | None = None
+        self.buffers: list[list[np.ndarray]] = []
 
     def __enter__(self) -> "_Pools":
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="shuffle")
@@ -185,7 +188,7 @@ class _Pools:
         self.thread.shutdown(wait=True, cancel_futures=True)
 
     def at(self, row: int) -> tuple[Pool, int]:
-        """The pool that holds row number `row` of the stream, and how many of its rows came before."""
+        """The pool that holds row number `row` of the stream, and the number of its rows before that one."""
         epoch, offset = divmod(row, self.batches.n_rows)
         starts = self._deal(epoch)[1]
         number = int(np.searchsorted(starts, offset, side="right")) - 1
@@ -195,11 +198,11 @@ class _Pools:
         return self.pool, offset - int(starts[number])
 
     def _deal(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
-        if epoch not in self.dealt:
+        if epoch not in self.epochs_dealt:
             pools = self.batches.plan.deal(epoch)
             starts = np.cumsum([0] + [self.batches.plan.rows_in(p) for p in pools])[:-1]
-            self.dealt = {e: d for e, d in self.dealt.items() if e == epoch - 1} | {epoch: (pools, starts)}
-        return self.dealt[epoch]
+            self.epochs_dealt = {e: d for e, d in self.epochs_dealt.items() if e == epoch - 1} | {epoch: (pools, starts)}
+        return self.epochs_dealt[epoch]
 
     def _go_to(self, epoch: int, number: int) -> None:
         last = self.batches.epochs is not None and epoch + 1 >= self.batches.epochs
@@ -207,27 +210,27 @@ class _Pools:
             tensors = self.pool[0] if self.pool else self._load(epoch, number)[0]
             self.pool = tensors, self.batches.plan.within(self._deal(epoch)[0][number], epoch, number)
         else:
-            waiting = self.coming[1].result() if self.coming else None  # nobody else writes into a pool from here on
-            taken = waiting if self.coming and self.coming[0] == (epoch, number) else None
+            waiting = self.next_pool[1].result() if self.next_pool else None  # after this, the thread writes to no pool
+            taken = waiting if self.next_pool and self.next_pool[0] == (epoch, number) else None
             self.pool = taken or self._load(epoch, number)
             following = (epoch, number + 1) if number + 1 < self.batches.n_pools else (epoch + 1, 0)
-            self.coming = None
+            self.next_pool = None
             if following[0] == epoch or not last:
-                self.coming = following, self.thread.submit(self._load, *following)
+                self.next_pool = following, self.thread.submit(self._load, *following)
         self.current = epoch, number
 
     def _load(self, epoch: int, number: int) -> Pool:
-        """Read a pool into the memory of the one before the last."""
-        if len(self.rooms) < min(2, self.batches.n_pools):
-            self.rooms.append(self.batches.room())
+        """Read a pool into the buffers of the pool before the current one."""
+        if len(self.buffers) < min(2, self.batches.n_pools):
+            self.buffers.append(self.batches.new_buffers())
         else:
-            self.rooms.append(self.rooms.pop(0))
-        tensors = self.batches.read(self._deal(epoch)[0][number], self.rooms[-1])
+            self.buffers.append(self.buffers.pop(0))
+        tensors = self.batches.read(self._deal(epoch)[0][number], self.buffers[-1])
         return tensors, self.batches.plan.within(self._deal(epoch)[0][number], epoch, number)
 
 
 def gather(out: Tensor, stored: Tensor, rows: Tensor) -> None:
-    """Rows of a pool as float32, into `out`, a few at a time: all at once they would go through memory twice."""
+    """Copy rows of a pool to `out` as float32, a few at a time, so that they stay in the cache in between."""
     if stored.dtype == torch.float32:
         torch.index_select(stored, 0, rows, out=out)
         return

@@ -1,7 +1,7 @@
-"""Which rows of a recording come when: segments dealt into pools, rows mixed within each. Computed, not read.
+"""The order of shuffled rows: segments are distributed over pools, and rows are shuffled within each pool.
 
 The recording is cut into its segments (runs of 8 to 256 neighbouring rows, about 64 kB). Each epoch they are put in a random
-order and dealt into pools that fit the memory; within a pool rows come in a random order.
+order and distributed over pools that fit the memory; within a pool rows come in a random order.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from scope.activations.format.shard_reader import ShardReader
 
 
 @runtime_checkable
-class Sealed(Protocol):
-    """What is read: an ActivationStore."""
+class ShuffleSource(Protocol):
+    """The part of an ActivationStore that shuffled reading uses."""
 
     entries: list[dict]
     sites: dict[str, int]
@@ -32,21 +32,21 @@ class Order:
     """A pure function of recording, sites, seed and memory. Segments are numbered through the whole recording.
 
     Raises:
-        RecordingError: the memory holds no two segments, or every row is an outlier.
+        RecordingError: the memory is too small for two segments, or every row is an outlier.
     """
 
-    def __init__(self, store: Sealed, sites: tuple[str, ...], seed: int, memory_bytes: int, outliers: bool):
+    def __init__(self, store: ShuffleSource, sites: tuple[str, ...], seed: int, memory_bytes: int, outliers: bool):
         self.store, self.seed = store, seed
         in_entry = np.array([e["rows"][1] - e["rows"][0] for e in store.entries])
         counts = -(-in_entry // store.segment_rows)
         self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        """int32 [segment]: which entry of the store each stands in."""
+        """int32 [segment]: index of its entry in the store."""
         self.segment = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
-        """int32 [segment]: its number within that entry."""
+        """int32 [segment]: its number within the entry."""
         self.rows = np.minimum(store.segment_rows, in_entry[self.shard] - self.segment * store.segment_rows).astype(np.int32)
-        """int32 [segment]: how many rows each holds."""
+        """int32 [segment]: number of rows."""
         self._flagged = {} if outliers else self._find_flagged(sites)
-        self._given = self.rows.copy()  # how many of them come out
+        self._given = self.rows.copy()  # rows that are not left out
         for segment, rows in self._flagged.items():
             self._given[segment] -= len(rows)
         self.n_rows = int(self._given.sum())
@@ -86,38 +86,38 @@ class Order:
             yield rows[self.within(segments, epoch, number)]
 
     def within(self, segments: np.ndarray, epoch: int, number: int) -> np.ndarray:
-        """The order in which the rows of a pool come out, as places among its rows in the order of the recording."""
+        """The order of a pool's rows, as indices into its rows in the order of the recording."""
         segments = np.sort(segments)
         n = self.rows_in(segments)
         order = permutation(n, self.seed, epoch, 1, number)
         if n == self.rows[segments].sum():
             return order
-        given = np.ones(int(self.rows[segments].sum()), bool)
+        included = np.ones(int(self.rows[segments].sum()), bool)
         starts = np.cumsum(self.rows[segments]) - self.rows[segments]
         for place in np.flatnonzero(self.rows[segments] != self._given[segments]):
-            given[starts[place] + self._flagged[int(segments[place])]] = False
-        return np.flatnonzero(given)[order]
+            included[starts[place] + self._flagged[int(segments[place])]] = False
+        return np.flatnonzero(included)[order]
 
     def rows_in(self, segments: np.ndarray) -> int:
-        """How many rows of some segments come out."""
+        """Number of rows of some segments, without those left out."""
         return int(self._given[segments].sum())
 
     def _find_flagged(self, sites: tuple[str, ...]) -> dict[int, np.ndarray]:
-        """The rows that are left out, counted from the first of their segment, for each segment that has any."""
-        found: dict[int, np.ndarray] = {}
+        """Rows that are left out, counted from the first of their segment, by segment."""
+        flagged: dict[int, np.ndarray] = {}
         begins = np.searchsorted(self.shard, np.arange(len(self.store.entries)))
         for i in range(len(self.store.entries)):
             rows = self.store.outlier_rows(i, sites)
             segments = rows // self.store.segment_rows
             for segment in np.unique(segments):
-                found[int(begins[i] + segment)] = rows[segments == segment] - segment * self.store.segment_rows
-        return found
+                flagged[int(begins[i] + segment)] = rows[segments == segment] - segment * self.store.segment_rows
+        return flagged
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """The same order of n things for the same key, on every machine and with every NumPy.
+    """A permutation of n numbers that depends on the key only, on every machine and with every NumPy.
 
-    NumPy promises to keep the raw output of a bit generator, but not the methods of Generator: the order is that of raw draws.
+    NumPy guarantees the raw output of a bit generator, but not the methods of Generator; so raw output is sorted.
     """
     draws = np.random.PCG64(np.random.SeedSequence([n, *key])).random_raw(n)
     return np.argsort(draws, kind="stable")

@@ -1,4 +1,4 @@
-"""`ActivationStore`: a recording, read. Every site is one array of rows; every row knows its token, position and context."""
+"""`ActivationStore` reads a recording: each site is an array of rows with known token, position and context."""
 
 import bisect
 import json
@@ -15,8 +15,7 @@ from scope.activations.corpus.roles import Role
 from scope.activations.errors import HolesWarning, RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
-from scope.activations.format.manifest import WITH_ROLES, Recorded, read_recording
-from scope.activations.format.missing_shards import told, without_holes
+from scope.activations.format.manifest import WITH_ROLES, Recorded, describe_missing, read_recording, without_missing
 from scope.activations.format.norms import Norms, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import to_float
@@ -30,23 +29,23 @@ _OPEN_SHARDS = 64
 
 
 class ActivationStore:
-    """A recording as it stood when it was opened; a writer may go on beside it.
+    """A recording in the state in which it was opened; a writer may extend it meanwhile.
 
         store = ActivationStore.open("runs/recording")
         store["blocks.3.hook_resid_post"][1000:2000]      # float32 [1000 width]
-        store.token_ids[1000:2000]                        # which token each row is
-        store.tokens[store.contexts_of[1000]]             # the whole context it stands in
+        store.token_ids[1000:2000]                        # token ids of rows
+        store.tokens[store.contexts_of[1000]]             # the context of a row
 
-    What is read is held against its checksum the first time. Memory: what is asked for, and 4 bytes a row for the arrays of
-    tokens, positions and contexts once they are used.
+    Data is checked against its checksum on the first read. Memory: the returned rows, and 4 bytes a row for each array of
+    tokens, positions and contexts once it is used.
 
-    Where `scope recording repair` moved shards aside, the rest is numbered without holes, and `left_out` (also in `manifest`,
-    so that whatever is made from this store says it) tells what is missing, in the numbers of the whole recording.
+    Where `scope recording repair` moved shards aside, the other rows are numbered without gaps. `left_out` lists the missing
+    rows by their numbers in the whole recording; it is also in `manifest`, so that results made from this store record it.
     """
 
     def __init__(self, folder: Path, recorded: Recorded):
         self.folder, self.manifest, self.journal = folder, recorded.manifest, recorded.entries
-        self.entries, self.left_out = without_holes(recorded.entries)
+        self.entries, self.left_out = without_missing(recorded.entries)
         if self.left_out:
             self.manifest = self.manifest | {"left_out": self.left_out}
         self.sites: dict[str, int] = {s: self.manifest["layout"]["widths"][s] for s in self.manifest["config"]["sites"]}
@@ -60,14 +59,14 @@ class ActivationStore:
         self.mirror: Mirror | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._last: ShardReader | None = None
-        self._lock = Lock()  # the shuffled reader reads ahead in a thread
+        self._lock = Lock()  # shuffled reading uses a thread
 
     @classmethod
     def open(cls, folder: str | Path, whole: bool = True) -> "ActivationStore":
-        """Open a recording. Every shard must be there and of its length, unless `whole` is False, as for `verify`.
+        """Open a recording. Every shard must exist and have its length, unless `whole` is False, as for `verify`.
 
-        An address such as s3://bucket/recording is read through runs/fetched, to which a shard comes when it is first read.
-        Warns with HolesWarning where shards were moved aside by `scope recording repair`; the rest can be read.
+        Shards at an address such as s3://bucket/recording are copied to runs/fetched when they are first read.
+        Warns with HolesWarning if `scope recording repair` moved shards aside; the others can be read.
 
         Raises:
             RecordingError: no recording, an empty one, or one whose files are missing, cut short or damaged.
@@ -83,7 +82,7 @@ class ActivationStore:
                 before, recorded = recorded.entries, read_recording(folder)
                 if recorded.entries == before:
                     raise
-                # else a writer has just put a longer last shard in the place of the one that was listed
+                # else a writer has just replaced the last shard by a longer one
 
     @classmethod
     def _opened(cls, folder: Path, recorded: Recorded, mirror: Mirror | None, whole: bool) -> "ActivationStore":
@@ -98,34 +97,34 @@ class ActivationStore:
         if not store.entries:
             raise RecordingError(f"Nothing of {folder} can be read: {store.holes}")
         for entry in store.entries if mirror and whole else ():
-            mirror.must_have(entry)
+            mirror.check(entry)
         for i, entry in enumerate(store.entries) if whole and not mirror else ():
             path = folder / entry["file"]
-            found = path.stat().st_size if path.exists() else None
-            if found != entry["bytes"]:
-                store.reader(i)  # raises, and says why
+            nbytes = path.stat().st_size if path.exists() else None
+            if nbytes != entry["bytes"]:
+                store.reader(i)  # raises
         if whole and not mirror:
-            store.hold_last()
+            store.pin_last()
         return store
 
-    def hold_last(self) -> None:
-        """Keep the last shard open from now on: a writer that extends the recording replaces its file.
+    def pin_last(self) -> None:
+        """Keep the last shard open, since a writer that extends the recording replaces its file.
 
         Raises:
-            RecordingError: it is missing, or not of its length.
+            RecordingError: it is missing or has another length.
         """
         if self.entries:
             self._last = self.reader(len(self.entries) - 1)
 
     @property
     def place(self) -> str:
-        """Where the recording is: a folder, or an address."""
+        """Folder or address of the recording."""
         return self.mirror.remote.url if self.mirror else str(self.folder)
 
     @property
     def holes(self) -> str:
-        """What is left out, in words; empty for a whole recording."""
-        return told(self.folder, self.left_out, self.n_rows)
+        """A sentence about missing shards; empty for a complete recording."""
+        return describe_missing(self.folder, self.left_out, self.n_rows)
 
     def __repr__(self) -> str:
         holes = f", without shards {[hole['shard'] for hole in self.left_out]}" if self.left_out else ""
@@ -135,9 +134,10 @@ class ActivationStore:
         return self.n_rows
 
     def __getitem__(self, site: str) -> "Rows":
-        """
+        """The rows of a site.
+
         Raises:
-            UnknownSite: the recording does not hold that site.
+            UnknownSite: the recording does not hold the site.
         """
         shape = self.n_rows, self.width(site)
         return Rows(site, shape, lambda start, stop: to_float(self.raw(site, start, stop), self.dtype))
@@ -153,13 +153,13 @@ class ActivationStore:
         return self.sites[site]
 
     def reader(self, index: int) -> ShardReader:
-        """The open file of entry `index`; the least used are closed."""
+        """The open shard of entry `index`; those least recently used are closed."""
         if self._last and index == len(self.entries) - 1:
             return self._last
         with self._lock:
             if index not in self._readers:
                 if self.mirror:
-                    self.mirror.have(self.entries[index])
+                    self.mirror.fetch(self.entries[index])
                 self._readers[index] = ShardReader(self.folder, self.entries[index], self.segment_rows)
             self._readers.move_to_end(index)
             if len(self._readers) > _OPEN_SHARDS:
@@ -167,7 +167,7 @@ class ActivationStore:
             return self._readers[index]
 
     def raw(self, site: str, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) as they are stored: float32, or uint16 that are the bits of bfloat16."""
+        """Rows [start, stop) as stored: float32, or uint16 with the bits of bfloat16."""
         self.width(site)
         if not 0 <= start <= stop <= self.n_rows:
             raise RecordingError(f"Rows {start} to {stop} are asked for; {self.folder} holds rows 0 to {self.n_rows}.")
@@ -185,40 +185,38 @@ class ActivationStore:
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """int32 [context position]: what the model read, <bos> first, <pad> where a last context is short."""
-        self._must_know("token ids")
+        """int32 [context position]: token ids of the contexts, <bos> first, padded at the end of the corpus."""
+        self._refuse_unknown("token ids")
         return self._whole("tokens")
 
     @cached_property
     def documents(self) -> np.ndarray:
-        """int32 [context position]: index into `document_names` of the text each token is from; -1 for padding."""
-        self._must_know("documents")
+        """int32 [context position]: index of each token's document in `document_names`; -1 for padding."""
+        self._refuse_unknown("documents")
         return self._whole("documents")
 
     @cached_property
     def roles(self) -> np.ndarray:
-        """uint8 [context position]: what each row of the contexts is, a `Role`.
-
-        A recording of text does not hold it: the tokens tell.
+        """uint8 [context position]: the `Role` of each row of the contexts.
 
         Raises:
-            RecordingError: it is not stored, and the tokenizer's special tokens are not known here.
+            RecordingError: the recording is of text, whose roles follow from the tokens and are not stored.
         """
         if not self.has_roles:
             raise RecordingError(
-                f"{self.folder} does not hold what each row is: it is of text, whose tokens tell.\n"
-                "  Ask corpus.inputs.text_roles(tokens, tokenizer.special_ids)."
+                f"{self.folder} does not store roles: it is of text, whose roles follow from the tokens.\n"
+                "  Use corpus.inputs.text_roles(tokens, tokenizer.special_ids)."
             )
         return self._whole("roles")
 
     @cached_property
     def row_roles(self) -> np.ndarray:
-        """uint8 [row]: what each stored row is, a `Role`."""
+        """uint8 [row]: the `Role` of each stored row."""
         return self.roles[self.contexts_of, self.positions]
 
     @cached_property
     def document_facts(self) -> list[dict]:
-        """What is known of each document of `document_names` beside its name; {} where nothing is."""
+        """Metadata of each document in `document_names`; {} where there is none."""
         facts: list[dict] = []
         for i, entry in enumerate(self.entries):
             facts += [{}] * (entry["documents"][0] - len(facts))
@@ -228,7 +226,7 @@ class ActivationStore:
 
     @cached_property
     def document_names(self) -> list[str]:
-        """Names of the documents, in the order in which they were read."""
+        """Names of the documents in reading order."""
         names: list[str] = []
         for i, entry in enumerate(self.entries):
             names += ["(of a shard in quarantine)"] * (entry["documents"][0] - len(names))
@@ -237,28 +235,28 @@ class ActivationStore:
 
     @cached_property
     def token_ids(self) -> np.ndarray:
-        """int32 [row]: the token at which each row was recorded."""
-        self._must_know("token ids")
+        """int32 [row]: token id of each stored row."""
+        self._refuse_unknown("token ids")
         return self._whole("rows/token_id")
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """int32 [row]: where in its context each row stands; <bos> is 0."""
-        self._must_know("positions")
+        """int32 [row]: position of each stored row in its context; <bos> is 0."""
+        self._refuse_unknown("positions")
         return self._whole("rows/position")
 
     @cached_property
     def contexts_of(self) -> np.ndarray:
-        """int32 [row]: which context each row stands in."""
-        self._must_know("contexts")
-        found = self._whole("rows/context")
+        """int32 [row]: context of each stored row."""
+        self._refuse_unknown("contexts")
+        contexts = self._whole("rows/context")
         for entry in self.entries if self.left_out else ():
-            found[slice(*entry["rows"])] += entry["contexts"][0] - entry["whole"]["contexts"][0]
-        return found
+            contexts[slice(*entry["rows"])] += entry["contexts"][0] - entry["whole"]["contexts"][0]
+        return contexts
 
     @cached_property
     def row_starts(self) -> np.ndarray:
-        """int64 [context + 1]: the rows of context i are row_starts[i] to row_starts[i + 1]."""
+        """int64 [context + 1]: context i has rows row_starts[i] to row_starts[i + 1]."""
         return np.searchsorted(self.contexts_of, np.arange(self.n_contexts + 1))
 
     def rows_of_context(self, context: int) -> slice:
@@ -268,9 +266,7 @@ class ActivationStore:
         return slice(int(self.row_starts[context]), int(self.row_starts[context + 1]))
 
     def norms(self, site: str, roles: Collection[Role] | None = None) -> Norms:
-        """Mean square, median and largest norm over all rows, or over those of some roles, such as the patches of images.
-
-        What `exclude` left out, as <bos>, is not among them.
+        """Mean square, median and largest norm over all stored rows, or over those of some roles, such as image patches.
 
         Raises:
             RecordingError: the recording does not hold roles, or no row of these.
@@ -288,40 +284,40 @@ class ActivationStore:
         return Norms(float(np.average(squares, weights=rows)), median, largest)
 
     def row_norms(self, site: str) -> np.ndarray:
-        """float32 [row]: the norm of every row."""
+        """float32 [row]: norm of each stored row."""
         self.width(site)
         return self._whole(f"norms/{site}")
 
     def sinks(self, site: str, times: float = 10.0) -> np.ndarray:
-        """Rows whose norm is more than `times` the median: attention sinks and the like, which can decide a mean alone."""
+        """Numbers of rows whose norm exceeds `times` the median, such as attention sinks."""
         return np.flatnonzero(self.row_norms(site) > times * self.norms(site).median)
 
     @property
     def outlier_rule(self) -> dict | None:
-        """The rule that flags rows of huge norm, with its sample and thresholds; None for a recording without one."""
+        """The outlier rule of the manifest with sample and thresholds; None for a recording without one."""
         return self.manifest.get("outliers")
 
     def outliers(self, site: str) -> np.ndarray:
-        """bool [row]: which rows the recording's rule flags at a site. They are stored like all others."""
+        """bool [row]: True where the outlier rule flags a row of a site. Such rows are stored like all others."""
         self.width(site)
         return flagged(self.row_norms(site), self.outlier_rule, site, self.row_roles if self.has_roles else None)
 
     def n_outliers(self, site: str) -> int:
-        """How many rows the rule flags at a site, as the journal counted them."""
+        """Number of outliers at a site, from the journal."""
         self.width(site)
         return sum(entry.get("outliers", {}).get(site, 0) for entry in self.entries)
 
     def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray:
-        """int64: rows of entry `index`, counted from its first, that are flagged at any of the sites."""
-        found = [np.empty(0, np.int64)]
+        """int64: rows of entry `index`, counted from its first, that are outliers at any of the sites."""
+        rows = [np.empty(0, np.int64)]
         for site in sites if self.outlier_rule else ():
             if self.entries[index].get("outliers", {}).get(site, 0):
                 norms, roles = self.reader(index).small(f"norms/{site}"), self._roles_of(index)
-                found.append(np.flatnonzero(flagged(norms, self.outlier_rule, site, roles)))
-        return np.unique(np.concatenate(found))
+                rows.append(np.flatnonzero(flagged(norms, self.outlier_rule, site, roles)))
+        return np.unique(np.concatenate(rows))
 
     def _roles_of(self, index: int) -> np.ndarray | None:
-        """uint8 [row] of entry `index`; None where the recording does not hold them."""
+        """uint8 [row]: roles in entry `index`; None if the recording does not store roles."""
         if not self.has_roles:
             return None
         small = self.reader(index).small
@@ -339,20 +335,20 @@ class ActivationStore:
     ) -> Batches:
         """Batches float32 [batch_size width] in a seeded random order, without end unless `epochs` is given.
 
-        Given several sites, a batch is a tuple of tensors whose rows belong to the same tokens. Rows that the recording's rule
-        flags at any of the sites are left out, and counted in `left_out`, unless `outliers` is set. See `Batches`.
+        With several sites, a batch is a tuple of tensors whose rows belong to the same tokens. Outliers at any of the sites are
+        left out and counted in `left_out`, unless `outliers` is set. See `Batches`.
         """
         for name in (site,) if isinstance(site, str) else site:
             self.width(name)
         return Batches(self, site, batch_size, seed, epochs, memory_bytes, outliers)
 
     def verify(self, on_progress: Callable[[int, int, dict], None] | None = None) -> list[str]:
-        """Read every byte of every shard; what fails its checksum, in words. Empty means that all is as it was sealed."""
+        """Read every byte of every shard. Returns a sentence for each failed checksum; empty if all is as written."""
         return [fault.text for faults in self.faults(on_progress).values() for fault in faults]
 
     def faults(self, on_progress: Callable[[int, int, dict], None] | None = None) -> dict[int, list[Fault]]:
-        """Read every byte of every shard; by index in `entries`, what fails its checksum."""
-        found: dict[int, list[Fault]] = {}
+        """Read every byte of every shard. Returns the failed checksums by index in `entries`."""
+        faults_of: dict[int, list[Fault]] = {}
         total, done = sum(entry["bytes"] for entry in self.entries), 0
         for i, entry in enumerate(self.entries):
             try:
@@ -360,20 +356,20 @@ class ActivationStore:
             except RecordingError as error:
                 faults = [Fault(str(error).removesuffix(" " + WAY_OUT))]
             if faults:
-                found[i] = faults
+                faults_of[i] = faults
             if self.mirror and not self.mirror.keep:
                 self._readers.pop(i, None)
-                self.mirror.let_go(entry)
+                self.mirror.release(entry)
             done += entry["bytes"]
             if on_progress:
-                on_progress(done, total, {"damaged": len(found)})
-        return found
+                on_progress(done, total, {"damaged": len(faults_of)})
+        return faults_of
 
-    def _must_know(self, what: str) -> None:
+    def _refuse_unknown(self, what: str) -> None:
         imported = self.manifest.get("imported", {})
         if what in imported.get("unknown", ()):
             raise RecordingError(
-                f"The {what} of {self.folder} are unknown: it was imported from {imported['from']}, which does not say them.\n"
+                f"The {what} of {self.folder} are unknown: it was imported from {imported['from']}, which lacks them.\n"
                 "  Activations can be read and trained on; for what needs text, harvest with the model itself."
             )
 

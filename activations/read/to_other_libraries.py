@@ -1,11 +1,11 @@
-"""A recording given away: as SAELens' cached activations, or as safetensors. Written aside, then renamed.
+"""Exports recordings as SAELens' cached activations or as safetensors.
 
-safetensors   bits as stored, nothing lost: sites, token ids, positions, contexts and documents, in files of about 256 MB
+safetensors   values as stored, with token ids, positions, contexts, documents and roles, in files of about 256 MB
 sae_lens      a Hugging Face dataset as `CacheActivationsRunner` leaves it: one site, float32 (arrow has no bfloat16), windows
-              of equally many rows. Where rows were left out (<bos>, <eos> between documents), windows are cut from the rows
-              that there are, end to end; what does not fill the last window is not exported, and the answer says how many rows.
+              of equally many rows. Where rows were left out (<bos>, <eos> between documents), windows are cut from the stored
+              rows end to end; rows that do not fill the last window are not exported but counted.
 
-Both carry recording.json: what the activations were made from.
+Both have a recording.json with the manifest.
 """
 
 import json
@@ -28,7 +28,7 @@ _FILE_BYTES, _BATCH_BYTES = 256 << 20, 32 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written: rows, bytes, files, and for SAELens the rows of a window and those that filled none."""
+    """Result of an export. For SAELens, `window` is the rows of a window and `left_over` those that filled none."""
 
     folder: Path
     rows: int
@@ -47,7 +47,7 @@ def to_sae_lens(
 
     Raises:
         UnknownSite: the recording does not hold the site.
-        RecordingError: `out` is there and not empty; fewer rows than a window has.
+        RecordingError: `out` is not empty, or there are fewer rows than a window has.
     """
     import pyarrow as pa
     from datasets import Array2D, DatasetInfo, Features, Sequence, Value
@@ -81,14 +81,14 @@ def to_sae_lens(
         state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
         (folder / "state.json").write_text(json.dumps(state | {"_split": None}, indent=2))
         _sidecar(folder, store, {"site": site, "window": window, "rows": n * window})
-    return _told(Path(out), n * window, window=window, left_over=store.n_rows - n * window)
+    return _exported(Path(out), n * window, window=window, left_over=store.n_rows - n * window)
 
 
 def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgress | None = None) -> Exported:
     """Export every site, with tokens and documents where they are known, in the dtype in which they are stored.
 
     Raises:
-        RecordingError: `out` is there and not empty.
+        RecordingError: `out` is not empty.
     """
     import torch
     from safetensors.torch import save_file
@@ -96,7 +96,7 @@ def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgr
     unknown = store.manifest.get("imported", {}).get("unknown", ())
     per_context = max(1, sum(store.sites.values()) * store.context * (2 if store.dtype == "bfloat16" else 4))
     step = max(1, _FILE_BYTES // per_context)
-    whole = "contexts" not in unknown  # else contexts are a manner of counting, and rows are cut anywhere
+    whole = "contexts" not in unknown  # else contexts only count rows
     n = store.n_contexts if whole else -(-store.n_rows // store.context)
     starts = list(range(0, n, step))
     with new_folder(Path(out)) as folder:
@@ -108,30 +108,30 @@ def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgr
                 else np.minimum([start * store.context, stop * store.context], len(store))
             )
             rows = slice(int(edges[0]), int(edges[1]))
-            found = {s: to_tensor(store.raw(s, rows.start, rows.stop), store.dtype) for s in store.sites}
+            tensors = {s: to_tensor(store.raw(s, rows.start, rows.stop), store.dtype) for s in store.sites}
             if whole:
-                found["context"] = torch.from_numpy(store.contexts_of[rows] - start)
+                tensors["context"] = torch.from_numpy(store.contexts_of[rows] - start)
             if "positions" not in unknown:
-                found["position"] = torch.from_numpy(store.positions[rows].copy())
+                tensors["position"] = torch.from_numpy(store.positions[rows].copy())
             if "token ids" not in unknown:
-                found["token_id"] = torch.from_numpy(store.token_ids[rows].copy())
-                found["tokens"] = torch.from_numpy(store.tokens[start:stop].copy())
+                tensors["token_id"] = torch.from_numpy(store.token_ids[rows].copy())
+                tensors["tokens"] = torch.from_numpy(store.tokens[start:stop].copy())
             if store.has_roles:
-                found["roles"] = torch.from_numpy(store.roles[start:stop].copy())
+                tensors["roles"] = torch.from_numpy(store.roles[start:stop].copy())
             if "documents" not in unknown:
                 numbers, where = np.unique(store.documents[start:stop], return_inverse=True)
                 names = ["" if n < 0 else store.document_names[n] for n in numbers.tolist()]
                 local = np.where(store.documents[start:stop] < 0, -1, where.reshape(stop - start, -1)).astype(np.int32)
-                found["documents"] = torch.from_numpy(local)
-                found["document_names"] = _bytes_of(names)
+                tensors["documents"] = torch.from_numpy(local)
+                tensors["document_names"] = _bytes_of(names)
                 if store.has_roles:
-                    found["document_facts"] = _bytes_of([{} if n < 0 else store.document_facts[n] for n in numbers.tolist()])
+                    tensors["document_facts"] = _bytes_of([{} if n < 0 else store.document_facts[n] for n in numbers.tolist()])
             name = folder / f"activations-{i:05d}-of-{len(starts):05d}.safetensors"
-            save_file(found, name, {"format": "pt", "first_context": str(start), "first_row": str(rows.start)})
+            save_file(tensors, name, {"format": "pt", "first_context": str(start), "first_row": str(rows.start)})
             if on_progress:
                 on_progress(rows.stop, store.n_rows, {})
         _sidecar(folder, store, {"rows": store.n_rows})
-    return _told(Path(out), store.n_rows)
+    return _exported(Path(out), store.n_rows)
 
 
 def _bytes_of(value: list):
@@ -142,10 +142,10 @@ def _bytes_of(value: list):
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that appears at `out` when it is whole.
+    """A folder that is renamed to `out` when it is complete.
 
     Raises:
-        RecordingError: `out` is there and not empty.
+        RecordingError: `out` is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecordingError(f"{out} is there already and not empty. Give a new folder to --out.")
@@ -161,7 +161,7 @@ def _window(store: ActivationStore) -> int:
 
 
 def _nested(kind, rows: np.ndarray, window: int):
-    """Rows [n * window, width] as the lists of lists that datasets keeps an Array2D in; no copy."""
+    """Rows [n * window, width] as the nested lists in which datasets stores an Array2D, without a copy."""
     import pyarrow as pa
 
     n, width = rows.shape
@@ -181,7 +181,7 @@ def _fingerprint(store: ActivationStore, site: str, window: int) -> str:
     return xxhash.xxh64_hexdigest(json.dumps([store.manifest, store.entries, site, window], sort_keys=True).encode())
 
 
-def _told(out: Path, rows: int, window: int = 0, left_over: int = 0) -> Exported:
+def _exported(out: Path, rows: int, window: int = 0, left_over: int = 0) -> Exported:
     files = [p for p in out.iterdir() if p.suffix in (".arrow", ".safetensors")]
     nbytes = sum(p.stat().st_size for p in files)
     return Exported(folder=out, rows=rows, nbytes=nbytes, files=len(files), window=window, left_over=left_over)

@@ -272,7 +272,7 @@ def test_a_recording_of_text_says_that_its_tokens_tell_what_rows_are(tmp_path):
     text = record_text(tmp_path / "r", tokens=1000)
     assert text.manifest["version"] == 2
     assert set(text.document_facts[0]) == set()
-    with pytest.raises(RecordingError, match="it is of text, whose tokens tell"):
+    with pytest.raises(RecordingError, match="it is of text, whose roles follow from the tokens"):
         _ = text.roles
 
 

@@ -111,7 +111,7 @@ def test_rank_0_does_not_wait_for_ever_for_a_rank_that_has_left(tmp_path, monkey
 
     monkeypatch.setattr(ranks, "_START", 1.0)
     ranked(monkeypatch, 0, 2)
-    with pytest.raises(RecordingError, match="Rank 1 of 2 has left before its shards were finished"):
+    with pytest.raises(RecordingError, match="Rank 1 of 2 ended before its shards were finished"):
         record(tmp_path / "r")
 
 

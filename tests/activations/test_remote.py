@@ -7,6 +7,7 @@ import fsspec
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from scope.activations.config import STAGING
 from scope.activations.errors import RecordingError
 from scope.activations.format import remote
 from scope.activations.format.remote import address, folder_for
@@ -52,7 +53,7 @@ def test_what_arrives_in_a_store_is_byte_for_byte_what_a_folder_would_hold(tmp_p
 
 def test_a_sealed_shard_does_not_stay_in_the_staging_folder(whole):
     record("memory://bucket/r")
-    left = list(folder_for("memory://bucket/r", remote.STAGING).iterdir())
+    left = list(folder_for("memory://bucket/r", STAGING).iterdir())
     assert not [p for p in left if p.suffix in (".h5", ".tmp") or p.name.startswith("staged")]
 
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from scope.activations.read.buffer_pool import Spare
+from scope.activations.read.buffer_pool import BufferPool
 
 from tests.activations.toy import record
 
 
 def test_memory_of_a_batch_that_nobody_holds_is_used_again():
-    spare = Spare(100, 3)
+    spare = BufferPool(100, 3)
     batch = spare.take(100)
     batch.fill_(7.0)
     where = batch.data_ptr()
@@ -29,7 +29,7 @@ def test_memory_of_a_batch_that_nobody_holds_is_used_again():
     ids=["itself", "a view", "as numpy sees it", "for a gradient", "its storage"],
 )
 def test_memory_that_is_still_used_is_left_alone(hold):
-    spare = Spare(100, 3)
+    spare = BufferPool(100, 3)
     batch = spare.take(100)
     held, where = hold(batch), batch.data_ptr()
     del batch
