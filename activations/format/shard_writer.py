@@ -255,10 +255,10 @@ class ShardWriter:
     def _explained(self, error: BaseException) -> BaseException:
         if not isinstance(error, OSError) or error.errno not in FULL:
             return error
-        free = os.statvfs(self.path.parent)
+        free, folder = os.statvfs(self.path.parent), self.path.parent
         return RecordingError(
             f"{self.path.name} cannot be written: {FULL[error.errno]}.\n"
-            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {self.path.parent}.\n"
+            f"  It needs {size(self.file_layout.nbytes)}; {size(free.f_bavail * free.f_frsize)} are free in {folder}.\n"
             "  Finished shards are kept: make room and give the same command again, or record fewer sites."
         )
 
