@@ -8,11 +8,12 @@ OnProgress = Callable[[int, int, dict[str, Any]], None]
 
 
 def size(nbytes: float) -> str:
-    """Bytes for people: 1.5 GB."""
-    for limit, suffix in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if nbytes >= limit:
-            return f"{nbytes / limit:.1f} {suffix}"
-    return f"{nbytes:.0f} B"
+    """Bytes for people: 302 MB, 1.2 GB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if nbytes >= 10 or unit == "bytes" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.0f} TB" if nbytes >= 10 else f"{nbytes:.1f} TB"
 
 
 def duration(seconds: float) -> str:

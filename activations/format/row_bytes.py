@@ -40,15 +40,6 @@ def checksum(dtype: str, data: np.ndarray | memoryview) -> int:
     return xxhash.xxh3_64_intdigest(data) if dtype == "uint64" else zlib.crc32(data)
 
 
-def size(nbytes: float) -> str:
-    """Bytes for people: 302 MB, 1.2 GB."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            return f"{nbytes:.0f} {unit}" if nbytes >= 10 or unit == "bytes" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    raise AssertionError
-
-
 def to_float(raw: np.ndarray, dtype: str) -> Tensor:
     """Stored rows as a new float32 tensor."""
     stored = to_tensor(raw, dtype)

@@ -37,9 +37,10 @@ import numpy as np
 import torch
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import NUMPY, FileLayout, crc_of_gaps
-from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, size, to_float, to_raw
+from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, to_float, to_raw
 from torch import Tensor
 
+from scope.progress import size
 from scope.whole_files import FULL, sync_folder
 
 _BLOCK = 8 << 20  # bytes copied at once from another file

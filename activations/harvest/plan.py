@@ -14,9 +14,9 @@ from scope.activations.errors import RecordingError
 from scope.activations.format import manifest as recording
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.remote import Remote, address, folder_for
-from scope.activations.format.row_bytes import size
 from scope.activations.harvest.ranks import ProcessRank, n_readable
 
+from scope.progress import size
 from scope.sites import match_sites
 from scope.whole_files import is_held, only_writer
 

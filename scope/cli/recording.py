@@ -120,12 +120,12 @@ class Command:
             )
 
     def _convert(self) -> None:
-        from scope.activations.format.row_bytes import size
         from scope.activations.read.from_other_libraries import import_activations
         from scope.activations.read.store import ActivationStore
         from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
+        from scope.progress import size
 
         if self.out is None:
             raise ConfigError("convert writes a new folder: say which with --out.")
@@ -167,7 +167,7 @@ def summary(store: "ActivationStore") -> "Table":
     """What a recording holds, on one screen."""
     from rich.table import Table
 
-    from scope.activations.format.row_bytes import size
+    from scope.progress import size
 
     manifest, config = store.manifest, store.manifest["config"]
     corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())

@@ -83,7 +83,7 @@ def test_p07_text_that_was_read_under_another_name_is_told_beside_text_that_was_
         flags = ["--corpus", folder / f"{name}.jsonl", "--context", "32", "--contexts", "6", "--no-random-model"]
         assert scope("evaluate", folder / "dictionary", *flags, "--json", folder / f"{name}.json") == 0
         said = " ".join(capsys.readouterr().out.split())
-        assert ("are in the text that the dictionary was trained on" in said) is (name == "renamed")
+        assert ("are in the training text of the dictionary" in said) is (name == "renamed")
         found = json.loads((folder / f"{name}.json").read_text())["provenance"]["text"]["read_in_training"]
         shares[name] = found["shared"] / found["compared"]
     assert shares["renamed"] > 0.2  # packed anew, so that runs over the ends of contexts are not there

@@ -18,7 +18,7 @@ SITE = "blocks.1.hook_resid_post"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     """A folder with what five calls made, and what they returned."""
-    from tests.labs import save_checkpoint
+    from tests.help.labs import save_checkpoint
 
     folder = tmp_path_factory.mktemp("python")
     model = str(save_checkpoint(random_gemma(tiny_config, toy_tokenizer), folder / "checkpoint"))
