@@ -46,7 +46,7 @@ def test_each_call_returns_what_lies_on_disk(made):
     assert isinstance(results["evaluation"], Evaluation)
     assert results["pack"].d_sae == results["sae"].d_sae == 48
     assert torch.equal(scope.load_sae(folder / "sae").W_dec, results["sae"].W_dec)
-    assert "steered" in [arm.name for arm in results["run"].arms]
+    assert "steered" in [condition.name for condition in results["run"].conditions]
 
 
 def test_what_was_not_checked_is_noted(made):
