@@ -32,18 +32,18 @@ def inside(desk: Desk, edits: Edits | None, job: Job | None) -> None:
         method = st.selectbox("Attribution by", latent_tables.METHODS, key="steer method", width=150, persist_state="session")
     others = later_packs(store)
     places = st.multiselect("Later dictionaries", others, key="steer later", format_func=plain) if others else []
-    tokens = (token, other)
+    pair = (token, other)
     with st.container(horizontal=True):
         if st.button(
             "Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None
         ):
             mine.pop("effects", None)
             later = [models.load_dictionary(models.dictionary_of(session.pack(place))) for place in places]
-            desk.begin("effects", lambda model, sae: work.effect(store, model, sae, edits, prompt, tokens, later))
+            desk.begin("effects", lambda model, sae: work.effect(store, model, sae, edits, prompt, pair, later))
             st.rerun()
         if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
             mine.pop("attribution", None)
-            desk.begin("attribution", lambda model, sae: work.attribution(store, model, sae, prompt, tokens, method))
+            desk.begin("attribution", lambda model, sae: work.attribution(store, model, sae, prompt, pair, method))
             st.rerun()
     if "effects" in mine:
         found = mine["effects"]

@@ -37,7 +37,7 @@ WHOLE = {
     "ablation": "the logit difference",
 }
 
-_CLOSE = 0.01
+_CLOSE = 0.001
 """Logits by which the rows of the integral may miss the logit difference before more points are tried."""
 
 
