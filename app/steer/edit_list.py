@@ -1,4 +1,4 @@
-"""The stack of edits: a row of controls for each, whose numbers live as long as the session does."""
+"""The list of edits on the Steer page: a row of controls for each, remembered for the session."""
 
 import math
 from collections.abc import Sequence
@@ -7,21 +7,22 @@ from typing import Any
 
 import streamlit as st
 from scope.app.kit.plain import number, plain, show_line
-from scope.app.steer.strengths import UNITS, lengths, units
+from scope.app.steer.state import remembered
+from scope.app.steer.strengths import UNITS, in_other_units, unit_sizes
 
 from scope.escape import visible_token as glyphs
 from scope.features.face import Pack
 from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, When
 
 OPERATIONS = {
-    "add": ("Add", "push along its direction, whatever it does by itself"),
+    "add": ("Add", "add its direction, whatever its activation"),
     "clamp": ("Clamp", "set its activation"),
     "at least": ("At least", "raise its activation where it is lower"),
-    "ablate": ("Ablate", "remove its contribution; nothing happens where it is silent"),
+    "ablate": ("Ablate", "remove its contribution; no effect where it does not fire"),
     "scale": ("Scale", "multiply its contribution"),
-    "project out": ("Project out", "leave nothing along its direction"),
-    "cap": ("Cap", "hold what lies along its direction at most so high"),
-    "floor": ("Floor", "hold what lies along its direction at least so high"),
+    "project out": ("Project out", "remove the component along its direction"),
+    "cap": ("Cap", "limit the component along its direction from above"),
+    "floor": ("Floor", "limit the component along its direction from below"),
 }
 RULES = {
     "not_bos": "All but BOS",
@@ -36,7 +37,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A place in the stack. Its number stays, so that taking one away leaves the controls of the others alone."""
+    """A row of the list. Its number never changes, so that removing a row leaves the controls of the others alone."""
 
     number: int
     target: int | Direction
@@ -47,7 +48,7 @@ def rows(slug: str) -> list[Row]:
 
 
 def add(slug: str, target: int | Direction) -> Row:
-    """One more row, for a latent or a direction."""
+    """Add a row for a latent or a direction."""
     st.session_state["steer rows made"] = st.session_state.get("steer rows made", 0) + 1
     rows(slug).append(Row(st.session_state["steer rows made"], target))
     return rows(slug)[-1]
@@ -57,14 +58,14 @@ def remove(slug: str, row_number: int) -> None:
     rows(slug)[:] = [row for row in rows(slug) if row.number != row_number]
 
 
-def put(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
-    """Make the stack that of a saved run, each strength in its own unit; `sheet` knows which edits have one."""
+def set_rows(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
+    """Set the rows to the edits of a saved run, each strength in its own unit; `sheet` says which edits have one."""
     rows(slug).clear()
-    for edit, told in zip(edits, sheet, strict=True):
+    for edit, line in zip(edits, sheet, strict=True):
         row = add(slug, edit.latent)
         values = {"operation": edit.kind, "where": edit.positions.kind, "from": edit.positions.start}
-        if "strength" in told:
-            values |= {"unit": edit.unit, _dose(edit.unit): float(edit.strength)}
+        if "strength" in line:
+            values |= {"unit": edit.unit, _strength_key(edit.unit): float(edit.strength)}
         if edit.kind == "scale":
             values["factor"] = float(edit.factor)
         if edit.when:
@@ -74,31 +75,28 @@ def put(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
 
 
 def draw(store: Pack, slug: str) -> Edits | None:
-    """The rows; the edits that are switched on, None while none is."""
-    made: list[Edit] = []
+    """Draw the rows; returns the edits that are switched on, None if there are none."""
+    edits: list[Edit] = []
     for row in list(rows(slug)):
         with st.container(border=True):
             edit = _row(store, slug, row)
         if edit is not None:
-            made.append(edit)
-    return Edits(made) if made else None
+            edits.append(edit)
+    return Edits(edits) if edits else None
 
 
 def _key(row: Row, name: str) -> str:
     return f"steer row {row.number} {name}"
 
 
-def _kept(row: Row, name: str, usual: Any) -> dict[str, Any]:
-    """The key of a control whose value is kept while other pages are looked at, set once to what is usual."""
-    key = _key(row, name)
-    st.session_state.setdefault(key, usual)
-    return {"key": key, "persist_state": "session"}
+def _remembered(row: Row, name: str, default: Any) -> dict[str, Any]:
+    return remembered(f"row {row.number} {name}", default)
 
 
 def _row(store: Pack, slug: str, row: Row) -> Edit | None:
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{_name(store, row.target)}**", width="stretch")
-        on = st.toggle("On", label_visibility="collapsed", help="Whether this edit is made", **_kept(row, "on", True))
+        on = st.toggle("On", label_visibility="collapsed", help="Whether this edit is applied", **_remembered(row, "on", True))
         st.button(
             "Remove",
             icon=":material/close:",
@@ -106,72 +104,74 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
             key=_key(row, "remove"),
             on_click=remove,
             args=(slug, row.number),
-            help="Take this edit away",
+            help="Remove this edit",
         )
-    st.caption(_what(store, row.target))
-    kind = st.selectbox("Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], **_kept(row, "operation", "add"))
-    rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_kept(row, "where", "not_bos"))
+    st.caption(_description(store, row.target))
+    kind = st.selectbox(
+        "Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], **_remembered(row, "operation", "add")
+    )
+    rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_remembered(row, "where", "not_bos"))
     given: dict[str, Any] = {}
     if KINDS[kind].has_amount:
         given = _strength(store, row, OPERATIONS[kind][1])
     elif kind == "scale":
-        given["factor"] = st.slider("Factor", -8.0, 8.0, step=0.25, help=OPERATIONS[kind][1], **_kept(row, "factor", 2.0))
+        given["factor"] = st.slider("Factor", -8.0, 8.0, step=0.25, help=OPERATIONS[kind][1], **_remembered(row, "factor", 2.0))
     else:
         st.caption(OPERATIONS[kind][1])
     if rule == "from":
-        start = st.number_input("From position (BOS is 0)", 0, 1_000_000, step=1, **_kept(row, "from", 1))
+        start = st.number_input("From position (BOS is 0)", 0, 1_000_000, step=1, **_remembered(row, "from", 1))
         rule = f"from:{start}"
     when = _condition(store, row)
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
 
 
 def _strength(store: Pack, row: Row, meaning: str) -> dict[str, Any]:
-    """How much, and in which unit; the other units are told below."""
-    there = lengths(store, row.target)
-    known = ["norm", "raw", *(["max"] if there["max"] else [])]
-    if st.session_state.get(_key(row, "unit")) not in (None, *known):  # of a run whose pack knew more than this one
+    """The controls of a strength: unit and value, with the value in the other units below."""
+    sizes = unit_sizes(store, row.target)
+    known = ["norm", "raw", *(["max"] if sizes["max"] else [])]
+    if st.session_state.get(_key(row, "unit")) not in (None, *known):  # from a run whose pack had more units
         st.session_state[_key(row, "unit")] = "norm"
     unit = st.selectbox(
         "Unit",
         known,
         format_func=UNITS.get,
-        help="Raw: the latent's own activation, or a direction's length. × largest: multiples of the largest seen in the pack.",
+        help="Raw: the latent's activation, or a direction's length. × largest: multiples of the pack's largest activation.",
         on_change=_convert,
-        args=(row, there, st.session_state.get(_key(row, "unit"), "norm")),
-        **_kept(row, "unit", "norm"),
+        args=(row, sizes, st.session_state.get(_key(row, "unit"), "norm")),
+        **_remembered(row, "unit", "norm"),
     )
-    name = _dose(unit)
+    name = _strength_key(unit)
     if unit == "norm":
         end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, name), 0.5)))))
-        strength = st.slider("Strength / typical norm", -end, end, step=0.05, help=meaning, **_kept(row, name, 0.5))
+        strength = st.slider("Strength / typical norm", -end, end, step=0.05, help=meaning, **_remembered(row, name, 0.5))
     else:
         label = "Strength × its largest activation" if unit == "max" else "Strength, raw"
-        strength = st.number_input(label, step=0.25, format="%.4g", help=meaning, **_kept(row, name, 1.0))
-    st.caption(units(store, row.target, strength, unit))
+        strength = st.number_input(label, step=0.25, format="%.4g", help=meaning, **_remembered(row, name, 1.0))
+    st.caption(in_other_units(store, row.target, strength, unit))
     return {"strength": strength, "unit": unit}
 
 
-def _dose(unit: str) -> str:
-    """The control of a strength: each unit has its own, as their ranges differ."""
+def _strength_key(unit: str) -> str:
+    """The key of a strength's control; each unit has its own, as their ranges differ."""
     return "strength" if unit == "norm" else f"strength {unit}"
 
 
-def _convert(row: Row, there: dict[str, float | None], before: str) -> None:
-    """After another unit was chosen: the same edit in that unit."""
-    now, said = st.session_state[_key(row, "unit")], st.session_state.get(_key(row, _dose(before)))
-    old, new = there[before], there[now]
-    if said is not None and old and new:
-        st.session_state[_key(row, _dose(now))] = float(f"{said * old / new:.4g}")
+def _convert(row: Row, sizes: dict[str, float | None], before: str) -> None:
+    """Convert the strength after another unit was chosen."""
+    now, value = st.session_state[_key(row, "unit")], st.session_state.get(_key(row, _strength_key(before)))
+    old, new = sizes[before], sizes[now]
+    if value is not None and old and new:
+        st.session_state[_key(row, _strength_key(now))] = float(f"{value * old / new:.4g}")
 
 
 def _condition(store: Pack, row: Row) -> When | None:
-    if not st.checkbox("Only where another latent fires", **_kept(row, "if", False)):
+    if not st.checkbox("Only where another latent fires", **_remembered(row, "if", False)):
         return None
     left, right = st.columns(2, gap="small")
     with left:
-        latent = st.number_input("Latent", 0, store.d_sae - 1, step=1, **_kept(row, "if latent", 0))
+        latent = st.number_input("Latent", 0, store.d_sae - 1, step=1, **_remembered(row, "if latent", 0))
     with right:
-        above = st.number_input("is above", step=0.1, format="%.3g", **_kept(row, "if above", 0.0))
+        above = st.number_input("is above", step=0.1, format="%.3g", **_remembered(row, "if above", 0.0))
     feature = store[latent]
     st.caption(f"{plain(show_line(feature.label, 40))}; largest {number(feature.row['max'])}")
     return When(latent, above)
@@ -183,7 +183,7 @@ def _name(store: Pack, target: int | Direction) -> str:
     return f"\\#{target} {plain(show_line(store[target].label, 48))}"
 
 
-def _what(store: Pack, target: int | Direction) -> str:
+def _description(store: Pack, target: int | Direction) -> str:
     if isinstance(target, Direction):
         return f"a direction, {len(target.vector)} wide, at {plain(target.site)}"
     feature = store[target]

@@ -1,4 +1,4 @@
-"""What can be put on the stack: a latent that is looked for, a preset of the pack, or a direction of one's own."""
+"""The panel that adds an edit: of a latent, of a direction between prompts, or of a vector from a file."""
 
 import re
 import tempfile
@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 from scope.app.kit.plain import number, show_line
-from scope.app.steer import edit_list as stack
+from scope.app.steer import edit_list
 
 from scope.errors import EditError
 from scope.features.face import Pack
@@ -18,7 +18,7 @@ SOURCES = ("Latent", "Prompts", "File")
 
 
 def draw(store: Pack, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
-    """The panel that adds a row. ("between", what `Direction.between` takes) where the model is needed for it, else None."""
+    """Draw the panel. Returns the kind and arguments of a direction that needs the model, else None."""
     with st.popover("Add an edit", icon=":material/add:", width="stretch", key="steer add"):
         source = st.segmented_control(
             "What to edit", SOURCES, default="Latent", required=True, key="steer source", label_visibility="collapsed"
@@ -33,24 +33,24 @@ def draw(store: Pack, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ..
 
 
 def latent(store: Pack, slug: str, presets: list[int]) -> None:
-    """Search by label, token or number; with nothing searched for, the presets of the pack."""
+    """Search a latent by label, token or number; without a search, the presets of the pack."""
     words = st.text_input("Find a latent", key="steer find", placeholder="label, token, or #number")
     found = matches(store, words) if words.strip() else presets
     if not found:
         st.caption("No latent of this pack matches.")
         return
-    st.caption("The highest output scores of the pack:" if not words.strip() else f"{len(found)} found, the likeliest first:")
+    st.caption("Highest output scores of the pack:" if not words.strip() else f"{len(found)} matches, best first:")
     chosen = st.selectbox(
         "Latent", found, format_func=lambda i: described(store, i), key="steer found", label_visibility="collapsed"
     )
-    st.button("Add", icon=":material/add:", key="steer add latent", on_click=stack.add, args=(slug, chosen))
+    st.button("Add", icon=":material/add:", key="steer add latent", on_click=edit_list.add, args=(slug, chosen))
 
 
 def matches(store: Pack, words: str) -> list[int]:
-    """Latents that match: a number means that latent, whatever else it may be part of.
+    """Latents that match; a number means that latent only.
 
     Raises:
-        PackError: a number that is none of the pack's; the message names the nearest.
+        PackError: a number that the pack does not have; the message names the nearest.
     """
     one = re.fullmatch(r"\s*#?(\d{1,18})\s*", words)
     if one:
@@ -64,11 +64,11 @@ def described(store: Pack, latent: int) -> str:
 
 
 def file(store: Pack, slug: str) -> None:
-    """A vector from a file. Pickles are not taken."""
+    """A vector from a file. Pickles are refused."""
     given = st.file_uploader("A vector", ["npy", "npz", "json", "safetensors"], key="steer file", help="As wide as the site.")
-    key = st.text_input("Which of several", key="steer file key", placeholder="the only one")
+    key = st.text_input("Name in the file", key="steer file key", placeholder="the only vector")
     if st.button("Add", icon=":material/add:", key="steer add file", disabled=given is None):
-        stack.add(slug, read_vector(given.name, given.getvalue(), store.site, key or None))
+        edit_list.add(slug, read_vector(given.name, given.getvalue(), store.site, key or None))
         st.rerun()
 
 
@@ -76,7 +76,7 @@ def read_vector(name: str, data: bytes, site: str, key: str | None) -> Direction
     """The direction in an uploaded file.
 
     Raises:
-        EditError: it holds none; the message names the file as it was called.
+        EditError: it holds none; the message names the uploaded file.
     """
     path = Path(name)
     with tempfile.TemporaryDirectory() as folder:
@@ -89,19 +89,18 @@ def read_vector(name: str, data: bytes, site: str, key: str | None) -> Direction
 
 
 def prompts(store: Pack) -> tuple[str, tuple[Any, ...]] | None:
-    """Two sets of prompts, whose difference the model has to be asked for."""
-    toward = st.text_area("Toward, a prompt a line", key="steer toward", height=90, placeholder="I love this.\nWhat joy!")
-    away = st.text_area("Away from, a prompt a line", key="steer away", height=90, placeholder="I hate this.\nHow sad.")
+    """Two sets of prompts, between which the model finds a direction."""
+    toward = st.text_area("Toward, one prompt per line", key="steer toward", height=90, placeholder="I love this.\nWhat joy!")
+    away = st.text_area("Away from, one prompt per line", key="steer away", height=90, placeholder="I hate this.\nHow sad.")
     kind = st.selectbox(
         "Direction",
         ("Difference of means", "Linear probe"),
         key="steer between",
-        help="The probe gives little weight to what differs within one side anyway; its accuracy, each prompt left out in "
-        "turn, stands in its name.",
+        help="The probe ignores what also varies within one side. Its name contains its leave-one-out accuracy.",
     )
-    if not st.button("Make and add", icon=":material/add:", key="steer add between"):
+    if not st.button("Compute and add", icon=":material/add:", key="steer add between"):
         return None
     sides = [[line for line in text.splitlines() if line.strip()] for text in (toward, away)]
     if not all(sides):
-        raise EditError("A direction between prompts needs at least one prompt on both sides, each on a line of its own.")
+        raise EditError("A direction between prompts needs at least one prompt on both sides, each on its own line.")
     return ("probe" if kind == "Linear probe" else "between"), (store.site, *sides)

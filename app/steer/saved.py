@@ -1,4 +1,4 @@
-"""Runs that were kept: the list of them, and the files that one can be taken away as."""
+"""Saved runs: their list, a run's downloads, and the comparison of a replay with the original."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -17,7 +17,7 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
     """The newest runs as links. `link(label, name)` draws one; labels are plain already."""
     found, damaged = runs.newest(most)
     if not found and not damaged:
-        st.caption("Nothing is kept yet: every generation and every sweep is, as soon as it ends.")
+        st.caption("There are no saved runs yet. Every comparison and sweep is saved when it ends.")
         return
     for one in found:
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
@@ -30,30 +30,36 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
             link(plain(f"{show_line(one.edits, 60)} · {show_line(one.prompt, 50)}"), one.name)
     rest = len(runs.names()) - most
     if rest > 0:
-        st.caption(plain(f"{rest} older ones are in {runs.folder}."))
+        st.caption(plain(f"{rest} older runs are in {runs.folder}."))
     if damaged:
         st.warning(plain(f"These cannot be read: {', '.join(damaged)} in {runs.folder}."), icon=":material/healing:")
 
 
-def taken_away(
+def downloads(
     run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], address: str, forget: Callable[[], None]
 ) -> None:
-    """Files of a run, its link, and the way to be rid of it. Each file is made when it is asked for."""
+    """Downloads of a run, its link, and a button that deletes it. A file is written when it is requested."""
     sweep = isinstance(run, Sweep)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        _file("JSON", run.to_json, f"steering-{name}.json", "application/json", "Everything, as scope steer --replay reads it")
+        _file(
+            "JSON", run.to_json, f"steering-{name}.json", "application/json", "The whole run, as scope steer --replay reads it"
+        )
         page = (lambda: as_page(run)) if sweep else (lambda: as_page(run, as_python(run, dictionaries)))
         _file("HTML", page, f"steering-{name}.html", "text/html", "One page, no script")
         if not sweep:
             _file(
-                "Python", lambda: as_python(run, dictionaries), f"steering-{name}.py", "text/x-python", "Writes the same texts"
+                "Python",
+                lambda: as_python(run, dictionaries),
+                f"steering-{name}.py",
+                "text/x-python",
+                "A script that generates the same texts",
             )
             _file(
                 "Notebook",
                 lambda: as_notebook(run, dictionaries),
                 f"steering-{name}.ipynb",
                 "application/x-ipynb+json",
-                "The same program in cells",
+                "The same script in cells",
             )
         with st.popover("Link", icon=":material/link:", type="tertiary"):
             st.code(address, language=None)
@@ -61,9 +67,9 @@ def taken_away(
             with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as code:
                 if code.open:
                     st.code(as_python(run, dictionaries), language="python")
-        with st.popover("Forget", icon=":material/delete:", type="tertiary"):
-            st.caption("Takes the saved run away for good; its link then leads nowhere.")
-            st.button("Forget this run", key=f"forget {name}", on_click=forget)
+        with st.popover("Delete", icon=":material/delete:", type="tertiary"):
+            st.caption("Deletes the saved run; its link will no longer work.")
+            st.button("Delete this run", key=f"forget {name}", on_click=forget)
 
 
 def _file(label: str, make: Callable[[], str], file: str, kind: str, meaning: str) -> None:
@@ -81,28 +87,29 @@ def _file(label: str, make: Callable[[], str], file: str, kind: str, meaning: st
 
 
 def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[bool, str]:
-    """(whether the texts are the same, a sentence that says so, or where they part first and what may be the reason)."""
+    """(whether the texts are the same, a sentence that says so or names the first difference and possible reasons)."""
     if before.same_texts(again):
-        n = sum(len(arm.samples) for run in _runs(before) for arm in run.conditions)
+        n = sum(len(condition.samples) for run in _runs(before) for condition in run.conditions)
         return True, f"Replayed: all {n} texts are the same, token by token."
     import torch
 
     versions = _runs(before)[0].versions
-    told = (
-        "Replayed, and the texts differ from those that were saved. "
+    message = (
+        "Replayed, and the texts differ from the saved ones. "
         f"They were made with torch {versions.get('torch')}, scope {versions.get('scope')}; this is torch {torch.__version__}. "
-        "Another machine or another number of threads rounds differently too."
+        "Another machine or number of threads also rounds differently."
     )
     for run, other in zip(_runs(before), _runs(again), strict=False):
-        for arm, new in zip(run.conditions, other.conditions, strict=True):
-            for i, (old, made) in enumerate(zip(arm.samples, new.samples, strict=True)):
-                if old.new_ids != made.new_ids:
+        for condition, new in zip(run.conditions, other.conditions, strict=True):
+            for i, (old, new_sample) in enumerate(zip(condition.samples, new.samples, strict=True)):
+                if old.new_ids != new_sample.new_ids:
                     same = next(
-                        (k for k, pair in enumerate(zip(old.new_ids, made.new_ids, strict=False)) if pair[0] != pair[1]), None
+                        (k for k, pair in enumerate(zip(old.new_ids, new_sample.new_ids, strict=False)) if pair[0] != pair[1]),
+                        None,
                     )
-                    at = min(len(old.new_ids), len(made.new_ids)) if same is None else same
-                    return False, f"{told} The first to differ: {arm.name}, text {i + 1}, token {at + 1}."
-    return False, told
+                    at = min(len(old.new_ids), len(new_sample.new_ids)) if same is None else same
+                    return False, f"{message} The first difference: {condition.name}, text {i + 1}, token {at + 1}."
+    return False, message
 
 
 def _runs(run: SteeringRun | Sweep) -> list[SteeringRun]:

@@ -1,4 +1,4 @@
-"""What the Steer page keeps between its parts: what was asked for, names of conditions, and keys of controls."""
+"""What the parts of the Steer page share: the settings of a comparison and of a sweep, names, keys of controls."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,57 +12,57 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.models.text.tokenizer import Tokenizer
 
 NO_TEMPLATE = "No chat: this checkpoint's tokenizer has no chat template, as base models have none. Prompts are continued."
-ARM_NAMES = {
+CONDITION_NAMES = {
     "plain": "Plain",
     "steered": "Steered",
     "random": "Random direction",
     "other": "Other latent",
-    "prompt": "Asked for",
+    "prompt": "Prompted instead",
 }
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the controls of a comparison say."""
+class Comparison:
+    """The settings of a comparison."""
 
     prompt: str
     turns: list[dict[str, str]] | None
     sampling: SamplingConfig
     n: int
-    arms: tuple[str, ...]
+    conditions: tuple[str, ...]
     instruction: str | None
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is to be tried."""
+    """The settings of a sweep."""
 
     prompts: tuple[str, ...]
     strengths: tuple[float, ...]
     n: int
-    arms: tuple[str, ...]
+    conditions: tuple[str, ...]
     by: str
 
     @property
     def texts(self) -> int:
-        return len(self.prompts) * len(self.strengths) * self.n * len(self.arms)
+        return len(self.prompts) * len(self.strengths) * self.n * len(self.conditions)
 
 
-def arm_name(name: str) -> str:
-    """As "Random direction 2" for random:1."""
+def condition_name(name: str) -> str:
+    """A condition's name on the page, such as "Random direction 2" for random:1."""
     kind, _, more = name.partition(":")
-    return f"{ARM_NAMES.get(kind, kind)} {int(more) + 1}" if more.isdecimal() else ARM_NAMES.get(kind, kind)
+    return f"{CONDITION_NAMES.get(kind, kind)} {int(more) + 1}" if more.isdecimal() else CONDITION_NAMES.get(kind, kind)
 
 
-def kept(name: str, usual: Any) -> dict[str, Any]:
-    """The key of a control whose value is kept while other pages are looked at, set once to what is usual."""
+def remembered(name: str, default: Any) -> dict[str, Any]:
+    """Arguments of a control whose value survives visits to other pages: its key, with a default, and that it persists."""
     key = f"steer {name}"
-    st.session_state.setdefault(key, usual)
+    st.session_state.setdefault(key, default)
     return {"key": key, "persist_state": "session"}
 
 
 def check_turns(turns: list[dict[str, str]]) -> None:
-    """That somebody says something in every turn.
+    """Check that no turn of a chat is empty.
 
     Raises:
         EditError: a turn is empty.
@@ -70,11 +70,11 @@ def check_turns(turns: list[dict[str, str]]) -> None:
     empty = next((i for i, turn in enumerate(turns) if not turn["content"].strip()), None)
     if empty is not None:
         who = "model" if turns[empty]["role"] == "assistant" else "user"
-        raise EditError(f"Turn {empty + 1}, of the {who}, is empty. Write something, or take it away.")
+        raise EditError(f"Turn {empty + 1}, of the {who}, is empty. Write something or remove it.")
 
 
 def chat_template(name: str) -> str | None:
-    """Why a model cannot chat, "" if it can, None where that is known only once it is loaded."""
+    """Why a model cannot chat; "" if it can, None if that is known only once it is loaded."""
     if name != "bundled" and not Path(name).expanduser().is_dir():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Strengths in their three units: a fraction of the typical norm, the latent's own activation, multiples of its largest."""
+"""Strengths in three units: fractions of the typical norm, the latent's activation, multiples of its largest activation."""
 
 import math
 from typing import Any
@@ -12,41 +12,41 @@ from scope.steering.edits.interventions import Direction, Edits
 
 UNITS = {"norm": "Typical norm", "raw": "Raw", "max": "× largest"}
 STRONG = 1.0
-"""Fractions of the typical norm beyond which texts usually break down."""
+"""Fraction of the typical norm beyond which texts usually become incoherent."""
 
 
-def lengths(store: Pack, target: int | Direction) -> dict[str, float | None]:
-    """How long an edit of strength 1 is in each unit, as a fraction of the typical norm; None where that is not known."""
+def unit_sizes(store: Pack, target: int | Direction) -> dict[str, float | None]:
+    """The length of an edit of strength 1 in each unit, as a fraction of the typical norm; None where unknown."""
     if isinstance(target, Direction):
-        here = target.site == store.site
-        return {"norm": 1.0, "raw": 1 / store.norm_median if here else None, "max": None}
-    figures = store[target].row
-    raw = max(float(figures["dec_norm"]), 1e-12) / store.norm_median
-    return {"norm": 1.0, "raw": raw, "max": raw * float(figures["max"]) if figures["max"] > 0 else None}
+        known = target.site == store.site
+        return {"norm": 1.0, "raw": 1 / store.norm_median if known else None, "max": None}
+    numbers = store[target].row
+    raw = max(float(numbers["dec_norm"]), 1e-12) / store.norm_median
+    return {"norm": 1.0, "raw": raw, "max": raw * float(numbers["max"]) if numbers["max"] > 0 else None}
 
 
-def units(store: Pack, target: int | Direction, strength: float, unit: str = "norm") -> str:
-    """A strength in its other two units, and a word where it is likely to break the text."""
-    there = lengths(store, target)
-    told, norms = [], None if there[unit] is None else strength * there[unit]
+def in_other_units(store: Pack, target: int | Direction, strength: float, unit: str = "norm") -> str:
+    """A strength in the other two units, and a warning where texts usually become incoherent."""
+    sizes = unit_sizes(store, target)
+    parts, norms = [], None if sizes[unit] is None else strength * sizes[unit]
     if norms is not None:
-        raw = norms / there["raw"] if there["raw"] else None
+        raw = norms / sizes["raw"] if sizes["raw"] else None
         if unit != "norm":
-            told.append(f"{norms:+.3g} of the typical norm")
+            parts.append(f"{norms:+.3g} of the typical norm")
         if unit != "raw" and raw is not None:
-            told.append(f"{raw:+.3g} long" if isinstance(target, Direction) else f"raw {raw:+.3g}")
-        if unit != "max" and there["max"]:
-            told.append(f"{norms / there['max']:+.2f} × its largest activation")
+            parts.append(f"{raw:+.3g} long" if isinstance(target, Direction) else f"raw {raw:+.3g}")
+        if unit != "max" and sizes["max"]:
+            parts.append(f"{norms / sizes['max']:+.2f} × its largest activation")
     elif unit == "raw":
-        told.append("the typical norm there is not known before the model has read the prompt")
-    return " · ".join([*told, *(["texts usually break down beyond 1 norm"] if abs(norms or 0) > STRONG else [])])
+        parts.append("the typical norm at its site is unknown until the model has read the prompt")
+    return " · ".join([*parts, *(["texts usually become incoherent beyond 1 norm"] if abs(norms or 0) > STRONG else [])])
 
 
-def gauge(edits: Edits, sae: Any = None, store: Pack | None = None) -> tuple[float, str]:
-    """(how long all that is added is together, as a fraction of the typical norm; how that is known).
+def total_length(edits: Edits, sae: Any = None, store: Pack | None = None) -> tuple[float, str]:
+    """(length of the sum of all added vectors as a fraction of the typical norm, how exact that is).
 
-    Only `Add` is known before a text is: the others depend on what the latents read there. Without the dictionary's rows it
-    is the most that it can be. `store` measures strengths that are not fractions of the norm already.
+    Only `Add` is known in advance; other edits depend on activations in the text. Without the SAE's rows it is an upper
+    bound. `store` converts strengths in other units than the typical norm.
     """
     known = [(e, norms) for e in edits if e.kind == "add" and (norms := _norms(e, store)) is not None]
     others = len(edits) - len(known)
@@ -66,10 +66,10 @@ def gauge(edits: Edits, sae: Any = None, store: Pack | None = None) -> tuple[flo
 
 
 def _norms(edit: Any, store: Pack | None) -> float | None:
-    """The strength of an edit as a fraction of the typical norm, None where that is not known."""
+    """The strength of an edit as a fraction of the typical norm; None where unknown."""
     if edit.unit == "norm":
         return edit.strength
-    of_one = lengths(store, edit.latent)[edit.unit] if store is not None else None
+    of_one = unit_sizes(store, edit.latent)[edit.unit] if store is not None else None
     return None if of_one is None else edit.strength * of_one
 
 
@@ -77,33 +77,33 @@ def _decoder_row(sae: Any, latent: int) -> np.ndarray:
     return sae.W_dec[latent].detach().float().cpu().numpy()
 
 
-def draw_gauge(edits: Edits | None, store: Pack, sae: Any = None) -> None:
-    """The total of the stack against the typical norm."""
+def draw_total(edits: Edits | None, store: Pack, sae: Any = None) -> None:
+    """Progress bar of the total length of all edits, in typical norms."""
     if edits is None:
-        st.caption("No edit is switched on, so there is nothing to generate with.")
+        st.caption("No edit is switched on.")
         return
-    total, how = gauge(edits, sae, store)
-    told = f"{total:.2f} of the typical norm, {how}" if total else f"Length of the edit: {how}"
-    st.progress(min(total / 2, 1.0), told)
+    total, exactness = total_length(edits, sae, store)
+    summary = f"{total:.2f} of the typical norm, {exactness}" if total else f"Length of the edit: {exactness}"
+    st.progress(min(total / 2, 1.0), summary)
     if total > STRONG:
-        st.caption(":orange[Beyond 1 texts usually break down; half the norm is a good place to start.]")
+        st.caption(":orange[Beyond 1, texts usually become incoherent; 0.5 is a good start.]")
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Strengths as they are written, "0.25, 0.5 1", rising, each once.
+    """Strengths from a text such as "0.25, 0.5 1", ascending, each once.
 
     Raises:
-        EditError: one is no number, or there is none.
+        EditError: one is not a number, or there are none.
     """
-    found = []
+    strengths = []
     for part in text.replace(",", " ").replace(";", " ").split():
         try:
             value = float(part)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise EditError(f"The strength {part!r} is no number. Write numbers, such as: 0.25, 0.5, 0.75, 1")
-        found.append(value)
-    if not found:
-        raise EditError("There is no strength to try. Write some, such as: 0.25, 0.5, 0.75, 1")
-    return sorted(set(found))
+            raise EditError(f"The strength {part!r} is not a number. Write numbers, such as: 0.25, 0.5, 0.75, 1")
+        strengths.append(value)
+    if not strengths:
+        raise EditError("There are no strengths. Write some, such as: 0.25, 0.5, 0.75, 1")
+    return sorted(set(strengths))

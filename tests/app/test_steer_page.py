@@ -1,4 +1,4 @@
-"""The Steering page on a real pack of a tiny model: the stack, the arms, their files, and everything that is refused."""
+"""The Steering page on a real pack of a tiny model: the edits, the conditions, their files, and everything that is refused."""
 
 import json
 import re
@@ -9,10 +9,8 @@ from types import SimpleNamespace
 import pytest
 from scope.app.serve import models
 from scope.app.serve.jobs import Job, ModelQueue
-from scope.app.steer import conditions as steering_arms
-from scope.app.steer import strengths as steering_units
-from scope.app.steer import work as steering
-from scope.app.steer.state import Asked
+from scope.app.steer import conditions, strengths, work
+from scope.app.steer.state import Comparison
 
 from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
@@ -90,7 +88,7 @@ def test_the_page_opens_on_the_latent_in_its_address_and_tells_its_strength_in_o
     assert f"{raw / store[3].row['max']:+.2f} × its largest activation" in captions(at)
 
 
-def test_generating_shows_the_arms_keeps_the_run_and_puts_it_into_the_address(page, folder, lab):
+def test_generating_shows_the_conditions_keeps_the_run_and_puts_it_into_the_address(page, folder, lab):
     at = written(page(f=3))
     assert not at.exception
     assert not at.error
@@ -119,7 +117,7 @@ def test_a_stack_grows_by_search_and_any_row_can_be_taken_away_without_touching_
     assert not at.exception
     assert row(at, 1, "strength").value == 0.5
     assert row(at, 3, "strength").value == 1.5
-    assert "break down" in captions(at)
+    assert "become incoherent" in captions(at)
     row(at, 1, "remove").click().run()
     row(at, 3, "remove").click().run()
     assert "No edit is switched on" in captions(at)
@@ -154,8 +152,8 @@ def test_every_control_of_a_row_reaches_the_run(page, folder):
     at.number_input(key="steer temperature").set_value(0.9)
     at.number_input(key="steer seed").set_value(5)
     at.number_input(key="steer n").set_value(2)
-    at.checkbox(key="steer arm random").set_value(False)
-    at.checkbox(key="steer arm prompt").set_value(True).run()
+    at.checkbox(key="steer condition random").set_value(False)
+    at.checkbox(key="steer condition prompt").set_value(True).run()
     at.text_input(key="steer ask").set_value("dogs: ").run()
     written(at)
     assert not at.error
@@ -177,15 +175,15 @@ def test_a_row_that_is_switched_off_is_left_out(page, folder):
 def test_a_link_to_a_run_brings_back_its_controls(page, store, lab):
     model, sae = lab
     edits = Edits([Add(3, 0.75), Add(5, -0.25, positions="generated")])
-    asked = Asked("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
-    job = Job("compare", steering.compare(store, model, sae, edits, asked), ModelQueue()).start()
+    asked = Comparison("a cat", None, SamplingConfig(max_new_tokens=3, seed=9), 2, ("plain", "steered", "other"), None)
+    job = Job("compare", work.compare(store, model, sae, edits, asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert row(at, 1, "strength").value == 0.75
     assert (row(at, 2, "strength").value, row(at, 2, "where").value) == (-0.25, "generated")
     assert at.text_area(key="steer prompt").value == "a cat"
     assert (at.number_input(key="steer seed").value, at.number_input(key="steer n").value) == (9, 2)
-    assert [at.checkbox(key=f"steer arm {name}").value for name in ("plain", "random", "other")] == [True, False, True]
+    assert [at.checkbox(key=f"steer condition {name}").value for name in ("plain", "random", "other")] == [True, False, True]
     assert opened_run(press(at, "Generate")) == job.result  # the same controls make the same run, so it is kept once
 
 
@@ -204,7 +202,7 @@ def test_a_replay_says_where_the_texts_differ(page, folder):
     raw["arms"][1]["samples"][0]["new_ids"][2] = 7
     file.write_text(json.dumps(raw))
     at = press(page(run=name), "Replay")
-    assert "The first to differ: steered, text 1, token 3" in said(at)
+    assert "The first difference: steered, text 1, token 3" in said(at)
     assert not at.success
 
 
@@ -217,7 +215,7 @@ def test_a_link_to_a_run_that_is_not_here_is_refused_and_the_page_goes_on(page):
 
 def test_a_run_can_be_forgotten(page, folder):
     at = written(page(f=3))
-    press(at, "Forget this run")
+    press(at, "Delete this run")
     assert not at.exception
     assert not list((folder / "pack.steering").glob("*.json"))
 
@@ -225,7 +223,7 @@ def test_a_run_can_be_forgotten(page, folder):
 def test_kept_runs_are_listed_and_taken_away_as_files(page):
     at = written(page(f=3), HOSTILE[:20])
     assert {b.proto.label for b in at.get("download_button")} == {"JSON", "HTML", "Python", "Notebook"}
-    at.segmented_control(key="steer view").set_value("Kept runs").run()
+    at.segmented_control(key="steer view").set_value("Saved runs").run()
     assert not at.exception
     (link,) = at.get("page_link")
     assert "add latent 3" in link.proto.label.replace("\\", "")
@@ -248,7 +246,7 @@ def test_tokens_can_be_coloured_by_how_far_the_edit_moves_them(page):
     at = written(page(f=3))
     before = strips(at)
     key = next(c.key for c in at.segmented_control if c.key.startswith("colour"))
-    at.segmented_control(key=key).set_value(steering_arms.KL).run()
+    at.segmented_control(key=key).set_value(conditions.KL).run()
     assert not at.exception
     assert strips(at)[1] != before[1]
     assert all(cell[1] == 0 for cell in strips(at)[0]["rows"][0]["cells"])  # plain text is 0 away from itself
@@ -279,8 +277,8 @@ def test_an_edit_that_is_far_too_strong_is_refused(page, monkeypatch):
 
 
 def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, store, lab):
-    asked = Asked("a cat", None, SamplingConfig(max_new_tokens=2), 1, ("plain", "steered"), None)
-    job = Job("compare", steering.compare(store, *lab, Edits([Add(3, -4.5)]), asked), ModelQueue()).start()
+    asked = Comparison("a cat", None, SamplingConfig(max_new_tokens=2), 1, ("plain", "steered"), None)
+    job = Job("compare", work.compare(store, *lab, Edits([Add(3, -4.5)]), asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert row(at, 1, "strength").value == -4.5
@@ -290,9 +288,9 @@ def test_a_kept_strength_beyond_the_usual_range_is_brought_back_as_it_was(page, 
 
 def test_everything_that_a_run_was_drawn_with_is_in_the_controls_that_a_link_to_it_fills(page, store, lab):
     sampling = SamplingConfig(max_new_tokens=3, top_k=7, stop=("zzz\n", " ", "\\q"), stop_at_eos=False)
-    asked = Asked("a cat", None, sampling, 1, ("plain", "steered"), None)
+    asked = Comparison("a cat", None, sampling, 1, ("plain", "steered"), None)
     edits = Edits([Add(3, 2.5, unit="raw"), Clamp(5, 1.25, unit="max")])
-    job = Job("compare", steering.compare(store, *lab, edits, asked), ModelQueue()).start()
+    job = Job("compare", work.compare(store, *lab, edits, asked), ModelQueue()).start()
     assert job.wait(60)
     at = page(run=job.result)
     assert not at.exception
@@ -328,11 +326,11 @@ def test_another_unit_keeps_the_edit_and_tells_the_others(page, store, folder):
 
 def test_a_direction_and_a_silent_latent_have_no_largest_activation_to_be_measured_by(store):
     direction = Direction((1.0, 0.0), store.site)
-    assert steering_units.lengths(store, direction) == {"norm": 1.0, "raw": pytest.approx(1 / store.norm_median), "max": None}
+    assert strengths.unit_sizes(store, direction) == {"norm": 1.0, "raw": pytest.approx(1 / store.norm_median), "max": None}
     silent = SimpleNamespace(row={"dec_norm": 2.0, "max": 0.0})
     known = {"site": store.site, "norm_median": 8.0, "__getitem__": lambda self, i: silent}
     pack = object.__new__(type("Pack", (Pack,), known))
-    assert steering_units.lengths(pack, 3) == {"norm": 1.0, "raw": 0.25, "max": None}
+    assert strengths.unit_sizes(pack, 3) == {"norm": 1.0, "raw": 0.25, "max": None}
 
 
 def test_an_edit_without_effect_says_so_and_why(page):
@@ -368,12 +366,12 @@ def test_a_chat_is_laid_out_by_the_template(page, open_app, folder, tmp_path):
     at.default_timeout = 30
     at.toggle(key="steer chat").set_value(True).run()
     press(at, "Add a turn")
-    at.text_area(key="steer asked 0").set_value("a dog")
-    at.text_area(key="steer asked 1").set_value("a cat").run()
+    at.text_area(key="steer message 0").set_value("a dog")
+    at.text_area(key="steer message 1").set_value("a cat").run()
     at.number_input(key="steer tokens").set_value(3)
     press(at, "Generate")
     assert "Turn 2, of the model, is empty" in said(at)
-    at.text_area(key="steer said 1").set_value("yes").run()
+    at.text_area(key="steer reply 1").set_value("yes").run()
     press(at, "Generate")
     assert not at.error
     run = Runs.of_pack(own / "pack").load(opened_run(at))
@@ -388,7 +386,7 @@ def test_a_list_from_another_page_becomes_the_stack(open_app, folder, monkeypatc
 
 
 def test_the_page_says_when_its_edits_would_be_lost(page):
-    assert "anew in the browser loses them" in captions(page(f=3))
+    assert "this page in the browser loses them" in captions(page(f=3))
 
 
 def test_the_stack_is_still_there_after_another_page_was_looked_at(page):
@@ -411,8 +409,8 @@ def test_a_stopped_generation_keeps_what_was_written(store, lab, folder):
         def stopping(self):
             return len(self.progress.get("ids", [[]])[0]) >= 3
 
-    asked = Asked("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
-    job = Stopped("compare", steering.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), ModelQueue()).start()
+    asked = Comparison("the dog", None, SamplingConfig(max_new_tokens=40), 1, ("plain", "steered"), None)
+    job = Stopped("compare", work.compare(store, model, sae, Edits([Add(3, 0.5)]), asked), ModelQueue()).start()
     assert job.wait(60)
     run = Runs.of_pack(folder / "pack").load(job.result)
     assert run.stopped_after == 3
@@ -439,10 +437,10 @@ def test_a_direction_between_prompts_becomes_a_row_and_steers(page, folder):
     row(at, 1, "remove").click().run()
     at.segmented_control(key="steer source").set_value("Prompts").run()
     at.text_area(key="steer toward").set_value("the dog ran\na dog sat")
-    press(at, "Make and add")
+    press(at, "Compute and add")
     assert "at least one prompt on both sides" in said(at)
     at.text_area(key="steer away").set_value("the cat ran\na cat sat")
-    press(at, "Make and add")
+    press(at, "Compute and add")
     assert not at.error
     run = Runs.of_pack(folder / "pack").load(opened_run(written(at)))
     assert str(run.edits[0].latent) == "'the dog ran' minus 'the cat ran'"

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 from scope.app.serve.jobs import Job, ModelQueue
-from scope.app.steer import work as steering
+from scope.app.steer import work
 from scope.app.steer.picker import read_vector
 from scope.app.steer.state import Grid
-from scope.app.steer.strengths import gauge, parse_strengths
+from scope.app.steer.strengths import parse_strengths, total_length
 
 from scope.circuits.attribution import attribute
 from scope.circuits.effects import effects
@@ -22,7 +22,7 @@ from scope.steering.edits.interventions import Ablate, Add, Direction, Edits
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
 
-ARMS = ("plain", "steered", "random")
+CONDITIONS = ("plain", "steered", "random")
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def small(page):
 
 
 def test_a_sweep_says_beforehand_how_much_it_is_and_how_long_it_takes(small):
-    assert "2 strengths × 2 prompts × 1 × 7 arms = 28 texts of up to 3 tokens." in captions(small)
-    press(small, "How long?")
+    assert "2 strengths × 2 prompts × 1 × 7 conditions = 28 texts of up to 3 tokens." in captions(small)
+    press(small, "Estimate time")
     assert not small.error
     assert "on this machine" in captions(small)
     small.number_input(key="steer sweep n").set_value(2).run()
@@ -80,9 +80,9 @@ def test_a_sweep_is_shown_kept_and_brought_back_by_its_link(small, page, folder)
 @pytest.mark.parametrize(
     ("strengths", "prompts", "told"),
     [
-        ("0.25, half", "the dog\na cat", "'half' is no number"),
-        ("nan", "the dog\na cat", "'nan' is no number"),
-        (" , ", "the dog\na cat", "no strength to try"),
+        ("0.25, half", "the dog\na cat", "'half' is not a number"),
+        ("nan", "the dog\na cat", "'nan' is not a number"),
+        (" , ", "the dog\na cat", "There are no strengths"),
         ("0.5", "the dog", "at least two prompts"),
     ],
 )
@@ -107,10 +107,10 @@ def test_strengths_are_read_in_order_each_once():
 
 def swept(store, lab, job_kind=Job, strengths=(0.25, 0.5, 0.75)):
     model, sae = lab
-    grid = Grid(("the dog", "a cat sat"), strengths, 1, ARMS, "share")
+    grid = Grid(("the dog", "a cat sat"), strengths, 1, CONDITIONS, "share")
     sampling = SamplingConfig(max_new_tokens=4)
-    work = steering.dose_response(store, model, sae, Edits([Add(3, 0.5)]), grid, sampling, 1.0)
-    job = job_kind("sweep", work, ModelQueue()).start()
+    task = work.dose_response(store, model, sae, Edits([Add(3, 0.5)]), grid, sampling, 1.0)
+    job = job_kind("sweep", task, ModelQueue()).start()
     assert job.wait(60)
     assert job.error is None
     return job
@@ -122,7 +122,7 @@ def test_a_sweep_that_gives_way_between_strengths_is_the_librarys(store, lab, fo
     model, sae = lab
     mine = Runs.of_pack(folder / "pack").load(swept(store, lab).result)
     edits = Edits([Add(3, 0.5)])
-    how = {"conditions": ARMS, "strength_units": steering.strength_units(store, edits)}
+    how = {"conditions": CONDITIONS, "strength_units": work.strength_units(store, edits)}
     theirs = sweep(model, sae, edits, ["the dog", "a cat sat"], [0.25, 0.5, 0.75], SamplingConfig(max_new_tokens=4), **how)
     assert mine.same_texts(theirs)
     assert mine.best == theirs.best
@@ -146,7 +146,7 @@ def test_the_effects_are_the_librarys(page, store, lab):
     assert not at.error
     model, sae = lab
     edits = Edits([Add(3, 0.5)])
-    wanted = effects(model, sae, edits, "the dog", strength_units=steering.strength_units(store, edits))
+    wanted = effects(model, sae, edits, "the dog", strength_units=work.strength_units(store, edits))
     tiles = {m.label: m.value for m in at.metric}
     assert float(tiles["KL to plain"]) == pytest.approx(wanted.kl, abs=1e-4)
     assert float(tiles["Logit difference"]) == pytest.approx(wanted.logit_difference[1], abs=1e-3)
@@ -174,16 +174,16 @@ def test_an_empty_prompt_has_no_effects(page):
     assert "prompt is empty" in said(press(at, "Measure the edits"))
 
 
-def test_the_gauge_is_the_length_of_all_that_is_added(lab):
+def test_the_total_is_the_length_of_the_sum_of_all_added_vectors(lab):
     _, sae = lab
     rows = sae.W_dec.detach().double()
     unit = rows / rows.norm(dim=1, keepdim=True)
     wanted = float((0.5 * unit[3] - 0.25 * unit[5]).norm())
     edits = Edits([Add(3, 0.5), Add(5, -0.25), Ablate(6)])
-    assert gauge(edits, sae)[0] == pytest.approx(wanted, rel=1e-5)
-    assert gauge(edits)[0] == 0.75
-    assert gauge(edits)[1] == "at most; 1 more depends on the text"
-    assert gauge(Edits([Add(3, 0.5), Add(3, -0.5)]), sae)[0] == pytest.approx(0, abs=1e-6)
+    assert total_length(edits, sae)[0] == pytest.approx(wanted, rel=1e-5)
+    assert total_length(edits)[0] == 0.75
+    assert total_length(edits)[1] == "at most; 1 more depends on the text"
+    assert total_length(Edits([Add(3, 0.5), Add(3, -0.5)]), sae)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_strengths_of_a_sweep_are_named_in_the_unit_of_the_edit_that_gets_them(page, lab, store):
@@ -195,11 +195,11 @@ def test_strengths_of_a_sweep_are_named_in_the_unit_of_the_edit_that_gets_them(p
     assert made.plot(("score",)).layout.xaxis.title.text == "strength, raw activation"
 
 
-def test_the_gauge_measures_other_units_by_the_pack(lab, store):
+def test_the_total_converts_other_units_by_the_pack(lab, store):
     raw = Add(3, 2.0, unit="raw")
     wanted = 2.0 * float(lab[1].W_dec[3].detach().norm()) / store.norm_median
-    assert gauge(Edits([raw]), None, store)[0] == pytest.approx(wanted, rel=1e-5)
-    assert gauge(Edits([raw, Add(3, -wanted)]), lab[1], store)[0] == pytest.approx(0, abs=1e-6)
+    assert total_length(Edits([raw]), None, store)[0] == pytest.approx(wanted, rel=1e-5)
+    assert total_length(Edits([raw, Add(3, -wanted)]), lab[1], store)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_vector_from_a_file_becomes_a_direction_and_a_pickle_does_not(tmp_path):

@@ -72,7 +72,7 @@ def test_neither_does_a_steered_text(visit, theme):
     page.get_by_text("Colour by").wait_for()  # comes with the last of several runs, one upon the other
     person.settle()
     assert violations(page) == []
-    for view in ("Sweep", "Effects", "Kept runs"):
+    for view in ("Sweep", "Effects", "Saved runs"):
         page.get_by_role("radio", name=view).click()
         person.settle()
         assert violations(page) == [], view

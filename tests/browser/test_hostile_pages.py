@@ -98,7 +98,7 @@ def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, t
     person.settle()
     page.locator(".tok").first.wait_for()
     assert page.evaluate(OBEYED) == []
-    page.get_by_role("radio", name="Kept runs").click()
+    page.get_by_role("radio", name="Saved runs").click()
     person.settle()
     assert page.evaluate(OBEYED) == []
 
