@@ -67,7 +67,9 @@ def attribution(found: Any, most: int = 12) -> None:
             {"part": f"{len(latents) - most} further latents", "effect": sum(r.value for r in latents[most:]), "null": None}
         )
     shown += [{"part": r.name, "effect": r.value, "null": None} for r in rows if r.latent is None]
-    shown.append({"part": "sum", "effect": sum(r.value for r in rows), "null": None})
+    if abs(found.gap) > 5e-5:
+        shown.append({"part": "error of the integral", "effect": found.gap, "null": None})
+    shown.append({"part": "sum", "effect": found.whole, "null": None})
     st.dataframe(
         pd.DataFrame(shown),
         hide_index=True,

@@ -78,7 +78,7 @@ def test_an_attribution_adds_up_with_the_error_as_a_row(page):
     at.run()
     assert not at.exception
     table = next(frame.value for frame in at.dataframe if "effect" in frame.value).set_index("part")["effect"]
-    assert {"error", "bias", "sum"} <= set(table.index)
+    assert {"error", "at b_dec alone", "sum"} <= set(table.index)
     assert table.drop("sum").sum() == pytest.approx(table["sum"], abs=1e-4)
 
 
