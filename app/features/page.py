@@ -57,7 +57,7 @@ if mode == "promotes":
 try:
     if by_weights and words.strip():
         with models.in_turn(store) as (model, sae):
-            from scope.features.reading.unembedding import promotes_by_weights  # needs torch, which browsing does not
+            from scope.features.reading.direct_effects import promotes_by_weights  # needs torch, which browsing does not
 
             extra = promotes_by_weights(store, words, model, sae)
         hits = extra.index.to_numpy()

@@ -1,1 +1,1 @@
-"""Everything a page shows about each latent: collected in one pass, kept in a pack, browsable without the model."""
+"""Feature packs: everything a page shows about each latent, collected in one pass and browsable without the model."""

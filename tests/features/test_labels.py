@@ -141,7 +141,7 @@ def test_balanced_accuracy_of_guessing_and_of_saying_yes_to_all_is_a_half():
     ],
 )
 def test_a_judges_answer_is_read_from_its_last_list(answer, expected):
-    assert detection.told(answer, 3) == expected
+    assert detection.windows_in(answer, 3) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from scope.cli.main import run
 from scope.errors import ConfigError, PackError
-from scope.features.collect.map import add_map, kept, map_directions
+from scope.features.collect.map import add_map, map_directions, preserved
 from scope.features.collect.token_effects import neighbours
 from scope.features.face import Pack
 from scope.features.pack.manifest import read_manifest
@@ -53,9 +53,9 @@ def test_the_same_directions_give_the_same_map_whichever_way_an_axis_points():
 def test_what_a_map_keeps_is_one_where_neighbours_stay_together_and_chance_where_places_are_shuffled():
     flat = torch.nn.functional.normalize(torch.randn(400, 2, generator=torch.Generator().manual_seed(0)), dim=1)
     near = neighbours(flat)["neighbour_id"]
-    assert kept(flat.numpy(), near) > 0.99
+    assert preserved(flat.numpy(), near) > 0.99
     shuffled = flat.numpy()[np.random.default_rng(0).permutation(400)]
-    assert kept(shuffled, near) == pytest.approx(10 / 399, abs=0.02)
+    assert preserved(shuffled, near) == pytest.approx(10 / 399, abs=0.02)
 
 
 def test_no_map_is_made_when_none_is_asked_for_and_an_unknown_one_is_refused():

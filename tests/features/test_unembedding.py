@@ -5,7 +5,7 @@ import pytest
 
 from scope.errors import PackError
 from scope.features.face import Pack
-from scope.features.reading.unembedding import promotes_by_weights
+from scope.features.reading.direct_effects import promotes_by_weights
 from scope.models.load import load_model
 from scope.sae.files import read_sae
 from tests.conftest import random_gemma

@@ -1,4 +1,4 @@
-"""The folder beside a pack in which it is built: sparse codes chunk by chunk, so that a stopped run goes on.
+"""The folder beside a pack in which it is built: sparse codes chunk by chunk, so that a stopped run can continue.
 
 PACK.building/build.json        what is being made, and how far it is
 PACK.building/codes-00000.npz   what fired in a chunk of contexts: about 10 bytes a firing; removed with the folder
@@ -104,10 +104,10 @@ def join(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> BuildFo
     return BuildFolder(folder, n_ctx, total) if same else None
 
 
-def until(found: Callable[[], Any]) -> Any:
-    """What `found` returns once that is not None, or None after PATIENCE seconds."""
+def until(attempt: Callable[[], Any]) -> Any:
+    """The result of `attempt` once that is not None, or None after PATIENCE seconds."""
     ends = time.monotonic() + PATIENCE
-    while (value := found()) is None and time.monotonic() < ends:
+    while (value := attempt()) is None and time.monotonic() < ends:
         time.sleep(_POLL)
     return value
 

@@ -1,4 +1,4 @@
-"""Sparse activations of a dictionary on a stretch of text, and the small arithmetic that every statistic shares."""
+"""Sparse activations of a dictionary on a stretch of text, and arithmetic that all statistics share."""
 
 from dataclasses import dataclass
 

@@ -55,7 +55,7 @@ def collect(
     pack and returns it, the others return None when their share is done. Memory and disk: `scope.features.collect.plan`.
 
     `health` (an evaluation report, training curves) is stored as it is; `corpus` describes given tokens; `dictionary` is
-    where the dictionary lies, a hint for those who open the pack later.
+    the folder or hub id of the dictionary, for those who open the pack later.
 
     Raises:
         DictionaryError: a dictionary of another width, model or site; activations that are not finite.
@@ -90,21 +90,21 @@ def collect(
         if ranks.world > 1:
             share.encode_share(sae, source, building, config.chunk_tokens, ranks, on_progress)
         missing = share.missing_chunk(building, ranks)
-        found = first_pass.gather(
+        statistics = first_pass.gather(
             sae, source, building, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
         )
-        examples, relations, tokens, controls = look_up(sae, source, building, found, config)
-        rho = float(np.median(np.concatenate(found.norms)))
+        examples, relations, tokens, controls = look_up(sae, source, building, statistics, config)
+        rho = float(np.median(np.concatenate(statistics.norms)))
         directions = sae.W_dec.detach().float()
         effects = _effects(model, directions)
-        count, blocks = found.moments.count, Blocks(model, sae, building, ranks)
+        count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
-        table = make_table(sae, source, found, tokens, effects, scores, relations, source.vocab, totals, null, config)
-        manifest = _manifest(model, sae, source, found, config, rho, null, weights, dictionary)
-        places, told = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
-        manifest |= {"map": told} if told else {}
+        table = make_table(sae, source, statistics, tokens, effects, scores, relations, source.vocab, totals, null, config)
+        manifest = _manifest(model, sae, source, statistics, config, rho, null, weights, dictionary)
+        places, facts = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
+        manifest |= {"map": facts} if facts else {}
         manifest["seconds"] = round(time.monotonic() - began, 1)
         arrays = PackArrays(
             table=table,
@@ -139,8 +139,8 @@ def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[
     return {name: array for name, array in out.items() if array is not None}
 
 
-def _manifest(model: LanguageModel, sae: SAE, source, found, config, rho, null, weights, dictionary) -> dict[str, Any]:
-    norms = np.concatenate(found.norms)
+def _manifest(model: LanguageModel, sae: SAE, source, statistics, config, rho, null, weights, dictionary) -> dict[str, Any]:
+    norms = np.concatenate(statistics.norms)
     return {
         "site": sae.site,
         "model": model.provenance,
@@ -159,11 +159,11 @@ def _manifest(model: LanguageModel, sae: SAE, source, found, config, rho, null, 
         "excluded": "<bos>, control tokens and padding: latents are not counted there",
         "window": config.sizes.window,
         "control_half": config.sizes.control_half,
-        "histogram": {"low": found.low, "bins": N_BINS},
+        "histogram": {"low": statistics.low, "bins": N_BINS},
         "norm_median": rho,
         "norm_p99": float(np.quantile(norms, 0.99)),
-        "l0": float(found.moments.count.sum() / max(source.n_tokens, 1)),
-        "tokens_lost": found.tokens.lost,
+        "l0": float(statistics.moments.count.sum() / max(source.n_tokens, 1)),
+        "tokens_lost": statistics.tokens.lost,
         "output_score": null,
         "flags": asdict(config.flags),
         "config": asdict(config),

@@ -1,4 +1,4 @@
-"""How a pack is collected: the flags of `scope features`."""
+"""Settings of collecting a pack: the flags of `scope features`."""
 
 import math
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ NEUTRAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much of each kind is kept a latent."""
+    """Numbers of examples and relations stored for each latent."""
 
     top: int = 16
     """Strongest contexts."""
@@ -34,7 +34,7 @@ class Sizes:
     near: int = 6
     """Silent positions on tokens on which the latent often fires."""
     window: int = 32
-    """Tokens on either side of a peak whose activations are kept."""
+    """Tokens on either side of a peak whose activations are stored."""
     twin_radius: int = 6
     """Two strongest contexts are near-duplicates if this many tokens on either side of their peaks are equal."""
     tokens: int = 32
@@ -42,7 +42,7 @@ class Sizes:
     cofiring: int = 10
     """Latents that fire together with it."""
     controls: int = 256
-    """Windows of text, the same for all latents, of which it is kept who fires in them: what labels are tested on."""
+    """Windows of text, the same for all latents, stored with the latents that fire in them; labels are tested on them."""
     cofiring_sample: int = 64
     """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
 
@@ -68,7 +68,7 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """When a latent is flagged. Each field is a threshold, kept in the manifest of the pack."""
+    """Thresholds from which a latent is flagged, stored in the manifest of the pack."""
 
     dense: float = 0.1
     """Density from which a latent is dense."""
@@ -85,10 +85,10 @@ class Flags:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectConfig:
-    """What is collected. The defaults are what the pages of the app show."""
+    """Settings of collecting. The defaults are what the pages of the app show."""
 
     tokens: int | None = None
-    """Read at most about this many tokens (whole contexts); none for all there are."""
+    """Read at most about this many tokens (whole contexts); none for all."""
 
     score_prompts: int = 8
     """Neutral prompts, at most 8, on which each latent's effect on the next token is measured; 0 leaves it out."""
@@ -100,23 +100,23 @@ class CollectConfig:
     """Measure only this many latents, the most frequent below the dense ones; none for all."""
 
     score_null: int = 64
-    """Random directions measured in the same way: what an output score means nothing below."""
+    """Random directions measured in the same way: output scores below theirs mean nothing."""
 
     map: Literal["pca", "umap", "none"] = "pca"
     """How decoder directions are laid out on a flat map: by their two axes of most variance, by UMAP (pip install
     'scope-workbench[umap]'), or not. `scope map PACK` makes one later."""
 
     chunk_tokens: int = 8192
-    """Tokens of a chunk, whose firings are kept on disk as one file. Wide dictionaries encode it in stretches."""
+    """Tokens of a chunk, whose firings are stored as one file. Wide dictionaries encode it in stretches."""
 
     seed: int = 0
-    """Of every random draw: the order of a corpus, examples, near misses, random directions."""
+    """Random seed for the order of a corpus, examples, near misses and random directions."""
 
     sizes: Sizes = field(default_factory=Sizes)
-    """How much is kept a latent."""
+    """Numbers of examples and relations stored for each latent."""
 
     flags: Flags = field(default_factory=Flags)
-    """From where a latent is flagged."""
+    """Thresholds from which a latent is flagged."""
 
     def __post_init__(self):
         if not 0 <= self.score_prompts <= len(NEUTRAL):

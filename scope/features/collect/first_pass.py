@@ -72,7 +72,7 @@ def _refuse_infinite(latents: torch.Tensor, acts: torch.Tensor, start: int, sour
     if not bool(finite.all()):
         bad = start + int((~finite).nonzero()[0, 0])
         context = a + int(np.flatnonzero(source.keep[a:b])[bad]) // source.contexts.shape[1]
-        raise DictionaryError(f"Activations or latents in context {context} are not finite; nothing is made of them.")
+        raise DictionaryError(f"Activations or latents in context {context} are not finite.")
 
 
 class Statistics:
@@ -118,7 +118,7 @@ def gather(
 ) -> Statistics:
     """The first pass: encode (or take up what an earlier run encoded) and add up. `missing` may bring a chunk that is not
     there, as from another process."""
-    found: Statistics | None = None
+    statistics: Statistics | None = None
     done, firings = 0, 0
     for number, (a, b) in enumerate(spans(source, chunk_tokens)):
         chunk = building.load(number, a)
@@ -127,16 +127,16 @@ def gather(
         if chunk is None:
             chunk = encode(sae, source, a, b)
             building.save(number, a, chunk)
-        if found is None:
+        if statistics is None:
             low = lowest_bin(float(chunk.codes.value.max(initial=0.0)) or 1.0)
-            found = Statistics(sae.W_dec.shape[0], d_vocab, source.contexts.shape[1], low, sizes, seed)
-        found.add(chunk, source.contexts[a:b], a)
+            statistics = Statistics(sae.W_dec.shape[0], d_vocab, source.contexts.shape[1], low, sizes, seed)
+        statistics.add(chunk, source.contexts[a:b], a)
         done, firings = done + len(chunk.norms), firings + len(chunk.codes)
         building.report(done)
         if on_progress:
             on_progress(done, source.n_tokens, {"L0": firings / max(done, 1)})
-    assert found is not None
-    return found
+    assert statistics is not None
+    return statistics
 
 
 def chunks(source: Source, building: BuildFolder, chunk_tokens: int, sae: SAE) -> Iterator[tuple[int, int, Chunk]]:

@@ -1,4 +1,4 @@
-"""What is known of a dictionary beside its latents: the evaluation report and the training curve, found in its folder."""
+"""The evaluation report, certificate and training curve in a dictionary's folder, for the pack."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""A flat map of all decoder directions, to be looked at: where each latent lies, and what the map is worth.
+"""A flat map of all decoder directions, and how much of their neighbourhoods it preserves.
 
 Two axes cannot hold a few hundred dimensions, so each map brings its own measure: how many of a latent's nearest directions are
 among its nearest on the map, beside what chance would give.
@@ -29,9 +29,9 @@ _BLOCK = 1 << 26  # numbers of a block
 def map_directions(
     directions: Tensor, neighbours: np.ndarray, method: str = "pca", seed: int = 0
 ) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """(places [d_sae 2] float32, what is told of them) of decoder directions [d_sae d_in]; None for the method "none".
+    """(places [d_sae 2] float32, facts about them) of decoder directions [d_sae d_in]; None for the method "none".
 
-    Directions are taken at unit length. Told are: method; of PCA `explained`, the share of the directions' variance along each
+    Directions are taken at unit length. The facts: method; of PCA `explained`, the share of the directions' variance along each
     axis, and `explained_by_chance`, that of as many random directions; `kept`, the share of the ten nearest directions
     (`neighbours` [d_sae k], nearest first) that are among the ten nearest on the map, mean over at most 2,000 latents, and
     `kept_by_chance`, what it would be were the places shuffled.
@@ -44,15 +44,15 @@ def map_directions(
     if method == "none":
         return None
     unit = directions.float() / directions.float().norm(dim=1, keepdim=True).clamp(min=1e-12)
-    told: dict[str, Any] = {"method": method, "seed": seed}
+    facts: dict[str, Any] = {"method": method, "seed": seed}
     if method == "pca":
-        places, told["explained"] = _pca(unit)
-        told["explained_by_chance"] = _pca(_random_like(unit, seed))[1]
+        places, facts["explained"] = _pca(unit)
+        facts["explained_by_chance"] = _pca(_random_like(unit, seed))[1]
     else:
         places = _umap(unit, seed)
     places = np.ascontiguousarray(places, np.float32)
-    told["kept"], told["kept_by_chance"] = kept(places, neighbours, seed), NEAR / max(len(places) - 1, NEAR)
-    return places, told
+    facts["kept"], facts["kept_by_chance"] = preserved(places, neighbours, seed), NEAR / max(len(places) - 1, NEAR)
+    return places, facts
 
 
 def _pca(unit: Tensor) -> tuple[np.ndarray, list[float]]:
@@ -103,7 +103,7 @@ def _umap(unit: Tensor, seed: int) -> np.ndarray:
         return UMAP(n_neighbors=near, min_dist=0.05, metric="cosine", random_state=seed).fit_transform(unit.cpu().numpy())
 
 
-def kept(places: np.ndarray, neighbours: np.ndarray, seed: int = 0) -> float:
+def preserved(places: np.ndarray, neighbours: np.ndarray, seed: int = 0) -> float:
     """Share of the ten nearest directions that are among the ten nearest places, mean over at most 2,000 latents."""
     n = len(places)
     near = min(NEAR, n - 1, neighbours.shape[1])

@@ -1,4 +1,4 @@
-"""What making a pack takes, before it is made: memory at its height and disk, from sizes alone.
+"""Memory and disk that making a pack takes, estimated from sizes alone.
 
 Nothing is d_sae x d_sae: co-firing is counted on a sample of each latent's firings, neighbours are sought block by block.
 """
@@ -13,7 +13,7 @@ from scope.features.pack.format import N_BINS, RELATIONS
 _LATENTS_FIRING = 64  # a token, where nobody knows better
 _ENTRY = 40  # bytes of a row of a shortlist
 _SORTING = 3  # times its size that a shortlist takes while it is sorted
-_PAIRS = 1 << 23  # (latent, token) pairs that are kept
+_PAIRS = 1 << 23  # (latent, token) pairs in memory
 _BASE = 400 << 20  # Python, torch and the libraries
 _CODE = 10  # bytes of a firing on disk
 
@@ -35,11 +35,11 @@ class Plan:
 def plan(
     d_sae: int, d_in: int, d_vocab: int, n_tokens: int, n_ctx: int, config: CollectConfig, l0: float | None = None
 ) -> Plan:
-    """Upper estimates for `n_tokens` tokens in contexts of `n_ctx`. `l0` is how many latents fire on a token."""
+    """Upper estimates for `n_tokens` tokens in contexts of `n_ctx`. `l0` is the mean number of latents that fire on a token."""
     sizes, firings = config.sizes, n_tokens * (l0 or _LATENTS_FIRING)
     chunk = min(config.chunk_tokens, n_tokens)
-    kept = sizes.top + max(sizes.random, sizes.cofiring_sample) + N_HALVES * sizes.per_band
-    shortlists = int(min(kept * d_sae, 3 * firings)) * _ENTRY * _SORTING
+    entries = sizes.top + max(sizes.random, sizes.cofiring_sample) + N_HALVES * sizes.per_band
+    shortlists = int(min(entries * d_sae, 3 * firings)) * _ENTRY * _SORTING
     windows = d_sae * sizes.places * (2 * sizes.window + 1) * 4
     relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42)
     memory = {

@@ -1,4 +1,4 @@
-"""Output scores in blocks of latents: kept as they are finished, so that a stopped run goes on, and shared by processes."""
+"""Output scores in blocks of latents, saved as they are finished and shared by processes."""
 
 import hashlib
 from dataclasses import asdict, dataclass

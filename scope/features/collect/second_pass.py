@@ -1,4 +1,4 @@
-"""The second pass: look up what was kept for the examples chosen: windows, near misses, co-firing, control windows."""
+"""The second pass: windows, near misses, co-firing and control windows for the examples that the first pass chose."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -28,27 +28,27 @@ _IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered i
 
 
 def look_up(
-    sae: SAE, source: Source, building: BuildFolder, found: Statistics, config: CollectConfig
+    sae: SAE, source: Source, building: BuildFolder, statistics: Statistics, config: CollectConfig
 ) -> tuple[Arrays, Arrays, Arrays, Arrays]:
     """(examples, co-firing and token relations, token statistics, control windows)."""
     sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
-    d_sae, n_positions = len(found.moments.count), n_contexts * n_ctx
+    d_sae, n_positions = len(statistics.moments.count), n_contexts * n_ctx
 
     def again():
         return chunks(source, building, config.chunk_tokens, sae)
 
-    chosen = choose(found, edges(found.low))
-    tokens = found.tokens.result(d_sae)
-    candidates = near_candidates(source, tokens["id"], tokens["count"], found.moments.count, config.seed)
+    chosen = choose(statistics, edges(statistics.low))
+    tokens = statistics.tokens.result(d_sae)
+    candidates = near_candidates(source, tokens["id"], tokens["count"], statistics.moments.count, config.seed)
     middles = control_positions(source, sizes, config.seed)
-    near, relations, controls = near_and_cofiring(found, candidates, again, n_positions, middles)
+    near, relations, controls = near_and_cofiring(statistics, candidates, again, n_positions, middles)
     starts, lengths = runs(near.group)
     chosen.put(near, near.group, sizes.start(NEAR) + np.arange(len(near)) - np.repeat(starts, lengths), NEAR)
     shape = (d_sae, sizes.places, 2 * sizes.window + 1)
     large = math.prod(shape) * 4 > _IN_MEMORY
     acts = np.memmap(building.folder / "windows", np.float32, "w+", shape=shape) if large else np.zeros(shape, np.float32)
     fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
-    examples = {**vars(chosen), "acts": acts, "histogram": found.moments.histogram}
+    examples = {**vars(chosen), "acts": acts, "histogram": statistics.moments.histogram}
     relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
     return examples, relations, tokens, controls
 
@@ -70,9 +70,9 @@ class Chosen:
         self.group[feature, place], self.band[feature, place] = group, band
 
 
-def choose(found: Statistics, edges: np.ndarray) -> Chosen:
+def choose(statistics: Statistics, edges: np.ndarray) -> Chosen:
     """From shortlists to places; near misses are still to come."""
-    sizes, moments = found.sizes, found.moments
+    sizes, moments = statistics.sizes, statistics.moments
     d_sae = len(moments.count)
     shape = (d_sae, sizes.places)
     chosen = Chosen(
@@ -80,14 +80,14 @@ def choose(found: Statistics, edges: np.ndarray) -> Chosen:
         np.zeros(shape, np.uint8),
         np.full(shape, NO_BAND, np.uint8),
         np.zeros(shape, np.float32),
-        *_bands(found, edges),
+        *_bands(statistics, edges),
     )
-    for group, entries, k in ((TOP, found.top.result(), sizes.top), (RANDOM, found.uniform.result(), sizes.random)):
+    for group, entries, k in ((TOP, statistics.top.result(), sizes.top), (RANDOM, statistics.uniform.result(), sizes.random)):
         starts, lengths = runs(entries.group)
         nth = np.arange(len(entries)) - np.repeat(starts, lengths)
         some = entries[nth < k]
         chosen.put(some, some.group, sizes.start(group) + nth[nth < k], group)
-    entries = found.in_bands.result()
+    entries = statistics.in_bands.result()
     feature, half = entries.group // N_HALVES, entries.group % N_HALVES
     band = _display_band(moments, feature, half, sizes.bands)
     order = np.lexsort((entries.rank, band, feature))
@@ -112,9 +112,9 @@ def _display_band(moments: Moments, feature: np.ndarray, half: np.ndarray, n_ban
     return band_of_bin(low[feature], high[feature], half, n_bands)
 
 
-def _bands(found: Statistics, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bands(statistics: Statistics, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges, counts and masses of the display bands; the outermost edges are the ends of the half octaves."""
-    moments, n_bands = found.moments, found.sizes.bands
+    moments, n_bands = statistics.moments, statistics.sizes.bands
     counts, low, high = _halves(moments)
     d_sae = len(counts)
     count, mass = np.zeros((d_sae, n_bands), np.int64), np.zeros((d_sae, n_bands))
@@ -161,7 +161,7 @@ def control_positions(source: Source, sizes: Sizes, seed: int) -> np.ndarray:
 
 
 def near_and_cofiring(
-    found: Statistics,
+    statistics: Statistics,
     candidates: Entries,
     again: Callable[[], Iterator[tuple[int, int, Chunk]]],
     n_positions: int,
@@ -169,9 +169,9 @@ def near_and_cofiring(
 ) -> tuple[Entries, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Second pass, first half: candidates that are silent, which latents fire where each latent's sample fired, and which
     fire in the control windows."""
-    sizes, n_ctx, d_sae = found.sizes, found.n_ctx, len(found.moments.count)
+    sizes, n_ctx, d_sae = statistics.sizes, statistics.n_ctx, len(statistics.moments.count)
     near = Shortlist(d_sae, sizes.near)
-    sample = found.uniform.result()
+    sample = statistics.uniform.result()
     starts, lengths = runs(sample.group)
     sample = sample[np.arange(len(sample)) - np.repeat(starts, lengths) < sizes.cofiring_sample]
     by_position = np.argsort(sample.position, kind="stable")
@@ -190,7 +190,7 @@ def near_and_cofiring(
         lit += _in_windows(position, feature, windows, sizes.control_half, n_ctx)
     starts = np.cumsum([0, *map(len, lit)])
     lists = {"position": controls, "start": starts, "latent": np.concatenate([np.zeros(0, np.int32), *lit])}
-    return near.result(), _cofiring(np.concatenate(pairs), found, sizes), lists
+    return near.result(), _cofiring(np.concatenate(pairs), statistics, sizes), lists
 
 
 def _in_windows(position: np.ndarray, feature: np.ndarray, middles: np.ndarray, half: int, n_ctx: int) -> list[np.ndarray]:
@@ -211,19 +211,19 @@ def _together(position: np.ndarray, feature: np.ndarray, sample: Entries, d_sae:
     return (mine * d_sae + other)[mine != other]
 
 
-def _cofiring(pairs: np.ndarray, found: Statistics, sizes: Sizes) -> dict[str, np.ndarray]:
+def _cofiring(pairs: np.ndarray, statistics: Statistics, sizes: Sizes) -> dict[str, np.ndarray]:
     """Of the latents seen at least twice, those with the largest P(j | i) x log2(lift), the largest first."""
-    d_sae, k = len(found.moments.count), sizes.cofiring
+    d_sae, k = len(statistics.moments.count), sizes.cofiring
     pairs = np.sort(pairs)
     starts, hits = runs(pairs)
     feature, other = pairs[starts] // d_sae, pairs[starts] % d_sae
-    n_tokens = sum(map(len, found.norms))
-    sampled = np.minimum(found.moments.count, sizes.cofiring_sample)
+    n_tokens = sum(map(len, statistics.norms))
+    sampled = np.minimum(statistics.moments.count, sizes.cofiring_sample)
     p = hits / np.maximum(sampled[feature], 1)
-    lift = p * n_tokens / np.maximum(found.moments.count[other], 1)
+    lift = p * n_tokens / np.maximum(statistics.moments.count[other], 1)
     weight = p * np.log2(np.maximum(lift, 1e-12))
-    told = (hits >= 2) & (weight > 0)
-    feature, other, p, lift, weight = (column[told] for column in (feature, other, p, lift, weight))
+    shown = (hits >= 2) & (weight > 0)
+    feature, other, p, lift, weight = (column[shown] for column in (feature, other, p, lift, weight))
     order = np.lexsort((other, -weight, feature))
     feature, other, p, lift = (column[order] for column in (feature, other, p, lift))
     starts, lengths = runs(feature)

@@ -1,4 +1,4 @@
-"""Where a pack's activations come from: a recording, or a model that runs on given tokens."""
+"""The activations that a pack is made from: a recording, or a model that runs on given tokens."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,7 +26,7 @@ class Source:
     keep: np.ndarray
     """bool [n_contexts context]: which rows count; <bos>, control tokens and padding do not."""
     read: Callable[[int, int], Tensor]
-    """(a, b) -> float32 [kept positions of contexts a to b, width], in order of position."""
+    """(a, b) -> float32 [counted positions of contexts a to b, width], in order of position."""
     documents: np.ndarray
     document_names: list[str]
     vocab: list[str]
@@ -66,8 +66,8 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
         contexts = np.where(contexts == NO_TOKEN, len(vocab) + store.roles[:n_contexts].astype(contexts.dtype), contexts)
         vocab += [f"<{role.name.lower()}>" for role in Role]
     keep = np.zeros(contexts.shape, bool)
-    kept = slice(0, int(first_row[-1]))
-    keep[context_of[kept], np.asarray(store.positions[kept])] = True
+    in_contexts = slice(0, int(first_row[-1]))
+    keep[context_of[in_contexts], np.asarray(store.positions[in_contexts])] = True
     return Source(
         contexts=contexts,
         keep=keep,

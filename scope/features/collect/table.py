@@ -1,4 +1,4 @@
-"""How the table of all latents follows from the collected statistics; what its columns mean: `scope.features.pack.table`."""
+"""Columns of the table of all latents from the collected statistics. Their meaning: `scope.features.pack.table`."""
 
 import math
 
@@ -12,8 +12,8 @@ from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, la
 from scope.sae.base import SAE
 
 
-def make_table(sae: SAE, source, found, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
-    moments, n = found.moments, source.n_tokens
+def make_table(sae: SAE, source, statistics, tokens, effects, scores, relations, vocab, totals, null, config) -> pd.DataFrame:
+    moments, n = statistics.moments, source.n_tokens
     count = moments.count
     safe = np.maximum(count, 1)
     mean = moments.sum / safe
@@ -27,7 +27,7 @@ def make_table(sae: SAE, source, found, tokens, effects, scores, relations, voca
         "density": count / max(n, 1),
         "mean": mean,
         "max": moments.max.astype(np.float64),
-        **{f"p{q}": percentile(moments.histogram, found.low, q / 100) for q in (50, 90, 99)},
+        **{f"p{q}": percentile(moments.histogram, statistics.low, q / 100) for q in (50, 90, 99)},
         "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
         "skew": skew,
         "kurtosis": kurtosis,
@@ -72,9 +72,9 @@ def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], voca
     unclear = table["flags"].str.contains("output") & (table["label_score"] < UNCLEAR) & (table["count"] > 0)
     for f in np.flatnonzero(unclear.to_numpy(dtype=bool)):
         promoted, measured = ([vocab[i] for i in relations[name][f] if i >= 0] for name in ("promoted_id", "measured_id"))
-        found = output_label(promoted, measured)
-        if found is not None:
-            table.loc[f, ["label", "label_source"]] = [found, BY_OUTPUT]
+        text = output_label(promoted, measured)
+        if text is not None:
+            table.loc[f, ["label", "label_source"]] = [text, BY_OUTPUT]
 
 
 def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
@@ -97,8 +97,8 @@ def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
     before = cumulative[rows, at] - inside
     share = np.divide(q * total[:, 0] - before, inside, out=np.zeros(len(rows)), where=inside > 0)
     ends = np.log(edges(low))
-    found = np.exp(ends[at] + share * (ends[at + 1] - ends[at]))
-    return np.where(total[:, 0] > 0, found, np.nan)
+    values = np.exp(ends[at] + share * (ends[at + 1] - ends[at]))
+    return np.where(total[:, 0] > 0, values, np.nan)
 
 
 def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:

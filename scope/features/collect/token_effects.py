@@ -1,4 +1,4 @@
-"""What a decoder direction does to the next token: read from the weights, and measured by adding it.
+"""The effect of a decoder direction on the next token: read from the weights, and measured by adding it.
 
 Both are kept because they disagree: the weights see only the direct path through the final norm's gain, the measurement
 every layer above the site, at one strength and on a few prompts.

@@ -1,4 +1,4 @@
-"""Which latents of one pack have a counterpart in another, told by what both write."""
+"""Latents of one pack and their counterparts in another, matched by the tokens that both promote."""
 
 import numpy as np
 import pandas as pd
@@ -43,12 +43,12 @@ def counterparts(a: PackData, b: PackData, most: int = 4096, seed: int = 0) -> p
     return pd.DataFrame(columns, index=pd.Index(mine, name="id"))
 
 
-def _best(wanted: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row of `given` that shares most with each row of `wanted`, -1 for none; how much it shares)."""
-    order = np.argsort(given, axis=None, kind="stable")
-    tokens, rows = given.ravel()[order], order // max(given.shape[1], 1)
-    best, most = np.full(len(wanted), -1), np.zeros(len(wanted), int)
-    for n, row in enumerate(wanted):
+def _best(rows_a: np.ndarray, rows_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row of `rows_b` that shares most with each row of `rows_a`, -1 for none; the number of tokens shared)."""
+    order = np.argsort(rows_b, axis=None, kind="stable")
+    tokens, rows = rows_b.ravel()[order], order // max(rows_b.shape[1], 1)
+    best, most = np.full(len(rows_a), -1), np.zeros(len(rows_a), int)
+    for n, row in enumerate(rows_a):
         row = row[row >= 0]
         first, last = np.searchsorted(tokens, row), np.searchsorted(tokens, row, side="right")
         held = [rows[i:j] for i, j in zip(first, last, strict=True) if j > i]

@@ -1,4 +1,4 @@
-"""Which decoder directions two dictionaries share: each latent's nearest direction in the other, beside what chance gives."""
+"""Decoder directions that two dictionaries share: nearest directions with their cosines, beside random directions."""
 
 import numpy as np
 import pandas as pd

@@ -33,8 +33,8 @@ def card_html(feature: Feature, examples: int = 8, window: int = 24) -> str:
 
 def _silence(feature: Feature) -> str:
     bound = f"{feature.density_bound:.1e}"
-    told = f"did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})"
-    return f"<div>{escape(told)}</div>"
+    text = f"did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})"
+    return f"<div>{escape(text)}</div>"
 
 
 def numbers(row: dict) -> list[tuple[str, str]]:

@@ -49,7 +49,7 @@ def export(
     if not chosen:
         raise PackError("There is no latent to export: the list is empty.")
     if to == "html" and len(chosen) > MOST:
-        raise PackError(f"A page holds up to {MOST:,} cards, and {len(chosen):,} were asked for. Choose some, as out_score:50.")
+        raise PackError(f"A page holds up to {MOST:,} cards; these are {len(chosen):,}. Choose some, as out_score:50.")
     if to == "neuronpedia":
         if out.exists() and not out.is_dir():
             raise PackError(f"{out} is a file, and Neuronpedia imports a folder. Choose another place.")

@@ -1,4 +1,4 @@
-"""Histograms as other tools draw them: a few bars of equal width, made from eight bins an octave."""
+"""Histograms with a few bars of equal width, as other tools draw them, from eight bins an octave."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Everything that a pack says of a latent, as plain values: what the JSON export holds and the other formats are made from."""
+"""One latent as plain values: the content of the JSON export, from which the other formats are made."""
 
 from pathlib import Path
 from typing import Any

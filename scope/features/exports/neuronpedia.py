@@ -53,7 +53,7 @@ def neuronpedia_folder(
         (folder / part).mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     _heads(pack, folder, model, source, name, now)
-    said = {i: label for i, label in pack.notes.labels().items() if label.source not in (BY_TOKENS, BY_OUTPUT)}
+    labels = {i: label for i, label in pack.notes.labels().items() if label.source not in (BY_TOKENS, BY_OUTPUT)}
     owner = {"modelId": model, "layer": source}
     for number, start in enumerate(range(0, len(latents), BATCH)):
         rows: dict[str, list[dict]] = {"features": [], "activations": [], "explanations": []}
@@ -62,8 +62,8 @@ def neuronpedia_folder(
             which = {**owner, "index": str(latent)}
             rows["features"].append({**which, **_feature(feature, name, now)})
             rows["activations"] += [{**which, **row} for row in _activations(feature, f"{source}-{latent}", now)]
-            if latent in said:
-                rows["explanations"].append({**which, **_explanation(said[latent], f"{source}-{latent}", now)})
+            if latent in labels:
+                rows["explanations"].append({**which, **_explanation(labels[latent], f"{source}-{latent}", now)})
         for part, lines in rows.items():
             text = "".join(dumps(line) + "\n" for line in lines)
             write_whole(folder / part / f"batch-{number}.jsonl.gz", gzip.compress(text.encode(), 5, mtime=0))

@@ -31,7 +31,7 @@ def html_file(pack: PackData, latents: list[int], file: Path, on_progress: OnPro
 
 def _head(pack: PackData, n: int) -> str:
     made, dictionary = pack.manifest.get("made", {}), pack.dictionary
-    told = [
+    facts = [
         f"{n:,} of {pack.d_sae:,} latents, counted on {pack.n_tokens:,} tokens",
         f"dictionary {dictionary.kind or ''} {(dictionary.parameters_sha256 or '')[:12]}",
         f"made {made.get('date', '')} with scope {made.get('scope', '')}",
@@ -42,5 +42,5 @@ def _head(pack: PackData, n: int) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
         f'<title>{title}</title></head>\n<body style="{_BODY}"><h1 style="font-size:20px">{title}</h1>'
-        f'<p style="opacity:.7;font-size:13px">{escape(" · ".join(told))}</p>\n'
+        f'<p style="opacity:.7;font-size:13px">{escape(" · ".join(facts))}</p>\n'
     )

@@ -38,8 +38,8 @@ def strip_html(
         if peak is not None and start <= peak < stop:
             style += "font-weight:700;text-decoration:underline;"
         glyphs = escape(visible_token(text))
-        told = f' title="{value:.3g}" aria-label="{glyphs}, {value:.3g}"' if step else ""
-        spans.append(f'<span style="{style}"{told}>{glyphs}</span>')
+        title = f' title="{value:.3g}" aria-label="{glyphs}, {value:.3g}"' if step else ""
+        spans.append(f'<span style="{style}"{title}>{glyphs}</span>')
     return "".join(spans)
 
 

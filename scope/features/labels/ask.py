@@ -1,4 +1,4 @@
-"""Who writes and judges labels: an OpenAI-compatible endpoint, our own model, or a transformers one; each answers a question.
+"""Writers and judges of labels: an OpenAI-compatible endpoint, our own model, or a transformers one.
 
 A `Writer` is anything with a `name` and `answer(question, most) -> str`.
 """
@@ -23,7 +23,7 @@ _LARGEST = 4 << 20  # bytes of an answer that are read
 
 @runtime_checkable
 class Writer(Protocol):
-    """Answers questions. `name` is kept with every label."""
+    """Answers questions. `name` is stored with every label."""
 
     name: str
 
@@ -77,7 +77,7 @@ class Endpoint:
             except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
                 why, wait = f"{type(error).__name__}: {error}", 2.0**attempt * (1 + random.random() / 4)
         raise ConfigError(
-            f"{self.host} did not answer {_TRIES} times ({why}). Labels made so far are kept; give the command again later."
+            f"{self.host} did not answer {_TRIES} times ({why}). Labels made so far are saved; give the command again later."
         )
 
     def _take_turn(self) -> None:
@@ -105,8 +105,8 @@ class Endpoint:
             403: "Is the key allowed to use this model?",
             404: f"Is {self._url} the right address, and {self.model!r} a model there? The address usually ends in /v1.",
         }
-        told = " ".join(text.split())[:300]
-        return f"{self.host} refused with status {code}: {told}\n  {ways.get(code, 'See what it says, and mend the flags.')}"
+        message = " ".join(text.split())[:300]
+        return f"{self.host} refused with status {code}: {message}\n  {ways.get(code, 'Change the flags as the message says.')}"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

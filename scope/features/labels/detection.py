@@ -1,6 +1,6 @@
-"""Detection: does a label tell the windows in which its latent fires from those in which it does not?
+"""Detection scores: how well a label separates the windows in which its latent fires from the others.
 
-Balanced accuracy is the mean of two shares: of firing windows that were told to fire, and of silent ones told to be silent.
+Balanced accuracy is the mean of two shares: of firing windows judged to fire, and of silent ones judged to be silent.
 Guessing, and saying yes to all, score 0.5. The null is another latent's label judged on the same windows.
 """
 
@@ -26,12 +26,12 @@ Answer with the numbers alone, as a JSON list such as [2, 5]; [] for none."""
 
 
 def question(label: str, evidence: Evidence) -> str:
-    """What a judge is asked."""
+    """The question for a judge."""
     windows = "\n".join(f"{i}. {window.text}" for i, window in enumerate(evidence.windows, 1))
     return _ASK.format(label=label, n=len(evidence.windows), windows=windows)
 
 
-def told(answer: str, n: int) -> list[bool] | None:
+def windows_in(answer: str, n: int) -> list[bool] | None:
     """[n] in which windows the judge says it fires, read from the last list of its answer; None where there is none."""
     for found in reversed(re.findall(r"\[[^\[\]]*\]", answer)):
         try:
@@ -43,9 +43,9 @@ def told(answer: str, n: int) -> list[bool] | None:
     return None
 
 
-def balanced_accuracy(said: Sequence[bool], fires: Sequence[bool]) -> float:
-    """Mean of the shares of firing and of silent windows that were told rightly; both kinds must occur."""
-    right = [s == f for s, f in zip(said, fires, strict=True)]
+def balanced_accuracy(answers: Sequence[bool], fires: Sequence[bool]) -> float:
+    """Mean of the shares of firing and of silent windows that were judged rightly; both kinds must occur."""
+    right = [s == f for s, f in zip(answers, fires, strict=True)]
     shares = []
     for kind in (True, False):
         some = [ok for ok, f in zip(right, fires, strict=True) if f is kind]

@@ -1,4 +1,4 @@
-"""What a labeller is shown of a latent, and what its label is tested on: windows of text, no context in both.
+"""Windows of text for labelling a latent, and others for testing its label; no context is in both.
 
 Shown: half of the top examples and half of those of each strength band. Held out, firing: half from the uniform sample of
 all firings, half from the bands, so that weak firings count as they occur and as they range. Held out, silent: control

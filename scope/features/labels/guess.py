@@ -1,4 +1,4 @@
-"""A game that tests a label: ten short texts, the latent fires in five of them; in which?
+"""A game that tests a label: guess in which five of ten short texts the latent fires.
 
 The answers are exact, without a model: what fires where is read from the activations that lie beside each example. Silent
 texts are stretches of examples in which the latent stays silent at every token, near misses among them, so they come from

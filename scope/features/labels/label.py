@@ -1,4 +1,4 @@
-"""Labels by language models: written from examples, tested by detection on others, kept with their source."""
+"""Labels by language models: written from examples, tested by detection on others, stored with their source."""
 
 import re
 import time
@@ -19,7 +19,7 @@ from scope.features.pack.table import BY_TOKENS, label
 from scope.null_seeds import null_seed
 
 PROMPT = "label-1"
-_BATCH = 256  # labels by token statistics that are kept at once
+_BATCH = 256  # labels by token statistics that are saved at once
 LONGEST = 120
 """Characters of a label."""
 
@@ -62,7 +62,7 @@ def label_latents(
     max_requests: int | None = None,
     at_once: int = 4,
 ) -> Iterator[Labelled]:
-    """Label latents and yield each when it is kept in the pack's notes, in the order in which they are done.
+    """Label latents and yield each when it is saved in the pack's notes, in the order in which they are done.
 
     A label costs one request, its test two: itself, and another latent's label on the same windows (the null). Latents that
     died, or that have a label of this writer or of a person, are passed over, so that the same call goes on where an earlier
@@ -70,7 +70,7 @@ def label_latents(
 
     Raises:
         PackError: examples that are damaged, or notes that cannot be written.
-        ConfigError: the writer refuses, or does not answer; what was labelled is kept.
+        ConfigError: the writer refuses, or does not answer; what was labelled is saved.
     """
     todo, spent = deque(open_latents(pack, latents, writer, again)), 0
     cost = (3 if test else 1) if writer else 0
@@ -86,9 +86,9 @@ def label_latents(
             done, running = wait(running, return_when=FIRST_COMPLETED)
             ready += [future.result() for future in done if future.exception() is None]
             for future in done:
-                future.result()  # raises what went wrong; the others are kept below
+                future.result()  # raises what went wrong; the others are saved below
             if writer or len(ready) >= _BATCH or not (todo or running):
-                _keep(pack, ready, writer)
+                _save(pack, ready, writer)
                 yield from ready
                 ready = []
     except BaseException:
@@ -98,40 +98,40 @@ def label_latents(
     finally:
         pool.shutdown(cancel_futures=True)
         ready += [future.result() for future in running if not future.cancelled() and future.exception() is None]
-        _keep(pack, ready, writer)  # what was asked and paid for is kept
+        _save(pack, ready, writer)  # what was paid for is saved
 
 
 def open_latents(pack: PackData, latents: Sequence[int], writer: Writer | None, again: bool = False) -> list[int]:
     """Those that are alive and have no label of this writer, or of a person, yet; token statistics replace nobody's."""
-    said, counts = pack.notes.labels(), pack.table["count"].to_numpy()
-    own = writer.name if writer else BY_TOKENS
-    above = {i for i, label in said.items() if label.source == "you" or (writer is None and label.source != own)}
-    passed = above | {i for i, label in said.items() if label.source == own and not again}
+    labels, counts = pack.notes.labels(), pack.table["count"].to_numpy()
+    source = writer.name if writer else BY_TOKENS
+    not_replaced = {i for i, label in labels.items() if label.source == "you" or (writer is None and label.source != source)}
+    passed = not_replaced | {i for i, label in labels.items() if label.source == source and not again}
     return [i for i in latents if counts[i] > 0 and i not in passed]
 
 
-def _keep(pack: PackData, made: list[Labelled], writer: Writer | None) -> None:
+def _save(pack: PackData, labelled: list[Labelled], writer: Writer | None) -> None:
     rows = []
-    for found in made:
-        about = {name: value for name, value in asdict(found).items() if name not in ("latent", "text")}
+    for one in labelled:
+        about = {name: value for name, value in asdict(one).items() if name not in ("latent", "text")}
         about["measure"] = "balanced accuracy of detection on windows that the labeller did not see"
-        rows.append((found.latent, found.text, writer.name if writer else BY_TOKENS, found.score, about))
+        rows.append((one.latent, one.text, writer.name if writer else BY_TOKENS, one.score, about))
     pack.notes.set_labels(rows)
 
 
 def _label(pack: PackData, latent: int, writer: Writer | None, others: "_Others", seed: int, test: bool) -> Labelled:
     began, evidence = time.monotonic(), gather(Feature(latent, pack), seed)
-    stranger = others.for_latent(latent)
+    other = others.for_latent(latent)
     text = _written(pack, evidence, writer) if writer else token_text(pack, latent)
     score = null = tokens = None
     requests = 1 if writer else 0
     if test and evidence.testable:
         tokens = detection.by_tokens(pack, latent, evidence)
         if writer:
-            score, null = (_judged(writer, words, evidence) for words in (text, others.label(stranger)))
+            score, null = (_judged(writer, words, evidence) for words in (text, others.label(other)))
             requests += 2
         else:
-            score, null = tokens, detection.by_tokens(pack, stranger, evidence)
+            score, null = tokens, detection.by_tokens(pack, other, evidence)
     return Labelled(
         latent=latent,
         text=text,
@@ -140,7 +140,7 @@ def _label(pack: PackData, latent: int, writer: Writer | None, others: "_Others"
         tokens=tokens,
         firing=sum(evidence.fires),
         silent=len(evidence.fires) - sum(evidence.fires),
-        null_latent=stranger if null is not None else None,
+        null_latent=other if null is not None else None,
         prompt=f"{PROMPT}, {detection.PROMPT}" if writer else "token statistics",
         judged_by=writer.name if writer and score is not None else None,
         requests=requests,
@@ -165,8 +165,8 @@ def tidy(answer: str) -> str:
 
 
 def _judged(writer: Writer, label: str, evidence: Evidence) -> float | None:
-    said = detection.told(writer.answer(detection.question(label, evidence)), len(evidence.windows))
-    return None if said is None else detection.balanced_accuracy(said, evidence.fires)
+    answers = detection.windows_in(writer.answer(detection.question(label, evidence)), len(evidence.windows))
+    return None if answers is None else detection.balanced_accuracy(answers, evidence.fires)
 
 
 def token_text(pack: PackData, latent: int) -> str:

@@ -1,4 +1,4 @@
-"""The files of a pack, opened for reading: each is read on first use. `scope.Pack` adds what people do with them."""
+"""A pack opened for reading. `scope.Pack` adds searching, reading texts, exporting and cards."""
 
 import operator
 from functools import cached_property
@@ -17,14 +17,14 @@ from scope.features.pack.manifest import load_json, owner_of, read_manifest, ver
 from scope.features.pack.notes import Notes
 from scope.provenance import DictionaryId, ModelId
 
-_SPOKEN = ("label", "label_source", "label_score")
+_LABEL_COLUMNS = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
 
 
 class PackData:
     """Everything that a pack holds about the latents of one dictionary.
 
-    Opening reads the manifest alone; the table, the vocabulary and the relations are read on first use and kept, examples
+    Opening reads the manifest alone; the table, the vocabulary and the relations are read on first use, examples
     are read latent by latent. Safe to share between threads.
     """
 
@@ -79,18 +79,18 @@ class PackData:
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with the labels that people and models gave in place of those that came with the pack."""
-        self._notes_read, self._own = self.notes.version(), table[list(_SPOKEN)]
-        self._said = self.notes.labels()
-        return table.assign(**self._spoken())
+        self._notes_read, self._columns = self.notes.version(), table[list(_LABEL_COLUMNS)]
+        self._labels = self.notes.labels()
+        return table.assign(**self._label_columns())
 
-    def _spoken(self) -> dict[str, np.ndarray]:
+    def _label_columns(self) -> dict[str, np.ndarray]:
         """The columns that labels change, with the labels in them."""
-        own = {column: self._own[column].to_numpy(object, copy=True) for column in _SPOKEN}
-        for i, label in self._said.items():
+        columns = {column: self._columns[column].to_numpy(object, copy=True) for column in _LABEL_COLUMNS}
+        for i, label in self._labels.items():
             if 0 <= i < self.d_sae:
                 score = np.nan if label.score is None else label.score
-                own["label"][i], own["label_source"][i], own["label_score"][i] = label.text, label.source, score
-        return {**own, "label_score": own["label_score"].astype(np.float64)}
+                columns["label"][i], columns["label_source"][i], columns["label_score"][i] = label.text, label.source, score
+        return {**columns, "label_score": columns["label_score"].astype(np.float64)}
 
     def refresh(self) -> None:
         """Take in the labels that were written since, here or by another process."""
@@ -98,13 +98,13 @@ class PackData:
             version = self.notes.version()
             if "table" not in self.__dict__ or version == self._notes_read:
                 return
-            said = self.notes.labels()
+            labels = self.notes.labels()
             self._notes_read = version
-            if said != self._said:  # a star or a note changes no table
-                self._said = said
-                self.table = self.table.assign(**self._spoken())
+            if labels != self._labels:  # a star or a note changes no table
+                self._labels = labels
+                self.table = self.table.assign(**self._label_columns())
                 if "index" in self.__dict__:
-                    self.index = self.index.renewed(self.table, _SPOKEN)
+                    self.index = self.index.renewed(self.table, _LABEL_COLUMNS)
 
     @cached_property
     def index(self) -> Index:

@@ -1,4 +1,4 @@
-"""One latent, with everything a page shows about it. What is read from the pack is read on first use."""
+"""One latent of a pack with everything a page shows about it, read on first use."""
 
 from dataclasses import dataclass
 from functools import cached_property

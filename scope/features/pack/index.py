@@ -1,4 +1,4 @@
-"""An index that makes searching and sorting fast on large tables: bit flags, cached sort orders, chunked text search.
+"""Fast look-ups in a table of a million latents: flags as bits, sorted orders, texts matched once each.
 
 Everything is built on first use and kept with the pack; nothing here is written to disk.
 """
@@ -102,13 +102,13 @@ class Pieces:
         return pc.match_substring(self._arrow, wanted).to_numpy(zero_copy_only=False)
 
     def _refined(self, holding: np.ndarray, test) -> np.ndarray:
-        found = holding.copy()
+        matches = holding.copy()
         for i in np.flatnonzero(holding):
-            found[i] = test(self.folded[i])
-        return found
+            matches[i] = test(self.folded[i])
+        return matches
 
-    def _over(self, found: np.ndarray) -> np.ndarray:
-        return found[self.codes]
+    def _over(self, matches: np.ndarray) -> np.ndarray:
+        return matches[self.codes]
 
 
 def order_of(values: np.ndarray) -> np.ndarray:

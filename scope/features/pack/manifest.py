@@ -44,14 +44,14 @@ def _other_schema(folder: Path, manifest: dict[str, Any]) -> str:
     """An older pack is made again; a newer one wants a newer program, and to make it again with this one would lose it."""
     schema, made = manifest["schema"], manifest.get("made")
     by = made.get("scope") if isinstance(made, dict) else None
-    told = f"schema {schema}{f', written by scope {by}' if by else ''}; scope {version_of()} here reads schema {SCHEMA}."
+    text = f"schema {schema}{f', written by scope {by}' if by else ''}; scope {version_of()} here reads schema {SCHEMA}."
     if isinstance(schema, int) and schema > SCHEMA:
         return (
-            f"{folder} is newer than this program: {told}\n"
+            f"{folder} is newer than this program: {text}\n"
             f"  Open it with {f'scope {by}' if by else 'a newer scope'} or later,\n"
             f"  or make one of your own beside it: scope features DICTIONARY --out {folder}-{SCHEMA}"
         )
-    return f"{folder} is older than this program: {told}\n  Make it again: scope features DICTIONARY --out {folder}"
+    return f"{folder} is older than this program: {text}\n  Make it again: scope features DICTIONARY --out {folder}"
 
 
 def _missing(folder: Path) -> str:
@@ -59,11 +59,11 @@ def _missing(folder: Path) -> str:
     if building.exists():
         try:
             state = json.loads(building.read_text())
-            told = f"{state['done']:,} of {state['total']:,} tokens"
+            text = f"{state['done']:,} of {state['total']:,} tokens"
         except (ValueError, KeyError, TypeError):
-            told = "just begun"
+            text = "just begun"
         return (
-            f"{folder} is being built, or its building was stopped ({told}).\n"
+            f"{folder} is being built, or its building was stopped ({text}).\n"
             "  Wait for it, or give the same `scope features` command again to go on where it stopped."
         )
     what = "is no feature pack: it has no manifest.json" if folder.exists() else "does not exist"

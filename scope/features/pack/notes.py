@@ -1,4 +1,4 @@
-"""What people and models say of a pack's latents: labels with their source and score, notes, stars, lists, guesses.
+"""Labels with their source and score, notes, stars, lists and guesses that people and models add to a pack.
 
 One SQLite file in the pack, notes.sqlite, the only one that is written after the pack is made; write-ahead logging lets many
 read while one writes. It belongs to one dictionary: a pack made anew of the same dictionary takes it along, and one of
@@ -178,10 +178,11 @@ class Notes:
                 return 0, 0
             return db.execute(_GUESSED, (latent,)).fetchone()
 
-    def add_guess(self, latent: int, correct: int, asked: int) -> None:
+    def add_guess(self, latent: int, correct: int, questions: int) -> None:
         with self._open(write=True) as db:
             db.execute(
-                "INSERT INTO guesses (latent, correct, asked, made) VALUES (?, ?, ?, ?)", (latent, correct, asked, time.time())
+                "INSERT INTO guesses (latent, correct, asked, made) VALUES (?, ?, ?, ?)",
+                (latent, correct, questions, time.time()),
             )
 
     def lists(self) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""What stands in README.txt of every pack: how to read it without this program."""
+"""The README.txt of every pack: how to read it without this program."""
 
 TEXT = """\
 A feature pack, written by scope: what is known of each latent of a dictionary.

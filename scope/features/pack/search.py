@@ -89,13 +89,13 @@ def fires_on(pack: PackData, token: str) -> pd.DataFrame:
     ids, counts = pack.relation("token_id"), pack.relation("token_count")
     wanted = token_ids(pack, token)
     some = np.flatnonzero(_among(ids, wanted, len(pack.vocab)))
-    here = np.zeros(pack.d_sae, counts.dtype)
-    here[some] = np.where(np.isin(ids[some], wanted), counts[some], 0).sum(1)
-    latents = np.flatnonzero(here)
+    firings = np.zeros(pack.d_sae, counts.dtype)
+    firings[some] = np.where(np.isin(ids[some], wanted), counts[some], 0).sum(1)
+    latents = np.flatnonzero(firings)
     stood = max(int(pack.token_totals[wanted].sum()), 1)
     table = pack.table.iloc[latents]
-    given_fires = here[latents] / np.maximum(table["count"].to_numpy(), 1)
-    given_token = here[latents] / stood
+    given_fires = firings[latents] / np.maximum(table["count"].to_numpy(), 1)
+    given_token = firings[latents] / stood
     lift = given_fires / (stood / max(pack.n_tokens, 1))
     hits = table[_SHOWN].assign(p_fires_given_token=given_token, p_token_given_fires=given_fires, lift=lift)
     return hits.iloc[np.argsort(-given_fires * given_token, kind="stable")]

@@ -1,4 +1,4 @@
-"""Latents on a text of one's own: the one thing about a pack that needs the model and the dictionary."""
+"""Latents on a text of yours: this needs the model and the dictionary."""
 
 import math
 import re
@@ -56,7 +56,7 @@ def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = Fa
 def read(pack: PackData, text: str, model: LanguageModel, sae: SAE) -> TokenView:
     """Encode a text as the pack's text was encoded.
 
-    Another tuning of the pack's model is read with, and told in `TokenView.tuning`.
+    Another tuning of the pack's model is accepted, and `TokenView.tuning` says so.
 
     Raises:
         PackError: model or dictionary are not the pack's.

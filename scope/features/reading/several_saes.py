@@ -1,4 +1,4 @@
-"""One text read with several dictionaries of one model: which latents of which fire, and what each leaves unexplained."""
+"""One text read with several dictionaries of one model: their latents side by side, and the FVU of each."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Which latents change from one text to another: pooled over each text, or at tokens that stand for each other."""
+"""Latents that change from one text to another: pooled over each text, or at aligned tokens."""
 
 from difflib import SequenceMatcher
 

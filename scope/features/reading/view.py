@@ -1,4 +1,4 @@
-"""`TokenView`: which latents fire where in a text, and their ranking at a token or over all of it."""
+"""`TokenView`: latents at each token of a text, and their ranking at a token or over all of it."""
 
 from dataclasses import dataclass, field
 
@@ -31,8 +31,8 @@ class TokenView:
     """[pos] `fvu_at_tokens`: the squared error there over the mean squared distance from this text's mean activation. Its mean
     is `fvu`; NaN where a token does not count."""
     tuning: str = ""
-    """What is another tuning of the same model here, as a base model's dictionary read with the instruction-tuned one; "" if
-    nothing is."""
+    """In words, when pack or dictionary belong to another tuning of this model, as a base model's dictionary read with the
+    instruction-tuned one; else ""."""
 
     _quantiles: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
 
@@ -62,8 +62,8 @@ class TokenView:
 
     def __repr__(self) -> str:
         rows = [f"  #{i} {r.label}  {r.value:.3g} on «{visible_token(r.token)}»" for i, r in self.top(8).iterrows()]
-        told = self.tuned() or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
-        return "\n".join([strip_text(self.pieces), *rows, f"  {told}"])
+        line = self.tuned() or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return "\n".join([strip_text(self.pieces), *rows, f"  {line}"])
 
     def tuned(self) -> str:
         """`tuning` with what it costs on this text, measured; "" where there is no other tuning."""
@@ -77,8 +77,8 @@ class TokenView:
             f"<div>{self.strip(int(i))}</div></div>"
             for i, r in self.top(8).iterrows()
         )
-        told = escape(self.tuned()) or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
-        return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{rows}<div>{told}</div></div>'
+        line = escape(self.tuned()) or f"reconstruction error on this text (FVU): {self.fvu:.3f}"
+        return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{rows}<div>{line}</div></div>'
 
 
 def ranked(
@@ -97,8 +97,8 @@ def ranked(
 
     Args:
         by: surprise, value or share.
-        dense: whether latents that fire on more than a tenth of all tokens are told.
-        least: smallest quantile told.
+        dense: whether to include latents that fire on more than a tenth of all tokens.
+        least: smallest quantile to include.
 
     Raises:
         PackError: an unknown order, or a token that the text does not have.
