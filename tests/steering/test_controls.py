@@ -53,7 +53,7 @@ def test_without_densities_others_are_drawn_from_the_dictionary_and_the_run_says
 
 
 @pytest.mark.parametrize("edit", [Add(3, 0.5), Clamp(3, 0.4), ProjectOut(3)])
-def test_the_other_arm_writes_as_much_along_another_latents_row(tiny_model, sae, units, edit):
+def test_the_other_condition_writes_as_much_along_another_latents_row(tiny_model, sae, units, edit):
     run = steer(tiny_model, sae, edit, PROMPTS[0], SHORT, ("plain", "steered", "other"), strength_units=units)
     (other,) = run.others["other"]
     sample = run["other"].samples[0]
@@ -75,7 +75,7 @@ def test_a_direction_without_a_dictionary_has_no_other_latent(tiny_model):
         steer(tiny_model, None, edit, PROMPTS, SHORT, ("plain", "steered", "other"))
 
 
-def test_the_prompt_arm_is_the_plain_model_on_the_instruction_and_the_prompt(tiny_model, sae, units):
+def test_the_prompt_condition_is_the_plain_model_on_the_instruction_and_the_prompt(tiny_model, sae, units):
     conditions = ("plain", "steered", "prompt")
     run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, conditions, strength_units=units, instruction="the river. ")
     alone = generate(tiny_model, ["the river. " + p for p in PROMPTS], SHORT)
@@ -85,7 +85,7 @@ def test_the_prompt_arm_is_the_plain_model_on_the_instruction_and_the_prompt(tin
     assert 'began with "the river. "' in str(run)
 
 
-def test_what_the_prompt_arm_wrote_is_read_as_a_continuation_of_the_prompt_alone(tiny_model, sae, units):
+def test_what_the_prompt_condition_wrote_is_read_as_a_continuation_of_the_prompt_alone(tiny_model, sae, units):
     conditions = ("plain", "steered", "prompt")
     run = steer(tiny_model, sae, Add(3, 0.5), PROMPTS[0], SHORT, conditions, strength_units=units, instruction="the river. ")
     (sample,) = run["prompt"].samples
@@ -110,7 +110,7 @@ def test_an_instruction_goes_to_the_head_of_the_prompt_or_of_the_users_last_turn
     assert before(chat, "Talk about dogs. ").startswith("<start_of_turn>user\nHi")
 
 
-def test_every_arm_survives_json_and_replays(tiny_model, sae, units, tmp_path):
+def test_every_condition_survives_json_and_replays(tiny_model, sae, units, tmp_path):
     conditions = ("plain", "steered", "random", "random:1", "other", "other:1", "prompt")
     run = steer(tiny_model, sae, Add(3, 0.5) + Ablate(5), PROMPTS, SHORT, conditions, strength_units=units)
     run.to_json(tmp_path / "run.json")
@@ -120,7 +120,7 @@ def test_every_arm_survives_json_and_replays(tiny_model, sae, units, tmp_path):
 
 
 @pytest.mark.parametrize("condition", ["louder", "prompt:1", "random:x", "random:", "steered:1"])
-def test_an_unknown_arm_is_refused_with_all_that_there_are(tiny_model, sae, units, condition):
+def test_an_unknown_condition_is_refused_with_all_that_there_are(tiny_model, sae, units, condition):
     with pytest.raises(EditError, match=r"There is no condition[\s\S]*other +the same amounts[\s\S]*prompt +nothing edited"):
         steer(tiny_model, sae, Add(3, 0.5), PROMPTS, SHORT, ("plain", "steered", condition), strength_units=units)
 

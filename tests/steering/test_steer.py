@@ -279,7 +279,7 @@ def test_a_run_shows_itself_as_text_and_as_inert_html(tiny_model, sae, units):
     assert len(html) < 20_000
 
 
-def test_a_run_shades_what_the_target_reads_and_bars_where_an_arm_parts_from_plain(tiny_model, sae, units):
+def test_a_run_shades_what_the_target_reads_and_bars_where_an_condition_parts_from_plain(tiny_model, sae, units):
     run = steer(tiny_model, sae, Add(3, 2.0), PROMPTS, SHORT, strength_units=units)
     sample = run["steered"].samples[0]
     scores = dataclasses.replace(sample.scores, readings={"latent 3": [0.0, 0.1, 4.0, 4.0, 0.0, 0.0, 0.0, 0.0]})
@@ -355,7 +355,7 @@ def test_nothing_stays_installed_after_a_run_or_a_refusal(tiny_model, sae, units
     assert tiny_model.run.prompt_lengths is None
 
 
-def test_the_gauge_is_frozen_into_the_run(tiny_model, sae, units):
+def test_the_units_is_frozen_into_the_run(tiny_model, sae, units):
     run = refuse(tiny_model, sae, strength_units=units)
     assert run.strength_units == {SITE: units}
     assert dataclasses.replace(run).model["weights_sha256"] == "random-0"

@@ -119,7 +119,7 @@ def test_progress_tells_strength_and_seconds_left(tiny_model, sae, units):
     assert told[0][2]["seconds_left"] > 0 == told[1][2]["seconds_left"]
 
 
-def test_a_direction_without_a_dictionary_is_swept_without_the_other_arm(tiny_model):
+def test_a_direction_without_a_dictionary_is_swept_without_the_other_condition(tiny_model):
     edit = Add(Direction(tuple(range(1, 33)), SITE), 0.5)
     assert "other" not in sweep(tiny_model, None, edit, PROMPTS, [0.5], SHORT).conditions
 

@@ -98,48 +98,72 @@ def as_text(run: RunData) -> str:
     return "\n".join([*lines, "", *self_check(run), *[f"Note: {note}" for note in run.notes]])
 
 
-def as_html(run: RunData) -> str:
-    """Inline styles only, no script, nothing fetched: shows in notebooks, on GitHub and in the app alike."""
+def as_html(run: RunData, most: int | None = _SHOWN, exact: bool = False) -> str:
+    """Inline styles only, no script, nothing fetched: shows in notebooks, on GitHub and in the app alike.
+
+    `exact` dots the edited tokens and gives every token its reading as a tooltip, which makes long texts large.
+    """
     cell = 'style="text-align:left;vertical-align:top;padding:4px 8px;white-space:pre-wrap;unicode-bidi:isolate"'
-    head = "".join(f"<th {cell}>{escape(c.name)}</th>" for c in run.conditions)
+    names = [escape(c.name) for c in run.conditions]
     target = next(iter(run.promoted))
     largest = run.largest_reading(target)
-    rows = []
-    for i, sample in enumerate(run["steered"].samples[:_SHOWN]):
-        texts = "".join(f"<td {cell}>{_marked(c.name, c.samples[i], target, largest)}</td>" for c in run.conditions)
-        rows.append(f'<tr><td {cell} colspan="{len(run.conditions)}"><em>{escape(sample.prompt)}</em></td></tr>')
-        rows.append(f"<tr>{texts}</tr>")
+    rows = [f"<tr>{''.join(f'<th {cell}>{name}</th>' for name in names)}</tr>"]
+    for i, first in enumerate(run["steered"].samples[:most]):
+        rows.append(f'<tr><td {cell} colspan="{len(names)}"><em>{escape(first.prompt)}</em></td></tr>')
+        texts = []
+        for c in run.conditions:
+            touched = c.report.touched(i, len(c.samples[i].pieces)) if exact and c.report else []
+            texts.append(_marked(c.name, c.samples[i], target, largest, touched, exact))
+        rows.append(f"<tr>{''.join(f'<td {cell}>{text}</td>' for text in texts)}</tr>")
     key = f"Shaded: {target}, read by the unsteered model (largest here {largest:.3g}). Bar: first token unlike plain."
+    key += " Dotted: an edit acted." if exact else ""
+    head = "".join(f'<th style="padding:2px 8px;text-align:right">{name}</th>' for name in names)
     scores = "".join(
         f'<tr><td {cell} title="{escape(meaning)}">{escape(name)}</td>'
         + "".join(f'<td style="text-align:right;padding:2px 8px">{number(v)}</td>' for v in values)
-        + "</tr>"
+        + (f'<td style="padding:2px 8px;color:#555">{escape(meaning)}</td></tr>' if exact else "</tr>")
         for name, meaning, values in figures(run)
     )
     notes = "".join(f"<div><strong>{escape(note)}</strong></div>" for note in run.notes)
     below = "".join(f"<div>{escape(line)}</div>" for line in [*edit_lines(run), *self_check(run)])
     return (
-        f'<div><table style="table-layout:fixed;width:100%"><tr>{head}</tr>{"".join(rows)}</table>'
+        f'<div><table style="table-layout:fixed;width:100%">{"".join(rows)}</table>'
         f'<div style="font-size:90%">{escape(key)}</div>'
         f"<table><tr><th></th>{head}</tr>{scores}</table>"
         f'<div style="font-size:90%">{notes}{below}</div></div>'
     )
 
 
-def _marked(condition: str, sample: Sample, target: str, largest: float) -> str:
+def _marked(
+    condition: str, sample: Sample, target: str, largest: float, touched: Sequence[bool] = (), exact: bool = False
+) -> str:
     """The text, shaded where the target fires by itself, with a bar at the first token that differs from plain."""
+    if not sample.new_ids:
+        return "<em>The model ended the text at once.</em>"
     readings = sample.scores.readings[target] if sample.scores else []
     at = None if condition == "plain" else sample.diverges_at
-    spans: list[tuple[str, int, bool]] = []  # neighbours of one shade are one span, or a long text would be all markup
+    spans: list[tuple[str, str, str]] = []  # text, style, title: neighbours of one look are one span
     for start, stop, text in spelled(sample.pieces):
         value = max(readings[start:stop], default=0.0)
         shade = min(len(_SHADES), 1 + int(len(_SHADES) * value / largest)) if value > 0 else 0
-        differs = at is not None and start <= at < stop
-        if spans and not differs and (shade, False) == spans[-1][1:]:
-            spans[-1] = (spans[-1][0] + text, shade, False)
+        style, title = [], []
+        if shade:
+            style.append(f"background:{_SHADES[shade - 1]};color:#111")
+            title.append(f"{target}: {value:.3g}" if exact else f"{target}: {('weak', 'middling', 'strong')[shade - 1]}")
+        if any(touched[start:stop]):
+            style.append("text-decoration:underline dotted")
+        if at is not None and start <= at < stop:
+            style.append(_BAR)
+            title.append("first token that differs from plain")
+        look = (";".join(style), ", ".join(title))
+        if spans and not exact and _BAR not in style and look == spans[-1][1:]:
+            spans[-1] = (spans[-1][0] + text, *look)
         else:
-            spans.append((text, shade, differs))
-    return "".join(_span(*span, target) for span in spans)
+            spans.append((text, *look))
+    return "".join(
+        f'<span style="{style}" title="{escape(title)}">{escape(text)}</span>' if style else escape(text)
+        for text, style, title in spans
+    )
 
 
 def spelled(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
@@ -147,16 +171,6 @@ def spelled(pieces: Sequence[str]) -> list[tuple[int, int, str]]:
     return [
         (start, stop, BYTE.sub(r"⟨\1⟩", text) if BYTE.fullmatch(text) else text) for start, stop, text in characters(pieces)
     ]
-
-
-def _span(text: str, shade: int, differs: bool, target: str) -> str:
-    text = escape(text)
-    if not shade and not differs:
-        return text
-    title = [f"{target}: {('weak', 'middling', 'strong')[shade - 1]}"] if shade else []
-    title += ["first token that differs from plain"] if differs else []
-    style = ";".join(([f"background:{_SHADES[shade - 1]};color:#111"] if shade else []) + ([_BAR] if differs else []))
-    return f'<span style="{style}" title="{escape(", ".join(title))}">{text}</span>'
 
 
 def sweep_figure(table, conditions: Sequence[str], measures: Sequence[str], x_title: str, best: dict[str, Any] | None):
