@@ -28,8 +28,18 @@ MODULES = {
     "scope.steering.attribution": "scope.circuits.attribution",
     "scope.steering.effects": "scope.circuits.effects",
     "scope.features.store": "scope.features.face",
+    "scope.features.aligned": "scope.features.reading.two_texts",
+    "scope.features.counterparts": "scope.features.compare.counterparts",
+    "scope.features.direct": "scope.features.reading.direct_effects",
+    "scope.features.guess": "scope.features.labels.guess",
+    "scope.features.live": "scope.features.reading.read_text",
+    "scope.features.matched": "scope.features.compare.matched_directions",
+    "scope.features.prompt": "scope.features.reading.view scope.features.reading.two_texts",
+    "scope.features.together": "scope.features.reading.several_saes",
+    "scope.features.unembedding": "scope.features.reading.direct_effects",
 }
-"""Module path of version 0.1.0 -> today's. The rows name what the README, the notebooks and docstrings showed."""
+"""Module path of version 0.1.0 -> today's, or several where it was split. The rows name what README, notebooks, pages and
+docstrings showed."""
 
 NAMES: dict[str, str] = {"FeatureStore": "Pack"}
 """Name of `import scope` in version 0.1.0 -> today's."""
@@ -82,7 +92,12 @@ class _OldModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec):
         warn(spec.name, MODULES[spec.name], depth=6)
-        return importlib.import_module(MODULES[spec.name])
+        first, *rest = map(importlib.import_module, MODULES[spec.name].split())
+        if not rest:
+            return first
+        module = type(sys)(spec.name)
+        module.__getattr__ = lambda name: next(getattr(m, name) for m in (first, *rest) if hasattr(m, name) or m is rest[-1])
+        return module
 
     def exec_module(self, module) -> None:
         """It has run under its own name."""

@@ -12,7 +12,22 @@ from scope import renamed
 def test_an_old_module_path_gives_the_module_of_the_new_one(old, new):
     with pytest.warns(renamed.RenamedWarning, match=new):
         module = importlib.import_module(old)
-    assert module is importlib.import_module(new)
+    parts = [importlib.import_module(name) for name in new.split()]
+    assert module is parts[0] if len(parts) == 1 else all(hasattr(module, name) for part in parts for name in vars(part))
+
+
+def test_names_of_a_module_that_became_a_folder_or_two_modules_are_found_where_they_were():
+    from scope.features.collect.collect_pack import collect
+    from scope.features.reading.two_texts import compared
+    from scope.features.reading.view import ranked
+
+    with pytest.warns(renamed.RenamedWarning):
+        from scope.features.collect import collect as old_collect
+    prompt = importlib.import_module("scope.features.prompt")
+    assert (old_collect, prompt.ranked, prompt.compared) == (collect, ranked, compared)
+    with pytest.warns(renamed.RenamedWarning, match="Pack"):
+        from scope.features.face import FeatureStore
+    assert FeatureStore is scope.Pack
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.NAMES.items(), ids=list(renamed.NAMES))

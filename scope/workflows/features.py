@@ -73,7 +73,7 @@ def collect_features(
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest.ranks import ProcessRank
     from scope.activations.read.store import ActivationStore
-    from scope.features.collect.collect import collect
+    from scope.features.collect.collect_pack import collect
     from scope.features.collect.health import find_health
     from scope.features.face import Pack
     from scope.models.load import load_model

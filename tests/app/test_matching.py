@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from scope.features.collect.collect import CollectConfig, collect
+from scope.features.collect.collect_pack import CollectConfig, collect
 from scope.features.compare.matched_directions import matched_directions
 from scope.features.face import Pack
 from scope.models.load import load_model

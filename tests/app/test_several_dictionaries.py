@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scope.features.collect.collect import CollectConfig, collect
+from scope.features.collect.collect_pack import CollectConfig, collect
 from scope.features.face import Pack
 from scope.features.reading.several_saes import overview, ranked_together
 from scope.models.load import load_model

@@ -168,7 +168,7 @@ def arm_pass(model, sae, tokens, args) -> tuple[Callable, str, float]:
 
 
 def arm_pack(model, sae, tokens, args) -> tuple[Callable, str, float]:
-    from scope.features.collect.collect import collect
+    from scope.features.collect.collect_pack import collect
     from scope.features.collect.config import CollectConfig
 
     def work() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from scope.features.collect import collect as collecting
+from scope.features.collect import collect_pack
 from scope.features.collect.codes import lowest_bin
 from scope.features.collect.config import Flags
 from scope.features.collect.table import flags, percentile
@@ -64,8 +64,8 @@ VOCAB = WORDS + HOSTILE
 
 
 def collect(*given, **settings) -> Pack | None:
-    """`scope.features.collect.collect.collect`, and the pack opened as people open it."""
-    made = collecting.collect(*given, **settings)
+    """`scope.features.collect.collect_pack.collect`, and the pack opened as people open it."""
+    made = collect_pack.collect(*given, **settings)
     return None if made is None else Pack.open(made.folder)
 
 

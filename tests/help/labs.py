@@ -8,7 +8,7 @@ from scope.activations.config import HarvestConfig
 from scope.activations.corpus.sources import open_corpus
 from scope.activations.harvest.harvest import harvest
 
-from scope.features.collect.collect import CollectConfig, collect
+from scope.features.collect.collect_pack import CollectConfig, collect
 from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
 from scope.sae.files import save_sae

@@ -198,7 +198,7 @@ def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2
     from scope.activations.harvest.harvest import harvest
 
     from scope.evaluation.evaluate import EvaluateConfig, evaluate
-    from scope.features.collect.collect import CollectConfig, collect
+    from scope.features.collect.collect_pack import CollectConfig, collect
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.config import TrainConfig

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from scope import renamed
 from scope.errors import PackError
 from scope.features.pack.data import PackData
 from scope.features.pack.format import GROUPS, NO_BAND
@@ -36,6 +37,8 @@ class Feature:
 
     id: int
     pack: PackData
+
+    store = renamed.old_attribute("store", "pack")
 
     def __post_init__(self):
         self.pack.latent_id(self.id)

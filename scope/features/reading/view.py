@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from scope import renamed
 from scope.errors import PackError
 from scope.escape import escape, visible_token
 from scope.features.exports.strip import strip_html, strip_text
@@ -35,6 +36,8 @@ class TokenView:
     instruction-tuned one; else ""."""
 
     _quantiles: dict[tuple[int, float], float] = field(default_factory=dict, repr=False)
+
+    store = renamed.old_attribute("store", "pack")
 
     def quantile(self, latent: int, value: float) -> float:
         """Share of a latent's firings in the pack that are weaker; looked up once a value, since pages ask again and again."""
