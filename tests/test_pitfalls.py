@@ -16,7 +16,7 @@ import torch
 from scope.activations.corpus.contexts import Packer
 from scope.activations.corpus.inputs import counted_tokens
 from scope.activations.corpus.sources import Corpus, Document
-from scope.activations.read.heldout import following_documents
+from scope.activations.read.heldout import following
 
 from scope.errors import DictionaryError
 from scope.evaluation.evaluate import EvaluateConfig, evaluate
@@ -120,7 +120,8 @@ def test_p07_held_out_text_comes_from_documents_of_which_the_recording_holds_not
 
     corpus = Corpus("toy", {"kind": "toy"}, source)
     store = record(tmp_path / "r", corpus=corpus, tokens=20 * 64)
-    tokens, documents = following_documents(store, corpus, ByteTokenizer(), 100)
+    held = following(store, corpus, ByteTokenizer(), 100)
+    tokens, documents = held.tokens, held.documents
     names = [document.name for document in corpus.documents(store.manifest["config"]["seed"])]
     recorded = {store.document_names[i] for i in range(store.documents.max() + 1)}
     held_out = {names[i] for i in documents[documents >= 0].tolist()}

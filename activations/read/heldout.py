@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 from scope.activations.corpus.contexts import TextTokenizer, maker_of
 from scope.activations.corpus.inputs import Cursor, InputMaker, Inputs
 from scope.activations.corpus.installed import without_name
@@ -35,14 +34,6 @@ def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer |
     if not n:
         raise CorpusError(f"The recording {store.folder} has used all of {corpus.spec}; nothing is left that it has not seen.")
     return Inputs.joined(parts)[:n_contexts]
-
-
-def following_documents(
-    store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer, n_contexts: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens [n position] of `following`, and the index of each one's document, -1 for padding."""
-    inputs = following(store, corpus, tokenizer, n_contexts)
-    return inputs.tokens, inputs.documents
 
 
 def _new(documents: Iterable[Document], recorded: int) -> Iterator[Document]:

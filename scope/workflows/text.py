@@ -47,10 +47,10 @@ def contexts_held_out(store: Any, corpus: Any, tokenizer: Any, n: int) -> tuple[
     import torch
 
     from scope.activations.errors import CorpusError
-    from scope.activations.read.heldout import following_documents
+    from scope.activations.read.heldout import following
 
-    tokens, documents = following_documents(store, corpus, tokenizer, n)
-    if len(tokens) < 2:
+    held_out = following(store, corpus, tokenizer, n)
+    if len(held_out) < 2:
         raise CorpusError(f"{corpus.spec} holds no two contexts of text after the recording's last document.")
     described = {"corpus": corpus.identity, "held_out": "documents after the recording's last", "context": store.context}
-    return torch.from_numpy(tokens).long(), torch.from_numpy(documents).long(), described
+    return torch.from_numpy(held_out.tokens).long(), torch.from_numpy(held_out.documents).long(), described
