@@ -231,7 +231,7 @@ def test_a_damaged_description_is_refused_by_what_it_lacks(saved, name, strange)
     _, folder = saved
     manifest = json.loads((folder / "scope.json").read_text())
     (folder / "scope.json").write_text(json.dumps(manifest | {name: strange}))
-    with pytest.raises(DictionaryError, match=f"scope.json is damaged: without {name}"):
+    with pytest.raises(DictionaryError, match=f"scope.json is damaged: {name} is missing"):
         read_sae(folder)
 
 

@@ -64,7 +64,7 @@ def test_batches_from_memory_go_on_where_their_place_was_kept():
     other = TensorBatches(rows, 8, seed=1)
     other.load_state_dict(place)
     assert all(torch.equal(a, b) for a, b in zip(expected, other, strict=False))
-    with pytest.raises(ConfigError, match="another seed"):
+    with pytest.raises(ConfigError, match="saved with seed 1 and batch_size 8"):
         TensorBatches(rows, 8, seed=2).load_state_dict(place)
 
 
