@@ -132,7 +132,8 @@ def _ours(folder: Path) -> SAE:
     parts = {"config": dict, "provenance": dict, "site": str}
     strange = [name for name, form in parts.items() if not isinstance(manifest.get(name), form)]
     if strange:
-        raise DictionaryError(f"{folder / MANIFEST} is damaged: {', '.join(strange)} is missing or of another type. Copy it again.")
+        missing = ", ".join(strange)
+        raise DictionaryError(f"{folder / MANIFEST} is damaged: {missing} is missing or of another type. Copy it again.")
     _refuse_other_kind(kind, folder)
     arrays = sae_lens.stored(folder)
     actual, expected = file_sha256(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
