@@ -95,9 +95,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.fsync(handle.fileno())
         old = path.with_name(path.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
+        replaced = path.exists()
+        if replaced:
             os.rename(path, old)
-        os.rename(aside, path)
+        try:
+            os.rename(aside, path)
+        except OSError:
+            if replaced:
+                os.rename(old, path)
+            raise
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
