@@ -23,14 +23,14 @@ def flags(argv: Sequence[str]) -> type:
     return FLAGS
 
 
-def run(given: Any) -> None:
+def run(parsed: Any) -> None:
     from scope.cli.progress import print_certificate, print_note, progress_bar
 
-    config = config_of(Demo, given)
+    config = config_of(Demo, parsed)
     result = demo(config, bars=progress_bar, on_note=print_note, on_certificate=print_certificate)
     print_report(config, result)
-    if given.app:
-        open_app(config.out / "pack", given.port)
+    if parsed.app:
+        open_app(config.out / "pack", parsed.port)
 
 
 def print_report(config: Demo, result: DemoResult) -> None:

@@ -31,17 +31,17 @@ def flags(argv: Sequence[str]) -> type:
     return FLAGS
 
 
-def run(given: Any) -> None:
+def run(parsed: Any) -> None:
     from scope.cli.progress import console, print_certificate, print_note, progress_bar
     from scope.evaluation.report import table
 
-    config = config_of(Evaluate, given)
+    config = config_of(Evaluate, parsed)
     with progress_bar("Scoring", unit="contexts") as on_progress:
         evaluation = evaluate(config, on_progress=on_progress, on_note=print_note, on_certificate=print_certificate)
     console.print(table(evaluation))
     folder = Path(config.dictionary)
-    if given.json:
-        file = evaluation.save(given.json)
+    if parsed.json:
+        file = evaluation.save(parsed.json)
     elif folder.is_dir():
         file = save_report(evaluation, folder, config.config)
         if file is None:

@@ -23,12 +23,12 @@ def flags(argv: Sequence[str]) -> type:
     return FLAGS
 
 
-def run(given: Any) -> None:
+def run(parsed: Any) -> None:
     from scope.cli.progress import console, print_certificate, print_note, progress_bar
 
     with progress_bar("Collecting", unit="tokens") as on_progress:
         pack = collect_features(
-            config_of(CollectFeatures, given),
+            config_of(CollectFeatures, parsed),
             on_progress=on_progress,
             on_note=print_note,
             on_certificate=print_certificate,

@@ -32,7 +32,7 @@ def flags(argv: Sequence[str]) -> type:
     return FLAGS
 
 
-def run(given: Any) -> None:
+def run(parsed: Any) -> None:
     from contextlib import nullcontext
 
     from scope.activations.harvest.ranks import ProcessRank
@@ -42,10 +42,10 @@ def run(given: Any) -> None:
 
     def confirm(planned: Any) -> bool:
         console.print(describe(planned, config.out))
-        return agreed(planned, given.yes)
+        return agreed(planned, parsed.yes)
 
     leave_in_order()
-    config = config_of(Harvest, given)
+    config = config_of(Harvest, parsed)
     with progress_bar("Harvesting", unit="tokens") if ProcessRank.of_environment().leads else nullcontext() as on_progress:
         store = harvest(config, on_progress=on_progress, confirm=confirm)
     if store is None:

@@ -38,7 +38,7 @@ class Command:
     """Requests to make at most: one a label, two for its test. None: as many as it takes."""
 
     test: bool = True
-    """Test each label by detection. Without, a label costs one request instead of three, and nobody knows what it is worth."""
+    """Test each label by detection. Without, a label costs one request instead of three, but has no score."""
 
     again: bool = False
     """Make labels anew that this writer has given. What a person wrote is never replaced."""
@@ -50,7 +50,7 @@ class Command:
     """Requests under way at once; a model on this machine answers one after the other."""
 
     seed: int = 0
-    """Of the draw and order of windows, and of the latents whose labels are the null."""
+    """Random seed for the draw and order of windows, and for the latents whose labels are the null."""
 
     device: str = "cpu"
     """Where a local model runs."""
@@ -118,39 +118,39 @@ def _plan(console, store, writer, command: Command, chosen: int, todo: int) -> N
         )
 
 
-def _means(made) -> dict[str, float]:
+def _means(labels) -> dict[str, float]:
     """Means over the labels that were tested in full."""
-    tested = [m for m in made if m.score is not None and m.null is not None]
+    tested = [m for m in labels if m.score is not None and m.null is not None]
     if not tested:
         return {}
     return {"score": sum(m.score for m in tested) / len(tested), "null": sum(m.null for m in tested) / len(tested)}
 
 
-def _report(console, store, made, todo: int) -> None:
+def _report(console, store, labels, todo: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from scope.escape import visible_token
 
-    if not made:
+    if not labels:
         console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")
         return
     shown = Table("latent", "label", "score", "another's label", "token rule", box=None)
-    ranked = sorted(made, key=lambda m: -1 if m.score is None else -m.score)
+    ranked = sorted(labels, key=lambda m: -1 if m.score is None else -m.score)
     for m in ranked[:12]:
         numbers = ["–" if v is None else f"{v:.2f}" for v in (m.score, m.null, m.tokens)]
         shown.add_row(str(m.latent), escape(visible_token(m.text)), *numbers)
     console.print(shown)
-    tested, means = [m for m in made if m.score is not None and m.null is not None], _means(made)
+    tested, means = [m for m in labels if m.score is not None and m.null is not None], _means(labels)
     if tested:
         tokens = [m.tokens for m in tested if m.tokens is not None]
         console.print(
-            f"{len(made):,} labels, {len(tested):,} tested: balanced accuracy {means['score']:.3f} on average; another "
+            f"{len(labels):,} labels, {len(tested):,} tested: balanced accuracy {means['score']:.3f} on average; another "
             f"latent's label on the same windows {means['null']:.3f}; token statistics as a rule "
             f"{sum(tokens) / len(tokens):.3f}; guessing 0.5."
         )
     else:
-        console.print(f"{len(made):,} labels, none of them tested.")
-    if len(made) < todo:
-        console.print(f"{todo - len(made):,} are left; the same command goes on with them.")
+        console.print(f"{len(labels):,} labels, none of them tested.")
+    if len(labels) < todo:
+        console.print(f"{todo - len(labels):,} are left; the same command goes on with them.")
     console.print(f"They are kept in {escape(str(store.notes.file))}; scope app {escape(str(store.folder))} shows them.")

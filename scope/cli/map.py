@@ -24,7 +24,7 @@ class Command:
     """The dictionary that the pack was made from. None: where the pack says it lies, or beside it."""
 
     seed: int = 0
-    """Of UMAP, and of what a map is measured on."""
+    """Random seed of UMAP, and of the sample on which a map is measured."""
 
     def run(self) -> None:
         from rich.markup import escape

@@ -39,7 +39,7 @@ class Command:
         _show(found)
 
 
-def _show(found) -> None:
+def _show(trainings) -> None:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
@@ -48,12 +48,12 @@ def _show(found) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("training", overflow="fold")
-    kinds = len({t.kind for t in found}) > 1
+    kinds = len({t.kind for t in trainings}) > 1
     for name in (["kind"] if kinds else []) + ["width", "L0", "target", "FVU", "dead", "tok/s"]:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    sites, group = {t.site for t in found}, None
-    for t in found:
+    sites, group = {t.site for t in trainings}, None
+    for t in trainings:
         folder = Path(t.folder)
         if folder.parent != group:  # a training of many has a folder of its own; its dictionaries stand below
             group = folder.parent
@@ -65,11 +65,11 @@ def _show(found) -> None:
         speed = "-" if t.tokens_per_second is None else f"{t.tokens_per_second:,.0f}"
         at = f"{t.state} at {t.step:,} of {t.steps:,}" if t.state in ("stopped", "running") and t.steps else t.state
         table.add_row(f"  {escape(folder.name)}{site}", *cells, speed, at)
-    if len(sites) == 1 and found[0].site:
-        console.print(f"All over {escape(found[0].site)}:")
+    if len(sites) == 1 and trainings[0].site:
+        console.print(f"All over {escape(trainings[0].site)}:")
     console.print(table)
     told: dict[str, list[str]] = {}
-    for t in found:
+    for t in trainings:
         for note in t.notes:
             told.setdefault(note, []).append(Path(t.folder).name)
     for note, names in told.items():

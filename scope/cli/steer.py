@@ -22,7 +22,7 @@ def flags(argv: Sequence[str]) -> type:
     return FLAGS
 
 
-def run(given: Any) -> int | None:
+def run(parsed: Any) -> int | None:
     """1 where a replay gives other texts than were saved."""
     from rich.text import Text
 
@@ -33,7 +33,7 @@ def run(given: Any) -> int | None:
         left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
         console.print(f"  strength {numbers['strength']:g} done{left}")
 
-    config = config_of(Steer, given)
+    config = config_of(Steer, parsed)
     tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_plan": console.print}
     result = steer(config, **tell)
     if isinstance(result, Sweep):
@@ -42,9 +42,9 @@ def run(given: Any) -> int | None:
         print_run(result, console)
     if config.replay:
         return _print_replay(config.replay, result, console)
-    if given.json:
-        result.to_json(given.json)
-        console.print(f"Written to {given.json}; to make it again: scope steer --sae {config.sae} --replay {given.json}")
+    if parsed.json:
+        result.to_json(parsed.json)
+        console.print(f"Written to {parsed.json}; to make it again: scope steer --sae {config.sae} --replay {parsed.json}")
     return None
 
 

@@ -33,11 +33,11 @@ def flags(argv: Sequence[str]) -> type:
     return made
 
 
-def run(given: Any) -> None:
+def run(parsed: Any) -> None:
     from scope.cli.progress import console, print_note, progress_bar
     from scope.training.processes import launched
 
-    config = config_of(type(given).config, given)
+    config = config_of(type(parsed).config, parsed)
     rank, *_ = launched()
     with progress_bar("Training", unit="steps") if rank == 0 else nullcontext() as on_progress:
         trained = train(

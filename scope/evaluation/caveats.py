@@ -38,46 +38,46 @@ def notes_of(
     return notes + _left_out(own) + _early(own, positions) + _declared(own, sae)
 
 
-def _no_better(own: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
+def _no_better(scores: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     for null, name in NULLS.items():
         if null not in arms:
             continue
-        if own["fvu"] >= arms[null]["fvu"]:
-            notes.append(f"FVU is no better than that of {name}: {own['fvu']:.3f} beside {arms[null]['fvu']:.3f}.")
-        if own["delta_loss"] >= arms[null].get("delta_loss", math.inf):
+        if scores["fvu"] >= arms[null]["fvu"]:
+            notes.append(f"FVU is no better than that of {name}: {scores['fvu']:.3f} beside {arms[null]['fvu']:.3f}.")
+        if scores["delta_loss"] >= arms[null].get("delta_loss", math.inf):
             notes.append(f"Delta loss is no better with it than with {name} ({arms[null]['delta_loss']:.3f}).")
     return notes
 
 
-def _left_out(own: dict[str, Any]) -> list[str]:
+def _left_out(scores: dict[str, Any]) -> list[str]:
     notes = []
-    if own["with_bos"]["fvu"] > 2 * own["fvu"] + 0.05:
-        notes.append(f"With position 0 counted, FVU would be {own['with_bos']['fvu']:.2f}: it was not trained on <bos>.")
-    usual = own["without_outliers"]
-    if usual["left_out"] and not 0.9 < usual.get("fvu", 0.0) / max(own["fvu"], 1e-12) < 1.1:
+    if scores["with_bos"]["fvu"] > 2 * scores["fvu"] + 0.05:
+        notes.append(f"With position 0 counted, FVU would be {scores['with_bos']['fvu']:.2f}: it was not trained on <bos>.")
+    usual = scores["without_outliers"]
+    if usual["left_out"] and not 0.9 < usual.get("fvu", 0.0) / max(scores["fvu"], 1e-12) < 1.1:
         notes.append(
-            f"{usual['left_out']} counted tokens have a {usual['rule']}: FVU is {own['fvu']:.3f} with them and "
+            f"{usual['left_out']} counted tokens have a {usual['rule']}: FVU is {scores['fvu']:.3f} with them and "
             f"{usual.get('fvu', math.nan):.3f} without."
         )
     return notes
 
 
-def _early(own: dict[str, Any], positions: list[dict[str, Any]]) -> list[str]:
+def _early(scores: dict[str, Any], positions: list[dict[str, Any]]) -> list[str]:
     """Notes on positions where the first tokens of a context are much worse than the mean (P8)."""
-    bad = [row for row in positions if row["counted"] and row["to"] <= 8 and (row["fvu"] or 0) > 2 * own["fvu"] + 0.02]
+    bad = [row for row in positions if row["counted"] and row["to"] <= 8 and (row["fvu"] or 0) > 2 * scores["fvu"] + 0.02]
     if not bad:
         return []
     worst = max(bad, key=lambda row: row["fvu"])
-    return [f"At position {worst['from']} of a context FVU is {worst['fvu']:.2f}, beside {own['fvu']:.2f} on average."]
+    return [f"At position {worst['from']} of a context FVU is {worst['fvu']:.2f}, beside {scores['fvu']:.2f} on average."]
 
 
-def _declared(own: dict[str, Any], sae: SAE) -> list[str]:
+def _declared(scores: dict[str, Any], sae: SAE) -> list[str]:
     """Notes on declared numbers that this evaluation does not reproduce (P30)."""
     training = sae.provenance.get("training") or {}
     notes = []
     for name in ("l0", "fvu"):
-        now, then, when = own[name], training.get(name), "at the end of training it was"
+        now, then, when = scores[name], training.get(name), "at the end of training it was"
         if then is None:
             then, when = (sae.provenance.get("declared") or {}).get(name), "the declared value is"
         if isinstance(then, int | float) and then > 0 and abs(math.log(max(now, 1e-9) / then)) > math.log(1.3):

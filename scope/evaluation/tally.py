@@ -104,7 +104,7 @@ class Tally:
             ConfigError: all tokens are equal, so that there is no variance to explain.
         """
         total = {name: value.sum(0) for name, value in self.sums.items()}
-        scores = {name: _value(made) for name, made in self._made(total).items()}
+        scores = {name: _value(made) for name, made in self._scores(total).items()}
         if scores["fvu"] is None:
             raise ConfigError(f"All {self.n} tokens are equal, so there is no variance to explain.")
         return scores
@@ -112,9 +112,9 @@ class Tally:
     def intervals(self, resampled: Resampled) -> dict[str, Interval]:
         """95 % intervals of the same scores. Without room for a table by dimension, pooled FVU is about the centre alone."""
         drawn = {name: resampled.sums(s) for name, s in self.sums.items() if s.dim() == 1 or self.by_dimension}
-        return {name: resampled.interval(made) for name, made in self._made(drawn).items()}
+        return {name: resampled.interval(made) for name, made in self._scores(drawn).items()}
 
-    def _made(self, s: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _scores(self, s: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scores from sums, over all units or one value a draw."""
         n = s["n"]
         spread = s["spread"] - s["x_d"].square().sum(-1) / n if "x_d" in s else s["spread"]
@@ -135,9 +135,9 @@ class Tally:
         return scores
 
 
-def _value(made: Tensor) -> float | None:
-    found = made.item()
-    return found if found == found else None  # NaN: there is none
+def _value(score: Tensor) -> float | None:
+    number = score.item()
+    return number if number == number else None  # NaN: there is none
 
 
 class Histogram:

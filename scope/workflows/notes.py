@@ -1,4 +1,4 @@
-"""What a workflow tells beside its result: remarks and plans, as plain text to whoever runs it."""
+"""Notes beside the result of a workflow: remarks and plans, as plain text to whoever runs it."""
 
 from collections.abc import Callable
 

@@ -36,21 +36,21 @@ def from_settings(config: type[T], settings: Mapping[str, Any]) -> T:
     return config(**values)
 
 
-def resolve(config: type[T], given: Any, settings: Mapping[str, Any], first: str | None = None) -> T:
+def resolve(config: type[T], config_or_first: Any, settings: Mapping[str, Any], first: str | None = None) -> T:
     """The config that a workflow runs: one that was given, or one from keywords. `first` is the field that a positional
     argument stands for.
 
     Raises:
         ConfigError: both a config and keywords, or a setting that cannot be.
     """
-    if isinstance(given, config):
+    if isinstance(config_or_first, config):
         if settings:
             raise ConfigError(f"Give a {config.__name__} or keywords, not both: {', '.join(settings)}.")
-        return given
-    if given is not None and first is not None:
-        settings = {first: given, **settings}
-    elif given is not None:
-        raise ConfigError(f"The first argument is {given!r}; give a {config.__name__}, or keywords.")
+        return config_or_first
+    if config_or_first is not None and first is not None:
+        settings = {first: config_or_first, **settings}
+    elif config_or_first is not None:
+        raise ConfigError(f"The first argument is {config_or_first!r}; give a {config.__name__}, or keywords.")
     return from_settings(config, settings)
 
 

@@ -452,14 +452,14 @@ def _in_words(planned: Any, sites: list[str], training: TrainConfig, source: Sou
 
 
 @contextmanager
-def _boards(command: Any, made: list[Any]) -> Iterator[Callable[..., None] | None]:
+def _boards(command: Any, jobs: list[Any]) -> Iterator[Callable[..., None] | None]:
     """TensorBoard and Weights & Biases for the jobs of this process, where they are asked for."""
     from scope.training.boards import Boards, TensorBoard, Wandb
     from scope.training.folder import describe
 
-    boards: list[Any] = [TensorBoard()] if command.tensorboard and made else []
-    if command.wandb and made:
-        boards.append(Wandb(command.wandb, command.out, {job.out: describe(job.sae, job.config) for job in made}))
+    boards: list[Any] = [TensorBoard()] if command.tensorboard and jobs else []
+    if command.wandb and jobs:
+        boards.append(Wandb(command.wandb, command.out, {job.out: describe(job.sae, job.config) for job in jobs}))
     if not boards:
         yield None
         return

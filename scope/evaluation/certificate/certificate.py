@@ -108,12 +108,12 @@ def _all(file: Path | None) -> tuple[dict[str, Any], str]:
     return (kept, "") if isinstance(kept, dict) else ({}, damage)
 
 
-def _checked(kept: Any) -> Certificate | None:
+def _checked(record: Any) -> Certificate | None:
     """A certificate that is complete and whose verdict follows from its numbers, in the words of this version; else None."""
-    if not isinstance(kept, dict) or set(kept) != {f.name for f in fields(Certificate)}:
+    if not isinstance(record, dict) or set(record) != {f.name for f in fields(Certificate)}:
         return None
     try:
-        found = Certificate(**kept)
+        found = Certificate(**record)
         fits, said, _, tried = judge(found.measured, found.declared, found.null, found.tried, found.here)
         found.line()
         whole = isinstance(found.notes, list) and isinstance(found.provenance, dict)

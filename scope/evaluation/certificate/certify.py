@@ -161,8 +161,8 @@ def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, A
     }
 
 
-def record(model, tokens: Tokens, sites: list[str], own: str) -> tuple[dict[str, Tensor], int]:
-    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at `own`)."""
+def record(model, tokens: Tokens, sites: list[str], measured_at: str) -> tuple[dict[str, Tensor], int]:
+    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at that site)."""
     kept: dict[str, list[Tensor]] = {site: [] for site in sites}
     tokens = tokens.to(model.device).long()
     for batch in tokens.split(4):
@@ -176,9 +176,9 @@ def record(model, tokens: Tokens, sites: list[str], own: str) -> tuple[dict[str,
         for site in sites:
             kept[site].append(found[site][mask])
     acts = {site: torch.cat(rows) for site, rows in kept.items()}
-    if len(acts[own]) < 64:
-        raise ConfigError(f"Only {len(acts[own])} tokens count; a certificate needs 64 at least. Give more text.")
-    norms = acts[own].norm(dim=1)
+    if len(acts[measured_at]) < 64:
+        raise ConfigError(f"Only {len(acts[measured_at])} tokens count; a certificate needs 64 at least. Give more text.")
+    norms = acts[measured_at].norm(dim=1)
     usual = norms <= OUTLIER * norms.median()
     return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
 

@@ -1,4 +1,4 @@
-"""What the numbers of a certificate come to: whether a dictionary fits, which other reading explains it, in what words.
+"""The verdict on the numbers of a certificate: whether a dictionary fits, which other reading explains it, in what words.
 
 Nothing but numbers goes in, so that a certificate that was kept is judged again whenever it is read, instead of believed.
 """
@@ -10,14 +10,14 @@ Found = dict[str, Any]
 
 
 def judge(
-    measured: Found, declared: Found, null: Found, tried: list[Found], here: Found
+    measured: Found, declared: Found, null: Found, tried: list[Found], as_is: Found
 ) -> tuple[bool, str, list[str], list[Found]]:
     """(whether it fits, in what words, notes, what was tried: best first, each with whether it `explains`).
 
-    `here` is the dictionary as it stands on those tokens on which the others were tried.
+    `as_is` is the dictionary as it stands on those tokens on which the others were tried.
     """
     wrong = problems(measured, declared, null["fvu"])
-    judged = [r | {"explains": not problems(r, declared) and _better(r, here, wrong, declared)} for r in tried]
+    judged = [r | {"explains": not problems(r, declared) and _better(r, as_is, wrong, declared)} for r in tried]
     judged.sort(key=lambda r: (not r["explains"], _distance(r, declared, wrong), r["fvu"]))
     return *_verdict(wrong, judged, measured, declared), judged
 
@@ -44,23 +44,23 @@ def _verdict(wrong: dict[str, str], tried: list[Found], measured: Found, declare
     return True, "It fits, less well than declared.", list(wrong.values())
 
 
-def problems(found: Found, declared: Found, null: float = math.inf) -> dict[str, str]:
+def problems(scores: Found, declared: Found, null: float = math.inf) -> dict[str, str]:
     """What is not as it should be, by measure. `null` is the FVU that a random dictionary of equal L0 reaches."""
     wrong, l0, error = {}, declared.get("l0"), declared.get("fvu")
     if l0 is not None:
         low, high = l0 if isinstance(l0, list | tuple) else (l0, l0)
-        if not low / 2 <= found["l0"] <= high * 2:
-            wrong["l0"] = f"{found['l0']:.1f} latents fire per token where {shown(l0)} were declared"
+        if not low / 2 <= scores["l0"] <= high * 2:
+            wrong["l0"] = f"{scores['l0']:.1f} latents fire per token where {shown(l0)} were declared"
     limit = min(0.9, 1.5 * error + 0.1) if error is not None else 0.9
-    if not found["fvu"] <= limit:
+    if not scores["fvu"] <= limit:
         beside = f"where {error:.3f} was declared" if error is not None else "where predicting the mean leaves 1"
-        wrong["fvu"] = f"FVU is {found['fvu']:.3g} {beside}"
-    elif found["fvu"] >= null:
-        wrong["fvu"] = f"FVU is {found['fvu']:.3f}, no better than a random dictionary's {null:.3f}"
+        wrong["fvu"] = f"FVU is {scores['fvu']:.3g} {beside}"
+    elif scores["fvu"] >= null:
+        wrong["fvu"] = f"FVU is {scores['fvu']:.3f}, no better than a random dictionary's {null:.3f}"
     return wrong
 
 
-def _better(found: Found, here: Found, wrong: dict[str, str], declared: Found) -> bool:
+def _better(scores: Found, as_is: Found, wrong: dict[str, str], declared: Found) -> bool:
     """Whether a reading does so much better that it is the right one: where FVU is too high, by FVU, which must come to 0.5 or
     less where none was declared; where only L0 is off, by bringing that back at no cost in FVU to speak of; where all is as
     declared, or nothing is, by half the FVU at a like L0.
@@ -68,18 +68,18 @@ def _better(found: Found, here: Found, wrong: dict[str, str], declared: Found) -
     L0 is held because activations of a greater norm let more latents fire, which lowers FVU anywhere.
     """
     if "fvu" in wrong:
-        return found["fvu"] < 0.7 * here["fvu"] and (declared.get("fvu") is not None or found["fvu"] <= 0.5)
+        return scores["fvu"] < 0.7 * as_is["fvu"] and (declared.get("fvu") is not None or scores["fvu"] <= 0.5)
     if "l0" in wrong:
-        return found["fvu"] < 1.5 * here["fvu"] + 0.05
-    return found["fvu"] < 0.5 * here["fvu"] and found["l0"] < (1.25 if declared.get("l0") else 2.0) * here["l0"]
+        return scores["fvu"] < 1.5 * as_is["fvu"] + 0.05
+    return scores["fvu"] < 0.5 * as_is["fvu"] and scores["l0"] < (1.25 if declared.get("l0") else 2.0) * as_is["l0"]
 
 
-def _distance(found: Found, declared: Found, wrong: dict[str, str]) -> float:
+def _distance(scores: Found, declared: Found, wrong: dict[str, str]) -> float:
     """How far L0 is from what was declared, where that was the trouble; else FVU."""
     expected = middle(declared.get("l0"))
     if "l0" not in wrong or "fvu" in wrong or not expected:
-        return found["fvu"]
-    return abs(math.log(max(found["l0"], 1e-6) / expected))
+        return scores["fvu"]
+    return abs(math.log(max(scores["l0"], 1e-6) / expected))
 
 
 def middle(l0: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Which latents of a batch may lie above a cut: a product in low precision that errs on the safe side only.
+"""The latents of a batch that may lie above a cut, by a product in low precision that errs on the safe side only.
 
 Every pair (token, latent) with x . w > cut is found; a few more may be. With x~ and w~ rounded to bfloat16 (8 bits, so each
 number is off by at most 2^-9 of itself) and sums kept in float32 (K terms, so off by at most K 2^-24 of the sum of magnitudes),

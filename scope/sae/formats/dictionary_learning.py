@@ -103,9 +103,9 @@ def _settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return trainer, buffer
 
 
-def _k(found: dict[str, Tensor], trainer: dict[str, Any], folder: Path, whole: bool = False) -> float:
+def _k(arrays: dict[str, Tensor], trainer: dict[str, Any], folder: Path, whole: bool = False) -> float:
     """As stored with the arrays, else as configured."""
-    stored = found.get("k")
+    stored = arrays.get("k")
     k = trainer.get("k") if stored is None else stored.item() if stored.numel() == 1 else None
     if not isinstance(k, int | float) or isinstance(k, bool) or k - k != 0 or (whole and k % 1):
         raise DictionaryError(f"{folder} says k = {k!r}, which is no number of latents. Fetch {CONFIG} and {WEIGHTS} again.")

@@ -22,7 +22,7 @@ EVERY = 0.02
 """Share of the run between two revivals."""
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
@@ -33,13 +33,13 @@ class Pool:
     batches: int = 1
     """Processes whose rows make up a batch."""
 
-    rows: Callable[[Tensor], Tensor] = _own
+    rows: Callable[[Tensor], Tensor] = _unchanged
     """The rows of one process -> those of the whole batch."""
 
-    counts: Callable[[Tensor], Tensor] = _own
+    counts: Callable[[Tensor], Tensor] = _unchanged
     """Tokens on which each latent fired, of one process's rows -> of the whole batch."""
 
-    latents: Callable[[Tensor], Tensor] = _own
+    latents: Callable[[Tensor], Tensor] = _unchanged
     """A number for each latent of this process -> for all of the dictionary."""
 
     first: int = 0
