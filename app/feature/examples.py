@@ -1,4 +1,4 @@
-"""Where a latent fired: examples from four samples, and where a value stands among its firings."""
+"""Examples of a latent's firings from four samples, and the rank of a value among its firings."""
 
 import math
 from collections.abc import Callable

@@ -39,14 +39,14 @@ def game(feature: Feature, so_far: tuple[int, int], draw: Callable[[Feature, int
     (_solution if kept["solved"] else _questions)(feature, windows, kept)
 
 
-def _questions(feature: Feature, windows: list[Any], kept: dict[str, Any]) -> None:
+def _questions(feature: Feature, windows: list[Any], game: dict[str, Any]) -> None:
     strips([row(w.tokens, [0.0] * len(w.tokens), 1.0, value=str(n)) for n, w in enumerate(windows, 1)], key="guess asked")
     numbers = list(range(1, len(windows) + 1))
     half = len(windows) // 2
-    chosen = st.pills("It fires in", numbers, selection_mode="multi", key=f"guessed {kept['seed']}", wrap=True)
+    chosen = st.pills("It fires in", numbers, selection_mode="multi", key=f"guessed {game['seed']}", wrap=True)
 
     def solve() -> None:
-        kept["solved"], kept["chosen"] = True, chosen
+        game["solved"], game["chosen"] = True, chosen
         correct = sum(_right(windows, chosen))
         try_to_write(lambda: feature.pack.notes.add_guess(feature.id, correct, len(windows)))
 
@@ -64,11 +64,11 @@ def _right(windows: list[Any], chosen: list[int]) -> list[bool]:
     return [(w.peak is not None) == (n in chosen) for n, w in enumerate(windows, 1)]
 
 
-def _solution(feature: Feature, windows: list[Any], kept: dict[str, Any]) -> None:
-    answers, rows = _right(windows, kept["chosen"]), []
+def _solution(feature: Feature, windows: list[Any], game: dict[str, Any]) -> None:
+    answers, rows = _right(windows, game["chosen"]), []
     for n, (w, right) in enumerate(zip(windows, answers, strict=True), 1):
         notes = ["right" if right else "wrong", "it fires" if w.peak is not None else "it is silent"]
         rows.append(row(w.tokens, w.acts, float(feature.row["max"]), w.peak, value=str(n), notes=notes))
     strips(rows, key="guess told")
     st.markdown(f"**{sum(answers)} of {len(windows)} right.**")
-    st.button("Again", icon=":material/replay:", on_click=kept.clear)
+    st.button("Again", icon=":material/replay:", on_click=game.clear)

@@ -30,9 +30,9 @@ def source(feature: Feature, label) -> str:
     return f"label by {by} · {moment(label.made)}{score}"
 
 
-def moment(made: float) -> str:
+def moment(seconds: float) -> str:
     """A time of day and date, local."""
-    return time.strftime("%-d %b %Y %H:%M", time.localtime(made))
+    return time.strftime("%-d %b %Y %H:%M", time.localtime(seconds))
 
 
 def label_editor(feature: Feature) -> None:

@@ -31,16 +31,16 @@ def result(text: str, view, latent: int) -> dict:
     }
 
 
-def keep(kept: list[dict], results: list[dict]) -> None:
+def keep(older: list[dict], results: list[dict]) -> None:
     """Put results before the older ones, each text once."""
     texts = {r["text"] for r in results}
-    kept[:] = [*results, *(r for r in kept if r["text"] not in texts)][:KEPT]
+    older[:] = [*results, *(r for r in older if r["text"] not in texts)][:KEPT]
 
 
-def draw_results(feature: Feature, kept: list[dict]) -> tuple[str, int] | None:
+def draw_results(feature: Feature, results: list[dict]) -> tuple[str, int] | None:
     """Draw each text coloured, with the rank of its strongest token; returns (action, text index) of a pressed button."""
     rows = []
-    for r in kept:
+    for r in results:
         values = np.array(r["values"])
         high, fired = float(values.max(initial=0.0)), int((values > 0).sum())
         notes = [rank_line(feature, None, high)] if high > 0 else []
@@ -50,9 +50,9 @@ def draw_results(feature: Feature, kept: list[dict]) -> tuple[str, int] | None:
             row(r["pieces"], values, float(feature.row["max"]), peak, value=f"{high:.3g}" if high else "silent", notes=notes)
         )
     pressed = strips(rows, key=f"tested {feature.id}", actions=("prompt",))
-    tuning = next((r["tuning"] for r in kept if r["tuning"]), "")
+    tuning = next((r["tuning"] for r in results if r["tuning"]), "")
     if tuning:
         st.warning(plain(tuning))
-    worst = max((r["fvu"] for r in kept if not math.isnan(r["fvu"])), default=0.0)
+    worst = max((r["fvu"] for r in results if not math.isnan(r["fvu"])), default=0.0)
     messages.warn_of_poor_fit(worst, "one of these texts")
-    return None if pressed is None or pressed[0] >= len(kept) else (pressed[1], pressed[0])
+    return None if pressed is None or pressed[0] >= len(results) else (pressed[1], pressed[0])

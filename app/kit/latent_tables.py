@@ -57,9 +57,9 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
     return int(picked.selection.rows[0]) if picked.selection.rows else None
 
 
-def attribution(found: Any, most: int = 12) -> None:
+def attribution(parts: Any, most: int = 12) -> None:
     """Table of an attribution: the top latents, the rest as one row, the parts that are not latents, and the sum."""
-    rows = found.sorted()
+    rows = parts.sorted()
     latents = [row for row in rows if row.latent is not None]
     shown = [{"part": f"#{r.latent} {show_line(r.label, 40)}", "effect": r.value, "null": r.null} for r in latents[:most]]
     if len(latents) > most:
@@ -67,9 +67,9 @@ def attribution(found: Any, most: int = 12) -> None:
             {"part": f"{len(latents) - most} further latents", "effect": sum(r.value for r in latents[most:]), "null": None}
         )
     shown += [{"part": r.name, "effect": r.value, "null": None} for r in rows if r.latent is None]
-    if abs(found.gap) > 5e-5:
-        shown.append({"part": "error of the integral", "effect": found.gap, "null": None})
-    shown.append({"part": "sum", "effect": found.whole, "null": None})
+    if abs(parts.gap) > 5e-5:
+        shown.append({"part": "error of the integral", "effect": parts.gap, "null": None})
+    shown.append({"part": "sum", "effect": parts.whole, "null": None})
     st.dataframe(
         pd.DataFrame(shown),
         hide_index=True,
@@ -81,8 +81,8 @@ def attribution(found: Any, most: int = 12) -> None:
     )
     st.caption(
         plain(
-            f"{visible_token(found.token)!r} (p {found.p_token:.3f}) rather than {visible_token(found.other)!r} "
-            f"(p {found.p_other:.3f}); logit difference {found.logit_difference:+.3f}. The sum is {found.whole_is}."
+            f"{visible_token(parts.token)!r} (p {parts.p_token:.3f}) rather than {visible_token(parts.other)!r} "
+            f"(p {parts.p_other:.3f}); logit difference {parts.logit_difference:+.3f}. The sum is {parts.whole_is}."
         )
     )
 

@@ -39,21 +39,21 @@ def next_tokens_table(tokens: pd.DataFrame, key: str) -> None:
     st.dataframe(shown, hide_index=True, column_config=config, key=key, alt="The likeliest next tokens")
 
 
-def ablation_table(found: Any) -> None:
+def ablation_table(effects: Any) -> None:
     """Table of next-token probabilities with and without a latent, beside the null."""
     shown = pd.DataFrame(
-        [{"token": piece(t["token"]), **{k: t[k] for k in ("plain", "edited", "change")}} for t in found.tokens]
+        [{"token": piece(t["token"]), **{k: t[k] for k in ("plain", "edited", "change")}} for t in effects.tokens]
     )
     percent = {k: st.column_config.NumberColumn(k, format="percent") for k in ("plain", "edited")}
     config = {**percent, "change": st.column_config.NumberColumn("change", format="%+.4f")}
     st.dataframe(shown, hide_index=True, column_config=config, key="ablated", alt="Next token with and without the latent")
-    null = sorted(found.null_kl)
-    summary = f"KL to the plain run {found.kl:.3g} nats"
+    null = sorted(effects.null_kl)
+    summary = f"KL to the plain run {effects.kl:.3g} nats"
     if null:
         median, largest = null[len(null) // 2], null[-1]
         summary += f"; ablating {len(null)} others that are as strong here: median {median:.3g}, largest {largest:.3g}"
     st.caption(plain(summary + "."))
-    for note in found.notes:
+    for note in effects.notes:
         st.info(plain(note))
 
 

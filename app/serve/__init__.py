@@ -1,1 +1,1 @@
-"""What lies between the pages and the library: the session, open packs, loaded models, jobs, downloads."""
+"""The layer between the pages and the library: the session, open packs, loaded models, jobs, downloads."""

@@ -1,4 +1,4 @@
-"""Who uses the model when: one reader at a time, in the order of asking; and long work that runs in a thread of its own.
+"""The queue for the model, one reader at a time, in the order of asking; and long work that runs in a thread of its own.
 
 A click elsewhere on the page neither ends nor blocks a job. `stop` ends it, and so does its reader closing the page.
 """

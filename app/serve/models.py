@@ -178,14 +178,14 @@ def load_dictionary(place: str) -> Any:
 
 
 @st.cache_resource(show_spinner="Loading the model", max_entries=1)
-def _model(name: str, revision: str | None, made: int) -> Any:
+def _model(name: str, revision: str | None, modified_ns: int) -> Any:
     from scope.models.load import load_model
 
     return load_model(name, revision=revision)
 
 
 @st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)
-def _dictionary(place: str, made: int) -> Any:
+def _dictionary(place: str, modified_ns: int) -> Any:
     from scope.sae.files import read_sae
 
     return read_sae(place)

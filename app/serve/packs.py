@@ -84,20 +84,20 @@ _OPENING = Lock()
 _RECENTLY = Lock()
 
 
-def _open(folder: str, made: int) -> Pack:
+def _open(folder: str, modified_ns: int) -> Pack:
     """One store per folder for the whole process. A plain dict is 20 times faster than Streamlit's cache."""
     with _OPENING:
-        if folder not in _OPEN or _OPEN[folder][0] != made:
-            _OPEN[folder] = (made, Pack.open(folder))
+        if folder not in _OPEN or _OPEN[folder][0] != modified_ns:
+            _OPEN[folder] = (modified_ns, Pack.open(folder))
         return _OPEN[folder][1]
 
 
 def once(store: Pack, name: str, make: Callable[[], Any]) -> Any:
     """The result of `make`, computed once per open pack and shared by all readers, who must not change it."""
-    kept = _kept(str(store.folder), id(store))
-    if name not in kept:
-        kept[name] = make()
-    return kept[name]
+    results = _results(str(store.folder), id(store))
+    if name not in results:
+        results[name] = make()
+    return results[name]
 
 
 def cached_recently(store: Pack, name: str, latents: np.ndarray, make: Callable[[], Any], most: int = 8) -> Any:
@@ -106,18 +106,18 @@ def cached_recently(store: Pack, name: str, latents: np.ndarray, make: Callable[
     A page runs again at every click, and what it draws of thousands of latents is then usually the same."""
     table, digest = store.table, hashlib.blake2b(np.ascontiguousarray(latents).data, digest_size=16).digest()
     with _RECENTLY:
-        kept = once(store, "recently", dict)
-        of, value = kept.pop((name, digest), (None, None))
+        results = once(store, "recently", dict)
+        of, value = results.pop((name, digest), (None, None))
         if of is not table:
             of, value = table, make()
-        kept[name, digest] = of, value
-        while len(kept) > most:
-            kept.pop(next(iter(kept)))
+        results[name, digest] = of, value
+        while len(results) > most:
+            results.pop(next(iter(results)))
     return value
 
 
 @st.cache_resource(show_spinner=False, max_entries=16)
-def _kept(folder: str, opened: int) -> dict[str, Any]:
+def _results(folder: str, opened: int) -> dict[str, Any]:
     return {}
 
 

@@ -1,4 +1,4 @@
-"""What the parts of the Steer page share: the settings of a comparison and of a sweep, names, keys of controls."""
+"""State that the parts of the Steer page share: the settings of a comparison and of a sweep, names, keys of controls."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -28,29 +28,29 @@ def strength_units(store: Pack, edits: Edits) -> dict[str, StrengthUnits]:
     return {store.site: StrengthUnits.of_pack(store, edits.latents())}
 
 
-def compare(store: Pack, model: LanguageModel, sae: Any, edits: Edits, asked: Comparison) -> Work:
+def compare(store: Pack, model: LanguageModel, sae: Any, edits: Edits, request: Comparison) -> Work:
     """All conditions of one prompt; the result is the name of the saved run."""
 
     def work(job: Job) -> str:
-        prompt = asked.prompt
-        if asked.turns is not None:
-            check_turns(asked.turns)
-            prompt = model.words.chat(asked.turns)
+        prompt = request.prompt
+        if request.turns is not None:
+            check_turns(request.turns)
+            prompt = model.words.chat(request.turns)
         job.progress |= {
-            "conditions": asked.conditions,
-            "n": asked.n,
-            "ids": [[] for _ in range(asked.n * len(asked.conditions))],
+            "conditions": request.conditions,
+            "n": request.n,
+            "ids": [[] for _ in range(request.n * len(request.conditions))],
         }
         run = steer(
             model,
             sae,
             edits,
             prompt,
-            asked.sampling,
-            asked.conditions,
-            n=asked.n,
+            request.sampling,
+            request.conditions,
+            n=request.n,
             strength_units=strength_units(store, edits),
-            instruction=asked.instruction,
+            instruction=request.instruction,
             on_token=_watch(job),
         )
         return Runs.of_pack(store.folder).save(run)

@@ -1,4 +1,4 @@
-"""What every model of ours can do, so that no other room asks which model it holds.
+"""The methods that every model of ours has, so that no other room asks which model it holds.
 
 An argument called `model` is typed `LanguageModel` or `VisionModel`; what needs less asks for less: harvesting takes a
 `Recorder` of `scope.activations`. These are protocols: whatever has the methods is a model. Only methods are held against

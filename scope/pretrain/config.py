@@ -1,4 +1,4 @@
-"""How a small Gemma is trained from nothing, as settings. Nothing here loads torch."""
+"""Settings for training a small Gemma from nothing. Nothing here loads torch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class PretrainConfig:
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
 
     seed: int = 0
-    """Of the start weights and of the order of the data."""
+    """Random seed for the start weights and for the order of the data."""
 
     compile: bool = False
     """Compile the step with torch.compile: about a third faster, a minute to start, and it needs a C++ compiler."""

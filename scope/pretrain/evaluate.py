@@ -1,4 +1,4 @@
-"""How well a model predicts text that it never saw: bits per byte, domain by domain.
+"""Scores of a model on text that it never saw: bits per byte, domain by domain.
 
 Bytes, not tokens, are the yardstick, so models with different tokenizers, n-grams and compressors can stand in one table.
 """

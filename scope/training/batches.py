@@ -1,4 +1,4 @@
-"""What a trainer reads: batches of activations from anywhere, with a position that can be saved."""
+"""Batches of activations for a trainer, from anywhere, with a position that can be saved."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""How several processes divide the training of one dictionary: each has a share of every batch, or of the latents."""
+"""Division of the training of one dictionary among several processes: each has a share of every batch, or of the latents."""
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Division:
         """What a checkpoint holds of a tensor of this process whose dimension `dim` is over the latents."""
         return Part(tensor, dim, self.whole.d_sae) if self.by_latent and dim is not None else tensor
 
-    def mine(self, tensor: Tensor, dim: int | None = 0) -> Tensor:
+    def own_share(self, tensor: Tensor, dim: int | None = 0) -> Tensor:
         """This process's share of such a tensor out of a checkpoint."""
         if not self.by_latent or dim is None:
             return tensor

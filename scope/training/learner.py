@@ -179,7 +179,7 @@ class Learner:
         for name, buffer in self.whole.named_buffers():
             buffer.copy_(state["buffers"][name])
         self._equip()
-        mine, dims = self.division.mine, self.whole.latent_dims
+        mine, dims = self.division.own_share, self.whole.latent_dims
         for name, moments in state["adam"].items():
             self.adam.load_moments(name, {k: mine(v, dims.get(name)) if v.dim() else v for k, v in moments.items()})
         self.objective.load_state(self.objective.map_by_latent(state["schedule"], mine))

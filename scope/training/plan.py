@@ -25,10 +25,10 @@ class Plan:
     """Gradients and both moments of Adam."""
 
     work: int
-    """What a step computes in."""
+    """Bytes that a step computes in."""
 
     reading: int
-    """What is held to shuffle."""
+    """Bytes of activations that wait to be shuffled."""
 
     free: int | None
     """None where the system does not tell."""

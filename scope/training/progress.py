@@ -1,4 +1,4 @@
-"""What a training reports: a line of log.jsonl per logging step, numbers for a progress bar, and at the end its outcome."""
+"""Reports of a training: a line of log.jsonl per logging step, numbers for a progress bar, and at the end its outcome."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What generation remembers of the tokens so far: an entry for each block, of whatever kind the block makes.
+"""The memory of generation for the tokens so far: an entry for each block, of whatever kind the block makes.
 
 Attention keeps keys and values. A local layer only ever looks back `window - 1` tokens, so its entry drops what lies further;
 absolute positions travel with the keys, which is what masks are made from.

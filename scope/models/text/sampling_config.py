@@ -1,4 +1,4 @@
-"""How the next token is drawn, as settings. Nothing here loads torch."""
+"""Settings for drawing the next token. Nothing here loads torch."""
 
 from dataclasses import dataclass
 from numbers import Integral
@@ -8,7 +8,7 @@ from scope.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How the next token is drawn."""
+    """Settings for drawing the next token."""
 
     max_new_tokens: int = 64
     """Tokens to add at most; the end of the context may come first."""
@@ -29,7 +29,7 @@ class SamplingConfig:
     """Taken from a token's score for each time that it stands in the prompt or was said, after division by the temperature."""
 
     seed: int = 0
-    """Of the noise. The same seed gives the same text on the same machine."""
+    """Random seed for sampling. The same seed gives the same text on the same machine."""
 
     stop: tuple[str, ...] = ()
     """Strings that end a text as soon as they appear in it."""

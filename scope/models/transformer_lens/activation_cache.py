@@ -1,4 +1,4 @@
-"""What `run_with_cache` returns: activations by name, long or short, with the decompositions of the residual stream."""
+"""The cache of `run_with_cache`: activations by name, long or short, with decompositions of the residual stream."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a family's model has beyond a decoder, so that code written for TransformerLens runs on it: text, loss, switches."""
+"""Methods beyond those of a decoder, so that code written for TransformerLens runs on a model: text, loss, switches."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What training adds to a dictionary: start weights, terms to minimise, what happens around a step, and what is logged.
+"""Parts that training adds to a dictionary: start weights, terms to minimise, what happens around a step, and what is logged.
 
 The trainer knows only `Objective`; each kind has its own.
 """
