@@ -34,8 +34,8 @@ def test_five_lines_open_find_show_and_steer(lab):
     assert isinstance(lab.find("dog"), pd.DataFrame)
     run = lab.steer(feature, 0.5).compare("the dog", n=3, **FEW)
     assert isinstance(run, SteeringRun)
-    assert [arm.name for arm in run.conditions] == ["plain", "steered", "random"]
-    assert [len(arm.samples) for arm in run.conditions] == [3, 3, 3]
+    assert [condition.name for condition in run.conditions] == ["plain", "steered", "random"]
+    assert [len(condition.samples) for condition in run.conditions] == [3, 3, 3]
 
 
 def test_a_lab_that_was_not_checked_says_so(lab, folder):

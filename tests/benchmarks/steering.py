@@ -3,7 +3,7 @@
     python -m tests.benchmarks.steering runs/demo --out runs/benchmarks/steering.json
 
 For `features` latents with the highest output score and as many drawn at random among those that fire: five prompts each,
-five arms with the same noise: plain, steered, the same push along a random direction (another one for each latent), along
+five conditions with the same noise: plain, steered, the same push along a random direction (another one for each latent), along
 another latent that fires as often, and asking for the promoted words in the prompt. The concept score is read by the unsteered
 model; the interval is a bootstrap over latents, which are the independent units here (texts of one latent are not).
 """
@@ -25,38 +25,42 @@ from scope.steering.compare.statistics import interval
 PROMPTS = ["In the morning", "The first thing that", "We have found that", "It is well known", "After a while the"]
 MEASURES = ("concept", "share", "mass", "log_prob", "repetition", "off_target", "kl", "relevance", "fluency", "score")
 JUDGED = ("relevance", "fluency", "score")
-ARMS = ("plain", "steered", "random", "other", "prompt")
+CONDITIONS = ("plain", "steered", "random", "other", "prompt")
 
 
 def effect(lab: Lab, latents: list[int], strength: float, tokens: int) -> list[dict]:
-    """One row a latent: every measure's mean over the prompts, for each arm."""
+    """One row a latent: every measure's mean over the prompts, for each condition."""
     rows = []
     for latent in latents:
-        arms = [f"random:{latent}" if arm == "random" else arm for arm in ARMS]  # a random direction of its own
-        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, conditions=arms)
+        conditions = [
+            f"random:{latent}" if condition == "random" else condition for condition in CONDITIONS
+        ]  # a random direction of its own
+        run = lab.steer(latent, strength).compare(PROMPTS, max_new_tokens=tokens, conditions=conditions)
         target, row = f"latent {latent}", {"latent": latent, "label": lab[latent].label}
         judged = run.judged(target)
-        for arm in run.conditions:
-            name = arm.name.partition(":")[0]
+        for condition in run.conditions:
+            name = condition.name.partition(":")[0]
             for measure in MEASURES:
                 if measure in JUDGED:
-                    values = [getattr(one, measure) for one in judged[arm.name] if one]
+                    values = [getattr(one, measure) for one in judged[condition.name] if one]
                     known = [v for v in values if v is not None]
                     row[f"{name} {measure}"] = statistics.fmean(known) if known else float("nan")
                 else:
-                    row[f"{name} {measure}"] = arm.mean(measure, target if measure in ("concept", "share", "mass") else None)
+                    row[f"{name} {measure}"] = condition.mean(
+                        measure, target if measure in ("concept", "share", "mass") else None
+                    )
         rows.append(row)
     return rows
 
 
 def summary(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Measure -> means of the arms, and steered minus each control with its interval over latents."""
+    """Measure -> means of the conditions, and steered minus each control with its interval over latents."""
     found = {}
     for measure in MEASURES:
-        arms = {arm: np.array([row[f"{arm} {measure}"] for row in rows]) for arm in ARMS}
-        found[measure] = {arm: float(np.nanmean(v)) for arm, v in arms.items()}
+        conditions = {condition: np.array([row[f"{condition} {measure}"] for row in rows]) for condition in CONDITIONS}
+        found[measure] = {condition: float(np.nanmean(v)) for condition, v in conditions.items()}
         for control in ("random", "other", "prompt"):
-            difference = arms["steered"] - arms[control]
+            difference = conditions["steered"] - conditions[control]
             low, high = interval(difference)
             found[measure] |= {f"over {control}": float(np.nanmean(difference)), f"{control} low": low, f"{control} high": high}
     return found
@@ -109,10 +113,10 @@ def main() -> None:
         rows = effect(lab, latents, args.strength, args.tokens)
         result[name] = {"summary": summary(rows), "rows": rows}
         print(f"\n{len(rows)} latents, {name}; strength {args.strength:g}, {len(PROMPTS)} prompts each")
-        heads = "".join(f"{arm:>9}" for arm in ARMS)
+        heads = "".join(f"{condition:>9}" for condition in CONDITIONS)
         print(f"{'':<12}{heads}   steered minus random, other, prompt [95 % over latents]")
         for measure, m in result[name]["summary"].items():
-            line = f"{measure:<12}" + "".join(f"{m[arm]:>9.3f}" for arm in ARMS) + "  "
+            line = f"{measure:<12}" + "".join(f"{m[condition]:>9.3f}" for condition in CONDITIONS) + "  "
             for control in ("random", "other", "prompt"):
                 line += f" {m[f'over {control}']:+.3f} [{m[f'{control} low']:+.3f}, {m[f'{control} high']:+.3f}]"
             print(line)

@@ -59,7 +59,7 @@ def test_a_whole_text_run_at_once_is_edited_as_while_it_was_generated(tiny_model
     torch.testing.assert_close(whole[0], torch.cat(seen, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_arms_in_one_batch_write_what_each_writes_alone(tiny_model, sae, units):
+def test_conditions_in_one_batch_write_what_each_writes_alone(tiny_model, sae, units):
     run = steer(tiny_model, sae, Add(3, 0.6), PROMPTS, SHORT, strength_units=units)
     plain = generate(tiny_model, PROMPTS, SHORT)
     steered = generate(tiny_model, PROMPTS, SHORT, fwd_hooks=editing(tiny_model, sae, Add(3, 0.6), units).hooks())
