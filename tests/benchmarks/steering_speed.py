@@ -3,7 +3,7 @@
     python -m tests.benchmarks.steering_speed runs/demo --out runs/benchmarks/steering_speed.json
 
 One run: the same weights, prompts, number of tokens, greedy choice; the conditions take turns, and a ratio is the median over
-pairs of neighbours. Two edits are timed: a direction added, and a latent clamped, which needs the latent's activation at every step.
+pairs of neighbours. Two edits are timed: a direction added, and a latent clamped, which needs its activation at every step.
 The texts of both sides are compared token by token before anything is timed.
 """
 
