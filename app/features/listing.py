@@ -186,7 +186,7 @@ class COLUMNS:
             format="%.2f",
             min_value=-7.0,
             max_value=0.0,
-            width=120,
+            width=165,
             help="log10 of the share of tokens on which it fires.",
         )
         config["p99"] = number("p99", format="%.3g", help="99th percentile of its activations when it fires; within 9 %.")

@@ -61,7 +61,7 @@ def latents(store: Pack, counted: pd.DataFrame) -> None:
     parts = [f"L0: mean {number(own.get('l0'), '.1f')}"] if own else []
     parts += [f"{name} {number(own[key], '.0f')}" for name, key in (("median", "l0_median"), ("p95", "l0_p95")) if key in own]
     whole = own.get("with_bos") or {}
-    with_bos = [f"{SCORED[key]} {number(whole[key], '.3f')}" for key in SCORED if isinstance(whole.get(key), int | float)]
+    with_bos = [f"{SCORED[key]} {number(whole[key])}" for key in SCORED if isinstance(whole.get(key), int | float)]
     parts += [f"with <bos> counted: {', '.join(with_bos)}"] if with_bos else []
     if parts:
         st.caption(plain("; ".join(parts) + "."))
@@ -110,7 +110,7 @@ def point(store: Pack) -> tuple[float, float] | None:
 def certificate(store: Pack) -> pd.DataFrame | None:
     """The certificate (the check of the SAE against its model) as a table, a row per fact; None without one."""
     report = (store.health or {}).get("certificate")
-    return pd.DataFrame([{"what": name, "found": short(value)} for name, value in _flat(report)]) if report else None
+    return pd.DataFrame([{"fact": name, "value": short(value)} for name, value in _flat(report)]) if report else None
 
 
 def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

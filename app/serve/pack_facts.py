@@ -51,7 +51,7 @@ def start_here(store: Pack) -> dict[str, int]:
     for name, among, column in (
         ("Strongest effect on its promoted tokens", steerable, "out_score"),
         ("Best explained by its label", living, "label_score"),
-        ("Many tokens, few promoted", broad, "logit_kurtosis"),
+        ("Fires on many tokens, promotes few", broad, "logit_kurtosis"),
         ("Largest activation", living, "max"),
     ):
         best = index.order(column)

@@ -13,18 +13,20 @@ from urllib.parse import urlsplit
 
 from tests.browser.conftest import CHROMIUM, SETTLED
 
-WIDTHS = (1280, 768)
+WIDTHS = (1280, 390)
 TEXT = "text=The%20dog%20ran%20to%20the%20river."
 PAGES = {
     "overview": "",
     "features": "features",
     "scatter": "features?view=Scatter",
     "map": "features?view=Map",
+    "filters": "features?q=dog&hide=dead&d=-3&d=-1",
     "compared": "features?view=Compare&ids=1,2,3",
     "prompt": f"prompt?{TEXT}",
     "two-prompts": f"prompt?two=true&{TEXT}&with=A%20cat%20looked%20at%20the%20moon.",
     "steer": "steer?f=1",
     "health": "health",
+    "health-compared": "health?beside=demo2",
     "bad-latent": "feature?f=abc",
 }
 
