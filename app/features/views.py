@@ -78,7 +78,7 @@ def comparison_table(store: Pack, latents: list[int]) -> None:
     """A table of their numbers, a column per latent."""
     rows = [store[i].row for i in latents]
     names = {"density": ".3%", "max": ".3g", "p50": ".3g", "top_token_share": ".0%", "out_score": "+.3f", "label_score": ".2f"}
-    table = {"": ["firing frequency", "largest", "median", "top token's share", "output score", "label's score"]}
+    table = {"measure": ["firing frequency", "largest", "median", "top token's share", "output score", "label's score"]}
     table |= {f"\\#{row['id']}": [number(row[name], form) for name, form in names.items()] for row in rows}
     st.table(table)
 

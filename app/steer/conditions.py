@@ -104,7 +104,7 @@ def _score_line(sample: Sample, judged: Judged | None, target: str) -> None:
 def figures(run: SteeringRun) -> None:
     """Table of the scores of every condition, means over its texts, with what each means."""
     rows = show.figures(run)
-    table: dict[str, list[Any]] = {"": [plain(name) for name, _, _ in rows]}
+    table: dict[str, list[Any]] = {"score": [plain(name) for name, _, _ in rows]}
     for i, condition in enumerate(run.conditions):
         table[condition_name(condition.name)] = [show.number(values[i]) for _, _, values in rows]
     table["meaning"] = [plain(meaning) for _, meaning, _ in rows]
