@@ -36,7 +36,7 @@ def test_loading_a_page_anew_keeps_what_its_address_says(visit):
     page = person.open("prompt", text="the dog runs to the river")
     page.reload()
     person.settle()
-    page.get_by_text("Next token").wait_for()
+    page.get_by_text("Next token", exact=True).wait_for()
     no_error(page)
 
 
