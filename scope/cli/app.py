@@ -35,6 +35,7 @@ class Command:
         import subprocess
         import sys
 
+        import scope.app
         from scope.features.pack.manifest import read_manifest
 
         for folder in self.packs:
@@ -44,7 +45,8 @@ class Command:
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         given = json.dumps([str(folder.absolute()) for folder in self.packs])
         env = {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given}
-        server = [sys.executable, "-P", str(root / "app" / "launch.py"), str(self.port), "browser" if self.browser else "quiet"]
+        launch = Path(scope.app.__file__).with_name("launch.py")
+        server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet"]
         with subprocess.Popen(server, env=env) as process:
             try:
                 process.wait()
