@@ -9,6 +9,7 @@ from scope.app.kit import figures
 from scope.app.kit.bars import signed_bars
 from scope.app.kit.messages import guarded
 from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
 
 from scope.escape import visible_token
@@ -18,42 +19,19 @@ from scope.features.pack.feature import Feature
 def numbers(feature: Feature) -> None:
     """The latent's numbers as a row of tiles."""
     row = feature.row
-    tiles = [
-        (
-            "Firing frequency",
-            f"{row['density']:.3%}",
-            f"{row['count']:,} firings",
-            "Share of the pack's tokens on which it fires.",
-        ),
-        (
-            "Mean when firing",
-            number(row["mean"]),
-            f"median {number(row['p50'])}",
-            "Mean activation over its firings; the median is within 9 %.",
-        ),
+    half, near = f"half its firings on {row['n_tokens_half']:,}", f"cosine to #{row['nearest']}"
+    score = "Measured rise of its promoted tokens' probability when the latent is added; the null is a random direction."
+    mean = "Mean activation over its firings; the median is within 9 %."
+    frequency = "Share of the pack's tokens on which it fires."
+    rows = [
+        ("Firing frequency", f"{row['density']:.3%}", f"{row['count']:,} firings", frequency),
+        ("Mean when firing", number(row["mean"]), f"median {number(row['p50'])}", mean),
         ("Largest", number(row["max"]), f"p99 {number(row['p99'])}", "Exact maximum; the percentile is within 9 %."),
-        (
-            "Output score",
-            number(row["out_score"], "+.3f"),
-            _null(feature),
-            "Measured rise of its promoted tokens' probability when the latent is added; the null is a random direction.",
-        ),
-        (
-            "Tokens",
-            f"{row['n_tokens']:,}",
-            f"half its firings on {row['n_tokens_half']:,}",
-            "Distinct tokens on which it fired.",
-        ),
-        (
-            "Nearest",
-            number(row["nearest_cos"], ".2f"),
-            f"cosine to #{row['nearest']}",
-            "Largest cosine with another latent's decoder direction.",
-        ),
+        ("Output score", number(row["out_score"], "+.3f"), _null(feature), score),
+        ("Tokens", f"{row['n_tokens']:,}", half, "Distinct tokens on which it fired."),
+        ("Nearest", number(row["nearest_cos"], ".2f"), near, "Largest cosine with another latent's decoder direction."),
     ]
-    with st.container(horizontal=True, gap="small"):
-        for name, value, note, meaning in tiles:
-            st.metric(name, value, note, delta_color="off", delta_arrow="off", help=meaning)
+    tiles(rows, border=False)
 
 
 def _null(feature: Feature) -> str:

@@ -147,64 +147,60 @@ def ordered(index: Index, ids: np.ndarray, keep: np.ndarray, sort: str, ascendin
     return order[keep[order]]
 
 
-class COLUMNS:
-    """The columns of the table."""
+def table_rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
+    table = store.table.iloc[ids]
+    rows = pd.DataFrame(
+        {
+            "id": ids,
+            "star": ["★" if i in starred else "" for i in ids.tolist()],
+            "label": [show_line(text) for text in table["label"]],
+            "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
+            "max": table["max"].to_numpy(),
+            "p99": table["p99"].to_numpy(),
+            "top token": [visible_token(token, mark_space=True) for token in table["top_token"]],
+            "share": table["top_token_share"].to_numpy(),
+            "output score": table["out_score"].to_numpy(float),
+            "promotes": [[visible_token(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
+            "nearest": table["nearest_cos"].to_numpy(float),
+            "label from": [show_line(text, 30) for text in table["label_source"]],
+            "flags": table["flags"].to_numpy(),
+        }
+    )
+    if not starred:
+        del rows["star"]
+    for column in beside.columns:
+        rows.insert(rows.columns.get_loc("label") + 1, column, beside.loc[ids, column].to_numpy())
+    return rows
 
-    @staticmethod
-    def rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[int] = frozenset()) -> pd.DataFrame:
-        table = store.table.iloc[ids]
-        rows = pd.DataFrame(
-            {
-                "id": ids,
-                "star": ["★" if i in starred else "" for i in ids.tolist()],
-                "label": [show_line(text) for text in table["label"]],
-                "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
-                "max": table["max"].to_numpy(),
-                "p99": table["p99"].to_numpy(),
-                "top token": [visible_token(token, mark_space=True) for token in table["top_token"]],
-                "share": table["top_token_share"].to_numpy(),
-                "output score": table["out_score"].to_numpy(float),
-                "promotes": [[visible_token(token, mark_space=True) for token in tokens[:5]] for tokens in table["promotes"]],
-                "nearest": table["nearest_cos"].to_numpy(float),
-                "label from": [show_line(text, 30) for text in table["label_source"]],
-                "flags": table["flags"].to_numpy(),
-            }
-        )
-        if not starred:
-            del rows["star"]
-        for column in beside.columns:
-            rows.insert(rows.columns.get_loc("label") + 1, column, beside.loc[ids, column].to_numpy())
-        return rows
 
-    @staticmethod
-    def config(rows: pd.DataFrame) -> dict:
-        number, config = st.column_config.NumberColumn, {}
-        config["id"] = number("latent", format="%d", width=70)
-        config["label"] = st.column_config.TextColumn("label", width="medium")
-        config["density"] = st.column_config.ProgressColumn(
-            "firing frequency, log10",
-            format="%.2f",
-            min_value=-7.0,
-            max_value=0.0,
-            width=165,
-            help="log10 of the share of tokens on which it fires.",
-        )
-        config["p99"] = number("p99", format="%.3g", help="99th percentile of its activations when it fires; within 9 %.")
-        config["max"] = number("max", format="%.3g", help="Largest activation.")
-        config["share"] = number("top token's share", format="percent", help="Share of its firings that are on the top token.")
-        config["star"] = st.column_config.TextColumn("", width=30)
-        config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
-        config["promotes"] = st.column_config.ListColumn(
-            "promotes", help="By weights, through the final norm's gain.", width="medium"
-        )
-        config["output score"] = number(
-            format="%+.3f", help="Measured rise of its promoted tokens' probability when the latent is added."
-        )
-        config["p_fires_given_token"] = number("fires on it", format="percent", help="P(fires | this token).")
-        config["p_token_given_fires"] = number("of its firings", format="percent", help="P(this token | it fires).")
-        config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when the latent fires.")
-        config["logit"] = number("logit", format="%+.2f", help="Rise of this token's logit, by weights.")
-        config["measured"] = number(
-            "measured rise", format="%+.4f", help="Measured rise of this token's probability when the latent is added."
-        )
-        return {name: column for name, column in config.items() if name in rows}
+def column_config(rows: pd.DataFrame) -> dict:
+    number, config = st.column_config.NumberColumn, {}
+    config["id"] = number("latent", format="%d", width=70)
+    config["label"] = st.column_config.TextColumn("label", width="medium")
+    config["density"] = st.column_config.ProgressColumn(
+        "firing frequency, log10",
+        format="%.2f",
+        min_value=-7.0,
+        max_value=0.0,
+        width=165,
+        help="log10 of the share of tokens on which it fires.",
+    )
+    config["p99"] = number("p99", format="%.3g", help="99th percentile of its activations when it fires; within 9 %.")
+    config["max"] = number("max", format="%.3g", help="Largest activation.")
+    config["share"] = number("top token's share", format="percent", help="Share of its firings that are on the top token.")
+    config["star"] = st.column_config.TextColumn("", width=30)
+    config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
+    config["promotes"] = st.column_config.ListColumn(
+        "promotes", help="By weights, through the final norm's gain.", width="medium"
+    )
+    config["output score"] = number(
+        format="%+.3f", help="Measured rise of its promoted tokens' probability when the latent is added."
+    )
+    config["p_fires_given_token"] = number("fires on it", format="percent", help="P(fires | this token).")
+    config["p_token_given_fires"] = number("of its firings", format="percent", help="P(this token | it fires).")
+    config["lift"] = number("lift", format="%.1f", help="How many times likelier the token is when the latent fires.")
+    config["logit"] = number("logit", format="%+.2f", help="Rise of this token's logit, by weights.")
+    config["measured"] = number(
+        "measured rise", format="%+.4f", help="Measured rise of this token's probability when the latent is added."
+    )
+    return {name: column for name, column in config.items() if name in rows}

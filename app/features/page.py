@@ -193,12 +193,12 @@ elif len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)
     page = st.pagination(pages, key="page") if pages > 1 else 1
     on_page = latents[(page - 1) * ROWS : page * ROWS]
-    rows = listing.COLUMNS.rows(store, on_page, extra, set(store.notes.starred()))
+    rows = listing.table_rows(store, on_page, extra, set(store.notes.starred()))
     above = st.container()
     picked = st.dataframe(
         rows,
         hide_index=True,
-        column_config=listing.COLUMNS.config(rows),
+        column_config=listing.column_config(rows),
         on_select="rerun",
         selection_mode=["multi-row", "single-cell"],
         key=f"table {session.current()} {page} {len(latents)}",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import streamlit as st
 from scope.app.kit.plain import plain
@@ -9,10 +10,10 @@ from scope.app.kit.plain import plain
 from scope.errors import PackError, ScopeError
 
 
-def show_refusal(refusal: ScopeError) -> None:
+def show_refusal(refusal: ScopeError, box: Callable[..., Any] = st.error, icon: str = ":material/error:") -> None:
     """Show a refusal: what is wrong, then the way out as text to copy."""
     what, _, way_out = str(refusal).partition("\n")
-    st.error(plain(what), icon=":material/error:")
+    box(plain(what), icon=icon)
     if way_out:
         st.code(way_out.strip("\n"), language=None)
 
@@ -23,10 +24,7 @@ def guarded() -> Iterator[None]:
     try:
         yield
     except PackError as damage:
-        what, _, way_out = str(damage).partition("\n")
-        st.warning(plain(what), icon=":material/healing:")
-        if way_out:
-            st.code(way_out.strip("\n"), language=None)
+        show_refusal(damage, st.warning, ":material/healing:")
 
 
 def try_to_write(action: Callable[[], None]) -> None:

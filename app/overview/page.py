@@ -4,6 +4,7 @@ import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening
 from scope.app.kit.plain import plain, short_name
+from scope.app.kit.tiles import tiles
 from scope.app.overview import packs_table
 from scope.app.serve import pack_facts, packs, readings, session
 
@@ -21,11 +22,7 @@ with st.form("search", border=False), st.container(horizontal=True, vertical_ali
             session.go("feature", f=words.strip())
         session.go("features", q=words.strip())
 
-tiles = pack_facts.tiles(store)
-for start in range(0, len(tiles), 4):
-    with st.container(horizontal=True):
-        for name, value, comparison, meaning in tiles[start : start + 4]:
-            st.metric(name, value, comparison or None, delta_color="off", delta_arrow="off", help=meaning, border=True)
+tiles(pack_facts.tiles(store))
 report = pack_facts.evaluation(store)
 if report is None:
     st.caption(

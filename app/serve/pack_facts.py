@@ -100,15 +100,11 @@ def corpus_name(store: Pack) -> str:
 
 def tiles(store: Pack) -> list[tuple[str, str, str, str]]:
     """(name, value, what to compare it with, meaning) for the top of the overview."""
+    read = f"from {store.manifest.get('n_contexts', 0):,} contexts"
     rows = [
         ("Latents", f"{store.d_sae:,}", f"{dead_share(store):.1%} never fired", "Units of the SAE."),
         ("L0", number(l0(store)), f"of {store.d_sae:,}", "Latents that fire per token, mean over the pack's tokens."),
-        (
-            "Tokens read",
-            f"{store.n_tokens:,}",
-            f"from {store.manifest.get('n_contexts', 0):,} contexts",
-            "Positions that the pack was collected from, without special tokens.",
-        ),
+        ("Tokens read", f"{store.n_tokens:,}", read, "Positions that the pack was collected from, without special tokens."),
     ]
     scored = score_tiles(store)
     return rows[:2] + scored if scored else rows
@@ -122,31 +118,17 @@ def evaluation(store: Pack) -> dict[str, Any] | None:
 
 def score_tiles(store: Pack) -> list[tuple[str, str, str, str]]:
     """Tiles of the evaluation; [] without one."""
-    report = evaluation(store)
-    if report is None:
-        return []
-    conditions, own, rows = report["arms"], report["arms"]["sae"], []
-    for name, key, form, nulls, meaning in (
-        (
-            "FVU",
-            "fvu",
-            ".3f",
-            ("random", "pca"),
-            "Fraction of variance unexplained: 0 is perfect, 1 is what predicting the mean would score.",
-        ),
-        (
-            "Delta loss, nats",
-            "delta_loss",
-            "+.3f",
-            ("mean", "random"),
-            "Rise of the model's loss when the reconstruction replaces the activations.",
-        ),
+    report, own, rows = evaluation(store) or {"arms": {}}, sae_scores(store), []
+    fvu = "Fraction of variance unexplained: 0 is perfect, 1 is what predicting the mean would score."
+    loss = "Rise of the model's loss when the reconstruction replaces the activations."
+    for name, key, form, baselines, meaning in (
+        ("FVU", "fvu", ".3f", ("random", "pca"), fvu),
+        ("Delta loss, nats", "delta_loss", "+.3f", ("mean", "random"), loss),
     ):
+        scores = [(CONDITIONS[b], report["arms"][b].get(key)) for b in baselines if b in report["arms"]]
         if own.get(key) is not None:
-            beside = " · ".join(
-                f"{CONDITIONS[null]} {number(conditions[null].get(key), form)}" for null in nulls if null in conditions
-            )
-            rows.append((name, number(own[key], form), beside, meaning))
+            note = " · ".join(f"{baseline} {number(score, form)}" for baseline, score in scores)
+            rows.append((name, number(own[key], form), note, meaning))
     return rows
 
 

@@ -8,6 +8,7 @@ import streamlit as st
 from scope.app.kit import latent_tables
 from scope.app.kit.code import heading, opening
 from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.tiles import tiles
 from scope.app.serve import models, packs, session
 from scope.app.serve.jobs import Job
 from scope.app.steer import work
@@ -99,35 +100,16 @@ def effects_code(effects: Effects) -> str:
 def effect_tiles(effects: Effects) -> None:
     """The size of the effect, beside the same edit on other latents."""
     nulls, changes = list(effects.null_kl), list(effects.null_change)
-    with st.container(horizontal=True):
-        st.metric(
-            "KL to plain",
-            number(effects.kl),
-            f"null {np.median(nulls):.3g}" if nulls else None,
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            help="Of the next token, in nats. Null: the median over other latents that matter about as much in the prompt.",
-        )
-        before, after = effects.logit_difference
-        st.metric(
-            "Logit difference",
-            f"{after:+.3f}",
-            f"{effects.change:+.3f}",
-            delta_color="off",
-            delta_arrow="off",
-            border=True,
-            help=f"Before the edit {before:+.3f}.",
-        )
-        if changes:
-            st.metric(
-                "Change in the nulls",
-                f"{np.median(changes):+.3f}",
-                f"{min(changes):+.2f} to {max(changes):+.2f}",
-                delta_color="off",
-                delta_arrow="off",
-                border=True,
-            )
+    before, after = effects.logit_difference
+    meaning = "Of the next token, in nats. Null: the median over other latents that matter about as much in the prompt."
+    rows = [
+        ("KL to plain", number(effects.kl), f"null {np.median(nulls):.3g}" if nulls else "", meaning),
+        ("Logit difference", f"{after:+.3f}", f"{effects.change:+.3f}", f"Before the edit {before:+.3f}."),
+    ]
+    if changes:
+        spread = f"{min(changes):+.2f} to {max(changes):+.2f}"
+        rows.append(("Change in the nulls", f"{np.median(changes):+.3f}", spread, "Median, smallest and largest change."))
+    tiles(rows)
     st.caption(
         plain(f"Logit of {visible_token(effects.token)!r} minus that of {visible_token(effects.other)!r}. {effects.report}.")
     )
@@ -151,11 +133,8 @@ def downstream_table(effects: Effects, labels: dict[str, Any]) -> None:
     rows = effects.downstream_frame()
     if rows.empty:
         return
-    rows.insert(
-        2,
-        "label",
-        [show_line(str(labels[s][i]), 40) if s in labels else "" for s, i in zip(rows["site"], rows["latent"], strict=True)],
-    )
+    places = zip(rows["site"], rows["latent"], strict=True)
+    rows.insert(2, "label", [show_line(str(labels[site][i]), 40) if site in labels else "" for site, i in places])
     forms = {"plain": "%.2f", "edited": "%.2f", "change": "%+.2f", "null": "%.2f"}
     _table(rows, forms, "effects downstream", "Latents of later sites that the edit changes most, at the last token")
     st.caption("Null: root mean square change when other latents are edited in the same way.")

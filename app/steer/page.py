@@ -150,7 +150,7 @@ def files(run: SteeringRun | Sweep, name: str) -> None:
         ):
             runner.start("replay", lambda model, sae: work.replay(run, model, sae))
             st.rerun()
-        saved.downloads(run, name, [models.dictionary_of(store)], session.address("steer", run=name), lambda: delete(name))
+        saved.downloads(run, name, [models.dictionary_of(store)], lambda: delete(name))
 
 
 def delete(name: str) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 
 import streamlit as st
 from scope.app.kit.plain import plain, show_line
+from scope.app.serve import session
 
 from scope.steering.compare.saved_runs import Runs
 from scope.steering.compare.steer import SteeringRun
@@ -35,55 +36,34 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
         st.warning(plain(f"These cannot be read: {', '.join(damaged)} in {runs.folder}."), icon=":material/healing:")
 
 
-def downloads(
-    run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], address: str, forget: Callable[[], None]
-) -> None:
+def downloads(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], delete: Callable[[], None]) -> None:
     """Downloads of a run, its link, and a button that deletes it. A file is written when it is requested."""
-    sweep = isinstance(run, Sweep)
+    comparison = isinstance(run, SteeringRun)
+    files: list[tuple[str, Callable[[], str], str, str, str]] = [
+        ("JSON", run.to_json, "json", "application/json", "The whole run, as scope steer --replay reads it"),
+        ("HTML", lambda: as_page(run, *code()), "html", "text/html", "One page, no script"),
+    ]
+
+    def code() -> list[str]:
+        return [as_python(run, dictionaries)] if comparison else []
+
+    if comparison:
+        notebook = (lambda: as_notebook(run, dictionaries)), "ipynb", "application/x-ipynb+json"
+        files.append(("Python", lambda: code()[0], "py", "text/x-python", "A script that generates the same texts"))
+        files.append(("Notebook", *notebook, "The same script in cells"))
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        _file(
-            "JSON", run.to_json, f"steering-{name}.json", "application/json", "The whole run, as scope steer --replay reads it"
-        )
-        page = (lambda: as_page(run)) if sweep else (lambda: as_page(run, as_python(run, dictionaries)))
-        _file("HTML", page, f"steering-{name}.html", "text/html", "One page, no script")
-        if not sweep:
-            _file(
-                "Python",
-                lambda: as_python(run, dictionaries),
-                f"steering-{name}.py",
-                "text/x-python",
-                "A script that generates the same texts",
-            )
-            _file(
-                "Notebook",
-                lambda: as_notebook(run, dictionaries),
-                f"steering-{name}.ipynb",
-                "application/x-ipynb+json",
-                "The same script in cells",
-            )
-        with st.popover("Link", icon=":material/link:", type="tertiary"):
-            st.code(address, language=None)
-        if not sweep:
-            with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as code:
-                if code.open:
-                    st.code(as_python(run, dictionaries), language="python")
+        for label, make, suffix, media, meaning in files:
+            file, icon = f"steering-{name}.{suffix}", ":material/download:"
+            usual = {"icon": icon, "type": "tertiary", "on_click": "ignore"}
+            st.download_button(label, make, file, media, key=f"file {file}", help=meaning, **usual)
+        session.link_popover("steer", run=name)
+        if comparison:
+            with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as opened:
+                if opened.open:
+                    st.code(code()[0], language="python")
         with st.popover("Delete", icon=":material/delete:", type="tertiary"):
             st.caption("Deletes the saved run; its link will no longer work.")
-            st.button("Delete this run", key=f"forget {name}", on_click=forget)
-
-
-def _file(label: str, make: Callable[[], str], file: str, kind: str, meaning: str) -> None:
-    st.download_button(
-        label,
-        make,
-        file,
-        kind,
-        icon=":material/download:",
-        type="tertiary",
-        key=f"file {file}",
-        help=meaning,
-        on_click="ignore",
-    )
+            st.button("Delete this run", key=f"delete {name}", on_click=delete)
 
 
 def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[bool, str]:

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.tiles import tiles
 from scope.app.serve import downloads
 from scope.app.steer.state import CONDITION_NAMES, Grid, condition_name, remembered
 from scope.app.steer.strengths import parse_strengths
@@ -129,20 +130,16 @@ def best_strength(sweep: Sweep) -> None:
     except EditError as refusal:
         st.warning(plain(refusal))
         return
-    with st.container(horizontal=True):
-        st.metric("Chosen strength", f"{best['strength']:g}", border=True, help="Has the best score on every second prompt.")
-        st.metric(
-            "Score, held out",
-            number(best["score"], ".3f"),
-            border=True,
-            help="On the prompts that did not choose the strength.",
-        )
-        st.metric(
-            "Random, held out", number(best["random"], ".3f"), border=True, help="The null: random directions of equal length."
-        )
-        known = best["low"] == best["low"]
-        interval = f"{best['low']:+.3f} to {best['high']:+.3f}" if known else None
-        st.metric("Difference", number(best["difference"], "+.3f"), interval, delta_color="off", delta_arrow="off", border=True)
+    known = best["low"] == best["low"]
+    interval = f"{best['low']:+.3f} to {best['high']:+.3f}" if known else ""
+    tiles(
+        [
+            ("Chosen strength", f"{best['strength']:g}", "", "Has the best score on every second prompt."),
+            ("Score, held out", number(best["score"], ".3f"), "", "On the prompts that did not choose the strength."),
+            ("Random, held out", number(best["random"], ".3f"), "", "The null: random directions of equal length."),
+            ("Difference", number(best["difference"], "+.3f"), interval, ""),
+        ]
+    )
     if known and best["low"] <= 0:
         st.warning(
             "The interval of the difference contains 0: these prompts do not distinguish the edit from a random direction."

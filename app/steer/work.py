@@ -68,11 +68,8 @@ def replay(run: SteeringRun | Sweep, model: LanguageModel, sae: Any) -> Work:
             job.progress |= {"done": i, "total": len(each), "left": None}
             rows = len(one.conditions) * len(one.conditions[0].samples)
             if not isinstance(run, Sweep):
-                job.progress |= {
-                    "conditions": [a.name for a in one.conditions],
-                    "n": rows // len(one.conditions),
-                    "ids": [[] for _ in range(rows)],
-                }
+                names = [condition.name for condition in one.conditions]
+                job.progress |= {"conditions": names, "n": rows // len(names), "ids": [[] for _ in range(rows)]}
             replayed.append(one.replay(model, sae, _watch(job)))
             if job.stopping:
                 return None
@@ -85,17 +82,8 @@ def measure(store: Pack, model: LanguageModel, sae: Any, edits: Edits, grid: Gri
     """How many seconds a sweep will take."""
 
     def work(job: Job) -> float:
-        return estimate(
-            model,
-            sae,
-            edits,
-            grid.prompts,
-            grid.strengths,
-            sampling,
-            conditions=grid.conditions,
-            n=grid.n,
-            strength_units=strength_units(store, edits),
-        )
+        how = {"conditions": grid.conditions, "n": grid.n, "strength_units": strength_units(store, edits)}
+        return estimate(model, sae, edits, grid.prompts, grid.strengths, sampling, **how)
 
     return work
 
@@ -109,7 +97,7 @@ def dose_response(
     """
 
     def work(job: Job) -> str | None:
-        total = len(grid.strengths)
+        total, units = len(grid.strengths), strength_units(store, edits)
         expected = seconds or measure(store, model, sae, edits, grid, sampling)(job)
         job.progress |= {"done": 0.0, "total": total, "left": expected}
         runs: list[SteeringRun] = []
@@ -127,19 +115,8 @@ def dose_response(
                 job.progress["done"] = i + 0.8 * (token + 1) / steps  # the rest of the time goes into scoring the texts
                 return job.stopping
 
-            part = sweep(
-                model,
-                sae,
-                edits,
-                grid.prompts,
-                [strength],
-                sampling,
-                conditions=grid.conditions,
-                n=grid.n,
-                by=grid.by,
-                strength_units=strength_units(store, edits),
-                on_token=step,
-            )
+            how = {"conditions": grid.conditions, "n": grid.n, "by": grid.by, "strength_units": units, "on_token": step}
+            part = sweep(model, sae, edits, grid.prompts, [strength], sampling, **how)
             spent += time.monotonic() - start
             stopped = part.stopped
             if stopped and runs:
