@@ -21,7 +21,7 @@ def split(text: str, each_line: bool) -> list[str]:
 
 
 def result(text: str, view, latent: int) -> dict:
-    """What is remembered of a reading: this latent's values only."""
+    """The part of a reading that the page keeps: the values of one latent."""
     return {
         "text": text,
         "pieces": view.pieces,
