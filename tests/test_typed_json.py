@@ -52,7 +52,8 @@ def test_what_is_not_json_is_refused(data):
 def test_pipes_folders_missing_and_huge_files_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge").write_bytes(b"x" * 100)
-    for name, problem in (("pipe", "not a regular file"), (".", "directory"), ("none", "No such file"), ("huge", "has 100 bytes")):
+    problems = {"pipe": "not a regular file", ".": "directory", "none": "No such file", "huge": "has 100 bytes"}
+    for name, problem in problems.items():
         with pytest.raises(PackError, match=problem):
             read_bytes(tmp_path / name, PackError, largest=99)
     (tmp_path / "huge").write_bytes(b"[1]")
