@@ -93,5 +93,16 @@ def json_lines(data: bytes, source: object, error: type[ScopeError] = ScopeError
             yield parse_json(line, f"{source}, line {number},", error, way_out)
 
 
+def plain_name(name: str, source: object, error: type[ScopeError] = ScopeError, way_out: str = "") -> str:
+    """A name that stands in the file `source`, if it can be one part of a path on every system: no folder, no parent.
+
+    Raises:
+        ScopeError: of the type `error`: it cannot.
+    """
+    if name.strip(". ") and name.isprintable() and len(name) <= 200 and not set(name) & set('/\\:*?"<>|'):
+        return name
+    raise error(_text(source, f"names {name[:80]!r}, which is not the plain name of a file", way_out))
+
+
 def _text(source: object, problem: str, way_out: str) -> str:
     return f"{source} {problem}." + (f"\n  {way_out}" if way_out else "")

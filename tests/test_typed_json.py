@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from scope.errors import PackError
-from scope.typed_json import json_lines, parse_json, read_bytes, read_json, read_typed, typed
+from scope.typed_json import json_lines, parse_json, plain_name, read_bytes, read_json, read_typed, typed
 
 
 @dataclass(frozen=True)
@@ -64,3 +64,12 @@ def test_a_bad_line_is_named_by_its_number():
     assert list(json_lines(b'{"a": 1}\n\n2\n', "x")) == [{"a": 1}, 2]
     with pytest.raises(PackError, match="x, line 2, is damaged"):
         list(json_lines(b"1\n[\n", "x", PackError))
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "../victim.txt", "/etc/passwd", "a/b", "a\\b", "C:x", "a\nb", "\x00", "x" * 300, "\ud800"]
+)
+def test_a_name_from_a_file_that_leads_elsewhere_is_refused(name):
+    assert plain_name("shard-00001.h5", "manifest.json") == "shard-00001.h5"
+    with pytest.raises(PackError, match="not the plain name of a file"):
+        plain_name(name, "manifest.json", PackError)
