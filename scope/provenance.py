@@ -4,9 +4,14 @@ Results carry these facts as JSON objects. The classes here name the fields once
 leaves absent what it lacks, `to_json` writes today's fields.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+class SampledHashWarning(UserWarning):
+    """Two models were compared by samples of their weights, since a result of version 0.1 knows no more of its model."""
 
 
 def _text(record: Mapping[str, Any], *names: str) -> str | None:
@@ -16,6 +21,10 @@ def _text(record: Mapping[str, Any], *names: str) -> str | None:
 
 def _object(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+SAMPLED = "sampled-"
+"""Begins the hashes that version 0.1 gave to weights of a gigabyte or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +40,14 @@ class ModelId:
     dtype: str | None = None
     adapter: str | None = None
     """Folder or hub id of a PEFT adapter applied to the weights."""
+    weights_sampled: str | None = None
+    """The hash that version 0.1 gave to weights of a gigabyte or more, from samples; for comparing with its results."""
 
     @classmethod
     def of(cls, record: Any) -> "ModelId":
         """From the "model" entry of a result; of anything else than an object, a ModelId that knows nothing."""
         record = _object(record)
-        rest = ("revision", "weights_sha256", "config_sha256", "tokenizer_sha256", "dtype", "adapter")
+        rest = ("revision", "weights_sha256", "config_sha256", "tokenizer_sha256", "dtype", "adapter", "weights_sampled")
         return cls(name=_text(record, "model"), **{key: _text(record, key) for key in rest})
 
     def to_json(self) -> dict[str, Any]:
@@ -48,13 +59,30 @@ class ModelId:
             "tokenizer_sha256": self.tokenizer_sha256,
             "dtype": self.dtype,
         }
-        return fields | ({"adapter": self.adapter} if self.adapter else {})
+        optional = {"adapter": self.adapter, "weights_sampled": self.weights_sampled}
+        return fields | {key: value for key, value in optional.items() if value}
 
     def same_weights(self, other: "ModelId") -> bool | None:
-        """Whether both have the same weights; None where either's hash is unknown."""
+        """Whether both have the same weights; None where either's hash is unknown.
+
+        Warns with SampledHashWarning where samples are equal and the rest of the weights is not known.
+        """
         if not self.weights_sha256 or not other.weights_sha256:
             return None
-        return self.weights_sha256 == other.weights_sha256
+        hashes = {self.weights_sha256, other.weights_sha256}
+        sampled = [h for h in hashes if h.startswith(SAMPLED)]
+        if len(hashes) == 2 and len(sampled) == 1:
+            known = other if self.weights_sha256 == sampled[0] else self
+            hashes = {sampled[0], known.weights_sampled}
+        if len(hashes) == 1 and sampled:
+            warnings.warn(
+                f"{self.name or other.name or 'The model'} has the weights that were recorded as far as version 0.1 looked, "
+                "which is at samples of them; an edit between the samples would not be noticed.\n"
+                "  To have all of them compared from now on, make the recording or result again.",
+                SampledHashWarning,
+                stacklevel=3,
+            )
+        return len(hashes) == 1
 
     def __str__(self) -> str:
         weights = f" (weights {self.weights_sha256[:12]})" if self.weights_sha256 else ""

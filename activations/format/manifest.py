@@ -19,6 +19,8 @@ from typing import Any
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import read_journal, read_json, write_json
 
+from scope.provenance import ModelId
+
 FORMAT, VERSION = "activations", 2
 WITH_ROLES = 3
 """The version of recordings that also store what each row is, since its token does not tell: patches of images, say."""
@@ -175,6 +177,11 @@ def _identity(manifest: dict, like: dict | None = None) -> dict:
     """The entries that must be equal. Settings that the recording `like` does not have are left out."""
     config = [key for key in _CONFIG if key in (like or manifest)["config"]]
     made_from = {key: manifest[key] for key in _MADE_FROM}
+    if isinstance(manifest["model"], dict):
+        made_from["model"] = {key: value for key, value in manifest["model"].items() if key != "weights_sampled"}
+        recorded = ModelId.of(like and like["model"])
+        if recorded.same_weights(ModelId.of(manifest["model"])):  # by the rule of the version that recorded them
+            made_from["model"]["weights_sha256"] = recorded.weights_sha256
     return made_from | {key: manifest["config"][key] for key in config} | {key: manifest["layout"][key] for key in _LAYOUT}
 
 

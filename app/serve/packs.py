@@ -16,6 +16,7 @@ import numpy as np
 import streamlit as st
 
 from scope.features.face import Pack
+from scope.provenance import ModelId
 
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
@@ -123,4 +124,5 @@ def _results(folder: str, opened: int) -> dict[str, Any]:
 
 def same_model(store: Pack, other: Pack) -> bool:
     """Whether two packs were made with the same model weights; unknown weights count as one model."""
-    return store.manifest["model"].get("weights_sha256") == other.manifest["model"].get("weights_sha256")
+    one, two = (ModelId.of(pack.manifest["model"]) for pack in (store, other))
+    return one.weights_sha256 == two.weights_sha256 or bool(one.same_weights(two))

@@ -1,6 +1,5 @@
-"""Finds a checkpoint (the bundled one, a folder, or a hub id) and reads its config, its list of tensors and their hash."""
+"""Finds a checkpoint (the bundled one, a folder, or a hub id) and reads its config and its list of tensors."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -125,30 +124,3 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 def _names(file: Path) -> list[str]:
     return list(read_header(file)[1])
-
-
-def hash_files(files) -> str:
-    """sha256 over the contents of the files, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(set(files), key=lambda f: f.name):
-        with open(file, "rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()
-
-
-def weights_hash(files: dict[str, Path]) -> str:
-    """The identity of the weights. Of large checkpoints every file's name, size, beginning and 256 evenly spaced blocks are
-    read rather than all of it: a fine-tune that leaves the embedding alone begins like its base."""
-    paths = sorted(set(files.values()), key=lambda f: f.name)
-    if sum(os.path.getsize(f) for f in paths) < 2**30:
-        return hash_files(paths)
-    digest = hashlib.sha256()
-    for file in paths:
-        size = os.path.getsize(file)
-        digest.update(f"{file.name} {size} ".encode())
-        with open(file, "rb") as opened:
-            digest.update(opened.read(2**22))
-            for i in range(256):
-                opened.seek(size * i // 256)
-                digest.update(opened.read(2**12))
-    return f"sampled-{digest.hexdigest()}"

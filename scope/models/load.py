@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from scope.errors import ConfigError
-from scope.models.checkpoints import find_checkpoint, read_config, weight_files, weights_hash
+from scope.models.checkpoints import find_checkpoint, read_config, weight_files
 from scope.models.face import LanguageModel
 from scope.models.families import family_of
 from scope.models.streamed import streamed_class
 from scope.models.text.tokenizer import Tokenizer
 from scope.models.weights import load_weights
+from scope.models.weights_hash import hash_files, sampled_hash
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -62,11 +63,13 @@ def load_model(
     loaded.provenance = {
         "model": _name(str(model)),
         "revision": revision or (folder.name if fetched else None),
-        "weights_sha256": weights_hash(files),
+        "weights_sha256": hash_files(files.values()),
         "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
         "tokenizer_sha256": tokenizer.sha256,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if sampled := sampled_hash(files.values()):
+        loaded.provenance["weights_sampled"] = sampled
     return loaded.eval()
 
 

@@ -56,10 +56,11 @@ class Certificate:
         )
 
 
-def key_of(model: LanguageModel, sae: SAE, rules: str | None) -> str | None:
+def key_of(model: LanguageModel, sae: SAE, rules: str | None, sampled: bool = False) -> str | None:
     """The key of a certificate: model, dictionary, site and rules. None without rules or without a hash of the model's weights;
-    then nothing is kept."""
-    made = ModelId.of(model.provenance).weights_sha256
+    then nothing is kept. `sampled` takes the hash that version 0.1 gave to large models."""
+    identity = ModelId.of(model.provenance)
+    made = identity.weights_sampled if sampled else identity.weights_sha256
     return f"{made}-{parameters_sha256(sae)[:24]}-{sae.site}-{rules[:16]}" if made and rules else None
 
 

@@ -52,7 +52,7 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
             f"  Record it: scope harvest --site {site}, or collect from text: scope features --corpus."
         )
     recorded, given = ModelId.of(store.manifest.get("model")), ModelId.of(model.provenance)
-    if recorded.weights_sha256 != given.weights_sha256:
+    if recorded.weights_sha256 != given.weights_sha256 and not recorded.same_weights(given):
         raise PackError(
             f"The recording was made with {recorded}, and the model given is {given}.\n"
             "  Give the model that made the recording."

@@ -37,8 +37,9 @@ def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = Fa
         PackError: with what is expected and what was found.
     """
     given = ModelId.of(model.provenance)
+    same = pack.model.weights_sha256 if pack.model.same_weights(given) else None
     pairs = [
-        ("model weights", pack.model.weights_sha256, given.weights_sha256),
+        ("model weights", pack.model.weights_sha256, same or given.weights_sha256),
         ("tokenizer", pack.model.tokenizer_sha256, given.tokenizer_sha256),
         ("site", pack.site, sae.site),
         ("dictionary parameters", pack.dictionary.parameters_sha256, parameters_sha256(sae)),

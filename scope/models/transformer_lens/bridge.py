@@ -23,6 +23,7 @@ from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.hook_api import HookApi
 from scope.models.transformer_lens.kv_cache import cache_entries, run_arguments
 from scope.models.transformer_lens.tokenizer import LensTokenizer
+from scope.provenance import SAMPLED
 from scope.shapes import Mask, Tokens
 
 PREFIX = "lens:"
@@ -33,7 +34,7 @@ _SWITCHES = (
     (("hook_attn_in",), "use_attn_in"),
     (("hook_mlp_in",), "use_hook_mlp_in"),
 )
-_WHOLE = 2**30  # bytes of weights up to which all are hashed
+_WHOLE = 2**30  # bytes of weights up to which version 0.1 hashed all
 
 
 def recorder(lens: Any, *, name: str | None = None, bos: int | None = None, eos: int | None = None, pad: int | None = None):
@@ -274,11 +275,13 @@ class LensModel(DirectLogits, TextMethods, HookApi):
                 raise ConfigError(f"{name} is switched off in this model. Call model.lens.set_{switch}(True) before.")
 
     def _provenance(self, name: str) -> dict[str, Any]:
+        large = sum(p.numel() * p.element_size() for p in self.lens.parameters()) >= _WHOLE
         described = json.dumps({k: str(v) for k, v in sorted(vars(self.lens.cfg).items())}, sort_keys=True)
         return {
             "model": name,
             "revision": None,
             "weights_sha256": hash_weights(self.lens),
+            **({"weights_sampled": hash_weights(self.lens, sampled=True)} if large else {}),
             "config_sha256": hashlib.sha256(described.encode()).hexdigest(),
             "tokenizer_sha256": self.tokenizer.sha256 if self.tokenizer else "none",
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -302,14 +305,15 @@ def _width(short: tuple, long: tuple) -> int:
     return torch.Size(short[2:]).numel() if per_token else 0
 
 
-def hash_weights(model: nn.Module) -> str:
-    """sha256 over names, shapes and contents of all parameters; of more than a gigabyte, over 256 pieces of each."""
-    digest, parameters = hashlib.sha256(), sorted(model.named_parameters(), key=lambda pair: pair[0])
-    whole = sum(p.numel() * p.element_size() for _, p in parameters) < _WHOLE
-    for name, p in parameters:
+def hash_weights(model: nn.Module, sampled: bool = False) -> str:
+    """sha256 over names, shapes and contents of all parameters, about a second a gigabyte. `sampled` is the rule of version 0.1
+    for more than a gigabyte, 256 pieces of each; it only recognises what that version recorded."""
+    digest = hashlib.sha256()
+    for name, p in sorted(model.named_parameters(), key=lambda pair: pair[0]):
         digest.update(f"{name} {tuple(p.shape)} {p.dtype} ".encode())
         flat = p.detach().reshape(-1)
         step = max(1, flat.numel() // 256)
-        rows = flat if whole or step < 2 else torch.cat([flat[a : a + 64] for a in range(0, flat.numel(), step)])
-        digest.update(rows.cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest() if whole else f"sampled-{digest.hexdigest()}"
+        if sampled and step > 1:
+            flat = torch.cat([flat[a : a + 64] for a in range(0, flat.numel(), step)])
+        digest.update(flat.cpu().contiguous().view(torch.uint8).numpy())
+    return f"{SAMPLED}{digest.hexdigest()}" if sampled else digest.hexdigest()
