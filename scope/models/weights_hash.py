@@ -1,9 +1,8 @@
 """The identity of a checkpoint's weights: a hash over every byte, remembered for files that did not change since.
 
 Hashing takes about a second for each gigabyte and core: 4 s for the 5 GB of a Gemma 2 2B in one file (16 s from a busy disk),
-half of that in two,
-which are hashed side by side. The hash of a file above 64 MiB is kept in the user's cache folder beside the file's size,
-times and inode; while those are the same, the file is not read again.
+half of that in two files, which are hashed side by side. The hash of a file above 64 MiB is kept in the user's cache folder
+beside the file's size, times and inode; while those are the same, the file is not read again.
 """
 
 import hashlib
