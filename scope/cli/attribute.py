@@ -57,6 +57,7 @@ class Command:
 
         from scope.circuits.attribution import attribute
         from scope.cli.progress import console, print_certificate, print_note
+        from scope.features.exports.tables import csv_cell
         from scope.features.face import Pack
         from scope.models.load import load_model
         from scope.sae.files import read_sae
@@ -71,20 +72,13 @@ class Command:
             raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
         model = load_model(self.model, device=self.device)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
-        how = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
-        found = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **how)
-        console.print(Text(str(found)))
+        settings = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
+        attribution = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **settings)
+        console.print(Text(str(attribution)))
         if self.csv:
             self.csv.parent.mkdir(parents=True, exist_ok=True)
-            table = found.to_frame()
-            for column in ("name", "strongest", "label"):  # a spreadsheet would run what begins like a formula
-                table[column] = table[column].map(
-                    lambda text: f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text
-                )
+            table = attribution.to_frame()
+            for column in ("name", "strongest", "label"):
+                table[column] = table[column].map(csv_cell)
             table.to_csv(self.csv, index=False)
             console.print(f"Written to {self.csv}")
-
-
-def _inert(text: str) -> str:
-    """A spreadsheet would run what begins like a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

@@ -27,20 +27,18 @@ class Command:
     """Where the dictionary reads, for a source that does not say or says what is wrong, e.g. blocks.12.hook_resid_post."""
 
     def run(self) -> None:
-        from rich.markup import escape
-
-        from scope.cli.progress import console
+        from scope.cli.progress import console, print_note
         from scope.sae.convert import convert
 
         done = convert(self.source, self.out, self.to, self.site)
         sae = done.sae
         console.print(
-            f"{escape(str(done.folder))}: {sae.d_sae:,} latents over {sae.site or 'a site that the source does not name'}, "
+            f"{done.folder}: {sae.d_sae:,} latents over {sae.site or 'a site that the source does not name'}, "
             f"{sae.kind}, as {self.to}"
         )
         same = "bit for bit the same" if done.furthest == 0 else f"the same to {done.furthest:.1g}, by rounding"
         console.print(f"Read back: {same}.")
         for line in done.lost:
-            console.print(f"[yellow]not kept:[/] {escape(line)}")
+            print_note(line, "not kept")
         if not sae.site:
-            console.print("[yellow]note:[/] say where it reads with --site, or set sae.site once it is loaded.")
+            print_note("say where it reads with --site, or set sae.site once it is loaded.")

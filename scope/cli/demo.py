@@ -48,7 +48,7 @@ def print_report(config: Demo, result: DemoResult) -> None:
 
     sae, pack, run = result.sae, result.pack, result.run
     console.print(Rule("Results", style="dim"))
-    console.print(f"{ModelId.of(pack.manifest['model']).name}; {sae.site}, {sae.d_sae:,} latents\n", markup=False)
+    console.print(f"{ModelId.of(pack.manifest['model']).name}; {sae.site}, {sae.d_sae:,} latents\n")
     console.print(table(result.evaluation))
     dead = float((pack.table["count"] == 0).mean())
     console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")

@@ -46,10 +46,9 @@ def run(parsed: Any) -> None:
         file = save_report(evaluation, folder, config.config)
         if file is None:
             console.print(
-                f"The report in {folder} is kept: it covers more than this one. To keep this one too, give --json FILE.",
-                markup=False,
+                f"The report in {folder} is kept: it covers more than this one. To keep this one too, give --json FILE."
             )
     else:
         file = None
     if file is not None:
-        console.print(f"All numbers: {file}", soft_wrap=True, markup=False)
+        console.print(f"All numbers: {file}", soft_wrap=True)

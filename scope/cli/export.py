@@ -31,8 +31,6 @@ class Command:
     """Name of the set on Neuronpedia, e.g. gemmascope-res-16k. None: made of site and width."""
 
     def run(self) -> None:
-        from rich.markup import escape
-
         from scope.cli.progress import console, progress_bar
         from scope.features.exports.export import SUFFIX, export
         from scope.features.face import Pack
@@ -47,6 +45,6 @@ class Command:
             where = export(store, self.to, out, latents, on_progress, name=self.name)
         files = [f for f in where.rglob("*") if f.is_file()] if where.is_dir() else [where]
         written = size(sum(f.stat().st_size for f in files))
-        console.print(f"{len(latents):,} latents, {written}: {escape(str(where))}")
+        console.print(f"{len(latents):,} latents, {written}: {where}")
         if self.to == "neuronpedia":
             console.print("To load it into a Neuronpedia of your own: its admin panel imports this folder.")

@@ -36,7 +36,7 @@ def run(parsed: Any) -> None:
     from contextlib import nullcontext
 
     from scope.activations.harvest.ranks import ProcessRank
-    from scope.cli.progress import console, progress_bar
+    from scope.cli.progress import console, print_note, progress_bar
     from scope.cli.recording import summary
     from scope.workflows.harvest import harvest
 
@@ -54,7 +54,7 @@ def run(parsed: Any) -> None:
     tokens = store.n_contexts * store.context
     if store.exhausted and tokens < config.config.tokens:
         ended = f"the corpus ended at {tokens:,} of {config.config.tokens:,} tokens; all of it is recorded."
-        console.print(f"[yellow]note:[/] {ended}")
+        print_note(ended)
 
 
 def leave_in_order() -> None:

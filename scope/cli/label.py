@@ -102,18 +102,18 @@ def _foremost(store) -> str:
 
 
 def _plan(console, store, writer, command: Command, chosen: int, todo: int) -> None:
-    from rich.markup import escape
+    from scope.cli.progress import print_note
 
-    who = escape(writer.name) if writer else "token statistics"
+    who = writer.name if writer else "token statistics"
     known = f", {chosen - todo:,} have one already or never fired" if chosen > todo else ""
     requests = todo * (3 if command.test else 1) if writer else 0
     limit = f", at most {command.max:,}" if command.max is not None and requests else ""
     console.print(f"{todo:,} latents to be labelled by {who}{known}; {requests:,} requests{limit}.")
     if hasattr(writer, "host"):
-        console.print(f"Examples of the pack's text are sent to {escape(writer.host)}.")
+        console.print(f"Examples of the pack's text are sent to {writer.host}.")
     if command.test and store.controls is None:
-        console.print(
-            "[yellow]note:[/] this pack keeps no control windows, so labels cannot be tested and stay without a score. "
+        print_note(
+            "this pack keeps no control windows, so labels cannot be tested and stay without a score. "
             "Make the pack again with this version: scope features"
         )
 
@@ -127,7 +127,6 @@ def _means(labels) -> dict[str, float]:
 
 
 def _report(console, store, labels, todo: int) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from scope.escape import visible_token
@@ -139,7 +138,7 @@ def _report(console, store, labels, todo: int) -> None:
     ranked = sorted(labels, key=lambda m: -1 if m.score is None else -m.score)
     for m in ranked[:12]:
         numbers = ["–" if v is None else f"{v:.2f}" for v in (m.score, m.null, m.tokens)]
-        shown.add_row(str(m.latent), escape(visible_token(m.text)), *numbers)
+        shown.add_row(str(m.latent), visible_token(m.text), *numbers)
     console.print(shown)
     tested, means = [m for m in labels if m.score is not None and m.null is not None], _means(labels)
     if tested:
@@ -153,4 +152,4 @@ def _report(console, store, labels, todo: int) -> None:
         console.print(f"{len(labels):,} labels, none of them tested.")
     if len(labels) < todo:
         console.print(f"{todo - len(labels):,} are left; the same command goes on with them.")
-    console.print(f"They are kept in {escape(str(store.notes.file))}; scope app {escape(str(store.folder))} shows them.")
+    console.print(f"They are kept in {store.notes.file}; scope app {store.folder} shows them.")

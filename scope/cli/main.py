@@ -44,6 +44,9 @@ def run(argv: list[str]) -> int:
 
         print(f"scope {scope.__version__}")
         return 0
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path may hold bytes that are no UTF-8, and a terminal may speak ASCII
+            stream.reconfigure(errors="backslashreplace")
     name, *rest = argv
     if name not in COMMANDS:
         print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)

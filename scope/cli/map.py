@@ -27,8 +27,6 @@ class Command:
     """Random seed of UMAP, and of the sample on which a map is measured."""
 
     def run(self) -> None:
-        from rich.markup import escape
-
         from scope.cli.progress import console
         from scope.features.collect.map import NEAR, add_map, require
         from scope.features.face import Pack
@@ -48,4 +46,4 @@ class Command:
             f"Of a latent's {NEAR} nearest directions, {told['kept']:.1%} are among its {NEAR} nearest on the map; "
             f"{told['kept_by_chance']:.1%} would be by chance."
         )
-        console.print(f"To look at it: scope app {escape(str(self.pack))}, Features, Map")
+        console.print(f"To look at it: scope app {self.pack}, Features, Map")

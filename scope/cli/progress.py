@@ -1,17 +1,25 @@
-"""Progress on the terminal: one bar with rate, time left, and whatever numbers the work reports."""
+"""Output of the commands: a console that reads nothing as markup, notes, and a progress bar."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from scope.escape import visible
 from scope.progress import OnProgress
 
-console = Console(highlight=False)
+
+class _Console(Console):
+    """Prints text as it is: `[/b]` is no markup, `:smile:` no emoji, and what a terminal would obey becomes visible."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
+
+
+console = _Console(highlight=False, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):
@@ -31,12 +39,12 @@ def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
     It is drawn with the first call: what is refused before is not said under a bar.
     """
     columns = (
-        TextColumn("[bold]{task.description:<12}"),
+        TextColumn("{task.description:<12}", style="bold", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         _Rate(unit),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[numbers]}", style="cyan"),
+        TextColumn("{task.fields[numbers]}", style="cyan", markup=False),
     )
     bar = Progress(*columns, console=console, refresh_per_second=4)
     task = bar.add_task(title, total=None, numbers="")
@@ -68,11 +76,11 @@ def _short(x: float) -> str:
     return f"{x:.0f}" if x >= 10 else f"{x:.2g}"
 
 
-def print_note(note: str) -> None:
+def print_note(note: str, name: str = "note") -> None:
     """A remark that a reader should see before believing the result."""
-    console.print(f"[yellow]note:[/] {escape(note)}")
+    console.print(Text.assemble((f"{name}:", "yellow"), " ", visible(note)))
 
 
 def print_certificate(certificate: Any) -> None:
     """What a dictionary's certificate says, in a line."""
-    console.print(f"Certificate: {escape(certificate.line())}", style="dim", highlight=False)
+    console.print(f"Certificate: {certificate.line()}", style="dim")

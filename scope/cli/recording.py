@@ -67,16 +67,14 @@ class Command:
     def _verify(self) -> None:
         from scope.activations.errors import RecordingError
         from scope.activations.harvest.repair import examine
-        from scope.cli.progress import console, progress_bar
+        from scope.cli.progress import console, print_note, progress_bar
 
         with progress_bar("Verifying", unit="bytes") as on_progress:
             found = examine(self.recording, on_progress)
         for note in found.notes:
-            console.print(f"[yellow]note:[/] {note}")
+            print_note(note)
         for hole in found.quarantined:
-            console.print(
-                f"[yellow]note:[/] shard {hole['shard']}, rows {_span(hole['rows'])}, is in quarantine: {hole['why'][0]}"
-            )
+            print_note(f"shard {hole['shard']}, rows {_span(hole['rows'])}, is in quarantine: {hole['why'][0]}")
         if found.damaged:
             faults = [fault.text for damage in found.damaged for fault in damage.faults]
             lost = "\n".join(
@@ -123,7 +121,7 @@ class Command:
         from scope.activations.read.from_other_libraries import import_activations
         from scope.activations.read.store import ActivationStore
         from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
-        from scope.cli.progress import console, progress_bar
+        from scope.cli.progress import console, print_note, progress_bar
         from scope.errors import ConfigError
         from scope.progress import size
 
@@ -136,7 +134,7 @@ class Command:
             return
         store = ActivationStore.open(self.recording)
         if store.left_out:
-            console.print(f"[yellow]note:[/] {store.holes}")
+            print_note(str(store.holes))
         with progress_bar("Exporting", unit="rows") as on_progress:
             if self.to == "safetensors":
                 made = to_safetensors(store, self.out, on_progress)
@@ -145,15 +143,11 @@ class Command:
         console.print(f"{made.folder}: {made.rows:,} rows, {size(made.nbytes)} in {_counted(made.files, 'file')}.")
         for site in store.sites if self.to == "sae-lens" else ():
             if self.site in (None, site) and (n := store.n_outliers(site)):
-                console.print(
-                    f"[yellow]note:[/] {_counted(n, 'row')} of them are outliers by the rule; SAELens will train on them."
-                )
+                print_note(f"{_counted(n, 'row')} of them are outliers by the rule; SAELens will train on them.")
         if made.window:
             console.print(f"  For SAELens: cached_activations_path={str(made.folder)!r}, context_size={made.window}")
         if made.left_over:
-            console.print(
-                f"[yellow]note:[/] the last {_counted(made.left_over, 'row')} fill no window of {made.window}: left out."
-            )
+            print_note(f"the last {_counted(made.left_over, 'row')} fill no window of {made.window}: left out.")
 
     def _one_site(self, store: "ActivationStore") -> str:
         from scope.errors import ConfigError
@@ -166,6 +160,7 @@ class Command:
 def summary(store: "ActivationStore") -> "Table":
     """What a recording holds, on one screen."""
     from rich.table import Table
+    from rich.text import Text
 
     from scope.progress import size
 
@@ -189,7 +184,7 @@ def summary(store: "ActivationStore") -> "Table":
         shards = ", ".join(str(hole["shard"]) for hole in store.left_out)
         noun = "shard" if len(store.left_out) == 1 else "shards"
         table.add_row(
-            "[yellow]missing[/]", f"{lost:,} rows of {noun} {shards}, in quarantine; `scope harvest` makes them again"
+            Text("missing", "yellow"), f"{lost:,} rows of {noun} {shards}, in quarantine; `scope harvest` makes them again"
         )
     table.add_row(
         "size", f"{size(sum(e['bytes'] for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
@@ -206,6 +201,8 @@ def summary(store: "ActivationStore") -> "Table":
 
 
 def _text_rows(table: "Table", store: "ActivationStore") -> None:
+    from rich.text import Text
+
     config, tokens = store.manifest["config"], store.n_contexts * store.context
     short = int((store.reader(len(store.entries) - 1).small("documents") < 0).sum())  # only a last context is padded
     table.add_row(
@@ -217,7 +214,7 @@ def _text_rows(table: "Table", store: "ActivationStore") -> None:
     if whole < config["tokens"]:
         why = "the corpus ended there" if store.exhausted else "the same `scope harvest` records the rest"
         table.add_row(
-            "[yellow]unfinished[/]" if not store.exhausted else "ended", f"{config['tokens']:,} were asked for; {why}"
+            Text("unfinished", "yellow") if not store.exhausted else "ended", f"{config['tokens']:,} were asked for; {why}"
         )
     table.add_row(
         "rows",

@@ -41,10 +41,11 @@ class Command:
 
 def _show(trainings) -> None:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    from scope.cli.progress import console
+    from scope.cli.progress import console, print_note
+    from scope.escape import visible
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("training", overflow="fold")
@@ -57,21 +58,21 @@ def _show(trainings) -> None:
         folder = Path(t.folder)
         if folder.parent != group:  # a training of many has a folder of its own; its dictionaries stand below
             group = folder.parent
-            table.add_row(f"[dim]{escape(str(group))}/[/]")
-        told_already = not t.site or len(sites) == 1 or folder.name.startswith(t.site)
-        site = "" if told_already else f" [dim]{escape(t.site)}[/]"
+            table.add_row(Text(f"{visible(str(group))}/", "dim"))
+        site_is_known = not t.site or len(sites) == 1 or folder.name.startswith(t.site)
+        site = "" if site_is_known else f" {visible(t.site)}"
         numbers = [(t.kind, "s"), (t.d_sae, ","), (t.l0, ".1f"), (t.target, "g"), (t.fvu, ".3f"), (t.dead, ".1%")]
         cells = ["-" if value is None else format(value, form) for value, form in numbers[0 if kinds else 1 :]]
         speed = "-" if t.tokens_per_second is None else f"{t.tokens_per_second:,.0f}"
         at = f"{t.state} at {t.step:,} of {t.steps:,}" if t.state in ("stopped", "running") and t.steps else t.state
-        table.add_row(f"  {escape(folder.name)}{site}", *cells, speed, at)
+        table.add_row(Text.assemble(f"  {visible(folder.name)}", (site, "dim")), *cells, speed, at)
     if len(sites) == 1 and trainings[0].site:
-        console.print(f"All over {escape(trainings[0].site)}:")
+        console.print(f"All over {trainings[0].site}:")
     console.print(table)
-    told: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for t in trainings:
         for note in t.notes:
-            told.setdefault(note, []).append(Path(t.folder).name)
-    for note, names in told.items():
+            names_by_note.setdefault(note, []).append(Path(t.folder).name)
+    for note, names in names_by_note.items():
         whose = names[0] if len(names) == 1 else f"{len(names)} of them"
-        console.print(f"[yellow]note:[/] {escape(whose)}: {escape(note)}")
+        print_note(f"{whose}: {note}")

@@ -1,5 +1,6 @@
 """`scope steer`: one comparison, printed condition beside condition, or a sweep over strengths."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def run(parsed: Any) -> int | None:
         return _print_replay(config.replay, result, console)
     if parsed.json:
         result.to_json(parsed.json)
-        console.print(f"Written to {parsed.json}; to make it again: scope steer --sae {config.sae} --replay {parsed.json}")
+        model = [] if config.model == Steer.model else ["--model", config.model]
+        again = shlex.join(["scope", "steer", "--sae", str(config.sae), *model, "--replay", str(parsed.json)])
+        console.print(f"Written to {parsed.json}; to make it again: {again}", soft_wrap=True)
     return None
 
 
@@ -55,14 +58,15 @@ def _print_replay(file: Path, again: Any, console: Any) -> int:
 
     before = read_saved(file)
     if before.same_texts(again):
-        console.print("[green]The texts are the same, token by token, as those that were saved.[/]")
+        console.print("The texts are the same, token by token, as those that were saved.", style="green")
         return 0
     import torch
 
     versions = (before.runs[0] if isinstance(before, Sweep) else before).versions
     console.print(
-        f"[yellow]The texts differ from those that were saved[/] with torch {versions.get('torch')}; "
-        f"this is torch {torch.__version__}. Another machine or another number of threads rounds differently."
+        f"The texts differ from those that were saved with torch {versions.get('torch')}; this is torch "
+        f"{torch.__version__}. Another machine or another number of threads rounds differently.",
+        style="yellow",
     )
     return 1
 

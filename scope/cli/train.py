@@ -43,21 +43,20 @@ def run(parsed: Any) -> None:
         trained = train(
             config,
             on_progress=on_progress,
-            on_plan=lambda text: console.print(text, markup=False),
+            on_plan=lambda text: console.print(text),
             on_note=print_note,
         )
     several = trained if isinstance(trained, dict) else {} if trained is None else {"": trained}
     for name, sae in several.items():
         console.print(summary(config.out / name, sae))
+        for note in sae.provenance["training"]["notes"]:
+            print_note(note)
 
 
 def summary(out: Path, sae: Any) -> str:
-    """The outcome of one dictionary's training, and its notes."""
-    from rich.markup import escape
-
+    """The outcome of one dictionary's training."""
     result = sae.provenance["training"]
-    notes = "".join(f"\n[yellow]note:[/] {escape(note)}" for note in result["notes"])
     return (
-        f"{escape(str(out))}: {sae.d_sae} latents over {sae.site}, FVU {result['fvu']:.3f} at L0 {result['l0']:.1f}, "
-        f"{result['dead']:.1%} dead, {result['tokens']:,} tokens (means over the last tenth of the training){notes}"
+        f"{out}: {sae.d_sae} latents over {sae.site}, FVU {result['fvu']:.3f} at L0 {result['l0']:.1f}, "
+        f"{result['dead']:.1%} dead, {result['tokens']:,} tokens (means over the last tenth of the training)"
     )
