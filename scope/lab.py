@@ -104,7 +104,7 @@ class Lab:
         """
         model = self._model
         if model is None or isinstance(model, str | Path):
-            model = load_model(str(model or self.pack.manifest["model"].get("model") or "bundled"), device=self._device)
+            model = load_model(str(model or self.pack.model.name or "bundled"), device=self._device)
         check_fit(model, self.sae, reconstructs=True)
         if self._certified is not None:
             self.certificate = certify(model, self.sae, self._certified)

@@ -7,11 +7,25 @@ leaves absent what it lacks, `to_json` writes today's fields.
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 
 class SampledHashWarning(UserWarning):
     """Two models were compared by samples of their weights, since a result of version 0.1 knows no more of its model."""
+
+
+def without_folders(value: Any) -> Any:
+    """A JSON value in which each absolute path is the last name in it: what is sent to others does not show this machine."""
+    if isinstance(value, Mapping):
+        return {without_folders(key): without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    if isinstance(value, str) and "\n" not in value:
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute() or value.startswith("~"):
+                return kind(value).name or value
+    return value
 
 
 def _text(record: Mapping[str, Any], *names: str) -> str | None:

@@ -59,7 +59,7 @@ def read_json(path: Path, error: type[ScopeError] = ScopeError, way_out: str = "
     return parse_json(read_bytes(path, error, way_out, largest), path, error, way_out)
 
 
-def typed(value: Any, kind: type[T], source: object, error: type[ScopeError] = ScopeError, way_out: str = "") -> T:
+def typed(value: Any, kind: type[T] | Any, source: object, error: type[ScopeError] = ScopeError, way_out: str = "") -> T:
     """A JSON value as a dataclass or another annotated type, such as `dict[str, int]`; unknown fields are left out.
 
     Nothing is converted but whole numbers to floats and lists to tuples: "false" is no bool and 3.0 is no int.
@@ -73,7 +73,7 @@ def typed(value: Any, kind: type[T], source: object, error: type[ScopeError] = S
         raise error(_text(source, f"is damaged: {str(problem).replace(' - at `$.', ' - at `')}", way_out)) from None
 
 
-def read_typed(path: Path, kind: type[T], error: type[ScopeError] = ScopeError, way_out: str = "") -> T:
+def read_typed(path: Path, kind: type[T] | Any, error: type[ScopeError] = ScopeError, way_out: str = "") -> T:
     """The value in a JSON file as a dataclass or another annotated type.
 
     Raises:

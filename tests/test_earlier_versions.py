@@ -13,6 +13,7 @@ import torch
 import scope
 from scope import renamed
 from scope.cli.main import run
+from scope.provenance import without_folders
 
 DATA = Path(__file__).parent / "data"
 VERSIONS = sorted(folder.name for folder in DATA.glob("version_*"))
@@ -150,7 +151,11 @@ def test_notes_labels_stars_and_lists_of_a_pack_are_there_and_can_be_changed(fol
 @pytest.mark.parametrize("form", ["json", "csv"])
 def test_a_pack_is_exported_as_it_was(folder, form):
     assert command(f"export pack --to {form} --out again.{form} --latents 0-3") == 0
-    assert Path(f"again.{form}").read_text() == Path(f"export.{form}").read_text()
+    again, before = (Path(f"{name}.{form}").read_text() for name in ("again", "export"))
+    if form == "json":  # version 0.1.0 wrote the folders of the machine into it
+        again, before = json.loads(again), json.loads(before)
+        before["about"] = without_folders(before["about"])
+    assert again == before
 
 
 @pytest.mark.parametrize("form", ["parquet", "html", "neuronpedia", "saedashboard"])

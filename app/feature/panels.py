@@ -35,7 +35,7 @@ def numbers(feature: Feature) -> None:
 
 
 def _null(feature: Feature) -> str:
-    null = (feature.pack.manifest.get("output_score") or {}).get("null_p95")
+    null = feature.pack.manifest.output_score.null_p95
     return "" if null is None else f"95 % of nulls below {null:+.3f}"
 
 
@@ -188,8 +188,7 @@ def tokens(feature: Feature) -> None:
 def counts_line(feature: Feature) -> None:
     """How concentrated its activation is, and on how much text these numbers were counted, in one line."""
     store, share = feature.pack, feature.mass_of_strongest(0.01)
-    excluded = store.manifest.get("excluded", "")
-    without = ", ".join(excluded) if isinstance(excluded, list) else str(excluded).split(":")[0]
+    without = store.manifest.excluded.split(":")[0]
     parts = [f"counted on {store.n_tokens:,} tokens" + (f" (left out: {without})" if without else "")]
     if not math.isnan(share):
         parts.insert(0, f"its strongest 1 % of firings hold {share:.1%} of its activation (1 % if all were equal; within 9 %)")
@@ -198,7 +197,7 @@ def counts_line(feature: Feature) -> None:
 
 def effect_line(feature: Feature) -> str:
     """KL of the next token when the latent is added, beside random directions of its length; "" where not measured."""
-    kl, null = feature.row["out_kl"], (feature.pack.manifest.get("output_score") or {}).get("null_kl")
+    kl, null = feature.row["out_kl"], feature.pack.manifest.output_score.null_kl
     if kl is None or math.isnan(kl):
         return ""
     beside = "" if null is None else f"; random directions of this length, {null:.3g}"

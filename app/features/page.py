@@ -13,6 +13,7 @@ from scope.app.serve import downloads, models, packs, session
 
 from scope.errors import PackError, ScopeError
 from scope.escape import visible_token
+from scope.features.pack.manifest import MapFidelity
 
 ROWS = 100
 LEASTS = tuple(f"least {column}" for column in listing.LEAST.values())
@@ -99,7 +100,7 @@ with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
     calls = {"anything": "find", "fires on": "fires_on", "promotes": "promotes"}
     code = f"pack.{calls[mode]}({words!r})" if words.strip() and mode in calls else "pack.table"
     if look == "Map":
-        code = "pack.map  # [d_sae 2]; how faithful it is: pack.manifest['map']"
+        code = "pack.map  # [d_sae 2]; how faithful it is: pack.manifest.map"
     if look == "Compare" and st.query_params.get("ids", "").strip():
         code = f"[pack[int(i)] for i in {st.query_params['ids']!r}.split(',')]  # in a notebook, their cards"
     copy_as_python(opening(str(store.folder)) + code, key="py table")
@@ -164,7 +165,7 @@ def draw_map() -> None:
         figure, config={"scrollZoom": True}, key="map", on_select="rerun", selection_mode="points", alt=f"{drawn}, on a map"
     )
     st.caption(f"{drawn}. Click a point to open it; the wheel zooms.")
-    st.caption(views.map_fidelity(store.manifest.get("map", {})))
+    st.caption(views.map_fidelity(store.manifest.map or MapFidelity()))
     opened = next((point["customdata"] for point in picked.selection.points if "customdata" in point), None)
     if opened is not None:
         open_latent(int(opened))

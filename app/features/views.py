@@ -1,7 +1,5 @@
 """Views of a list of latents other than the table: the map of decoder directions, and up to four latents side by side."""
 
-from typing import Any
-
 import numpy as np
 import streamlit as st
 from scope.app.kit import figures
@@ -12,6 +10,7 @@ from scope.app.kit.tokens import example_row, strips
 
 from scope.escape import visible_token
 from scope.features.face import Pack
+from scope.features.pack.manifest import MapFidelity
 
 BACKGROUND = 10_000
 """Most latents drawn in grey for comparison."""
@@ -55,18 +54,18 @@ def map_figure(store: Pack, places: np.ndarray, background: np.ndarray, latents:
     return len(kept), figures.Drawn([grey, points], layout)
 
 
-def map_fidelity(facts: dict[str, Any]) -> str:
+def map_fidelity(facts: MapFidelity) -> str:
     """How faithful the map is, in a line: variance and neighbours kept, beside chance."""
-    parts = [f"{METHODS.get(facts.get('method', ''), 'A map')} of the decoder directions at unit length."]
-    if "explained" in facts:
-        axes, chance = sum(facts["explained"]), sum(facts["explained_by_chance"])
+    parts = [f"{METHODS.get(facts.method, 'A map')} of the decoder directions at unit length."]
+    if facts.explained:
+        axes, chance = sum(facts.explained), sum(facts.explained_by_chance)
         parts.append(f"The two axes hold {axes:.1%} of their variance; of random directions they would hold {chance:.1%}.")
-    if "kept" in facts:
+    if facts.kept is not None and facts.kept_by_chance is not None:
         parts.append(
-            f"Of a latent's ten nearest directions {facts['kept']:.1%} are among its ten nearest here, "
-            f"{facts['kept_by_chance']:.1%} by chance: nearby points need not have similar directions."
+            f"Of a latent's ten nearest directions {facts.kept:.1%} are among its ten nearest here, "
+            f"{facts.kept_by_chance:.1%} by chance: nearby points need not have similar directions."
         )
-    if facts.get("method") == "pca":
+    if facts.method == "pca":
         parts.append("UMAP keeps more neighbours: scope map PACK --method umap, with the package umap-learn.")
     return " ".join(parts)
 

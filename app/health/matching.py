@@ -56,7 +56,7 @@ def matched(store: Pack, other: Pack) -> tuple[pd.DataFrame, float]:
     saes: list[Any] = []
     for each in (store, other):
         sae = models.load_dictionary(models.dictionary_of(each))
-        if parameters_sha256(sae) != each.manifest["dictionary"].get("parameters_sha256"):
+        if parameters_sha256(sae) != each.dictionary.parameters_sha256:
             raise DictionaryError(f"The SAE beside {each.folder} is not the one that the pack was made from.")
         saes.append(sae)
     with models.memory_errors():

@@ -1,5 +1,6 @@
 """Panels of the Health page: scores by position, flags counted, training curves, spreads, the certificate."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -83,14 +84,15 @@ def norms(store: Pack) -> tuple[np.ndarray, np.ndarray]:
 
 def provenance(store: Pack) -> dict[str, Any]:
     """Config and versions of the SAE's training, the evaluation and the pack."""
-    trained = store.manifest["dictionary"].get("provenance") or {}
+    trained = store.manifest.dictionary.get("provenance")
+    trained = trained if isinstance(trained, dict) else {}
     report = evaluation(store) or {}
     return {
         "training": trained.get("training"),
-        "recording": (trained.get("recording") or {}).get("config"),
+        "recording": dict(store.dictionary.recording.config) or None,
         "versions": trained.get("versions"),
         "evaluation": {k: v for k, v in (report.get("provenance") or {}).items() if k in ("config", "rule", "text")} or None,
-        "pack": {"config": store.manifest.get("config"), "made": store.manifest.get("made")},
+        "pack": {"config": store.manifest.config, "made": asdict(store.manifest.made)},
     }
 
 

@@ -15,12 +15,12 @@ from scope.features.face import Pack
 def row(store: Pack) -> dict[str, Any]:
     """The row of a pack. Scores of the evaluation are None without one."""
     manifest, own = store.manifest, pack_facts.sae_scores(store)
-    counts = pd.read_parquet(store.folder / "features.parquet", columns=["count"])["count"]
+    counts = store.read_columns(["count"])["count"]
     return {
         "state": "ready",
         "model": short_name(store.model_name),
         "site": store.site,
-        "kind": str(manifest["dictionary"].get("kind") or ""),
+        "kind": store.dictionary.kind or "",
         "latents": store.d_sae,
         "L0": float(counts.sum() / max(store.n_tokens, 1)),
         "FVU": own.get("fvu"),
@@ -28,8 +28,8 @@ def row(store: Pack) -> dict[str, Any]:
         "dead": float((counts == 0).mean()),
         "tokens": store.n_tokens,
         "corpus": pack_facts.corpus_name(store),
-        "made": str((manifest.get("made") or {}).get("date", ""))[:10],
-        "MB": sum(file["size"] for file in manifest["files"].values()) / 1e6,
+        "made": manifest.made.date[:10],
+        "MB": sum(file.size for file in manifest.files.values()) / 1e6,
     }
 
 

@@ -102,7 +102,7 @@ if len(known) > 1:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
 
 with st.expander("How these numbers were made"):
-    st.json({key: value for key, value in store.manifest.items() if key != "files"}, expanded=1)
+    st.json({key: value for key, value in store.manifest.as_written.items() if key != "files"}, expanded=1)
     st.code(f"{store.folder}", language=None)
     if st.button("Check every byte of this pack", help="Compares each file with its checksum."):
         bad = store.verify()
@@ -110,8 +110,8 @@ with st.expander("How these numbers were made"):
             st.error(plain(f"Damaged: {', '.join(bad)}. Copy the pack again, or make it again."))
         else:
             st.success("All files match their checksums.")
-made = store.manifest.get("made", {})
-parts = [f"scope {made.get('scope', '?')}, {str(made.get('date', ''))[:10]}", f"SAE {pack_facts.digest(store)}"]
+made = store.manifest.made
+parts = [f"scope {made.scope or '?'}, {made.date[:10]}", f"SAE {pack_facts.digest(store)}"]
 parts += [
     f"{store.n_tokens:,} tokens of the corpus {pack_facts.corpus_name(store)}",
     "nothing on these pages leaves this machine",

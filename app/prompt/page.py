@@ -110,7 +110,7 @@ def footer(settings: dict) -> None:
         if st.button(
             "Save reading", icon=":material/bookmark:", help="Saves texts and settings beside the pack, under a permanent link."
         ):
-            made_with = {name: store.manifest[name] for name in ("model", "dictionary") if name in store.manifest}
+            made_with = {"model": store.manifest.model, "dictionary": store.manifest.dictionary}
             name = readings.save(store.folder, texts, settings, made_with)
             st.session_state["reopened"] = name
             session.go("prompt", run=name)

@@ -54,8 +54,7 @@ def load(store: Pack) -> tuple["scope.models.face.LanguageModel", Any]:
     """
     from scope.features.reading.read_text import check_same
 
-    made = store.manifest["model"]
-    model = load_model(made.get("model", "bundled"), made.get("revision"))
+    model = load_model(store.model.name or "bundled", store.model.revision)
     sae = load_dictionary(dictionary_of(store))
     check_same(store, model, sae)
     _loaded()["model"] = model

@@ -27,8 +27,8 @@ def l0(store: Pack) -> float:
 
 def flag_limits(store: Pack) -> Flags:
     """The thresholds of the pack's flags; today's defaults where an older pack does not name them."""
-    known, names = store.manifest.get("flags") or {}, {f.name for f in fields(Flags)}
-    return Flags(**{name: value for name, value in known.items() if name in names})
+    names = {f.name for f in fields(Flags)}
+    return Flags(**{name: value for name, value in store.manifest.flags.items() if name in names})
 
 
 def sae_scores(store: Pack) -> dict[str, Any]:
@@ -88,19 +88,17 @@ def steering_runs(folder: Path, most: int) -> list[str]:
 
 def digest(store: Pack) -> str:
     """The first digits of the SAE's hash."""
-    described = store.manifest["dictionary"]
-    return str(described.get("parameters_sha256") or described.get("weights_sha256") or "unknown")[:12]
+    return (store.dictionary.parameters_sha256 or store.dictionary.weights_sha256 or "unknown")[:12]
 
 
 def corpus_name(store: Pack) -> str:
     """Name of the text that the pack was collected from."""
-    corpus = store.manifest.get("corpus") or ((store.manifest.get("text") or {}).get("recording") or {}).get("corpus") or {}
-    return str(corpus.get("name") or corpus.get("kind") or "unnamed corpus") if isinstance(corpus, dict) else str(corpus)
+    return store.manifest.corpus_name or "unnamed corpus"
 
 
 def tiles(store: Pack) -> list[tuple[str, str, str, str]]:
     """(name, value, what to compare it with, meaning) for the top of the overview."""
-    read = f"from {store.manifest.get('n_contexts', 0):,} contexts"
+    read = f"from {store.manifest.n_contexts or 0:,} contexts"
     rows = [
         ("Latents", f"{store.d_sae:,}", f"{dead_share(store):.1%} never fired", "Units of the SAE."),
         ("L0", number(l0(store)), f"of {store.d_sae:,}", "Latents that fire per token, mean over the pack's tokens."),

@@ -16,7 +16,7 @@ import numpy as np
 import streamlit as st
 
 from scope.features.face import Pack
-from scope.provenance import ModelId
+from scope.features.pack.manifest import build_state
 
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
@@ -40,14 +40,10 @@ def registry() -> dict[str, Path]:
 def building(slug: str) -> tuple[int, int] | None:
     """(tokens read, tokens in all) of a pack that is still being built; None for any other."""
     folder = registry().get(slug)
-    state = folder.with_name(folder.name + ".building") / "build.json" if folder else None
-    if folder is None or (folder / "manifest.json").exists() or not state.exists():
+    if folder is None or (folder / "manifest.json").exists() or not folder.with_name(folder.name + ".building").exists():
         return None
-    try:
-        progress = json.loads(state.read_text())
-        return int(progress["done"]), max(int(progress["total"]), 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, 1
+    state = build_state(folder)
+    return (state.done, max(state.total, 1)) if state else (0, 1)
 
 
 def find_packs(runs: Path) -> list[Path]:
@@ -124,5 +120,5 @@ def _results(folder: str, opened: int) -> dict[str, Any]:
 
 def same_model(store: Pack, other: Pack) -> bool:
     """Whether two packs were made with the same model weights; unknown weights count as one model."""
-    one, two = (ModelId.of(pack.manifest["model"]) for pack in (store, other))
+    one, two = store.model, other.model
     return one.weights_sha256 == two.weights_sha256 or bool(one.same_weights(two))

@@ -74,7 +74,7 @@ def presets() -> list[int]:
 def no_chat() -> str | None:
     """Why chat is not possible; None if it is."""
     if page_state.get("chat") is None:
-        page_state["chat"] = state.chat_template(str(store.manifest["model"].get("model") or "bundled"))
+        page_state["chat"] = state.chat_template(store.model.name or "bundled")
     return page_state["chat"] or None
 
 

@@ -43,12 +43,11 @@ def print_report(config: Demo, result: DemoResult) -> None:
     from scope.cli.progress import console
     from scope.cli.steer import print_run
     from scope.evaluation.report import table
-    from scope.provenance import ModelId
     from scope.whole_files import write_whole
 
     sae, pack, run = result.sae, result.pack, result.run
     console.print(Rule("Results", style="dim"))
-    console.print(f"{ModelId.of(pack.manifest['model']).name}; {sae.site}, {sae.d_sae:,} latents\n")
+    console.print(f"{pack.model.name}; {sae.site}, {sae.d_sae:,} latents\n")
     console.print(table(result.evaluation))
     dead = float((pack.table["count"] == 0).mean())
     console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")

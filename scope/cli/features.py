@@ -44,15 +44,15 @@ def print_pack(pack: Any, console: Any) -> None:
 
     from scope.escape import visible_token
 
-    table, null = pack.table, pack.manifest["output_score"]
+    table, null = pack.table, pack.manifest.output_score
     flagged = {name: int(table["flags"].str.contains(name).sum()) for name in ("dead", "dense", "single-token", "duplicate")}
     told = ", ".join(f"{n:,} {name}" for name, n in flagged.items())
-    made = f"{pack.d_sae:,} latents on {pack.n_tokens:,} tokens, L0 {pack.manifest['l0']:.1f}"
-    console.print(f"{made}, in {pack.manifest['seconds']:.0f} s: {told}")
-    if null.get("null_p95") is not None:
+    made = f"{pack.d_sae:,} latents on {pack.n_tokens:,} tokens, L0 {pack.manifest.l0:.1f}"
+    console.print(f"{made}, in {pack.manifest.seconds:.0f} s: {told}")
+    if null.null_p95 is not None:
         above, best = int(table["flags"].str.contains("output").sum()), table["out_score"].max()
         console.print(
-            f"Output score: {above:,} latents above {null['null_p95']:+.4f}, which 5 % of {null['random']} random "
+            f"Output score: {above:,} latents above {null.null_p95:+.4f}, which 5 % of {null.random} random "
             f"directions reach; best {best:+.3f}"
         )
     shown = Table("latent", "label", "density", "promotes (weights)", "output score", box=None)

@@ -36,14 +36,14 @@ class Command:
         require(self.method)
         place = self.dictionary or dictionary_of(Pack.open(self.pack))
         store = add_map(self.pack, read_sae(place), self.method, self.seed)
-        told = store.manifest["map"]
-        if "explained" in told:
-            axes, chance = sum(told["explained"]), sum(told["explained_by_chance"])
+        fidelity = store.manifest.map
+        if fidelity.explained:
+            axes, chance = sum(fidelity.explained), sum(fidelity.explained_by_chance)
             console.print(
                 f"Two axes hold {axes:.1%} of the directions' variance; of random directions they would hold {chance:.1%}."
             )
         console.print(
-            f"Of a latent's {NEAR} nearest directions, {told['kept']:.1%} are among its {NEAR} nearest on the map; "
-            f"{told['kept_by_chance']:.1%} would be by chance."
+            f"Of a latent's {NEAR} nearest directions, {fidelity.kept:.1%} are among its {NEAR} nearest on the map; "
+            f"{fidelity.kept_by_chance:.1%} would be by chance."
         )
         console.print(f"To look at it: scope app {self.pack}, Features, Map")

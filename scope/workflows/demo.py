@@ -143,7 +143,7 @@ def demo(
     with _timed(seconds, "features"):
         try:
             pack = Pack.open(folder)
-            of = pack.manifest["dictionary"]["parameters_sha256"], pack.manifest["config"]["seed"]
+            of = pack.dictionary.parameters_sha256, pack.manifest.config.get("seed")
             reports = [(health or {}).get("evaluation") for health in (pack.health, find_health(dictionary))]
             fresh = of == (parameters_sha256(sae), job.seed) and reports[0] == reports[1]
         except PackError:  # none yet, or one that was not finished

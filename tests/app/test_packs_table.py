@@ -33,7 +33,7 @@ def test_every_pack_has_its_row_with_its_own_figures(open_app, folders):
     assert table.loc["scored", "FVU"] == 0.12
     assert table.loc["scored", "L0"] == pytest.approx(store.table["density"].sum())
     assert table.loc["scored", "dead"] == pytest.approx((store.table["count"] == 0).mean())
-    assert table.loc["scored", "MB"] == pytest.approx(sum(f["size"] for f in store.manifest["files"].values()) / 1e6)
+    assert table.loc["scored", "MB"] == pytest.approx(sum(f.size for f in store.manifest.files.values()) / 1e6)
 
 
 def test_a_pack_that_cannot_be_opened_says_why_and_one_that_is_built_how_far(open_app, folders):

@@ -101,7 +101,7 @@ def test_the_whole_way_leaves_everything_that_the_app_and_a_reader_need(whole):
     report = json.loads((whole / "report.json").read_text())
     assert set(report["seconds"]) == {"harvest", "train", "evaluate", "features", "steer", "total"}
     assert report["evaluation"]["arms"]["sae"]["fvu"] > 0
-    assert Pack.open(whole / "pack").manifest["site"] == read_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
+    assert Pack.open(whole / "pack").site == read_sae(whole / "dictionary").site == "blocks.2.hook_resid_post"
     assert json.loads((whole / "steering.json").read_text())
 
 
@@ -137,9 +137,9 @@ def test_a_pack_of_another_seed_is_collected_anew(given, whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "demo")
     flags = ["--recording", str(out / "recording"), "--out", str(out / "pack"), "--seed", "3", "--score-prompts", "1"]
     assert run(["features", str(out / "dictionary"), *flags]) == 0
-    assert Pack.open(out / "pack").manifest["config"]["seed"] == 3
+    assert Pack.open(out / "pack").manifest.config["seed"] == 3
     assert demo(given, out) == 0
-    assert Pack.open(out / "pack").manifest["config"]["seed"] == 0
+    assert Pack.open(out / "pack").manifest.config["seed"] == 0
     assert same_pack(whole, out)
 
 

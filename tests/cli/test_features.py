@@ -39,7 +39,7 @@ def test_a_corpus_becomes_a_pack(dictionary, capsys):
     assert "random" in told
     pack = Pack.open(dictionary.parent / "pack")
     assert pack.health == {"evaluation": {"arms": {}}}
-    assert pack.manifest["text"]["corpus"]["corpus"]["name"] == "text.txt"
+    assert pack.manifest.text["corpus"]["corpus"]["name"] == "text.txt"
 
 
 def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
@@ -53,7 +53,7 @@ def test_the_documents_of_a_corpus_are_mixed_by_the_seed(dictionary):
     assert run(flags(dictionary, "--corpus", str(text), "--context", "32", "--tokens", "320", "--seed", "3")) == 0
     pack = Pack.open(dictionary.parent / "pack")
     expected = Packer(open_corpus(str(text)).documents(3), load_model().tokenizer, 32).take(10).tokens
-    assert pack.manifest["text"]["corpus"]["seed"] == 3
+    assert pack.manifest.text["corpus"]["seed"] == 3
     assert pack.contexts[:].tolist() == expected.tolist()
 
 

@@ -53,7 +53,7 @@ def collected(tiny_model, toy_contexts, tmp_path_factory):
     acts = tiny_model.record(toy_contexts, [SITE])[SITE]
     latents = sae.encode(acts).detach().numpy()
     keep = ~np.isin(toy_contexts.numpy(), sorted(tiny_model.tokenizer.special_ids))
-    low = pack.manifest["histogram"]["low"]
+    low = pack.manifest.histogram.low
     brute = Brute(latents, toy_contexts.numpy(), keep, low, seed=3, top=5, per_band=3, random=4, near=3, window=6, radius=2)
     return pack, brute, sae
 
@@ -183,7 +183,7 @@ def test_activations_around_an_example_are_the_latents(collected):
 
 def test_it_is_known_of_every_control_window_who_fires_in_it(collected):
     pack, brute, _ = collected
-    controls, half = pack.controls, pack.manifest["control_half"]
+    controls, half = pack.controls, pack.manifest.control_half
     assert len(controls["position"]) == 256
     assert brute.keep.reshape(-1)[controls["position"]].all()
     for i, p in enumerate(controls["position"]):
@@ -228,7 +228,7 @@ def test_chunks_of_any_size_give_the_same_pack(tiny_model, toy_contexts, tmp_pat
         config = CollectConfig(chunk_tokens=size, sizes=SIZES, score_prompts=0)
         packs.append(collect(tiny_model, sae, toy_contexts, config, tmp_path / str(size)))
     one, other = packs
-    if one.manifest["histogram"] == other.manifest["histogram"]:
+    if one.manifest.histogram == other.manifest.histogram:
         assert (one.table["count"] == other.table["count"]).all()
     for f in range(one.d_sae):
         for group in ("top", "random"):
@@ -251,7 +251,7 @@ def test_p44_the_measured_effect_is_that_of_a_whole_steered_run(collected, tiny_
     from scope.features.collect.config import NEUTRAL
 
     pack, _, sae = collected
-    length, f = pack.manifest["output_score"]["length"], 7
+    length, f = pack.manifest.output_score.length, 7
     edit = sae.W_dec[f] / sae.W_dec[f].norm() * length
     rise, kl = 0.0, 0.0
     for text in NEUTRAL[:2]:
@@ -275,11 +275,11 @@ def test_p44_the_measured_effect_is_that_of_a_whole_steered_run(collected, tiny_
 
 def test_output_scores_stand_beside_those_of_random_directions(collected):
     pack, _, _ = collected
-    null = pack.manifest["output_score"]
-    assert null["random"] == 8
-    assert null["null_p95"] >= null["null_mean"]
+    null = pack.manifest.output_score
+    assert null.random == 8
+    assert null.null_p95 >= null.null_mean
     flagged = pack.table["flags"].str.contains("output")
-    assert (flagged == (pack.table["out_score"] > null["null_p95"])).all()
+    assert (flagged == (pack.table["out_score"] > null.null_p95)).all()
 
 
 def test_neighbours_are_the_nearest_decoder_directions(collected):

@@ -33,5 +33,5 @@ def test_nothing_is_known_of_a_dictionary_without_files(tmp_path):
     with pytest.raises(PackError, match="scope evaluate"):
         find_health(tmp_path, tmp_path / "evaluation.json")
     (tmp_path / "evaluation.json").write_text("{")
-    with pytest.raises(PackError, match="no JSON"):
+    with pytest.raises(PackError, match="not JSON"):
         find_health(tmp_path)

@@ -75,7 +75,7 @@ def test_a_pack_is_made_with_its_map_and_tells_what_it_is_worth(lab):
     directions = read_sae(lab / "dictionary").W_dec.detach()
     places, told = map_directions(directions, store.relation("neighbour_id"))
     assert np.array_equal(store.map, places)
-    assert store.manifest["map"] == told
+    assert store.manifest.as_written["map"] == told
     assert store.verify() == []
 
 
@@ -92,7 +92,7 @@ def test_an_older_pack_gets_its_map_later_and_nothing_else_of_it_changes(lab, tm
     assert "by chance" in capsys.readouterr().out
     store = Pack.open(pack)
     assert np.array_equal(store.map, wanted)
-    assert store.manifest["files"] == before
+    assert store.manifest.as_written["files"] == before
     assert store.verify() == []
     assert add_map(pack, read_sae(lab / "dictionary")).verify() == []  # once more, over the one that lies there
 

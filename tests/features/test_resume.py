@@ -34,7 +34,7 @@ def contexts(toy_contexts):  # noqa: F811
 
 
 def same(one: Pack, other: Pack) -> bool:
-    hashes = [{name: entry["sha256"] for name, entry in pack.manifest["files"].items()} for pack in (one, other)]
+    hashes = [{name: entry.sha256 for name, entry in pack.manifest.files.items()} for pack in (one, other)]
     return hashes[0] == hashes[1]
 
 
@@ -126,7 +126,7 @@ def test_p44_a_site_outside_the_residual_stream_has_no_logits_and_says_so(model,
     pack = collect(model, sae, contexts, CollectConfig(sizes=SIZES), tmp_path / "pack")
     assert pack[3].promoted == []
     assert np.isnan(pack[3].row["out_score"])
-    assert "residual stream" in pack.manifest["output_score"]["why"]
+    assert "residual stream" in pack.manifest.output_score.why
     assert "promotes" not in repr(pack[3])
 
 
@@ -164,8 +164,8 @@ def pack_and_model(model, contexts, tmp_path):
 
 def test_p16_another_tuning_is_read_with_what_it_leaves_unexplained_and_another_model_is_refused(pack_and_model, monkeypatch):
     pack, model, sae = pack_and_model
-    made = dict(pack.manifest["model"])
-    monkeypatch.setitem(pack.manifest, "model", made | {"model": "google/gemma-2-2b", "weights_sha256": "base"})
+    base = pack.manifest.model | {"model": "google/gemma-2-2b", "weights_sha256": "base"}
+    monkeypatch.setattr(pack, "manifest", replace(pack.manifest, model=base))
     monkeypatch.setattr(model, "provenance", model.provenance | {"model": "/models/gemma-2-2b-it"})
     view = pack.read("the dog runs", model, sae)
     assert "made with google/gemma-2-2b, and the text was read by /models/gemma-2-2b-it" in view.tuning

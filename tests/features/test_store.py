@@ -120,7 +120,7 @@ def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
         names = {name.split("_")[0] for f in (examples, relations) for name in f}
     assert all(name in told for name in names)
     assert all(column in told for column in pack.table.columns)
-    assert all(name in told for name in pack.manifest["files"] if name != "README.txt")
+    assert all(name in told for name in pack.manifest.files if name != "README.txt")
 
 
 def test_a_pack_without_what_came_later_is_still_read(folder):

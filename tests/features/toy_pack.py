@@ -106,7 +106,7 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         "control_half": 8,
         "histogram": {"low": low, "bins": N_BINS},
         "norm_median": 9.5,
-        "excluded": ["<bos>", "special", "padding"],
+        "excluded": "<bos>, special tokens and padding",
         "flags": {"dense": 0.1, "rare": 10, "single_token": 0.8, "duplicate": 0.9},
         "output_score": {"strength": 0.5, "null_mean": 0.001, "null_p95": 0.01, "prompts": 2},
         "map": {

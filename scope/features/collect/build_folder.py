@@ -17,7 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from scope.errors import PackError
 from scope.features.collect.codes import Codes
+from scope.features.pack.manifest import BuildState
+from scope.typed_json import read_typed
 from scope.whole_files import only_writer, whole_file, write_json
 
 _POLL = 0.2
@@ -73,8 +76,8 @@ class BuildFolder:
 
     def report(self, done: int) -> None:
         """Record how far the building is, for those who look for the pack meanwhile."""
-        state = json.loads((self.folder / "build.json").read_text())
-        write_json(self.folder / "build.json", {**state, "done": done, "total": self.total})
+        identity = _identity(self.folder / "build.json")
+        write_json(self.folder / "build.json", {"identity": identity, "done": done, "total": self.total})
 
 
 @contextmanager
@@ -114,6 +117,6 @@ def until(attempt: Callable[[], Any]) -> Any:
 
 def _identity(state: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(state.read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_typed(state, BuildState, PackError).identity
+    except PackError:
         return None

@@ -1,12 +1,12 @@
 """The evaluation report, certificate and training curve in a dictionary's folder, for the pack."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from scope.errors import PackError
 from scope.evaluation.certificate.certificate import read as kept_certificate
+from scope.typed_json import parse_json, read_bytes, read_typed, typed
 
 _CURVE_POINTS = 400
 
@@ -23,7 +23,7 @@ def find_health(dictionary: Path, evaluation: Path | None = None, certificate: A
     health: dict[str, Any] = {}
     report = evaluation or dictionary / "evaluation.json"
     if evaluation or report.exists():
-        health["evaluation"] = _read(report)
+        health["evaluation"] = read_typed(report, dict[str, Any], PackError, "To make it again: scope evaluate DICTIONARY")
     fits = certificate or kept_certificate(dictionary)
     if fits:
         health["certificate"] = {name: value for name, value in asdict(fits).items() if name not in ("tried", "here")}
@@ -33,22 +33,13 @@ def find_health(dictionary: Path, evaluation: Path | None = None, certificate: A
     return health or None
 
 
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except OSError:
-        raise PackError(f"There is no evaluation report {file}.\n  To make one: scope evaluate DICTIONARY") from None
-    except ValueError as error:
-        raise PackError(f"{file} is no JSON: {error}. Make it again: scope evaluate DICTIONARY") from None
-
-
 def _curve(log: Path) -> list[dict[str, Any]]:
     """At most 400 rows, evenly taken; a last line torn by a crash is left out."""
     rows = []
-    for line in log.read_text().splitlines():
+    for line in read_bytes(log, PackError).splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            rows.append(typed(parse_json(line, log, PackError), dict[str, Any], log, PackError))
+        except PackError:
             continue
     step = max(1, -(-len(rows) // _CURVE_POINTS))
     return rows[::-1][::step][::-1]

@@ -8,13 +8,15 @@ from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
 from scope.features.pack.format import GROUPS
 from scope.progress import OnProgress
+from scope.provenance import without_folders
 
 WHAT = "scope features"
 
 
 def about(pack: PackData) -> dict[str, Any]:
-    """Where the numbers come from: the pack's manifest but for its checksums."""
-    return {"made_from": WHAT, **{name: value for name, value in pack.manifest.items() if name != "files"}}
+    """Where the numbers come from: the pack's manifest but for its checksums and the folders of this machine."""
+    written = {name: value for name, value in pack.manifest.as_written.items() if name != "files"}
+    return {"made_from": WHAT, **without_folders(written)}
 
 
 def described(feature: Feature) -> dict[str, Any]:

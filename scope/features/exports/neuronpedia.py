@@ -81,7 +81,6 @@ def _set_name(pack: PackData) -> str:
 def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now: str) -> None:
     common = {"creatorId": CREATOR, "createdAt": now}
     title = f"{pack.title}, made with scope"
-    corpus = pack.manifest.get("text", {})
     heads = {
         "release": {"name": name, "description": title, "creatorName": "scope", "visibility": "PUBLIC", "urls": []},
         "model": {"id": model, "instruct": model.endswith("-it"), "displayName": model, "displayNameShort": model},
@@ -92,9 +91,9 @@ def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now
             "setName": name,
             "hasDashboards": True,
             "visibility": "PUBLIC",
-            "num_prompts": int(pack.manifest["n_contexts"]) if "n_contexts" in pack.manifest else len(pack.contexts),
+            "num_prompts": len(pack.contexts),
             "num_tokens_in_prompt": pack.n_ctx,
-            "dataset": _corpus_name(corpus),
+            "dataset": pack.manifest.corpus_name,
             "notes": f"weights {pack.dictionary.parameters_sha256}",
         },
     }
@@ -102,17 +101,6 @@ def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now
     heads["sourceset"] |= {"visibility": "PUBLIC", "hasDashboards": True, "type": "", "urls": []}
     for part, line in heads.items():
         write_whole(folder / f"{part}.jsonl", dumps({**line, **common}) + "\n")
-
-
-def _corpus_name(text: dict[str, Any]) -> str:
-    """The name of the corpus, however deep the manifest says it."""
-    while isinstance(text, dict):
-        if isinstance(text.get("name"), str):
-            return text["name"]
-        text = text.get("recording") or text.get("corpus") or {}
-        if not text:
-            return ""
-    return str(text)
 
 
 def _feature(feature: Feature, name: str, now: str) -> dict[str, Any]:

@@ -30,11 +30,11 @@ def html_file(pack: PackData, latents: list[int], file: Path, on_progress: OnPro
 
 
 def _head(pack: PackData, n: int) -> str:
-    made, dictionary = pack.manifest.get("made", {}), pack.dictionary
+    made, dictionary = pack.manifest.made, pack.dictionary
     facts = [
         f"{n:,} of {pack.d_sae:,} latents, counted on {pack.n_tokens:,} tokens",
         f"dictionary {dictionary.kind or ''} {(dictionary.parameters_sha256 or '')[:12]}",
-        f"made {made.get('date', '')} with scope {made.get('scope', '')}",
+        f"made {made.date} with scope {made.scope}",
     ]
     title = escape(pack.title)
     return (

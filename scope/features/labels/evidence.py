@@ -101,7 +101,7 @@ def _silent(feature: Feature, used: set[int], seed: int) -> list[Window]:
     pack, controls = feature.pack, feature.pack.controls
     if controls is None:
         return []
-    half, n_ctx = min(HALF, int(pack.manifest.get("control_half", HALF))), pack.n_ctx
+    half, n_ctx = min(HALF, pack.manifest.control_half or HALF), pack.n_ctx
     at = np.flatnonzero(controls["latent"] == feature.id)
     lit = set(np.searchsorted(controls["start"], at, "right") - 1)
     found = []

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import DictionaryError, PackError
-from scope.features.pack.format import CONTROLS, FILES, LATER, RELATIONS
+from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
+from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELATIONS
 from scope.features.pack.index import Index
-from scope.features.pack.manifest import load_json, owner_of, read_manifest, verify
+from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
 from scope.provenance import DictionaryId, ModelId
 
@@ -28,7 +29,7 @@ class PackData:
     are read latent by latent. Safe to share between threads.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]):
+    def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
         self._lock = RLock()
         self._files: dict[str, h5py.File] = {}
@@ -42,40 +43,50 @@ class PackData:
             PackError: no pack, a pack being built, another schema, a file missing or of the wrong size.
         """
         folder = Path(folder)
-        manifest = read_manifest(folder)
-        wanted = {"d_sae", "site", "model", "n_tokens", "norm_median", "n_ctx", "pad", "window", "histogram"}
-        missing = sorted(wanted - set(manifest)) + sorted(set(FILES) - set(manifest["files"]))
-        if missing:
-            raise PackError(f"{folder / 'manifest.json'} says nothing of {', '.join(missing)}. Make the pack again.")
-        return cls(folder, manifest)
+        return cls(folder, read_manifest(folder))
 
-    d_sae = property(lambda self: int(self.manifest["d_sae"]))
-    n_tokens = property(lambda self: int(self.manifest["n_tokens"]))
-    n_ctx = property(lambda self: int(self.manifest["n_ctx"]))
-    pad = property(lambda self: int(self.manifest["pad"]))
-    window = property(lambda self: int(self.manifest["window"]))
-    site = property(lambda self: str(self.manifest["site"]))
-    model = property(lambda self: ModelId.of(self.manifest["model"]))
-    dictionary = property(lambda self: DictionaryId.of(self.manifest["dictionary"]))
+    d_sae = property(lambda self: self.manifest.d_sae)
+    n_tokens = property(lambda self: self.manifest.n_tokens)
+    n_ctx = property(lambda self: self.manifest.n_ctx)
+    pad = property(lambda self: self.manifest.pad)
+    window = property(lambda self: self.manifest.window)
+    site = property(lambda self: self.manifest.site)
+    model = property(lambda self: ModelId.of(self.manifest.model))
+    dictionary = property(lambda self: DictionaryId.of(self.manifest.dictionary))
     model_name = property(lambda self: self.model.name or "unknown model")
-    norm_median = property(lambda self: float(self.manifest["norm_median"]))
+    norm_median = property(lambda self: self.manifest.norm_median)
     title = property(lambda self: f"{self.model_name} · {self.site} · {self.d_sae:,} latents")
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row a latent, in order of id; the columns are explained in `scope.features.pack.table`."""
-        try:
-            table = pd.read_parquet(self.folder / "features.parquet")
-        except Exception as error:  # pyarrow raises many kinds
-            raise PackError(f"{self.folder / 'features.parquet'} is damaged: {error}. Make the pack again.") from None
-        if len(table) != self.d_sae:
-            raise PackError(f"features.parquet of {self.folder} has {len(table)} rows; the manifest says {self.d_sae}.")
-        return self._labelled(table)
+        """One row a latent, in order of id; the columns are explained in `scope.features.pack.table`.
+
+        Raises:
+            PackError: it is damaged.
+        """
+        return self._labelled(self.read_columns())
+
+    def read_columns(self, columns: list[str] | None = None) -> pd.DataFrame:
+        """Some columns of the table as they came with the pack, read anew; None for all."""
+        return read_table(self._intact("features.parquet"), self.d_sae, columns)
+
+    def _intact(self, name: str) -> Path:
+        """A file of the pack, once its checksum is right."""
+        require_intact(self.folder, self.manifest, name)
+        return self.folder / name
+
+    def require_intact(self) -> None:
+        """Refuse a pack of which any byte is not as it was written; done before an export. Costs 1.6 s a gigabyte, once.
+
+        Raises:
+            PackError: a file differs.
+        """
+        require_intact(self.folder, self.manifest, *self.manifest.files)
 
     @cached_property
     def notes(self) -> Notes:
         """Labels, notes and stars, which may be written at any time."""
-        return Notes(self.folder, owner_of(self.manifest))
+        return Notes(self.folder, self.manifest.owner)
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with the labels that people and models gave in place of those that came with the pack."""
@@ -114,46 +125,46 @@ class PackData:
     @cached_property
     def health(self) -> dict[str, Any] | None:
         """The evaluation report and the training curves, where they were given."""
-        return load_json(self.folder / "health.json") if "health.json" in self.manifest["files"] else None
+        return read_value(self._intact("health.json"), dict[str, Any]) if "health.json" in self.manifest.files else None
 
     @cached_property
     def map(self) -> np.ndarray | None:
         """[d_sae 2] where latents lie on a flat map of their decoder directions; None in a pack without one. What it is worth
-        stands in `manifest["map"]`; see `scope.features.collect.map`."""
-        if "map.npy" not in self.manifest["files"]:
+        stands in `manifest.map`; see `scope.features.collect.map`."""
+        if "map.npy" not in self.manifest.files:
             return None
-        try:
-            places = np.load(self.folder / "map.npy", allow_pickle=False)
-            wrong = "" if places.shape == (self.d_sae, 2) else f"its shape is {places.shape}, of {self.d_sae} latents"
-        except (OSError, ValueError) as error:
-            wrong = str(error)
-        if wrong:
-            raise PackError(f"map.npy of {self.folder} is damaged: {wrong}.\n  Make it again: scope map {self.folder}")
+        places = np.array(read_array(self._intact("map.npy"), (self.d_sae, 2), "f"))
+        if not np.isfinite(places).all():
+            way_out = make_again(self.folder, "map.npy")
+            raise PackError(f"{self.folder / 'map.npy'} is damaged: a place is no number.\n  {way_out}")
         return places
 
     @cached_property
     def vocab(self) -> list[str]:
-        return load_json(self.folder / "vocab.json.gz")
+        return read_value(self._intact("vocab.json.gz"), list[str])
 
     @cached_property
     def contexts(self) -> np.ndarray:
         """Token ids [n_contexts context], mapped from disk."""
-        return np.load(self.folder / "contexts.npy", mmap_mode="r", allow_pickle=False)
+        return read_array(self._intact("contexts.npy"), (self.manifest.n_contexts, self.n_ctx), "iu")
 
     @cached_property
     def _documents(self) -> tuple[np.ndarray, list[str]]:
-        indices = np.load(self.folder / "documents.npy", mmap_mode="r", allow_pickle=False)
-        return indices, load_json(self.folder / "documents.json")
+        names = read_value(self._intact("documents.json"), list[str])
+        return read_array(self._intact("documents.npy"), self.contexts.shape, "iu"), names
 
     @cached_property
     def histogram_edges(self) -> np.ndarray:
-        low, n = self.manifest["histogram"]["low"], self.manifest["histogram"]["bins"]
+        low, n = self.manifest.histogram.low, self.manifest.histogram.bins
         return ((np.arange(n + 1) + low).astype(np.uint32) << np.uint32(20)).view(np.float32).astype(np.float64)
 
     @cached_property
     def token_totals(self) -> np.ndarray:
         """[d_vocab] how often each token stood where latents could fire."""
-        return self._read("relations.h5", "token_totals")
+        totals = self._read("token_totals")
+        if len(totals) < len(self.vocab):
+            raise self._damaged("token_totals", f"it counts {len(totals):,} tokens of a vocabulary of {len(self.vocab):,}")
+        return totals
 
     @cached_property
     def controls(self) -> dict[str, np.ndarray] | None:
@@ -162,7 +173,13 @@ class PackData:
         with self._lock:
             if "control_position" not in self._open("relations.h5"):
                 return None
-        return {name: self._read("relations.h5", f"control_{name}") for name in CONTROLS}
+        controls = {name: self._read(f"control_{name}") for name in CONTROLS}
+        position, start, latent = (controls[name] for name in ("position", "start", "latent"))
+        ends = start[[0, -1]].tolist() if len(start) == len(position) + 1 else None
+        inside = _within(position, 0, self.contexts.size) and _within(latent, 0, self.d_sae)
+        if ends != [0, len(latent)] or (np.diff(start) < 0).any() or not inside:
+            raise self._damaged("control windows", "they lie outside the text or name latents that are none")
+        return controls
 
     def document(self, context: int, offset: int) -> str:
         indices, names = self._documents
@@ -220,8 +237,19 @@ class PackData:
                 if name not in RELATIONS:
                     raise PackError(f"There is no relation {name}; there are {', '.join(RELATIONS)}.")
                 missing = name in LATER and name not in self._open("relations.h5")
-                self._relations[name] = np.zeros((self.d_sae, 0)) if missing else self._read("relations.h5", name)
+                self._relations[name] = np.zeros((self.d_sae, 0)) if missing else self._checked(name, self._read(name))
             return self._relations[name]
+
+    def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
+        """A relation whose ids are those of latents or tokens, and whose numbers are numbers."""
+        if name.endswith("_id"):
+            among = self.d_sae if name in ("neighbour_id", "opposite_id", "cofiring_id") else len(self.vocab)
+            whole = _within(values, -1, among)
+        else:
+            whole = bool(np.isfinite(values).all())
+        if not whole:
+            raise self._damaged(name, "it holds ids that are none, or what is no number")
+        return values
 
     def read_example(self, name: str, latent: int) -> np.ndarray:
         """One latent's chunk of examples.h5.
@@ -229,25 +257,39 @@ class PackData:
         Raises:
             PackError: the chunk's bytes are not those that were written; other latents are not affected.
         """
-        with self._lock:
-            try:
-                return self._open("examples.h5")[name][latent]
-            except (OSError, KeyError, RuntimeError):
-                raise PackError(
-                    f"The examples of latent {latent} are damaged in {self.folder / 'examples.h5'}; its figures are not,\n"
-                    f"  nor are other latents. To make them again: scope features DICTIONARY --out {self.folder}"
-                ) from None
+        try:
+            with self._lock:
+                values = self._open("examples.h5")[name][latent]
+            if name == "position":
+                whole = _within(values, -1, self.contexts.size)
+            elif name == "band":
+                whole = bool(((values < self._open("examples.h5")["band_count"].shape[1]) | (values == NO_BAND)).all())
+            else:
+                whole = EXAMPLES[name][0] != "f" or bool(np.isfinite(values).all())
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError):
+            whole = False
+        if not whole:
+            raise PackError(
+                f"The examples of latent {latent} are damaged in {self.folder / 'examples.h5'}; its figures are not,\n"
+                f"  nor are other latents. {make_again(self.folder)}"
+            )
+        return values
 
-    def _read(self, file: str, name: str) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
+        """A whole dataset of relations.h5."""
         with self._lock:
             try:
-                return self._open(file)[name][()]
-            except (OSError, KeyError, RuntimeError) as error:
-                raise PackError(f"{name} is damaged in {self.folder / file}: {error}. Make the pack again.") from None
+                return self._open("relations.h5")[name][()]
+            except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+                raise self._damaged(name, str(error)) from None
+
+    def _damaged(self, name: str, problem: str) -> PackError:
+        return PackError(f"{name} is damaged in {self.folder / 'relations.h5'}: {problem}.\n  {make_again(self.folder)}")
 
     def _open(self, file: str) -> h5py.File:
         if file not in self._files:
-            self._files[file] = h5py.File(self.folder / file, "r")
+            path = self.folder / file if file == "examples.h5" else self._intact(file)
+            self._files[file] = open_hdf5(path, self.manifest)
         return self._files[file]
 
     def close(self) -> None:
@@ -297,3 +339,8 @@ def _places(texts: list[str]) -> dict[str, list[int]]:
     for i, text in enumerate(texts):
         places.setdefault(text, []).append(i)
     return places
+
+
+def _within(values: np.ndarray, first: int, stop: int) -> bool:
+    """Whether all values lie from `first` to below `stop`."""
+    return bool(((values >= first) & (values < stop)).all())

@@ -1,19 +1,158 @@
-"""The manifest of a pack: read and checked when a pack is opened, with the way out where it cannot be."""
+"""The manifest of a pack as checked types: read when a pack is opened, with the way out where it cannot be."""
 
-import gzip
-import json
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from scope.errors import PackError
-from scope.features.pack.format import SCHEMA
+from scope.features.pack.format import FILES, N_BINS, SCHEMA
 from scope.progress import OnProgress
 from scope.provenance import DictionaryId
+from scope.renamed import warn
+from scope.typed_json import plain_name, read_json, read_typed, typed
 from scope.versions import version_of
 from scope.whole_files import file_sha256
 
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """A file of the pack as it was written."""
+
+    size: Natural
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistogramBins:
+    """Bins of the activation histograms: bin k begins at the float32 of bits (low + k) << 20, so there are 8 an octave."""
+
+    low: Annotated[int, msgspec.Meta(ge=0, le=1912)]
+    bins: Annotated[int, msgspec.Meta(ge=1, le=N_BINS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreBaseline:
+    """How output scores were measured, and what random directions reach; absent numbers were not measured."""
+
+    strength: float | None = None
+    length: float | None = None
+    prompts: Natural = 0
+    random: Natural = 0
+    latents: Natural | None = None
+    null_mean: float | None = None
+    null_p95: float | None = None
+    null_kl: float | None = None
+    why: str = ""
+    """Why nothing was measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapFidelity:
+    """What a flat map of the directions is worth; see `scope.features.collect.map`."""
+
+    method: str = ""
+    seed: int = 0
+    explained: tuple[float, ...] = ()
+    explained_by_chance: tuple[float, ...] = ()
+    kept: float | None = None
+    kept_by_chance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """When the pack was made and by which versions."""
+
+    scope: str = ""
+    torch: str = ""
+    numpy: str = ""
+    date: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a pack says about itself. Fields with a default were added after version 1 or are absent from some packs."""
+
+    schema: int
+    d_sae: Positive
+    site: str
+    model: dict[str, Any]
+    dictionary: dict[str, Any]
+    n_tokens: Natural
+    n_ctx: Positive
+    pad: int
+    window: Annotated[int, msgspec.Meta(ge=0, le=2**20)]
+    histogram: HistogramBins
+    norm_median: float
+    files: dict[str, StoredFile]
+    n_contexts: Natural | None = None
+    control_half: Positive | None = None
+    text: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    excluded: str = ""
+    norm_p99: float | None = None
+    l0: float | None = None
+    tokens_lost: Natural = 0
+    output_score: ScoreBaseline = field(default_factory=ScoreBaseline)
+    flags: dict[str, int | float] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    made: Made = field(default_factory=Made)
+    map: MapFidelity | None = None
+    seconds: float | None = None
+    as_written: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The JSON object itself, with what this version does not know."""
+
+    def __post_init__(self):
+        numbers = {"norm_median": self.norm_median, "norm_p99": self.norm_p99, "l0": self.l0, "seconds": self.seconds}
+        for name, value in numbers.items():
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}")
+
+    def __getitem__(self, key: str) -> Any:
+        """The manifest was a dictionary in version 0.1.0."""
+        warn(f"manifest[{key!r}]", f"manifest.{key}")
+        return self.as_written[key]
+
+    @property
+    def owner(self) -> str:
+        """The hash of the dictionary that a pack shows: what its notes belong to."""
+        dictionary = DictionaryId.of(self.dictionary)
+        return str(dictionary.parameters_sha256 or dictionary.weights_sha256)
+
+    @property
+    def corpus_name(self) -> str:
+        """The name of the text, however deep the manifest says it; its kind where it has no name; "" where it says neither."""
+        place: Any = self.corpus or self.text
+        while isinstance(place, dict):
+            name = place.get("name") or place.get("kind")
+            if isinstance(name, str):
+                return name
+            place = place.get("recording") or place.get("corpus")
+        return place if isinstance(place, str) else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildState:
+    """How far the building of a pack is: the content of build.json."""
+
+    identity: dict[str, Any] = field(default_factory=dict)
+    done: Natural
+    total: Natural
+
+
+def make_again(folder: Path, name: str = "") -> str:
+    """The way out where the file `name` of a pack is damaged."""
+    if name == "map.npy":
+        return f"Make it again: scope map {folder}"
+    return f"Copy the pack again, or make it again: scope features DICTIONARY --out {folder}"
+
+
+def read_manifest(folder: Path) -> Manifest:
     """The manifest of a pack whose files are there, of the right size and of this schema.
 
     Raises:
@@ -22,27 +161,25 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / "manifest.json"
     if not file.exists():
         raise PackError(_missing(folder))
-    try:
-        manifest = json.loads(file.read_text())
-        schema, files = manifest["schema"], manifest["files"]
-    except (ValueError, KeyError, TypeError):
-        raise PackError(f"{file} is damaged. Make the pack again: scope features DICTIONARY --out {folder}") from None
-    if schema != SCHEMA:
-        raise PackError(_other_schema(folder, manifest))
-    for name, stated in files.items():
-        found = (folder / name).stat().st_size if (folder / name).exists() else None
-        if found != stated["size"]:
-            what = "is missing" if found is None else f"has {found:,} bytes; the manifest says {stated['size']:,}"
-            raise PackError(
-                f"{folder / name} {what}. The pack is damaged or half copied.\n"
-                f"  Copy it again, or make it again: scope features DICTIONARY --out {folder}"
-            )
+    written = typed(read_json(file, PackError, make_again(folder)), dict[str, Any], file, PackError, make_again(folder))
+    if written.get("schema") != SCHEMA:
+        raise PackError(_other_schema(folder, written))
+    manifest = replace(typed(written, Manifest, file, PackError, make_again(folder)), as_written=written)
+    missing = sorted(set(FILES) - set(manifest.files))
+    if missing:
+        raise PackError(f"{file} does not name {', '.join(missing)}.\n  {make_again(folder)}")
+    for name, stated in manifest.files.items():
+        path = folder / plain_name(name, file, PackError, make_again(folder))
+        size = path.stat().st_size if path.is_file() else None
+        if size != stated.size:
+            what = "is missing" if size is None else f"has {size:,} bytes; the manifest says {stated.size:,}"
+            raise PackError(f"{path} {what}. The pack is damaged or half copied.\n  {make_again(folder)}")
     return manifest
 
 
-def _other_schema(folder: Path, manifest: dict[str, Any]) -> str:
+def _other_schema(folder: Path, written: dict[str, Any]) -> str:
     """An older pack is made again; a newer one wants a newer program, and to make it again with this one would lose it."""
-    schema, made = manifest["schema"], manifest.get("made")
+    schema, made = written.get("schema"), written.get("made")
     by = made.get("scope") if isinstance(made, dict) else None
     text = f"schema {schema}{f', written by scope {by}' if by else ''}; scope {version_of()} here reads schema {SCHEMA}."
     if isinstance(schema, int) and schema > SCHEMA:
@@ -54,14 +191,18 @@ def _other_schema(folder: Path, manifest: dict[str, Any]) -> str:
     return f"{folder} is older than this program: {text}\n  Make it again: scope features DICTIONARY --out {folder}"
 
 
+def build_state(folder: Path) -> BuildState | None:
+    """How far the building of the pack `folder` is; None where none was begun, or its state cannot be read."""
+    try:
+        return read_typed(folder.with_name(folder.name + ".building") / "build.json", BuildState, PackError)
+    except PackError:
+        return None
+
+
 def _missing(folder: Path) -> str:
-    building = folder.with_name(folder.name + ".building") / "build.json"
-    if building.exists():
-        try:
-            state = json.loads(building.read_text())
-            text = f"{state['done']:,} of {state['total']:,} tokens"
-        except (ValueError, KeyError, TypeError):
-            text = "just begun"
+    if folder.with_name(folder.name + ".building").exists():
+        state = build_state(folder)
+        text = f"{state.done:,} of {state.total:,} tokens" if state else "just begun"
         return (
             f"{folder} is being built, or its building was stopped ({text}).\n"
             "  Wait for it, or give the same `scope features` command again to go on where it stopped."
@@ -72,24 +213,10 @@ def _missing(folder: Path) -> str:
 
 def verify(folder: Path, on_progress: OnProgress | None = None) -> list[str]:
     """Names of files whose bytes are not those that were written; empty when all is well."""
-    files, bad = read_manifest(folder)["files"], []
+    files, bad = read_manifest(folder).files, []
     for done, (name, stated) in enumerate(files.items(), 1):
-        if file_sha256(folder / name) != stated["sha256"]:
+        if file_sha256(folder / name) != stated.sha256:
             bad.append(name)
         if on_progress:
             on_progress(done, len(files), {})
     return bad
-
-
-def load_json(file: Path) -> Any:
-    try:
-        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        return json.loads(raw.decode("utf-8", "surrogatepass"))
-    except (ValueError, OSError, EOFError) as error:
-        raise PackError(f"{file} is damaged and cannot be read: {error}. Copy the pack again or make it again.") from None
-
-
-def owner_of(manifest: dict[str, Any]) -> str:
-    """The hash of the dictionary that a pack shows: what its notes belong to."""
-    dictionary = DictionaryId.of(manifest["dictionary"])
-    return str(dictionary.parameters_sha256 or dictionary.weights_sha256)

@@ -1,8 +1,9 @@
 """Labels with their source and score, notes, stars, lists and guesses that people and models add to a pack.
 
-One SQLite file in the pack, notes.sqlite, the only one that is written after the pack is made; write-ahead logging lets many
-read while one writes. It belongs to one dictionary: a pack made anew of the same dictionary takes it along, and one of
-another dictionary refuses it, because its words would stand beside other latents.
+One SQLite file in the pack, notes.sqlite, the only one that is written after the pack is made. Its tables and its owner come in
+one transaction, and a file without them counts as empty, so a first writer that was killed leaves nothing to be removed.
+It belongs to one dictionary: a pack made anew of the same dictionary takes it along, and one of another dictionary refuses it,
+because its words would stand beside other latents.
 """
 
 import json
@@ -13,25 +14,41 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from scope.errors import PackError
+from scope.typed_json import parse_json, typed
 
 FILE = "notes.sqlite"
 LONGEST = 20_000
 """Characters of a note or label that are kept."""
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS labels (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, score REAL,
-    detail TEXT NOT NULL, made REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS notes (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, made REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS stars (latent INTEGER PRIMARY KEY, made REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS guesses (id INTEGER PRIMARY KEY, latent INTEGER NOT NULL, correct INTEGER NOT NULL,
-    asked INTEGER NOT NULL, made REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS lists (name TEXT NOT NULL, latent INTEGER NOT NULL, made REAL NOT NULL, PRIMARY KEY (name, latent));
-"""
+_TABLES = (
+    "about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "labels (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, score REAL, detail TEXT NOT NULL, "
+    "made REAL NOT NULL)",
+    "notes (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, made REAL NOT NULL)",
+    "stars (latent INTEGER PRIMARY KEY, made REAL NOT NULL)",
+    "guesses (id INTEGER PRIMARY KEY, latent INTEGER NOT NULL, correct INTEGER NOT NULL, asked INTEGER NOT NULL, "
+    "made REAL NOT NULL)",
+    "lists (name TEXT NOT NULL, latent INTEGER NOT NULL, made REAL NOT NULL, PRIMARY KEY (name, latent))",
+)
+_FIRST = {"about", "labels", "notes", "stars", "guesses"}
+"""Tables of the first version; a file that lacks one was never written to the end."""
+
+_WAIT = 10.0
+"""Seconds in which another process may finish its writing."""
+
 LONGEST_NAME = 80
 """Characters of a list's name."""
+
+
+class NotSaved(PackError):
+    """What somebody wrote could not be saved. `text` is what they wrote, and stands in the message too."""
+
+    def __init__(self, message: str, text: str):
+        super().__init__(f"{message}\n  Not saved: {text}")
+        self.text = text
 
 
 @dataclass(frozen=True)
@@ -66,33 +83,74 @@ class Notes:
         self.file, self.dictionary = folder / FILE, dictionary
 
     @contextmanager
-    def _open(self, write: bool = False) -> Iterator[sqlite3.Connection | None]:
-        """The file, made on the first writing; None where nothing was ever written.
+    def _reading(self) -> Iterator[sqlite3.Connection | None]:
+        """The file, opened for reading alone; None where nothing was ever written.
 
         Raises:
-            PackError: it is damaged, belongs to another dictionary, is locked, or cannot be written.
+            PackError: it is damaged, or belongs to another dictionary.
         """
-        if not write and not self.file.exists():
-            yield None
-            return
         try:
-            with closing(sqlite3.connect(self.file, timeout=10)) as db, db:
-                if write:
-                    db.execute("PRAGMA journal_mode = WAL")
-                    db.executescript(_TABLES)
-                    db.execute("INSERT OR IGNORE INTO about VALUES ('dictionary', ?)", (self.dictionary,))
-                owner = db.execute("SELECT value FROM about WHERE name = 'dictionary'").fetchone()
-                if owner is None or owner[0] != self.dictionary:
-                    raise PackError(
-                        f"{self.file} holds the notes of another dictionary, whose latents mean other things.\n"
-                        "  Move it away, or put it beside the pack that it belongs to."
-                    )
+            if not self.file.is_file() or not self.file.stat().st_size:
+                yield None
+                return
+            with closing(self._connect_to_read()) as db:
+                db.execute("BEGIN")
+                written = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} >= _FIRST
+                if written:
+                    self._check_owner(db)
+                yield db if written else None
+        except (sqlite3.Error, OSError, UnicodeError) as error:
+            raise PackError(f"{self.file} cannot be read: {error}.\n  {_MOVE}") from None
+
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """A connection that makes no file; it undoes the half writing of a process that was killed."""
+        place = f"file:{quote(str(self.file.absolute()))}"
+        db = sqlite3.connect(f"{place}?mode=rw", timeout=_WAIT, uri=True)
+        try:
+            db.execute("SELECT 1 FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            # Files of version 0.1.0 cannot be read without a file beside them; on a read-only disk nobody writes meanwhile.
+            db.close()
+            if error.sqlite_errorname != "SQLITE_CANTOPEN":
+                raise
+            db = sqlite3.connect(f"{place}?immutable=1", uri=True)
+        return db
+
+    @contextmanager
+    def _writing(self, text: str) -> Iterator[sqlite3.Connection]:
+        """The file in one transaction, with its tables; `text` is what is to be saved.
+
+        Raises:
+            PackError: it belongs to another dictionary; it is damaged, locked, or cannot be written (`NotSaved`).
+        """
+        try:
+            with closing(sqlite3.connect(self.file, timeout=_WAIT, isolation_level=None)) as db:
+                db.execute("BEGIN IMMEDIATE")
+                for table in _TABLES:
+                    db.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+                db.execute("INSERT OR IGNORE INTO about VALUES ('dictionary', ?)", (self.dictionary,))
+                self._check_owner(db)
                 yield db
-        except sqlite3.Error as error:
+                db.execute("COMMIT")
+        except (sqlite3.Error, OSError, UnicodeError) as error:
+            raise NotSaved(f"{self.file} cannot be written: {error}.", text) from None
+
+    def _check_owner(self, db: sqlite3.Connection) -> None:
+        owner = db.execute("SELECT value FROM about WHERE name = 'dictionary'").fetchone()
+        if owner is not None and owner[0] != self.dictionary:
             raise PackError(
-                f"{self.file} cannot be {'written' if write else 'read'}: {error}.\n"
-                "  If it is damaged, move it away: the pack itself is whole without it."
-            ) from None
+                f"{self.file} holds the notes of another dictionary, whose latents mean other things.\n"
+                "  Move it away, or put it beside the pack that it belongs to."
+            )
+
+    def require_writable(self) -> None:
+        """Refuse a place where nothing could be saved, before the work whose result would be lost.
+
+        Raises:
+            PackError: the disk is full or read-only, or the file is another dictionary's.
+        """
+        with self._writing("nothing yet"):
+            pass
 
     def labels(self) -> dict[int, Label]:
         """The label of each latent that was given one; a person's stands before a model's."""
@@ -102,9 +160,19 @@ class Notes:
         return next(iter(self._labels("WHERE latent = ?", latent)), None)
 
     def _labels(self, where: str = "", *values: Any) -> list[Label]:
-        with self._open() as db:
-            rows = [] if db is None else db.execute(f"SELECT * FROM labels {where}", values).fetchall()
-        return [_label(row) for row in rows]
+        return [self._label(row) for row in self._rows(f"SELECT * FROM labels {where}", _LABEL, *values)]
+
+    def _label(self, row: tuple[int, str, str, float | None, str, float]) -> Label:
+        latent, text, source, score, detail, made = row
+        about = f"the detail of a label in {self.file}"
+        detail = typed(parse_json(detail, about, PackError, _MOVE), dict[str, Any], about, PackError, _MOVE)
+        return Label(latent, text, source, score, detail, made)
+
+    def _rows(self, query: str, kind: Any, *values: Any) -> list[Any]:
+        """The rows of a query, each of the type `kind`; none where nothing was ever written."""
+        with self._reading() as db:
+            rows = [] if db is None else db.execute(query, values).fetchall()
+        return typed(rows, list[kind], self.file, PackError, _MOVE)
 
     def set_label(
         self, latent: int, text: str, source: str, score: float | None = None, detail: dict[str, Any] | None = None
@@ -114,58 +182,45 @@ class Notes:
 
     def set_labels(self, labels: Iterable[tuple[int, str, str, float | None, dict[str, Any] | None]]) -> None:
         """Many at once, as (latent, text, source, score, detail); all are kept, or none."""
-        rows = list(labels)
+        rows = [(latent, _storable(text.strip()), source, score, detail) for latent, text, source, score, detail in labels]
         if not rows:
             return
-        with self._open(write=True) as db:
+        with self._writing("\n".join(f"{latent}: {text}" for latent, text, *_ in rows)) as db:
             for latent, text, source, score, detail in rows:
-                text = text.strip()[:LONGEST]
                 if not text:
                     db.execute("DELETE FROM labels WHERE latent = ?", (latent,))
                     continue
                 before = db.execute("SELECT source FROM labels WHERE latent = ?", (latent,)).fetchone()
                 if before and before[0] == "you" != source:
                     continue
-                row = (latent, text, source, score, json.dumps(detail or {}), time.time())
+                row = (latent, text, _storable(source), score, json.dumps(detail or {}), time.time())
                 db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def about(self, latent: int) -> Said:
-        """All of one latent, in one reading of the file."""
-        with self._open() as db:
-            if db is None:
-                return Said(None, "", False, [], (0, 0))
-            label = db.execute("SELECT * FROM labels WHERE latent = ?", (latent,)).fetchone()
-            note = db.execute("SELECT text FROM notes WHERE latent = ?", (latent,)).fetchone()
-            star = db.execute("SELECT 1 FROM stars WHERE latent = ?", (latent,)).fetchone()
-            lists = db.execute("SELECT name FROM lists WHERE latent = ? ORDER BY name", (latent,)) if _listed(db) else []
-            lists = [name for (name,) in lists]
-            guesses = db.execute(_GUESSED, (latent,)).fetchone()
-        return Said(label and _label(label), note[0] if note else "", bool(star), lists, guesses)
+        """All of one latent."""
+        lists = [name for name, listed in self._listed() if listed == latent]
+        return Said(self.label(latent), self.note(latent), latent in self.starred(), lists, self.guessed(latent))
 
     def note(self, latent: int) -> str:
-        with self._open() as db:
-            found = db and db.execute("SELECT text FROM notes WHERE latent = ?", (latent,)).fetchone()
-        return found[0] if found else ""
+        return next((text for _, text in self._rows("SELECT latent, text FROM notes WHERE latent = ?", _TEXT, latent)), "")
 
     def noted(self) -> dict[int, str]:
         """All notes, by latent."""
-        with self._open() as db:
-            return {} if db is None else dict(db.execute("SELECT latent, text FROM notes ORDER BY latent").fetchall())
+        return dict(self._rows("SELECT latent, text FROM notes ORDER BY latent", _TEXT))
 
     def set_note(self, latent: int, text: str) -> None:
-        with self._open(write=True) as db:
+        with self._writing(text) as db:
             if text.strip():
-                db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (latent, text[:LONGEST], time.time()))
+                db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?, ?)", (latent, _storable(text), time.time()))
             else:
                 db.execute("DELETE FROM notes WHERE latent = ?", (latent,))
 
     def starred(self) -> list[int]:
         """Latents with a star, the first starred first."""
-        with self._open() as db:
-            return [] if db is None else [i for (i,) in db.execute("SELECT latent FROM stars ORDER BY made, latent")]
+        return [i for (i,) in self._rows("SELECT latent FROM stars ORDER BY made, latent", tuple[int])]
 
     def set_star(self, latent: int, star: bool) -> None:
-        with self._open(write=True) as db:
+        with self._writing(f"the star of latent {latent}") as db:
             if star:
                 db.execute("INSERT OR IGNORE INTO stars VALUES (?, ?)", (latent, time.time()))
             else:
@@ -173,13 +228,10 @@ class Notes:
 
     def guessed(self, latent: int) -> tuple[int, int]:
         """(right answers, questions) of all guess games played with a latent."""
-        with self._open() as db:
-            if db is None:
-                return 0, 0
-            return db.execute(_GUESSED, (latent,)).fetchone()
+        return next(iter(self._rows(_GUESSED, tuple[int, int], latent)), (0, 0))
 
     def add_guess(self, latent: int, correct: int, questions: int) -> None:
-        with self._open(write=True) as db:
+        with self._writing(f"{correct} of {questions} guesses right") as db:
             db.execute(
                 "INSERT INTO guesses (latent, correct, asked, made) VALUES (?, ?, ?, ?)",
                 (latent, correct, questions, time.time()),
@@ -188,11 +240,14 @@ class Notes:
     def lists(self) -> dict[str, list[int]]:
         """Latents by the name of each list, in the order in which they were put there; a list without any is none."""
         found: dict[str, list[int]] = {}
-        with self._open() as db:
-            rows = db.execute("SELECT name, latent FROM lists ORDER BY name, made, rowid") if db and _listed(db) else []
-            for name, latent in rows:
-                found.setdefault(name, []).append(latent)
+        for name, latent in self._listed():
+            found.setdefault(name, []).append(latent)
         return found
+
+    def _listed(self) -> list[tuple[str, int]]:
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'lists'", tuple[int]):
+            return []  # a file from before there were lists
+        return self._rows("SELECT name, latent FROM lists ORDER BY name, made, rowid", tuple[str, int])
 
     def add_to_list(self, name: str, latents: Iterable[int]) -> None:
         """Put latents on a list, which is made by that; those that are there already stay where they are.
@@ -200,15 +255,15 @@ class Notes:
         Raises:
             PackError: a list without a name.
         """
-        name = name.strip()[:LONGEST_NAME]
+        name = _storable(name.strip())[:LONGEST_NAME]
         if not name:
             raise PackError("A list needs a name.")
-        with self._open(write=True) as db:
+        with self._writing(f"the list {name}") as db:
             rows = [(name, int(latent), time.time()) for latent in latents]
             db.executemany("INSERT OR IGNORE INTO lists VALUES (?, ?, ?)", rows)
 
     def take_from_list(self, name: str, latents: Iterable[int]) -> None:
-        with self._open(write=True) as db:
+        with self._writing(f"the list {name}") as db:
             db.executemany("DELETE FROM lists WHERE name = ? AND latent = ?", [(name, int(latent)) for latent in latents])
 
     def version(self) -> int:
@@ -217,7 +272,7 @@ class Notes:
 
     def copy_to(self, folder: Path) -> None:
         """The same file in another folder, whole although others may be writing."""
-        with self._open() as db:
+        with self._reading() as db:
             if db is not None:
                 with closing(sqlite3.connect(folder / FILE)) as copy:
                     db.backup(copy)
@@ -231,13 +286,10 @@ class Notes:
 
 
 _GUESSED = "SELECT COALESCE(SUM(correct), 0), COALESCE(SUM(asked), 0) FROM guesses WHERE latent = ?"
+_LABEL, _TEXT = tuple[int, str, str, float | None, str, float], tuple[int, str]
+_MOVE = "If it is damaged, move it away: the pack itself is whole without it."
 
 
-def _label(row: tuple) -> Label:
-    latent, text, source, score, detail, made = row
-    return Label(latent, text, source, score, json.loads(detail), made)
-
-
-def _listed(db: sqlite3.Connection) -> bool:
-    """Whether the file knows of lists; those written before there were any do not."""
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'lists'").fetchone() is not None
+def _storable(text: str) -> str:
+    """A text that SQLite can hold: at most LONGEST characters, no lone surrogates."""
+    return text[:LONGEST].encode("utf-8", "replace").decode()

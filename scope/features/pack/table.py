@@ -30,6 +30,10 @@ COLUMNS = tuple(
     "logit_std logit_skew logit_kurtosis out_score out_kl nearest nearest_cos dec_norm enc_dec_cos "
     "label label_source label_score flags".split()
 )
+TEXTS = ("top_token", "label", "label_source", "flags")
+LISTS = ("promotes", "suppresses")
+SURE = ("count", "density", "mean", "max")
+"""Columns whose numbers are never absent, infinite or negative."""
 
 BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"
 UNCLEAR = 0.2

@@ -15,7 +15,7 @@ import pandas as pd
 
 from scope.errors import PackError
 from scope.features.pack.format import CONTROLS, EXAMPLES, FILES, RELATIONS, SCHEMA
-from scope.features.pack.manifest import owner_of, read_manifest
+from scope.features.pack.manifest import read_manifest
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
 from scope.whole_files import file_sha256, whole_folder, write_whole
@@ -71,7 +71,7 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
         files = {name: _size_and_hash(aside / name) for name in dict.fromkeys([*FILES, *content])}
         manifest = {"schema": SCHEMA, "d_sae": len(arrays.table), **arrays.manifest, "files": files}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _copy_notes(out, aside, manifest)
+        _copy_notes(out, aside)
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -88,7 +88,7 @@ def add_file(folder: Path, name: str, content: bytes, entries: dict[str, Any]) -
     Raises:
         PackError: no pack, or a damaged one.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).as_written
     if name in manifest["files"]:
         del manifest["files"][name]
         write_whole(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -101,12 +101,12 @@ def _size_and_hash(file: Path) -> dict[str, Any]:
     return {"size": file.stat().st_size, "sha256": file_sha256(file)}
 
 
-def _copy_notes(out: Path, new: Path, manifest: dict[str, Any]) -> None:
+def _copy_notes(out: Path, new: Path) -> None:
     """Copy notes on the same dictionary into the new pack; put those on another beside it, under another name."""
     if not (out / FILE).exists():
         return
     try:
-        Notes(out, owner_of(manifest)).copy_to(new)
+        Notes(out, read_manifest(new).owner).copy_to(new)
     except PackError:
         for file in out.glob(FILE + "*"):
             shutil.copy2(file, out.with_name(f"{out.name}.{int(time.time())}.{file.name}"))
