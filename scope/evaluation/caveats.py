@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from scope.sae.base import SAE
+from scope.sae.claims import claims_of
 
 NULLS = {
     "pca": "PCA with as many components",
@@ -74,12 +75,10 @@ def _early(scores: dict[str, Any], positions: list[dict[str, Any]]) -> list[str]
 
 def _declared(scores: dict[str, Any], sae: SAE) -> list[str]:
     """Notes on declared numbers that this evaluation does not reproduce (P30)."""
-    training = sae.provenance.get("training") or {}
-    notes = []
+    claims, notes = claims_of(sae.provenance), []
+    when = "at the end of training it was" if claims.get("from") == "its training" else "the declared value is"
     for name in ("l0", "fvu"):
-        now, then, when = scores[name], training.get(name), "at the end of training it was"
-        if then is None:
-            then, when = (sae.provenance.get("declared") or {}).get(name), "the declared value is"
+        now, then = scores[name], claims.get(name)
         if isinstance(then, int | float) and then > 0 and abs(math.log(max(now, 1e-9) / then)) > math.log(1.3):
             notes.append(f"{name} is {now:.3g} here; {when} {then:.3g}.")
         if isinstance(then, list | tuple) and not then[0] / 1.3 <= now <= then[1] * 1.3:

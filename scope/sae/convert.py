@@ -4,13 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
 from scope.sae.files import FORMATS, MANIFEST, read_sae, save_sae
 from scope.sae.formats import gemma_scope, sae_lens
-from scope.sae.formats.arrays import build
 from scope.sae.transcoder import Transcoder
 
 
@@ -70,20 +67,26 @@ def convert(source: Path | str, out: Path | str, to: str, site: str | None = Non
 
 
 def _furthest(sae: SAE, folder: Path, to: str) -> float:
-    """Read back what was written; the greatest difference of any number from the dictionary."""
-    if to != "gemma_scope":
-        meant, back = sae, read_sae(folder)
-    elif isinstance(sae, Transcoder):
-        meant, back = sae, _transcoder_back(sae, folder)
-    else:
-        meant, back = gemma_scope.as_jumprelu(sae), gemma_scope.read(folder / gemma_scope.FILE, gemma_scope.suggested_path(sae))
+    """Read back what was written; the greatest difference of any number from the dictionary.
+
+    Raises:
+        DictionaryError: what was written is read as a dictionary of another kind, site or k.
+    """
+    meant, back = sae, read_sae(folder)
+    if to == "gemma_scope" and not isinstance(sae, Transcoder):
+        meant = gemma_scope.as_jumprelu(sae)
+    kind = "jumprelu" if (meant.kind, to) == ("batch_topk", "sae_lens") else meant.kind
+    pairs = {
+        "kind": (kind, back.kind),
+        "site": (meant.reads, back.reads),
+        "output": (meant.writes, back.writes),
+        "k": (getattr(meant.config, "k", None) if kind == meant.kind else None, getattr(back.config, "k", None)),
+    }
+    for name, (written, found) in pairs.items():
+        if written != found:
+            raise DictionaryError(
+                f"{folder} was written with {name} {written} and is read back with {found}: {to} cannot hold it.\n"
+                "  Delete that folder, and keep the dictionary as --to scope."
+            )
     there = dict(back.named_parameters())
     return max((p.detach() - there[name].detach()).abs().max().item() for name, p in meant.named_parameters())
-
-
-def _transcoder_back(sae: Transcoder, folder: Path) -> SAE:
-    import numpy as np
-
-    with np.load(folder / gemma_scope.FILE, allow_pickle=False) as archive:
-        arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    return build("transcoder", arrays, str(folder), sae.site, site_out=sae.site_out)

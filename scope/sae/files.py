@@ -6,16 +6,17 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError, DictionaryError
 from scope.renamed import warn
 from scope.sae.base import SAE
+from scope.sae.claims import Provenance
 from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
 from scope.sae.formats.arrays import fill, refuse_other_sizes
-from scope.sae.formats.files import read_json
+from scope.sae.formats.files import read_config
 from scope.sae.kinds import KINDS
 from scope.sae.topk import TopKSAE
 from scope.whole_files import file_sha256, write_json
@@ -45,7 +46,7 @@ def save_sae(sae: SAE, folder: Path | str) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    sae_lens.write(_competed(sae), folder)
+    sae_lens.write_arrays(_competed(sae), folder)
     sae.provenance["weights_sha256"] = file_sha256(folder / sae_lens.WEIGHTS)
     manifest = {
         "schema": SCHEMA,
@@ -104,7 +105,7 @@ def _from_folder(folder: Path, named: str | None = None) -> SAE:
     if len(weights) > 1:
         raise DictionaryError(f"{folder} holds several dictionaries: {', '.join(weights)}. Give one of these files.")
     if weights:
-        sae = FORMATS[weights[0]][1](folder, named or str(folder.resolve()))
+        sae = FORMATS[weights[0]][1](folder, named)
         sae.provenance["weights_sha256"] = file_sha256(folder / weights[0])
         return sae
     there = sorted(p.name for p in folder.iterdir())
@@ -121,32 +122,39 @@ def _from_folder(folder: Path, named: str | None = None) -> SAE:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """scope.json."""
+
+    schema: int
+    kind: str
+    site: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+
+
 def _ours(folder: Path) -> SAE:
-    manifest = read_json(folder / MANIFEST)
-    kind = manifest.get("kind")
-    if manifest.get("schema") != SCHEMA or not isinstance(kind, str) or kind not in KINDS:
+    manifest = read_config(folder / MANIFEST, Manifest)
+    kind = manifest.kind
+    if manifest.schema != SCHEMA or kind not in KINDS:
         raise DictionaryError(
-            f"{folder / MANIFEST} has schema {manifest.get('schema')} and kind {kind!r}; "
+            f"{folder / MANIFEST} has schema {manifest.schema} and kind {kind!r}; "
             f"this version reads schema {SCHEMA} and {', '.join(KINDS)}."
         )
-    parts = {"config": dict, "provenance": dict, "site": str}
-    strange = [name for name, form in parts.items() if not isinstance(manifest.get(name), form)]
-    if strange:
-        missing = ", ".join(strange)
-        raise DictionaryError(f"{folder / MANIFEST} is damaged: {missing} is missing or of another type. Copy it again.")
+    expected = Provenance.of(manifest.provenance, folder / MANIFEST).weights_sha256
     _refuse_other_kind(kind, folder)
     arrays = sae_lens.stored(folder)
-    actual, expected = file_sha256(folder / sae_lens.WEIGHTS), manifest["provenance"].get("weights_sha256")
+    actual = file_sha256(folder / sae_lens.WEIGHTS)
     if actual != expected:
         raise DictionaryError(
             f"The weights in {folder} are not what {MANIFEST} describes: sha256 {actual[:12]}, not {str(expected)[:12]}.\n"
             f"  Copy the folder again, or delete {MANIFEST} to read it as a plain SAELens folder."
         )
-    config = config_from(kind, manifest["config"], folder / MANIFEST)
+    config = config_from(kind, manifest.config, folder / MANIFEST)
     refuse_other_sizes(config, arrays, str(folder / MANIFEST), str(folder))
-    sae = KINDS[kind].sae(config, manifest["site"])
-    sae.provenance = manifest["provenance"]
-    return fill(sae, arrays, str(folder))
+    sae = fill(kind, config, manifest.site, arrays, str(folder))
+    sae.provenance = manifest.provenance | sae.provenance
+    return sae
 
 
 def _refuse_other_kind(kind: str, folder: Path) -> None:
@@ -157,7 +165,7 @@ def _refuse_other_kind(kind: str, folder: Path) -> None:
     """
     if not (folder / sae_lens.CONFIG).exists():
         return
-    named = read_json(folder / sae_lens.CONFIG).get("architecture")
+    named = read_config(folder / sae_lens.CONFIG, sae_lens.Config).architecture
     as_written = {"batch_topk": ("jumprelu",), "transcoder": ("jumprelu_transcoder", "jumprelu_skip_transcoder")}
     if named not in as_written.get(kind, (kind,)):
         raise DictionaryError(

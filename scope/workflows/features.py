@@ -121,14 +121,15 @@ def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: An
     """Memory and disk that the pack needs while it is built."""
     import torch
 
+    from scope.evaluation.certificate.verdict import middle
     from scope.features.collect.plan import plan
     from scope.progress import size
+    from scope.sae.claims import claims_of
 
     rows = store.numel() if isinstance(store, torch.Tensor) else int(store.n_rows)
     n_ctx = int(store.shape[1] if isinstance(store, torch.Tensor) else store.tokens.shape[1])
     n_tokens = rows if config.tokens is None else min(rows, config.tokens)
-    l0 = (sae.provenance.get("training") or {}).get("l0")
-    l0 = l0 if isinstance(l0, int | float) else None
+    l0 = middle(claims_of(sae.provenance).get("l0"))
     needs = plan(sae.d_sae, sae.d_in, model.cfg.d_vocab, n_tokens, n_ctx, config, l0)
     shared = f", shared by {ranks.world} processes" if ranks.world > 1 else ""
     return (

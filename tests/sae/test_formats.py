@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -210,6 +211,172 @@ def _saelens_gemma_scope(folder, path, monkeypatch):
     return theirs
 
 
+@pytest.mark.parametrize(
+    "above",
+    ["embedding", "layer_5_runs", "my-transcoders/gemma-scope-2b", "gemma-scope-2b-pt-res-mine/layer_5", "layer_5/width_1"],
+)
+@pytest.mark.parametrize("release", ["", "gemma-scope-2b-pt-mlp/layer_3/width_16k/average_l0_59"])
+def test_only_the_releases_own_layout_says_what_a_params_npz_is_and_no_word_in_a_folder_above_it(above, release, tmp_path):
+    sae = random_kind("jumprelu")
+    ours = read_sae(npz(tmp_path / above / release, arrays(sae)))
+    assert torch.equal(ours(X), sae(X))
+    assert (ours.kind, ours.site) == ("jumprelu", "blocks.3.hook_mlp_out" if release else "")
+    assert ("declared" in ours.provenance) is bool(release)
+
+
+@pytest.mark.parametrize("config", [{"site": "blocks.1.hook_resid_post"}, {"hf_hook_point_in": "model.layers.1.output"}])
+def test_a_config_beside_a_params_npz_stands_before_the_names_of_its_folders(config, tmp_path):
+    sae = random_kind("jumprelu")
+    folder = npz(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21", arrays(sae))
+    write_json(folder / "config.json", config)
+    ours = read_sae(folder)
+    assert torch.equal(ours(X), sae(X))
+    assert ours.site == SITE
+    write_json(folder / "config.json", {"site": 5})
+    with pytest.raises(DictionaryError, match="Expected `str"):
+        read_sae(folder)
+
+
+def test_a_release_is_known_by_a_relative_path_and_through_a_link_to_it(tmp_path, monkeypatch):
+    root = tmp_path / "gemma-scope-2b-pt-res"
+    folder = npz(root / "layer_3/width_16k/average_l0_59", arrays(random_kind("jumprelu")))
+    monkeypatch.chdir(root)
+    assert read_sae("layer_3/width_16k/average_l0_59").site == "blocks.3.hook_resid_post"
+    (tmp_path / "mine").symlink_to(folder)
+    assert read_sae(tmp_path / "mine").site == "blocks.3.hook_resid_post"
+
+
+@pytest.mark.parametrize("both", ["w_enc", "w_dec"])
+def test_an_array_under_two_names_is_refused_in_every_format(both, tmp_path):
+    stored = arrays(random_kind("jumprelu"))
+    with pytest.raises(DictionaryError, match=f"twice .*{both}"):
+        read_sae(npz(tmp_path / "npz", stored | {both: stored[both.replace("w", "W")]}))
+    folder = scope_2(tmp_path / "2", stored)
+    save_file(stored | {both: stored[both.replace("w", "W")] + 0}, folder / "params.safetensors")
+    with pytest.raises(DictionaryError, match=f"twice .*{both}"):
+        read_sae(folder)
+    old_folder(tmp_path, {"architecture": "jumprelu"}, log_threshold=stored["threshold"])
+    with pytest.raises(DictionaryError, match="threshold twice"):
+        read_sae(tmp_path)
+    sparse(tmp_path / "layers.3", random_kind("topk"), more={"W_enc": stored["W_enc"]})
+    with pytest.raises(DictionaryError, match="twice"):
+        read_sae(tmp_path / "layers.3")
+
+
+def declares(shape, data=b"", dtype="<f4"):
+    """The bytes of an npy member that says it has this shape."""
+    header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("member", "said"),
+    [
+        (declares((1 << 25, 1 << 25)), "4,503,599,627,370,496 bytes, and 0 are there"),
+        (declares((-1, 20)), "shape"),
+        (declares((6, 20), b"x" * 481), "480 bytes, and 481 are there"),
+        (declares("(" * 5000), "damaged"),
+        (declares((6, 20), b"x" * 480, "|O"), "pickled"),
+        (declares((6, 20), b"x" * 480, "<i4"), "int32"),
+        (b"no array", "damaged"),
+    ],
+)
+def test_an_npz_whose_members_are_not_what_their_headers_say_is_refused_before_it_is_unpacked(member, said, tmp_path):
+    folder = npz(tmp_path / "d", {n: a for n, a in arrays(random_kind("jumprelu")).items() if n != "W_enc"})
+    with zipfile.ZipFile(folder / "params.npz", "a") as archive:
+        archive.writestr("W_enc.npy", member)
+    with pytest.raises(DictionaryError, match=said):
+        read_sae(folder)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, monkeypatch):
+    from scope.sae.formats import files
+
+    monkeypatch.setattr(files, "_SMALL", 1 << 20)
+    zeros = np.zeros((512, 1024), np.float32)
+    np.savez_compressed(tmp_path / "params.npz", W_enc=zeros, W_dec=zeros.T)
+    with pytest.raises(DictionaryError, match="unpacks to 4"):
+        read_sae(tmp_path)
+    topk = random_kind("topk")
+    learning(tmp_path / "learnt", "AutoEncoder", {})
+    with zipfile.ZipFile(tmp_path / "learnt" / "ae.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(4 << 20))
+    with pytest.raises(DictionaryError, match="unpacks to 4"):
+        read_sae(tmp_path / "learnt")
+    monkeypatch.setattr(files, "free_memory", lambda: 100)
+    with pytest.raises(DictionaryError, match="100 bytes of memory are free"):
+        read_sae(save_sae(topk, tmp_path / "ours"))
+
+
+@pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors", "scope.json", "params.npz", "ae.pt"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(file, tmp_path):
+    save_sae(random_kind("jumprelu"), tmp_path)
+    if file in ("params.npz", "ae.pt"):
+        for other in tmp_path.iterdir():
+            other.unlink()
+        write_json(tmp_path / "config.json", {"trainer": {"dict_class": "AutoEncoder"}} if file == "ae.pt" else {})
+    (tmp_path / file).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / file)
+    with pytest.raises(DictionaryError, match="not a regular file"):
+        read_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input"),
+        ({"rescale_acts_by_decoder_norm": "true"}, "rescale_acts_by_decoder_norm"),
+        ({"architecture": ["jumprelu"]}, "architecture"),
+        ({"normalize_activations": 3}, "normalize_activations"),
+        ({"d_in": 6.0}, "d_in"),
+        ({"hook_head_index": "1"}, "hook_head_index"),
+        ({"metadata": []}, "metadata"),
+        ({"activation_fn_kwargs": {"k": "3"}}, "activation_fn_kwargs.k"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused_by_its_name(settings, said, tmp_path):
+    old_folder(tmp_path, {"architecture": "jumprelu", "apply_b_dec_to_input": False} | settings)
+    with pytest.raises(DictionaryError, match=rf"Expected .* - at `{said}`"):
+        read_sae(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"signed": "false"}, {"transcode": 1}, {"k": 3.0}, {"num_latents": 21}, {"d_in": 7}])
+def test_sparsifys_settings_of_another_type_or_of_another_dictionary_are_refused(settings, tmp_path):
+    with pytest.raises(DictionaryError, match=rf"{next(iter(settings))}"):
+        read_sae(sparse(tmp_path / "layers.5", random_kind("topk"), **settings))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
+def test_a_threshold_that_is_no_positive_number_is_refused(value, tmp_path):
+    stored = arrays(random_kind("jumprelu"))
+    stored["threshold"][3] = value
+    with pytest.raises(DictionaryError, match=r"threshold.* in .*"):
+        read_sae(npz(tmp_path / "d", stored))
+
+
+def test_biases_that_are_far_longer_than_their_matrices_are_refused_without_taking_memory(tmp_path):
+    stored = arrays(random_kind("jumprelu")) | {"b_enc": torch.zeros(1 << 20), "b_dec": torch.zeros(1 << 20)}
+    with pytest.raises(DictionaryError, match="must be"):
+        read_sae(npz(tmp_path / "d", stored))
+
+
+def test_a_flipped_bit_of_an_ae_pt_fails_its_checksum(tmp_path):
+    folder = learning(tmp_path, "JumpReluAutoEncoder", arrays(random_kind("jumprelu")))
+    data = bytearray((folder / "ae.pt").read_bytes())
+    at = data.index(arrays(random_kind("jumprelu"))["b_enc"].numpy().tobytes())
+    data[at + 2] ^= 1
+    (folder / "ae.pt").write_bytes(data)
+    with pytest.raises(DictionaryError, match="checksum"):
+        read_sae(folder)
+
+
+def test_an_ae_pt_whose_tensor_repeats_one_number_without_end_is_refused(tmp_path):
+    stored = arrays(random_kind("jumprelu")) | {"W_enc": torch.zeros(1).expand(1 << 20, 1 << 20)}
+    with pytest.raises(DictionaryError, match="does not hold so many numbers"):
+        read_sae(learning(tmp_path, "JumpReluAutoEncoder", stored))
+
+
 def test_p11_the_embeddings_dictionary_reads_embeddings_times_their_factor(tmp_path):
     sae = random_kind("jumprelu")
     ours = read_sae(npz(tmp_path / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21", arrays(sae)))
@@ -392,7 +559,7 @@ def test_dictionary_learnings_jumprelu_topk_batch_topk_and_gated_are_read_as_wha
 def test_dictionary_learnings_topk_whose_k_is_no_whole_number_is_refused(tmp_path, k):
     topk = random_kind("topk")
     stored = linear(topk, **{"encoder.bias": topk.b_enc, "b_dec": topk.b_dec})
-    with pytest.raises(DictionaryError, match="no number of latents"):
+    with pytest.raises(DictionaryError, match=r"no number of latents|at `trainer.k`"):
         read_sae(learning(tmp_path, "AutoEncoderTopK", stored, k=k))
 
 
@@ -444,13 +611,13 @@ def test_an_ae_pt_cut_short_alone_or_of_an_unknown_class_is_refused(tmp_path):
 # sparsify
 
 
-def sparse(folder, sae, **config):
+def sparse(folder, sae, more=None, **config):
     folder.mkdir(parents=True)
     stored = arrays(sae)
     stored = {"encoder.weight": stored["W_enc"].T.contiguous(), "encoder.bias": stored["b_enc"]} | {
         name: stored[name] for name in ("W_dec", "b_dec", "W_skip") if name in stored
     }
-    save_file(stored, folder / "sae.safetensors")
+    save_file(stored | (more or {}), folder / "sae.safetensors")
     write_json(folder / "cfg.json", {"activation": "topk", "k": 3, "num_latents": 20, "d_in": 6, "transcode": False} | config)
     return folder
 
@@ -517,6 +684,31 @@ def test_what_thresholds_can_express_goes_to_gemma_scope_and_what_is_lost_is_sai
     assert "layer_1/width_0k" in told
     assert "nested widths 5" in told
     assert ("trained as" in told) is (kind != "jumprelu")
+
+
+@pytest.mark.parametrize("site", ["blocks.1.ln2.hook_normalized", "hook_embed", ""])
+@pytest.mark.parametrize("kind", ["jumprelu", "transcoder"])
+def test_a_dictionary_written_as_params_npz_comes_back_as_the_kind_and_at_the_site_that_it_was(kind, site, tmp_path):
+    sae = random_kind(kind, **({"skip": False} if kind == "transcoder" else {}))
+    sae.site = site
+    save_sae(sae, tmp_path / "a")
+    done = convert(tmp_path / "a", tmp_path / "transcoders" / "embedding", "gemma_scope")
+    back = read_sae(done.folder)
+    assert (back.kind, back.reads, back.writes) == (sae.kind, sae.reads, sae.writes)
+    torch.testing.assert_close(back.encode(X), sae.encode(X))
+    torch.testing.assert_close(back(X), sae(X))
+
+
+def test_a_topk_transcoder_is_saved_and_where_no_format_has_a_place_for_it_that_one_is_named(tmp_path):
+    sae = random_kind("transcoder", k=3)
+    back = read_sae(save_sae(sae, tmp_path / "a"))
+    assert torch.equal(back(X), sae(X))
+    assert (back.kind, back.config) == ("transcoder", sae.config)
+    assert convert(tmp_path / "a", tmp_path / "b", "scope").furthest == 0
+    for to in ("sae_lens", "gemma_scope"):
+        with pytest.raises(DictionaryError, match="--to scope"):
+            convert(tmp_path / "a", tmp_path / to, to)
+        assert not (tmp_path / to).exists()
 
 
 def test_gemma_scope_to_ours_and_back_is_the_same_file_content(tmp_path):

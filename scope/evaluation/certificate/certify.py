@@ -26,6 +26,7 @@ from scope.models.face import LanguageModel
 from scope.progress import OnProgress
 from scope.provenance import ModelId
 from scope.sae.base import SAE
+from scope.sae.claims import claims_of
 from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
 from scope.versions import version_of
@@ -81,7 +82,7 @@ def what_decides(model, sae: SAE, tokens: Tokens | None = None) -> bytes:
     part of the keys of certificates on disk."""
     tokenizer = getattr(model.tokenizer, "sha256", None)
     text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
-    return json.dumps([text, OUTLIER, declared_by(sae), sae.site]).encode()
+    return json.dumps([text, OUTLIER, claims_of(sae.provenance), sae.site]).encode()
 
 
 def refusal(certificate: Certificate, sae: SAE) -> str:
@@ -105,7 +106,7 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
     acts, outliers = record(model, tokens, sorted(wanted), sae.site)
     x = acts[sae.site]
     y = None if sae.autoencodes else acts[sae.site_out]
-    declared = declared_by(sae)
+    declared = claims_of(sae.provenance)
     own = as_it_stands(sae)
     measured = measure(own, x, y) | {"tokens": len(x), "outliers": outliers}
     null = _null(sae, x, measured["l0"]) if sae.autoencodes else {"fvu": 1.0}
@@ -199,15 +200,6 @@ def sample_text(model, n_tokens: int = TOKENS) -> Tokens:
     context = min(CONTEXT, model.cfg.n_ctx)
     packed = Packer(open_corpus("bundled").documents(0), model.tokenizer, context).take(-(-n_tokens // (context - 1)))
     return torch.from_numpy(packed.tokens).long()
-
-
-def declared_by(sae: SAE) -> dict[str, Any]:
-    """What the dictionary says of itself: an L0 (or the two ends of a range), an FVU, and where it says so."""
-    if "declared" in sae.provenance:
-        return dict(sae.provenance["declared"])
-    training = sae.provenance.get("training") or {}
-    found = {name: float(training[name]) for name in ("l0", "fvu") if isinstance(training.get(name), int | float)}
-    return found | {"from": "its training"} if found else {}
 
 
 def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:

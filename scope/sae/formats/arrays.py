@@ -1,28 +1,38 @@
 """Makes dictionaries of arrays read from any format, after checks of their shapes and values."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from scope.errors import ConfigError, DictionaryError
+from scope.memory import free_memory
+from scope.progress import size
 from scope.sae.base import SAE
+from scope.sae.configs.base import SAEConfig
 from scope.sae.kinds import KINDS
 
 
 def build(
-    kind: str, arrays: dict[str, Tensor], where: str, site: str = "", beside: tuple[str, ...] = (), **settings: Any
+    kind: str,
+    arrays: dict[str, Tensor],
+    where: str,
+    site: str = "",
+    beside: tuple[str, ...] = (),
+    any_threshold: bool = False,
+    **settings: Any,
 ) -> SAE:
     """A dictionary of `kind` in float32, from arrays by the names of its parameters; `where` names the file in refusals,
-    and `beside` arrays that its format carries though they are no parameters.
+    and `beside` arrays that its format carries though they are no parameters. `any_threshold`: some may be below 0, which acts
+    as 0 does.
 
     Sizes are those of the biases. Where numbers were stored with less than float32's precision, `provenance["stored"]` says so.
 
     Raises:
         DictionaryError: an array is missing, has another shape than the biases ask for (a transposed matrix is named as such),
-            holds NaN or Inf, is turned though square, or the thresholds look like logarithms.
+            holds NaN or Inf, is turned though square, or thresholds are negative.
     """
     need(arrays, ("W_enc", "b_enc", "W_dec", "b_dec"), where)
     for name in ("b_enc", "b_dec"):
@@ -38,15 +48,25 @@ def build(
     if kind in ("jumprelu", "gated"):  # not known of a foreign one, and of no use once trained
         settings.setdefault("target_l0", min(32.0, float(d_sae)))
     try:
-        sae = KINDS[kind].sae(KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings), site)
+        config = KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings)
+        return fill(kind, config, site, arrays, where, beside, any_threshold)
     except ConfigError as error:
         raise DictionaryError(f"What is in {where} cannot be a dictionary of kind {kind}: {error}") from None
-    return fill(sae, arrays, where, beside)
 
 
-def fill(sae: SAE, arrays: dict[str, Tensor], where: str, beside: tuple[str, ...] = ()) -> SAE:
-    """Give a dictionary its arrays, checked as `build` says. One that it does not know is refused: read without it, the
-    dictionary would fire on other tokens than it was trained to (P27)."""
+def fill(
+    kind: str,
+    config: SAEConfig,
+    site: str,
+    arrays: dict[str, Tensor],
+    where: str,
+    beside: tuple[str, ...] = (),
+    any_threshold: bool = False,
+) -> SAE:
+    """A dictionary of its arrays, checked as `build` says. An array that its kind does not have is refused: read without it,
+    the dictionary would fire on other tokens than it was trained to (P27)."""
+    with torch.device("meta"):  # nothing is allocated for sizes that the arrays may not have
+        sae: SAE = KINDS[kind].sae(config, site)
     wanted = {name: tuple(p.shape) for name, p in sae.named_parameters()}
     need(arrays, tuple(wanted), where)
     unknown = sorted(set(arrays) - set(wanted) - set(beside))
@@ -63,24 +83,39 @@ def fill(sae: SAE, arrays: dict[str, Tensor], where: str, beside: tuple[str, ...
                 f"{name} in {where} has shape {actual}; with {sae.d_sae} latents over width {sae.d_in} it must be {shape}."
                 + turned
             )
+    memory = free_memory()
+    widened = sum(4 * a.numel() for name, a in arrays.items() if name in wanted and a.dtype != torch.float32)
+    if memory is not None and widened > memory:
+        raise DictionaryError(f"{where} takes {size(widened)} in float32, and {size(memory)} of memory are free.")
     coarse = {name: _name(a.dtype) for name, a in arrays.items() if name in wanted and torch.finfo(a.dtype).bits < 32}
     arrays = {name: arrays[name].to(torch.float32).contiguous() for name in wanted}
     for name, array in arrays.items():
         bad = int((~torch.isfinite(array)).sum())
         if bad:
             raise DictionaryError(f"{name} in {where} holds {bad} values that are NaN or Inf. Fetch or train it anew.")
-    if "threshold" in arrays and (arrays["threshold"] < 0).float().mean() > 0.5:
-        raise DictionaryError(
-            f"Most thresholds in {where} are negative (median {arrays['threshold'].median():.2g}): were logarithms stored?\n"
-            "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
-        )
+    _refuse_negative(arrays.get("threshold"), where, any_threshold)
     if sae.autoencodes and sae.d_in == sae.d_sae:
         refuse_turned(arrays["W_enc"], arrays["W_dec"], where)
-    for name, p in sae.named_parameters():
-        p.data = arrays[name]  # as they lie in the file: another layout in memory rounds single tokens otherwise than SAELens
+    for name, p in list(sae.named_parameters()):
+        # as they lie in the file: another layout in memory rounds single tokens otherwise than SAELens
+        sae._parameters[name] = nn.Parameter(arrays[name], p.requires_grad)
     if coarse:
         sae.provenance["stored"] = coarse
     return sae
+
+
+def _refuse_negative(threshold: Tensor | None, where: str, some: bool) -> None:
+    """Raises: DictionaryError: thresholds below 0, of which `some` formats leave a few."""
+    negative = 0 if threshold is None else int((threshold < 0).sum())
+    if threshold is not None and negative > len(threshold) / 2:
+        raise DictionaryError(
+            f"Most thresholds in {where} are negative (median {threshold.median():.2g}): were logarithms stored?\n"
+            "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
+        )
+    if negative and not some:
+        raise DictionaryError(
+            f"{negative} thresholds in {where} are negative, which its format does not write. Copy or fetch it again."
+        )
 
 
 def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], source: str, where: str) -> None:
@@ -108,6 +143,25 @@ def refuse_not_finite(sae: SAE, where: str) -> None:
             raise DictionaryError(f"{name} in {where} is NaN or Inf once scales and biases are folded in: one is too large.")
 
 
+def renamed(stored: Mapping[str, Tensor], names: Mapping[str, str], where: object) -> dict[str, Tensor]:
+    """Arrays by our names; `names` maps those of a format that differ.
+
+    Raises:
+        DictionaryError: two arrays have names that mean the same, and nothing says which one counts.
+    """
+    arrays: dict[str, Tensor] = {}
+    for theirs, array in stored.items():
+        ours = names.get(theirs, theirs)
+        if ours in arrays:
+            both = ", ".join(name for name in stored if names.get(name, name) == ours)
+            raise DictionaryError(
+                f"{where} holds {ours} twice ({both}), and nothing says which one counts.\n"
+                "  Copy or fetch the whole folder again."
+            )
+        arrays[ours] = array
+    return arrays
+
+
 def need(arrays: dict[str, Tensor], names: tuple[str, ...], where: str) -> None:
     missing = [name for name in names if name not in arrays]
     if missing:
@@ -133,10 +187,6 @@ def refuse_turned(W_enc: Tensor, W_dec: Tensor, where: str) -> None:
             f"directions of a latent have a median cosine of {stored:.2f} as stored and of {turned:.2f} turned.\n"
             "  Turn the one that is wrong and save it again: W_enc is [d_in d_sae], W_dec is [d_sae d_in]."
         )
-
-
-def from_numpy(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -5,6 +5,7 @@ defaults and subtracts b_dec before encoding. What is read becomes x @ W_enc + b
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor
 from scope.errors import DictionaryError
 from scope.provenance import DictionaryId
 from scope.sae.base import SAE
-from scope.sae.formats.arrays import build, need, refuse_not_finite
-from scope.sae.formats.files import read_json, read_safetensors, write_safetensors
+from scope.sae.formats.arrays import build, need, refuse_not_finite, renamed
+from scope.sae.formats.files import read_config, read_safetensors, write_safetensors
 from scope.sae.gated import GatedSAE
 from scope.sae.topk import BatchTopKSAE, TopKSAE
 from scope.sae.transcoder import Transcoder
@@ -28,7 +29,63 @@ VERSION = "6.54.12"
 _RELU = ("standard", "transcoder", "skip_transcoder")
 _JUMP = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _BATCH = ("batchtopk", "matryoshka_batchtopk")
+_NAMES = {"log_threshold": "threshold", "b_gate": "b_enc", "finetuning_scaling_factor": "scaling_factor"}
 READ = (*_RELU, *_JUMP, *_BATCH, "topk", "gated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a dictionary reads: `metadata` of cfg.json, or before 6.0 cfg.json itself."""
+
+    hook_name: str | None = None
+    hook_point: str | None = None
+    hook_name_out: str | None = None
+    model_name: str | None = None
+    hook_head_index: int | None = None
+    hook_point_head_index: int | None = None
+
+    def where(self) -> str:
+        return self.hook_name or self.hook_point or ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationSettings:
+    """activation_fn_kwargs."""
+
+    k: int | float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Place):
+    """cfg.json of any version. None is what a version before a setting existed, or one that has no use for it, wrote."""
+
+    architecture: str = "standard"
+    metadata: Place | None = None
+    d_in: int | None = None
+    d_sae: int | None = None
+    d_out: int | None = None
+    k: int | float | None = None
+    activation_fn: str | None = None
+    activation_fn_str: str | None = None
+    activation_fn_kwargs: ActivationSettings | None = None
+    matryoshka_widths: tuple[int, ...] | None = None
+    apply_b_dec_to_input: bool | None = None
+    """SAELens subtracts b_dec before encoding unless told otherwise."""
+
+    rescale_acts_by_decoder_norm: bool | None = None
+    normalize_activations: str | bool | None = None
+    norm_scaling_factor: float | None = None
+
+    def where(self) -> str:
+        return (self.metadata or Place()).where() or super().where()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaler:
+    """activation_scaler.json."""
+
+    scaling_factor: float | None = None
+    has_whitening: bool | None = None
 
 
 def write(sae: SAE, folder: Path) -> list[str]:
@@ -37,15 +94,22 @@ def write(sae: SAE, folder: Path) -> list[str]:
     Raises:
         DictionaryError: a TopK transcoder, which SAELens has no architecture for.
     """
-    config, arrays = config_of(sae), arrays_of(sae)
-    write_safetensors(folder / WEIGHTS, arrays)
-    write_json(folder / CONFIG, config)
+    config_of(sae)  # refuses before anything is written
+    write_arrays(sae, folder)
     lost = ["how it was trained, and the hashes of model and weights"] if sae.provenance.get("training") else []
     if isinstance(sae, BatchTopKSAE):
         lost.append("that it was trained as batch_topk; for SAELens it is a jumprelu with the threshold that stands for it")
     if sae.config.nested:
         lost.append(f"the nested widths {', '.join(map(str, sae.config.nested))}")
     return lost
+
+
+def write_arrays(sae: SAE, folder: Path) -> None:
+    """Write both files; of a TopK transcoder, which SAELens cannot read, the arrays alone."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    write_safetensors(folder / WEIGHTS, arrays_of(sae))
+    if not (isinstance(sae, Transcoder) and sae.config.k):
+        write_json(folder / CONFIG, config_of(sae))
 
 
 def architecture_of(sae: SAE) -> str:
@@ -99,11 +163,10 @@ def config_of(sae: SAE) -> dict[str, Any]:
 
 def stored(folder: Path) -> dict[str, Tensor]:
     """The arrays of the folder by our names, as they are stored."""
-    arrays = read_safetensors(folder / WEIGHTS)
-    if "log_threshold" in arrays:
-        arrays["threshold"] = arrays.pop("log_threshold").exp()
-    if "b_gate" in arrays:
-        arrays["b_enc"] = arrays.pop("b_gate")
+    stored = read_safetensors(folder / WEIGHTS)
+    arrays = renamed(stored, _NAMES, folder / WEIGHTS)
+    if "log_threshold" in stored:
+        arrays["threshold"] = arrays["threshold"].exp()
     return arrays
 
 
@@ -113,28 +176,25 @@ def read(folder: Path) -> SAE:
     Raises:
         DictionaryError: files missing or damaged, or a form that cannot be turned into this one without loss.
     """
-    config = read_json(folder / CONFIG)
+    config = read_config(folder / CONFIG, Config)
     arrays, where = stored(folder), str(folder)
-    metadata = config.get("metadata") or config
-    if not isinstance(metadata, dict):
-        raise DictionaryError(f"{folder / CONFIG} is damaged: its metadata is no object. Fetch it again.")
-    for name in ("hook_name", "hook_point", "hook_name_out", "model_name"):
-        if not isinstance(metadata.get(name) or "", str):
-            raise DictionaryError(f"{folder / CONFIG} is damaged: its {name} is {metadata[name]!r}, no name. Fetch it again.")
+    site, places = config.where(), (config.metadata or config, config)
     need(arrays, ("W_enc", "b_enc", "W_dec", "b_dec"), where)
     architecture = _architecture(config)
-    _refuse_head(metadata, where)
+    _refuse_head(config, where)
     settings: dict[str, Any] = {}
     kind = "transcoder" if "transcoder" in architecture else {"topk": "topk", "gated": "gated"}.get(architecture, "jumprelu")
     if architecture in _RELU:  # a ReLU is a JumpReLU whose thresholds are 0
         arrays["threshold"] = torch.zeros(arrays["b_enc"].shape)
-    if architecture in _BATCH and "topk_threshold" not in arrays and "threshold" not in arrays:
+    if architecture in _BATCH and ("topk_threshold" in arrays) == ("threshold" in arrays):
+        if "threshold" in arrays:
+            raise DictionaryError(f"{folder} holds threshold and topk_threshold, and nothing says which one counts.")
         raise DictionaryError(
             f"{folder} is a BatchTopK without the threshold that stands for its k after training (P27).\n"
             "  Save it in SAELens with save_inference_model."
         )
     if architecture in _BATCH:
-        nested = _nested(config, arrays["b_enc"].numel(), where)
+        nested = tuple(width for width in config.matryoshka_widths or () if width < arrays["b_enc"].numel())
         kind, settings = "batch_topk", {"k": float(_k(config, where)), "nested": nested}
         if "topk_threshold" in arrays:
             if arrays["topk_threshold"].numel() != 1:
@@ -146,15 +206,15 @@ def read(folder: Path) -> SAE:
             raise DictionaryError(f"{folder / CONFIG} says k = {k}; a topk fires a whole number of latents. Fetch it again.")
         settings = {"k": int(k)}
     if kind == "transcoder":
-        settings = {"site_out": metadata.get("hook_name_out") or ""}
+        settings = {"site_out": next((p.hook_name_out for p in places if p.hook_name_out), "")}
     factor = _finetuning(arrays, folder)
     scale = _input_scale(config, folder)
-    sae = build(kind, arrays, where, metadata.get("hook_name") or metadata.get("hook_point") or "", **settings)
+    sae = build(kind, arrays, where, site, **settings)
     _refuse_sizes(sae, config, folder)
-    _fold(sae, factor, scale, subtracts_b_dec(config), bool(config.get("rescale_acts_by_decoder_norm")))
+    _fold(sae, factor, scale, config.apply_b_dec_to_input is not False, bool(config.rescale_acts_by_decoder_norm))
     refuse_not_finite(sae, where)
     sae.provenance |= {
-        "model": {"model": metadata.get("model_name") or ""},
+        "model": {"model": next((p.model_name for p in places if p.model_name), "")},
         "site": sae.site,
         "format": "sae_lens",
         "source": where,
@@ -183,17 +243,17 @@ def _fold(sae: SAE, factor: Tensor | None, scale: float | None, subtracts: bool,
         sae.W_dec.mul_(factor[:, None])
 
 
-def _architecture(config: dict[str, Any]) -> str:
+def _architecture(config: Config) -> str:
     """The architecture's name; before 6.0, a standard one whose activation function was TopK is a TopK.
 
     Raises:
         DictionaryError: one that is not read.
     """
-    found = str(config.get("architecture", "standard"))
-    function = config.get("activation_fn") or config.get("activation_fn_str") or "relu"
-    if function == "topk":
+    found = config.architecture
+    function = config.activation_fn or config.activation_fn_str or "relu"
+    if function == "topk" and found in ("standard", "topk"):
         return "topk"
-    if found not in READ or function not in ("relu", None):
+    if found not in READ or function != "relu":
         named = repr(found) if found not in READ else f"{found!r} with activation function {function!r}"
         raise DictionaryError(
             f"This folder holds a dictionary of architecture {named}; {', '.join(READ)} can be read.\n"
@@ -202,43 +262,36 @@ def _architecture(config: dict[str, Any]) -> str:
     return found
 
 
-def _refuse_head(metadata: dict[str, Any], where: str) -> None:
-    head = metadata.get("hook_head_index", metadata.get("hook_point_head_index"))
-    if head is not None:
-        raise DictionaryError(f"{where} reads head {head} alone of {metadata.get('hook_name')}, which is no site here.")
+def _refuse_head(config: Config, where: str) -> None:
+    places = (config.metadata or config, config)
+    heads = [head for place in places for head in (place.hook_head_index, place.hook_point_head_index) if head is not None]
+    if heads:
+        raise DictionaryError(f"{where} reads head {heads[0]} alone of {config.where()}, which is no site here.")
 
 
-def _refuse_sizes(sae: SAE, config: dict[str, Any], folder: Path) -> None:
+def _refuse_sizes(sae: SAE, config: Config, folder: Path) -> None:
     """Raises: DictionaryError: cfg.json gives other sizes than the arrays have."""
     have = {"d_in": sae.d_in, "d_sae": sae.d_sae} | ({} if sae.autoencodes else {"d_out": len(sae.b_dec)})
     for name, size in have.items():
-        if config.get(name) not in (None, size) or isinstance(config.get(name), bool):
+        if getattr(config, name) not in (None, size):
             raise DictionaryError(
-                f"{folder / CONFIG} says {name} = {config[name]!r}; the arrays beside it say {size}.\n"
+                f"{folder / CONFIG} says {name} = {getattr(config, name)!r}; the arrays beside it say {size}.\n"
                 "  One of the two is of another dictionary. Copy or fetch the whole folder."
             )
 
 
-def _k(config: dict[str, Any], where: str) -> float:
-    arguments = config.get("activation_fn_kwargs")
-    k = config.get("k") or (arguments.get("k") if isinstance(arguments, dict) else None)
-    if k is None or k == 0:
+def _k(config: Config, where: str) -> float:
+    k = config.k or (config.activation_fn_kwargs.k if config.activation_fn_kwargs else None)
+    if not k:
         raise DictionaryError(f"{where} is a topk that does not say k: read as a ReLU, far more latents would fire (P27).")
-    if not isinstance(k, int | float) or isinstance(k, bool) or not math.isfinite(k):
+    if not math.isfinite(k):
         raise DictionaryError(f"{where} says k = {k!r}, which is no number of latents. Fetch {CONFIG} again.")
     return k
 
 
-def _nested(config: dict[str, Any], d_sae: int, where: str) -> tuple[int, ...]:
-    widths = config.get("matryoshka_widths") or ()
-    if not isinstance(widths, list | tuple) or any(not isinstance(w, int) or isinstance(w, bool) for w in widths):
-        raise DictionaryError(f"{where} says matryoshka_widths {widths!r}; they must be whole numbers. Fetch {CONFIG} again.")
-    return tuple(w for w in widths if w < d_sae)
-
-
 def _finetuning(arrays: dict[str, Tensor], folder: Path) -> Tensor | None:
     """The factor on the latents that fine-tuning left; None where there is none, or all are 1."""
-    factor = next((arrays.pop(n) for n in ("scaling_factor", "finetuning_scaling_factor") if n in arrays), None)
+    factor = arrays.pop("scaling_factor", None)
     if factor is None or torch.equal(factor, torch.ones_like(factor)):
         return None
     if factor.dim() != 1 or len(factor) != len(arrays.get("b_enc", ())) or not torch.isfinite(factor).all():
@@ -246,20 +299,23 @@ def _finetuning(arrays: dict[str, Tensor], folder: Path) -> Tensor | None:
     return factor.float()
 
 
-def _input_scale(config: dict[str, Any], folder: Path) -> float | None:
+def _input_scale(config: Config, folder: Path) -> float | None:
     """What activations are multiplied with before encoding, where it was not folded in yet.
 
     Raises:
         DictionaryError: it is needed and not there, or differs from token to token (P23).
     """
-    how = config.get("normalize_activations") or "none"
-    if how in ("none", False):
+    how = config.normalize_activations or "none"
+    if how == "none":
         return None
     if how in (True, "expected_average_only_in"):
-        found = config.get("norm_scaling_factor")
+        found = config.norm_scaling_factor
         if (folder / SCALER).exists():
-            found = read_json(folder / SCALER).get("scaling_factor", found)
-        if isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < math.inf:
+            scaler = read_config(folder / SCALER, Scaler)
+            found = found if scaler.scaling_factor is None else scaler.scaling_factor
+            if scaler.has_whitening:
+                raise DictionaryError(f"{folder} wants its activations whitened by a matrix, which is not folded into weights.")
+        if found is not None and 0 < found < math.inf:
             return float(found)
         raise DictionaryError(
             f"{folder} wants its activations normalised (to a mean norm of sqrt(d_in)) by a number that is not in the "
@@ -271,15 +327,16 @@ def _input_scale(config: dict[str, Any], folder: Path) -> float | None:
     )
 
 
-def subtracts_b_dec(config: dict[str, Any]) -> bool:
-    """Whether b_dec is taken from x before encoding; SAELens does so unless told otherwise."""
-    return bool(config.get("apply_b_dec_to_input", True))
-
-
 def _declared(folder: Path, k: float | None) -> dict[str, Any] | None:
     """L0 by the sparsity file (log10 of how often each latent fired), or by k."""
     if (folder / SPARSITY).exists():
         sparsity = read_safetensors(folder / SPARSITY).get("sparsity")
         if sparsity is not None:
-            return {"l0": (10.0 ** sparsity.double()).sum().item(), "from": SPARSITY}
+            l0 = (10.0 ** sparsity.double()).sum().item()
+            if not 0 <= l0 <= sparsity.numel():
+                raise DictionaryError(
+                    f"{folder / SPARSITY} gives an L0 of {l0:g} for {sparsity.numel()} latents: it holds no logarithms of "
+                    "frequencies. Fetch it again, or delete it."
+                )
+            return {"l0": l0, "from": SPARSITY}
     return {"l0": float(k), "from": "its k"} if k else None
