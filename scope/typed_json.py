@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +81,21 @@ def read_typed(path: Path, kind: type[T] | Any, error: type[ScopeError] = ScopeE
         ScopeError: of the type `error`: see `read_json` and `typed`.
     """
     return typed(read_json(path, error, way_out), kind, path, error, way_out)
+
+
+def as_json(value: Any) -> Any:
+    """A checked value as JSON holds it, the inverse of `typed`: objects for dataclasses, lists for tuples.
+
+    A field that equals its default is left out; one without a default is always there.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        values = ((f, getattr(value, f.name)) for f in fields(value))
+        return {
+            f.name: as_json(v) for f, v in values if v != (f.default if f.default_factory is MISSING else f.default_factory())
+        }
+    if isinstance(value, dict):
+        return {name: as_json(v) for name, v in value.items()}
+    return [as_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def json_lines(data: bytes, source: object, error: type[ScopeError] = ScopeError, way_out: str = "") -> Iterator[Any]:

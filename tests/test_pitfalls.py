@@ -122,7 +122,7 @@ def test_p07_held_out_text_comes_from_documents_of_which_the_recording_holds_not
     store = record(tmp_path / "r", corpus=corpus, tokens=20 * 64)
     held = following(store, corpus, ByteTokenizer(), 100)
     tokens, documents = held.tokens, held.documents
-    names = [document.name for document in corpus.documents(store.manifest["config"]["seed"])]
+    names = [document.name for document in corpus.documents(store.manifest.config.seed)]
     recorded = {store.document_names[i] for i in range(store.documents.max() + 1)}
     held_out = {names[i] for i in documents[documents >= 0].tolist()}
     assert recorded

@@ -11,12 +11,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 from scope.activations.corpus.inputs import InputMaker, Inputs, Recorder, record
+from scope.activations.corpus.outlier_rule import FIRST_CONTEXTS, OutlierRule, Sample, outlier_rule
 from scope.activations.corpus.roles import Role
 from scope.activations.corpus.sources import Corpus
 from scope.activations.errors import CorpusError, RecordingError
 from torch import Tensor
 
-RULE = "norm > times x median of the site's norms in the sample"
 SAMPLE_CONTEXTS = 16
 """Contexts in the sample. It does not depend on the budget, so a longer recording has the thresholds of a shorter one."""
 
@@ -42,17 +42,10 @@ class Survey:
     image_median: dict[str, float] = field(default_factory=dict)
     """Median norm of image patches if the sample also has other rows, which `median` is then computed from."""
 
-    def rule(self, times: float) -> dict | None:
+    def rule(self, times: float) -> OutlierRule | None:
         """The outlier rule as stored in the manifest; None if `times` is 0."""
-        if not times:
-            return None
-        medians = {"": self.median} | ({"image": self.image_median} if self.image_median else {})
-        groups = {
-            name: {"median": median, "threshold": {site: times * m or None for site, m in median.items()}}
-            for name, median in medians.items()
-        }
-        sample = {"contexts": self.contexts, "rows": self.rows, "from": "the first contexts of the corpus"}
-        return {"rule": RULE, "times": times, "sample": sample} | groups.pop("") | groups
+        sample: Sample = {"contexts": self.contexts, "rows": self.rows, "from": FIRST_CONTEXTS}
+        return outlier_rule(times, sample, self.median, self.image_median) if times else None
 
 
 def survey(

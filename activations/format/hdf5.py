@@ -5,6 +5,7 @@ So the library never writes to the disk here. It lays out a file of contiguous d
 dictionary; our own code then writes the bytes in place, and the result opens in any HDF5 tool.
 """
 
+import math
 import zlib
 from dataclasses import dataclass
 
@@ -28,21 +29,22 @@ class Place:
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    crc32: int | None = None
+    """Checksum of the bytes; None for activations, which have one for each segment."""
+
+    def __post_init__(self):
+        if self.dtype not in ITEM_BYTES:
+            raise ValueError(f"dtype {self.dtype[:40]!r} is none of {', '.join(ITEM_BYTES)}")
+        if self.offset < 0 or not self.shape or min(self.shape) < 0:
+            raise ValueError(f"a dataset of shape {list(self.shape)} at byte {self.offset} cannot be")
 
     @property
     def row_bytes(self) -> int:
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * ITEM_BYTES[self.dtype]
+        return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
 
     @property
     def nbytes(self) -> int:
         return self.shape[0] * self.row_bytes
-
-    def to_json(self) -> dict:
-        return {"offset": self.offset, "shape": list(self.shape), "dtype": self.dtype}
-
-    @classmethod
-    def from_json(cls, entry: dict) -> "Place":
-        return cls(int(entry["offset"]), tuple(entry["shape"]), entry["dtype"])
 
 
 @dataclass(frozen=True)

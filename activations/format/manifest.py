@@ -9,17 +9,21 @@ recording.lock    names the process that is writing
 ranks.py describes the files of several writing processes, remote.py recordings in an object store.
 """
 
+import math
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
+from msgspec import Meta
+from scope.activations.corpus.outlier_rule import OutlierRule
+from scope.activations.corpus.roles import LEAVES_OUT
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import read_journal, read_json, write_json
+from scope.activations.format.files import COPY, read_journal, read_json
+from scope.activations.format.shard_entry import Count, ShardEntry, misfit
 
-from scope.provenance import ModelId
+from scope.typed_json import as_json, typed
 
 FORMAT, VERSION = "activations", 2
 WITH_ROLES = 3
@@ -27,57 +31,183 @@ WITH_ROLES = 3
 _OLD = 1  # its manifest has no checksum, and its sums are CRC-32
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "recording.lock"
 
-_MADE_FROM = ("model", "tokenizer", "corpus")
-_CONFIG = ("sites", "context", "shard_rows", "dtype", "seed", "exclude", "outlier_times")
-_LAYOUT = ("widths", "packing")
+Positive = Annotated[int, Meta(ge=1, le=2**62)]
+Imported = TypedDict("Imported", {"from": str, "unknown": list[str], "exported": dict[str, Any]})
+"""Where activations of another library came from, and what is unknown of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedConfig:
+    """The settings of a recording. See HarvestConfig; imported recordings do not have all of them."""
+
+    sites: tuple[str, ...]
+    tokens: Count
+    context: Positive
+    batch_contexts: Count
+    shard_rows: Count
+    dtype: Literal["bfloat16", "float32"]
+    seed: int | None
+    exclude: tuple[str, ...]
+    outlier_times: float | None = None
+
+    def __post_init__(self):
+        if not self.sites or len(set(self.sites)) < len(self.sites):
+            raise ValueError("it names no site, or one twice")
+        if unknown := sorted(set(self.exclude) - set(LEAVES_OUT)):
+            raise ValueError(f"exclude has {unknown[0][:40]!r}; the rules are {', '.join(LEAVES_OUT)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How rows are divided into shards and segments."""
+
+    widths: dict[str, Positive]
+    contexts_per_shard: Count
+    segment_rows: Positive
+    packing: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continued:
+    """From which context on other libraries or another batch size made the recording."""
+
+    versions: dict[str, str]
+    batch_contexts: Count
+    from_context: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """A shard in quarantine, without which a recording is read."""
+
+    shard: Count
+    rows: tuple[Count, Count]
+    contexts: tuple[Count, Count]
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The manifest of a recording. Fields with a default are written only where they differ from it."""
+
+    format: str
+    version: int
+    model: dict[str, Any]
+    tokenizer: dict[str, Any]
+    corpus: dict[str, Any]
+    config: RecordedConfig
+    layout: Layout
+    versions: dict[str, str]
+    outliers: OutlierRule | None
+    continued: tuple[Continued, ...] = ()
+    imported: Imported | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    def __post_init__(self):
+        missing = [site for site in self.config.sites if site not in self.layout.widths]
+        if missing:
+            raise ValueError(f"it has no width of {missing[0][:80]}")
+
+    @property
+    def has_roles(self) -> bool:
+        return self.version == WITH_ROLES
+
+    @property
+    def unknown(self) -> list[str]:
+        """What is unknown of imported activations."""
+        return self.imported["unknown"] if self.imported else []
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as results record it, and as its file holds it."""
+        return as_json(self)
 
 
 @dataclass(frozen=True)
 class Recorded:
     """A recording's manifest, the entries of its journal, and the number of journal bytes that they fill."""
 
-    manifest: dict
-    entries: list[dict]
+    manifest: Manifest
+    entries: list[ShardEntry]
     journal_bytes: int
+    cut_short: bool = False
+    """Whether the journal ends in a part of a line."""
 
     @property
     def n_contexts(self) -> int:
-        return self.entries[-1]["contexts"][1] if self.entries else 0
+        return self.entries[-1].contexts[1] if self.entries else 0
 
     @property
     def n_rows(self) -> int:
-        return self.entries[-1]["rows"][1] if self.entries else 0
+        return self.entries[-1].rows[1] if self.entries else 0
 
     @property
     def exhausted(self) -> bool:
         """Whether the corpus ended before the budget was reached."""
-        return bool(self.entries) and self.entries[-1]["exhausted"]
+        return bool(self.entries) and self.entries[-1].exhausted
 
 
 def read_recording(folder: Path) -> Recorded:
     """Read manifest and journal.
 
     Raises:
-        RecordingError: problem is no recording, it has an unknown version, or manifest or journal are damaged.
+        RecordingError: there is no recording, it has an unknown version, or manifest or journal are damaged.
+    """
+    manifest = read_manifest(folder)
+    entries, good, cut_short = read_journal(folder / JOURNAL)
+    check_entries(folder / JOURNAL, manifest, entries)
+    return Recorded(manifest, entries, good, cut_short)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a recording.
+
+    Raises:
+        RecordingError: there is no recording, it has an unknown version, or its manifest is damaged.
     """
     path = folder / MANIFEST
     if not path.is_file():
         problem = "which does not exist" if not folder.exists() else "which has no manifest.json"
         raise RecordingError(f"There is no recording in {folder}, {problem}.\n  To make one: scope harvest --out {folder}")
-    manifest = read_json(path, checked=False)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    value = read_json(path, checked=False)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise RecordingError(f"{path} is not the manifest of a recording. Give the folder that `scope harvest` wrote.")
-    if manifest.get("version") not in (_OLD, VERSION, WITH_ROLES):
-        what = f"{folder} is a recording of version {manifest.get('version')}"
+    if value.get("version") not in (_OLD, VERSION, WITH_ROLES):
+        what = f"{folder} is a recording of version {str(value.get('version'))[:40]}"
         raise RecordingError(f"{what}; this program reads versions {_OLD} to {WITH_ROLES}.")
-    manifest = read_json(path, checked=manifest["version"] != _OLD)
-    entries, good = read_journal(folder / JOURNAL)
-    at = 0
-    for entry in entries:
-        if entry["contexts"][0] != at:
-            raise RecordingError(f"{folder / JOURNAL} is damaged: contexts {at} to {entry['contexts'][0]} are missing.")
-        at = entry["contexts"][1]
-    return Recorded(manifest, entries, good)
+    return manifest_of(read_json(path, checked=value["version"] != _OLD), path)
+
+
+def manifest_of(value: Any, source: object) -> Manifest:
+    """A manifest from its JSON value.
+
+    Raises:
+        RecordingError: a field is missing, of another type, or contradicts another.
+    """
+    value = {"outliers": None} | value if isinstance(value, dict) else value  # recordings once had no rule
+    manifest = typed(value, Manifest, source, RecordingError, COPY)
+    for group in (manifest.outliers, manifest.outliers and manifest.outliers.image):
+        for limit in group.threshold.values() if group else ():
+            if limit is not None and not 0 <= limit < math.inf:
+                raise RecordingError(f"{source} is damaged: the threshold of outliers is {limit}. {COPY}")
+    return manifest
+
+
+def check_entries(path: Path, manifest: Manifest, entries: list[ShardEntry]) -> None:
+    """Check that the shards of a journal follow each other and hold what the manifest says.
+
+    Raises:
+        RecordingError: shards are missing, or an entry contradicts itself or the manifest.
+    """
+    context = row = 0
+    for i, entry in enumerate(entries):
+        problem = "" if entry.quarantined else misfit(entry, manifest)
+        if entry.contexts[0] != context:
+            problem = f"contexts {context} to {entry.contexts[0]} are missing"
+        elif entry.rows[0] != row or entry.shard != i:
+            problem = f"shard {entry.shard} follows shard {i - 1}, or its rows begin at {entry.rows[0]} instead of {row}"
+        if problem:
+            raise RecordingError(f"{path} is damaged: line {i + 1}: {problem}.\n  {COPY}")
+        context, row = entry.contexts[1], entry.rows[1]
 
 
 def versions() -> dict[str, str]:
@@ -91,151 +221,30 @@ def versions() -> dict[str, str]:
     return numbers
 
 
-def must_continue(folder: Path, old: dict, new: dict) -> None:
-    """Check that a recording can be continued with a manifest.
-
-    Raises:
-        RecordingError: they differ; the message lists every difference.
-    """
-    old, new = _identity(old), _identity(new, like=old)
-    differences = [*_different_sites(old, new), *_differences("", old, new)]
-    if differences:
-        raise RecordingError(
-            f"{folder} holds another recording; it differs from what is asked in:\n"
-            + "".join(f"  {difference}\n" for difference in differences)
-            + "  Ask for the same, or record into another folder."
-        )
-
-
-def continues(folder: Path, new: dict) -> bool:
-    """Whether the folder holds a recording that a new manifest continues; False if a new one can begin.
-
-    Raises:
-        RecordingError: the folder holds another recording, or other files.
-    """
-    if not (folder / MANIFEST).exists():
-        _refuse_other_files(folder)
-        return False
-    recorded = read_recording(folder)
-    if not recorded.entries and not any(folder.glob("journal.rank*.jsonl")) and not is_of(recorded.manifest, new):
-        return False  # the old one holds no rows
-    must_continue(folder, recorded.manifest, new)
-    return True
-
-
-def is_of(old: dict, new: dict) -> bool:
-    """Whether two manifests describe the same recording."""
-    return _identity(old) == _identity(new, like=old)
-
-
-def begin(folder: Path, new: dict) -> Recorded:
-    """Write the manifest of a new recording, or check that it continues the existing one.
-
-    A larger budget, other versions of libraries and another batch size are allowed; the manifest then lists under "continued"
-    since which context.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if not continues(folder, new):
-        for path in folder.glob("open-*.json"):
-            path.unlink()
-        write_json(folder / MANIFEST, new)
-        return Recorded(new, [], 0)
-    recorded = read_recording(folder)
-    old = recorded.manifest
-    merged = old | {"config": old["config"] | {"tokens": max(old["config"]["tokens"], new["config"]["tokens"])}}
-    settings = {"versions": new["versions"], "batch_contexts": new["config"]["batch_contexts"]}
-    last = {"versions": old["versions"], "batch_contexts": old["config"]["batch_contexts"]}
-    for step in old.get("continued", []):
-        last = {key: step[key] for key in last}
-    if settings != last and _has_work(recorded, new):
-        merged["continued"] = [*old.get("continued", []), settings | {"from_context": recorded.n_contexts}]
-    if merged != old:
-        write_json(folder / MANIFEST, merged)
-    return Recorded(merged, recorded.entries, recorded.journal_bytes)
-
-
-def contexts_for(tokens: int, context: int) -> int:
-    """Number of contexts for a budget of tokens."""
-    return -(-tokens // context)
-
-
-def _has_work(recorded: Recorded, new: dict) -> bool:
-    config = new["config"]
-    return not recorded.exhausted and recorded.n_contexts < contexts_for(config["tokens"], config["context"])
-
-
-def _refuse_other_files(folder: Path) -> None:
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in names if not name.endswith(".lock") and not (MANIFEST in name and name.endswith(".tmp"))]
-    if others:
-        raise RecordingError(
-            f"{folder} is no recording and not empty; it holds {', '.join(sorted(others)[:3])}.\n  Give a new folder to --out."
-        )
-
-
-def _identity(manifest: dict, like: dict | None = None) -> dict:
-    """The entries that must be equal. Settings that the recording `like` does not have are left out."""
-    config = [key for key in _CONFIG if key in (like or manifest)["config"]]
-    made_from = {key: manifest[key] for key in _MADE_FROM}
-    if isinstance(manifest["model"], dict):
-        made_from["model"] = {key: value for key, value in manifest["model"].items() if key != "weights_sampled"}
-        recorded = ModelId.of(like and like["model"])
-        if recorded.same_weights(ModelId.of(manifest["model"])):  # by the rule of the version that recorded them
-            made_from["model"]["weights_sha256"] = recorded.weights_sha256
-    return made_from | {key: manifest["config"][key] for key in config} | {key: manifest["layout"][key] for key in _LAYOUT}
-
-
-def _different_sites(old: dict, new: dict) -> list[str]:
-    """One line about differing sites; removes sites and widths from both identities."""
-    (was, widths), (wanted, other_widths) = ((made.pop("sites"), made.pop("widths")) for made in (old, new))
-    if was == wanted:
-        return list(_differences("widths", widths, other_widths))
-    parts = [f"sites: recorded {len(was)}, asked {len(wanted)}"]
-    for what, sites, besides in (("not asked", was, wanted), ("not recorded", wanted, was)):
-        missing = [site for site in sites if site not in besides]
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        parts += [f"{what}: {', '.join(missing[:3])}{more}"] if missing else []
-    return ["; ".join(parts)]
-
-
-def _differences(name: str, old: Any, new: Any) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            yield from _differences(f"{name}.{key}" if name else key, old.get(key), new.get(key))
-    elif old != new:
-        yield f"{name}: recorded {_short(old)}, asked {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def without_missing(journal: list[dict]) -> tuple[list[dict], list[dict]]:
+def without_missing(journal: list[ShardEntry]) -> tuple[list[ShardEntry], tuple[LeftOut, ...]]:
     """(entries of the shards that can be read, numbered without gaps; what the shards in quarantine held).
 
-    A renumbered entry keeps its numbers in the whole recording under "whole".
+    A renumbered entry keeps its numbers in the whole recording in `whole`.
     """
-    if not any("quarantined" in entry for entry in journal):
-        return journal, []
+    if not any(entry.quarantined for entry in journal):
+        return journal, ()
     kept, left_out, row, context = [], [], 0, 0
     for entry in journal:
-        whole = {"rows": entry["rows"], "contexts": entry["contexts"]}
-        if "quarantined" in entry:
-            left_out.append({"shard": entry["shard"], **whole, "why": entry["quarantined"]["why"]})
+        if entry.quarantined:
+            why = entry.quarantined.why
+            left_out.append(LeftOut(shard=entry.shard, rows=entry.rows, contexts=entry.contexts, why=why))
             continue
-        rows, contexts = (entry[key][1] - entry[key][0] for key in ("rows", "contexts"))
-        kept.append(entry | {"rows": [row, row + rows], "contexts": [context, context + contexts], "whole": whole})
-        row, context = row + rows, context + contexts
-    return kept, left_out
+        kept.append(entry.renumbered(row, context))
+        row, context = kept[-1].rows[1], kept[-1].contexts[1]
+    return kept, tuple(left_out)
 
 
-def describe_missing(folder: Path, left_out: list[dict], n_rows: int) -> str:
+def describe_missing(folder: Path, left_out: tuple[LeftOut, ...], n_rows: int) -> str:
     """A sentence about the shards that are missing from a recording with `n_rows` readable rows; empty if none is."""
     if not left_out:
         return ""
-    rows = sum(hole["rows"][1] - hole["rows"][0] for hole in left_out)
-    shards = ", ".join(str(hole["shard"]) for hole in left_out)
+    rows = sum(hole.rows[1] - hole.rows[0] for hole in left_out)
+    shards = ", ".join(str(hole.shard) for hole in left_out)
     noun, was, is_, it = ("shard", "was", "is", "it") if len(left_out) == 1 else ("shards", "were", "are", "them")
     return (
         f"{folder} is read without {rows:,} of {n_rows + rows:,} rows: {noun} {shards} {was} damaged and {is_} in quarantine. "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+from scope.activations.corpus.outlier_rule import OutlierRule
 from scope.activations.corpus.roles import Role
 
 
@@ -39,21 +40,20 @@ def lower_median(parts: Callable[[], Iterable[np.ndarray]], n: int) -> float:
     return float(np.uint32(low).view(np.float32))
 
 
-def flagged(norms: np.ndarray, rule: dict | None, site: str, roles: np.ndarray | None = None) -> np.ndarray:
+def flagged(norms: np.ndarray, rule: OutlierRule | None, site: str, roles: np.ndarray | None = None) -> np.ndarray:
     """bool [row]: True where a stored norm is an outlier by the rule of a manifest.
 
     Where a recording mixes images and text, patches have a threshold of their own; `roles` then says which rows are patches.
     """
-    threshold = rule["threshold"].get(site) if rule else None
-    found = np.zeros(len(norms), bool) if threshold is None else norms > np.float32(threshold)
-    image = rule.get("image") if rule else None
-    if image and roles is not None:
+    threshold = rule.threshold.get(site) if rule else None
+    outlier = np.zeros(len(norms), bool) if threshold is None else norms > np.float32(threshold)
+    if rule and rule.image and roles is not None:
         patches = roles == Role.IMAGE
-        limit = image["threshold"].get(site)
-        found[patches] = norms[patches] > np.float32(np.inf if limit is None else limit)
-    return found
+        limit = rule.image.threshold.get(site)
+        outlier[patches] = norms[patches] > np.float32(np.inf if limit is None else limit)
+    return outlier
 
 
-def n_flagged(norms: dict[str, np.ndarray], rule: dict | None, roles: np.ndarray | None = None) -> dict[str, int]:
+def n_flagged(norms: dict[str, np.ndarray], rule: OutlierRule | None, roles: np.ndarray | None = None) -> dict[str, int]:
     """Number of outliers at each site of a shard; {} if the recording has no rule."""
     return {site: int(flagged(n, rule, site, roles).sum()) for site, n in norms.items()} if rule else {}

@@ -6,7 +6,6 @@ sent again. Readers fetch shards into a local folder and check them like any oth
 
 import fnmatch
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,10 @@ from pathlib import Path
 
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import WAY_OUT, write_whole
+from scope.activations.format.shard_entry import ShardEntry
 
+from scope.errors import ScopeError
+from scope.typed_json import parse_json
 from scope.whole_files import settle_file
 
 FETCHED = Path("runs/fetched")
@@ -209,39 +211,39 @@ class Mirror:
             if name in names:
                 self.remote.pull(self.folder, name, replace=True)
 
-    def check(self, entry: dict) -> None:
+    def check(self, entry: ShardEntry) -> None:
         """Check that the store holds a complete shard.
 
         Raises:
             RecordingError: it is missing or incomplete.
         """
-        nbytes = self.bytes.get(entry["file"])
-        if nbytes != entry["bytes"]:
+        nbytes = self.bytes.get(entry.file)
+        if nbytes != entry.bytes:
             problem = "is missing" if nbytes is None else f"has {nbytes} bytes"
-            raise RecordingError(f"{entry['file']} {problem} in {self.remote.url}; {entry['bytes']} were sealed. {WAY_OUT}")
+            raise RecordingError(f"{entry.file} {problem} in {self.remote.url}; {entry.bytes} were sealed. {WAY_OUT}")
 
-    def fetch(self, entry: dict) -> None:
+    def fetch(self, entry: ShardEntry) -> None:
         """Copy a shard to the local folder if it is not there.
 
         Raises:
             RecordingError: the store lacks it or holds only a part, or there is no room for it.
         """
         self.check(entry)
-        path = self.folder / entry["file"]
-        if path.exists() and path.stat().st_size == entry["bytes"]:
+        path = self.folder / entry.file
+        if path.exists() and path.stat().st_size == entry.bytes:
             return
         free = shutil.disk_usage(self.folder).free
-        if free < entry["bytes"]:
+        if free < entry.bytes:
             raise RecordingError(
-                f"{entry['file']} of {self.remote.url} has {entry['bytes']:,} bytes; {free:,} are free in {self.folder}.\n"
+                f"{entry.file} of {self.remote.url} has {entry.bytes:,} bytes; {free:,} are free in {self.folder}.\n"
                 "  Make room there; the folder may be a link to another disk."
             )
-        self.remote.fetch(entry["file"], path)
+        self.remote.fetch(entry.file, path)
 
-    def release(self, entry: dict) -> None:
+    def release(self, entry: ShardEntry) -> None:
         """Remove the local copy of a shard, unless copies are kept."""
         if not self.keep:
-            (self.folder / entry["file"]).unlink(missing_ok=True)
+            (self.folder / entry.file).unlink(missing_ok=True)
 
 
 def _protocols(fs) -> tuple[str, ...]:
@@ -250,8 +252,8 @@ def _protocols(fs) -> tuple[str, ...]:
 
 def _is_json(data: bytes) -> bool:
     try:
-        json.loads(data)
-    except ValueError:
+        parse_json(data, "")
+    except ScopeError:
         return False
     return True
 

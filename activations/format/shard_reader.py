@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import WAY_OUT
-from scope.activations.format.hdf5 import Place, gaps
+from scope.activations.format.hdf5 import gaps
 from scope.activations.format.row_bytes import checksum, read_rows
+from scope.activations.format.shard_entry import ShardEntry
 
 _BLOCK = 8 << 20  # bytes read at once while verifying
 
@@ -32,9 +33,9 @@ class ShardReader:
         RecordingError: the file is missing or has another length than the journal says.
     """
 
-    def __init__(self, folder: Path, entry: dict, segment_rows: int):
-        self.path, self.entry, self.segment_rows = folder / entry["file"], entry, segment_rows
-        self.places = {name: Place.from_json(d) for name, d in entry["datasets"].items()}
+    def __init__(self, folder: Path, entry: ShardEntry, segment_rows: int):
+        self.path, self.entry, self.segment_rows = folder / entry.file, entry, segment_rows
+        self.places = entry.datasets
         self.checked: dict[str, np.ndarray] = {}
         self.sums: dict[str, np.ndarray] = {}
         try:
@@ -42,9 +43,9 @@ class ShardReader:
         except FileNotFoundError:
             raise RecordingError(f"{self.path} is missing, though the journal lists it. {WAY_OUT}") from None
         nbytes = os.fstat(self.fd).st_size
-        if nbytes != entry["bytes"]:
+        if nbytes != entry.bytes:
             self.close()
-            raise RecordingError(f"{self.path} has {nbytes} bytes; {entry['bytes']} were sealed. {WAY_OUT}")
+            raise RecordingError(f"{self.path} has {nbytes} bytes; {entry.bytes} were sealed. {WAY_OUT}")
 
     def close(self) -> None:
         if getattr(self, "fd", -1) >= 0:
@@ -57,7 +58,7 @@ class ShardReader:
         """A whole dataset other than activations."""
         place = self.places[name]
         array = read_rows(self.fd, place, 0, place.shape[0], self.path)
-        if zlib.crc32(array) != self.entry["datasets"][name]["crc32"]:
+        if zlib.crc32(array) != place.crc32:
             raise RecordingError(f"{self.path} is damaged: {name} fails its checksum. {WAY_OUT}")
         return array
 
@@ -94,9 +95,9 @@ class ShardReader:
     def faults(self) -> list[Fault]:
         """Everything that fails its checksum; empty if every byte is as written."""
         faults, crc = [], 0
-        for start, end in gaps(self.places, self.entry["bytes"]):
+        for start, end in gaps(self.places, self.entry.bytes):
             crc = zlib.crc32(os.pread(self.fd, end - start, start), crc)
-        if crc != self.entry["rest_crc32"]:
+        if crc != self.entry.rest_crc32:
             faults.append(Fault(f"{self.path} is damaged: its HDF5 headers fail their checksum."))
         for name in self.places:
             try:

@@ -30,6 +30,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,33 +46,6 @@ from scope.whole_files import FULL, sync_folder
 
 _BLOCK = 8 << 20  # bytes copied at once from another file
 _WAITING_BYTES = 64 << 20  # bytes that may be queued for the threads
-
-
-def layout(
-    n_contexts: int,
-    context: int,
-    n_rows: int,
-    names: bytes,
-    widths: dict[str, int],
-    dtype: str,
-    segment_rows: int,
-    sums: str = "uint64",
-    facts: bytes | None = None,
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The datasets of a shard in file order, name -> (shape, dtype); with `facts`, those of version 3."""
-    datasets: dict[str, tuple[tuple[int, ...], str]] = {
-        "tokens": ((n_contexts, context), "int32"),
-        "documents": ((n_contexts, context), "int32"),
-        "document_names": ((len(names),), "uint8"),
-    }
-    if facts is not None:
-        datasets |= {"roles": ((n_contexts, context), "uint8"), "document_facts": ((len(facts),), "uint8")}
-    datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
-    for site, width in widths.items():
-        datasets[f"acts/{site}"] = ((n_rows, width), dtype)
-        datasets[f"norms/{site}"] = ((n_rows,), "float32")
-        datasets[f"sums/{site}"] = ((-(-n_rows // segment_rows),), sums)
-    return datasets
 
 
 class NonFiniteError(RecordingError):
@@ -177,8 +151,8 @@ class ShardWriter:
         self._wait_for_queue()
         os.fsync(self.fd)
 
-    def seal(self) -> dict:
-        """Finish the file and rename it. Returns the journal entry that readers need."""
+    def seal(self) -> dict[str, Any]:
+        """Finish the file and rename it. Returns the fields of its `ShardEntry` that describe the file."""
         self._wait_for_queue()
         try:
             for site in self.sites:
@@ -193,14 +167,10 @@ class ShardWriter:
         self.close()
         os.replace(self.aside, self.path)
         sync_folder(self.path.parent)
-        datasets = {
-            name: place.to_json() | ({"crc32": self.crc[name]} if name in self.crc else {})
-            for name, place in self.file_layout.places.items()
-        }
         return {
             "file": self.path.name,
             "bytes": self.file_layout.nbytes,
-            "datasets": datasets,
+            "datasets": {name: replace(place, crc32=self.crc.get(name)) for name, place in self.file_layout.places.items()},
             "rest_crc32": crc_of_gaps(self.file_layout),
             "mean_square_norm": {s: _mean_square(self.norms[s]) for s in self.sites},
             "max_norm": {s: float(self.norms[s].max(initial=0.0)) for s in self.sites},

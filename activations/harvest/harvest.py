@@ -11,7 +11,8 @@ from scope.activations.config import STAGING, HarvestConfig
 from scope.activations.corpus.contexts import TextTokenizer, maker_of
 from scope.activations.corpus.inputs import InputMaker, Recorder
 from scope.activations.corpus.sources import Corpus
-from scope.activations.format import manifest as recording
+from scope.activations.format.continuing import begin
+from scope.activations.format.manifest import MANIFEST
 from scope.activations.harvest.plan import Plan, chosen, new_manifest, places, plan
 from scope.activations.harvest.ranks import ProcessRank, only_rank, refuse_other_runs, wait_for_manifest
 from scope.activations.harvest.run import Run
@@ -54,10 +55,10 @@ def harvest(
     with only_rank(folder, ranks):
         if planned and ranks.leads:
             refuse_other_runs(folder, ranks)
-            manifest["outliers"] = planned.survey.rule(config.outlier_times) if planned.survey else None
-            recorded = recording.begin(folder, manifest)
+            rule = planned.survey.rule(config.outlier_times) if planned.survey else None
+            recorded = begin(folder, replace(manifest, outliers=rule))
             if remote:
-                remote.push(folder / recording.MANIFEST)
+                remote.push(folder / MANIFEST)
         else:
             recorded = wait_for_manifest(folder, manifest, ranks, remote)
         Run(recorder, maker, corpus, config, folder, recorded, on_progress, ranks, remote).run()

@@ -1,8 +1,7 @@
 """Plans a harvest before the model runs: sites, size, disk space, time, and the manifest."""
 
-import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scope.activations.config import STAGING, HarvestConfig
@@ -12,12 +11,14 @@ from scope.activations.corpus.sources import Corpus
 from scope.activations.corpus.survey import Survey, survey
 from scope.activations.errors import RecordingError
 from scope.activations.format import manifest as recording
+from scope.activations.format.continuing import contexts_for, continues
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.remote import Remote, address, folder_for
 from scope.activations.harvest.ranks import ProcessRank, n_readable
 
 from scope.progress import size
 from scope.sites import match_sites
+from scope.typed_json import as_json
 from scope.whole_files import is_held, only_writer
 
 _SEGMENT_BYTES = 65_536  # read and checked at once while shuffling; smaller reads are slow on disks
@@ -79,12 +80,12 @@ def plan(
         )
     config = replace(config, sites=tuple(sites))
     per_token = sum(width * ITEM_BYTES[config.dtype] + 4 for width in sites.values()) + 20
-    tokens = recording.contexts_for(config.tokens, config.context) * config.context
+    tokens = contexts_for(config.tokens, config.context) * config.context
     folder, remote = places(out, staging)
     if remote:
         remote.begin(folder)
     _refuse_writers(folder)
-    exists = recording.continues(folder, new_manifest(sites, maker, corpus, config, provenance))
+    exists = continues(folder, new_manifest(sites, maker, corpus, config, provenance))
     recorded = recording.read_recording(folder) if exists else None
     done = recorded.n_contexts * config.context if recorded else 0
     left = 0 if recorded and recorded.exhausted else max(0, tokens - done)
@@ -146,23 +147,25 @@ def chosen(config: HarvestConfig, recorder: Recorder) -> dict[str, int]:
     return {site: known[site] for site in match_sites(config.sites, known)}
 
 
-def new_manifest(sites: dict[str, int], maker: InputMaker, corpus: Corpus, config: HarvestConfig, provenance: dict) -> dict:
-    """The manifest that a new recording would have."""
+def new_manifest(
+    sites: dict[str, int], maker: InputMaker, corpus: Corpus, config: HarvestConfig, provenance: dict
+) -> recording.Manifest:
+    """The manifest that a new recording would have, without its outlier rule."""
     batch = config.batch_contexts * config.context
     widest = max(sites.values()) * ITEM_BYTES[config.dtype]
-    manifest = {
-        "format": recording.FORMAT,
-        "version": recording.WITH_ROLES if maker.stores_roles else recording.VERSION,
-        "model": provenance,
-        "tokenizer": maker.identity,
-        "corpus": corpus.identity,
-        "config": asdict(config),
-        "layout": {
-            "widths": sites,
-            "contexts_per_shard": max(1, round(config.shard_rows / batch)) * config.batch_contexts,
-            "segment_rows": min(256, max(8, _SEGMENT_BYTES // widest)),
-            "packing": maker.packing,
-        },
-        "versions": recording.versions(),
-    }
-    return json.loads(json.dumps(manifest))  # as it will be read back, with lists for tuples
+    return recording.Manifest(
+        format=recording.FORMAT,
+        version=recording.WITH_ROLES if maker.stores_roles else recording.VERSION,
+        model=as_json(provenance),
+        tokenizer=as_json(maker.identity),
+        corpus=as_json(corpus.identity),
+        config=recording.RecordedConfig(**vars(config)),
+        layout=recording.Layout(
+            widths=sites,
+            contexts_per_shard=max(1, round(config.shard_rows / batch)) * config.batch_contexts,
+            segment_rows=min(256, max(8, _SEGMENT_BYTES // widest)),
+            packing=maker.packing,
+        ),
+        versions=recording.versions(),
+        outliers=None,
+    )

@@ -17,14 +17,18 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import append_line, journal_line, read_journal, write_whole
-from scope.activations.format.manifest import JOURNAL, LOCK, MANIFEST, Recorded, is_of, must_continue, read_recording
+from scope.activations.format.continuing import is_of, must_continue
+from scope.activations.format.files import append_line, read_journal, write_journal
+from scope.activations.format.manifest import JOURNAL, LOCK, MANIFEST, Manifest, Recorded, read_recording
 from scope.activations.format.remote import Remote
+from scope.activations.format.shard_entry import Count, ShardEntry
 
+from scope.errors import ScopeError
+from scope.typed_json import parse_json, typed
 from scope.whole_files import FolderInUse, is_held, only_writer
 
 _POLL = 0.1  # seconds
@@ -73,7 +77,7 @@ class FinishedShards:
     def __init__(self, folder: Path, recorded: Recorded, ranks: ProcessRank, remote: Remote | None = None):
         self.folder, self.ranks, self.remote = folder, ranks, remote
         self.committed, self._bytes = list(recorded.entries), recorded.journal_bytes
-        self.done: dict[int, dict] = {}
+        self.done: dict[int, ShardEntry] = {}
         self._seen: set[int] = set()
         self._stale = {rank: self._holder(rank) for rank in range(1, ranks.world) if not is_held(folder, _lock(rank))}
         self._began = time.monotonic()
@@ -89,7 +93,7 @@ class FinishedShards:
         for entry in entries:
             self._add(entry)
 
-    def add(self, entry: dict) -> None:
+    def add(self, entry: ShardEntry) -> None:
         """List a finished shard of this rank, synced on return. Rank 0 commits it if no earlier one is missing."""
         self._add(entry)
         if self.ranks.leads:
@@ -110,15 +114,15 @@ class FinishedShards:
             new = self.done[i]
             if n_readable(new) > n_readable(old):
                 self.committed[i], grown = new, True
-                removed += [old["file"]] if old["file"] != new["file"] else []
+                removed += [old.file] if old.file != new.file else []
         while len(self.committed) in self.done:
-            previous = self.committed[-1]["contexts"][1] if self.committed else 0
+            previous = self.committed[-1].contexts[1] if self.committed else 0
             entry = self.done[len(self.committed)]
-            if entry["contexts"][0] != previous:
+            if entry.contexts[0] != previous:
                 break  # it continues a longer version of the last shard
             self.committed.append(entry)
         if grown:
-            self._write(self.committed)
+            write_journal(path, self.committed)
         else:
             for entry in self.committed[before:]:
                 append_line(path, entry)
@@ -132,9 +136,9 @@ class FinishedShards:
     def mark_exhausted(self) -> None:
         """Rank 0: mark the last entry, since the corpus ended exactly there."""
         last = self.committed[-1]
-        if not last["exhausted"]:
-            self.committed[-1] = self.done[last["shard"]] = last | {"exhausted": True}
-            self._write(self.committed)
+        if not last.exhausted:
+            self.committed[-1] = self.done[last.shard] = replace(last, exhausted=True)
+            write_journal(self.folder / JOURNAL, self.committed)
             if self.remote:
                 self.remote.push(self.folder / JOURNAL)
 
@@ -149,7 +153,7 @@ class FinishedShards:
             self.refresh()  # after looking at the locks, so that shards finished just before are seen
             self.commit()
             report()
-            if self.committed and self.committed[-1]["contexts"][1] >= n_contexts and all(map(n_readable, self.committed)):
+            if self.committed and self.committed[-1].contexts[1] >= n_contexts and all(map(n_readable, self.committed)):
                 return
             shards = range(-(-n_contexts // per_shard))
             due = {
@@ -180,8 +184,9 @@ class FinishedShards:
         """Contexts in the open shards of the other ranks on this machine, as last reported."""
         total = 0
         for rank in range(1, self.ranks.world):
-            with suppress(OSError, ValueError):
-                shard, contexts = json.loads((self.folder / _lock(rank)).read_text().partition("\n")[2] or "[-1, 0]")
+            progress = self._holder(rank).partition("\n")[2]
+            with suppress(ScopeError):  # the rank is writing it
+                shard, contexts = typed(parse_json(progress, ""), tuple[int, Count], "")
                 total += contexts if shard not in self.done else 0
         return total
 
@@ -194,17 +199,14 @@ class FinishedShards:
                 file.write(f"{first}\n{json.dumps([shard, contexts])}\n")
                 file.truncate()
 
-    def _is_committed(self, entry: dict) -> bool:
-        number = entry["shard"]
+    def _is_committed(self, entry: ShardEntry) -> bool:
+        number = entry.shard
         return number < len(self.committed) and n_readable(self.committed[number]) >= n_readable(entry)
 
-    def _add(self, entry: dict) -> None:
-        old = self.done.get(entry["shard"])
+    def _add(self, entry: ShardEntry) -> None:
+        old = self.done.get(entry.shard)
         if old is None or n_readable(entry) > n_readable(old):
-            self.done[entry["shard"]] = entry
-
-    def _write(self, entries: list[dict]) -> None:
-        write_whole(self.folder / JOURNAL, b"".join(map(journal_line, entries)))
+            self.done[entry.shard] = entry
 
     def _lives(self, rank: int) -> bool:
         """Whether a rank is running, or has not been seen yet and may still start."""
@@ -234,7 +236,7 @@ def refuse_other_runs(folder: Path, ranks: ProcessRank) -> None:
                 pass
 
 
-def wait_for_manifest(folder: Path, manifest: dict, ranks: ProcessRank, remote: Remote | None) -> Recorded:
+def wait_for_manifest(folder: Path, manifest: Manifest, ranks: ProcessRank, remote: Remote | None) -> Recorded:
     """Ranks other than 0: wait until rank 0 has written the manifest of this run.
 
     Raises:
@@ -278,7 +280,7 @@ def only_rank(folder: Path, ranks: ProcessRank) -> Iterator[None]:
         yield
 
 
-def _settled(path: Path) -> list[dict]:
+def _settled(path: Path) -> list[ShardEntry]:
     """The entries of a rank's journal, which may be removed at any moment."""
     try:
         return read_journal(path)[0]
@@ -286,9 +288,9 @@ def _settled(path: Path) -> list[dict]:
         return []
 
 
-def n_readable(entry: dict | None) -> int:
+def n_readable(entry: ShardEntry | None) -> int:
     """Number of readable contexts of a shard; 0 if it is unknown or in quarantine."""
-    return 0 if entry is None or "quarantined" in entry else entry["contexts"][1] - entry["contexts"][0]
+    return 0 if entry is None or entry.quarantined else entry.n_contexts
 
 
 def _journal(rank: int) -> str:

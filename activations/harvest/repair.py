@@ -9,24 +9,19 @@ and lists the missing ones; `harvest` with the settings of the recording makes t
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from scope.activations.errors import RecordingError
-from scope.activations.format.files import (
-    append_line,
-    is_sound,
-    journal_line,
-    read_json,
-    salvage_journal,
-    write_whole,
-)
-from scope.activations.format.manifest import JOURNAL, LOCK, read_recording
+from scope.activations.format.files import append_line, is_sound, salvage_journal, write_journal, write_whole
+from scope.activations.format.manifest import JOURNAL, LOCK, LeftOut, Recorded, read_manifest, read_recording
 from scope.activations.format.remote import FETCHED, Mirror, address
+from scope.activations.format.shard_entry import Quarantined, ShardEntry
 from scope.activations.format.shard_reader import Fault
 from scope.activations.harvest.ranks import ProcessRank, refuse_other_runs
+from scope.activations.harvest.recovery import Watermark
 from scope.activations.read.store import ActivationStore
 
 from scope.progress import OnProgress
@@ -52,7 +47,7 @@ class Examination:
     """Result of verifying a recording."""
 
     damaged: list[Damage]
-    quarantined: list[dict]
+    quarantined: tuple[LeftOut, ...]
     """As `ActivationStore.left_out`."""
     notes: list[str]
     """Irregularities that damage no row, such as unlisted files."""
@@ -110,7 +105,7 @@ def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Da
         refuse_other_runs(folder, ProcessRank())
         lost = _repair_journal(folder)
         for path in sorted(folder.glob("open*.json")):
-            if not is_sound(path):
+            if not is_sound(path, Watermark):
                 _move(folder, path.name, {"why": ["it fails its checksum; the unfinished shard starts over"]})
         recorded = read_recording(folder)
         store = ActivationStore(folder, recorded)
@@ -121,24 +116,24 @@ def repair(folder: Path | str, on_progress: OnProgress | None = None) -> list[Da
             facts = {"shard": damage.shard, "rows": list(damage.rows), "why": why}
             moved = _move(folder, damage.file, facts)
             damaged.append(Damage(**vars(damage) | {"moved": moved}))
-        marks = {d.shard: {"file": d.moved, "why": [_local(fault.text, folder) for fault in d.faults]} for d in damaged}
+        marks = {
+            d.shard: Quarantined(file=d.moved, why=tuple(_local(fault.text, folder) for fault in d.faults)) for d in damaged
+        }
         if marks:
-            entries = [e | ({"quarantined": marks[e["shard"]]} if e["shard"] in marks else {}) for e in recorded.entries]
-            write_whole(folder / JOURNAL, b"".join(map(journal_line, entries)))
+            entries = [replace(e, quarantined=marks.get(e.shard, e.quarantined)) for e in recorded.entries]
+            write_journal(folder / JOURNAL, entries)
     return lost + damaged
 
 
 def _damage(store: ActivationStore, index: int, faults: list[Fault]) -> Damage:
     entry = store.entries[index]
-    rows = entry.get("whole", entry)["rows"]
-    return Damage(shard=entry["shard"], file=entry["file"], rows=(rows[0], rows[1]), faults=tuple(faults))
+    return Damage(shard=entry.shard, file=entry.file, rows=entry.in_whole.rows, faults=tuple(faults))
 
 
-def _notes(folder: Path, recorded) -> list[str]:
+def _notes(folder: Path, recorded: Recorded) -> list[str]:
     """Irregularities of a folder that no process is writing."""
-    notes, listed = [], {entry["file"] for entry in recorded.entries}
-    journal = folder / JOURNAL
-    if journal.exists() and journal.stat().st_size > recorded.journal_bytes:
+    notes, listed = [], {entry.file for entry in recorded.entries}
+    if recorded.cut_short:
         notes.append(f"{JOURNAL} ends in a line that was cut short; the shard of that line does not count.")
     for path in sorted(folder.glob("shard-*.h5")):
         if path.name not in listed:
@@ -146,7 +141,7 @@ def _notes(folder: Path, recorded) -> list[str]:
                 f"{path.name} is here, but {JOURNAL} does not list it: a run was stopped, or the journal lost its end."
             )
     for path in sorted(folder.glob("open*.json")):
-        if not is_sound(path):
+        if not is_sound(path, Watermark):
             notes.append(f"{path.name} fails its checksum; `scope recording repair` moves it aside and the shard starts over.")
     return notes
 
@@ -157,36 +152,34 @@ def _repair_journal(folder: Path) -> list[Damage]:
     lines = salvage_journal(path)
     if None not in lines:
         return []
-    context_of = lambda e, end: e["contexts"][end]  # noqa: E731
-    per_shard = read_json(folder / "manifest.json", checked=False)["layout"]["contexts_per_shard"]
+    per_shard = read_manifest(folder).layout.contexts_per_shard
     while lines and lines[-1] is None:
         lines.pop()  # no line follows: harvest makes that shard again
-    entries, damaged, why = [], [], "its line in the journal fails its checksum"
+    entries: list[ShardEntry] = []
+    damaged, why = [], "its line in the journal fails its checksum"
     for i, entry in enumerate(lines):
         if entry is None:
             after = next(e for e in lines[i:] if e)
-            rows = entries[-1]["rows"][1] if entries else 0
-            begin = context_of(entries[-1], 1) if entries else 0
+            row, context, document = (getattr(entries[-1], of)[1] if entries else 0 for of in ("rows", "contexts", "documents"))
             alone = lines[i + 1] is not None
-            entry = {
-                "shard": i,
-                "file": f"shard-{i:05d}.h5",
-                "bytes": 0,
-                "datasets": {},
-                "contexts": [begin, context_of(after, 0) if alone else begin + per_shard],
-                "rows": [rows, after["rows"][0] if alone else rows],
-                "documents": [entries[-1]["documents"][1] if entries else 0, after["documents"][0]],
-                "exhausted": False,
-            }
-            entry["quarantined"] = {"file": _move(folder, entry["file"], {"shard": i, "why": [why]}), "why": [why]}
-            rows_held = (entry["rows"][0], entry["rows"][1])
-            fault = Fault(f"{path} is damaged: the line of shard {i} fails its checksum.")
-            damaged.append(
-                Damage(shard=i, file=entry["file"], rows=rows_held, faults=(fault,), moved=entry["quarantined"]["file"])
+            file = f"shard-{i:05d}.h5"
+            moved = _move(folder, file, {"shard": i, "why": [why]})
+            entry = ShardEntry(
+                shard=i,
+                file=file,
+                bytes=0,
+                datasets={},
+                contexts=(context, after.contexts[0] if alone else context + per_shard),
+                rows=(row, after.rows[0] if alone else row),
+                documents=(document, after.documents[0]),
+                exhausted=False,
+                quarantined=Quarantined(file=moved, why=(why,)),
             )
+            fault = Fault(f"{path} is damaged: the line of shard {i} fails its checksum.")
+            damaged.append(Damage(shard=i, file=file, rows=entry.rows, faults=(fault,), moved=moved))
         entries.append(entry)
     _copy_aside(folder, path)
-    write_whole(path, b"".join(map(journal_line, entries)))
+    write_journal(path, entries)
     return damaged
 
 

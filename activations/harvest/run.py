@@ -8,24 +8,27 @@ import json
 import time
 import zlib
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scope.activations.corpus.inputs import Cursor, InputMaker, Packed, Recorder, record
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
-from scope.activations.format.files import read_json, write_json
+from scope.activations.format.continuing import contexts_for
+from scope.activations.format.files import read_object, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
-from scope.activations.format.manifest import FORMAT, WITH_ROLES, Recorded, contexts_for, versions
+from scope.activations.format.manifest import FORMAT, Recorded, versions
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.remote import Remote
+from scope.activations.format.shard_entry import ShardEntry, layout
 from scope.activations.format.shard_reader import ShardReader
-from scope.activations.format.shard_writer import ShardWriter, layout
+from scope.activations.format.shard_writer import ShardWriter
 from scope.activations.harvest.ranks import FinishedShards, ProcessRank, n_readable
 from scope.activations.harvest.recovery import clean, read_watermark, watermark_path, write_watermark
 
 from scope.progress import OnProgress
+from scope.typed_json import as_json
 
 _WATERMARK_SECONDS = 20.0  # kill -9 loses at most this much work
 _REPORT_SECONDS = 1.0
@@ -50,10 +53,9 @@ class Run:
         self.manifest, self.recorded, self.ranks, self.remote = recorded.manifest, recorded, ranks, remote
         self.finished = FinishedShards(out, recorded, ranks, remote)
         self.on_progress = on_progress or (lambda done, total, numbers: None)
-        layout = self.manifest["layout"]
-        self.with_roles = self.manifest["version"] == WITH_ROLES
-        self.per_shard, self.segment_rows = layout["contexts_per_shard"], layout["segment_rows"]
-        self.row_bytes = sum(w * ITEM_BYTES[config.dtype] for w in layout["widths"].values())
+        self.with_roles = self.manifest.has_roles
+        self.per_shard, self.segment_rows = self.manifest.layout.contexts_per_shard, self.manifest.layout.segment_rows
+        self.row_bytes = sum(w * ITEM_BYTES[config.dtype] for w in self.manifest.layout.widths.values())
         self.n_contexts = contexts_for(config.tokens, config.context)
         self.started, self.stored, self.reported = time.monotonic(), 0, time.monotonic()
         self.open = (0, 0)  # number of the unfinished shard, and its contexts so far
@@ -105,7 +107,8 @@ class Run:
         if number == 0:
             return 0, Cursor(), 0
         before = self.finished.done[number - 1]
-        return number, Cursor(**before["cursor"]), before["rows"][1]
+        assert before.cursor is not None  # only shards in quarantine lack it
+        return number, before.cursor, before.rows[1]
 
     def _finished(self, number: int, contexts: int) -> bool:
         return n_readable(self.finished.done.get(number)) >= contexts
@@ -123,7 +126,7 @@ class Run:
             self._put_rows(shard, first, packed, counted)
             done = self._reuse(shard, resumed, partial, packed, counted)
             self._run_batches(shard, number, packed, digest, counted, done)
-            entry = shard.seal()
+            sealed = shard.seal()
         except KeyboardInterrupt:
             with suppress(ActivationsError, OSError):
                 self._watermark(shard, number, digest)
@@ -132,27 +135,27 @@ class Run:
         except BaseException:
             shard.drop()
             raise
-        entry |= {
-            "shard": number,
-            "contexts": [first, first + n],
-            "rows": [rows, rows + int(counted.sum())],
-            "documents": [opened, packed.cursor.documents],
-            "cursor": asdict(packed.cursor),
-            "exhausted": packed.exhausted,
-            "outliers": n_flagged(shard.norms, self.manifest.get("outliers"), packed.roles[counted]),
-        }
-        if self.with_roles:
-            entry["inputs"] = digest
-        if lost and lost["contexts"] == entry["contexts"] and lost["datasets"] not in ({}, entry["datasets"]):
-            entry["remade"] = versions()  # same inputs, other bits: another machine or other libraries
-        self._commit(number, entry)
+        entry = ShardEntry(
+            **sealed,
+            shard=number,
+            contexts=(first, first + n),
+            rows=(rows, rows + int(counted.sum())),
+            documents=(opened, packed.cursor.documents),
+            cursor=packed.cursor,
+            exhausted=packed.exhausted,
+            outliers=n_flagged(shard.norms, self.manifest.outliers, packed.roles[counted]),
+            inputs=digest if self.with_roles else None,
+        )
+        if lost and lost.contexts == entry.contexts and lost.datasets not in ({}, entry.datasets):
+            entry = replace(entry, remade=versions())  # same inputs, other bits: another machine or other libraries
+        self._commit(entry)
 
     def _writer(self, path: Path, n: int, n_rows: int, packed: Packed, keep: bool) -> ShardWriter:
-        context, dtype, version = self.config.context, self.config.dtype, self.manifest["version"]
+        context, dtype, version = self.config.context, self.config.dtype, self.manifest.version
         sums = "uint32" if version == 1 else "uint64"  # a recording keeps its version
         names, facts = _json(packed.names), _json(packed.facts) if self.with_roles else None
-        widths = self.manifest["layout"]["widths"]
-        datasets = layout(n, context, n_rows, names, widths, dtype, self.segment_rows, sums, facts)
+        widths, n_facts = self.manifest.layout.widths, None if facts is None else len(facts)
+        datasets = layout(n, context, n_rows, len(names), widths, dtype, self.segment_rows, sums, n_facts)
         shard = ShardWriter(path, lay_out({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
         shard.put("document_names", np.frombuffer(names, np.uint8))
         if facts is not None:
@@ -185,7 +188,7 @@ class Run:
                 self._watermark(shard, number, digest)
                 marked = time.monotonic()
 
-    def _reuse(self, shard: ShardWriter, resumed: int, partial: dict | None, packed: Packed, counted: np.ndarray) -> int:
+    def _reuse(self, shard: ShardWriter, resumed: int, partial: ShardEntry | None, packed: Packed, counted: np.ndarray) -> int:
         """Add contexts of an interrupted run, or of the shorter shard that is extended. Returns their number."""
         if resumed:
             for site in self.config.sites:
@@ -194,8 +197,8 @@ class Run:
             return resumed
         if partial is None:
             return 0
-        if self.remote and not (self.out / partial["file"]).exists():
-            self.remote.fetch(partial["file"], self.out / partial["file"])
+        if self.remote and not (self.out / partial.file).exists():
+            self.remote.fetch(partial.file, self.out / partial.file)
         old = ShardReader(self.out, partial, self.segment_rows)
         before = old.small("tokens")
         whole = len(before) // self.config.batch_contexts * self.config.batch_contexts  # a shorter batch may round differently
@@ -213,30 +216,29 @@ class Run:
         n = shard.contexts // self.config.batch_contexts * self.config.batch_contexts
         write_watermark(self.out, number, shard.path.name, n, digest)
 
-    def _commit(self, number: int, entry: dict) -> None:
+    def _commit(self, entry: ShardEntry) -> None:
         """List a finished shard. For a store it is sent first; a staged-*.json file marks it until it has arrived."""
         if self.remote:
-            staged = self.out / f"staged-{number:05d}.json"
-            write_json(staged, entry)
-            watermark_path(self.out, number).unlink(missing_ok=True)
-            self.remote.push(self.out / entry["file"])
+            staged = self.out / f"staged-{entry.shard:05d}.json"
+            write_json(staged, as_json(entry))
+            watermark_path(self.out, entry.shard).unlink(missing_ok=True)
+            self.remote.push(self.out / entry.file)
             self.finished.add(entry)
-            (self.out / entry["file"]).unlink()
+            (self.out / entry.file).unlink()
             staged.unlink()
         else:
             self.finished.add(entry)
-            watermark_path(self.out, number).unlink(missing_ok=True)
+            watermark_path(self.out, entry.shard).unlink(missing_ok=True)
 
     def _send_sealed(self) -> None:
         """Send the shards that an earlier run finished and could not send."""
         for staged in sorted(self.out.glob("staged-*.json")) if self.remote else ():
-            number = int(staged.stem.removeprefix("staged-"))
-            entry = read_json(staged)
-            path = self.out / entry["file"]
-            if not self.ranks.owns(number):
+            entry = read_object(staged, ShardEntry)
+            path = self.out / entry.file
+            if not self.ranks.owns(entry.shard):
                 continue
-            if path.exists() and path.stat().st_size == entry["bytes"]:
-                self._commit(number, entry)
+            if path.exists() and path.stat().st_size == entry.bytes:
+                self._commit(entry)
             staged.unlink(missing_ok=True)
 
     def _report(self) -> None:
@@ -261,17 +263,17 @@ class Run:
         self.on_progress(done * self.config.context, self.n_contexts * self.config.context, numbers)
 
 
-def _same_inputs(lost: dict | None, packed: Packed, digest: str) -> None:
+def _same_inputs(lost: ShardEntry | None, packed: Packed, digest: str) -> None:
     """Check that a shard in quarantine is made again from the same inputs.
 
     Raises:
         RecordingError: the corpus has changed.
     """
-    dataset, tokens = (lost or {}).get("datasets", {}).get("tokens"), packed.tokens
-    if not dataset or tuple(dataset["shape"]) != tokens.shape:
+    tokens, place = packed.tokens, lost.datasets.get("tokens") if lost else None
+    if lost is None or place is None or place.shape != tokens.shape:
         return
-    if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != dataset["crc32"] or lost.get("inputs", digest) != digest:
-        raise RecordingError(f"The corpus no longer gives the text of {lost['file']}. Record into another folder.")
+    if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != place.crc32 or (lost.inputs or digest) != digest:
+        raise RecordingError(f"The corpus no longer gives the text of {lost.file}. Record into another folder.")
 
 
 def _json(value: list) -> bytes:

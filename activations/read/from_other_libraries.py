@@ -8,20 +8,34 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from scope.activations.corpus.inputs import Cursor
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import append_line, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
-from scope.activations.format.manifest import FORMAT, JOURNAL, MANIFEST, VERSION, WITH_ROLES, versions
+from scope.activations.format.manifest import (
+    FORMAT,
+    JOURNAL,
+    MANIFEST,
+    VERSION,
+    WITH_ROLES,
+    Layout,
+    Manifest,
+    RecordedConfig,
+    versions,
+)
 from scope.activations.format.norms import n_flagged
-from scope.activations.format.shard_writer import ShardWriter, layout
+from scope.activations.format.shard_entry import ShardEntry, layout
+from scope.activations.format.shard_writer import ShardWriter
 from scope.activations.read.store import ActivationStore
 from scope.activations.read.to_other_libraries import SIDECAR, new_folder
 from torch import Tensor
 
 from scope.progress import OnProgress
+from scope.typed_json import read_json, typed
 
 _CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
 _COUNTED = 256  # rows of a context if contexts are unknown
@@ -45,6 +59,14 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """The recording.json that an export leaves: the manifest of the recording, and what was exported of it."""
+
+    manifest: Manifest | None = None
+    exported: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Foreign:
     """Description of foreign activations: format, sites with widths, number of rows, rows per context, dtype, and chunks."""
 
@@ -55,7 +77,7 @@ class Foreign:
     dtype: str
     unknown: tuple[str, ...]
     chunks: Callable[[], Iterator[Chunk]]
-    sidecar: dict
+    sidecar: Sidecar
     version: int = VERSION
 
 
@@ -74,32 +96,33 @@ def import_activations(
     segment_rows = min(256, max(8, _SEGMENT_BYTES // widest))
     with new_folder(out) as folder:
         manifest = _manifest(foreign, source, dtype, segment_rows)
-        rule = manifest.get("outliers")
-        write_json(folder / MANIFEST, manifest)
-        entry: dict = {"rows": [0, 0], "contexts": [0, 0], "documents": [0, 0]}
-        for number, chunk in enumerate(foreign.chunks()):
-            entry = _write(folder, number, chunk, foreign, dtype, segment_rows, entry, rule)
+        write_json(folder / MANIFEST, manifest.to_json())
+        entry: ShardEntry | None = None
+        for chunk in foreign.chunks():
+            entry = _write(folder, chunk, manifest, entry)
             append_line(folder / JOURNAL, entry)
             if on_progress:
-                on_progress(entry["rows"][1], foreign.rows, {})
+                on_progress(entry.rows[1], foreign.rows, {})
     return ActivationStore.open(out)
 
 
-def _write(
-    out: Path, number: int, chunk: Chunk, foreign: Foreign, dtype: str, segment_rows: int, before: dict, rule: dict | None
-) -> dict:
-    n, c, first = len(chunk.context), chunk.n_contexts, before["contexts"][1]
+def _write(out: Path, chunk: Chunk, manifest: Manifest, before: ShardEntry | None) -> ShardEntry:
+    """Write the next shard; `before` is the entry of the last one."""
+    number, context, segment_rows = before.shard + 1 if before else 0, manifest.config.context, manifest.layout.segment_rows
+    row, first, document = (before.rows[1], before.contexts[1], before.documents[1]) if before else (0, 0, 0)
+    n, c = len(chunk.context), chunk.n_contexts
     names = json.dumps(chunk.names).encode()
     facts = None if chunk.roles is None else json.dumps(chunk.facts).encode()
-    datasets = layout(c, foreign.context, n, names, foreign.sites, dtype, segment_rows, facts=facts)
-    file_layout = lay_out({"format": FORMAT, "version": foreign.version}, datasets)
+    n_facts, widths = None if facts is None else len(facts), manifest.layout.widths
+    datasets = layout(c, context, n, len(names), widths, manifest.config.dtype, segment_rows, facts=n_facts)
+    file_layout = lay_out({"format": FORMAT, "version": manifest.version}, datasets)
     shard = ShardWriter(out / f"shard-{number:05d}.h5", file_layout, segment_rows)
-    documents = np.full((c, foreign.context), -1) if chunk.documents is None else chunk.documents
+    documents = np.full((c, context), -1) if chunk.documents is None else chunk.documents
     roles = None if chunk.roles is None else chunk.roles[chunk.context, chunk.position]
     try:
         shard.put("document_names", np.frombuffer(names, np.uint8))
-        shard.put("tokens", np.full((c, foreign.context), -1) if chunk.tokens is None else chunk.tokens)
-        shard.put("documents", np.where(documents >= 0, documents + before["documents"][1], -1))
+        shard.put("tokens", np.full((c, context), -1) if chunk.tokens is None else chunk.tokens)
+        shard.put("documents", np.where(documents >= 0, documents + document, -1))
         shard.put("rows/token_id", np.full(n, -1) if chunk.token_id is None else chunk.token_id)
         shard.put("rows/position", np.full(n, -1) if chunk.position is None else chunk.position)
         shard.put("rows/context", chunk.context + first)
@@ -108,62 +131,78 @@ def _write(
             shard.put("document_facts", np.frombuffer(facts, np.uint8))
         for site, x in chunk.acts.items():
             shard.append(site, x)
-        entry = shard.seal()
+        sealed = shard.seal()
     except BaseException:
         shard.drop()
         raise
-    return entry | {
-        "shard": number,
-        "contexts": [first, first + c],
-        "rows": [before["rows"][1], before["rows"][1] + n],
-        "documents": [before["documents"][1], before["documents"][1] + len(chunk.names)],
-        "cursor": {"documents": 0, "offset": 0, "crc32": 0, "dropped": 0},
-        "exhausted": True,
-        "outliers": n_flagged(shard.norms, rule, roles),
-    }
+    return ShardEntry(
+        **sealed,
+        shard=number,
+        contexts=(first, first + c),
+        rows=(row, row + n),
+        documents=(document, document + len(chunk.names)),
+        cursor=Cursor(),
+        exhausted=True,
+        outliers=n_flagged(shard.norms, manifest.outliers, roles),
+    )
 
 
-def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> dict:
-    original = foreign.sidecar.get("manifest", {})
-    rule = original.get("outliers") or {}
-    known = set(foreign.sites) <= set(rule.get("threshold", ()))  # else it is about other sites
-    return {
-        "format": FORMAT,
-        "version": foreign.version,
-        "model": original.get("model", {"model": None}),
-        "tokenizer": original.get("tokenizer", {}),
-        "corpus": {"kind": "imported", "of": original.get("corpus", {})},
-        "config": {
-            "sites": list(foreign.sites),
-            "tokens": foreign.rows,
-            "context": foreign.context,
-            "batch_contexts": 0,
-            "shard_rows": 0,
-            "dtype": dtype,
-            "seed": original.get("config", {}).get("seed"),
-            "exclude": original.get("config", {}).get("exclude", []),
-        },
-        "outliers": rule if known else None,
-        "layout": {
-            "widths": foreign.sites,
-            "contexts_per_shard": 0,
-            "segment_rows": segment_rows,
-            "packing": original.get("layout", {}).get("packing", "unknown"),
-        },
-        "imported": {
+def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> Manifest:
+    original = foreign.sidecar.manifest
+    rule = original.outliers if original else None
+    known = rule is not None and set(foreign.sites) <= set(rule.threshold)  # else it is about other sites
+    return Manifest(
+        format=FORMAT,
+        version=foreign.version,
+        model=original.model if original else {"model": None},
+        tokenizer=original.tokenizer if original else {},
+        corpus={"kind": "imported", "of": original.corpus if original else {}},
+        config=RecordedConfig(
+            sites=tuple(foreign.sites),
+            tokens=foreign.rows,
+            context=foreign.context,
+            batch_contexts=0,
+            shard_rows=0,
+            dtype=dtype,
+            seed=original.config.seed if original else None,
+            exclude=original.config.exclude if original else (),
+        ),
+        outliers=rule if known else None,
+        layout=Layout(
+            widths=foreign.sites,
+            contexts_per_shard=0,
+            segment_rows=segment_rows,
+            packing=original.layout.packing if original else "unknown",
+        ),
+        imported={
             "from": f"{foreign.form} ({source.name})",
             "unknown": sorted({*foreign.unknown, *(() if original else ("model", "corpus", "excluded tokens"))}),
-            "exported": foreign.sidecar.get("exported", {}),
+            "exported": foreign.sidecar.exported,
         },
-        "versions": versions(),
-    }
+        versions=versions(),
+    )
+
+
+def _sidecar(path: Path) -> Sidecar:
+    """The recording.json beside an export; an empty one if there is none.
+
+    Raises:
+        RecordingError: it is damaged.
+    """
+    if not path.is_file():
+        return Sidecar()
+    way_out = "Restore it from a copy, or move it away: what it says of model and corpus is then unknown."
+    value = read_json(path, RecordingError, way_out)
+    if isinstance(value, dict) and isinstance(value.get("manifest"), dict):
+        value["manifest"] = {"outliers": None} | value["manifest"]
+    return typed(value, Sidecar, path, RecordingError, way_out)
 
 
 def _open(source: Path) -> Foreign:
     if not source.exists():
         raise RecordingError(f"{source} does not exist.")
     beside = (source if source.is_dir() else source.parent) / SIDECAR
-    sidecar = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    sidecar = _sidecar(beside)
     if (source / "state.json").is_file():
         return _open_dataset(source, sidecar)
     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source] * (source.suffix == ".safetensors")
@@ -175,7 +214,7 @@ def _open(source: Path) -> Foreign:
     )
 
 
-def _open_dataset(source: Path, sidecar: dict) -> Foreign:
+def _open_dataset(source: Path, sidecar: Sidecar) -> Foreign:
     from datasets import Array2D, Dataset, load_from_disk
 
     dataset = load_from_disk(str(source))
@@ -207,20 +246,19 @@ def _open_dataset(source: Path, sidecar: dict) -> Foreign:
                 tokens=None if ids is None else ids.reshape(n, window),
             )
 
-    original = sidecar.get("manifest", {}).get("config", {})
     return Foreign(
         form="SAELens' cached activations",
         sites=sites,
         rows=len(dataset) * window,
         context=window,
-        dtype=original.get("dtype", "float32"),
+        dtype=sidecar.manifest.config.dtype if sidecar.manifest else "float32",
         unknown=("positions", "documents") if known else ("positions", "documents", "token ids"),
         chunks=chunks,
         sidecar=sidecar,
     )
 
 
-def _open_safetensors(files: list[Path], sidecar: dict) -> Foreign:
+def _open_safetensors(files: list[Path], sidecar: Sidecar) -> Foreign:
     from safetensors import safe_open
 
     with safe_open(files[0], "pt") as file:

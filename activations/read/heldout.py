@@ -19,10 +19,10 @@ def following(store: ActivationStore, corpus: Corpus, tokenizer: TextTokenizer |
     Raises:
         CorpusError: the recording was made from another corpus, or has used all of this one.
     """
-    if store.manifest["corpus"] != corpus.identity:
+    if store.manifest.corpus != corpus.identity:
         raise CorpusError(f"{store.folder} was made from another corpus than {corpus.spec}. Give the one it was made from.")
-    cursor = Cursor(**store.journal[-1]["cursor"])
-    documents = _new(corpus.documents(store.manifest["config"]["seed"]), cursor.documents)
+    cursor = store.journal[-1].cursor or Cursor()
+    documents = _new(corpus.documents(store.manifest.config.seed), cursor.documents)
     stream = maker_of(tokenizer).stream(documents, store.context, cursor)
     parts: list[Inputs] = []
     n, exhausted = 0, False

@@ -14,6 +14,7 @@ import torch
 from scope.activations.config import LiveConfig
 from scope.activations.corpus.contexts import TextTokenizer, maker_of
 from scope.activations.corpus.inputs import Cursor, InputMaker, Recorder, record
+from scope.activations.corpus.outlier_rule import OutlierRule
 from scope.activations.corpus.sources import Corpus
 from scope.activations.corpus.survey import survey
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
@@ -57,7 +58,7 @@ class LiveBatches:
             )
         self.pass_, self.pool_number, self.row, self.start = 0, 0, 0, Cursor()
         self._current: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
-        self._rule: dict | None = None
+        self._rule: OutlierRule | None = None
 
     @property
     def passes(self) -> int:

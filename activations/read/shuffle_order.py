@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import ITEM_BYTES
+from scope.activations.format.shard_entry import ShardEntry
 from scope.activations.format.shard_reader import ShardReader
 
 
@@ -17,7 +18,7 @@ from scope.activations.format.shard_reader import ShardReader
 class ShuffleSource(Protocol):
     """The part of an ActivationStore that shuffled reading uses."""
 
-    entries: list[dict]
+    entries: list[ShardEntry]
     sites: dict[str, int]
     dtype: str
     segment_rows: int
@@ -37,7 +38,7 @@ class Order:
 
     def __init__(self, store: ShuffleSource, sites: tuple[str, ...], seed: int, memory_bytes: int, outliers: bool):
         self.store, self.seed = store, seed
-        in_entry = np.array([e["rows"][1] - e["rows"][0] for e in store.entries])
+        in_entry = np.array([entry.n_rows for entry in store.entries])
         counts = -(-in_entry // store.segment_rows)
         self.shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         """int32 [segment]: index of its entry in the store."""

@@ -5,17 +5,19 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
+from scope.activations.corpus.outlier_rule import OutlierRule
 from scope.activations.corpus.roles import Role
 from scope.activations.errors import HolesWarning, RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
-from scope.activations.format.manifest import WITH_ROLES, Recorded, describe_missing, read_recording, without_missing
+from scope.activations.format.manifest import Recorded, describe_missing, read_recording, without_missing
 from scope.activations.format.norms import Norms, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import to_float
@@ -44,18 +46,17 @@ class ActivationStore:
     """
 
     def __init__(self, folder: Path, recorded: Recorded):
-        self.folder, self.manifest, self.journal = folder, recorded.manifest, recorded.entries
+        self.folder, self.journal = folder, recorded.entries
         self.entries, self.left_out = without_missing(recorded.entries)
-        if self.left_out:
-            self.manifest = self.manifest | {"left_out": self.left_out}
-        self.sites: dict[str, int] = {s: self.manifest["layout"]["widths"][s] for s in self.manifest["config"]["sites"]}
-        self.dtype: str = self.manifest["config"]["dtype"]
-        self.context: int = self.manifest["config"]["context"]
-        self.segment_rows: int = self.manifest["layout"]["segment_rows"]
-        self.exhausted = recorded.exhausted
-        self.has_roles: bool = self.manifest["version"] == WITH_ROLES
-        self.n_rows, self.n_contexts = (self.entries[-1][key][1] if self.entries else 0 for key in ("rows", "contexts"))
-        self.starts = [entry["rows"][0] for entry in self.entries]
+        self.manifest = replace(recorded.manifest, left_out=self.left_out)
+        config, layout = self.manifest.config, self.manifest.layout
+        self.sites: dict[str, int] = {site: layout.widths[site] for site in config.sites}
+        self.dtype: str = config.dtype
+        self.context, self.segment_rows = config.context, layout.segment_rows
+        self.exhausted, self.cut_short = recorded.exhausted, recorded.cut_short
+        self.has_roles = self.manifest.has_roles
+        self.n_rows, self.n_contexts = (self.entries[-1].rows[1], self.entries[-1].contexts[1]) if self.entries else (0, 0)
+        self.starts = [entry.rows[0] for entry in self.entries]
         self.mirror: Mirror | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._last: ShardReader | None = None
@@ -99,9 +100,9 @@ class ActivationStore:
         for entry in store.entries if mirror and whole else ():
             mirror.check(entry)
         for i, entry in enumerate(store.entries) if whole and not mirror else ():
-            path = folder / entry["file"]
+            path = folder / entry.file
             nbytes = path.stat().st_size if path.exists() else None
-            if nbytes != entry["bytes"]:
+            if nbytes != entry.bytes:
                 store.reader(i)  # raises
         if whole and not mirror:
             store.pin_last()
@@ -127,7 +128,7 @@ class ActivationStore:
         return describe_missing(self.folder, self.left_out, self.n_rows)
 
     def __repr__(self) -> str:
-        holes = f", without shards {[hole['shard'] for hole in self.left_out]}" if self.left_out else ""
+        holes = f", without shards {[hole.shard for hole in self.left_out]}" if self.left_out else ""
         return f"ActivationStore({str(self.folder)!r}: {self.n_rows:,} rows of {', '.join(self.sites)}{holes})"
 
     def __len__(self) -> int:
@@ -173,7 +174,7 @@ class ActivationStore:
             raise RecordingError(f"Rows {start} to {stop} are asked for; {self.folder} holds rows 0 to {self.n_rows}.")
         parts = []
         for shard in range(max(0, bisect.bisect_right(self.starts, start) - 1), len(self.entries)):
-            first, end = self.entries[shard]["rows"]
+            first, end = self.entries[shard].rows
             low, high = max(start, first), min(stop, end)
             if low < high:
                 parts.append(self.reader(shard).raw(site, low - first, high - first))
@@ -219,7 +220,7 @@ class ActivationStore:
         """Metadata of each document in `document_names`; {} where there is none."""
         facts: list[dict] = []
         for i, entry in enumerate(self.entries):
-            facts += [{}] * (entry["documents"][0] - len(facts))
+            facts += [{}] * (entry.documents[0] - len(facts))
             if self.has_roles:
                 facts += json.loads(self.reader(i).small("document_facts").tobytes())
         return facts + [{}] * (len(self.document_names) - len(facts))
@@ -229,7 +230,7 @@ class ActivationStore:
         """Names of the documents in reading order."""
         names: list[str] = []
         for i, entry in enumerate(self.entries):
-            names += ["(of a shard in quarantine)"] * (entry["documents"][0] - len(names))
+            names += ["(of a shard in quarantine)"] * (entry.documents[0] - len(names))
             names += json.loads(self.reader(i).small("document_names").tobytes())
         return names
 
@@ -251,7 +252,7 @@ class ActivationStore:
         self._refuse_unknown("contexts")
         contexts = self._whole("rows/context")
         for entry in self.entries if self.left_out else ():
-            contexts[slice(*entry["rows"])] += entry["contexts"][0] - entry["whole"]["contexts"][0]
+            contexts[slice(*entry.rows)] += entry.contexts[0] - entry.in_whole.contexts[0]
         return contexts
 
     @cached_property
@@ -277,9 +278,9 @@ class ActivationStore:
             if not len(norms):
                 raise RecordingError(f"{self.folder} holds no row that is {' or '.join(role.name.lower() for role in roles)}.")
             return Norms(float((norms.astype(np.float64) ** 2).mean()), lower_median(lambda: [norms], len(norms)), norms.max())
-        rows = [entry["rows"][1] - entry["rows"][0] for entry in self.entries]
-        squares = [entry["mean_square_norm"][site] for entry in self.entries]
-        largest = max(entry["max_norm"][site] for entry in self.entries)
+        rows = [entry.n_rows for entry in self.entries]
+        squares = [entry.mean_square_norm[site] for entry in self.entries]
+        largest = max(entry.max_norm[site] for entry in self.entries)
         median = lower_median(lambda: (self.reader(i).small(f"norms/{site}") for i in range(len(self.entries))), self.n_rows)
         return Norms(float(np.average(squares, weights=rows)), median, largest)
 
@@ -293,9 +294,9 @@ class ActivationStore:
         return np.flatnonzero(self.row_norms(site) > times * self.norms(site).median)
 
     @property
-    def outlier_rule(self) -> dict | None:
+    def outlier_rule(self) -> OutlierRule | None:
         """The outlier rule of the manifest with sample and thresholds; None for a recording without one."""
-        return self.manifest.get("outliers")
+        return self.manifest.outliers
 
     def outliers(self, site: str) -> np.ndarray:
         """bool [row]: True where the outlier rule flags a row of a site. Such rows are stored like all others."""
@@ -305,13 +306,13 @@ class ActivationStore:
     def n_outliers(self, site: str) -> int:
         """Number of outliers at a site, from the journal."""
         self.width(site)
-        return sum(entry.get("outliers", {}).get(site, 0) for entry in self.entries)
+        return sum((entry.outliers or {}).get(site, 0) for entry in self.entries)
 
     def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray:
         """int64: rows of entry `index`, counted from its first, that are outliers at any of the sites."""
         rows = [np.empty(0, np.int64)]
         for site in sites if self.outlier_rule else ():
-            if self.entries[index].get("outliers", {}).get(site, 0):
+            if (self.entries[index].outliers or {}).get(site, 0):
                 norms, roles = self.reader(index).small(f"norms/{site}"), self._roles_of(index)
                 rows.append(np.flatnonzero(flagged(norms, self.outlier_rule, site, roles)))
         return np.unique(np.concatenate(rows))
@@ -321,7 +322,7 @@ class ActivationStore:
         if not self.has_roles:
             return None
         small = self.reader(index).small
-        first = self.entries[index].get("whole", self.entries[index])["contexts"][0]
+        first = self.entries[index].in_whole.contexts[0]
         return small("roles")[small("rows/context") - first, small("rows/position")]
 
     def shuffled(
@@ -349,7 +350,7 @@ class ActivationStore:
     def faults(self, on_progress: Callable[[int, int, dict], None] | None = None) -> dict[int, list[Fault]]:
         """Read every byte of every shard. Returns the failed checksums by index in `entries`."""
         faults_of: dict[int, list[Fault]] = {}
-        total, done = sum(entry["bytes"] for entry in self.entries), 0
+        total, done = sum(entry.bytes for entry in self.entries), 0
         for i, entry in enumerate(self.entries):
             try:
                 faults = self.reader(i).faults()
@@ -360,14 +361,14 @@ class ActivationStore:
             if self.mirror and not self.mirror.keep:
                 self._readers.pop(i, None)
                 self.mirror.release(entry)
-            done += entry["bytes"]
+            done += entry.bytes
             if on_progress:
                 on_progress(done, total, {"damaged": len(faults_of)})
         return faults_of
 
     def _refuse_unknown(self, what: str) -> None:
-        imported = self.manifest.get("imported", {})
-        if what in imported.get("unknown", ()):
+        imported = self.manifest.imported
+        if imported and what in imported["unknown"]:
             raise RecordingError(
                 f"The {what} of {self.folder} are unknown: it was imported from {imported['from']}, which lacks them.\n"
                 "  Activations can be read and trained on; for what needs text, harvest with the model itself."

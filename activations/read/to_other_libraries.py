@@ -20,6 +20,7 @@ from scope.activations.format.row_bytes import to_tensor
 from scope.activations.read.store import ActivationStore
 
 from scope.progress import OnProgress
+from scope.typed_json import as_json
 from scope.whole_files import whole_folder
 
 SIDECAR = "recording.json"
@@ -55,7 +56,7 @@ def to_sae_lens(
     width, window = store.width(site), window or _window(store)
     if not 0 < window <= store.n_rows:
         raise RecordingError(f"A window of {window} rows cannot be cut from {store.n_rows} rows. Give a smaller --context.")
-    known = "token ids" not in store.manifest.get("imported", {}).get("unknown", ())
+    known = "token ids" not in store.manifest.unknown
     columns = {site: Array2D((window, width), "float32")}
     columns |= {"token_ids": Sequence(Value("int32"), length=window)} if known else {}
     features = Features(columns)
@@ -93,7 +94,7 @@ def to_safetensors(store: ActivationStore, out: Path | str, on_progress: OnProgr
     import torch
     from safetensors.torch import save_file
 
-    unknown = store.manifest.get("imported", {}).get("unknown", ())
+    unknown = store.manifest.unknown
     per_context = max(1, sum(store.sites.values()) * store.context * (2 if store.dtype == "bfloat16" else 4))
     step = max(1, _FILE_BYTES // per_context)
     whole = "contexts" not in unknown  # else contexts only count rows
@@ -154,7 +155,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _window(store: ActivationStore) -> int:
-    if "contexts" in store.manifest.get("imported", {}).get("unknown", ()):
+    if "contexts" in store.manifest.unknown:
         return store.context
     rows = np.unique(np.diff(store.row_starts))
     return int(rows[0]) if len(rows) == 1 else store.context
@@ -171,14 +172,14 @@ def _nested(kind, rows: np.ndarray, window: int):
 
 
 def _sidecar(folder: Path, store: ActivationStore, what: dict) -> None:
-    text = json.dumps({"exported": what, "manifest": store.manifest}, indent=1, sort_keys=True)
+    text = json.dumps({"exported": what, "manifest": store.manifest.to_json()}, indent=1, sort_keys=True)
     (folder / SIDECAR).write_text(text + "\n")
 
 
 def _fingerprint(store: ActivationStore, site: str, window: int) -> str:
     import xxhash
 
-    return xxhash.xxh64_hexdigest(json.dumps([store.manifest, store.entries, site, window], sort_keys=True).encode())
+    return xxhash.xxh64_hexdigest(json.dumps(as_json([store.manifest, store.entries, site, window]), sort_keys=True).encode())
 
 
 def _exported(out: Path, rows: int, window: int = 0, left_over: int = 0) -> Exported:

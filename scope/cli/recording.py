@@ -74,7 +74,7 @@ class Command:
         for note in found.notes:
             print_note(note)
         for hole in found.quarantined:
-            print_note(f"shard {hole['shard']}, rows {_span(hole['rows'])}, is in quarantine: {hole['why'][0]}")
+            print_note(f"shard {hole.shard}, rows {_span(hole.rows)}, is in quarantine: {hole.why[0]}")
         if found.damaged:
             faults = [fault.text for damage in found.damaged for fault in damage.faults]
             lost = "\n".join(
@@ -164,34 +164,35 @@ def summary(store: "ActivationStore") -> "Table":
 
     from scope.progress import size
 
-    manifest, config = store.manifest, store.manifest["config"]
-    corpus, unknown = manifest["corpus"], manifest.get("imported", {}).get("unknown", ())
+    manifest = store.manifest
     table = Table(title=store.place, title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    model = manifest["model"]
+    model = manifest.model
     weights = f"  weights {str(model['weights_sha256'])[:12]}" if model.get("weights_sha256") else ""
     computed = f"  in {model['dtype']}" if model.get("dtype") else ""
     table.add_row("model", f"{model.get('model') or 'unknown'}{weights}{computed}")
-    if "imported" in manifest:
-        table.add_row("imported", f"from {manifest['imported']['from']}; unknown: {', '.join(unknown) or 'nothing'}")
+    if manifest.imported:
+        table.add_row("imported", f"from {manifest.imported['from']}; unknown: {', '.join(manifest.unknown) or 'nothing'}")
         table.add_row("rows", f"{store.n_rows:,}")
     else:
-        table.add_row("corpus", ", ".join(f"{k} {_short(v)}" for k, v in corpus.items()) + f", order seed {config['seed']}")
+        table.add_row(
+            "corpus", ", ".join(f"{k} {_short(v)}" for k, v in manifest.corpus.items()) + f", order seed {manifest.config.seed}"
+        )
         _text_rows(table, store)
     if store.left_out:
-        lost = sum(hole["rows"][1] - hole["rows"][0] for hole in store.left_out)
-        shards = ", ".join(str(hole["shard"]) for hole in store.left_out)
+        lost = sum(hole.rows[1] - hole.rows[0] for hole in store.left_out)
+        shards = ", ".join(str(hole.shard) for hole in store.left_out)
         noun = "shard" if len(store.left_out) == 1 else "shards"
         table.add_row(
             Text("missing", "yellow"), f"{lost:,} rows of {noun} {shards}, in quarantine; `scope harvest` makes them again"
         )
     table.add_row(
-        "size", f"{size(sum(e['bytes'] for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
+        "size", f"{size(sum(e.bytes for e in store.entries))} in {_counted(len(store.entries), 'shard')}, {store.dtype}"
     )
     for site, width in store.sites.items():
         norms, rule = store.norms(site), store.outlier_rule
-        above = f"; {_counted(store.n_outliers(site), 'outlier')} above {rule['threshold'][site] or 0:.4g}" if rule else ""
+        above = f"; {_counted(store.n_outliers(site), 'outlier')} above {rule.threshold.get(site) or 0:.4g}" if rule else ""
         table.add_row(
             site,
             f"width {width}; norm: median {norms.median:.4g}, root mean square {norms.mean_square**0.5:.4g}, "
@@ -203,31 +204,31 @@ def summary(store: "ActivationStore") -> "Table":
 def _text_rows(table: "Table", store: "ActivationStore") -> None:
     from rich.text import Text
 
-    config, tokens = store.manifest["config"], store.n_contexts * store.context
+    config, tokens = store.manifest.config, store.n_contexts * store.context
     short = int((store.reader(len(store.entries) - 1).small("documents") < 0).sum())  # only a last context is padded
     table.add_row(
         "tokens",
         f"{tokens:,} in {_counted(store.n_contexts, 'context')} of {store.context}, "
-        f"{_counted(store.journal[-1]['documents'][1], 'document')}",
+        f"{_counted(store.journal[-1].documents[1], 'document')}",
     )
-    whole = store.journal[-1]["contexts"][1] * store.context
-    if whole < config["tokens"]:
+    whole = store.journal[-1].contexts[1] * store.context
+    if whole < config.tokens:
         why = "the corpus ended there" if store.exhausted else "the same `scope harvest` records the rest"
         table.add_row(
-            Text("unfinished", "yellow") if not store.exhausted else "ended", f"{config['tokens']:,} were asked for; {why}"
+            Text("unfinished", "yellow") if not store.exhausted else "ended", f"{config.tokens:,} were asked for; {why}"
         )
     table.add_row(
         "rows",
-        f"{store.n_rows:,}; left out: {tokens - store.n_rows:,} by {', '.join(config['exclude']) or 'no rule'} "
+        f"{store.n_rows:,}; left out: {tokens - store.n_rows:,} by {', '.join(config.exclude) or 'no rule'} "
         f"({short:,} padding)",
     )
     if rule := store.outlier_rule:
         table.add_row(
             "outliers",
-            f"{rule['rule']}; times {rule['times']:g}, sample of {rule['sample']['rows']:,} rows: flagged and stored, left out "
+            f"{rule.rule}; times {rule.times:g}, sample of {rule.sample['rows']:,} rows: flagged and stored, left out "
             "of shuffled reading",
         )
-    dropped = store.journal[-1].get("cursor", {}).get("dropped", 0)
+    dropped = store.journal[-1].cursor.dropped if store.journal[-1].cursor else 0
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
 

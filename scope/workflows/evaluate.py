@@ -87,7 +87,7 @@ def evaluate(
     others = {name: read_sae(name) for name in job.beside}
     for name, other in others.items():
         certified(model, other, name, job.certificate, on_note, on_certificate)
-    if store is not None and store.manifest["tokenizer"]["sha256"] != model.tokenizer.sha256:
+    if store is not None and store.manifest.tokenizer.get("sha256") != model.tokenizer.sha256:
         raise ConfigError(f"{job.recording} was made with another tokenizer than {job.model} has. Give its model.")
     if store is not None and corpus is not None:
         tokens, documents, text = contexts_held_out(store, corpus, model.tokenizer, job.config.contexts)
@@ -113,7 +113,7 @@ def notes_on_overlap(trained: dict[str, Any], text: dict[str, Any], store: Any) 
     if "held_out" not in text:
         return ["This is text of the corpus that the dictionary was trained on: not held out."]
     config, tokens = trained.get("config"), trained.get("tokens")
-    if (config, tokens) == (store.manifest.get("config"), store.n_rows):
+    if (config, tokens) == (store.manifest.to_json()["config"], store.n_rows):
         return []
     return [
         "The dictionary was trained on this corpus, but not on this recording: it may have read this text. Give the recording "

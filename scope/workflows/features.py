@@ -92,7 +92,7 @@ def collect_features(
         sae.site = job.site
     find_health(folder, job.evaluation)  # a report that is not there is refused before the work
     store = None if job.recording is None else ActivationStore.open(job.recording)
-    recorded = ModelId.of(store.manifest.get("model")).name if store is not None else None
+    recorded = ModelId.of(store.manifest.model).name if store is not None else None
     name = job.model or recorded or ModelId.of(sae.provenance.get("model")).name or "bundled"
     model = load_model(name, device=device)
     certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None

@@ -30,7 +30,7 @@ def contexts_of_recording(store: Any, folder: Path | str) -> tuple[Any, Any, dic
 
     from scope.activations.errors import RecordingError
 
-    described = {"corpus": store.manifest["corpus"], "recording": str(folder), "context": store.context}
+    described = {"corpus": store.manifest.corpus, "recording": str(folder), "context": store.context}
     try:
         documents = torch.from_numpy(np.asarray(store.documents)).long()
     except RecordingError:  # imported from elsewhere, without them

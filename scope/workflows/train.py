@@ -402,18 +402,18 @@ class RecordedBatches:
         for rows in self.batches.order(epoch):
             if at < len(rows):
                 number = int(rows[at])
-                entry = next(e for e in self.store.entries if number < e["rows"][1])
-                return f"row {number:,} of the recording, row {number - entry['rows'][0]:,} of its shard {entry['file']}"
+                entry = next(e for e in self.store.entries if number < e.rows[1])
+                return f"row {number:,} of the recording, row {number - entry.rows[0]:,} of its shard {entry.file}"
             at -= len(rows)
         return "a row of the recording"
 
 
 def recorded_provenance(store: Any, site: str) -> dict[str, Any]:
     """Where the activations of a dictionary come from: the model, the recording, the site."""
-    manifest = store.manifest
-    recording = {"corpus": manifest.get("corpus"), "config": manifest.get("config"), "tokens": store.n_rows}
+    manifest = store.manifest.to_json()
+    recording = {"corpus": manifest["corpus"], "config": manifest["config"], "tokens": store.n_rows}
     recording |= {key: manifest[key] for key in ("left_out", "imported") if key in manifest}
-    return {"model": manifest.get("model") or manifest.get("provenance") or {}, "site": site, "recording": recording}
+    return {"model": manifest["model"], "site": site, "recording": recording}
 
 
 def live_provenance(model: Any, batches: Any, site: str, tokens: int) -> dict[str, Any]:

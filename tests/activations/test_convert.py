@@ -74,8 +74,8 @@ def test_a_recording_comes_back_from_sae_lens_with_what_is_known_and_says_what_i
     assert torch.equal(back["a"][:], store["a"][: made.rows])
     assert np.array_equal(back.token_ids, store.token_ids[: made.rows])
     assert back.verify() == []
-    assert back.manifest["model"] == {"model": "toy"}
-    assert back.manifest["imported"]["unknown"] == ["documents", "positions"]
+    assert back.manifest.model == {"model": "toy"}
+    assert back.manifest.unknown == ["documents", "positions"]
     with pytest.raises(RecordingError, match=r"The positions of .* are unknown: it was imported from SAELens"):
         _ = back.positions
 
@@ -101,7 +101,7 @@ def test_what_sae_lens_itself_cached_is_imported(tmp_path):
     assert torch.equal(back["blocks.0.hook_mlp_out"][:], acts.reshape(-1, 8))
     assert np.array_equal(back.tokens, ids.numpy())
     assert back.context == 5
-    assert {"model", "corpus"} <= set(back.manifest["imported"]["unknown"])
+    assert {"model", "corpus"} <= set(back.manifest.unknown)
 
 
 def test_safetensors_lose_nothing_on_the_way_out_and_back(store, tmp_path):
@@ -114,7 +114,7 @@ def test_safetensors_lose_nothing_on_the_way_out_and_back(store, tmp_path):
     known = store.documents >= 0
     names = [[s.document_names[d] for d in s.documents[known]] for s in (store, back)]
     assert names[0] == names[1]
-    assert back.manifest["imported"]["unknown"] == []
+    assert back.manifest.unknown == []
     assert back.verify() == []
 
 
@@ -125,7 +125,7 @@ def test_bare_tensors_become_a_recording_that_knows_only_its_rows(tmp_path):
     save_file({"resid": x}, tmp_path / "x.safetensors")
     back = import_activations(tmp_path / "x.safetensors", tmp_path / "back")
     assert torch.equal(back["resid"][:], x.float())
-    assert {"token ids", "positions", "contexts", "documents"} <= set(back.manifest["imported"]["unknown"])
+    assert {"token ids", "positions", "contexts", "documents"} <= set(back.manifest.unknown)
     with pytest.raises(RecordingError, match=r"token ids of .* are unknown"):
         _ = back.token_ids
     assert sum(len(b) for b in back.shuffled("resid", 100, epochs=1)) == 1000
@@ -192,5 +192,5 @@ def test_the_rule_for_outliers_and_the_rows_it_flags_go_out_and_come_back(tmp_pa
 def test_what_it_was_made_from_goes_along(store, tmp_path):
     to_sae_lens(store, "a", tmp_path / "out", window=50)
     beside = json.loads((tmp_path / "out" / "recording.json").read_text())
-    assert beside["manifest"] == store.manifest
+    assert beside["manifest"] == store.manifest.to_json()
     assert beside["exported"]["window"] == 50

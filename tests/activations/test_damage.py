@@ -191,7 +191,7 @@ def test_a_disk_that_fills_under_a_small_file_is_a_refusal_too(tmp_path, monkeyp
 def test_a_store_that_is_open_reads_on_while_a_writer_replaces_the_last_shard(tmp_path):
     record(tmp_path / "r", tokens=3000)
     store = ActivationStore.open(tmp_path / "r")
-    before = (tmp_path / "r" / store.entries[-1]["file"]).name
+    before = (tmp_path / "r" / store.entries[-1].file).name
     record(tmp_path / "r", tokens=9000)
     assert not (tmp_path / "r" / before).exists()
     longer = ActivationStore.open(tmp_path / "r")

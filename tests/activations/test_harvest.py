@@ -50,12 +50,12 @@ def test_shards_are_ordinary_hdf5_whose_bfloat16_every_tool_reads_as_numbers(tmp
 
 def test_the_manifest_says_what_the_recording_was_made_from(tmp_path):
     manifest = record(tmp_path / "r", provenance={"model": "toy", "weights_sha256": "abc"}).manifest
-    assert manifest["model"] == {"model": "toy", "weights_sha256": "abc"}
-    assert manifest["corpus"] == {"kind": "numbers", "n": 300}
-    assert manifest["tokenizer"]["sha256"] == "bytes"
-    assert manifest["config"]["exclude"] == ["bos", "special", "pad"]
-    assert "attention crosses" in manifest["layout"]["packing"]
-    assert manifest["versions"]["torch"]
+    assert manifest.model == {"model": "toy", "weights_sha256": "abc"}
+    assert manifest.corpus == {"kind": "numbers", "n": 300}
+    assert manifest.tokenizer["sha256"] == "bytes"
+    assert manifest.config.exclude == ("bos", "special", "pad")
+    assert "attention crosses" in manifest.layout.packing
+    assert manifest.versions["torch"]
 
 
 def test_a_recording_extended_in_steps_is_byte_for_byte_the_one_made_at_once(tmp_path):
@@ -124,8 +124,8 @@ def test_a_recording_made_from_something_else_is_refused_and_the_difference_name
 def test_another_batch_size_may_continue_and_the_manifest_says_so(tmp_path):
     record(tmp_path / "r", tokens=2000)
     store = record(tmp_path / "r", tokens=9000, batch_contexts=3)
-    assert store.manifest["continued"][0]["batch_contexts"] == 3
-    assert store.manifest["continued"][0]["from_context"] == 32
+    assert store.manifest.continued[0].batch_contexts == 3
+    assert store.manifest.continued[0].from_context == 32
     assert torch.equal(store["a"][:], expected(store, "a").bfloat16().float())
 
 

@@ -18,7 +18,7 @@ def test_text_that_repeats_what_was_recorded_under_another_name_is_not_held_out(
 
     corpus = InOrder("inherited", {"kind": "inherited"}, source)
     store = record(tmp_path / "r", corpus=corpus, tokens=29 * 64)
-    assert 33 < store.entries[-1]["cursor"]["documents"] <= 40
+    assert 33 < store.entries[-1].cursor.documents <= 40
     found = "".join(chr(i - 4) for i in following(store, corpus, ByteTokenizer(), 100).tokens.ravel() if i > 3)
     assert "never recorded" in found
     assert "b.f1\n" not in found

@@ -178,7 +178,7 @@ def test_the_numbers_of_the_roles_are_those_of_the_format():
 
 
 def test_what_each_row_is_comes_back_with_its_document_position_and_values(store):
-    assert store.manifest["version"] == 3
+    assert store.manifest.version == 3
     counts = ~np.isin(store.roles, [Role.BOS, Role.CONTROL, Role.PADDING])
     assert store.roles[0].tolist() == [*LAYOUT, Role.ANSWER, *[Role.PADDING] * 3]
     assert np.array_equal(np.argwhere(counts), np.stack([store.contexts_of, store.positions], 1))
@@ -197,9 +197,9 @@ def test_what_each_row_is_comes_back_with_its_document_position_and_values(store
 def test_every_byte_is_verified_and_a_changed_role_is_noticed(tmp_path):
     store = make(tmp_path / "r")
     assert store.verify() == []
-    path, place = tmp_path / "r" / "shard-00001.h5", store.entries[1]["datasets"]["roles"]
+    path, place = tmp_path / "r" / "shard-00001.h5", store.entries[1].datasets["roles"]
     data = bytearray(path.read_bytes())
-    data[place["offset"] + 5] ^= 1
+    data[place.offset + 5] ^= 1
     path.write_bytes(data)
     assert [text for text in store.verify() if "roles fails its checksum" in text]
 
@@ -207,7 +207,7 @@ def test_every_byte_is_verified_and_a_changed_role_is_noticed(tmp_path):
 def test_shuffled_batches_hold_every_row_but_the_outliers_of_its_kind(store):
     """A patch of norm 100,000 among patches of 1000 is one; a token of 199 beside those of 150 is none."""
     rule = store.outlier_rule
-    assert rule["image"]["median"]["trunk"] > 5 * rule["median"]["trunk"]
+    assert rule.image.median["trunk"] > 5 * rule.median["trunk"]
     flagged = store.outliers("trunk")
     assert flagged.sum() == store.n_outliers("trunk") == 4
     assert (store["trunk"][flagged] == 100_000).all()
@@ -228,7 +228,7 @@ def test_norms_are_told_apart_by_what_rows_are(store):
 def test_rows_of_a_kind_can_be_left_out_of_the_recording(tmp_path):
     store = make(tmp_path / "r", exclude=("bos", "special", "pad", "image", "prompt"))
     assert set(store.row_roles.tolist()) == {Role.ANSWER}
-    assert "image" not in store.outlier_rule
+    assert store.outlier_rule.image is None
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 6, 9])
@@ -270,7 +270,7 @@ def test_a_recording_of_text_says_that_its_tokens_tell_what_rows_are(tmp_path):
     from tests.activations.toy import record as record_text
 
     text = record_text(tmp_path / "r", tokens=1000)
-    assert text.manifest["version"] == 2
+    assert text.manifest.version == 2
     assert set(text.document_facts[0]) == set()
     with pytest.raises(RecordingError, match="it is of text, whose roles follow from the tokens"):
         _ = text.roles

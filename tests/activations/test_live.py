@@ -81,7 +81,7 @@ def test_outliers_are_left_out_by_the_rule_of_harvesting(tiny_model, corpus):
     n, kept = len(loose._pool()[0][0]), len(strict._pool()[0][0])
     assert 0 < kept < n
     norms = strict._pool()[0][0].float().norm(dim=1)
-    assert norms.max() <= strict._rule["threshold"][SITES[0]]
+    assert norms.max() <= strict._rule.threshold[SITES[0]]
 
 
 @pytest.mark.parametrize("wrong", [{"context": 1}, {"dtype": "int8"}, {"exclude": ("eos",)}, {"outlier_times": 0.5}])

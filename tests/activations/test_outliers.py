@@ -26,12 +26,12 @@ def store(tmp_path_factory):
 
 
 def test_the_rows_that_are_flagged_are_those_above_the_threshold_that_the_manifest_states(store):
-    rule = store.manifest["outliers"]
-    assert rule["times"] == 10.0
-    assert rule["sample"]["contexts"] == 16
-    first = store["a"][: rule["sample"]["rows"]].norm(dim=1).numpy()
-    assert rule["median"]["a"] == pytest.approx(np.sort(first)[(len(first) - 1) // 2], rel=1e-6)
-    assert rule["threshold"]["a"] == pytest.approx(10 * rule["median"]["a"])
+    rule = store.manifest.outliers
+    assert rule.times == 10.0
+    assert rule.sample["contexts"] == 16
+    first = store["a"][: rule.sample["rows"]].norm(dim=1).numpy()
+    assert rule.median["a"] == pytest.approx(np.sort(first)[(len(first) - 1) // 2], rel=1e-6)
+    assert rule.threshold["a"] == pytest.approx(10 * rule.median["a"])
     assert np.array_equal(store.outliers("a"), store.token_ids == SPIKE)
     assert not store.outliers("b.x").any()
 
@@ -40,7 +40,7 @@ def test_outliers_are_stored_like_all_other_rows_and_counted_in_the_journal(stor
     spikes = np.flatnonzero(store.token_ids == SPIKE)
     assert store.n_outliers("a") == len(spikes) > 50
     assert store.n_outliers("b.x") == 0
-    assert (store["a"][spikes].norm(dim=1) > store.outlier_rule["threshold"]["a"]).all()
+    assert (store["a"][spikes].norm(dim=1) > store.outlier_rule.threshold["a"]).all()
     assert store["b.x"].shape[0] == store["a"].shape[0]
 
 

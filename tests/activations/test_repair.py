@@ -9,6 +9,7 @@ from scope.activations.harvest.plan import plan
 from scope.activations.harvest.repair import examine, repair
 from scope.activations.read.store import ActivationStore
 
+from scope.typed_json import as_json
 from scope.workflows.train import recorded_provenance as provenance
 from tests.activations.test_store import flip
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
@@ -60,7 +61,7 @@ def test_a_damaged_shard_is_moved_aside_and_nothing_is_deleted(folder):
 
 def test_the_rest_reads_as_before_numbered_without_the_hole(folder):
     whole = ActivationStore.open(folder)
-    start, stop = whole.entries[2]["rows"]
+    start, stop = whole.entries[2].rows
     rest = np.r_[0:start, stop : whole.n_rows]
     acts, ids, positions = whole["b.x"][rest], whole.token_ids[rest], whole.positions[rest]
     texts = [whole.document_names[d] for d in whole.documents[whole.contexts_of[rest], whole.positions[rest]]]
@@ -81,14 +82,14 @@ def test_the_rest_reads_as_before_numbered_without_the_hole(folder):
 
 
 def test_what_is_left_out_is_said_when_it_is_opened_and_stands_in_whatever_is_made_from_it(folder):
-    rows = ActivationStore.open(folder).entries[2]["rows"]
+    rows = ActivationStore.open(folder).entries[2].rows
     damage(folder, 2)
     repair(folder)
     store = holey(folder)
-    assert [(hole["shard"], hole["rows"]) for hole in store.left_out] == [(2, rows)]
-    assert store.manifest["left_out"] == store.left_out
+    assert [(hole.shard, hole.rows) for hole in store.left_out] == [(2, rows)]
+    assert store.manifest.left_out == store.left_out
     assert "without shards [2]" in repr(store)
-    assert provenance(store, "a")["recording"]["left_out"] == store.left_out
+    assert provenance(store, "a")["recording"]["left_out"] == as_json(store.left_out)
 
 
 def test_a_missing_and_a_cut_shard_are_repaired_too(folder):
@@ -96,7 +97,7 @@ def test_a_missing_and_a_cut_shard_are_repaired_too(folder):
     with open(folder / "shard-00003.h5", "r+b") as file:
         file.truncate(1000)
     assert [(d.shard, d.moved) for d in repair(folder)] == [(1, ""), (3, "quarantine/shard-00003.h5")]
-    assert [hole["shard"] for hole in holey(folder).left_out] == [1, 3]
+    assert [hole.shard for hole in holey(folder).left_out] == [1, 3]
 
 
 def test_a_journal_line_that_fails_costs_its_shard_and_no_more(folder):
@@ -108,7 +109,7 @@ def test_a_journal_line_that_fails_costs_its_shard_and_no_more(folder):
     with pytest.raises(RecordingError, match=r"line 2 fails its checksum.\n  `scope recording repair`"):
         ActivationStore.open(folder)
     (moved,) = repair(folder)
-    assert (moved.shard, moved.rows) == (1, tuple(whole.entries[1]["rows"]))
+    assert (moved.shard, moved.rows) == (1, whole.entries[1].rows)
     assert holey(folder).n_rows == whole.n_rows - (moved.rows[1] - moved.rows[0])
     record(folder, sites=("a", "b.x"))
     assert without_quarantine(folder) == before
@@ -118,11 +119,11 @@ def test_a_journal_line_that_fails_costs_its_shard_and_no_more(folder):
 def test_the_same_harvest_makes_quarantined_shards_again_byte_for_byte(folder, shards):
     before = contents(folder)
     for shard in shards:
-        name = ActivationStore.open(folder).entries[shard]["file"]
+        name = ActivationStore.open(folder).entries[shard].file
         flip(folder / name, 0.5)
     assert [d.shard for d in repair(folder)] == list(shards)
     store = record(folder, sites=("a", "b.x"))
-    assert store.left_out == []
+    assert store.left_out == ()
     assert without_quarantine(folder) == before
     assert len(list((folder / "quarantine").glob("shard-*"))) == len(shards)
 
@@ -146,7 +147,7 @@ def test_a_shard_is_not_made_again_from_another_text(folder, monkeypatch):
     documents = list(given.documents(0))
 
     def shouted():
-        last = ActivationStore.open(folder, whole=False).journal[1]["cursor"]["documents"]
+        last = ActivationStore.open(folder, whole=False).journal[1].cursor.documents
         for i, document in enumerate(documents):
             yield document if i < last else replace(document, text=document.text.upper())
 

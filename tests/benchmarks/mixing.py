@@ -16,11 +16,11 @@ def measure(width: int, memory_bytes: int, n_sites: int = 1) -> dict[str, float]
     """Same-document pairs of a batch over those of independent draws, documents in a batch, pairs of neighbouring rows over
     those of independent draws, and the variance of a batch's mean over that of independent rows, where rows of one document
     correlate with 0.2."""
-    entries = [{"rows": [a, a + SHARD]} for a in range(0, ROWS, SHARD)]
+    entries = [SimpleNamespace(rows=(a, a + SHARD), n_rows=SHARD) for a in range(0, ROWS, SHARD)]
     segment_rows = min(256, max(8, 65_536 // (2 * width)))
     sites = {f"site {i}": width for i in range(n_sites)}
     store = SimpleNamespace(entries=entries, sites=sites, dtype="bfloat16", segment_rows=segment_rows, n_rows=ROWS)
-    store.starts = [e["rows"][0] for e in entries]
+    store.starts = [e.rows[0] for e in entries]
     order = Order(store, tuple(sites), seed=0, memory_bytes=memory_bytes, outliers=True)
     pairs, documents, n, neighbours = 0.0, 0, 0, 0
     for rows in order.of_epoch(0):

@@ -39,7 +39,7 @@ def test_the_middle_residual_is_recorded_when_no_site_is_named(tmp_path, scope_h
     store = ActivationStore.open(tmp_path / "r")
     assert list(store.sites) == ["blocks.2.hook_resid_post"]
     assert store.tokens.size == 2016
-    assert store.manifest["model"]["model"] == "tiny"
+    assert store.manifest.model["model"] == "tiny"
     shown = " ".join(capsys.readouterr().out.split())
     assert "sites blocks.2.hook_resid_post (1 site, 32 wide)" in shown
     assert "tokens 2,016 at 88 bytes a token" in shown

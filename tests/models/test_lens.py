@@ -209,7 +209,7 @@ def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2
     corpus = Corpus("toy", {"spec": "toy"}, lambda: (Document(str(i), text) for i, text in enumerate(toy_text)))
     config = HarvestConfig(sites=(RESID,), tokens=6000, context=24)
     store = harvest(ours, ours.tokenizer, corpus, config, tmp_path / "recording", ours.provenance)
-    assert store.manifest["model"]["model"] == "lens:custom"
+    assert store.manifest.model["model"] == "lens:custom"
     tokens = torch.as_tensor(store.tokens[:2]).long()
     rows = store[RESID][store.rows_of_context(0)]
     expected = ours.record(tokens, [RESID])[RESID][0][1:]

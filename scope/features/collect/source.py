@@ -51,7 +51,7 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
             f"The recording holds no activations of {site}.\n  It holds: {', '.join(store.sites)}\n"
             f"  Record it: scope harvest --site {site}, or collect from text: scope features --corpus."
         )
-    recorded, given = ModelId.of(store.manifest.get("model")), ModelId.of(model.provenance)
+    recorded, given = ModelId.of(store.manifest.model), ModelId.of(model.provenance)
     if recorded.weights_sha256 != given.weights_sha256 and not recorded.same_weights(given):
         raise PackError(
             f"The recording was made with {recorded}, and the model given is {given}.\n"
@@ -75,7 +75,7 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
         documents=np.asarray(store.documents[:n_contexts]),
         document_names=list(store.document_names),
         vocab=vocab,
-        described={"recording": store.manifest, "contexts": n_contexts},
+        described={"recording": store.manifest.to_json(), "contexts": n_contexts},
     )
 
 
