@@ -56,6 +56,7 @@ class Command:
     """Where a local model runs."""
 
     def run(self) -> None:
+        from scope.cli.packs import pack_folder
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
         from scope.features.face import Pack
@@ -64,7 +65,7 @@ class Command:
 
         if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
             raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
-        store = Pack.open(self.pack)
+        store = Pack.open(pack_folder(self.pack))
         latents = chosen(store, self.latents or (None if self.by == "tokens" else _foremost(store)))
         writer = self._writer()
         todo = open_latents(store, latents, writer, self.again)
