@@ -128,12 +128,22 @@ def _means(labels) -> dict[str, float]:
 
 
 def _report(console, store, labels, todo: int) -> None:
+    from collections import Counter
+
     from rich.table import Table
 
+    from scope.cli.progress import print_note
     from scope.escape import visible_token
 
     if not labels:
         console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")
+        return
+    without = [m for m in labels if not m.text]
+    labels = [m for m in labels if m.text]
+    if without:
+        reasons = "; ".join(f"{n:,} times {why}" for why, n in Counter(m.why for m in without).most_common(3))
+        print_note(f"{len(without):,} latents got no label: {reasons}. Nothing is saved for them.")
+    if not labels:
         return
     shown = Table("latent", "label", "score", "another's label", "token rule", box=None)
     ranked = sorted(labels, key=lambda m: -1 if m.score is None else -m.score)
