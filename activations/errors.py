@@ -19,7 +19,7 @@ class RecordingError(ActivationsError):
 
 
 class HolesWarning(UserWarning):
-    """A recording is read without the shards that `scope recording repair` moved aside."""
+    """A recording is read without shards that `scope recording repair` moved aside, or that its journal does not list."""
 
 
 def __getattr__(name: str) -> Any:

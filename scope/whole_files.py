@@ -5,6 +5,7 @@ disk the old content or the new content is there, never a part. Permissions foll
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -25,9 +26,16 @@ FULL = {
 }
 """What an operating system says of a place without room, in words."""
 
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+"""Flags for files that are opened to be written: a link that somebody put there is not followed."""
+
 
 class FolderInUse(ScopeError):
     """Another process is writing in the folder."""
+
+
+def _name_aside(path: Path, ending: str = "tmp") -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.{ending}")
 
 
 @contextmanager
@@ -38,7 +46,7 @@ def whole_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         OSError: there is no room or no permission; what was at `path` is untouched.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    aside = _name_aside(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with open(aside, mode.replace("w", "x"), **text) as file:
@@ -63,6 +71,26 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """A new empty file beside `path`, for a library that writes by name; it becomes `path` as in `whole_file`."""
+    path = Path(path)
+    aside = _name_aside(path)
+    try:
+        os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666))
+        yield aside
+        settle_file(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def remove_asides(path: Path) -> None:
+    """Remove what writers of `path` left that were killed. The caller is its only writer."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
 def settle_file(aside: Path, path: Path) -> None:
     """Sync a file that another library wrote beside `path`, give it the permissions of the umask, and rename it to `path`."""
     with open(aside, "rb") as file:
@@ -82,19 +110,17 @@ def file_sha256(path: Path) -> str:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A new folder beside `path` that takes its place when the block ends without an error; else nothing is left of it.
 
-    A folder that was at `path` is replaced in two renames, so a crash between them leaves it as `path`.old.
+    A folder that was at `path` is replaced in two renames, so a crash between them leaves it as .NAME.(random).old beside it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    aside, old = _name_aside(path), _name_aside(path, "old")
     aside.mkdir()
     try:
         yield aside
         for file in sorted(f for f in aside.rglob("*") if f.is_file()):
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        old = path.with_name(path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
         replaced = path.exists()
         if replaced:
             os.rename(path, old)
@@ -134,18 +160,25 @@ def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> It
     """Hold a folder for writing, or the part of it that `lock` stands for. Readers need no lock.
 
     The system lets go of it when the process ends, however that happens. On file systems without locks (some NFS and Lustre)
-    nothing is held and nothing is refused.
+    a file beside the lock stands for it; one whose process has ended is ignored on the same host.
 
     Raises:
         FolderInUse: another process holds it; the message names process and host.
     """
-    path, handle = folder / lock, -1
+    path, handle, soft = folder / lock, -1, None
     try:
         while handle < 0:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            if not _try_lock(handle):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+            locked = _try_lock(handle)
+            if locked is None:
+                soft = _soft_lock(path)
+                locked = soft is not None
+            if not locked:
                 holder = os.read(handle, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
-                raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  Wait for it, stop it, or give another --out.")
+                marker = _marker(path)
+                gone = f"\n  If it ended on another host, remove {marker}." if marker.exists() else ""
+                way_out = f"Wait for it, stop it, or give another --out.{gone}"
+                raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  {way_out}")
             if not _is_at(path, handle):  # its last holder removed it between the opening and the locking
                 os.close(handle)
                 handle = -1
@@ -157,6 +190,8 @@ def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> It
         finally:
             os.ftruncate(handle, 0)
     finally:
+        if soft is not None:
+            soft.release()
         if handle >= 0:
             os.close(handle)
 
@@ -169,31 +204,57 @@ def _is_at(path: Path, handle: int) -> bool:
 
 
 def is_held(folder: Path, lock: str = ".lock") -> bool:
-    """Whether another process holds one of the locks that the glob `lock` names. Asking disturbs nobody."""
-    for path in Path(folder).glob(lock):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            if not _try_lock(handle, shared=True):
-                return True
-        finally:
-            os.close(handle)
-    return False
+    """Whether another process holds one of the locks that the glob `lock` names. Asking disturbs no holder."""
+    return any(_is_held(path) for path in Path(folder).glob(lock) if not path.name.endswith(_SOFT))
 
 
-def _try_lock(handle: int, shared: bool = False) -> bool:
-    """Whether the lock was free. True where the system or the file system has no such locks."""
+def _is_held(path: Path) -> bool:
     try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+        handle = os.open(path, (os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY) | NO_LINK)
+    except OSError:  # removed meanwhile, or a link
         return False
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
+    try:
+        if not os.read(handle, 1):  # whoever holds it has written its name there
             return False
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            return True
+        locked = _try_lock(handle)
+    except PermissionError:  # Windows lets nobody read what another process has locked
+        return True
+    finally:
+        os.close(handle)
+    if locked is None and (soft := _soft_lock(path)):
+        soft.release()
+        return False
+    return not locked
+
+
+_SOFT = ".soft"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
+"""What a file system without locks answers; EBADF: NFS, of a file that is open for reading only."""
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Whether the lock was free; None where the system or the file system has no locks."""
+    from filelock import lock_descriptor
+
+    try:
+        return lock_descriptor(handle, blocking=False)
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return None
         raise
-    return True
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(path.name + _SOFT)
+
+
+def _soft_lock(path: Path) -> Any:
+    """A held `SoftFileLock` beside the lock `path`; None if a living process, or one of another host, holds it."""
+    from filelock import SoftFileLock, Timeout
+
+    soft = SoftFileLock(_marker(path), timeout=0)
+    try:
+        soft.acquire()
+    except Timeout:
+        return None
+    return soft

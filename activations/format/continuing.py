@@ -89,7 +89,8 @@ def _has_work(recorded: Recorded, new: Manifest) -> bool:
 
 def _refuse_other_files(folder: Path) -> None:
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    others = [name for name in names if not name.endswith(".lock") and not (MANIFEST in name and name.endswith(".tmp"))]
+    ours = (".lock", ".lock.soft")
+    others = [name for name in names if not name.endswith(ours) and not (MANIFEST in name and name.endswith(".tmp"))]
     if others:
         raise RecordingError(
             f"{folder} is no recording and not empty; it holds {', '.join(sorted(others)[:3])}.\n  Give a new folder to --out."

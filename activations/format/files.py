@@ -14,7 +14,7 @@ from scope.activations.format.shard_entry import ShardEntry
 
 from scope import whole_files
 from scope.typed_json import as_json, parse_json, read_bytes, typed
-from scope.whole_files import FULL
+from scope.whole_files import FULL, NO_LINK
 
 T = TypeVar("T")
 
@@ -109,7 +109,7 @@ def journal_line(entry: Any) -> bytes:
 
 def append_line(path: Path, entry: Any) -> None:
     """Append an entry to a journal and sync it. A line cut short by a full disk is ignored by readers."""
-    with room_for(path), open(path, "ab") as file:
+    with room_for(path), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666), "ab") as file:
         file.write(journal_line(entry))
         file.flush()
         os.fsync(file.fileno())
@@ -148,7 +148,7 @@ def salvage_journal(path: Path) -> list[ShardEntry | None]:
 
 def _lines(path: Path) -> list[bytes]:
     """The lines of a journal, and what follows the last line feed."""
-    return read_bytes(path, RecordingError, COPY, _LARGEST).split(b"\n") if path.exists() else [b""]
+    return read_bytes(path, RecordingError, COPY, _LARGEST).split(b"\n") if os.path.lexists(path) else [b""]
 
 
 def _entry(line: bytes, source: str) -> ShardEntry | None:

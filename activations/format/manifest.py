@@ -210,6 +210,19 @@ def check_entries(path: Path, manifest: Manifest, entries: list[ShardEntry]) -> 
         context, row = entry.contexts[1], entry.rows[1]
 
 
+def loose_ends(folder: Path, recorded: Recorded) -> list[str]:
+    """What a crash left in a folder that no process is writing: a part of a journal line, and shards that are not listed."""
+    again = "The same `scope harvest` as before lists or makes it again."
+    listed = {entry.file for entry in recorded.entries}
+    notes = [f"{JOURNAL} ends in a line that was cut short; the shard of that line does not count. {again}"]
+    notes = notes if recorded.cut_short else []
+    for path in sorted(folder.glob("shard-*.h5")):
+        if path.name not in listed:
+            why = "a run was stopped, or the journal lost its end"
+            notes.append(f"{path.name} is here, but {JOURNAL} does not list it: {why}. {again}")
+    return notes
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and the libraries that compute, since rounding may differ between them."""
     numbers = {"python": platform.python_version()}

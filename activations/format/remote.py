@@ -6,8 +6,8 @@ sent again. Readers fetch shards into a local folder and check them like any oth
 
 import fnmatch
 import hashlib
-import os
 import re
+import secrets
 import shutil
 import time
 from contextlib import suppress
@@ -19,7 +19,7 @@ from scope.activations.format.shard_entry import ShardEntry
 
 from scope.errors import ScopeError
 from scope.typed_json import parse_json
-from scope.whole_files import settle_file
+from scope.whole_files import file_aside, settle_file
 
 FETCHED = Path("runs/fetched")
 """Folder for shards that were read from a store."""
@@ -90,7 +90,7 @@ class Remote:
         """
         there, expected = f"{self.root}/{path.name}", path.stat().st_size
         local = "file" in _protocols(self.fs)  # object stores show complete files only; a folder needs a rename
-        aside = f"{there}.part" if local else there
+        aside = f"{self.root}/.{path.name}.{secrets.token_hex(6)}.part" if local else there
 
         def send() -> None:
             if not _BUCKETS & set(_protocols(self.fs)):
@@ -107,14 +107,10 @@ class Remote:
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to a local path, whole or not at all."""
-        aside = path.with_name(f"{path.name}.{os.getpid()}.part")
 
         def bring() -> None:
-            try:
+            with file_aside(path) as aside:
                 self.fs.get_file(f"{self.root}/{name}", str(aside))
-                settle_file(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self._retry("fetch", name, bring)

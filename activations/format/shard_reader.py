@@ -4,16 +4,23 @@ libhdf5 never parses a file here: damaged metadata can crash the process.
 """
 
 import os
+import stat
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+from scope.activations.corpus.inputs import NO_DOCUMENT, NO_TOKEN
+from scope.activations.corpus.roles import Role
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import gaps
 from scope.activations.format.row_bytes import checksum, read_rows
 from scope.activations.format.shard_entry import ShardEntry
+
+from scope.typed_json import parse_json, typed
+
+T = TypeVar("T")
 
 _BLOCK = 8 << 20  # bytes read at once while verifying
 
@@ -36,14 +43,21 @@ class ShardReader:
     def __init__(self, folder: Path, entry: ShardEntry, segment_rows: int):
         self.path, self.entry, self.segment_rows = folder / entry.file, entry, segment_rows
         self.places = entry.datasets
+        rows = entry.in_whole.contexts
+        self.ranges = {"documents": (NO_DOCUMENT, entry.documents[1]), "roles": (0, len(Role)), "rows/context": rows}
+        if "tokens" in self.places:
+            self.ranges["rows/position"] = (NO_TOKEN, self.places["tokens"].shape[1])
         self.checked: dict[str, np.ndarray] = {}
         self.sums: dict[str, np.ndarray] = {}
         try:
-            self.fd = os.open(self.path, os.O_RDONLY)
+            self.fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for a writer
         except FileNotFoundError:
             raise RecordingError(f"{self.path} is missing, though the journal lists it. {WAY_OUT}") from None
-        nbytes = os.fstat(self.fd).st_size
-        if nbytes != entry.bytes:
+        except OSError as error:
+            raise RecordingError(f"{self.path} cannot be read: {error.strerror}. {WAY_OUT}") from None
+        status = os.fstat(self.fd)
+        nbytes = status.st_size
+        if nbytes != entry.bytes or not stat.S_ISREG(status.st_mode):
             self.close()
             raise RecordingError(f"{self.path} has {nbytes} bytes; {entry.bytes} were sealed. {WAY_OUT}")
 
@@ -60,7 +74,20 @@ class ShardReader:
         array = read_rows(self.fd, place, 0, place.shape[0], self.path)
         if zlib.crc32(array) != place.crc32:
             raise RecordingError(f"{self.path} is damaged: {name} fails its checksum. {WAY_OUT}")
+        low, high = self.ranges.get(name, (0, 0))
+        if array.size and low < high and not low <= array.min() <= array.max() < high:
+            raise RecordingError(f"{self.path} is damaged: {name} holds numbers outside of {low} to {high - 1}. {WAY_OUT}")
         return array
+
+    def objects(self, name: str, kind: type[T]) -> list[T]:
+        """The items of a dataset that holds a JSON list: names of documents, or facts about them.
+
+        Raises:
+            RecordingError: it fails its checksum, or its items are of another type.
+        """
+        source = f"{self.path}: {name}"
+        value = parse_json(self.small(name).tobytes(), source, RecordingError, WAY_OUT)
+        return typed(value, list[kind], source, RecordingError, WAY_OUT)
 
     def raw(self, site: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of a site as stored: uint16 that are bfloat16 bits, or float32."""

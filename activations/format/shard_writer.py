@@ -42,7 +42,7 @@ from scope.activations.format.row_bytes import CHECKSUM, read_rows, row_norms, t
 from torch import Tensor
 
 from scope.progress import size
-from scope.whole_files import FULL, sync_folder
+from scope.whole_files import FULL, NO_LINK, sync_folder
 
 _BLOCK = 8 << 20  # bytes copied at once from another file
 _WAITING_BYTES = 64 << 20  # bytes that may be queued for the threads
@@ -73,7 +73,9 @@ class ShardWriter:
         self.counting, self.writing = (ThreadPoolExecutor(1, thread_name_prefix=f"shard-{n}") for n in ("counts", "writes"))
         self.queue: deque[tuple[int, list[Future]]] = deque()
         self.contexts = 0  # contexts written so far, for the watermark
-        self.fd = os.open(self.aside, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o666)
+        if not keep:
+            self.aside.unlink(missing_ok=True)
+        self.fd = os.open(self.aside, os.O_RDWR | (NO_LINK if keep else os.O_CREAT | os.O_EXCL | NO_LINK), 0o666)
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(self.fd, 0, file_layout.nbytes)

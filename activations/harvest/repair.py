@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import append_line, is_sound, salvage_journal, write_journal, write_whole
-from scope.activations.format.manifest import JOURNAL, LOCK, LeftOut, Recorded, read_manifest, read_recording
+from scope.activations.format.manifest import JOURNAL, LOCK, LeftOut, Recorded, loose_ends, read_manifest, read_recording
 from scope.activations.format.remote import FETCHED, Mirror, address
 from scope.activations.format.shard_entry import Quarantined, ShardEntry
 from scope.activations.format.shard_reader import Fault
@@ -132,14 +132,7 @@ def _damage(store: ActivationStore, index: int, faults: list[Fault]) -> Damage:
 
 def _notes(folder: Path, recorded: Recorded) -> list[str]:
     """Irregularities of a folder that no process is writing."""
-    notes, listed = [], {entry.file for entry in recorded.entries}
-    if recorded.cut_short:
-        notes.append(f"{JOURNAL} ends in a line that was cut short; the shard of that line does not count.")
-    for path in sorted(folder.glob("shard-*.h5")):
-        if path.name not in listed:
-            notes.append(
-                f"{path.name} is here, but {JOURNAL} does not list it: a run was stopped, or the journal lost its end."
-            )
+    notes = loose_ends(folder, recorded)
     for path in sorted(folder.glob("open*.json")):
         if not is_sound(path, Watermark):
             notes.append(f"{path.name} fails its checksum; `scope recording repair` moves it aside and the shard starts over.")

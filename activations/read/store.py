@@ -1,7 +1,6 @@
 """`ActivationStore` reads a recording: each site is an array of rows with known token, position and context."""
 
 import bisect
-import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -17,7 +16,7 @@ from scope.activations.corpus.roles import Role
 from scope.activations.errors import HolesWarning, RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
-from scope.activations.format.manifest import Recorded, describe_missing, read_recording, without_missing
+from scope.activations.format.manifest import LOCK, Recorded, describe_missing, loose_ends, read_recording, without_missing
 from scope.activations.format.norms import Norms, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import to_float
@@ -26,6 +25,7 @@ from scope.activations.read.rows import Rows
 from scope.activations.read.shuffle import MEMORY_BYTES, Batches
 
 from scope.errors import UnknownSite
+from scope.whole_files import is_held
 
 _OPEN_SHARDS = 64
 
@@ -53,10 +53,12 @@ class ActivationStore:
         self.sites: dict[str, int] = {site: layout.widths[site] for site in config.sites}
         self.dtype: str = config.dtype
         self.context, self.segment_rows = config.context, layout.segment_rows
-        self.exhausted, self.cut_short = recorded.exhausted, recorded.cut_short
+        self.exhausted = recorded.exhausted
         self.has_roles = self.manifest.has_roles
         self.n_rows, self.n_contexts = (self.entries[-1].rows[1], self.entries[-1].contexts[1]) if self.entries else (0, 0)
         self.starts = [entry.rows[0] for entry in self.entries]
+        self.loose_ends: list[str] = []
+        """What a crash left that is not read, if no process is writing."""
         self.mirror: Mirror | None = None
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._last: ShardReader | None = None
@@ -67,7 +69,8 @@ class ActivationStore:
         """Open a recording. Every shard must exist and have its length, unless `whole` is False, as for `verify`.
 
         Shards at an address such as s3://bucket/recording are copied to runs/fetched when they are first read.
-        Warns with HolesWarning if `scope recording repair` moved shards aside; the others can be read.
+        Warns with HolesWarning if `scope recording repair` moved shards aside, or if there are shards that the journal does not
+        list, as after a crash; the others can be read.
 
         Raises:
             RecordingError: no recording, an empty one, or one whose files are missing, cut short or damaged.
@@ -93,7 +96,9 @@ class ActivationStore:
             )
         store = cls(folder, recorded)
         store.mirror = mirror
-        if store.left_out:
+        if not mirror and not is_held(folder, LOCK) and loose_ends(folder, recorded):
+            store.loose_ends = loose_ends(folder, read_recording(folder))  # as it is now, should a writer just have ended
+        if store.holes:
             warnings.warn(store.holes, HolesWarning, stacklevel=3)
         if not store.entries:
             raise RecordingError(f"Nothing of {folder} can be read: {store.holes}")
@@ -124,8 +129,9 @@ class ActivationStore:
 
     @property
     def holes(self) -> str:
-        """A sentence about missing shards; empty for a complete recording."""
-        return describe_missing(self.folder, self.left_out, self.n_rows)
+        """Sentences about shards that are missing or that the journal does not list; empty for a complete recording."""
+        missing = describe_missing(self.folder, self.left_out, self.n_rows)
+        return "\n".join(filter(None, [missing, *(f"{self.folder}: {text}" for text in self.loose_ends)]))
 
     def __repr__(self) -> str:
         holes = f", without shards {[hole.shard for hole in self.left_out]}" if self.left_out else ""
@@ -222,7 +228,7 @@ class ActivationStore:
         for i, entry in enumerate(self.entries):
             facts += [{}] * (entry.documents[0] - len(facts))
             if self.has_roles:
-                facts += json.loads(self.reader(i).small("document_facts").tobytes())
+                facts += self.reader(i).objects("document_facts", dict)
         return facts + [{}] * (len(self.document_names) - len(facts))
 
     @cached_property
@@ -231,7 +237,7 @@ class ActivationStore:
         names: list[str] = []
         for i, entry in enumerate(self.entries):
             names += ["(of a shard in quarantine)"] * (entry.documents[0] - len(names))
-            names += json.loads(self.reader(i).small("document_names").tobytes())
+            names += self.reader(i).objects("document_names", str)
         return names
 
     @cached_property

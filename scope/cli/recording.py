@@ -53,9 +53,12 @@ class Command:
 
     def _show(self) -> None:
         from scope.activations.read.store import ActivationStore
-        from scope.cli.progress import console
+        from scope.cli.progress import console, print_note
 
-        console.print(summary(ActivationStore.open(self.recording)))
+        store = ActivationStore.open(self.recording)
+        console.print(summary(store))
+        for text in store.loose_ends:
+            print_note(text)
 
     @property
     def _place(self) -> str:
@@ -133,8 +136,8 @@ class Command:
             console.print(summary(store))
             return
         store = ActivationStore.open(self.recording)
-        if store.left_out:
-            print_note(str(store.holes))
+        if store.holes:
+            print_note(store.holes)
         with progress_bar("Exporting", unit="rows") as on_progress:
             if self.to == "safetensors":
                 made = to_safetensors(store, self.out, on_progress)

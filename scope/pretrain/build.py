@@ -1,7 +1,6 @@
 """From named places to a corpus folder: read, split, train the tokenizer, lay down the tokens. Done once, then found again."""
 
 import json
-import os
 import random
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ import tokenizers
 from scope.activations.errors import CorpusError
 from scope.pretrain.corpus import read_domains, split_documents, write_tokens
 from scope.pretrain.tokenizer import save_tokenizer, train_tokenizer
+from scope.whole_files import write_whole
 
 TOKENIZER_CHARACTERS = 5_000_000
 """Of each domain, about so many characters teach the tokenizer."""
@@ -41,9 +41,7 @@ def build_corpus(places: Iterable[str], out: Path, d_vocab: int, n_ctx: int) -> 
         left.unlink()
     info = write_tokens(train, held_out, tokenizer, tokenizer.token_to_id("<eos>"), out)
     info |= {"places": places, "d_vocab": d_vocab}
-    aside = out / "corpus.json.tmp"
-    aside.write_text(json.dumps(info, indent=1))
-    os.replace(aside, file)
+    write_whole(file, json.dumps(info, indent=1))
     return info
 
 

@@ -1,7 +1,6 @@
 """A trained model as an ordinary Hugging Face checkpoint: config.json, bf16 safetensors, tokenizer files, a model card."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from scope.errors import CheckpointError
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import tensor_names
+from scope.whole_files import whole_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -34,20 +34,16 @@ def export(model: Gemma, tokenizer: Path, out: Path, card: str, shard_bytes: int
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(f"{broken[0]} holds NaN or infinite values; there is nothing worth exporting.")
-    aside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    _write_weights(tensors, aside, shard_bytes)
-    (aside / "config.json").write_text(json.dumps(model.cfg.to_hf(), indent=1) + "\n")
-    generation = {"bos_token_id": model.cfg.bos, "eos_token_id": list(model.cfg.eos), "pad_token_id": model.cfg.pad}
-    (aside / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
-    for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer / name, aside / name)
-    (aside / "README.md").write_text(card, encoding="utf-8")
-    for file in aside.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(aside, out)
+    with whole_folder(out) as aside:
+        _write_weights(tensors, aside, shard_bytes)
+        (aside / "config.json").write_text(json.dumps(model.cfg.to_hf(), indent=1) + "\n")
+        generation = {"bos_token_id": model.cfg.bos, "eos_token_id": list(model.cfg.eos), "pad_token_id": model.cfg.pad}
+        (aside / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer / name, aside / name)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+        for file in aside.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone
     return out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from scope.models.gemma.model import Gemma
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
+from scope.whole_files import file_aside
 
 SAMPLING = SamplingConfig(temperature=0.85, top_p=None, repetition_penalty=1.0)
 """Near the model's own distribution, and without a penalty, which code and verse would not survive."""
@@ -42,9 +43,8 @@ def write_samples(
     files = []
     for number in range(_FILES):
         file = out / f"samples-{number}.jsonl.xz"
-        aside = file.with_name(file.name + ".tmp")
-        with lzma.open(aside, "wt", encoding="utf-8", preset=9) as lines:
+        with file_aside(file) as aside, lzma.open(aside, "wt", encoding="utf-8", preset=9) as lines:
             for i in range(number, len(texts), _FILES):
                 lines.write(json.dumps({"name": f"written-{i}", "text": texts[i]}) + "\n")
-        files.append(aside.replace(file))
+        files.append(file)
     return files

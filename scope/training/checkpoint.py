@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scope.errors import DictionaryError
-from scope.whole_files import settle_file
+from scope.whole_files import file_aside, remove_asides
 
 _MARK = "__tensor__"
 _NAMES = {
@@ -55,19 +55,17 @@ def save_state(file: Path, state: dict[str, Any], gather: Gather | None = None, 
     leaves: dict[str, Tensor | Part] = {}
     text = json.dumps(_flatten(state, "", leaves))
     header = _header(text, leaves)
-    aside = file.with_name(file.name + ".tmp")
     if not writes:
         for leaf in leaves.values():
             _whole(leaf, gather)
         return
+    remove_asides(file)  # of a kill amid saving
     try:
-        with open(aside, "wb", buffering=0) as handle:
+        with file_aside(file) as aside, open(aside, "wb", buffering=0) as handle:
             _write(handle, header)
             for leaf in leaves.values():
                 _write(handle, _bytes(_whole(leaf, gather)))
-        settle_file(aside, file)
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise _with_way_out(error, file) from None
 
 

@@ -27,7 +27,7 @@ from scope.training.interrupt import Interrupt
 from scope.training.learner import Job, Learner
 from scope.training.processes import ProcessGroup
 from scope.training.progress import shown
-from scope.whole_files import only_writer, write_json
+from scope.whole_files import only_writer, remove_asides, write_json
 
 __all__ = ["CHECKPOINT", "RUN", "Batches", "Job", "TensorBatches", "TrainConfig", "describe", "train", "train_all"]
 
@@ -268,7 +268,7 @@ class _Run:
         for p in (p for sae in saes for p in sae.parameters()):
             p.data = p.data.contiguous()  # laid out as it will be read back: sums then round alike
         if self.group.writes:
-            self.checkpoint.with_name(self.checkpoint.name + ".tmp").unlink(missing_ok=True)  # of a kill amid saving
+            remove_asides(self.checkpoint)  # of a kill amid saving
             self.checkpoint.unlink(missing_ok=True)
         self.group.wait()
         return saes

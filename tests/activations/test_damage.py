@@ -3,16 +3,19 @@
 import errno
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scope.activations.errors import RecordingError
+from scope.activations.errors import HolesWarning, RecordingError
+from scope.activations.format.manifest import LOCK
 from scope.activations.harvest.repair import examine
 from scope.activations.read import store as store_module
 from scope.activations.read.store import ActivationStore
 
+from scope.whole_files import only_writer
 from tests.activations.toy import contents, record
 
 FILES = ("manifest.json", "journal.jsonl", "shard-00000.h5", "shard-00005-28.h5", "recording.lock")
@@ -34,7 +37,9 @@ def folder(sound, tmp_path):
 def read_all(folder) -> tuple[dict[str, torch.Tensor], np.ndarray] | RecordingError:
     """Every row of every site and every token, or the refusal."""
     try:
-        store = ActivationStore.open(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HolesWarning)
+            store = ActivationStore.open(folder)
         return {site: store[site][:] for site in store.sites}, store.token_ids
     except RecordingError as error:
         return error
@@ -141,6 +146,21 @@ def test_a_journal_that_lost_its_end_is_noticed_and_the_same_harvest_completes_i
     assert any("shard-00003.h5 is here, but journal.jsonl does not list it" in text for text in complaints(folder))
     record(folder)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("cut", [1, 30, None])
+def test_a_reader_says_that_a_journal_lost_its_end_unless_somebody_is_writing_it(folder, cut):
+    journal = folder / "journal.jsonl"
+    whole = journal.read_bytes()
+    journal.write_bytes(whole[:-cut] if cut else whole[: whole.rindex(b"\n", 0, -1) + 1])
+    with pytest.warns(HolesWarning, match=r"shard-00005-28\.h5 is here, but journal\.jsonl does not list it"):
+        store = ActivationStore.open(folder)
+    assert store.n_contexts == 160
+    assert any("cut short" in text for text in store.loose_ends) == bool(cut)
+    with only_writer(folder, LOCK):
+        assert ActivationStore.open(folder).loose_ends == []
+    record(folder)
+    assert journal.read_bytes() == whole
 
 
 @pytest.mark.parametrize("fails_at", [1, 3, 30])

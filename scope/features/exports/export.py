@@ -12,7 +12,7 @@ from scope.features.exports.page import MOST, html_file
 from scope.features.exports.saedashboard import saedashboard_file
 from scope.features.pack.data import PackData
 from scope.progress import OnProgress
-from scope.whole_files import settle_file
+from scope.whole_files import file_aside
 
 FORMATS = {
     "parquet": "the table, a row a latent",
@@ -57,12 +57,8 @@ def export(
     if out.is_dir():
         raise PackError(f"{out} is a folder; give the name of a file, such as {out / f'latents{SUFFIX[to]}'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.stem}.writing{out.suffix}")
-    try:
+    with file_aside(out) as aside:
         _write(pack, to, aside, chosen, on_progress)
-        settle_file(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
     return out
 
 

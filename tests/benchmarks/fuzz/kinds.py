@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,16 @@ def _dictionary(file: Path) -> str:
 
 
 def _recording(file: Path) -> str:
+    from scope.activations.errors import HolesWarning
     from scope.activations.read.store import ActivationStore
 
     command(f"recording show {file.parts[0]}")
-    store = ActivationStore.open(file.parts[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HolesWarning)
+        try:
+            store = ActivationStore.open(file.parts[0])
+        except HolesWarning as said:
+            raise Refused(str(said)) from None
     rows = [digest(store.raw(site, 0, len(store)).tolist()) for site in store.sites]
     rows += [digest(next(iter(store.shuffled(site, 128, 0))).tolist()) for site in store.sites]
     command(f"recording verify {file.parts[0]}")
@@ -84,6 +91,7 @@ def _recording(file: Path) -> str:
 
 def _resumed_recording(file: Path) -> str:
     command(f"{make.HARVEST} --tokens 2000 --shard-rows 256 --out recording_interrupted")
+    command("recording verify recording_interrupted")
     return _hashes("recording_interrupted", ".h5")
 
 
