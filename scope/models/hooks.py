@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ HEAD = ("ln_final", "unembed")
 """Modules behind the last block."""
 
 HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
+Direction = Literal["fwd", "bwd", "both"]
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Installed:
 
     fn: HookFn
     permanent: bool = False
+    level: int | None = None
+    """How many `with model.hooks(...)` blocks were open around it; None outside of them."""
     fired: int = 0
 
 
@@ -61,13 +64,16 @@ class HookPoint(nn.Module):
         self.bwd_hooks: list[Installed] = []
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Skips torch's module call where there are no hooks: most of a small model's time would go into it."""
-        if self.fwd_hooks or self.bwd_hooks or self._forward_hooks or self._forward_pre_hooks or self._backward_hooks:
-            return super().__call__(x)
-        return x
+        """Skips torch's module call where nobody looks: most of a small model's time would go into it."""
+        return super().__call__(x) if self.fwd_hooks or self.bwd_hooks or is_watched(self) else x
 
-    def has_hooks(self) -> bool:
-        return bool(self.fwd_hooks or self.bwd_hooks)
+    def has_hooks(self, dir: Direction = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether anything looks at this point: a hook of ours, of torch's, or a forward that nnsight put in place. Nnsight
+        puts one on every module, so it asks for no point on request; a switch (`set_use_attn_result(True)`) does."""
+        if dir == "both" and level is None and is_watched(self) and (has_torch_hooks(self) or not self.on_request):
+            return True
+        hooks = (self.fwd_hooks if dir != "bwd" else []) + (self.bwd_hooks if dir != "fwd" else [])
+        return any((including_permanent or not h.permanent) and level in (None, h.level) for h in hooks)
 
     def layer(self) -> int:
         """Index of the block this point lies in, from 0."""
@@ -76,26 +82,29 @@ class HookPoint(nn.Module):
             raise ConfigError(f"{self.name} lies outside the blocks, so it has no layer.")
         return int(parts[1])
 
-    def add_hook(self, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False) -> Installed:
-        """Install `fn(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
+    def add_hook(
+        self, hook: HookFn, dir: str = "fwd", is_permanent: bool = False, level: int | None = None, prepend: bool = False
+    ) -> Installed:
+        """Install `hook(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
         if dir not in ("fwd", "bwd"):
             raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
-        installed = Installed(_with_hook_argument(fn), is_permanent)
+        installed = Installed(_with_hook_argument(hook), is_permanent, level)
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         hooks.insert(0 if prepend else len(hooks), installed)
         return installed
 
-    def add_perma_hook(self, fn: HookFn, dir: str = "fwd") -> Installed:
-        return self.add_hook(fn, dir, is_permanent=True)
+    def add_perma_hook(self, hook: HookFn, dir: str = "fwd") -> Installed:
+        return self.add_hook(hook, dir, is_permanent=True)
 
     def clear_context(self) -> None:
         self.ctx.clear()
 
-    def remove_hooks(self, dir: str = "both", including_permanent: bool = False) -> None:
+    def remove_hooks(self, dir: Direction = "both", including_permanent: bool = False, level: int | None = None) -> None:
+        """Take hooks away, those of one level or all; permanent ones only if named."""
         for name in ("fwd", "bwd"):
             if dir in (name, "both"):
                 hooks = getattr(self, f"{name}_hooks")
-                hooks[:] = [h for h in hooks if h.permanent and not including_permanent]
+                hooks[:] = [h for h in hooks if (h.permanent and not including_permanent) or level not in (None, h.level)]
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.fwd_hooks or self.bwd_hooks):
@@ -129,6 +138,16 @@ class HookPoint(nn.Module):
                 replaced = replaced[0]
             grad = grad if replaced is None else replaced
         return grad
+
+
+def has_torch_hooks(module: nn.Module) -> bool:
+    forward, backward = module._forward_hooks or module._forward_pre_hooks, module._backward_hooks or module._backward_pre_hooks
+    return bool(forward or backward)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody else reads or edits what passes a module: by hooks of torch's, or a forward put in its place."""
+    return "forward" in module.__dict__ or has_torch_hooks(module)
 
 
 def _with_hook_argument(fn: HookFn) -> HookFn:
@@ -168,6 +187,8 @@ class HookedModule(nn.Module):
             return (1, int(parts[1]), flow.index(parts[2]) if parts[2] in flow else len(flow))
 
         self.run = RunState()
+        self.context_level = 0
+        """How many `with self.hooks(...)` blocks are open."""
         self.hook_dict: dict[str, HookPoint] = {name: points[name] for _, name in sorted(enumerate(points), key=place)}
         for name, point in self.hook_dict.items():
             point.name, point.run = name, self.run
@@ -208,7 +229,9 @@ class HookedModule(nn.Module):
         """
         pairs = [("fwd", *pair) for pair in _pairs(fwd_hooks)] + [("bwd", *pair) for pair in _pairs(bwd_hooks)]
         matched = [(dir, self.match(names), fn) for dir, names, fn in pairs]
-        installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir)) for dir, names, fn in matched for n in names]
+        self.context_level += 1
+        level = self.context_level
+        installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir, level=level)) for dir, names, fn in matched for n in names]
         try:
             yield self
             silent = [n for dir, n, hook in installed if not hook.fired and (dir == "fwd" or reset_hooks_end)]
@@ -219,6 +242,7 @@ class HookedModule(nn.Module):
                     ".backward() is called within the block.\n  Pass must_fire=False if that is meant."
                 )
         finally:
+            self.context_level -= 1
             if reset_hooks_end:
                 for dir, n, hook in installed:
                     hooks = self.hook_dict[n].fwd_hooks if dir == "fwd" else self.hook_dict[n].bwd_hooks

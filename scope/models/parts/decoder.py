@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, TokensError
-from scope.models.hooks import HookedModule, HookPoint
+from scope.models.hooks import HookedModule, HookPoint, is_watched
 from scope.models.parts.cache import CacheEntry, ModelCache
 from scope.models.parts.embedding import DirectLogits, Embedding, Unembed
 from scope.models.parts.layers import RMSNorm, soft_cap, soft_cap_
@@ -156,13 +156,17 @@ class Decoder(DirectLogits, HookedModule):
     def read_out(self, resid: Resid) -> None:
         """What follows the last block, for the hooks there, without the logits where none reads them."""
         normalized = self.ln_final(resid)
-        (self.unembed if self.unembed.hook_out.has_hooks() else self.unembed.hook_in)(normalized)
+        (self.unembed if self._scores_read() else self.unembed.hook_in)(normalized)
 
     def logits_of(self, resid: Resid) -> Logits:
         """Final norm, tied unembedding, soft cap: the logits of a stream that left the last block."""
         scores = self.unembed(self.ln_final(resid))
-        in_use = torch.is_grad_enabled() or self.unembed.hook_out.has_hooks()
+        in_use = torch.is_grad_enabled() or self._scores_read()
         return soft_cap(scores, self.cfg.final_cap) if in_use else soft_cap_(scores, self.cfg.final_cap)
+
+    def _scores_read(self) -> bool:
+        """Whether anyone reads the scores before the soft cap, so that they are computed and not written over."""
+        return self.unembed.hook_out.has_hooks() or is_watched(self.unembed)
 
     def logits_from(self, layer: int, resid: Resid, tokens: Tokens, attention_mask: Mask | None = None) -> Logits:
         """The logits of a run in which `resid` is the stream before block `layer`. The blocks before it do not run."""

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, rms_norm
 
-from scope.models.hooks import HookPoint, with_gradient_of
+from scope.models.hooks import HookPoint, is_watched, with_gradient_of
 from scope.shapes import Resid
 
 _FEW = 1 << 17  # numbers; beyond them writing over what is there pays
@@ -62,8 +62,8 @@ class GatedMLP(nn.Module):
         return self.hook_out(self.down_proj(self.hook_post(post)))
 
     def _may_overwrite_pre(self) -> bool:
-        """Whether what gate_proj gave may be written over: no gradient, and no hook, ours or torch's, that reads it."""
-        return not (torch.is_grad_enabled() or self.hook_pre.has_hooks() or self.gate_proj._forward_hooks)
+        """Whether what gate_proj gave may be written over: no gradient, and nobody who reads it."""
+        return not (torch.is_grad_enabled() or self.hook_pre.has_hooks() or is_watched(self.gate_proj))
 
     # TransformerLens' names, as views; there are no biases.
     W_gate = property(lambda self: self.gate_proj.weight.T)

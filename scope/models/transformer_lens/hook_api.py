@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scope.errors import UnknownSite
 from scope.models.face import NamesFilter
-from scope.models.hooks import HookedModule, HookFn, HookPoint, Installed
+from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed
 from scope.models.transformer_lens.activation_cache import ActivationCache
 from scope.models.transformer_lens.decomposition import Slice, cut
 
@@ -14,21 +14,35 @@ class HookApi(HookedModule):
     """For a model whose forward takes `stop_at_layer`."""
 
     def add_hook(
-        self, name: NamesFilter, fn: HookFn, dir: str = "fwd", is_permanent: bool = False, prepend: bool = False
+        self,
+        name: NamesFilter,
+        hook: HookFn,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
     ) -> list[Installed]:
-        return [self.hook_dict[n].add_hook(fn, dir, is_permanent, prepend) for n in self.match(name)]
+        return [self.hook_dict[n].add_hook(hook, dir, is_permanent, level, prepend) for n in self.match(name)]
 
-    def add_perma_hook(self, name: NamesFilter, fn: HookFn, dir: str = "fwd") -> list[Installed]:
-        return self.add_hook(name, fn, dir, is_permanent=True)
+    def add_perma_hook(self, name: NamesFilter, hook: HookFn, dir: str = "fwd") -> list[Installed]:
+        return self.add_hook(name, hook, dir, is_permanent=True)
 
-    def reset_hooks(self, clear_contexts: bool = True, direction: str = "both", including_permanent: bool = False) -> None:
-        self.remove_all_hook_fns(direction, including_permanent)
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: Direction = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        self.remove_all_hook_fns(direction, including_permanent, level)
         if clear_contexts:
             self.clear_contexts()
 
-    def remove_all_hook_fns(self, direction: str = "both", including_permanent: bool = False) -> None:
+    def remove_all_hook_fns(
+        self, direction: Direction = "both", including_permanent: bool = False, level: int | None = None
+    ) -> None:
         for point in self.hook_points():
-            point.remove_hooks(direction, including_permanent)
+            point.remove_hooks(direction, including_permanent, level)
 
     def clear_contexts(self) -> None:
         for point in self.hook_points():
