@@ -4,24 +4,27 @@ Streamlit reads .streamlit/config.toml from the working directory only, so all s
 """
 
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 
-def options(port: int, browser: bool) -> dict[str, Any]:
+def options(port: int) -> dict[str, Any]:
     """Streamlit's settings by their command-line names."""
     from scope.app.kit.palette import DARK, LIGHT
 
     settings: dict[str, Any] = {
         "server.address": "127.0.0.1",
         "server.port": port,
-        "server.headless": not browser,
+        "server.headless": True,
         "server.fileWatcherType": "none",
         "server.showEmailPrompt": False,
         "server.enableAgentApi": False,
         "browser.gatherUsageStats": False,
         "browser.serverAddress": "127.0.0.1",
         "client.toolbarMode": "minimal",
+        "client.disableDataExport": True,  # the tables' own CSV would hold formulas; ours holds none
         "client.showErrorDetails": "full",
         "client.showErrorLinks": False,
         "runner.magicEnabled": False,
@@ -33,15 +36,27 @@ def options(port: int, browser: bool) -> dict[str, Any]:
     return settings
 
 
-def main(port: int, browser: bool) -> None:
-    """Serve until stopped. The environment variable `scope.app.serve.packs.PACKS` names the packs."""
-    from streamlit.web import bootstrap
+def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
+    """Serve until stopped. The environment variable `scope.app.serve.packs.PACKS` names the packs, `names` further hosts."""
+    import streamlit as st
+    from scope.app.guard import Guard
+    from scope.app.serve import demo
+    from starlette.middleware import Middleware
+    from streamlit.cli_util import open_browser
 
-    script = str(Path(__file__).with_name("main.py"))
-    settings = {name.replace(".", "_"): value for name, value in options(port, browser).items()}
-    bootstrap.load_config_options(flag_options=settings)
-    bootstrap.run(script, False, [], settings)
+    @asynccontextmanager
+    async def lifespan(app: st.App) -> AsyncIterator[None]:
+        if browser:
+            open_browser(f"http://127.0.0.1:{port}")
+        yield
+        demo.stop_all()
+
+    app = st.App(Path(__file__).with_name("main.py"), middleware=[Middleware(Guard, names=names)], lifespan=lifespan)
+    try:
+        app.run(config=options(port))
+    except KeyboardInterrupt:  # the server closed its files before it passed the Ctrl-C on
+        sys.exit(130)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2] == "browser")
+    main(int(sys.argv[1]), sys.argv[2] == "browser", sys.argv[3:])

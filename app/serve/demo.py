@@ -55,26 +55,29 @@ class DemoRun:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-8:])
 
 
-@st.cache_resource(show_spinner=False)
-def _runs() -> dict[str, DemoRun]:
-    """By folder, for all sessions, so that two never write one folder."""
-    return {}
-
-
+_RUNS: dict[str, DemoRun] = {}
+"""By folder, for all sessions, so that two never write one folder."""
 _BEGINNING = Lock()
 
 
 def start(folder: Path) -> None:
     """Start the demo unless it is running."""
     with _BEGINNING:
-        known, name = _runs(), str(folder.absolute())
-        if name not in known or not known[name].running:
-            known[name] = DemoRun(folder)
+        name = str(folder.absolute())
+        if name not in _RUNS or not _RUNS[name].running:
+            _RUNS[name] = DemoRun(folder)
+
+
+def stop_all() -> None:
+    """End the demos that are running, when the server ends; started again, they continue."""
+    for run in _RUNS.values():
+        if run.running:
+            run.stop()
 
 
 def offer() -> None:
     """The button, and progress once pressed; the page opens on the pack when it is finished."""
-    run = _runs().get(str(FOLDER.absolute()))
+    run = _RUNS.get(str(FOLDER.absolute()))
     if run is not None and run.running:
         watch()
         return
@@ -91,7 +94,7 @@ def offer() -> None:
 @st.fragment(run_every=1.0)
 def watch() -> None:
     """Progress of the demo; at its end the page runs again."""
-    run = _runs().get(str(FOLDER.absolute()))
+    run = _RUNS.get(str(FOLDER.absolute()))
     if run is None or not run.running:
         st.rerun()
     n, stage = run.stage()

@@ -1,4 +1,4 @@
-"""`scope app`: checks what it was given, then starts the browser as a program of its own."""
+"""`scope app`: checks its packs and its port, then becomes the server of the feature browser."""
 
 import os
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Command:
     """
 
     packs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Packs to open. Without any, those found in runs/ of this folder."""
+    """Packs to open, or folders that hold one in pack/. Without any, those found in runs/ of this folder."""
 
     port: int = 8501
     """Port to serve on, at 127.0.0.1."""
@@ -24,38 +24,51 @@ class Command:
     browser: bool = True
     """Open a browser window. With --no-browser the address is only printed."""
 
+    allow_host: tuple[str, ...] = ()
+    """Further names under which a browser may reach the app, as through the proxy of a notebook server: hub.example.org. Other
+    names than localhost are refused, so that no web site can read the app."""
+
     def run(self) -> None:
         """Serve until stopped.
 
         Raises:
             PackError: a folder that was given is no pack.
-            ConfigError: the port is in use, or no port at all.
+            ConfigError: the port is in use, or no port at all; a host that is none.
         """
         import json
-        import subprocess
         import sys
 
         import scope.app
+        from scope.app.guard import host_name
+        from scope.cli.packs import pack_folder
+        from scope.errors import ConfigError
         from scope.features.pack.manifest import read_manifest
 
-        for folder in self.packs:
+        folders = [pack_folder(folder) for folder in self.packs]
+        for folder in folders:
             read_manifest(folder)
+        names = {text: host_name(text) for text in self.allow_host}
+        if strange := [text for text, name in names.items() if name is None]:
+            raise ConfigError(f"{strange[0]!r} is no name of a host. Give it as in --allow-host hub.example.org")
         refuse_taken(self.port)
         root = Path(__file__).resolve().parents[2]
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-        given = json.dumps([str(folder.absolute()) for folder in self.packs])
-        env = {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given}
+        given = json.dumps([str(folder.absolute()) for folder in folders])
         launch = Path(scope.app.__file__).with_name("launch.py")
-        server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet"]
-        with subprocess.Popen(server, env=env) as process:
-            try:
-                process.wait()
-            except KeyboardInterrupt:
-                process.wait()  # the server hears the same Ctrl-C and closes its files
-                return
-        if process.returncode:
-            refuse_taken(self.port)  # another server may have been quicker
-            raise SystemExit(process.returncode)  # it has said why
+        server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet", *names.values()]
+        become(server, {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given})
+
+
+def become(command: list[str], environment: dict[str, str]) -> None:
+    """Replace this process by another program, so that whatever ends this one, `kill -9` too, leaves no server behind."""
+    import subprocess
+    import sys
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if os.name == "nt":  # there, exec starts a second process and lets the shell go on
+        raise SystemExit(subprocess.call(command, env=environment))
+    os.execve(command[0], command, environment)
 
 
 def refuse_taken(port: int) -> None:
@@ -78,5 +91,27 @@ def refuse_taken(port: int) -> None:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
                 raise ConfigError(f"Port {port} needs rights that you do not have. Give one above 1024: --port 8502") from None
-            free = "Another program, perhaps another scope app, holds it: use that one, or give another --port."
-            raise ConfigError(f"Port {port} is in use on 127.0.0.1. {free}") from None
+            way_out = "Use that one if it is a scope app, end it, or give another --port."
+            raise ConfigError(f"Port {port} is in use on 127.0.0.1 by {holder(port)}.\n  {way_out}") from None
+
+
+def holder(port: int) -> str:
+    """The process that listens on a port of this machine, in words, where the system tells (Linux, for one's own processes)."""
+    from contextlib import suppress
+
+    from scope.escape import visible
+
+    sockets: set[str] = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            rows = [line.split() for line in Path("/proc/net", table).read_text().splitlines()[1:]]
+            listening = [row for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port]
+            sockets |= {f"socket:[{row[9]}]" for row in listening}
+    for process in Path("/proc").glob("[0-9]*") if sockets else ():
+        with suppress(OSError):
+            if any(os.readlink(file) in sockets for file in (process / "fd").iterdir()):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+                ours = any(part.endswith("app/launch.py") for part in command)
+                name = "another scope app" if ours else visible(" ".join(command))[:100]
+                return f"{name} (process {process.name}; `kill {process.name}` ends it)"
+    return "another program, perhaps another scope app"

@@ -31,15 +31,16 @@ class Command:
     """Name of the set on Neuronpedia, e.g. gemmascope-res-16k. None: made of site and width."""
 
     def run(self) -> None:
+        from scope.cli.packs import pack_folder
         from scope.cli.progress import console, progress_bar
         from scope.features.exports.export import SUFFIX, export
         from scope.features.face import Pack
         from scope.features.pack.search import chosen
         from scope.progress import size
 
-        store = Pack.open(self.pack)
+        store = Pack.open(pack_folder(self.pack))
         latents = chosen(store, self.latents)
-        folder = self.pack.absolute()
+        folder = store.folder.absolute()
         out = self.out or folder.with_name(f"{folder.name}.{self.to}{SUFFIX[self.to].replace('.' + self.to, '')}")
         with progress_bar("Exporting", unit="latents") as on_progress:
             where = export(store, self.to, out, latents, on_progress, name=self.name)

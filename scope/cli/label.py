@@ -56,6 +56,7 @@ class Command:
     """Where a local model runs."""
 
     def run(self) -> None:
+        from scope.cli.packs import pack_folder
         from scope.cli.progress import console, progress_bar
         from scope.errors import ConfigError
         from scope.features.face import Pack
@@ -64,7 +65,7 @@ class Command:
 
         if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
             raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
-        store = Pack.open(self.pack)
+        store = Pack.open(pack_folder(self.pack))
         latents = chosen(store, self.latents or (None if self.by == "tokens" else _foremost(store)))
         writer = self._writer()
         todo = open_latents(store, latents, writer, self.again)
@@ -127,12 +128,22 @@ def _means(labels) -> dict[str, float]:
 
 
 def _report(console, store, labels, todo: int) -> None:
+    from collections import Counter
+
     from rich.table import Table
 
+    from scope.cli.progress import print_note
     from scope.escape import visible_token
 
     if not labels:
         console.print("Nothing was labelled." if todo else "Nothing is left to label; --again makes labels anew.")
+        return
+    without = [m for m in labels if not m.text]
+    labels = [m for m in labels if m.text]
+    if without:
+        reasons = "; ".join(f"{n:,} times {why}" for why, n in Counter(m.why for m in without).most_common(3))
+        print_note(f"{len(without):,} latents got no label: {reasons}. Nothing is saved for them.")
+    if not labels:
         return
     shown = Table("latent", "label", "score", "another's label", "token rule", box=None)
     ranked = sorted(labels, key=lambda m: -1 if m.score is None else -m.score)

@@ -27,6 +27,7 @@ class Command:
     """Random seed of UMAP, and of the sample on which a map is measured."""
 
     def run(self) -> None:
+        from scope.cli.packs import pack_folder
         from scope.cli.progress import console
         from scope.features.collect.map import NEAR, add_map, require
         from scope.features.face import Pack
@@ -34,8 +35,9 @@ class Command:
         from scope.sae.files import read_sae
 
         require(self.method)
-        place = self.dictionary or dictionary_of(Pack.open(self.pack))
-        store = add_map(self.pack, read_sae(place), self.method, self.seed)
+        folder = pack_folder(self.pack)
+        place = self.dictionary or dictionary_of(Pack.open(folder))
+        store = add_map(folder, read_sae(place), self.method, self.seed)
         fidelity = store.manifest.map
         if fidelity.explained:
             axes, chance = sum(fidelity.explained), sum(fidelity.explained_by_chance)
@@ -46,4 +48,4 @@ class Command:
             f"Of a latent's {NEAR} nearest directions, {fidelity.kept:.1%} are among its {NEAR} nearest on the map; "
             f"{fidelity.kept_by_chance:.1%} would be by chance."
         )
-        console.print(f"To look at it: scope app {self.pack}, Features, Map")
+        console.print(f"To look at it: scope app {folder}, Features, Map")

@@ -8,6 +8,8 @@ from scope.errors import CheckpointError
 FAMILIES = {
     "gemma": "scope.models.gemma.model.Gemma",
     "gemma2": "scope.models.gemma.model.Gemma",
+    "gemma3_text": "scope.models.gemma.model.Gemma",
+    "gemma3": "scope.models.gemma.model.Gemma",  # its language part
 }
 """A family is a Decoder with `config_from_hf`; see scope/models/parts/decoder.py."""
 

@@ -14,13 +14,30 @@ _PIECE = 1 << 22  # numbers looked at together
 _HEAD = "lm_head.weight"  # the unembedding, which some checkpoints store though it is the embedding
 
 
+_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+_HEADLESS = ("embed_tokens.", "layers.", "norm.")  # as transformers saves a model without its unembedding
+_OTHER_PARTS = tuple(at + part for at in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
+
+
+def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of the language model under the names of a model of text alone, whichever way they were saved."""
+    part = {}
+    for name, tensor in stored.items():
+        if name.startswith(_OTHER_PARTS):
+            continue
+        before = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+        after = _PREFIXES.get(before, "model." if name.startswith(_HEADLESS) else "")
+        part[after + name.removeprefix(before)] = tensor
+    return part
+
+
 def matching(model: Decoder, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
     """(our parameter name -> the tensor in the files, the unembedding if it is stored too). Only headers are read.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape than config.json asks for.
     """
-    names, stored = model.tensor_names(model.cfg), stored_tensors(files)
+    names, stored = model.tensor_names(model.cfg), language_part(stored_tensors(files))
     missing = [theirs for theirs in names.values() if theirs not in stored]
     if missing:
         raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors, first {missing[0]}. It is incomplete.")

@@ -15,7 +15,7 @@ def empty(monkeypatch, tmp_path):
     """The app in a folder without packs, with a maker that does what it is told instead of computing for a minute."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SCOPE_PACKS", raising=False)
-    demo._runs().clear()
+    demo._RUNS.clear()
 
     def opened(script: str):
         made = demo.DemoRun
@@ -23,9 +23,9 @@ def empty(monkeypatch, tmp_path):
         return AppTest.from_file(str(MAIN), default_timeout=60).run()
 
     yield opened
-    for run in demo._runs().values():
+    for run in demo._RUNS.values():
         run.stop()
-    demo._runs().clear()
+    demo._RUNS.clear()
 
 
 def press(at, label: str):
@@ -33,7 +33,7 @@ def press(at, label: str):
 
 
 def ended(timeout: float = 20.0) -> None:
-    run, until = next(iter(demo._runs().values())), time.monotonic() + timeout
+    run, until = next(iter(demo._RUNS.values())), time.monotonic() + timeout
     while run.running and time.monotonic() < until:
         time.sleep(0.05)
     assert not run.running
@@ -71,15 +71,17 @@ def test_while_it_runs_its_stage_is_shown_and_it_can_be_stopped(empty, tmp_path)
     assert bar.text.startswith("Training an SAE")
     assert bar.value == 20
     press(at, "Stop")
-    assert not next(iter(demo._runs().values())).running
+    assert not next(iter(demo._RUNS.values())).running
 
 
-def test_two_presses_make_one(empty):
+def test_two_presses_make_one_which_ends_with_the_server(empty):
     at = empty("import time; time.sleep(60)")
     press(at, "Make a demo pack")
-    first = next(iter(demo._runs().values()))
+    first = next(iter(demo._RUNS.values()))
     demo.start(demo.FOLDER)
-    assert list(demo._runs().values()) == [first]
+    assert list(demo._RUNS.values()) == [first]
+    demo.stop_all()
+    assert not first.running
 
 
 def test_a_demo_that_fails_shows_its_last_output_and_can_be_started_again(empty):

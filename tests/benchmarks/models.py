@@ -67,9 +67,10 @@ def transformers_twin(ours: Gemma, dtype: torch.dtype, attention: str = "eager")
     given = {k: v for k, v in ours.cfg.to_hf().items() if k not in ("architectures", "model_type", "dtype")}
     config = transformers.AutoConfig.for_model(ours.cfg.model_type, **given)
     theirs = getattr(transformers, ours.cfg.original_architecture)._from_config(config, attn_implementation=attention).eval()
-    frequencies = theirs.model.rotary_emb.inv_freq
+    frequencies = {name: x.clone() for name, x in theirs.model.rotary_emb.named_buffers()}
     theirs = theirs.to(dtype)
-    theirs.model.rotary_emb.inv_freq = frequencies.float()
+    for name, x in frequencies.items():
+        setattr(theirs.model.rotary_emb, name, x)
     names = dict(theirs.named_parameters())
     with torch.no_grad():
         for mine, name in tensor_names(ours.cfg).items():

@@ -1,5 +1,6 @@
 """`scope app` refuses at the door."""
 
+import json
 import socket
 
 import pytest
@@ -8,6 +9,8 @@ from scope.app.launch import options
 from scope.cli.app import Command, refuse_taken
 from scope.cli.main import run
 from scope.errors import ConfigError
+from scope.features.pack.format import SCHEMA
+from scope.whole_files import write_json
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def test_a_folder_that_is_no_pack_is_refused_with_the_way_to_make_one(tmp_path, 
 
 
 def test_the_server_listens_on_this_machine_alone_and_sends_nothing():
-    settings = options(8501, browser=False)
+    settings = options(8501)
     assert settings["server.address"] == "127.0.0.1"
     assert settings["browser.gatherUsageStats"] is False
     assert settings["server.enableAgentApi"] is False
@@ -46,9 +49,34 @@ def test_the_server_listens_on_this_machine_alone_and_sends_nothing():
 def test_every_setting_is_one_that_streamlit_knows():
     from streamlit import config
 
-    assert not set(options(8501, browser=True)) - set(config.get_config_options())
+    assert not set(options(8501)) - set(config.get_config_options())
 
 
-def test_a_browser_is_opened_unless_told_otherwise():
-    assert Command().browser
-    assert options(8501, browser=True)["server.headless"] is False
+def test_a_browser_is_opened_unless_it_is_switched_off(monkeypatch):
+    started = []
+    monkeypatch.setattr("scope.cli.app.become", lambda command, environment: started.append(command))
+    monkeypatch.setattr("scope.cli.app.refuse_taken", lambda port: None)
+    Command(allow_host=("https://Hub.example.org/",)).run()
+    Command(browser=False).run()
+    assert started[0][-2:] == ["browser", "hub.example.org"]
+    assert started[1][-1] == "quiet"
+
+
+def test_the_folder_around_a_pack_is_taken_for_the_pack(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr("scope.cli.app.become", lambda command, environment: started.append(environment["SCOPE_PACKS"]))
+    monkeypatch.setattr("scope.cli.app.refuse_taken", lambda port: None)
+    (tmp_path / "demo" / "pack").mkdir(parents=True)
+    write_json(tmp_path / "demo" / "pack" / "manifest.json", {"schema": SCHEMA, "files": {}})
+    assert run(["app", str(tmp_path / "demo")]) == 0
+    assert json.loads(started[0]) == [str(tmp_path / "demo" / "pack")]
+
+
+@pytest.mark.parametrize("host", ["", "a b", "http://x/y", "u@h"])
+def test_a_host_that_is_none_is_refused(host, capsys):
+    assert run(["app", "--allow-host", host]) == 2
+    assert "is no name of a host" in capsys.readouterr().err
+
+
+def test_tables_offer_no_download_of_their_own():
+    assert options(8501)["client.disableDataExport"] is True

@@ -12,9 +12,11 @@ from scope.cli.main import run
 from scope.errors import ConfigError
 from scope.features.face import Pack
 from scope.features.labels import detection
-from scope.features.labels.ask import Endpoint, Local
+from scope.features.labels.answers import NoAnswer
+from scope.features.labels.ask import ROOM, Endpoint, Local
 from scope.features.labels.evidence import gather
-from scope.features.labels.label import label_latents, open_latents, tidy
+from scope.features.labels.label import FRUITLESS, label_latents, open_latents
+from scope.features.pack.notes import FILE, NotSaved
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -34,8 +36,10 @@ class Server:
 
     def __init__(self):
         self.asked: list[str] = []
+        self.bodies: list[dict] = []
         self.headers: list[dict] = []
         self.failures: list[tuple[int, dict]] = []
+        self.thinks = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,12 +47,15 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 question = body["messages"][0]["content"]
                 outer.asked.append(question)
+                outer.bodies.append(body)
                 outer.headers.append(dict(self.headers))
                 if outer.failures:
-                    code, headers = outer.failures.pop(0)
-                    return self._send(code, headers, b'{"error": "not now"}')
+                    code, headers, *text = outer.failures.pop(0)
+                    return self._send(code, headers, (text or ['{"error": "not now"}'])[0].encode())
                 answer = outer.answer(question)
-                reply = {"choices": [{"message": {"role": "assistant", "content": answer}}]}
+                cut = outer.thinks > body.get("max_tokens", body.get("max_completion_tokens", 0))
+                choice = {"message": {"role": "assistant", "content": None if cut else answer}}
+                reply = {"choices": [choice | {"finish_reason": "length" if cut else "stop"}]}
                 return self._send(200, {}, json.dumps(reply).encode())
 
             def _send(self, code, headers, body):
@@ -128,33 +135,6 @@ def test_balanced_accuracy_of_guessing_and_of_saying_yes_to_all_is_a_half():
     assert detection.balanced_accuracy([True] * 4, fires) == 0.5
     assert detection.balanced_accuracy(fires, fires) == 1
     assert detection.balanced_accuracy([True, True, False, False], fires) == pytest.approx(5 / 6)
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("[1, 3]", [True, False, True]),
-        ("As [x] shows: [2]\n", [False, True, False]),
-        ("[]", [False] * 3),
-        ("none of them", None),
-        ("[4]", None),
-    ],
-)
-def test_a_judges_answer_is_read_from_its_last_list(answer, expected):
-    assert detection.windows_in(answer, 3) == expected
-
-
-@pytest.mark.parametrize(
-    ("answer", "label"),
-    [
-        ('"dogs."', "dogs"),
-        ("<think>hm</think>\n\nLabel: the word *dog*", "the word *dog"),
-        ("", ""),
-        ("a " * 200, "a " * 58 + "a…"),
-    ],
-)
-def test_a_label_is_one_short_line(answer, label):
-    assert tidy(answer) == label
 
 
 def test_labels_of_a_server_are_kept_with_source_prompt_and_score_beside_the_null(pack, server):
@@ -278,3 +258,57 @@ def test_a_pack_without_control_windows_gives_labels_without_a_score_and_says_so
     pack.__dict__["controls"] = None
     found = next(label_latents(pack, [4], Endpoint(server.base, "m")))
     assert (found.score, found.null, found.requests) == (None, None, 1)
+
+
+def test_a_model_that_refuses_leaves_latents_without_label_and_the_command_says_why(pack, server, capsys):
+    words = server.answer
+    server.answer = lambda question: "I'm sorry, but I can't help with that." if "«" in question else words(question)
+    assert run(["label", str(pack.folder), "--with", server.base, "--model", "m", "--latents", "1,4"]) == 0
+    assert "2 latents got no label: 2 times it refused" in " ".join(capsys.readouterr().out.split())
+    assert pack.notes.labels() == {}
+    many = [i for i in range(24) if pack.table["count"][i]]
+    with pytest.raises(ConfigError, match=f"no label for the first {FRUITLESS} latents"):
+        list(label_latents(pack, many, Endpoint(server.base, "m"), at_once=1))
+
+
+def test_a_judge_that_thinks_without_an_end_gives_no_score(pack, server):
+    words = server.answer
+    server.answer = lambda question: "<think> perhaps [1, 2]" if "JSON list" in question else words(question)
+    found = next(label_latents(pack, [4], Endpoint(server.base, "m")))
+    assert found.text
+    assert (found.score, found.null) == (None, None)
+
+
+def test_reasoning_models_are_asked_with_the_settings_that_they_take(server):
+    refusals = ("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.", "'temperature' does not support 0")
+    server.failures = [(400, {}, json.dumps({"error": {"message": text}})) for text in refusals]
+    server.thinks = 1000
+    writer = Endpoint(server.base, "o4")
+    assert writer.answer("1. «dog»") == '"dog"'
+    assert writer.answer("1. «cat»") == '"cat"'
+    assert len(server.bodies) == 4
+    assert {"max_tokens", "temperature"} & set(server.bodies[-1]) == set()
+    assert server.bodies[-1]["max_completion_tokens"] == ROOM
+
+
+def test_a_model_that_thinks_first_is_given_more_room_once(server):
+    server.thinks = 1000
+    writer = Endpoint(server.base, "qwen")
+    assert [writer.answer("1. «dog»"), writer.answer("1. «dog»")] == ['"dog"'] * 2
+    assert [body["max_tokens"] for body in server.bodies] == [200, ROOM, ROOM]
+    server.thinks = 10**6
+    with pytest.raises(NoAnswer, match="thinking"):
+        writer.answer("1. «dog»")
+
+
+def test_a_question_that_a_filter_holds_back_does_not_end_the_command(server):
+    server.failures = [(400, {}, '{"error": {"code": "content_filter", "message": "held back"}}')]
+    with pytest.raises(NoAnswer, match="filter"):
+        Endpoint(server.base, "m").answer("x")
+
+
+def test_nothing_is_asked_where_nothing_could_be_saved(pack, server, monkeypatch):
+    (pack.folder / FILE).mkdir()
+    with pytest.raises(NotSaved):
+        next(label_latents(pack, [4], Endpoint(server.base, "m")))
+    assert server.asked == []

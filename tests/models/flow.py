@@ -1,4 +1,4 @@
-"""What passes every hook point of ours, and its gradient, read off the modules of transformers' Gemma 1 or 2."""
+"""What passes every hook point of ours, and its gradient, read off the modules of transformers' Gemma 1, 2 or 3."""
 
 import sys
 from contextlib import ExitStack
@@ -17,6 +17,7 @@ NORMS = {
         "ln2_post": "post_feedforward_layernorm",
     },
 }
+NORMS["gemma3_text"] = NORMS["gemma2"]
 Named = dict[str, Tensor]
 
 
@@ -61,6 +62,7 @@ def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False)
         for i, layer in enumerate(inner.layers):
             at, b = layer.self_attn, f"blocks.{i}"
             norm_names |= {getattr(layer, theirs): f"{b}.{ours}" for ours, theirs in norms.items()}
+            norm_names |= {getattr(at, n): f"{b}.attn.{n}" for n in ("q_norm", "k_norm") if hasattr(at, n)}
             on(layer, f"{b}.hook_resid_pre", "in")
             on(layer, f"{b}.hook_resid_post")
             on(getattr(layer, norms["ln2"]), f"{b}.hook_resid_mid", "in")
@@ -94,7 +96,7 @@ def flow(theirs, tokens: Tensor, mask: Tensor | None = None, grad: bool = False)
             leaf = name.rsplit(".", 1)[-1]
             if leaf in split:
                 values[name] = x.unflatten(-1, (split[leaf], -1))
-            elif leaf in ("hook_rot_q", "hook_rot_k"):
+            elif leaf in ("hook_rot_q", "hook_rot_k") or ".attn.q_norm." in name or ".attn.k_norm." in name:
                 values[name] = x.transpose(1, 2)
             values[name] = values[name].detach()
 

@@ -10,7 +10,14 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.fixture(scope="module", params=["several kv heads, low caps", "Gemma 1, several kv heads"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "several kv heads, low caps",
+        "Gemma 1, several kv heads",
+        "Gemma 3, a kv head each, another query scale and epsilon",
+    ],
+)
 def caches(request, tmp_path_factory, toy_tokenizer):
     """(ours, ours without gradients' graph, TransformerLens' unfolded, TransformerLens' folded): one cache of one run each."""
     config = SHAPES[request.param]

@@ -21,11 +21,17 @@ def push(x, hook):
     return x + 0.05 * hook.run.positions[..., None].to(x.dtype) * torch.linspace(-1, 1, x.shape[-1])
 
 
-@pytest.fixture(params=["Gemma 2", "Gemma 1"])
+GENERATIONS = {
+    "Gemma 1": {"model_type": "gemma", "attn_cap": None, "final_cap": None, "layer_types": (), "n_kv_heads": 1},
+    "Gemma 2": {},
+    "Gemma 3": {"model_type": "gemma3_text", "attn_cap": None, "rope_local_theta": 100.0, "rope_factor": 8.0},
+}
+
+
+@pytest.fixture(params=list(GENERATIONS))
 def model(request, tiny_config, toy_tokenizer):
-    """The tiny Gemma 2 of all tests, and a Gemma 1 of its size."""
-    first = {"model_type": "gemma", "attn_cap": None, "final_cap": None, "layer_types": (), "n_kv_heads": 1}
-    return random_gemma(replace(tiny_config, **(first if request.param == "Gemma 1" else {})), toy_tokenizer)
+    """The tiny Gemma 2 of all tests, and a Gemma 1 and a Gemma 3 of its size."""
+    return random_gemma(replace(tiny_config, **GENERATIONS[request.param]), toy_tokenizer)
 
 
 HOOKS = {"plain": [], "steered": [("blocks.1.hook_resid_post", push)]}

@@ -10,7 +10,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 RESID = "blocks.1.hook_resid_post"
 
 
-@pytest.fixture(scope="module", params=["several kv heads, low caps", "Gemma 1, one kv head"])
+@pytest.fixture(
+    scope="module", params=["several kv heads, low caps", "Gemma 1, one kv head", "Gemma 3, scaled positions, one kv head"]
+)
 def pair(request, tmp_path_factory, toy_tokenizer):
     """(ours, TransformerLens' own conversion of the same checkpoint)."""
     ours, theirs = twins(SHAPES[request.param], tmp_path_factory.mktemp("twin"), toy_tokenizer)

@@ -15,6 +15,7 @@ from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
+from scope.pretrain.tokenizer import save_tokenizer
 from tests.conftest import random_gemma
 from tests.models.twins import SHAPES, save_checkpoint, some_tokens, twins
 
@@ -346,7 +347,101 @@ def test_the_config_of_every_published_checkpoint_gives_its_model(name):
     assert model.sites()["blocks.3.attn.hook_z"] == heads * d_head
 
 
-@pytest.mark.parametrize("name", ["several kv heads, low caps", "Gemma 1, one kv head"])
+PATTERN = {"layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3, "_sliding_window_pattern": 6}
+FEW_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256, "vocab_size": 262_144, "sliding_window": 512}
+ONLY_TEXT = FEW_HEADS | {
+    "model_type": "gemma3_text",
+    "max_position_embeddings": 32_768,
+    "query_pre_attn_scalar": 256,
+    "rope_theta": 1_000_000,
+    "rope_local_base_freq": 10_000,
+    "rope_scaling": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "use_bidirectional_attention": False,
+}
+BESIDE_VISION = {"model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}
+GEMMA_3 = {
+    "google/gemma-3-270m": ((640, 18, 4, 1, 256, 2048, 256), ONLY_TEXT | PATTERN, 268e6),
+    "google/gemma-3-1b-it": ((1152, 26, 4, 1, 256, 6912, 256), ONLY_TEXT | {"sliding_window_pattern": 6}, 1.0e9),
+    "google/gemma-3-4b-pt": ((2560, 34, 8, 4, 256, 10240, 256), BESIDE_VISION, 3.88e9),
+    "google/gemma-3-12b-it": (
+        (3840, 48, 16, 8, 256, 15360, 256),
+        BESIDE_VISION | {"num_attention_heads": 16, "num_key_value_heads": 8},
+        11.77e9,
+    ),
+    "google/gemma-3-27b-it": (
+        (5376, 62, 32, 16, 128, 21504, 168),
+        BESIDE_VISION | {"num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": 168},
+        27.0e9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(GEMMA_3))
+def test_the_config_of_every_published_gemma_3_gives_its_language_model(name):
+    """As released: from 4B on the text model is a part that leaves out what is its class's default."""
+    shape, released, n_params = GEMMA_3[name]
+    d, layers, heads, _, d_head, d_mlp, _ = shape
+    raw = {"hidden_size": d, "num_hidden_layers": layers, "intermediate_size": d_mlp, **released}
+    small = "rope_theta" in raw
+    if not small:
+        raw = {"model_type": "gemma3", "text_config": raw, "vision_config": {"hidden_size": 1152}, "eos_token_id": [1, 106]}
+    config = GemmaConfig.from_hf(raw, name)
+    assert tuple(getattr(config, field) for field in SHAPE) == shape
+    assert (config.n_ctx, config.d_vocab, config.window) == ((32_768, 262_144, 512) if small else (131_072, 262_208, 1024))
+    assert (config.attn_cap, config.final_cap) == (None, None)
+    assert config.layer_types[:7] == ("local",) * 5 + ("global", "local")
+    assert (config.rope(0), config.rope(5)) == ((1e4, 1), (1e6, 1 if small else 8))
+    assert config.eos == ((1,) if small else (1, 106))
+    assert GemmaConfig.from_hf(config.to_hf(), name) == config
+    with torch.device("meta"):
+        model = Gemma(config)
+    assert len(tensor_names(config)) == len(list(model.parameters())) == 13 * layers + 2
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(n_params, rel=1e-2)
+    assert model.sites()["blocks.3.attn.q_norm.hook_normalized"] == heads * d_head
+
+
+@pytest.mark.parametrize("saved", ["as transformers 5 names its tensors", "as the hub names them"])
+@torch.no_grad()
+def test_of_a_gemma_3_with_a_vision_tower_the_language_model_is_loaded(saved, tmp_path, toy_tokenizer):
+    from safetensors.torch import load_file, save_file
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, SiglipVisionConfig
+
+    config = SHAPES["Gemma 3, scaled positions, one kv head"]
+    text = {k: v for k, v in config.to_hf().items() if k not in ("architectures", "dtype")}
+    vision = SiglipVisionConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+    both = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    theirs = Gemma3ForConditionalGeneration._from_config(both, attn_implementation="eager").eval()
+    theirs.save_pretrained(tmp_path)
+    save_tokenizer(toy_tokenizer.backend, tmp_path, config.n_ctx)
+    tensors = load_file(tmp_path / "model.safetensors")
+    parts = {"model.language_model.": "language_model.model.", "model.vision_tower.": "vision_tower."}
+    parts |= {"model.multi_modal_projector.": "multi_modal_projector.", "lm_head.": "language_model.lm_head."}
+    if saved == "as the hub names them":
+        for old, new in parts.items():
+            tensors = {new + n.removeprefix(old) if n.startswith(old) else n: t for n, t in tensors.items()}
+    assert any("language_model" in name for name in tensors)
+    assert any("vision_tower" in name for name in tensors)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    ours, tokens = load_model(str(tmp_path)), some_tokens(config)
+    torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_model_saved_without_its_unembedding_is_the_same_model(folder):
+    from safetensors.torch import load_file, save_file
+
+    tokens, before = torch.tensor([[2, 30, 31]]), load_model(str(folder))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("model."): t for name, t in tensors.items()}, folder / "model.safetensors")
+    assert torch.equal(load_model(str(folder))(tokens), before(tokens))
+
+
+@pytest.mark.parametrize(
+    "name", ["several kv heads, low caps", "Gemma 1, one kv head", "Gemma 3, scaled positions, one kv head"]
+)
 @torch.no_grad()
 def test_what_transformers_writes_today_loads_with_the_same_numbers(name, tmp_path, toy_tokenizer):
     """Its spelling of config.json: `dtype`, `rope_parameters`, one name for the activation."""

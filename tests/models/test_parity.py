@@ -1,4 +1,4 @@
-"""Our Gemma 1 and 2 against transformers' eager float32 models, on tiny random twins of several shapes."""
+"""Our Gemma 1, 2 and 3 against transformers' eager float32 models, on tiny random twins of several shapes."""
 
 import pytest
 import torch
@@ -98,6 +98,7 @@ def test_who_listens_changes_no_number(pair, side, length, monkeypatch):
     _, pieces = ours.run_with_cache(tokens, names_filter=names, attention_mask=mask)
     assert len(names) < len(whole)
     for name in names:
-        assert (pieces[name] - whole[name]).abs().max() <= 1e-6 * whole[name].abs().max(), name
+        rounding = 2.5e-7 * max(4, ours.cfg.n_layers)
+        assert (pieces[name] - whole[name]).abs().max() <= rounding * whole[name].abs().max(), name
     _, last = ours.run_with_cache(tokens, names_filter=names[-1], attention_mask=mask)
     assert torch.equal(last[names[-1]], pieces[names[-1]])

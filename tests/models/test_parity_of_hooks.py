@@ -1,4 +1,4 @@
-"""Every hook and its gradient against transformers' eager Gemma 1 and 2, over heads, windows, caps, batches and padding."""
+"""Every hook and its gradient against transformers' eager Gemma 1, 2 and 3, over heads, windows, caps, batches and padding."""
 
 from dataclasses import replace
 from itertools import product
@@ -25,9 +25,9 @@ def config(heads: str, window: int, caps: str):
     return replace(BASE, n_heads=n_heads, n_kv_heads=kv, d_head=d_head, window=window, attn_cap=attn, final_cap=final)
 
 
-GEMMA_1 = [name for name in SHAPES if name.startswith("Gemma 1")]
+OTHER_GENERATIONS = [name for name in SHAPES if name.startswith(("Gemma 1", "Gemma 3"))]
 CONFIGS = {f"{h}, window {w}, {c}": config(h, w, c) for h, w, c in product(HEADS, WINDOWS, CAPS)}
-CONFIGS |= {name: SHAPES[name] for name in GEMMA_1}
+CONFIGS |= {name: SHAPES[name] for name in OTHER_GENERATIONS}
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -75,7 +75,7 @@ def test_every_hook_and_its_gradient_equal_what_flows_in_transformers(pair, padd
         assert worst < 1e-4, f"the gradient at {name} differs by {worst:.1e} of its largest"
 
 
-@pytest.mark.parametrize("name", [f"{heads}, window 5, released caps" for heads in HEADS] + GEMMA_1)
+@pytest.mark.parametrize("name", [f"{heads}, window 5, released caps" for heads in HEADS] + OTHER_GENERATIONS)
 @torch.no_grad()
 def test_bfloat16_is_as_close_to_the_truth_at_every_hook_as_transformers_bfloat16_is(name):
     """The truth is float64 arithmetic on the weights rounded to bfloat16."""
@@ -93,7 +93,7 @@ def test_bfloat16_is_as_close_to_the_truth_at_every_hook_as_transformers_bfloat1
         assert errors[0] <= 1.1 * errors[1] + 1e-9, f"{name}: {errors[0]:.2e}, where transformers has {errors[1]:.2e}"
 
 
-@pytest.mark.parametrize("name", ["two kv heads, window 5, released caps", *GEMMA_1])
+@pytest.mark.parametrize("name", ["two kv heads, window 5, released caps", *OTHER_GENERATIONS])
 @torch.no_grad()
 def test_bfloat16_has_the_logits_of_transformers_bfloat16_to_the_last_bit(name):
     ours = random_gemma(CONFIGS[name]).to(torch.bfloat16)

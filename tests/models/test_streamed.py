@@ -21,12 +21,14 @@ CONFIG = replace(SHAPES["several kv heads, low caps"], n_ctx=128)
 
 
 GEMMA_1 = replace(SHAPES["Gemma 1, one kv head"], n_ctx=128, n_layers=4, layer_types=())
+GEMMA_3 = replace(SHAPES["Gemma 3, scaled positions, one kv head"], n_ctx=128, n_layers=4, layer_types=("local", "global") * 2)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "Gemma 1"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "Gemma 1", "Gemma 3"])
 def folder(request, tmp_path_factory, toy_tokenizer):
     path = tmp_path_factory.mktemp("stored")
-    config, dtype = (GEMMA_1, "bfloat16") if request.param == "Gemma 1" else (CONFIG, request.param)
+    others = {"Gemma 1": (GEMMA_1, "bfloat16"), "Gemma 3": (GEMMA_3, "float32")}
+    config, dtype = others.get(request.param, (CONFIG, request.param))
     return save_checkpoint(random_gemma(config), path, toy_tokenizer, getattr(torch, dtype), shards=2)
 
 

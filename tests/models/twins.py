@@ -30,6 +30,7 @@ _GQA = GemmaConfig(
 )
 
 _GEMMA_1 = replace(_GQA, model_type="gemma", attn_cap=None, final_cap=None, layer_types=())
+_GEMMA_3 = replace(_GQA, model_type="gemma3_text", attn_cap=None, final_cap=None, rope_theta=500.0, rope_local_theta=20.0)
 
 SHAPES = {
     "several kv heads, low caps": _GQA,
@@ -44,6 +45,13 @@ SHAPES = {
     "Gemma 1, one kv head": replace(_GEMMA_1, n_kv_heads=1, d_head=10, query_scalar=10, n_layers=3, layer_types=()),
     "Gemma 1, a kv head each, wider than the stream": replace(_GEMMA_1, d_model=36, n_kv_heads=4, n_layers=3, layer_types=()),
     "Gemma 1, several kv heads": replace(_GEMMA_1, rope_theta=300.0, eps=1e-2),
+    "Gemma 3, five local layers to a global one": replace(_GEMMA_3, n_layers=7, layer_types=()),
+    "Gemma 3, scaled positions, one kv head": replace(
+        _GEMMA_3, n_kv_heads=1, d_head=10, n_layers=3, layer_types=("local", "global", "global"), rope_factor=8.0
+    ),
+    "Gemma 3, a kv head each, another query scale and epsilon": replace(
+        _GEMMA_3, n_kv_heads=4, query_scalar=7.0, eps=1e-2, final_cap=4.0, layer_types=("global", "local") * 2
+    ),
 }
 
 
@@ -113,6 +121,9 @@ def hooked_transformer(config: GemmaConfig, theirs):
         gated_mlp=True,
         positional_embedding_type="rotary",
         rotary_base=c.rope_theta,
+        rotary_base_local=c.rope_local_theta,
+        rotary_scaling_factor=c.rope_factor,
+        use_qk_norm=c.use_qk_norm,
         rotary_dim=c.d_head,
         attn_scale=c.query_scalar**0.5,
         attn_scores_soft_cap=c.attn_cap or -1.0,

@@ -3,6 +3,7 @@
 A `Writer` is anything with a `name` and `answer(question, most) -> str`.
 """
 
+import http.client
 import json
 import os
 import random
@@ -14,16 +15,19 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from scope.errors import ConfigError
+from scope.features.labels.answers import Busy, CutShort, NoAnswer, refused_by_filter, reply_in
 from scope.models.face import LanguageModel
 
 _AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _TRIES, _PATIENCE = 6, 60.0
 _LARGEST = 4 << 20  # bytes of an answer that are read
+ROOM = 4096
+"""Tokens given to a model whose answer did not end within fewer, as one that thinks first."""
 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Answers questions. `name` is stored with every label."""
+    """Answers questions, or raises `NoAnswer`. `name` is stored with every label."""
 
     name: str
 
@@ -51,34 +55,64 @@ class Endpoint:
             raise ConfigError(f"The key would travel to {parts.hostname} unencrypted. Give an https address, or no key.")
         self.host, self.model, self.name = parts.hostname, model, f"{model} at {parts.hostname}"
         self._url, self._key, self._timeout = base.rstrip("/") + "/chat/completions", key, timeout
+        self._limit, self._room, self._greedy = "max_tokens", 0, True
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._pause, self._free, self._lock = 60 / per_minute if per_minute else 0.0, 0.0, threading.Lock()
         self._stopped = threading.Event()
 
     def answer(self, question: str, most: int = 200) -> str:
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question}],
-            "max_tokens": most,
-            "temperature": 0,
-        }
-        wait, why = 1.0, ""
-        for attempt in range(_TRIES):
+        """The text of the answer; what the server will not take is left out of this and later questions.
+
+        Raises:
+            NoAnswer: the model refused, called a tool, or did not come to an end within ROOM tokens.
+            ConfigError: the server refuses, or does not answer.
+        """
+        wait, why, attempt = 1.0, "", 0
+        while attempt < _TRIES:
             if attempt:
                 self._stopped.wait(min(wait, _PATIENCE))
             self._take_turn()
+            room = max(most, self._room)
+            body = {"model": self.model, "messages": [{"role": "user", "content": question}], "stream": False}
+            body |= {self._limit: room} if self._limit else {}
+            body |= {"temperature": 0} if self._greedy else {}
             try:
                 return self._post(body)
             except urllib.error.HTTPError as error:
                 text = error.read(2000).decode("utf-8", "replace").strip()
+                if refused_by_filter(text):
+                    raise NoAnswer("a content filter held the question back") from None
+                if error.code in (400, 422) and self._adapted(body, text):
+                    continue
                 if error.code not in _AGAIN:
                     raise ConfigError(self._refused(error.code, text)) from None
                 why, wait = f"status {error.code}", _asked_wait(error) or 2.0**attempt * (1 + random.random() / 4)
-            except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            except CutShort:
+                if room >= ROOM:
+                    raise
+                self._room = ROOM
+                continue
+            except (OSError, http.client.HTTPException, Busy) as error:
                 why, wait = f"{type(error).__name__}: {error}", 2.0**attempt * (1 + random.random() / 4)
+            attempt += 1
         raise ConfigError(
             f"{self.host} did not answer {_TRIES} times ({why}). Labels made so far are saved; give the command again later."
         )
+
+    def _adapted(self, body: dict, text: str) -> bool:
+        """Whether the refusal names a setting that can be left out, which is then left out of every question.
+
+        OpenAI's reasoning models take max_completion_tokens in place of max_tokens, and no temperature.
+        """
+        if "max_tokens" in body and "max_tokens" in text:
+            self._limit, self._room = "max_completion_tokens", ROOM  # thoughts count among them
+        elif "max_completion_tokens" in body and "max_completion_tokens" in text:
+            self._limit = ""
+        elif "temperature" in body and "temperature" in text:
+            self._greedy = False
+        else:
+            return False
+        return True
 
     def _take_turn(self) -> None:
         with self._lock:
@@ -96,8 +130,7 @@ class Endpoint:
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         with self._opener.open(request, timeout=self._timeout) as reply:
-            found = json.loads(reply.read(_LARGEST))
-        return str(found["choices"][0]["message"]["content"] or "")
+            return reply_in(reply.read(_LARGEST))
 
     def _refused(self, code: int, text: str) -> str:
         ways = {

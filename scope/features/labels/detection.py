@@ -4,8 +4,6 @@ Balanced accuracy is the mean of two shares: of firing windows judged to fire, a
 Guessing, and saying yes to all, score 0.5. The null is another latent's label judged on the same windows.
 """
 
-import json
-import re
 from collections.abc import Sequence
 
 from scope.features.labels.evidence import Evidence
@@ -29,18 +27,6 @@ def question(label: str, evidence: Evidence) -> str:
     """The question for a judge."""
     windows = "\n".join(f"{i}. {window.text}" for i, window in enumerate(evidence.windows, 1))
     return _ASK.format(label=label, n=len(evidence.windows), windows=windows)
-
-
-def windows_in(answer: str, n: int) -> list[bool] | None:
-    """[n] in which windows the judge says it fires, read from the last list of its answer; None where there is none."""
-    for found in reversed(re.findall(r"\[[^\[\]]*\]", answer)):
-        try:
-            numbers = json.loads(found)
-        except ValueError:
-            continue
-        if all(isinstance(i, int) and 1 <= i <= n for i in numbers):
-            return [i + 1 in numbers for i in range(n)]
-    return None
 
 
 def balanced_accuracy(answers: Sequence[bool], fires: Sequence[bool]) -> float:

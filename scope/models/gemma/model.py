@@ -1,4 +1,4 @@
-"""Gemma 1 and 2: attention, then a gated MLP; in Gemma 2 each between two norms, with soft caps and alternating windows."""
+"""Gemma 1, 2 and 3: attention, then a gated MLP; from Gemma 2 on each between two norms, with alternating windows."""
 
 import torch
 from torch import nn
@@ -23,17 +23,20 @@ BLOCK_PARTS = (
 
 
 class Block(nn.Module):
-    """Attention, then a gated MLP, each behind a norm and added to the residual stream; in Gemma 2 what is added passes a
-    second norm.
+    """Attention, then a gated MLP, each behind a norm and added to the residual stream; from Gemma 2 on what is added passes
+    a second norm.
 
-    Source: Gemma report, section 2, arXiv:2403.08295; Gemma 2 report, section 2, arXiv:2408.00118.
+    Source: Gemma report, section 2, arXiv:2403.08295; Gemma 2 report, section 2, arXiv:2408.00118; Gemma 3 report, section 2,
+    arXiv:2503.19786.
     """
 
     def __init__(self, config: GemmaConfig, layer: int):
         super().__init__()
         c, d = config, config.d_model
-        self.window, self.rope_theta = c.local_window(layer), c.rope_theta
-        self.attn = Attention(d, c.n_heads, c.n_kv_heads, c.d_head, c.query_scalar**-0.5, c.attn_cap)
+        self.window, self.rope = c.local_window(layer), c.rope(layer)
+        self.attn = Attention(
+            d, c.n_heads, c.n_kv_heads, c.d_head, c.query_scalar**-0.5, c.attn_cap, c.eps if c.use_qk_norm else None
+        )
         self.mlp = GatedMLP(d, c.d_mlp)
         self.ln1, self.ln1_post, self.ln2, self.ln2_post = (
             RMSNorm(d, c.eps) if c.post_norms or not post else nn.Identity() for post in (False, True, False, True)
@@ -46,7 +49,7 @@ class Block(nn.Module):
         self.hook_mlp_in = HookPoint(d, on_request=True)
 
     def forward(self, resid: Resid, at: RunPositions, cache: LayerCache | None = None) -> Resid:
-        rotary, mask = at.rotary(self.attn.d_head, self.rope_theta), at.causal_mask(self.window)
+        rotary, mask = at.rotary(self.attn.d_head, *self.rope), at.causal_mask(self.window)
         resid_pre = self.hook_resid_pre(resid)
         attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.attn_input(resid_pre), rotary, mask, cache)))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)

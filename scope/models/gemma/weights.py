@@ -22,8 +22,11 @@ _FOUR_NORMS = {
 }
 
 
+_QK_NORMS = {"attn.q_norm": "self_attn.q_norm", "attn.k_norm": "self_attn.k_norm"}
+
+
 def tensor_names(config: GemmaConfig) -> dict[str, str]:
-    in_block = _IN_BLOCK | (_FOUR_NORMS if config.post_norms else _NORMS)
+    in_block = _IN_BLOCK | (_FOUR_NORMS if config.post_norms else _NORMS) | (_QK_NORMS if config.use_qk_norm else {})
     names = {"embed.weight": "model.embed_tokens.weight", "ln_final.weight": "model.norm.weight"}
     for layer in range(config.n_layers):
         for ours, theirs in in_block.items():

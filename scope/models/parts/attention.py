@@ -1,4 +1,4 @@
-"""Causal attention with grouped key-value heads, a soft cap on the scores, and an optional sliding window."""
+"""Causal attention with grouped key-value heads; optional: a soft cap on the scores, norms of queries and keys, a window."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from scope.models.hooks import HookPoint, with_gradient_of
 from scope.models.parts.cache import LayerCache
-from scope.models.parts.layers import soft_cap, soft_cap_
+from scope.models.parts.layers import RMSNorm, soft_cap, soft_cap_
 from scope.models.parts.mask import CausalMask
 from scope.models.parts.positions import Angles, rotate
 from scope.shapes import Heads, Keys, Resid
@@ -24,12 +24,23 @@ _SCORES_AT_ONCE_ELSEWHERE = 1 << 27
 
 
 class Attention(nn.Module):
-    """Scale, soft cap, mask, softmax in float32: the order matters, and the query scale comes from the config.
+    """Scale, soft cap, mask, softmax in float32: the order matters, and the query scale comes from the config. With
+    `qk_norm_eps`, queries and keys are normalised head by head before they are turned.
 
-    Source: Gemma 2 report, section 2, arXiv:2408.00118; hooks are named as in TransformerLens.
+    Source: Gemma 2 report, section 2, arXiv:2408.00118; Gemma 3 report, section 2, arXiv:2503.19786; hooks are named as in
+    TransformerLens.
     """
 
-    def __init__(self, d_model: int, n_heads: int, n_kv_heads: int, d_head: int, scale: float, cap: float | None):
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_head: int,
+        scale: float,
+        cap: float | None,
+        qk_norm_eps: float | None = None,
+    ):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head, self.scale, self.cap = n_heads, n_kv_heads, d_head, scale, cap
         self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
@@ -37,6 +48,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
         all_heads, all_kv = n_heads * d_head, n_kv_heads * d_head
         self.hook_q, self.hook_k, self.hook_v = HookPoint(all_heads), HookPoint(all_kv), HookPoint(all_kv)
+        self.q_norm, self.k_norm = (
+            nn.Identity() if qk_norm_eps is None else RMSNorm(d_head, qk_norm_eps, heads=n) for n in (n_heads, n_kv_heads)
+        )
         self.hook_rot_q, self.hook_rot_k = HookPoint(all_heads), HookPoint(all_kv)
         self.hook_attn_scores, self.hook_pattern, self.hook_z = HookPoint(), HookPoint(), HookPoint(all_heads)
         self.hook_result = HookPoint(n_heads * d_model, on_request=True)  # what each head writes
@@ -49,7 +63,7 @@ class Attention(nn.Module):
         x_q, x_k, x_v = x if isinstance(x, tuple) else (x, x, x)
         q, k = self.hook_q(self.heads(self.q_proj, x_q)), self.hook_k(self.heads(self.k_proj, x_k))
         v = self.hook_v(self.heads(self.v_proj, x_v))
-        q, k = self.hook_rot_q(rotate(q, *rotary)), self.hook_rot_k(rotate(k, *rotary))
+        q, k = self.hook_rot_q(rotate(self.q_norm(q), *rotary)), self.hook_rot_k(rotate(self.k_norm(k), *rotary))
         if cache is not None:
             k, v = cache.append(k, v)
         hooked = self.hook_attn_scores.has_hooks() or self.hook_pattern.has_hooks()

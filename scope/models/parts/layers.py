@@ -17,10 +17,11 @@ class RMSNorm(nn.Module):
     `hook_normalized` sees x / rms(x) before the gain, which is what Gemma Scope's transcoders read.
     """
 
-    def __init__(self, d: int, eps: float):
+    def __init__(self, d: int, eps: float, heads: int = 1):
+        """`heads`: how many vectors of `d` numbers a token has, each normalised on its own."""
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.zeros(d)), eps
-        self.hook_scale, self.hook_normalized = HookPoint(1), HookPoint(d)
+        self.hook_scale, self.hook_normalized = HookPoint(heads), HookPoint(heads * d)
 
     def forward(self, x: Float[Tensor, "*lead d"]) -> Float[Tensor, "*lead d"]:
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

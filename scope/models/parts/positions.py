@@ -22,15 +22,15 @@ class RunPositions:
         self.positions, self.real, self.dtype = positions, real, dtype
         self.key_positions = positions if cache is None else cache.positions
         self.key_real = None if real is None else real if cache is None else cache.real
-        self._rotary: dict[tuple[int, float], tuple[Angles, Angles]] = {}
+        self._rotary: dict[tuple[int, float, float], tuple[Angles, Angles]] = {}
         self._masks: dict[int | None, CausalMask] = {}
 
-    def rotary(self, d_head: int, theta: float) -> tuple[Angles, Angles]:
+    def rotary(self, d_head: int, theta: float, factor: float = 1.0) -> tuple[Angles, Angles]:
         """cos and sin; one row of angles serves all texts where all rows of positions agree."""
-        if (d_head, theta) not in self._rotary:
+        if (d_head, theta, factor) not in self._rotary:
             rows = self.positions if self.real is not None else self.positions[:1]
-            self._rotary[d_head, theta] = rotary_tables(rows, d_head, theta, self.dtype)
-        return self._rotary[d_head, theta]
+            self._rotary[d_head, theta, factor] = rotary_tables(rows, d_head, theta, self.dtype, factor)
+        return self._rotary[d_head, theta, factor]
 
     def causal_mask(self, window: int | None) -> CausalMask:
         """For a layer that looks back `window` tokens, the query's own included; None looks at all."""
@@ -39,12 +39,15 @@ class RunPositions:
         return self._masks[window]
 
 
-def rotary_tables(positions: Positions, d_head: int, theta: float, dtype: torch.dtype) -> tuple[Angles, Angles]:
-    """cos and sin for absolute positions, for turning feature i together with feature i + d_head / 2 (never with its
-    neighbour). The sin of the first half is negated, as `rotate` wants it. Computed in float32 whatever the model's dtype, then
-    cast."""
+def rotary_tables(
+    positions: Positions, d_head: int, theta: float, dtype: torch.dtype, factor: float = 1.0
+) -> tuple[Angles, Angles]:
+    """cos and sin for absolute positions divided by `factor`, for turning feature i together with feature i + d_head / 2 (never
+    with its neighbour). The sin of the first half is negated, as `rotate` wants it. Computed in float32 whatever the model's
+    dtype, then cast."""
     exponents = torch.arange(0, d_head, 2, dtype=torch.int64, device=positions.device).float() / d_head
-    angles = positions[..., None, None].float() * (1.0 / theta**exponents)
+    frequencies = 1.0 / theta**exponents if factor == 1 else 1.0 / theta**exponents / factor
+    angles = positions[..., None, None].float() * frequencies
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 

@@ -29,10 +29,10 @@ class ConfigNames:
     use_normalization_before_and_after = property(lambda self: self.post_norms)
     use_attn_scale = property(lambda self: True)
     gated_mlp = final_rms = tie_word_embeddings = uses_rms_norm = property(lambda self: True)
-    attn_only = parallel_attn_mlp = rotary_adjacent_pairs = use_qk_norm = property(lambda self: False)
+    attn_only = parallel_attn_mlp = rotary_adjacent_pairs = property(lambda self: False)
     use_attn_result = use_split_qkv_input = use_attn_in = use_hook_mlp_in = False  # what model.set_use_...() changes
     ungroup_grouped_query_attention = post_embedding_ln = scale_attn_by_inverse_layer_idx = from_checkpoint = False
-    num_experts = rotary_base_local = None
+    num_experts = None
     rotary_dim = property(lambda self: self.d_head)
     rotary_base = property(lambda self: self.rope_theta)
     attention_dir = property(lambda self: "causal")

@@ -138,6 +138,9 @@ def export(model: Any) -> HookedTransformer:
         gated_mlp=True,
         positional_embedding_type="rotary",
         rotary_base=c.rope_theta,
+        rotary_base_local=c.rotary_base_local,
+        rotary_scaling_factor=c.rotary_scaling_factor,
+        use_qk_norm=c.use_qk_norm,
         rotary_dim=c.d_head,
         attn_scale=c.attn_scale,
         attn_scores_soft_cap=c.attn_scores_soft_cap,
@@ -158,6 +161,8 @@ def export(model: Any) -> HookedTransformer:
         kv = slice(None, None, c.n_heads // c.n_kv_heads)  # theirs are kept once for each key-value head
         attn, mlp, at = block.attn, block.mlp, f"blocks.{n}"
         tensors |= {f"{at}.{norm}.w": getattr(block, norm).w for norm in norms}
+        if c.use_qk_norm:
+            tensors |= {f"{at}.attn.{norm}.w": getattr(attn, norm).w for norm in ("q_norm", "k_norm")}
         tensors |= {f"{at}.attn.{w}": getattr(attn, w) for w in ("W_Q", "W_O", "b_Q", "b_O")}
         tensors |= {f"{at}.attn._{w}": getattr(attn, w)[kv] for w in ("W_K", "W_V", "b_K", "b_V")}
         tensors |= {f"{at}.mlp.{w}": getattr(mlp, w) for w in ("W_gate", "W_in", "W_out", "b_in", "b_out")}
