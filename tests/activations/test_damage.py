@@ -81,7 +81,7 @@ def test_a_flipped_byte_is_named_by_verify_and_gives_no_reader_a_wrong_row(folde
 def test_every_single_byte_of_manifest_and_journal_is_under_a_checksum(folder):
     for name in ("manifest.json", "journal.jsonl"):
         whole = (folder / name).read_bytes()
-        for at in range(0, len(whole), 1 if name == "manifest.json" else 7):
+        for at in range(0, len(whole), 1 if name == "manifest.json" else 17):
             (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             assert complaints_of_reading(folder), f"byte {at} of {name}"
         (folder / name).write_bytes(whole)
