@@ -12,6 +12,8 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,44 +158,58 @@ def _umask() -> int:
 
 
 @contextmanager
-def only_writer(folder: Path, lock: str = ".lock", doing: str = "written") -> Iterator[None]:
+def only_writer(folder: Path, lock: str = ".lock", doing: str = "written", patience: float = 0.0) -> Iterator[None]:
     """Hold a folder for writing, or the part of it that `lock` stands for. Readers need no lock.
 
     The system lets go of it when the process ends, however that happens. On file systems without locks (some NFS and Lustre)
     a file beside the lock stands for it; one whose process has ended is ignored on the same host.
 
     Raises:
-        FolderInUse: another process holds it; the message names process and host.
+        FolderInUse: another process has held it for `patience` seconds; the message names process and host.
     """
-    path, handle, soft = folder / lock, -1, None
+    path, until = folder / lock, time.monotonic() + patience
+    while True:
+        try:
+            handle, soft = _hold(path, doing)
+            break
+        except FolderInUse:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
     try:
-        while handle < 0:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666)
+        os.ftruncate(handle, 0)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        os.ftruncate(handle, 0)
+        if soft is not None:
+            soft.release()
+        os.close(handle)
+
+
+def _hold(path: Path, doing: str) -> tuple[int, Any]:
+    """(descriptor of the locked file, the soft lock beside it if the file system has no locks)."""
+    while True:
+        handle, soft = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINK, 0o666), None
+        try:
             locked = _try_lock(handle)
             if locked is None:
                 soft = _soft_lock(path)
-                locked = soft is not None
-            if not locked:
+            if not (locked or soft):
                 holder = os.read(handle, 200).decode(errors="replace").partition("\n")[0].strip() or "another process"
                 marker = _marker(path)
                 gone = f"\n  If it ended on another host, remove {marker}." if marker.exists() else ""
                 way_out = f"Wait for it, stop it, or give another --out.{gone}"
-                raise FolderInUse(f"{folder} is being {doing} by {holder}.\n  {way_out}")
-            if not _is_at(path, handle):  # its last holder removed it between the opening and the locking
-                os.close(handle)
-                handle = -1
-        os.ftruncate(handle, 0)
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        try:
-            yield
-        finally:
-            os.ftruncate(handle, 0)
-    finally:
+                raise FolderInUse(f"{path.parent} is being {doing} by {holder}.\n  {way_out}")
+            if _is_at(path, handle):  # else its last holder removed it between the opening and the locking
+                return handle, soft
+        except BaseException:
+            os.close(handle)
+            raise
         if soft is not None:
             soft.release()
-        if handle >= 0:
-            os.close(handle)
+        os.close(handle)
 
 
 def _is_at(path: Path, handle: int) -> bool:
@@ -242,6 +258,15 @@ def _try_lock(handle: int) -> bool | None:
         if error.errno in _WITHOUT_LOCKS:
             return None
         raise
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether the file system of a folder has locks. True where nothing can be written, and so nothing has to be locked."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return _try_lock(file.fileno()) is not None
+    except OSError:
+        return True
 
 
 def _marker(path: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from scope.whole_files import FolderInUse, file_aside, is_held, only_writer, remove_asides, whole_file, whole_folder
+from scope.whole_files import FolderInUse, file_aside, has_locks, is_held, only_writer, remove_asides, whole_file, whole_folder
 
 HOLD = """
 import errno, sys
@@ -42,10 +42,11 @@ def locks(request, monkeypatch) -> str:
 
 
 def test_a_second_writer_is_refused_by_the_name_of_the_first_and_let_in_after_it(tmp_path, locks):
+    assert has_locks(tmp_path) == (locks == "locks")
     assert not is_held(tmp_path)
-    with only_writer(tmp_path, doing="built"):
+    with only_writer(tmp_path):
         assert is_held(tmp_path)
-        with pytest.raises(FolderInUse, match=f"is being built by process {os.getpid()} on "), only_writer(tmp_path):
+        with pytest.raises(FolderInUse, match=f"is being written by process {os.getpid()} on "), only_writer(tmp_path):
             pass
         assert is_held(tmp_path)
     assert not is_held(tmp_path)
@@ -68,9 +69,7 @@ def test_a_killed_process_lets_go_of_its_lock(tmp_path, locks):
         assert is_held(tmp_path)
 
 
-def test_a_lock_of_another_host_is_kept_where_there_are_no_locks_and_the_message_says_which_file_to_remove(
-    tmp_path, monkeypatch
-):
+def test_a_lock_of_another_host_is_kept_where_there_are_none_and_the_message_names_its_file(tmp_path, monkeypatch):
     def without_locks(*args, **kwargs):
         raise OSError(errno.ENOLCK, "No locks available")
 

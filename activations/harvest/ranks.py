@@ -16,7 +16,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from scope.activations.format.shard_entry import Count, ShardEntry
 
 from scope.errors import ScopeError
 from scope.typed_json import parse_json, typed
-from scope.whole_files import FolderInUse, is_held, only_writer
+from scope.whole_files import is_held, only_writer
 
 _POLL = 0.1  # seconds
 _PATIENCE = 60.0  # seconds in which rank 0 may still replace the manifest of an empty recording
@@ -267,16 +267,7 @@ def only_rank(folder: Path, ranks: ProcessRank) -> Iterator[None]:
     Raises:
         FolderInUse: another process holds it.
     """
-    with ExitStack() as stack:
-        patience = time.monotonic() + (10.0 if ranks.world > 1 else 0.0)
-        while True:
-            try:
-                stack.enter_context(only_writer(folder, ranks.lock))
-                break
-            except FolderInUse:
-                if time.monotonic() >= patience:
-                    raise
-                time.sleep(_POLL)
+    with only_writer(folder, ranks.lock, patience=10.0 if ranks.world > 1 else 0.0):
         yield
 
 

@@ -95,7 +95,7 @@ def open_hdf5(path: Path, manifest: Manifest) -> h5py.File:
         PackError: it cannot be opened, a dataset is missing, lies elsewhere, or is of another type or shape.
     """
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=False)  # a finished file; some file systems have no locks
     except Exception as problem:  # h5py raises many kinds
         raise _damaged(path, str(problem)) from None
     try:

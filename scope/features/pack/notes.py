@@ -10,14 +10,16 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from scope.errors import PackError
 from scope.typed_json import parse_json, typed
+from scope.whole_files import has_locks, only_writer
 
 FILE = "notes.sqlite"
 LONGEST = 20_000
@@ -105,7 +107,7 @@ class Notes:
     def _connect_to_read(self) -> sqlite3.Connection:
         """A connection that makes no file; it undoes the half writing of a process that was killed."""
         place = f"file:{quote(str(self.file.absolute()))}"
-        db = sqlite3.connect(f"{place}?mode=rw", timeout=_WAIT, uri=True)
+        db = sqlite3.connect(f"{place}?mode=rw{self._vfs}", timeout=_WAIT, uri=True)
         try:
             db.execute("SELECT 1 FROM sqlite_master").fetchone()
         except sqlite3.OperationalError as error:
@@ -116,6 +118,21 @@ class Notes:
             db = sqlite3.connect(f"{place}?immutable=1", uri=True)
         return db
 
+    @cached_property
+    def _vfs(self) -> str:
+        """SQLite without locks, where the file system has none."""
+        return "" if has_locks(self.file.parent) else "&vfs=unix-none"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other writers out where SQLite cannot.
+
+        Raises:
+            FolderInUse: another process has been writing for too long.
+        """
+        with only_writer(self.file.parent, "notes.lock", patience=_WAIT) if self._vfs else nullcontext():
+            yield
+
     @contextmanager
     def _writing(self, text: str) -> Iterator[sqlite3.Connection]:
         """The file in one transaction, with its tables; `text` is what is to be saved.
@@ -124,7 +141,8 @@ class Notes:
             PackError: it belongs to another dictionary; it is damaged, locked, or cannot be written (`NotSaved`).
         """
         try:
-            with closing(sqlite3.connect(self.file, timeout=_WAIT, isolation_level=None)) as db:
+            place = f"file:{quote(str(self.file.absolute()))}?mode=rwc{self._vfs}"
+            with self._alone(), closing(sqlite3.connect(place, timeout=_WAIT, isolation_level=None, uri=True)) as db:
                 db.execute("BEGIN IMMEDIATE")
                 for table in _TABLES:
                     db.execute(f"CREATE TABLE IF NOT EXISTS {table}")

@@ -120,13 +120,13 @@ def _gzipped(text: str) -> bytes:
 
 
 def _write_examples(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    with h5py.File(file, "w", libver="v110") as f:
+    with h5py.File(file, "w", libver="v110", locking=False) as f:
         for name, dtype in EXAMPLES.items():
             _write_dataset(f, name, arrays[name], dtype, rows=1)
 
 
 def _write_relations(file: Path, arrays: PackArrays) -> None:
-    with h5py.File(file, "w", libver="v110") as f:
+    with h5py.File(file, "w", libver="v110", locking=False) as f:
         for name, dtype in RELATIONS.items():
             nothing = np.zeros((len(arrays.table), 0))
             _write_dataset(f, name, arrays.relations.get(name, nothing), dtype, rows=256)
