@@ -12,7 +12,7 @@ class Command:
     """Write latents of a pack as a table, as everything, as cards, or for Neuronpedia or SAEDashboard.
 
     parquet, csv: the table, a row a latent. json: all that the pack knows. html: cards on a page that needs nothing else.
-    neuronpedia: a folder that its admin panel imports. saedashboard: the JSON that SaeVisData.load_json reads.
+    neuronpedia: a source as it lies in its public data. saedashboard: the JSON that SaeVisData.load_json reads.
     """
 
     pack: tyro.conf.Positional[Path]
@@ -48,4 +48,7 @@ class Command:
         written = size(sum(f.stat().st_size for f in files))
         console.print(f"{len(latents):,} latents, {written}: {where}")
         if self.to == "neuronpedia":
-            console.print("To load it into a Neuronpedia of your own: its admin panel imports this folder.")
+            console.print(
+                "Neuronpedia takes sources from its bucket s3://neuronpedia-datasets/v1 alone, not from a folder: ask its "
+                "makers to put this one there. An instance of your own can be pointed at another bucket."
+            )

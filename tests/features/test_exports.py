@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -134,10 +136,73 @@ def test_neuronpedias_folder_holds_features_activations_and_given_labels(pack, t
         round(a["values"][a["qualifyingTokenIndex"]], 3) for a in mine
     ]
     assert len({a["id"] for a in activations}) == len(activations)
-    assert {(e["index"], e["description"], e["explanationModelName"]) for e in explanations} == {
-        ("1", "=dogs()", "some-model"),
-        ("7", "<script>alert(1)</script>", None),
+    assert {(e["index"], e["description"], e["notes"]) for e in explanations} == {
+        ("1", "=dogs()", "by some-model, balanced accuracy 0.800"),
+        ("7", "<script>alert(1)</script>", "by a person"),
     }
+    for table, rows in {**heads, "Neuron": features[0], "Activation": activations[0], "Explanation": explanations[0]}.items():
+        columns = {name.rstrip("*"): name.endswith("*") for name in NEURONPEDIA[table].split()}
+        assert set(rows) <= set(columns)
+        assert {name for name, required in columns.items() if required} <= set(rows)
+
+
+NEURONPEDIA = {
+    "release": """name* visibility description* creatorName* urls creatorId* createdAt""",
+    "model": """id* displayNameShort displayName creatorId* visibility instruct layers* neuronsPerLayer* createdAt owner*
+    updatedAt""",
+    "sourceset": """modelId* name* hasDashboards visibility description* type creatorName* urls creatorId* releaseName
+    createdAt""",
+    "source": """id* modelId* hasDashboards visibility setName* creatorId* num_prompts num_tokens_in_prompt dataset notes
+    createdAt""",
+    "Neuron": """modelId* layer* index* sourceSetName creatorId createdAt maxActApprox hasVector vector vectorLabel
+    vectorDefaultSteerStrength hookName topkCosSimIndices topkCosSimValues neuron_alignment_indices neuron_alignment_values
+    neuron_alignment_l1 correlated_neurons_indices correlated_neurons_pearson correlated_neurons_l1 correlated_features_indices
+    correlated_features_pearson correlated_features_l1 neg_str neg_values pos_str pos_values frac_nonzero
+    freq_hist_data_bar_heights freq_hist_data_bar_values logits_hist_data_bar_heights logits_hist_data_bar_values
+    decoder_weights_dist""",
+    "Activation": """id* tokens dataIndex index* layer* modelId* dataSource maxValue* maxValueTokenIndex* minValue* values
+    dfaValues dfaTargetIndex dfaMaxValue creatorId* createdAt lossValues logitContributions binMin binMax binContains
+    qualifyingTokenIndex""",
+    "Explanation": """id* modelId* layer* index* description* authorId* notes typeName explanationModelName createdAt""",
+}
+"""Columns of Neuronpedia's tables of which we fill any, * where it has no default: its prisma/schema.prisma, August 2026."""
+
+
+@pytest.mark.parametrize("name", ["x/..", "..", "a\\..", "C:"])
+def test_a_model_called_by_another_folder_is_not_written_there(pack, tmp_path, name):
+    forged = Pack(pack.folder, replace(pack.manifest, model={"model": name}))
+    with pytest.raises(PackError, match="plain name"):
+        forged.export("neuronpedia", tmp_path / "np")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_bit_is_refused_before_an_export_and_when_it_is_read(pack, tmp_path):
+    for name in ("contexts.npy", "examples.h5", "documents.npy", "relations.h5", "features.parquet"):
+        folder = shutil.copytree(pack.folder, tmp_path / name)
+        data = bytearray((folder / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / name).write_bytes(data)
+        with pytest.raises(PackError, match=f"{name} is damaged"):
+            Pack.open(folder).export("csv", tmp_path / "x.csv", "1-3")
+        assert not (tmp_path / "x.csv").exists()
+    with pytest.raises(PackError, match=r"contexts\.npy is damaged"):
+        Pack.open(tmp_path / "contexts.npy")[1].examples()
+
+
+def test_no_export_shows_the_folders_of_this_machine(pack, tmp_path):
+    written = json.loads((pack.folder / "manifest.json").read_text())
+    written["model"]["model"], written["dictionary"]["path"] = "/home/ann/secret/model", "C:\\Users\\ann\\secret\\dictionary"
+    folder = shutil.copytree(pack.folder, tmp_path / "pack")
+    (folder / "manifest.json").write_text(json.dumps(written))
+    shown = Pack.open(folder)
+    assert shown.model.name == "/home/ann/secret/model"
+    for to in FORMATS:
+        out = shown.export(to, tmp_path / f"out.{to}.json", "1-2")
+        files = [out] if out.is_file() else [f for f in out.rglob("*") if f.is_file()]
+        for file in files:
+            data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            assert b"secret" not in data
+    assert "secret" not in repr(shown[1]) + shown[1]._repr_html_()
 
 
 FEATURE = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from scope.features.collect.codes import bins, lowest_bin
+from scope.features.collect.codes import Codes, bins, lowest_bin
+from scope.features.collect.streams import Moments
 from scope.features.collect.table import percentile
-from scope.features.pack.format import N_BINS
 from scope.features.pack.table import label, output_label
 
 
@@ -30,8 +30,22 @@ def test_p44_an_output_label_names_only_tokens_that_also_rose_when_measured():
 def test_a_percentile_lies_in_the_bin_of_the_exact_one():
     values = np.random.default_rng(0).lognormal(0, 1, 500).astype(np.float32)
     low = lowest_bin(float(values.max()))
-    histogram = np.bincount(bins(values, low), minlength=N_BINS)[None]
     for q in (0.5, 0.9, 0.99):
         exact = np.quantile(values, q, method="inverted_cdf")
-        assert percentile(histogram, low, q)[0] / exact == pytest.approx(1, abs=0.13)
-    assert np.isnan(percentile(np.zeros((1, N_BINS), np.int64), low, 0.5))[0]
+        assert percentile(moments_of(values, low), low, q)[0] / exact == pytest.approx(1, abs=0.13)
+    assert np.isnan(percentile(Moments(1, low), low, 0.5))[0]
+
+
+def moments_of(values: np.ndarray, low: int) -> Moments:
+    moments = Moments(1, low)
+    moments.add(Codes(np.zeros(len(values), np.int32), np.arange(len(values)), values), bins(values, low))
+    return moments
+
+
+@pytest.mark.parametrize("values", [[3.0], [1.0, 1.01], [0.001, 900.0], [2.0] * 50, [1e-30, 1.0], np.geomspace(1, 1.4, 7)])
+def test_percentiles_rise_from_the_weakest_firing_to_the_strongest(values):
+    values = np.array(values, np.float32)
+    low = lowest_bin(2.0)
+    found = [percentile(moments_of(values, low), low, q)[0] for q in (0, 0.01, 0.5, 0.9, 0.99, 1)]
+    assert found == sorted(found)
+    assert float(values.min()) <= found[0] <= found[-1] <= float(values.max())

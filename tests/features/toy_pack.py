@@ -8,6 +8,7 @@ import pandas as pd
 from scope.features.collect import collect_pack
 from scope.features.collect.codes import lowest_bin
 from scope.features.collect.config import Flags
+from scope.features.collect.streams import Moments
 from scope.features.collect.table import flags, percentile
 from scope.features.face import Pack
 from scope.features.pack.format import N_BINS
@@ -214,7 +215,12 @@ def _relations(brute: Brute, decoder: np.ndarray, logits: np.ndarray, rng: np.ra
 def _table(brute: Brute, decoder: np.ndarray, relations: dict[str, np.ndarray], rng: np.random.Generator) -> pd.DataFrame:
     totals, n, rows = brute.totals(len(VOCAB)), int(brute.keep.sum()), []
     histogram = np.stack([brute.histogram(f) for f in range(brute.d_sae)])
-    quantiles = {q: percentile(histogram, brute.low, q / 100) for q in (50, 90, 99)}
+    moments = Moments(brute.d_sae, brute.low)
+    moments.histogram = histogram
+    for f in range(brute.d_sae):
+        values = [v for _, v in brute.firings(f)]
+        moments.min[f], moments.max[f] = min(values, default=np.inf), max(values, default=0)
+    quantiles = {q: percentile(moments, brute.low, q / 100) for q in (50, 90, 99)}
     for f in range(brute.d_sae):
         values = np.array([v for _, v in brute.firings(f)])
         counts = brute.token_counts(f)

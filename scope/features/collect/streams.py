@@ -38,13 +38,14 @@ def order_by(*columns: np.ndarray) -> np.ndarray:
 
 
 class Moments:
-    """Per latent: firings, sums of the first four powers in float64, maximum, histogram, sum per half octave."""
+    """Per latent: firings, sums of the first four powers in float64, extremes, histogram, sum per half octave."""
 
     def __init__(self, d_sae: int, low: int):
         self.low = low
         self.count = np.zeros(d_sae, np.int64)
         self.sum, self.square, self.cube, self.fourth = (np.zeros(d_sae) for _ in range(4))
         self.max = np.zeros(d_sae, np.float32)
+        self.min = np.full(d_sae, np.inf, np.float32)
         self.histogram = np.zeros((d_sae, N_BINS), np.uint32)
         self.mass = np.zeros((d_sae, N_HALVES))
 
@@ -59,6 +60,7 @@ class Moments:
         for total, power in powers:
             total[fired] += np.add.reduceat(power, starts)
         self.max[fired] = np.maximum(self.max[fired], np.maximum.reduceat(codes.value, starts))
+        self.min[fired] = np.minimum(self.min[fired], np.minimum.reduceat(codes.value, starts))
         order = order_by(codes.feature, bin_of)
         keys = codes.feature[order].astype(np.int64) * N_BINS + bin_of[order]
         starts, lengths = runs(keys)

@@ -8,6 +8,7 @@ import torch
 
 from scope.features.collect.codes import edges
 from scope.features.collect.config import Flags
+from scope.features.collect.streams import Moments
 from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, label, output_label
 from scope.sae.base import SAE
 
@@ -27,7 +28,7 @@ def make_table(sae: SAE, source, statistics, tokens, effects, scores, relations,
         "density": count / max(n, 1),
         "mean": mean,
         "max": moments.max.astype(np.float64),
-        **{f"p{q}": percentile(moments.histogram, statistics.low, q / 100) for q in (50, 90, 99)},
+        **{f"p{q}": percentile(moments, statistics.low, q / 100) for q in (50, 90, 99)},
         "cv": np.where(count > 0, deviation / np.maximum(mean, 1e-30), 0.0),
         "skew": skew,
         "kurtosis": kurtosis,
@@ -87,8 +88,10 @@ def _words(ids: np.ndarray | None, vocab: list[str], n: int) -> list[list[str]]:
     return [[]] * n if ids is None else [[vocab[i] for i in row] for row in ids.tolist()]
 
 
-def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
-    """[d_sae] the q-quantile of the firings, interpolated on a log scale within its bin; NaN for a silent latent."""
+def percentile(moments: Moments, low: int, q: float) -> np.ndarray:
+    """[d_sae] the q-quantile of the firings, interpolated on a log scale within its bin, and not outside of the weakest firing
+    and the strongest; NaN for a silent latent."""
+    histogram = moments.histogram
     cumulative = histogram.cumsum(1, dtype=np.float64)
     total = cumulative[:, -1:]
     at = (cumulative < q * total).sum(1).clip(max=histogram.shape[1] - 1)
@@ -96,9 +99,11 @@ def percentile(histogram: np.ndarray, low: int, q: float) -> np.ndarray:
     inside = histogram[rows, at].astype(np.float64)
     before = cumulative[rows, at] - inside
     share = np.divide(q * total[:, 0] - before, inside, out=np.zeros(len(rows)), where=inside > 0)
+    fired = total[:, 0] > 0
+    least, largest = (np.where(fired, found, 1).astype(np.float64) for found in (moments.min, moments.max))
     ends = np.log(edges(low))
     values = np.exp(ends[at] + share * (ends[at + 1] - ends[at]))
-    return np.where(total[:, 0] > 0, values, np.nan)
+    return np.where(fired, np.clip(values, least, largest), np.nan)
 
 
 def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:

@@ -69,7 +69,7 @@ def _histogram(feature: Feature, height: int = 34) -> str:
         f'margin-right:1px;background:#CF7A00;height:{heights[k]}px"></span>'
         for k in range(low, high)
     )
-    scale = f"{edges[low]:.3g} … {edges[high]:.3g}, log scale"
+    scale = f"{edges[low]:.3g} … {min(edges[high], feature.row['max']):.3g}, log scale"
     return (
         f'<div role="img" aria-label="histogram of activations" style="height:{height}px;margin-top:4px">{bars}</div>'
         f'<div style="{_MUTED}">activation when it fires, {escape(scale)}</div>'

@@ -1,6 +1,5 @@
 """A pack, or some of its latents, in a form that other programs read."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ FORMATS = {
     "csv": "the same for spreadsheets; no cell can be run as a formula",
     "json": "everything: rows, histograms, examples, relations, notes",
     "html": f"cards on one page that needs nothing else, up to {MOST:,}",
-    "neuronpedia": "a folder that Neuronpedia imports",
+    "neuronpedia": "the files of a source in Neuronpedia's public data",
     "saedashboard": "the JSON that SAEDashboard reads",
 }
 """What `export` can write."""
@@ -40,8 +39,10 @@ def export(
 
     `name` is the set's on Neuronpedia.
 
+    Before that, every byte of the pack is held against its checksum, 1.6 s a gigabyte, once a process.
+
     Raises:
-        PackError: an unknown format, too many cards for a page, or a folder in the way.
+        PackError: an unknown format, too many cards for a page, a folder in the way, or a damaged pack.
     """
     if to not in FORMATS:
         raise PackError(f"There is no export to {to!r}; there are {', '.join(FORMATS)}.")
@@ -50,9 +51,10 @@ def export(
         raise PackError("There is no latent to export: the list is empty.")
     if to == "html" and len(chosen) > MOST:
         raise PackError(f"A page holds up to {MOST:,} cards; these are {len(chosen):,}. Choose some, as out_score:50.")
+    pack.require_intact()
     if to == "neuronpedia":
         if out.exists() and not out.is_dir():
-            raise PackError(f"{out} is a file, and Neuronpedia imports a folder. Choose another place.")
+            raise PackError(f"{out} is a file, and the export for Neuronpedia is a folder. Choose another place.")
         return neuronpedia_folder(pack, chosen, out, on_progress, name)
     if out.is_dir():
         raise PackError(f"{out} is a folder; give the name of a file, such as {out / f'latents{SUFFIX[to]}'}.")
@@ -63,9 +65,7 @@ def export(
 
 
 def _write(pack: PackData, to: str, file: Path, latents: list[int], on_progress: OnProgress | None) -> None:
-    if to == "parquet" and len(latents) == pack.d_sae and not pack.notes.labels():
-        shutil.copyfile(pack.folder / "features.parquet", file)
-    elif to == "parquet":
+    if to == "parquet":
         tables.parquet(pack.table.iloc[latents], file)
     elif to == "csv":
         file.write_bytes(tables.csv(pack.table.iloc[latents].rename_axis("id")))

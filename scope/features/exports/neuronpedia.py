@@ -1,4 +1,8 @@
-"""Neuronpedia's export folder: what its admin panel imports and its public data sets are made of.
+"""Neuronpedia's format: the files of a source as they lie in its public bucket, s3://neuronpedia-datasets/v1.
+
+The admin panel of a Neuronpedia downloads from that bucket and takes no folder from a disk. To show a source there, its makers
+are asked to put the folder into the bucket; an instance of one's own may be pointed at another bucket, by DATASET_BUCKET in its
+apps/webapp/lib/utils/s3.ts. The fields are columns of its database, of which the lines hold no others (prisma/schema.prisma).
 
 OUT/MODEL/SOURCE/   release.jsonl  model.jsonl  sourceset.jsonl  source.jsonl         a line each
     features/batch-0.jsonl.gz      a line a latent: densities, histograms, promoted and suppressed tokens, neighbours
@@ -10,6 +14,7 @@ A source is called LAYER-SET, e.g. 20-gemmascope-res-16k. Random firings, near m
 
 import gzip
 import hashlib
+import json
 import re
 import time
 from pathlib import Path
@@ -17,11 +22,13 @@ from typing import Any
 
 from scope.errors import PackError
 from scope.features.exports.histograms import bars, logit_bars
-from scope.features.exports.tables import dumps, plain
+from scope.features.exports.tables import plain
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
 from scope.features.pack.table import BY_OUTPUT, BY_TOKENS
 from scope.progress import OnProgress
+from scope.provenance import without_folders
+from scope.typed_json import plain_name
 from scope.whole_files import write_whole
 
 BATCH = 1024
@@ -39,7 +46,7 @@ def neuronpedia_folder(
     """Write the folder and return that of the source. `name` is the set's; by default it says kind and width.
 
     Raises:
-        PackError: the site belongs to no layer, or the name cannot be part of an address.
+        PackError: the site belongs to no layer, or the name of the set or of the model cannot be part of a path.
     """
     layer = re.match(r"blocks\.(\d+)\.", pack.site)
     if not layer:
@@ -47,7 +54,8 @@ def neuronpedia_folder(
     name = name or _set_name(pack)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
         raise PackError(f"{name!r} cannot be the name of a set: letters, digits, dots, dashes and underscores only.")
-    model, source = pack.model_name.rstrip("/").rsplit("/", 1)[-1], f"{layer[1]}-{name}"
+    model = plain_name(re.split(r"[/\\]", pack.model_name.rstrip("/\\"))[-1], pack.folder / "manifest.json", PackError)
+    source = f"{layer[1]}-{name}"
     folder = out / model / source
     for part in ("features", "activations", "explanations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -65,8 +73,8 @@ def neuronpedia_folder(
             if latent in labels:
                 rows["explanations"].append({**which, **_explanation(labels[latent], f"{source}-{latent}", now)})
         for part, lines in rows.items():
-            text = "".join(dumps(line) + "\n" for line in lines)
-            write_whole(folder / part / f"batch-{number}.jsonl.gz", gzip.compress(text.encode(), 5, mtime=0))
+            data = b"".join(map(_line, lines))
+            write_whole(folder / part / f"batch-{number}.jsonl.gz", gzip.compress(data, 5, mtime=0))
         if on_progress:
             on_progress(min(start + BATCH, len(latents)), len(latents), {})
     return folder
@@ -100,7 +108,12 @@ def _heads(pack: PackData, folder: Path, model: str, source: str, name: str, now
     heads["model"] |= {"owner": "", "layers": 0, "neuronsPerLayer": 0, "visibility": "PUBLIC", "updatedAt": now}
     heads["sourceset"] |= {"visibility": "PUBLIC", "hasDashboards": True, "type": "", "urls": []}
     for part, line in heads.items():
-        write_whole(folder / f"{part}.jsonl", dumps({**line, **common}) + "\n")
+        write_whole(folder / f"{part}.jsonl", _line({**line, **common}))
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    """A row as a line of JSON; its database takes no lone surrogates."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
 def _feature(feature: Feature, name: str, now: str) -> dict[str, Any]:
@@ -142,7 +155,7 @@ def _activations(feature: Feature, key: str, now: str) -> list[dict[str, Any]]:
         return []
     bands, n = {band["band"]: band for band in feature.bands}, max(feature.pack.n_tokens, 1)
     found = [(e, -1.0, feature.row["max"], -1.0) for e in feature.examples("top", 10_000)]
-    for e in feature.examples("bands", 10_000):
+    for e in (e for e in feature.examples("bands", 10_000) if e.band in bands):
         band = bands[e.band]
         found.append((e, band["low"], band["high"], band["count"] / n))
     rows = []
@@ -172,8 +185,10 @@ def _example(example: Example) -> dict[str, Any]:
 
 
 def _explanation(label, key: str, now: str) -> dict[str, Any]:
-    by = None if label.source == "you" else label.source
-    about = {"description": label.text, "typeName": None, "explanationModelName": by}
+    score = "" if label.score is None else f", balanced accuracy {label.score:.3f}"
+    by = "a person" if label.source == "you" else without_folders(label.source)
+    # Names of types and models would have to stand in tables of Neuronpedia's.
+    about = {"description": label.text, "typeName": None, "explanationModelName": None, "notes": f"by {by}{score}"}
     return {"id": _id(f"{key}-label"), "authorId": CREATOR, "createdAt": now, **about}
 
 

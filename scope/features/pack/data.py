@@ -16,7 +16,7 @@ from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELAT
 from scope.features.pack.index import Index
 from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
-from scope.provenance import DictionaryId, ModelId
+from scope.provenance import DictionaryId, ModelId, without_folders
 
 _LABEL_COLUMNS = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
@@ -53,7 +53,7 @@ class PackData:
     site = property(lambda self: self.manifest.site)
     model = property(lambda self: ModelId.of(self.manifest.model))
     dictionary = property(lambda self: DictionaryId.of(self.manifest.dictionary))
-    model_name = property(lambda self: self.model.name or "unknown model")
+    model_name = property(lambda self: without_folders(self.model.name) or "unknown model")
     norm_median = property(lambda self: self.manifest.norm_median)
     title = property(lambda self: f"{self.model_name} · {self.site} · {self.d_sae:,} latents")
 
@@ -100,7 +100,8 @@ class PackData:
         for i, label in self._labels.items():
             if 0 <= i < self.d_sae:
                 score = np.nan if label.score is None else label.score
-                columns["label"][i], columns["label_source"][i], columns["label_score"][i] = label.text, label.source, score
+                columns["label"][i], columns["label_score"][i] = label.text, score
+                columns["label_source"][i] = without_folders(label.source)
         return {**columns, "label_score": columns["label_score"].astype(np.float64)}
 
     def refresh(self) -> None:

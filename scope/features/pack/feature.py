@@ -83,7 +83,7 @@ class Feature:
             {
                 "band": b,
                 "low": float(edges[b]),
-                "high": float(edges[b + 1]),
+                "high": min(float(edges[b + 1]), self.row["max"]),
                 "count": int(count[b]),
                 "share": float(count[b] / total),
                 "mass_share": float(mass[b] / weight),
@@ -95,10 +95,13 @@ class Feature:
     def quantile(self, value: float) -> float:
         """Share of this latent's firings that are weaker than `value`, to within one bin of the histogram (9 %)."""
         edges, counts = self.histogram
-        if not counts.sum() or value <= 0:
+        total = int(counts.sum())
+        if not total or value <= 0:
             return 0.0
-        inside = np.interp(np.log(value), np.log(edges), np.concatenate([[0], np.cumsum(counts)]))
-        return float(inside / counts.sum())
+        if value > self.row["max"]:
+            return 1.0
+        weaker = np.interp(np.log(value), np.log(edges), np.concatenate([[0], np.cumsum(counts)]))
+        return float(min(weaker, total - 1) / total)  # the strongest firing is not weaker than any
 
     def mass_of_strongest(self, share: float = 0.01) -> float:
         """Share of its whole activation that its strongest firings hold, those of the given share; to within one bin of the

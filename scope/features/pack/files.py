@@ -156,6 +156,8 @@ def read_table(path: Path, rows: int, columns: list[str] | None = None) -> pd.Da
         if wrong is not None:
             raise PackError(f"{path} is damaged: its column {wrong} is missing or holds something else.\n  {way_out}")
         table = cells.to_pandas(ignore_metadata=True)
+        for name in {"p50", "p90", "p99"} & set(table) if "max" in table else ():
+            table[name] = np.minimum(table[name], table["max"])  # version 0.1.0 wrote up to 9 % more than the largest
     except PackError:
         raise
     except Exception as problem:  # pyarrow raises many kinds
