@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from scope.errors import CheckpointError, EditError
-from scope.models.checkpoints import find_checkpoint
+from scope.models.adapters import find_model
 from scope.models.text.sampling_config import SamplingConfig
 from scope.models.text.tokenizer import Tokenizer
 
@@ -78,6 +78,6 @@ def chat_template(name: str) -> str | None:
     if name != "bundled" and not Path(name).expanduser().is_dir():
         return None
     try:
-        return "" if Tokenizer.from_folder(find_checkpoint(name)).chat_template else NO_TEMPLATE
+        return "" if Tokenizer.from_folder(find_model(name).base).chat_template else NO_TEMPLATE
     except CheckpointError as refusal:
         return f"No chat: {str(refusal).splitlines()[0]}"

@@ -5,15 +5,17 @@ import os
 from pathlib import Path
 
 from scope.errors import CheckpointError
-from scope.models.adapters import refuse_adapter
 from scope.models.stored import read_header
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
 
 
-def find_checkpoint(name: str, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: "bundled", a path, or a hub id such as google/gemma-2-2b (fetched through huggingface_hub).
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def find_folder(name: str, revision: str | None = None) -> Path:
+    """The folder of "bundled", a path, or a hub id such as google/gemma-2-2b (fetched through huggingface_hub).
 
     Raises:
         CheckpointError: no such folder, a hub that cannot be reached, a gated repository without a token.
@@ -25,18 +27,36 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
         return folder
     path = Path(name).expanduser()
     if path.is_dir():
-        refuse_adapter(path)
-        if not (path / "config.json").exists():
-            raise CheckpointError(
-                f"{path} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
-                "tokenizer.json and *.safetensors."
-            )
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds config.json and *.safetensors.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise CheckpointError(f"There is no folder {path}.\n  Give a checkpoint's folder, a hub id (owner/name), or bundled.")
     return _from_hub(name, revision)
+
+
+def find_checkpoint(name: str, revision: str | None = None) -> Path:
+    """The folder of a whole checkpoint; see `find_folder`.
+
+    Raises:
+        CheckpointError: the folder is missing, holds an adapter, or holds no config.json.
+    """
+    folder = find_folder(name, revision)
+    whole, adapter = (folder / "config.json").exists(), (folder / ADAPTER_CONFIG).exists()
+    if whole and adapter:
+        raise CheckpointError(
+            f"{folder} holds a whole model and beside it an adapter, so it is unclear which model is meant.\n"
+            f"  To load the whole model, move {ADAPTER_CONFIG} away. To apply the adapter, move it and its weights into a\n"
+            "  folder of their own and give BASE+ADAPTER."
+        )
+    if adapter:
+        raise CheckpointError(f"{folder} holds an adapter, and a whole model is meant here. Give its base, or BASE+{name}.")
+    if not whole:
+        raise CheckpointError(
+            f"{folder} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
+            "tokenizer.json and *.safetensors."
+        )
+    return folder
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -75,7 +95,6 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name} is no folder here and cannot be fetched from {hub}: {reason}\n{way_out}") from None
-    refuse_adapter(folder)
     return folder
 
 

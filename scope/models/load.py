@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from scope.errors import ConfigError
-from scope.models.checkpoints import find_checkpoint, read_config, weight_files
+from scope.models.adapters import Adapter, find_model
+from scope.models.checkpoints import read_config, weight_files
 from scope.models.face import LanguageModel
 from scope.models.families import family_of
 from scope.models.streamed import streamed_class
@@ -21,6 +22,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 def load_model(
     model: str = "bundled",
     *,
+    adapter: str | None = None,
     dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
     revision: str | None = None,
@@ -29,46 +31,68 @@ def load_model(
     """A Gemma in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
     whatever TransformerLens loads under that name, with the same face (scope/models/transformer_lens/bridge.py).
 
+    A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or
+    `load_model(A)`, whose base is named in it; `model.adapter.updates` keeps its matrices (scope/models/adapters.py).
+
     Weights are read and converted tensor by tensor, each into its place: at no time are there two copies. Norms, softmax
     and rotary angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read
     when a run comes to it: for models larger than memory (scope/models/streamed.py).
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged or of another architecture.
+        CheckpointError: the checkpoint is missing, damaged or of another architecture; an adapter for another base.
         ConfigError: an unknown dtype, or a device that this machine does not have.
     """
     dtype = _dtype(dtype)
     device = _device(device)
     if str(model).startswith("lens:"):
+        if adapter is not None:
+            raise ConfigError("An adapter is applied to a checkpoint; TransformerLens' models take none.")
         if streamed:
             raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint can be streamed.")
         from scope.models.transformer_lens.bridge import load
 
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
-    folder = find_checkpoint(str(model), revision)
+    found = find_model(str(model), adapter, revision)
+    folder, change = found.base, Adapter.read(found.adapter) if found.adapter else None
     fetched = folder.parent.name == "snapshots"
     if revision is not None and not fetched:
         raise ConfigError(f"revision is {revision!r}, but {model} is no hub id: what lies in a folder has no revision.")
     raw = read_config(folder)
     family = family_of(raw, str(model))
     config = family.config_from_hf(raw, str(model))
-    tokenizer = Tokenizer.from_folder(folder)
+    own_tokenizer = change is not None and (change.folder / "tokenizer.json").exists()
+    tokenizer = Tokenizer.from_folder(change.folder if own_tokenizer else folder)
     files = weight_files(folder)
+    with torch.device("meta"):
+        loaded = family(config, tokenizer)
+    if change is not None:
+        shapes = {name: tuple(p.shape) for name, p in loaded.named_parameters()}
+        change.fit(loaded.tensor_names(config), shapes, found.base_name)
     if streamed:
-        loaded = streamed_class(family)(config, tokenizer, files, dtype, device)
+        loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)
     else:
-        with torch.device("meta"):
-            loaded = family(config, tokenizer)
         load_weights(loaded, files, dtype, device)
+        if change is not None:
+            change.apply(loaded)
+            loaded.on_placed()
+    loaded.adapter = change
     loaded.provenance = {
-        "model": _name(str(model)),
+        "model": _name(found.base_name),
         "revision": revision or (folder.name if fetched else None),
         "weights_sha256": hash_files(files.values()),
         "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
         "tokenizer_sha256": tokenizer.sha256,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    if sampled := sampled_hash(files.values()):
+    if change is not None:
+        adapter_name = found.adapter_name if found.base_name == "bundled" else _name(found.adapter_name)
+        both = f"{loaded.provenance['weights_sha256']} {change.sha256}".encode()
+        loaded.provenance |= {
+            "model": f"{_name(found.base_name)}+{adapter_name}",
+            "adapter": adapter_name,
+            "weights_sha256": hashlib.sha256(both).hexdigest(),
+        }
+    elif sampled := sampled_hash(files.values()):
         loaded.provenance["weights_sampled"] = sampled
     return loaded.eval()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
+from scope.models.adapters import Adapter
 from scope.models.parts.cache import ModelCache
 from scope.models.parts.decoder import Decoder
 from scope.models.parts.embedding import Embedding, Unembed
@@ -34,7 +35,20 @@ class StoredWeights:
         CheckpointError: a tensor that is missing, unknown or of another shape; not finite, when it is first read.
     """
 
-    def __init__(self, model: Decoder, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device):
+    def __init__(
+        self,
+        model: Decoder,
+        files: dict[str, Path],
+        dtype: torch.dtype,
+        device: str | torch.device,
+        adapter: Adapter | None = None,
+    ):
+        self.updates = adapter.updates if adapter else {}
+        if "embed.weight" in self.updates:
+            raise ConfigError(
+                "This adapter changes the embedding, which a streamed model reads row by row. Load it without streaming, or "
+                "merge the adapter first."
+            )
         self.stored, head = matching(model, files)
         self.dtype, self.device = dtype, torch.device(device)
         self.reader = Reader([*self.stored.values(), *([head] if head else [])])
@@ -52,6 +66,8 @@ class StoredWeights:
         if name not in self.checked:
             check_finite(self.stored[name], into)
             self.checked.add(name)
+        if name in self.updates:
+            into.copy_(self.updates[name].applied(into))
         return into
 
     def pieces(self, name: str, rows: int) -> Iterator[tuple[int, Tensor]]:
@@ -114,7 +130,7 @@ def _refused(name: str) -> property:
 
 
 def streamed_class(family: type[Decoder]) -> type[Decoder]:
-    """The family's model, streamed: `streamed_class(Gemma)(config, tokenizer, files, dtype, device)`."""
+    """The family's model, streamed: `streamed_class(Gemma)(config, tokenizer, files, dtype, device, adapter)`."""
     return type(f"Streamed{family.__name__}", (Streamed, family), {"__doc__": Streamed.__doc__})
 
 
@@ -126,11 +142,19 @@ class Streamed(Decoder):
     gradients.
     """
 
-    def __init__(self, config, tokenizer, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device):
+    def __init__(
+        self,
+        config,
+        tokenizer,
+        files: dict[str, Path],
+        dtype: torch.dtype,
+        device: str | torch.device,
+        adapter: Adapter | None = None,
+    ):
         self._weights = None
         with torch.device("meta"):
             super().__init__(config, tokenizer)
-        self._weights = StoredWeights(self, files, dtype, device)
+        self._weights = StoredWeights(self, files, dtype, device, adapter)
         with torch.device("meta"):
             self.embed = StreamedEmbedding(config.d_vocab, config.d_model, self._weights)
             self.unembed = StreamedUnembed(self.embed)

@@ -19,16 +19,19 @@ _HEADLESS = ("embed_tokens.", "layers.", "norm.")  # as transformers saves a mod
 _OTHER_PARTS = tuple(at + part for at in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
 
 
+def language_name(name: str) -> str | None:
+    """The name of a tensor in a model of text alone, whichever way it was saved; None if it is not the language model's."""
+    if name.startswith(_OTHER_PARTS):
+        return None
+    for before, after in _PREFIXES.items():
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return f"model.{name}" if name.startswith(_HEADLESS) else name
+
+
 def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of the language model under the names of a model of text alone, whichever way they were saved."""
-    part = {}
-    for name, tensor in stored.items():
-        if name.startswith(_OTHER_PARTS):
-            continue
-        before = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
-        after = _PREFIXES.get(before, "model." if name.startswith(_HEADLESS) else "")
-        part[after + name.removeprefix(before)] = tensor
-    return part
+    """The tensors of the language model under the names of a model of text alone."""
+    return {ours: tensor for name, tensor in stored.items() if (ours := language_name(name)) is not None}
 
 
 def matching(model: Decoder, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:

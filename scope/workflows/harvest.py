@@ -116,14 +116,15 @@ def refuse_without_room(model: str, dtype: str, revision: str | None = None, fre
 
     from scope.errors import ConfigError
     from scope.memory import free_memory
-    from scope.models.checkpoints import find_checkpoint, weight_files
+    from scope.models.adapters import find_model
+    from scope.models.checkpoints import weight_files
     from scope.models.stored import stored_tensors
 
     item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}
     free = free_memory() if free is None else free
     if free is None or model.startswith("lens:") or dtype not in item_bytes:
         return
-    tensors = stored_tensors(weight_files(find_checkpoint(model, revision))).values()
+    tensors = stored_tensors(weight_files(find_model(model, revision=revision).base)).values()
     needed = sum(math.prod(t.shape) for t in tensors if t.name != "lm_head.weight") * item_bytes[dtype]
     if needed > free:
         smaller = "" if dtype != "float32" else ", --compute-dtype bfloat16 for half of it"

@@ -494,28 +494,6 @@ def test_a_gemma_1_with_what_only_a_gemma_2_has_is_refused():
         replace(first, model_type="llama")
 
 
-def adapter(folder):
-    folder.mkdir(exist_ok=True)
-    settings = {"peft_type": "LORA", "base_model_name_or_path": "google/gemma-7b-it", "r": 8}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_an_adapter_is_refused_by_name_with_the_way_to_merge_it(tmp_path):
-    alone = adapter(tmp_path / "adapter")
-    with pytest.raises(CheckpointError, match=r"LORA adapter of google/gemma-7b-it, and no model(.|\n)*merge_and_unload"):
-        load_model(str(alone))
-
-
-def test_an_adapter_beside_whole_weights_is_refused_rather_than_left_out(folder):
-    adapter(folder)
-    with pytest.raises(CheckpointError, match=r"whole model and beside it a LORA adapter(.|\n)*move adapter_config\.json away"):
-        load_model(str(folder))
-    (folder / "adapter_config.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):
-        load_model(str(folder))
-
-
 def test_files_that_are_missing_or_unreadable_are_named(folder):
     (folder / "tokenizer.json").rename(folder / "kept.json")
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):

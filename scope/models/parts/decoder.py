@@ -68,6 +68,8 @@ class Decoder(DirectLogits, HookedModule):
     device = property(lambda self: self.embed.weight.device)
     dtype = property(lambda self: self.embed.weight.dtype)
     streamed = property(lambda self: False)
+    adapter = None
+    """What `load_model` applied to the weights, if anything."""
 
     def forward(
         self,
