@@ -149,7 +149,7 @@ class GemmaConfig(ConfigNames):
             raise CheckpointError(f"{where} holds a model of type {kind!r}; a Gemma's is {' or '.join(_GENERATIONS)}.")
         generation, first = _GENERATIONS[kind], kind == "gemma"
         name = generation.name
-        raw = dict(generation.unsaid) | {k: v for k, v in raw.items() if v is not None or k not in generation.unsaid}
+        raw = dict(generation.unsaid) | raw
         _check_activation(raw, where, name)
         if raw.get("attention_bias"):
             raise CheckpointError(f"{where} has attention biases, which no {name} has.")
