@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from scope.errors import CheckpointError
 from scope.models.checkpoints import ADAPTER_CONFIG, BUNDLED, find_checkpoint, find_folder
-from scope.models.weights import language_name
+from scope.models.stored import language_name
 from scope.models.weights_hash import hash_files
 from scope.typed_json import read_json, typed
 
@@ -158,27 +158,27 @@ class Adapter:
             )
         if head is not None and tied:
             del parts["lm_head"]
-        for module, found in parts.items():
+        for module, tensors in parts.items():
             name = ours.get(module)
             if name is None:
                 raise CheckpointError(self._misfit(base, f"it changes {module}, which this model does not have"))
-            self.updates[name] = self._update(module, found, shapes[name], base)
+            self.updates[name] = self._update(module, tensors, shapes[name], base)
         if not self.updates:
             raise CheckpointError(f"{self.folder / WEIGHTS} holds no tensor, so this adapter changes nothing. Fetch it again.")
 
-    def _update(self, module: str, found: dict[str, Tensor], shape: tuple[int, ...], base: str) -> Update:
-        kinds = set(found)
+    def _update(self, module: str, tensors: dict[str, Tensor], shape: tuple[int, ...], base: str) -> Update:
+        kinds = set(tensors)
         if kinds == {"trainable_tokens_delta"}:
-            ids, rows = self._token_ids(), found["trainable_tokens_delta"]
+            ids, rows = self._token_ids(), tensors["trainable_tokens_delta"]
             if rows.shape != (len(ids), shape[1]) or not ids or max(ids) >= shape[0]:
                 raise CheckpointError(self._misfit(base, f"its rows for tokens {ids} do not fit an embedding {list(shape)}"))
             return SavedRows(ids, rows)
         if kinds == {"weight"}:
-            if found["weight"].shape != shape:
+            if tensors["weight"].shape != shape:
                 raise CheckpointError(
-                    self._misfit(base, f"its {module} is {list(found['weight'].shape)}, the model's {list(shape)}")
+                    self._misfit(base, f"its {module} is {list(tensors['weight'].shape)}, the model's {list(shape)}")
                 )
-            return SavedTensor(found["weight"])
+            return SavedTensor(tensors["weight"])
         if (
             kinds - {"lora_A.weight", "lora_B.weight", "lora_magnitude_vector"}
             or not {"lora_A.weight", "lora_B.weight"} <= kinds
@@ -187,7 +187,7 @@ class Adapter:
                 f"{self.folder} has for {module} the tensors {', '.join(sorted(kinds))}, which is no LoRA or DoRA of a linear "
                 "layer.\n  Merge it into its base with PEFT and load the result."
             )
-        a, b, magnitude = found["lora_A.weight"], found["lora_B.weight"], found.get("lora_magnitude_vector")
+        a, b, magnitude = tensors["lora_A.weight"], tensors["lora_B.weight"], tensors.get("lora_magnitude_vector")
         if len(shape) != 2 or a.shape[1:] != shape[1:] or b.shape != (shape[0], a.shape[0]):
             sizes = f"{list(b.shape)} x {list(a.shape)}, and the weight is {list(shape)}"
             raise CheckpointError(self._misfit(base, f"its update of {module} is {sizes}"))

@@ -54,6 +54,26 @@ def stored_tensors(files: dict[str, Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
+_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+_HEADLESS = ("embed_tokens.", "layers.", "norm.")  # as transformers saves a model without its unembedding
+_OTHER_PARTS = tuple(at + part for at in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
+
+
+def language_name(name: str) -> str | None:
+    """The name of a tensor in a model of text alone, whichever way it was saved; None if it is not the language model's."""
+    if name.startswith(_OTHER_PARTS):
+        return None
+    for before, after in _PREFIXES.items():
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return f"model.{name}" if name.startswith(_HEADLESS) else name
+
+
+def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors of the language model under the names of a model of text alone."""
+    return {ours: tensor for name, tensor in stored.items() if (ours := language_name(name)) is not None}
+
+
 def read_header(file: Path) -> tuple[int, dict]:
     """(where the data begin, name -> dtype, shape and data_offsets) of a safetensors file, without mapping it.
 

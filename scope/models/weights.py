@@ -8,30 +8,10 @@ from torch import Tensor, nn
 
 from scope.errors import CheckpointError
 from scope.models.parts.decoder import Decoder
-from scope.models.stored import Reader, StoredTensor, stored_tensors
+from scope.models.stored import Reader, StoredTensor, language_part, stored_tensors
 
 _PIECE = 1 << 22  # numbers looked at together
 _HEAD = "lm_head.weight"  # the unembedding, which some checkpoints store though it is the embedding
-
-
-_PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
-_HEADLESS = ("embed_tokens.", "layers.", "norm.")  # as transformers saves a model without its unembedding
-_OTHER_PARTS = tuple(at + part for at in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
-
-
-def language_name(name: str) -> str | None:
-    """The name of a tensor in a model of text alone, whichever way it was saved; None if it is not the language model's."""
-    if name.startswith(_OTHER_PARTS):
-        return None
-    for before, after in _PREFIXES.items():
-        if name.startswith(before):
-            return after + name.removeprefix(before)
-    return f"model.{name}" if name.startswith(_HEADLESS) else name
-
-
-def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of the language model under the names of a model of text alone."""
-    return {ours: tensor for name, tensor in stored.items() if (ours := language_name(name)) is not None}
 
 
 def matching(model: Decoder, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
