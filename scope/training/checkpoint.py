@@ -2,14 +2,16 @@
 
 Tensors are written one after the other, so that saving a training needs no second copy of it in memory. A tensor of which
 every process holds a part stands in the state as a `Part`; the file holds it whole, and so says nothing of how many there were.
+The last tensor is the SHA-256 of all bytes before it.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -17,20 +19,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scope.errors import DictionaryError
-from scope.whole_files import file_aside, remove_asides
+from scope.sae.formats.files import refuse_irregular, write_tensors
+from scope.typed_json import parse_json
+from scope.whole_files import remove_asides, whole_file
 
-_MARK = "__tensor__"
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-_PIECE = 1 << 26  # bytes handed to the system at once
+VERSION = 3
+"""Of the state; before it a file had no checksum."""
+
+_MARK, _CHECKSUM = "__tensor__", "sha256"
+_PIECE = 1 << 26  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
@@ -53,18 +50,25 @@ def save_state(file: Path, state: dict[str, Any], gather: Gather | None = None, 
         OSError: there is no room, or no permission, to write it; nothing of the attempt is left.
     """
     leaves: dict[str, Tensor | Part] = {}
-    text = json.dumps(_flatten(state, "", leaves))
-    header = _header(text, leaves)
+    text = json.dumps(_flatten({"version": VERSION} | state, "", leaves))
     if not writes:
         for leaf in leaves.values():
             _whole(leaf, gather)
         return
     remove_asides(file)  # of a kill amid saving
+    described = {name: _described(leaf) for name, leaf in leaves.items()}
     try:
-        with file_aside(file) as aside, open(aside, "wb", buffering=0) as handle:
-            _write(handle, header)
-            for leaf in leaves.values():
-                _write(handle, _bytes(_whole(leaf, gather)))
+        with whole_file(file) as handle:
+            hashed = _Hashed(handle)
+
+            def tensors() -> Iterator[Tensor]:
+                for leaf in leaves.values():
+                    whole = _whole(leaf, gather)
+                    assert whole is not None
+                    yield whole
+                yield torch.frombuffer(bytearray(hashed.sha256.digest()), dtype=torch.uint8)
+
+            write_tensors(hashed, described | {_CHECKSUM: (torch.uint8, (32,))}, tensors(), {"state": text})
     except OSError as error:
         raise _with_way_out(error, file) from None
 
@@ -75,12 +79,44 @@ def load_state(file: Path) -> dict[str, Any]:
     Raises:
         DictionaryError: the file is damaged.
     """
+    refuse_irregular(file)
+    way_out = "Delete it to start the training anew."
     try:
         with safe_open(file, "pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
-            return _unflatten(json.loads(handle.metadata()["state"]), tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DictionaryError(f"{file} is damaged ({error}). Delete it to start the training anew.") from None
+            names = set(handle.keys())
+            state = parse_json(handle.metadata()["state"], f"The state in {file}", DictionaryError, way_out)
+            if _CHECKSUM in names or state["version"] >= VERSION:
+                _refuse_other_bytes(file, bytes(handle.get_tensor(_CHECKSUM).tolist()))
+            tensors = {name: handle.get_tensor(name) for name in names - {_CHECKSUM}}
+            return _unflatten(state, tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DictionaryError(f"{file} is damaged ({error}).\n  {way_out}") from None
+
+
+def _refuse_other_bytes(file: Path, expected: bytes) -> None:
+    """Compare all bytes but the last 32 with their checksum.
+
+    Raises:
+        ValueError: they were changed after they were written.
+    """
+    digest, left = hashlib.sha256(), os.path.getsize(file) - len(expected)
+    with open(file, "rb") as handle:
+        while left > 0 and (piece := handle.read(min(_PIECE, left))):
+            digest.update(piece)
+            left -= len(piece)
+        if digest.digest() != expected or handle.read() != expected:
+            raise ValueError("it fails its checksum")
+
+
+class _Hashed:
+    """A file whose bytes are hashed as they are written."""
+
+    def __init__(self, handle: IO[bytes]):
+        self.handle, self.sha256 = handle, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        self.sha256.update(data)
+        self.handle.write(data)
 
 
 def _with_way_out(error: OSError, file: Path) -> OSError:
@@ -94,34 +130,12 @@ def _whole(leaf: Tensor | Part, gather: Gather | None) -> Tensor | None:
     return gather(leaf) if gather else leaf.tensor
 
 
-def _bytes(tensor: Tensor | None) -> memoryview:
-    assert tensor is not None
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
-
-
-def _write(handle, data: bytes | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    at = 0
-    while at < len(view):
-        at += handle.write(view[at : at + _PIECE])
-
-
-def _header(text: str, leaves: dict[str, Tensor | Part]) -> bytes:
-    """The length and the JSON with which a safetensors file begins."""
-    described: dict[str, Any] = {"__metadata__": {"state": text}}
-    at = 0
-    for name, leaf in leaves.items():
-        tensor = leaf.tensor if isinstance(leaf, Part) else leaf
-        shape = list(tensor.shape)
-        if isinstance(leaf, Part):
-            shape[leaf.dim] = leaf.size
-        end = at + tensor.element_size() * int(np.prod(shape, dtype=np.int64))
-        described[name] = {"dtype": _NAMES[tensor.dtype], "shape": shape, "data_offsets": [at, end]}
-        at = end
-    packed = json.dumps(described).encode()
-    packed += b" " * (-len(packed) % 8)
-    return len(packed).to_bytes(8, "little") + packed
+def _described(leaf: Tensor | Part) -> tuple[torch.dtype, tuple[int, ...]]:
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, tuple(leaf.shape)
+    shape = list(leaf.tensor.shape)
+    shape[leaf.dim] = leaf.size
+    return leaf.tensor.dtype, tuple(shape)
 
 
 def _flatten(value: Any, path: str, leaves: dict[str, Tensor | Part]) -> Any:

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, DictionaryError
 from scope.sae.base import SAE
 from scope.sae.files import MANIFEST
 from scope.sae.formats.files import read_json
 from scope.sae.kinds import KINDS
 from scope.training.config import TrainConfig
 from scope.training.progress import LOG
+from scope.typed_json import typed
 
 RUN, CHECKPOINT, LOCK = "training.json", "checkpoint.safetensors", ".lock"
 
@@ -21,6 +22,48 @@ _FREE = {"save_every", "log_every"}
 
 _BESIDE = (LOG, "tensorboard", "wandb")
 """Files that may lie beside a description."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionarySettings:
+    """The settings of a dictionary that lists of trainings show."""
+
+    d_sae: int | None = None
+    k: float | None = None
+    target_l0: float | None = None
+    l0_weight: float | None = None
+    l1_weight: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The settings of a training that are read by name."""
+
+    steps: int | None = None
+    seed: int = 0
+    order_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """training.json. Its "from" is where the activations come from."""
+
+    kind: str
+    site: str = ""
+    preset: str | None = None
+    dictionary: DictionarySettings = DictionarySettings()
+    training: TrainingSettings = TrainingSettings()
+
+
+def read_description(folder: Path) -> tuple[Description, dict[str, Any]]:
+    """The description of the training in a folder: what is read by name, and all of it.
+
+    Raises:
+        DictionaryError: it is damaged.
+    """
+    file, way_out = folder / RUN, "Copy it again, or give another --out."
+    described = read_json(file)
+    return typed(described, Description, file, DictionaryError, way_out), described
 
 
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
@@ -44,7 +87,7 @@ def refuse_another(out: Path, described: dict[str, Any]) -> None:
     """
     before = out / RUN
     if before.exists():
-        then, now = _completed(read_json(before)), _settled(_plain(described))
+        then, now = _completed(read_description(out)[1]), _settled(_plain(described))
         parts = ("kind",) if then.get("kind") != now["kind"] else {*then, *now} - {"preset"}  # what it stands for is compared
         changed = differences(*({k: v for k, v in one.items() if k in parts} for one in (then, now)))
         if changed:
@@ -53,6 +96,19 @@ def refuse_another(out: Path, described: dict[str, Any]) -> None:
                 + "\n  ".join(changed)
                 + "\n  Give another --out, or the same settings."
             )
+
+
+def refuse_undescribed(checkpoint: Path, folders: Sequence[Path]) -> None:
+    """
+    Raises:
+        ConfigError: a checkpoint of a training whose settings were lost, so that nothing says whether it is this one's.
+    """
+    lost = [str(folder / RUN) for folder in folders if not (folder / RUN).exists()]
+    if lost:
+        raise ConfigError(
+            f"{checkpoint} is of a training whose settings are gone: there is no {', '.join(lost)}.\n"
+            "  Copy them again, give another --out, or delete the checkpoint to start anew."
+        )
 
 
 def refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
@@ -83,7 +139,7 @@ def refuse_foreign(out: Path, folders: Sequence[Path]) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether a training was begun in it."""
-    return (folder / RUN).is_file() and isinstance(read_json(folder / RUN).get("training"), dict)
+    return (folder / RUN).exists() and "training" in read_description(folder)[1]
 
 
 def _foreign(folder: Path) -> list[Path]:
@@ -113,7 +169,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
     """A description with the settings that did not exist when it was written, at the values that stand for what was done then:
     the config's `UNSAID`, or else today's defaults."""
-    kind = before.get("kind")
+    kind = before["kind"]
     for part, config in (("training", TrainConfig), ("dictionary", KINDS[kind].config if kind in KINDS else None)):
         if config and part in before:
             defaults = {f.name: f.default for f in fields(config) if f.default is not MISSING and f.name not in _FREE}

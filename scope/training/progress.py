@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scope.errors import ConfigError, ScopeError
 from scope.evaluation.metrics import FvuSums
 from scope.sae.base import SAE
 from scope.sae.engines.base import Batch
 from scope.shapes import Acts
 from scope.training.config import TrainConfig, steps_of
+from scope.typed_json import json_lines, read_bytes, typed
 from scope.whole_files import write_whole
 
 LOG = "log.jsonl"
@@ -76,6 +78,18 @@ class Running:
             setattr(self, name, FvuSums(**sums))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """The entries of a line of log.jsonl that are read by name; all entries are numbers."""
+
+    step: int
+    tokens: int | None = None
+    l0: float | None = None
+    fvu: float | None = None
+    dead: float | None = None
+    tokens_per_second: float | None = None
+
+
 class Log:
     """log.jsonl in a folder. A resumed run drops the lines of steps that it will do again."""
 
@@ -95,20 +109,22 @@ class Log:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """The lines of log.jsonl up to the first that is damaged; a last one that was cut short is left out."""
-    rows = []
+    """The lines of log.jsonl up to the first that is damaged; a last one that was cut short is left out.
+
+    Raises:
+        ConfigError: there is something else than a file in its place.
+    """
+    rows: list[dict[str, Any]] = []
+    if not (folder / LOG).exists():
+        return rows
     try:
-        lines = (folder / LOG).read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            break
-        rows.append(row)
+        for row in json_lines(read_bytes(folder / LOG, ConfigError, "Delete it; the training can do without."), LOG):
+            typed(row, Line, LOG)
+            rows.append(typed(row, dict[str, int | float], LOG))
+    except ConfigError:
+        raise
+    except ScopeError:
+        pass
     return rows
 
 
@@ -133,7 +149,8 @@ def _short(value: float) -> float:
 def outcome(sae: SAE, config: TrainConfig, log: list[dict], fvu: float, dead: float) -> dict[str, Any]:
     """L0, FVU and dead share over the last tenth of the run, and notes. `fvu` is of its steps, L0 the mean of its log lines."""
     last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
-    l0 = sum(row["l0"] for row in last) / len(last)
+    values = [row["l0"] for row in last if "l0" in row]
+    l0 = sum(values) / len(values) if values else math.nan
     notes = []
     if fvu > 1:
         notes.append(

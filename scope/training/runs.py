@@ -1,14 +1,18 @@
 """Lists the trainings in folders: settings, progress and outcome of each. Damaged ones are listed as such."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scope.sae.files import MANIFEST
-from scope.training.folder import LOCK, RUN
-from scope.training.progress import read_log
+from scope.errors import ScopeError
+from scope.sae.claims import Provenance
+from scope.sae.claims import Training as Outcome
+from scope.sae.files import MANIFEST, Manifest
+from scope.sae.formats.files import read_config
+from scope.training.folder import LOCK, RUN, read_description
+from scope.training.progress import LOG, read_log
+from scope.typed_json import read_bytes
 from scope.whole_files import is_held
 
 
@@ -48,24 +52,25 @@ def find_trainings(folders: Sequence[Path]) -> list[Training]:
 def read_training(folder: Path) -> Training:
     """The training in a folder, which may be running; nothing in it is changed."""
     notes: list[str] = []
-    described = _json(folder / RUN, notes)
-    if described is None:
-        return Training(folder=str(folder), state="damaged", notes=notes)
-    rows = read_log(folder)
+    try:
+        described, _ = read_description(folder)
+        rows = read_log(folder)
+    except ScopeError as error:
+        return Training(folder=str(folder), state="damaged", notes=[str(error).splitlines()[0]])
     written = _lines(folder)
     if written > len(rows) + 1:
         notes.append(f"log.jsonl is damaged after line {len(rows)} of {written}.")
-    dictionary, settings = described.get("dictionary") or {}, described.get("training") or {}
-    fixed = dictionary.get("l0_weight") is not None or dictionary.get("l1_weight") is not None
+    dictionary = described.dictionary
+    fixed = dictionary.l0_weight is not None or dictionary.l1_weight is not None
     training = Training(
         folder=str(folder),
         state=_state(folder),
-        site=described.get("site"),
-        kind=described.get("kind"),
-        preset=described.get("preset"),
-        d_sae=dictionary.get("d_sae"),
-        target=None if fixed else dictionary.get("target_l0") or dictionary.get("k"),
-        steps=settings.get("steps"),
+        site=described.site,
+        kind=described.kind,
+        preset=described.preset,
+        d_sae=dictionary.d_sae,
+        target=None if fixed else dictionary.target_l0 or dictionary.k,
+        steps=described.training.steps,
         notes=notes,
     )
     if rows:
@@ -78,11 +83,17 @@ def read_training(folder: Path) -> Training:
 
 
 def _add_outcome(training: Training, folder: Path) -> None:
-    result = ((_json(folder / MANIFEST, training.notes) or {}).get("provenance") or {}).get("training") or {}
+    try:
+        result = Provenance.of(read_config(folder / MANIFEST, Manifest).provenance, folder / MANIFEST).training or Outcome()
+    except ScopeError as error:
+        training.state = "damaged"
+        training.notes.append(str(error).splitlines()[0])
+        return
     for name in ("l0", "fvu", "dead"):
-        setattr(training, name, result.get(name, getattr(training, name)))
+        if (value := getattr(result, name)) is not None:
+            setattr(training, name, value)
     training.step = training.steps or training.step
-    training.notes += result.get("notes", [])
+    training.notes += result.notes
 
 
 def _state(folder: Path) -> str:
@@ -100,19 +111,4 @@ def _descriptions(folder: Path) -> Iterator[Path]:
 
 
 def _lines(folder: Path) -> int:
-    try:
-        return len((folder / "log.jsonl").read_text(errors="replace").splitlines())
-    except OSError:
-        return 0
-
-
-def _json(file: Path, notes: list[str]) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        notes.append(f"{file.name} cannot be read: {error}.")
-        return None
-    if not isinstance(content, dict):
-        notes.append(f"{file.name} is not what a training writes.")
-        return None
-    return content
+    return len(read_bytes(folder / LOG).splitlines()) if (folder / LOG).exists() else 0

@@ -20,9 +20,18 @@ from scope.sae.base import SAE
 from scope.sae.files import read_sae
 from scope.sae.objectives.base import Objective
 from scope.training.batches import Batches, TensorBatches
-from scope.training.checkpoint import load_state, save_state
+from scope.training.checkpoint import VERSION, load_state, save_state
 from scope.training.config import TrainConfig
-from scope.training.folder import CHECKPOINT, LOCK, RUN, describe, is_finished, refuse_another, refuse_foreign
+from scope.training.folder import (
+    CHECKPOINT,
+    LOCK,
+    RUN,
+    describe,
+    is_finished,
+    refuse_another,
+    refuse_foreign,
+    refuse_undescribed,
+)
 from scope.training.interrupt import Interrupt
 from scope.training.learner import Job, Learner
 from scope.training.processes import ProcessGroup
@@ -89,6 +98,8 @@ def train_all(
         for job, one in zip(jobs, described, strict=True):
             refuse_another(job.out, one)
         run = _Run(jobs, batches, out, group, on_row)
+        if run.checkpoint.exists():
+            refuse_undescribed(run.checkpoint, [job.out for job in jobs])
         if not run.checkpoint.exists() and all(is_finished(job.out) for job in jobs):
             return [read_sae(job.out) for job in jobs]
         return run.go(on_progress, interrupt, described)
@@ -246,7 +257,6 @@ class _Run:
             same = learner.sae.parameters() if self.group.mode == "data" else [learner.sae.b_dec]
             self.group.must_agree(learner.name, list(same))
         state = {
-            "version": 2,
             "step": self.step,
             "batches": self.batches.state_dict(),
             "learners": {str(i): learner.state() for i, learner in enumerate(self.learners)},
@@ -254,14 +264,19 @@ class _Run:
         save_state(self.checkpoint, state, self.group.gather, self.group.writes)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state.get("version") != 2 or len(state["learners"]) != len(self.learners):
+        if state.get("version") not in (2, VERSION) or len(state["learners"]) != len(self.learners):
             raise DictionaryError(
                 f"{self.checkpoint} is of another version, or of other dictionaries. Delete it to start the training anew."
             )
-        self.batches.load_state_dict(state["batches"])
-        self.step = state["step"]
-        for i, learner in enumerate(self.learners):
-            learner.restore(state["learners"][str(i)])
+        try:
+            self.batches.load_state_dict(state["batches"])
+            self.step = state["step"]
+            for i, learner in enumerate(self.learners):
+                learner.restore(state["learners"][str(i)])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:  # one without a checksum
+            raise DictionaryError(
+                f"{self.checkpoint} is damaged ({type(error).__name__}: {error}).\n  Delete it to start the training anew."
+            ) from None
 
     def _finish(self) -> list[SAE]:
         saes = [sae for learner in self.learners if (sae := learner.finish())]

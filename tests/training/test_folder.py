@@ -54,6 +54,14 @@ def test_of_another_kind_only_the_kind_is_named(tmp_path):
     assert (tmp_path / CHECKPOINT).exists()
 
 
+def test_a_checkpoint_without_the_settings_of_its_training_is_not_gone_on_with(tmp_path):
+    stopped(tmp_path, "jumprelu")
+    (tmp_path / RUN).unlink()
+    with pytest.raises(ConfigError, match="settings are gone"):
+        run(tmp_path, "jumprelu")
+    assert (tmp_path / CHECKPOINT).exists()
+
+
 def pack(folder: Path) -> set[Path]:
     """A folder that holds what another command wrote."""
     folder.mkdir(parents=True)

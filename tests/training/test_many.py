@@ -97,14 +97,14 @@ torch.set_num_threads(1)
 from scope.training import checkpoint
 from tests.training.planted import TwoSites, grid
 from scope.training.trainer import train_all
-written, calls, place = checkpoint._write, [0], int(sys.argv[2])
-def write(handle, data):
+written, calls, place = checkpoint._Hashed.write, [0], int(sys.argv[2])
+def write(hashed, data):
     calls[0] += 1
     if calls[0] == place:
-        written(handle, memoryview(data).cast("B")[: len(data) // 2])
+        written(hashed, memoryview(data).cast("B")[: len(data) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
-    written(handle, data)
-checkpoint._write = write
+    written(hashed, data)
+checkpoint._Hashed.write = write
 out = Path(sys.argv[1])
 train_all(grid(out, revive_after=64), TwoSites(), out)
 """

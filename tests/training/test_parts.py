@@ -1,8 +1,13 @@
 """The parts of a training run, each by itself."""
 
+import json
+import os
+import random
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from scope.errors import ConfigError, DictionaryError
 from scope.training.batches import TensorBatches
@@ -51,6 +56,52 @@ def test_a_state_that_was_cut_short_is_refused_by_name(tmp_path, keep):
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DictionaryError, match="damaged"):
         load_state(file)
+
+
+def test_of_sixty_flipped_bits_of_a_checkpoint_none_is_read_in_header_state_weights_or_checksum(tmp_path):
+    file, rng = tmp_path / "state.safetensors", random.Random(16)
+    weights = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    save_state(file, {"step": 7, "parameters": {"W_enc": weights}, "random": torch.get_rng_state()[:64]})
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    places = [rng.randrange(header) for _ in range(25)] + [rng.randrange(header, len(whole)) for _ in range(25)]
+    places += [rng.randrange(len(whole) - 32, len(whole)) for _ in range(10)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        file.write_bytes(damaged)
+        with pytest.raises(DictionaryError, match=r"damaged(.|\n)*Delete it to start the training anew"):
+            load_state(file)
+    file.write_bytes(whole)
+    assert torch.equal(load_state(file)["parameters"]["W_enc"], weights)
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_read_and_one_that_lost_its_checksum_is_not(tmp_path):
+    file = tmp_path / "state.safetensors"
+    save_file({"/x": torch.ones(3)}, file, {"state": json.dumps({"version": 2, "x": {"__tensor__": "/x"}})})
+    assert load_state(file)["x"].tolist() == [1.0, 1.0, 1.0]
+    save_file({"/x": torch.ones(3)}, file, {"state": json.dumps({"version": 3, "x": {"__tensor__": "/x"}})})
+    with pytest.raises(DictionaryError, match="damaged"):
+        load_state(file)
+
+
+@pytest.mark.parametrize("way", ["folder", "pipe"])
+def test_a_folder_or_a_pipe_in_the_place_of_a_checkpoint_is_refused_at_once(tmp_path, way):
+    file = tmp_path / "state.safetensors"
+    file.mkdir() if way == "folder" else os.mkfifo(file)
+    with pytest.raises(DictionaryError, match="not a regular file"):
+        load_state(file)
+
+
+def test_lines_of_a_log_that_hold_anything_but_numbers_end_it(tmp_path):
+    good = json.dumps({"step": 5, "l0": 3.5, "fvu": float("nan")})
+    for bad in ('{"step": true}', '{"step": 10, "l0": "3"}', '{"l0": 3}', "[1]", "[" * 100_000, '{"step": 10, "l0": {}}'):
+        (tmp_path / "log.jsonl").write_text(f"{good}\n{bad}\n{good}\n")
+        assert [row["step"] for row in read_log(tmp_path)] == [5]
+    (tmp_path / "log.jsonl").unlink()
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_log(tmp_path)
 
 
 def test_batches_from_memory_go_on_where_their_place_was_kept():

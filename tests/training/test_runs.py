@@ -51,8 +51,13 @@ def test_damaged_logs_and_descriptions_are_said_and_the_others_still_read(folder
     log.write_text("\n".join([*lines[:3], "\x00\x01 nonsense", *lines[4:]]))
     (folder / "done" / "b" / "training.json").write_text('{"kind"')
     (folder / "left" / "c" / "log.jsonl").write_text('{"step": 5, "l')
+    settings = json.loads((folder / "left" / "a" / "training.json").read_text())
+    settings["dictionary"]["d_sae"] = "64"
+    (folder / "left" / "a" / "training.json").write_text(json.dumps(settings))
     found = {t.folder.removeprefix(f"{folder}/"): t for t in find_trainings([folder])}
     assert any("damaged after line 3" in note for note in found["done/a"].notes)
     assert found["done/b"].state == "damaged"
+    assert found["left/a"].state == "damaged"
+    assert "dictionary.d_sae" in found["left/a"].notes[0]
     assert (found["left/c"].step, found["left/c"].l0) == (0, None)
     assert found["done/c"].state == "finished"

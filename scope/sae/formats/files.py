@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -158,12 +158,12 @@ def write_safetensors(file: Path, arrays: Mapping[str, Tensor]) -> None:
 
 
 def write_tensors(
-    handle: IO[bytes],
+    handle: Any,
     described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     tensors: Iterator[Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file into `handle`, one tensor after the other, so that no second copy of them is needed.
+    """Write a safetensors file into an open file, one tensor after the other, so that no second copy of them is needed.
 
     `tensors` are asked for one at a time, in the order of `described`, name -> (dtype, shape).
     """
