@@ -347,10 +347,10 @@ def test_sparsifys_settings_of_another_type_or_of_another_dictionary_are_refused
         read_sae(sparse(tmp_path / "layers.5", random_kind("topk"), **settings))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1])
-def test_a_threshold_that_is_no_positive_number_is_refused(value, tmp_path):
+@pytest.mark.parametrize(("value", "n"), [(float("nan"), 1), (float("inf"), 1), (-0.1, 11)])
+def test_thresholds_that_are_no_numbers_or_mostly_negative_are_refused(value, n, tmp_path):
     stored = arrays(random_kind("jumprelu"))
-    stored["threshold"][3] = value
+    stored["threshold"][:n] = value
     with pytest.raises(DictionaryError, match=r"threshold.* in .*"):
         read_sae(npz(tmp_path / "d", stored))
 

@@ -9,7 +9,7 @@ from scope.errors import ConfigError
 from scope.training.folder import RUN
 from scope.training.trainer import CHECKPOINT, train_all
 from tests.training.planted import SITES, TwoSites, grid, same
-from tests.training.test_resume import run, stopped
+from tests.training.test_resume import Stop, run, stopped
 
 
 def forget(folder: Path, *names: str) -> None:
@@ -55,10 +55,15 @@ def test_of_another_kind_only_the_kind_is_named(tmp_path):
 
 
 def test_a_checkpoint_without_the_settings_of_its_training_is_not_gone_on_with(tmp_path):
-    stopped(tmp_path, "jumprelu")
-    (tmp_path / RUN).unlink()
+    def stop(done, total, numbers):
+        if done >= 10:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_all(grid(tmp_path), TwoSites(), tmp_path, stop)
+    (tmp_path / "b" / RUN).unlink()
     with pytest.raises(ConfigError, match="settings are gone"):
-        run(tmp_path, "jumprelu")
+        train_all(grid(tmp_path), TwoSites(), tmp_path)
     assert (tmp_path / CHECKPOINT).exists()
 
 

@@ -21,18 +21,16 @@ def build(
     where: str,
     site: str = "",
     beside: tuple[str, ...] = (),
-    any_threshold: bool = False,
     **settings: Any,
 ) -> SAE:
     """A dictionary of `kind` in float32, from arrays by the names of its parameters; `where` names the file in refusals,
-    and `beside` arrays that its format carries though they are no parameters. `any_threshold`: some may be below 0, which acts
-    as 0 does.
+    and `beside` arrays that its format carries though they are no parameters.
 
     Sizes are those of the biases. Where numbers were stored with less than float32's precision, `provenance["stored"]` says so.
 
     Raises:
         DictionaryError: an array is missing, has another shape than the biases ask for (a transposed matrix is named as such),
-            holds NaN or Inf, is turned though square, or thresholds are negative.
+            holds NaN or Inf, is turned though square, or most thresholds are negative.
     """
     need(arrays, ("W_enc", "b_enc", "W_dec", "b_dec"), where)
     for name in ("b_enc", "b_dec"):
@@ -49,7 +47,7 @@ def build(
         settings.setdefault("target_l0", min(32.0, float(d_sae)))
     try:
         config = KINDS[kind].config(d_in=d_in, d_sae=d_sae, **settings)
-        return fill(kind, config, site, arrays, where, beside, any_threshold)
+        return fill(kind, config, site, arrays, where, beside)
     except ConfigError as error:
         raise DictionaryError(f"What is in {where} cannot be a dictionary of kind {kind}: {error}") from None
 
@@ -61,7 +59,6 @@ def fill(
     arrays: dict[str, Tensor],
     where: str,
     beside: tuple[str, ...] = (),
-    any_threshold: bool = False,
 ) -> SAE:
     """A dictionary of its arrays, checked as `build` says. An array that its kind does not have is refused: read without it,
     the dictionary would fire on other tokens than it was trained to (P27)."""
@@ -93,7 +90,11 @@ def fill(
         bad = int((~torch.isfinite(array)).sum())
         if bad:
             raise DictionaryError(f"{name} in {where} holds {bad} values that are NaN or Inf. Fetch or train it anew.")
-    _refuse_negative(arrays.get("threshold"), where, any_threshold)
+    if "threshold" in arrays and (arrays["threshold"] < 0).float().mean() > 0.5:  # a few below 0 act as 0 does
+        raise DictionaryError(
+            f"Most thresholds in {where} are negative (median {arrays['threshold'].median():.2g}): were logarithms stored?\n"
+            "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
+        )
     if sae.autoencodes and sae.d_in == sae.d_sae:
         refuse_turned(arrays["W_enc"], arrays["W_dec"], where)
     for name, p in list(sae.named_parameters()):
@@ -102,20 +103,6 @@ def fill(
     if coarse:
         sae.provenance["stored"] = coarse
     return sae
-
-
-def _refuse_negative(threshold: Tensor | None, where: str, some: bool) -> None:
-    """Raises: DictionaryError: thresholds below 0, of which `some` formats leave a few."""
-    negative = 0 if threshold is None else int((threshold < 0).sum())
-    if threshold is not None and negative > len(threshold) / 2:
-        raise DictionaryError(
-            f"Most thresholds in {where} are negative (median {threshold.median():.2g}): were logarithms stored?\n"
-            "  Store exp of them under `threshold`, or the logarithms under `log_threshold`."
-        )
-    if negative and not some:
-        raise DictionaryError(
-            f"{negative} thresholds in {where} are negative, which its format does not write. Copy or fetch it again."
-        )
 
 
 def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], source: str, where: str) -> None:

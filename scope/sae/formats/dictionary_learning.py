@@ -107,7 +107,7 @@ def read(folder: Path) -> SAE:
         arrays["threshold"] = _threshold(arrays, folder)
         if "group_sizes" in found:
             settings["nested"] = _nested(found["group_sizes"], len(arrays["b_enc"]), where)
-    sae = build(kind, arrays, where, site_of(trainer, buffer), _BESIDE, any_threshold=True, **settings)
+    sae = build(kind, arrays, where, site_of(trainer, buffer), _BESIDE, **settings)
     if name not in ("AutoEncoderNew", "JumpReluAutoEncoder"):
         _fold_b_dec(sae)
     if name == "AutoEncoder":

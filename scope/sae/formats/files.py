@@ -148,13 +148,15 @@ def refuse_too_large(file: Path, unpacked: int) -> None:
 
 
 def write_safetensors(file: Path, arrays: Mapping[str, Tensor]) -> None:
-    """Write a file whole, readable as the umask says.
+    """Write a file whole, readable as the umask says, in the bytes in which safetensors itself would write it.
 
     Raises:
         OSError: there is no room or no permission; what was there before is untouched.
     """
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     with whole_file(file) as handle:
-        write_tensors(handle, {name: (a.dtype, tuple(a.shape)) for name, a in arrays.items()}, iter(arrays.values()))
+        described = {name: (arrays[name].dtype, tuple(arrays[name].shape)) for name in names}
+        write_tensors(handle, described, (arrays[name] for name in names))
 
 
 def write_tensors(
@@ -173,7 +175,7 @@ def write_tensors(
         end = at + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         at = end
-    packed = json.dumps(header).encode()
+    packed = json.dumps(header, separators=(",", ":")).encode()
     packed += b" " * (-len(packed) % 8)
     handle.write(len(packed).to_bytes(8, "little") + packed)
     for tensor in tensors:

@@ -199,7 +199,10 @@ def read(folder: Path) -> SAE:
         if "topk_threshold" in arrays:
             if arrays["topk_threshold"].numel() != 1:
                 raise DictionaryError(f"topk_threshold in {where} holds {arrays['topk_threshold'].numel()} numbers, not one.")
-            arrays["threshold"] = torch.full(arrays["b_enc"].shape, arrays.pop("topk_threshold").item())
+            threshold = arrays.pop("topk_threshold").item()
+            if not 0 <= threshold < math.inf:
+                raise DictionaryError(f"topk_threshold in {where} is {threshold}; it must be 0 or more. Fetch it again.")
+            arrays["threshold"] = torch.full(arrays["b_enc"].shape, threshold)
     if kind == "topk":
         k = _k(config, where)
         if k != int(k):
