@@ -35,6 +35,13 @@ class Harvest:
     text_field: str = "text"
     """JSONL field or column that holds the text."""
 
+    fim: str | None = None
+    """Turn documents into fill-in-the-middle examples, as in psm:0.45,spm:0.45: the share of the documents for each order of
+    prefix, suffix and middle (psm, spm, spm_joint). The rest stays plain text. For models with infilling, as CodeGemma."""
+
+    fim_seed: int = 0
+    """Random seed for where documents are cut with --fim."""
+
     compute_dtype: str = "float32"
     """What the model computes in: float32, bfloat16 or float16."""
 
@@ -71,6 +78,7 @@ def harvest(
         ConfigError, CheckpointError: a setting or a model that cannot be.
         ActivationsError: an unknown site, a corpus without text, a disk without room, a recording of something else.
     """
+    from scope.activations.corpus.infill import FimMaker, FimShares
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest import harvest as room
     from scope.activations.harvest.ranks import ProcessRank
@@ -89,7 +97,8 @@ def harvest(
         recorded["batch_contexts"] = job.batch_contexts
     elif job.streamed:
         recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // job.config.context)
-    asked = model, model.tokenizer, corpus, replace(job.config, **recorded), job.out, model.provenance
+    maker = FimMaker(model.tokenizer, FimShares.parse(job.fim), job.fim_seed) if job.fim else model.tokenizer
+    asked = model, maker, corpus, replace(job.config, **recorded), job.out, model.provenance
     planned = None
     if ranks.leads:
         planned = room.plan(*asked, staging=job.staging)

@@ -56,6 +56,9 @@ class Steer:
     prompt: tuple[str, ...] = ("My favourite hobby is",)
     """Texts to continue."""
 
+    infill: tuple[str, str] | None = None
+    """Write the text between this prefix and this suffix, in place of --prompt. For models with infilling, as CodeGemma."""
+
     n: int = 1
     """Texts for each prompt and condition."""
 
@@ -121,6 +124,7 @@ def steer(
     job = resolve(Steer, config, settings, first="sae")
     from scope.fit import check_fit
     from scope.models.load import load_model
+    from scope.models.text.infill import infill_text
     from scope.sae.files import read_sae
     from scope.steering.compare.saved_runs import read_saved
     from scope.steering.compare.sweep import estimate, sweep
@@ -137,15 +141,16 @@ def steer(
     check_fit(model, sae, job.any_model, reconstructs=True)
     certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     edits = _edits(job, sae, model)
+    prompts = (infill_text(model.words, *job.infill),) if job.infill else job.prompt
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
     how["any_model"] = job.any_model
     if not job.sweep:
-        return steer_in_memory(model, sae, edits, job.prompt, job.sampling, job.conditions, **how)
+        return steer_in_memory(model, sae, edits, prompts, job.sampling, job.conditions, **how)
     usual = Steer.__dataclass_fields__["conditions"].default
     how["conditions"] = None if job.conditions == usual else job.conditions
-    seconds = estimate(model, sae, edits, job.prompt, job.sweep, job.sampling, **how)
+    seconds = estimate(model, sae, edits, prompts, job.sweep, job.sampling, **how)
     on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
-    return sweep(model, sae, edits, job.prompt, job.sweep, job.sampling, on_progress=on_progress, **how)
+    return sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
 
 
 def _check_targets(job: Steer) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.infill import MARKS
 from scope.errors import EditError, TokensError
 from scope.models.face import LanguageModel
 from scope.models.text.sampling import Sampler
@@ -125,8 +126,9 @@ class _Writer:
     def __init__(self, model: LanguageModel, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
         self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
         self.words = model.tokenizer
-        end_of_turn = self.words.backend.token_to_id("<end_of_turn>") if self.words else None
-        usual = {*model.cfg.eos, end_of_turn} if ends is None else set(ends)
+        marks = ("<end_of_turn>", *MARKS.values())  # a model that has them ends a turn, or the middle of a file, with them
+        known = {self.words.backend.token_to_id(mark) for mark in marks} if self.words else set()
+        usual = {*model.cfg.eos, *known} if ends is None else set(ends)
         self.ends = usual if sampling.stop_at_eos else set()
         self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
         self.n_streamed = 0  # characters that on_text was given

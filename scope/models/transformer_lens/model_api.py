@@ -7,6 +7,7 @@ from torch import Tensor
 from scope.errors import ConfigError
 from scope.models.parts.cache import ModelCache
 from scope.models.parts.embedding import next_token_loss
+from scope.models.text.infill import InfillMethods
 from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.generate_api import GenerateApi
 from scope.models.transformer_lens.hook_api import HookApi
@@ -21,7 +22,7 @@ _SWITCHES = {
 }
 
 
-class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi):
+class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, InfillMethods):
     """Comes before Decoder among a family's bases. Points on request work by name without any switch; a switch adds them to
     what is cached without a filter."""
 
