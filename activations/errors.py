@@ -18,6 +18,10 @@ class RecordingError(ActivationsError):
     """A recording that is missing, damaged, or made from something else."""
 
 
+class CorpusWarning(UserWarning):
+    """A part of what was given as a corpus is not read."""
+
+
 class HolesWarning(UserWarning):
     """A recording is read without shards that `scope recording repair` moved aside, or that its journal does not list."""
 

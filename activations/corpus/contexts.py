@@ -4,30 +4,16 @@ A document that is cut continues in the next context. Attention crosses document
 every token is recorded.
 """
 
-import zlib
 from collections.abc import Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
+from scope.activations.corpus.document import REPLACEMENT, Document, TextTokenizer, token_ids
 from scope.activations.corpus.inputs import NO_DOCUMENT, Cursor, InputMaker, Packed, text_roles
-from scope.activations.corpus.sources import Document
 from scope.activations.errors import RecordingError
 
 PACKING = "documents end to end with <eos> between, cut where a context is full; attention crosses their boundaries"
-
-
-@runtime_checkable
-class TextTokenizer(Protocol):
-    """The part of a tokenizer that packing uses."""
-
-    bos: int
-    eos: int
-    pad: int
-    special_ids: frozenset[int]
-    sha256: str
-
-    def encode(self, text: str, bos: bool = True) -> list[int]: ...
 
 
 class TextMaker:
@@ -63,7 +49,7 @@ class Packer:
     def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):
         self.tokenizer, self.context = tokenizer, context
         self.stream = iter(documents)
-        self.opened, self.dropped, self.crc32 = 0, cursor.dropped, cursor.crc32
+        self.opened, self.dropped, self.crc32, self.replaced = 0, cursor.dropped, cursor.crc32, cursor.replaced
         self.names: list[str] = []
         self.ids: list[int] = []
         self.at = cursor.offset
@@ -74,7 +60,7 @@ class Packer:
                 raise RecordingError(_changed(number, "it has no such document any more"))
             self.opened += 1
             if self.opened == cursor.documents:
-                if zlib.crc32(document.text.encode(errors="replace")) != cursor.crc32:
+                if document.crc32 != cursor.crc32:
                     raise RecordingError(_changed(number, f"it gives {document.name} there"))
                 self.ids = self._encode(document)
                 self.dropped = cursor.dropped
@@ -96,7 +82,7 @@ class Packer:
                 break
             documents[row, 0] = documents[row, 1]
             filled += 1
-        cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped)
+        cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped, replaced=self.replaced)
         ended = filled < n_contexts or bool(documents[filled - 1, -1] == NO_DOCUMENT)
         tokens, documents = tokens[:filled], documents[:filled]
         real = torch.from_numpy(documents != NO_DOCUMENT)
@@ -111,13 +97,14 @@ class Packer:
                 return False
             self.opened += 1
             self.names.append(document.name)
-            self.crc32 = zlib.crc32(document.text.encode(errors="replace"))
+            self.replaced += document.text.count(REPLACEMENT)
+            self.crc32 = document.crc32
             self.ids, self.at = self._encode(document), 0
         return True
 
     def _encode(self, document: Document) -> list[int]:
         structural = (self.tokenizer.bos, self.tokenizer.pad)
-        ids = self.tokenizer.encode(document.text, bos=False)
+        ids = token_ids(document, self.tokenizer)
         text_ids = [i for i in ids if i not in structural]
         self.dropped += len(ids) - len(text_ids)
         return [*text_ids, self.tokenizer.eos] if text_ids else []

@@ -2,8 +2,10 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
-from scope.activations.corpus.readers import Document
+from scope.activations.corpus.document import Document
+from scope.activations.corpus.layouts import document_of
 from scope.activations.errors import CorpusError
 
 
@@ -39,10 +41,7 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
                 raise CorpusError(
                     f"{spec} broke off at record {number:,}: {_why(error, name)}\n  What is recorded is kept; try again later."
                 ) from None
-            if not isinstance(record.get(field), str):
-                there = ", ".join(map(str, record))
-                raise CorpusError(f'{spec} has no text in a field "{field}". It has {there}: name one with --text-field.')
-            yield Document(f"{name}:{number}", record[field])
+            yield replace(document_of(record, field, f"{spec}, record {number}", ""), name=f"{name}:{number}")
 
     identity = {"kind": "hub", "name": name, "split": split, "revision": revision, "field": field}
     return identity | ({"config": config} if config else {}), source

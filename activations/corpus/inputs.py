@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from scope.activations.corpus.readers import Document
+from scope.activations.corpus.document import Document
 from scope.activations.corpus.roles import LEAVES_OUT, RULES, Role
 from scope.activations.errors import RecordingError
 from torch import Tensor
@@ -123,6 +123,8 @@ class Cursor:
     crc32: int = 0
     dropped: int = 0
     """Control tokens that occurred in texts and were removed so far."""
+    replaced: int = 0
+    """Characters U+FFFD so far, which stand for what is no UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

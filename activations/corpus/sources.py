@@ -1,9 +1,12 @@
 """Corpora: a spec names a source of documents, and an identity tells two corpora apart.
 
-notes.txt  notes.md      one document; a long one in pieces, cut between paragraphs
-data.jsonl(.gz .xz .bz2) one document per line, in the field "text"
-data.parquet             one document per row, in the column "text"
-folder/                  every such file below it, and .py and .rst
+notes.txt  notes.md      one document; a long one in pieces, cut between paragraphs, a long line at white space
+data.jsonl  data.json    one document per line or record, in the field "text"; or a chat, or token ids: see layouts.py
+data.csv  data.tsv       one document per row, in the column "text"
+data.parquet  data.arrow the same
+...(.gz .xz .bz2 .zst)   text, JSON and CSV may be packed
+folder/                  every such file below it, and .py and .rst; beside files of records no plain text
+folder/                  what `datasets.save_to_disk` wrote
 docs  docs:numpy,torch   documentation of installed Python packages
 bundled                  the samples shipped with this package, mixed with docs
 owner/name[[:config]:split]  a data set of the Hugging Face hub, streamed
@@ -13,15 +16,18 @@ import hashlib
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from scope.activations.corpus.document import Document
+from scope.activations.corpus.files import KNOWN, PLAIN, check, form_of
 from scope.activations.corpus.hub import open_hub
 from scope.activations.corpus.installed import DOCUMENTED, docstrings, package_root
-from scope.activations.corpus.readers import PACKED, PLAIN, Document, named_field, read_file, read_jsonl, reader_of
-from scope.activations.errors import CorpusError
+from scope.activations.corpus.readers import known_form, named_field, read_file, read_jsonl, saved_files
+from scope.activations.errors import CorpusError, CorpusWarning
 
 from scope.whole_files import file_sha256
 
@@ -61,13 +67,17 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
     if path.is_dir():
         return _folder(path, spec, field)
     if path.is_file():
-        reader_of(path, field)  # refuses a suffix it does not know
-        identity = {"kind": "file", "name": path.name, "sha256": file_sha256(path)} | named_field(path, field)
+        form = known_form(path)
+        check(path, form)
+        identity = {"kind": "file", "name": path.name, "sha256": file_sha256(path)} | named_field(form, field)
         return Corpus(spec, identity, lambda: read_file(path, path.name, field))
-    if path.suffix in (*PLAIN, *PACKED, ".parquet") or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    if path.exists():
+        raise CorpusError(f"{spec} is a pipe or a device; a corpus is read several times. Write it to a file first.")
+    if form_of(path) or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise CorpusError(
             f"There is no corpus {spec}.\n"
-            "  Give a .txt, .md, .jsonl(.gz, .xz, .bz2) or .parquet file, a folder of them, docs, docs:numpy,torch, bundled,\n"
+            f"  Give a file ending in {KNOWN},\n"
+            "  a folder of them, docs, docs:numpy,torch, bundled,\n"
             "  or a hub data set as owner/name, owner/name:split or owner/name:config:split."
         )
     return Corpus(spec, *open_hub(spec, field))
@@ -84,11 +94,11 @@ def mixed(documents: Iterable[Document], seed: int) -> Iterator[Document]:
     characters = 0
     for document in documents:
         buffer.append(document)
-        characters += len(document.text)
+        characters += len(document)
         while len(buffer) > _MIXED_DOCUMENTS or (characters > _MIXED_CHARACTERS and len(buffer) > 1):
             i = int(uniform() * len(buffer))
             buffer[i], buffer[-1] = buffer[-1], buffer[i]
-            characters -= len(buffer[-1].text)
+            characters -= len(buffer[-1])
             yield buffer.pop()
     while buffer:
         i = int(uniform() * len(buffer))
@@ -97,15 +107,17 @@ def mixed(documents: Iterable[Document], seed: int) -> Iterator[Document]:
 
 
 def _folder(folder: Path, spec: str, field: str) -> Corpus:
-    known = (*PLAIN, ".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2", ".parquet")
-    paths = [Path(root) / name for root, _, names in os.walk(folder) for name in names if name.endswith(known)]
-    files = {p.relative_to(folder).as_posix(): p for p in paths if p.is_file()}  # a link may lead nowhere
-    if not files:
-        raise CorpusError(f"{folder} holds no text. Files that are read end in {', '.join(known)}.")
+    files, left_out = _chosen(folder)
+    for path in files.values():
+        check(path, known_form(path))
     names = sorted(files)
     digest = hashlib.sha256()
     for name in names:
-        digest.update(f"{name}\0{file_sha256(files[name])}\n".encode())
+        digest.update(f"{name}\0{file_sha256(files[name])}\n".encode(errors="surrogateescape"))
+    if left_out:
+        some = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        read = names[0] if len(names) == 1 else f"{len(names)} files, such as {names[0]},"
+        warnings.warn(f"Of {folder} {read} will be read; left out: {some}.", CorpusWarning, stacklevel=3)
     identity = {
         "kind": "folder",
         "name": folder.resolve().name,
@@ -119,6 +131,38 @@ def _folder(folder: Path, spec: str, field: str) -> Corpus:
             yield from read_file(files[name], name, field)
 
     return Corpus(spec, identity, source)
+
+
+def _chosen(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """(the files of a folder that hold its text, what is left out), by their names below it. Hidden ones are not looked at.
+
+    Raises:
+        CorpusError: there is no text.
+    """
+    if saved := saved_files(folder):
+        paths, splits = saved
+        return {path.relative_to(folder).as_posix(): path for path in paths}, [f"{split}/" for split in splits]
+    kinds: dict[str, str] = {}
+    for root, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for name in names:
+            path = Path(root, name)
+            if not name.startswith(".") and not (path.is_symlink() and not path.exists()):  # a link may lead nowhere
+                form = form_of(path) if path.is_file() else None
+                kinds[path.relative_to(folder).as_posix()] = form.kind if form else ""
+    records = {name for name, kind in kinds.items() if kind and kind not in PLAIN and not _describes(name)}
+    chosen = records or {name for name, kind in kinds.items() if kind in PLAIN}
+    if not chosen:
+        raise CorpusError(f"{folder} holds no text. Files that are read end in {KNOWN}.")
+    return {name: folder / name for name in chosen}, sorted(kinds.keys() - chosen)
+
+
+def _describes(name: str) -> bool:
+    """Whether a file describes a data set or a model instead of holding text."""
+    return Path(name).name.lower() in _DESCRIPTIONS or name.lower().endswith("config.json")
+
+
+_DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "package.json"}
 
 
 def _documentation(spec: str) -> Corpus:

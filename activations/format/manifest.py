@@ -102,6 +102,8 @@ class Manifest:
     continued: tuple[Continued, ...] = ()
     imported: Imported | None = None
     left_out: tuple[LeftOut, ...] = ()
+    replacement_characters: Count = 0
+    """Characters U+FFFD in the text that was recorded, which stand for bytes that are no UTF-8."""
 
     def __post_init__(self):
         missing = [site for site in self.config.sites if site not in self.layout.widths]

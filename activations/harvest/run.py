@@ -18,7 +18,7 @@ from scope.activations.errors import ActivationsError, CorpusError, RecordingErr
 from scope.activations.format.continuing import contexts_for
 from scope.activations.format.files import read_object, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
-from scope.activations.format.manifest import FORMAT, Recorded, versions
+from scope.activations.format.manifest import FORMAT, MANIFEST, Recorded, versions
 from scope.activations.format.norms import n_flagged
 from scope.activations.format.remote import Remote
 from scope.activations.format.shard_entry import ShardEntry, layout
@@ -74,7 +74,18 @@ class Run:
                     self.finished.mark_exhausted()
         elif self.ranks.leads:
             self.finished.commit()
+        if self.ranks.leads:
+            self._count_replaced()
         self.finished.clean()
+
+    def _count_replaced(self) -> None:
+        """Put into the manifest how many characters of the text stand for bytes that are no UTF-8."""
+        cursor = self.finished.committed[-1].cursor if self.finished.committed else None
+        if cursor and cursor.replaced != self.manifest.replacement_characters:
+            self.manifest = replace(self.manifest, replacement_characters=cursor.replaced)
+            write_json(self.out / MANIFEST, self.manifest.to_json())
+            if self.remote:
+                self.remote.push(self.out / MANIFEST)
 
     def _walk(self) -> tuple[int, bool]:
         """Pack the rest of the corpus up to the budget and make the shards of this rank.

@@ -232,6 +232,8 @@ def _text_rows(table: "Table", store: "ActivationStore") -> None:
             "of shuffled reading",
         )
     dropped = store.journal[-1].cursor.dropped if store.journal[-1].cursor else 0
+    if replaced := store.manifest.replacement_characters:
+        table.add_row("no UTF-8", f"{replaced:,} characters U+FFFD in the text")
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
 

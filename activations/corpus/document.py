@@ -1,0 +1,107 @@
+"""A document: a text, a chat, or token ids of a set that was tokenised elsewhere."""
+
+import re
+import zlib
+from array import array
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from scope.activations.errors import CorpusError
+
+REPLACEMENT = "\ufffd"
+"""What stands for bytes that are no UTF-8, and for halves of characters."""
+
+_HALVES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side of a chat says."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and its name; of a chat also its turns, which the model's chat template lays out, or token ids without a text."""
+
+    name: str
+    text: str
+    turns: tuple[Turn, ...] = ()
+    ids: tuple[int, ...] | None = None
+
+    @property
+    def crc32(self) -> int:
+        """Checksum by which a changed corpus is noticed."""
+        roles = "".join(f"\0{turn.role}" for turn in self.turns)
+        return zlib.crc32(array("q", self.ids or ()).tobytes(), zlib.crc32((self.text + roles).encode(errors="replace")))
+
+    def __len__(self) -> int:
+        return len(self.text) + len(self.ids or ())
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """The part of a tokenizer that packing uses. One of a chat model also has `chat(messages, add_generation_prompt)`."""
+
+    bos: int
+    eos: int
+    pad: int
+    special_ids: frozenset[int]
+    sha256: str
+
+    def encode(self, text: str, bos: bool = True) -> list[int]: ...
+
+
+def clean(text: str) -> str:
+    """A text without lone surrogates, which no tokenizer takes: JSON may hold half of a character as \\ud83d."""
+    return text if text.isascii() else _HALVES.sub(REPLACEMENT, text)
+
+
+def token_ids(document: Document, tokenizer: TextTokenizer) -> list[int]:
+    """The tokens of a document without <bos>.
+
+    Raises:
+        CorpusError: its ids are not of this vocabulary, or it is a chat and the model has no chat template for it.
+    """
+    if document.ids is not None:
+        return _without_bos(_checked(document, tokenizer), tokenizer)
+    if document.turns:
+        return _without_bos(tokenizer.encode(_laid_out(document, tokenizer), bos=False), tokenizer)
+    return tokenizer.encode(document.text, bos=False)
+
+
+def _without_bos(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
+    return ids[1:] if ids[:1] == [tokenizer.bos] else ids
+
+
+def _checked(document: Document, tokenizer: TextTokenizer) -> list[int]:
+    ids, size = list(document.ids or ()), len(tokenizer) if isinstance(tokenizer, Sized) else None
+    if ids and (min(ids) < 0 or (size is not None and max(ids) >= size)):
+        wrong = min(ids) if min(ids) < 0 else max(ids)
+        raise CorpusError(
+            f"{document.name} holds token id {wrong}; the vocabulary of this model has ids 0 to {(size or 0) - 1}.\n"
+            "  The set was tokenised for another model: give its text instead."
+        )
+    return ids
+
+
+def _laid_out(document: Document, tokenizer: TextTokenizer) -> str:
+    """The turns as the model's template lays them out. Where it takes no system turn, that goes before the first user's."""
+    from scope.errors import ScopeError
+
+    chat = getattr(tokenizer, "chat", None)
+    if chat is None:
+        raise CorpusError(f"{document.name} is a chat, and this model has no chat template. Give a corpus of text.")
+    turns: Sequence[Turn] = document.turns
+    ways = [turns]
+    if len(turns) > 1 and turns[0].role == "system":
+        ways.append([Turn(turns[1].role, f"{turns[0].content}\n\n{turns[1].content}"), *turns[2:]])
+    for way in ways:
+        try:
+            return chat([{"role": turn.role, "content": turn.content} for turn in way], add_generation_prompt=False)
+        except ScopeError as error:
+            problem = error
+    raise CorpusError(f"{document.name} is a chat that this model's template does not take.\n  {problem}")
