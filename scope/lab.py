@@ -6,7 +6,7 @@ lab[1208]
 lab.steer(1208, 0.5).compare("My favourite hobby is", n=3)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -161,8 +161,8 @@ class Lab:
         """
         return self.pack.steerable(n, words)[["label", "promotes", "out_score", "density"]]
 
-    def read(self, text: str):
-        """Which latents fire where in a text."""
+    def read(self, text: str | Iterable[str]):
+        """Which latents fire where in a text; for several texts, a list."""
         return self.pack.read(text, self.model, self.sae)
 
     def steer(self, target: Any, strength: float = 0.5, **how: Any) -> "Steering":
@@ -177,13 +177,22 @@ class Lab:
         return Steering(self, Edits.of(Add(target, strength, **how)))
 
     def attribute(
-        self, prompt: str, token: str | int | None = None, other: str | int | None = None, site: str | None = None, **how: Any
-    ) -> Attribution:
-        """Which latents make the model say `token` rather than `other` after the prompt; see `scope.circuits.attribution`."""
+        self,
+        prompt: str | Iterable[str],
+        token: str | int | None = None,
+        other: str | int | None = None,
+        site: str | None = None,
+        **how: Any,
+    ) -> Attribution | list[Attribution]:
+        """Which latents make the model say `token` rather than `other` after the prompt; for several prompts, a list. See
+        `scope.circuits.attribution`."""
         return attribute(self.model, self._dictionary(site), prompt, token, other, pack=self._labels(site), **how)
 
-    def effects(self, target: Any, prompt: str, strength: float | None = None, **how: Any) -> Effects:
-        """What an edit does to the next token after a prompt, and to latents further on; see `scope.circuits.effects`.
+    def effects(
+        self, target: Any, prompt: str | Iterable[str], strength: float | None = None, **how: Any
+    ) -> Effects | list[Effects]:
+        """What an edit does to the next token after a prompt, and to latents further on; for several prompts, a list. See
+        `scope.circuits.effects`.
 
         A latent's number or a Feature alone means that it is ablated; with a strength, that it is added.
         """

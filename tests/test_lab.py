@@ -11,6 +11,7 @@ from scope.sae.files import read_sae
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
+from scope.texts import for_each_text
 from tests.conftest import random_gemma
 from tests.help.labs import make_lab
 from tests.steering.conftest import random_sae
@@ -215,3 +216,29 @@ def test_the_typical_norm_measured_on_a_packs_contexts_is_the_packs_own(lab):
     more[:, -1] = special  # of a chat template, say
     shorter = StrengthUnits.on_contexts(lab.model, lab.pack.site, contexts[:, :-1])
     assert StrengthUnits.on_contexts(lab.model, lab.pack.site, more).typical_norm == shorter.typical_norm
+
+
+def test_a_list_of_texts_gives_a_result_for_each_and_what_is_no_text_is_refused(lab):
+    texts = ["the dog runs", "to the river", "the cat"]
+    together = lab.read(texts)
+    assert [view.ids for view in together] == [lab.read(text).ids for text in texts]
+    assert lab.read(tuple(texts[:1]))[0].ids == together[0].ids
+    assert lab.pack.read(iter(texts), lab.model, lab.sae)[2].ids == together[2].ids
+    rows = lab.attribute(texts[:2], method="gradient")
+    assert [row.prompt for row in rows] == texts[:2]
+    assert rows[1].logit_difference == pytest.approx(lab.attribute(texts[1], method="gradient").logit_difference)
+    edited = lab.effects(3, texts[:2], nulls=0)
+    assert [one.prompt for one in edited] == texts[:2]
+    for search in (lab.find, lab.pack.fires_on, lab.pack.promotes):
+        with pytest.raises(PackError, match=r"empty|No token"):
+            search("")
+
+
+@pytest.mark.parametrize("wrong", [[], ["the dog", 3], [1, 2], [{"role": "user", "content": "hi"}], 7, b"the dog", None, {}])
+def test_what_is_no_text_is_refused_and_not_read_in_part(wrong):
+    seen = []
+    with pytest.raises(EditError, match="list of texts"):
+        for_each_text(wrong, seen.append, EditError)
+    assert seen == []
+    assert for_each_text(("a", "b"), str.upper, EditError) == ["A", "B"]
+    assert for_each_text("ab", str.upper, EditError) == "AB"

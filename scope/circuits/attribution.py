@@ -16,7 +16,7 @@ positions, would have (one standard deviation).
 Source: integrated gradients, arXiv:1703.01365; of dictionaries, with the error as a node of its own, arXiv:2403.19647.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.sae.base import SAE
+from scope.texts import for_each_text
 
 WHOLE = {
     "gradient": "gradient . stream, the logit difference's linear reading at this prompt",
@@ -44,7 +45,7 @@ _CLOSE = 0.001
 def attribute(
     model: LanguageModel,
     sae: SAE,
-    prompt: str,
+    prompt: str | Iterable[str],
     token: str | int | None = None,
     other: str | int | None = None,
     *,
@@ -55,8 +56,9 @@ def attribute(
     pack: Any = None,
     any_model: bool = False,
     seed: int = 0,
-) -> Attribution:
-    """The rows of logit(token) - logit(other) after `prompt`; latents that are silent have none, for theirs would be 0.
+) -> Attribution | list[Attribution]:
+    """The rows of logit(token) - logit(other) after `prompt`; latents that are silent have none, for theirs would be 0. Several
+    prompts give a list.
 
     Without `token` it is the likeliest next one, without `other` the likeliest besides. `steps` are points of the integral, by
     default 32, or up to 256 where the rows would not add up with fewer. `exact` latents, those of the largest gradient rows,
@@ -70,9 +72,30 @@ def attribute(
     """
     if method not in WHOLE:
         raise EditError(f"There is no method {method!r}; there are {', '.join(WHOLE)}.")
+    check_fit(model, sae, any_model, reconstructs=True)
+
+    def explain(one: str) -> Attribution:
+        return _explained(model, sae, one, token, other, method, steps, exact, nulls, pack, seed)
+
+    return for_each_text(prompt, explain, EditError)
+
+
+def _explained(
+    model: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    token: str | int | None,
+    other: str | int | None,
+    method: str,
+    steps: int | None,
+    exact: int,
+    nulls: int,
+    pack: Any,
+    seed: int,
+) -> Attribution:
+    """The attribution of one prompt."""
     if not prompt.strip():
         raise EditError("The prompt is empty. Give some text whose next token is asked about.")
-    check_fit(model, sae, any_model, reconstructs=True)
     rest = Rest(model, sae, prompt)
     log_p = rest.log_p(rest.x[None])[0]
     wanted, against = token_pair(model, log_p, log_p, token, other)

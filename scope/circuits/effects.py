@@ -3,7 +3,7 @@
 Every number stands beside its null: the same edit on other latents whose part in this prompt is about as large.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import Resolved, check_sites, dictionaries, resolve
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.edits.interventions import Direction, Edit, Edits
+from scope.texts import for_each_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def effects(
     model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
-    prompt: str,
+    prompt: str | Iterable[str],
     *,
     token: str | int | None = None,
     other: str | int | None = None,
@@ -128,8 +129,9 @@ def effects(
     k: int = 8,
     any_model: bool = False,
     seed: int = 0,
-) -> Effects:
+) -> Effects | list[Effects]:
     """Run the prompt with and without the edits, and `nulls` times with other latents in the places of the edited ones.
+    Several prompts give a list.
 
     `token` and `other` make the logit difference; by default the likeliest token with the edit and without it (or the second
     likeliest, where both are the same). `downstream` are dictionaries of later sites.
@@ -139,12 +141,33 @@ def effects(
         DictionaryError: a dictionary of another model or site.
         TokensError: a token that is several, a prompt longer than the context.
     """
-    if not prompt.strip():
-        raise EditError("The prompt is empty. Give some text whose next token is asked about.")
     edits, saes, later = Edits.of(edits), dictionaries(sae), dictionaries(downstream or None)
     for one in {**saes, **later}.values():
         check_fit(model, one, any_model, reconstructs=True)
     check_sites(model, saes, edits)
+
+    def measure(one: str) -> Effects:
+        return _measured(model, saes, later, edits, one, token, other, strength_units, nulls, k, seed)
+
+    return for_each_text(prompt, measure, EditError)
+
+
+def _measured(
+    model: LanguageModel,
+    saes: dict[str, SAE],
+    later: dict[str, SAE],
+    edits: Edits,
+    prompt: str,
+    token: str | int | None,
+    other: str | int | None,
+    strength_units: StrengthUnits | Mapping[str, StrengthUnits] | None,
+    nulls: int,
+    k: int,
+    seed: int,
+) -> Effects:
+    """The effects after one prompt."""
+    if not prompt.strip():
+        raise EditError("The prompt is empty. Give some text whose next token is asked about.")
     units = units_for(model, saes, edits, [prompt], strength_units)
     resolved = [resolve(edit, saes, units) for edit in edits]
     tokens = model.to_tokens(prompt)

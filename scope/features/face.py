@@ -1,6 +1,6 @@
 """`Pack`: everything known about the latents of one dictionary, in one object; `scope features` writes packs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Pack(PackData):
             raise PackError(f"No latent of {self.folder} fired in {self.n_tokens:,} tokens.")
         return self[int(rng.choice(alive))]
 
-    def read(self, text: str, model, sae):
-        """Which latents fire on a text: a `TokenView`. Model and dictionary must be those of the pack."""
+    def read(self, text: str | Iterable[str], model, sae):
+        """Which latents fire on a text: a `TokenView`; of several texts, a list. Model and dictionary must be the pack's."""
         from scope.features.reading.read_text import read  # imports torch, which browsing does not need
 
         return read(self, text, model, sae)

@@ -156,7 +156,7 @@ def test_every_firing_lies_between_the_edges_of_its_band(collected):
     for f in range(pack.d_sae):
         for e in pack[f].examples("bands", 99):
             band = pack[f].bands[e.band]
-            assert band["low"] <= e.value < band["high"]
+            assert band["low"] <= e.value <= band["high"]
 
 
 def test_p42_near_misses_are_silent_on_a_token_on_which_the_latent_often_fires(collected):

@@ -18,7 +18,7 @@ def find(pack: PackData, text: str) -> pd.DataFrame:
     Ranked: top token or a word of the label equal to the text, then contained in them, then promoted. Within a rank the
     latent with the larger share of its top token comes first. `found_in` says where.
     """
-    wanted = text.strip().casefold()
+    wanted = _text(text).strip().casefold()
     if not wanted:
         raise PackError("Nothing to look for: the text is empty. Give a word, as in find('dogs').")
     table, index = pack.table, pack.index
@@ -34,6 +34,12 @@ def find(pack: PackData, text: str) -> pd.DataFrame:
     hits = table.iloc[latents][_SHOWN]
     hits.insert(0, "found_in", where)
     return hits
+
+
+def _text(text: object) -> str:
+    if not isinstance(text, str):
+        raise PackError(f"Latents are found by one text at a time, such as 'dogs'; this is {str(text)[:60]!r}.")
+    return text
 
 
 def _among(ids: np.ndarray, wanted: np.ndarray, d_vocab: int) -> np.ndarray:
@@ -73,7 +79,7 @@ def token_ids(pack: PackData, token: str) -> np.ndarray:
     Raises:
         PackError: no piece of the vocabulary is this token.
     """
-    exact = pack.ids_of.get(token, [])
+    exact = pack.ids_of.get(_text(token), [])
     if exact and token != token.strip():
         return np.array(exact)
     loose = pack.loose_ids_of.get(token.strip().casefold(), []) if token.strip() else []

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from scope.provenance import DictionaryId, ModelId
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
+from scope.texts import for_each_text
 
 _TUNINGS = re.compile(r"[-_](it|pt|base|chat|instruct)$")
 
@@ -54,8 +56,8 @@ def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = Fa
 
 
 @torch.no_grad()
-def read(pack: PackData, text: str, model: LanguageModel, sae: SAE) -> TokenView:
-    """Encode a text as the pack's text was encoded.
+def read(pack: PackData, text: str | Iterable[str], model: LanguageModel, sae: SAE) -> TokenView | list[TokenView]:
+    """Encode a text as the pack's text was encoded, or each of several, which gives a list.
 
     Another tuning of the pack's model is accepted, and `TokenView.tuning` says so.
 
@@ -66,7 +68,13 @@ def read(pack: PackData, text: str, model: LanguageModel, sae: SAE) -> TokenView
     if not text:
         raise TokensError("There is no text to read. Give at least a word.")
     check_same(pack, model, sae, tuning=True)
-    return _view(pack, model.to_tokens(text), model, sae)
+
+    def view(one: str) -> TokenView:
+        if not one:
+            raise TokensError("A text is empty. Give at least a word.")
+        return _view(pack, model.to_tokens(one), model, sae)
+
+    return for_each_text(text, view, TokensError)
 
 
 @torch.no_grad()

@@ -1,0 +1,24 @@
+"""One text or several: what is done with one text is done with each of a list, in its order."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from scope.errors import ScopeError
+
+T = TypeVar("T")
+
+
+def for_each_text(texts: object, do: Callable[[str], T], error: type[ScopeError]) -> T | list[T]:
+    """The result for a text, or a list with the result for each of several texts.
+
+    Raises:
+        ScopeError: of the type `error`: there is no text, or what is no text, such as ids of tokens or the turns of a chat.
+    """
+    if isinstance(texts, str):
+        return do(texts)
+    each = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, bytes | dict) else [texts]
+    strange = [type(text).__name__ for text in each if not isinstance(text, str)]
+    if strange or not each:
+        what = f"holds a {strange[0]}" if each else "is empty"
+        raise error(f"A text is needed, or a list of texts; what was given {what}. Give text, such as 'The dog runs'.")
+    return [do(text) for text in each]
