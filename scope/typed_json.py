@@ -70,7 +70,7 @@ def typed(value: Any, kind: type[T] | Any, source: object, error: type[ScopeErro
     """
     try:
         return msgspec.convert(value, kind, strict=True)
-    except (msgspec.ValidationError, RecursionError) as problem:
+    except (msgspec.ValidationError, RecursionError, UnicodeError) as problem:  # half a surrogate pair is no text
         raise error(_text(source, f"is damaged: {str(problem).replace(' - at `$.', ' - at `')}", way_out)) from None
 
 

@@ -1,16 +1,18 @@
 """Finds a checkpoint (the bundled one, a folder, or a hub id) and reads its config and its list of tensors."""
 
-import json
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scope.errors import CheckpointError
-from scope.models.stored import read_header
+from scope.models.stored import AGAIN, read_header
+from scope.typed_json import plain_name, read_json, read_typed
 
 BUNDLED = Path(__file__).parent / "bundled"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
-
-
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -61,10 +63,9 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     """Raises CheckpointError for whatever the hub, or the way to it, answers but the files."""
-    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub import constants, is_offline_mode, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -73,6 +74,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     )
 
     hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    if not hub.startswith(("https://", "http://")):
+        raise CheckpointError(f"HF_ENDPOINT is {hub!r}, which is no address. Give it in full, such as https://{hub}.")
     way_out = "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), endpoint=hub))
@@ -88,58 +91,112 @@ def _from_hub(name: str, revision: str | None) -> Path:
         ) from None
     except HFValidationError as error:
         raise CheckpointError(f"There is no folder {name} here, and the hub takes no such name: {error}") from None
-    except OfflineModeIsEnabled:
-        raise CheckpointError(f"{name} is no folder here and the hub is switched off (HF_HUB_OFFLINE).\n{way_out}") from None
-    except LocalEntryNotFoundError:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        if is_offline_mode():
+            raise CheckpointError(
+                f"{name} is no folder here, was not fetched before, and the hub is switched off (HF_HUB_OFFLINE).\n"
+                "  Unset HF_HUB_OFFLINE to fetch it, give a local folder, or use --model bundled."
+            ) from None
         raise CheckpointError(f"{name} is no folder here, and {hub} cannot be reached.\n{way_out}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the hub, of what it sends requests with, of the system
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{name} is no folder here and cannot be fetched from {hub}: {reason}\n{way_out}") from None
     return folder
 
 
-def read_config(folder: Path) -> dict:
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be read: {error}") from None
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        CheckpointError: it cannot be read, or names a file of weights that is not read here.
+    """
+    raw = read_json(folder / "config.json", CheckpointError, AGAIN)
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object.")
+        raise CheckpointError(f"{folder / 'config.json'} is no JSON object. {AGAIN}")
+    if raw.get("transformers_weights") not in (None, SINGLE, INDEX):
+        raise CheckpointError(
+            f"{folder / 'config.json'} says that the weights are in {raw['transformers_weights']!r} (transformers_weights); "
+            f"only {SINGLE} and {INDEX} are read.\n  Rename the file, and remove that line."
+        )
     return raw
+
+
+def end_tokens(folder: Path) -> tuple[int, ...]:
+    """The end tokens that generation_config.json names: an instruction-tuned model often names the end of a turn there alone.
+
+    Raises:
+        CheckpointError: the file is there and cannot be read, or its eos_token_id is neither an id nor a list of ids.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return ()
+    named = read_typed(file, GenerationSettings, CheckpointError, AGAIN).eos_token_id
+    return (named,) if isinstance(named, int) else tuple(named or ())
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What is read of generation_config.json."""
+
+    eos_token_id: int | list[int] | None = None
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file it lies in, from the index of a sharded checkpoint or the single file.
 
     Raises:
-        CheckpointError: a shard that is missing or cut short, by name.
+        CheckpointError: no weights, two sets of them, an index that does not say what its shards hold, or a shard that is
+            missing or cut short, by name.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            if not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
-                raise ValueError("its weight_map names no files")
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{index} cannot be read as an index of shards: {error!r}. Fetch it again.") from None
-        missing = sorted({f for f in weight_map.values() if not (folder / f).exists()})
-        if missing:
-            raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
-        files = {name: folder / file for name, file in weight_map.items()}
-        held = {file: set(_names(file)) for file in set(files.values())}
-        lost = sorted(name for name, file in files.items() if name not in held[file])
-        if lost:
+    single, index = folder / SINGLE, folder / INDEX
+    placed = _indexed(index) if index.exists() else {}
+    if single.exists() and set(placed.values()) - {SINGLE}:
+        raise CheckpointError(
+            f"{folder} holds two sets of weights: {SINGLE}, and the {len(set(placed.values()))} shards that {INDEX} names "
+            f"(such as {min(placed.values())}).\n  transformers would load {SINGLE}. Move away what is not meant: that file, "
+            "or the index with its shards."
+        )
+    if not placed:
+        if not single.exists():
+            raise CheckpointError(f"{folder} has no {SINGLE}; {_contents(folder)}")
+        return dict.fromkeys(read_header(single)[1], single)
+    missing = sorted({f for f in placed.values() if not (folder / f).exists()})
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}, which its index names. Fetch the checkpoint again.")
+    for file in sorted(set(placed.values())):
+        inside, named = set(read_header(folder / file)[1]), {name for name, of in placed.items() if of == file}
+        if lost := sorted(named - inside):
+            raise CheckpointError(f"{folder / file} lacks {lost[0]}, which {INDEX} places there. {AGAIN}")
+        if more := sorted(inside - named):
+            there = f"places in {placed[more[0]]}" if more[0] in placed else "does not name"
             raise CheckpointError(
-                f"{files[lost[0]]} lacks {lost[0]}, which the index says it holds. Fetch the checkpoint again."
+                f"{folder / file} holds {more[0]}, which {INDEX} {there}: the index is of other shards.\n"
+                "  Fetch the checkpoint again into an empty folder."
             )
-    else:
-        file = folder / "model.safetensors"
-        if not file.exists():
-            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise CheckpointError(f"{folder} has no model.safetensors; it holds {there}.\n  Pickled weights are not read.")
-        files = dict.fromkeys(_names(file), file)
-    return files
+    return {name: folder / file for name, file in placed.items()}
 
 
-def _names(file: Path) -> list[str]:
-    return list(read_header(file)[1])
+@dataclass(frozen=True)
+class _Index:
+    weight_map: dict[str, str]
+
+
+def _indexed(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, of an index of shards."""
+    placed = read_typed(index, _Index, CheckpointError, AGAIN).weight_map
+    if not placed:
+        raise CheckpointError(f"{index} is damaged: its weight_map names no file. {AGAIN}")
+    return {name: plain_name(file, index, CheckpointError, AGAIN) for name, file in placed.items()}
+
+
+def _contents(folder: Path) -> str:
+    """What a folder without weights that can be read holds, and the way out."""
+    names = sorted(p.name for p in folder.iterdir())
+    there = f"it holds {', '.join(names[:20]) or 'nothing'}{' and more' if len(names) > 20 else ''}."
+    if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in names):
+        return f"{there}\n  These are shards without {INDEX}. {AGAIN}"
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return (
+            f"{there}\n  Pickled weights are not read. Save them as safetensors: model.save_pretrained(FOLDER) of transformers."
+        )
+    return f"{there}\n  Weights are read from {SINGLE}, or from shards and their {INDEX}."

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from scope.errors import ConfigError
+from scope.errors import CheckpointError, ConfigError
+from scope.memory import free_memory
 from scope.models.adapters import Adapter, find_model
-from scope.models.checkpoints import read_config, weight_files
+from scope.models.checkpoints import end_tokens, read_config, weight_files
 from scope.models.face import LanguageModel
 from scope.models.families import family_of
+from scope.models.stored import stored_tensors
 from scope.models.streamed import streamed_class
 from scope.models.text.tokenizer import Tokenizer
 from scope.models.weights import load_weights
@@ -61,20 +67,28 @@ def load_model(
     family = family_of(raw, str(model))
     config = family.config_from_hf(raw, str(model))
     own_tokenizer = change is not None and (change.folder / "tokenizer.json").exists()
-    tokenizer = Tokenizer.from_folder(change.folder if own_tokenizer else folder)
+    tokenizer = Tokenizer.from_folder(change.folder if own_tokenizer else folder, config.d_vocab)
+    ends = dict.fromkeys((*config.eos, *end_tokens(folder), tokenizer.end_id))
+    config = replace(config, eos=tuple(i for i in ends if i is not None and 0 <= i < config.d_vocab) or config.eos)
     files = weight_files(folder)
+    if raw.get("tie_word_embeddings") is False and not any(name.endswith("lm_head.weight") for name in files):
+        raise CheckpointError(
+            f"{folder} is incomplete: config.json says that the unembedding is not the embedding (tie_word_embeddings), and no "
+            "file holds lm_head.weight. Fetch the checkpoint again."
+        )
     with torch.device("meta"):
         loaded = family(config, tokenizer)
     if change is not None:
         shapes = {name: tuple(p.shape) for name, p in loaded.named_parameters()}
         change.fit(loaded.tensor_names(config), shapes, found.base_name)
-    if streamed:
-        loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)
-    else:
-        load_weights(loaded, files, dtype, device)
-        if change is not None:
-            change.apply(loaded)
-            loaded.on_placed()
+    with _memory_for(files, dtype, device):
+        if streamed:
+            loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)
+        else:
+            load_weights(loaded, files, dtype, device)
+            if change is not None:
+                change.apply(loaded)
+                loaded.on_placed()
     loaded.adapter = change
     loaded.provenance = {
         "model": _name(found.base_name),
@@ -95,6 +109,22 @@ def load_model(
     elif sampled := sampled_hash(files.values()):
         loaded.provenance["weights_sampled"] = sampled
     return loaded.eval()
+
+
+@contextmanager
+def _memory_for(files: dict[str, Path], dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Raises ConfigError where the memory ends while weights are loaded, with what they need and what there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        numbers, free = sum(math.prod(t.shape) for t in stored_tensors(files).values()), free_memory(device)
+        raise ConfigError(
+            f"The weights do not fit into memory: {numbers:,} numbers take {numbers * dtype.itemsize / 1e9:.1f} GB in "
+            f"{str(dtype).removeprefix('torch.')}" + (f", and {free / 1e9:.1f} GB are free on {device}" if free else "") + ".\n"
+            "  Load them in bfloat16 (2 bytes a number), or leave them on disk: streamed=True, --streamed of harvest."
+        ) from None
 
 
 def _name(model: str) -> str:

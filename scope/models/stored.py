@@ -3,7 +3,6 @@
 Nothing is mapped: a mapped file counts against an address-space limit and, while it is looked at, as resident memory.
 """
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +13,12 @@ import torch
 from torch import Tensor
 
 from scope.errors import CheckpointError
+from scope.typed_json import parse_json, typed
 
+AGAIN = "Fetch it again."
+"""The way out where a file of a checkpoint is damaged."""
+
+_LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _PIECE = 1 << 23  # elements converted at once, when the file's dtype is not the one asked for
 _AHEAD = 1 << 22  # bytes read at once by read_ahead
@@ -46,11 +50,9 @@ def stored_tensors(files: dict[str, Path]) -> dict[str, StoredTensor]:
     for name, file in files.items():
         start, entries = headers[file]
         entry = entries[name]
-        if entry["dtype"] not in _DTYPES:
-            raise CheckpointError(f"{name} in {file} is stored as {entry['dtype']}; weights are {', '.join(_DTYPES)}.")
-        tensors[name] = StoredTensor(
-            name, file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), start + entry["data_offsets"][0]
-        )
+        if entry.dtype not in _DTYPES:
+            raise CheckpointError(f"{name} in {file} is stored as {entry.dtype[:20]}; weights are {', '.join(_DTYPES)}.")
+        tensors[name] = StoredTensor(name, file, _DTYPES[entry.dtype], tuple(entry.shape), start + entry.data_offsets[0])
     return tensors
 
 
@@ -70,42 +72,65 @@ def language_name(name: str) -> str | None:
 
 
 def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of the language model under the names of a model of text alone."""
-    return {ours: tensor for name, tensor in stored.items() if (ours := language_name(name)) is not None}
+    """The tensors of the language model under the names of a model of text alone.
+
+    Raises:
+        CheckpointError: two tensors have one such name.
+    """
+    part: dict[str, StoredTensor] = {}
+    for name, tensor in stored.items():
+        if (ours := language_name(name)) in part:
+            raise CheckpointError(f"The checkpoint holds {ours} twice, as {part[ours].name} and as {name}.")
+        if ours is not None:
+            part[ours] = tensor
+    return part
 
 
-def read_header(file: Path) -> tuple[int, dict]:
-    """(where the data begin, name -> dtype, shape and data_offsets) of a safetensors file, without mapping it.
+@dataclass(frozen=True)
+class HeaderEntry:
+    """What the header of a safetensors file says of a tensor."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+    @property
+    def fits(self) -> bool:
+        """Whether its place is as long as shape and dtype say; of a dtype that is not read, nothing is known."""
+        if self.dtype not in _DTYPES:
+            return True
+        first, last = self.data_offsets
+        return min(self.shape, default=0) >= 0 and last - first == math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+
+def read_header(file: Path) -> tuple[int, dict[str, HeaderEntry]]:
+    """(where the data begin, name -> dtype, shape and place) of a safetensors file, without mapping it.
 
     Raises:
         CheckpointError: it is none, or is cut short.
     """
-    size = os.path.getsize(file)
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise CheckpointError(f"{file} is damaged or cut short: its header does not fit into it. Fetch it again.")
-        try:
-            entries = json.loads(opened.read(length))
-            entries.pop("__metadata__", None)
-            places = sorted(tuple(entry["data_offsets"]) for entry in entries.values())
-            end = 8 + length + (places[-1][1] if places else 0)
-            whole = [last for _, last in ((0, 0), *places)][:-1] == [first for first, _ in places]  # each begins where one ends
-            whole = whole and all(_fits(entry) for entry in entries.values())
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise CheckpointError(f"{file} is damaged: its header is not that of safetensors. Fetch it again.") from None
-    if not whole:
-        raise CheckpointError(f"{file} is damaged: its header gives tensors places that do not fit them. Fetch it again.")
+    if not file.is_file():  # the opening of a named pipe would wait
+        raise CheckpointError(f"{file} is not a regular file. {AGAIN}")
+    try:
+        with open(file, "rb") as opened:
+            size, length = os.fstat(opened.fileno()).st_size, int.from_bytes(opened.read(8), "little")
+            if not 0 < length <= min(size - 8, _LONGEST_HEADER):
+                raise CheckpointError(f"{file} is damaged or cut short: its header does not fit into it. {AGAIN}")
+            text = opened.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from None
+    raw = parse_json(text, f"The header of {file}", CheckpointError, AGAIN)
+    if isinstance(raw, dict):
+        raw.pop("__metadata__", None)
+    entries = typed(raw, dict[str, HeaderEntry], f"The header of {file}", CheckpointError, AGAIN)
+    places = sorted(entry.data_offsets for entry in entries.values())
+    whole = [last for _, last in ((0, 0), *places)][:-1] == [first for first, _ in places]  # each begins where one ends
+    if not whole or not all(entry.fits for entry in entries.values()):
+        raise CheckpointError(f"{file} is damaged: its header gives tensors places that do not fit them. {AGAIN}")
+    end = 8 + length + (places[-1][1] if places else 0)
     if end > size:
-        raise CheckpointError(f"{file} is damaged or cut short: it has {size:,} of {end:,} bytes. Fetch it again.")
+        raise CheckpointError(f"{file} is damaged or cut short: it has {size:,} of {end:,} bytes. {AGAIN}")
     return 8 + length, entries
-
-
-def _fits(entry: dict) -> bool:
-    """Whether a tensor's place is as long as its shape and dtype say; of a dtype that is not read, nothing is known."""
-    first, last = entry["data_offsets"]
-    item = _DTYPES[entry["dtype"]].itemsize if entry["dtype"] in _DTYPES else None
-    return item is None or (min(entry["shape"], default=0) >= 0 and last - first == math.prod(entry["shape"]) * item)
 
 
 class Reader:

@@ -55,6 +55,19 @@ def test_no_network_is_said_to_be_no_network(hub, monkeypatch):
         load_model("mirror/model")
 
 
+@pytest.mark.parametrize("endpoint", ["hf-mirror.com", "127.0.0.1:80", "ftp://mirror"])
+def test_an_endpoint_without_its_scheme_is_refused_with_the_whole_address(hub, monkeypatch, endpoint):
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(CheckpointError, match=rf"HF_ENDPOINT is '{endpoint}', which is no address(.|\n)*https://"):
+        load_model("mirror/model")
+
+
+def test_the_hub_that_is_switched_off_is_not_called_unreachable(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"was not fetched before, and the hub is switched off \(HF_HUB_OFFLINE\)"):
+        load_model("mirror/model")
+
+
 def test_what_was_fetched_before_loads_without_a_network(hub, monkeypatch):
     before = load_model("mirror/model").provenance
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -119,7 +119,7 @@ def test_provenance_names_the_weights_and_changes_with_them(folder):
         ({"use_bidirectional_attention": True}, "both directions"),
         ({"quantization_config": {"bits": 4}}, "quantised weights"),
         ({"attention_bias": True}, "attention biases"),
-        ({"num_attention_heads": "4"}, "has a value that is no number"),
+        ({"num_attention_heads": "4"}, "Expected `int | null`, got `str`.*num_attention_heads"),
         ({"vocab_size": None}, "has a value that is no number"),
         ({"hidden_size": "absent"}, "has no 'hidden_size'"),
         ({"num_key_value_heads": 3}, "cannot share 3 key-value heads"),
@@ -185,7 +185,7 @@ def test_a_place_that_is_no_checkpoint_is_refused(folder, name, says):
 @pytest.mark.parametrize("damage", ["{", "[]", '{"weights": {}}'])
 def test_an_index_that_cannot_be_read_is_refused(sharded, damage):
     (sharded / "model.safetensors.index.json").write_text(damage)
-    with pytest.raises(CheckpointError, match="cannot be read as an index"):
+    with pytest.raises(CheckpointError, match=r"index\.json(.|\n)*is damaged(.|\n)*Fetch it again"):
         load_model(str(sharded))
 
 
@@ -503,7 +503,7 @@ def test_files_that_are_missing_or_unreadable_are_named(folder):
     with pytest.raises(CheckpointError, match=r"no model\.safetensors(.|\n)*Pickled weights are not read"):
         load_model(str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         load_model(str(folder))
 
 
@@ -547,7 +547,7 @@ def test_a_cap_or_epsilon_that_makes_nan_is_refused(folder, changes, says):
 
 def test_settings_of_the_tokenizer_that_cannot_be_read_are_named(folder):
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json is damaged"):
         load_model(str(folder))
 
 

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
+from scope.models.gemma.config_types import check_types
 from scope.models.transformer_lens.config_names import ConfigNames
+
+_LARGEST = {"n_layers": 1000, "d_vocab": 2**24, "n_ctx": 2**31, "window": 2**31}
+"""Sizes beyond any model's, which only a damaged file asks for; 2^17 where nothing else stands."""
 
 _ATTENTION = {"sliding_attention": "local", "full_attention": "global"}
 
@@ -90,12 +94,16 @@ class GemmaConfig(ConfigNames):
         if self.model_type not in _GENERATIONS:
             raise ConfigError(f"model_type is {self.model_type!r}; a Gemma's is {' or '.join(_GENERATIONS)}.")
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+            if not 1 <= getattr(self, name) <= _LARGEST.get(name, 2**17):
+                most = _LARGEST.get(name, 2**17)
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 1 to {most:,}.")
         for name in ("query_scalar", "attn_cap", "final_cap", "rope_theta", "rope_local_theta", "rope_factor", "eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name} is {value}; it must be above 0.")
+        for name in ("bos", "pad"):
+            if not 0 <= getattr(self, name) < self.d_vocab:
+                raise ConfigError(f"{name} is {getattr(self, name)}, and the vocabulary has the ids 0 to {self.d_vocab - 1}.")
         if self.n_heads % self.n_kv_heads:
             raise ConfigError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly.")
         if self.d_head % 2:
@@ -142,6 +150,7 @@ class GemmaConfig(ConfigNames):
         Raises:
             CheckpointError: another model_type, an activation or rope variant not computed here, a missing field.
         """
+        check_types(raw, where)
         if raw.get("model_type") == "gemma3":
             raw = _language_part(raw, where)
         kind = raw.get("model_type")
@@ -155,7 +164,7 @@ class GemmaConfig(ConfigNames):
             raise CheckpointError(f"{where} has attention biases, which no {name} has.")
         if raw.get("use_bidirectional_attention"):
             raise CheckpointError(f"{where} asks for attention in both directions; only causal attention is computed.")
-        if raw.get("quantization_config"):
+        if raw.get("quantization_config") or raw.get("compression_config"):
             raise CheckpointError(
                 f"{where} holds quantised weights, which are not read. Give the checkpoint they were made from."
             )
@@ -183,9 +192,9 @@ class GemmaConfig(ConfigNames):
                 **(_rotary_by_kind if kind == "gemma3_text" else _rotary)(raw, where),
                 eps=raw.get("rms_norm_eps", 1e-6),
                 layer_types=_layer_types(raw),
-                bos=raw.get("bos_token_id", 2),
+                bos=2 if raw.get("bos_token_id") is None else raw["bos_token_id"],
                 eos=tuple(eos) if isinstance(eos, list | tuple) else (eos,),
-                pad=raw.get("pad_token_id", 0) or 0,
+                pad=max(0, raw.get("pad_token_id") or 0),  # -1 means none
                 model_name=where,
             )
         except KeyError as missing:
@@ -265,6 +274,8 @@ def _rotary(raw: dict[str, Any], where: str) -> dict[str, float]:
     rope = raw.get("rope_parameters") or {}
     if scaling := next((r for r in (raw.get("rope_scaling"), rope) if r and _rope_kind(r) != "default"), None):
         raise CheckpointError(f"{where} asks for rope scaling {scaling}; only unscaled rotary positions are computed.")
+    if rope.keys() & {"full_attention", "sliding_attention"}:
+        raise CheckpointError(f"{where} asks for rotary positions by kind of layer, which only a Gemma 3 has.")
     return {"rope_theta": rope.get("rope_theta") or raw["rope_theta"]}
 
 

@@ -65,7 +65,10 @@ def _model(file: Path) -> str:
     model = scope.load_model(str(file.parent))
     with torch.no_grad():
         logits = model(torch.tensor([[2, 30, 31, 32]]))
-    return digest(logits.tolist(), model.to_tokens("I had been").tolist(), model.generate("I had", max_new_tokens=3))
+    turns = model.words.chat([{"role": "user", "content": "I had"}]) if model.words.chat_template else ""
+    return digest(
+        turns, logits.tolist(), model.to_tokens("I had been").tolist(), model.generate("I had", max_new_tokens=3, seed=0)
+    )
 
 
 def _dictionary(file: Path) -> str:
