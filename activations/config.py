@@ -83,8 +83,17 @@ def _check(config: HarvestConfig | LiveConfig) -> None:
         raise ActivationsError(f"context is {config.context}; <bos> and one token of text need at least 2.")
     if config.dtype not in ("bfloat16", "float32"):
         raise ActivationsError(f"dtype is {config.dtype!r}; activations are stored as bfloat16 or float32.")
-    if config.outlier_times != 0 and not 1 < config.outlier_times < float("inf"):
-        raise ActivationsError(f"outlier_times is {config.outlier_times:g}; give a number above 1, or 0 for no rule.")
+    check_outlier_times(config.outlier_times)
     unknown = sorted(set(config.exclude) - set(LEAVES_OUT))
     if unknown:
         raise ActivationsError(f"exclude has {', '.join(unknown)}; the rules are {', '.join(LEAVES_OUT)}.")
+
+
+def check_outlier_times(times: float) -> None:
+    """Check a multiple of the median above which a norm counts as an outlier.
+
+    Raises:
+        ActivationsError: it would flag half of the rows, or is no number.
+    """
+    if times != 0 and not 1 < times < float("inf"):
+        raise ActivationsError(f"outlier_times is {times:g}; give a number above 1, or 0 for no rule.")

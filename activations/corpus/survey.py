@@ -74,7 +74,7 @@ def survey(
         some = slice(start, start + config.batch_contexts)
         chosen = torch.from_numpy(counted[some].reshape(-1).nonzero()[0])
         for site, x in _timed(recorder, packed[some], sites, rates).items():
-            norms[site].append(_norms(x.index_select(0, chosen.to(x.device)), config.dtype))
+            norms[site].append(stored_norms(x.index_select(0, chosen.to(x.device)), config.dtype))
     if timed and len(starts) == 1 and packed.tokens.size / rates[0] < 5.0:
         _timed(recorder, packed, sites, rates)
     norms_of = {site: torch.cat(parts).numpy() for site, parts in norms.items()}
@@ -112,7 +112,7 @@ def _timed(recorder: Recorder, inputs: Inputs, sites: Sequence[str], rates: list
     return recorded
 
 
-def _norms(x: Tensor, dtype: str) -> Tensor:
+def stored_norms(x: Tensor, dtype: str) -> Tensor:
     """float32 [row]: norms of the values as stored; computed in float64 where squares overflow."""
     stored = x.detach().to(torch.bfloat16 if dtype == "bfloat16" else torch.float32).cpu()
     norms = torch.linalg.vector_norm(stored, dim=1, dtype=torch.float32)

@@ -6,13 +6,17 @@ SAELens' cached activations: each row of the dataset becomes a context. safetens
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scope.activations.config import check_outlier_times
 from scope.activations.corpus.inputs import Cursor
+from scope.activations.corpus.outlier_rule import Sample, outlier_rule
+from scope.activations.corpus.roles import Role
+from scope.activations.corpus.survey import SAMPLE_CONTEXTS, stored_norms
 from scope.activations.errors import RecordingError
 from scope.activations.format.files import append_line, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
@@ -27,7 +31,7 @@ from scope.activations.format.manifest import (
     RecordedConfig,
     versions,
 )
-from scope.activations.format.norms import n_flagged
+from scope.activations.format.norms import lower_median, n_flagged
 from scope.activations.format.shard_entry import ShardEntry, layout
 from scope.activations.format.shard_writer import ShardWriter
 from scope.activations.read.store import ActivationStore
@@ -39,6 +43,7 @@ from scope.typed_json import read_json, typed
 
 _CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
 _COUNTED = 256  # rows of a context if contexts are unknown
+_SAMPLE_ROWS, _FIRST_ROWS = 4096, "the first rows that were imported"
 _TOKENS = ("token_id", "token_ids", "tokens", "input_ids")
 
 
@@ -82,23 +87,33 @@ class Foreign:
 
 
 def import_activations(
-    source: Path | str, out: Path | str, dtype: str | None = None, on_progress: OnProgress | None = None
+    source: Path | str,
+    out: Path | str,
+    dtype: str | None = None,
+    on_progress: OnProgress | None = None,
+    outlier_times: float = 10.0,
 ) -> ActivationStore:
     """Make a recording from SAELens' cached activations or safetensors, by default in a dtype that loses nothing.
+
+    Outliers are flagged as in harvesting: by the rule of the recording that was exported, else by `outlier_times` the median
+    of the first rows (0: no rule).
 
     Raises:
         RecordingError: there are no readable activations, `out` is not empty, or a value is NaN or Inf.
     """
     source, out = Path(source), Path(out)
     foreign = _open(source)
+    check_outlier_times(outlier_times)
     dtype = dtype or foreign.dtype
     widest = max(foreign.sites.values()) * ITEM_BYTES[dtype]
     segment_rows = min(256, max(8, _SEGMENT_BYTES // widest))
     with new_folder(out) as folder:
         manifest = _manifest(foreign, source, dtype, segment_rows)
-        write_json(folder / MANIFEST, manifest.to_json())
         entry: ShardEntry | None = None
         for chunk in foreign.chunks():
+            if entry is None:
+                manifest = _with_rule(manifest, chunk, foreign.sidecar.manifest, outlier_times)
+                write_json(folder / MANIFEST, manifest.to_json())
             entry = _write(folder, chunk, manifest, entry)
             append_line(folder / JOURNAL, entry)
             if on_progress:
@@ -145,6 +160,24 @@ def _write(out: Path, chunk: Chunk, manifest: Manifest, before: ShardEntry | Non
         exhausted=True,
         outliers=n_flagged(shard.norms, manifest.outliers, roles),
     )
+
+
+def _with_rule(manifest: Manifest, first: Chunk, original: Manifest | None, times: float) -> Manifest:
+    """The manifest with a rule for outliers, measured on the first rows if the recording that was exported had none to give."""
+    if manifest.outliers or not times or (original and original.config.outlier_times == 0):
+        return manifest
+    dtype, known = manifest.config.dtype, first.roles is not None and first.position is not None
+    n = max(_SAMPLE_ROWS, int((first.context < SAMPLE_CONTEXTS).sum()))
+    patches = first.roles[first.context, first.position][:n] == Role.IMAGE if known else np.zeros(len(first.context[:n]), bool)
+    mixed = bool(patches.any() and not patches.all())
+    norms = {site: stored_norms(x[:n], dtype).numpy() for site, x in first.acts.items()}
+    medians = [
+        {site: lower_median(lambda some=x[rows]: [some], int(rows.sum())) for site, x in norms.items()}
+        for rows in ([~patches, patches] if mixed else [np.ones(len(patches), bool)])
+    ]
+    sample: Sample = {"contexts": int(first.context[:n].max(initial=-1)) + 1, "rows": len(patches), "from": _FIRST_ROWS}
+    rule = outlier_rule(times, sample, medians[0], medians[1] if mixed else None)
+    return replace(manifest, outliers=rule, config=replace(manifest.config, outlier_times=times))
 
 
 def _manifest(foreign: Foreign, source: Path, dtype: str, segment_rows: int) -> Manifest:

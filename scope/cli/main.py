@@ -8,6 +8,10 @@ import importlib
 import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _COURTESY = 3.0  # seconds in which the first process may say the same, and torchrun end all the others
 
@@ -52,7 +56,8 @@ def run(argv: list[str]) -> int:
         print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)
         return 2
     try:
-        code = _parse(name, _current(rest))()
+        with _warnings_as_notes():
+            code = _parse(name, _current(rest))()
     except KeyboardInterrupt:
         if _speaks():
             print("\nStopped. What was finished is kept; the same command continues from there.", file=sys.stderr)
@@ -70,6 +75,22 @@ def run(argv: list[str]) -> int:
         print(f"scope {name}: {message}", file=sys.stderr)
         return 2
     return code or 0
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Within the block, our own warnings are a line on stderr, without the source line that gave them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def note(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category.__module__.startswith("scope."):
+                print(f"note: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = note
+        yield
 
 
 def _speaks() -> bool:

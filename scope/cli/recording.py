@@ -44,6 +44,10 @@ class Command:
     dtype: Literal["bfloat16", "float32"] | None = None
     """convert to a recording: how to store; by default so that nothing is lost."""
 
+    outlier_times: float = 10.0
+    """convert to a recording: rows whose norm exceeds this multiple of the site's median are flagged as outliers, stored and
+    not trained on. An export's own rule takes precedence. 0: no rule."""
+
     def run(self) -> None:
         from scope.activations.errors import HolesWarning
 
@@ -132,7 +136,7 @@ class Command:
             raise ConfigError("convert writes a new folder: say which with --out.")
         if self._place == str(self.recording) and not (self.recording / "manifest.json").is_file():
             with progress_bar("Importing", unit="rows") as on_progress:
-                store = import_activations(self.recording, self.out, self.dtype, on_progress)
+                store = import_activations(self.recording, self.out, self.dtype, on_progress, self.outlier_times)
             console.print(summary(store))
             return
         store = ActivationStore.open(self.recording)
@@ -178,6 +182,7 @@ def summary(store: "ActivationStore") -> "Table":
     if manifest.imported:
         table.add_row("imported", f"from {manifest.imported['from']}; unknown: {', '.join(manifest.unknown) or 'nothing'}")
         table.add_row("rows", f"{store.n_rows:,}")
+        _outlier_row(table, store)
     else:
         table.add_row(
             "corpus", ", ".join(f"{k} {_short(v)}" for k, v in manifest.corpus.items()) + f", order seed {manifest.config.seed}"
@@ -225,17 +230,21 @@ def _text_rows(table: "Table", store: "ActivationStore") -> None:
         f"{store.n_rows:,}; left out: {tokens - store.n_rows:,} by {', '.join(config.exclude) or 'no rule'} "
         f"({short:,} padding)",
     )
+    _outlier_row(table, store)
+    dropped = store.journal[-1].cursor.dropped if store.journal[-1].cursor else 0
+    if replaced := store.manifest.replacement_characters:
+        table.add_row("no UTF-8", f"{replaced:,} characters U+FFFD in the text")
+    if dropped:
+        table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
+
+
+def _outlier_row(table: "Table", store: "ActivationStore") -> None:
     if rule := store.outlier_rule:
         table.add_row(
             "outliers",
             f"{rule.rule}; times {rule.times:g}, sample of {rule.sample['rows']:,} rows: flagged and stored, left out "
             "of shuffled reading",
         )
-    dropped = store.journal[-1].cursor.dropped if store.journal[-1].cursor else 0
-    if replaced := store.manifest.replacement_characters:
-        table.add_row("no UTF-8", f"{replaced:,} characters U+FFFD in the text")
-    if dropped:
-        table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
 
 
 def _span(rows) -> str:

@@ -1,5 +1,6 @@
 """Batches of activations for a trainer, from anywhere, with a position that can be saved."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,10 +26,25 @@ class Batches(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-class TensorBatches:
-    """Rows of a tensor in memory, in a new seeded order each time through, without end. A remainder joins no batch."""
+class OutliersWarning(UserWarning):
+    """Rows of huge norm are left out of the training."""
 
-    def __init__(self, rows: Tensor, batch_size: int, seed: int = 0):
+
+class TensorBatches:
+    """Rows of a tensor in memory, in a new seeded order each time through, without end. A remainder joins no batch.
+
+    Rows whose norm exceeds `outlier_times` the median norm are left out, as of a recording, and counted in `left_out`; 0 leaves
+    out none. One such row can decide a mean, a variance or a step.
+    """
+
+    def __init__(self, rows: Tensor, batch_size: int, seed: int = 0, outlier_times: float = 10.0):
+        norms = rows.float().norm(dim=1)
+        outliers = norms > outlier_times * norms.median() if outlier_times and norms.median() > 0 else norms < 0
+        self.left_out = int(outliers.sum())
+        if self.left_out:
+            share = f"{self.left_out:,} of {len(rows):,} rows have norms above {outlier_times:g} x the median"
+            warnings.warn(f"{share}: they are not trained on. outlier_times=0 keeps them.", OutliersWarning, stacklevel=2)
+            rows = rows[~outliers]
         if batch_size > len(rows):
             raise ConfigError(f"batch_size is {batch_size}, and there are only {len(rows)} activations to take it from.")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed

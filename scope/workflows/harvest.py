@@ -21,8 +21,9 @@ class Harvest:
     lens:gpt2 or lens:FOLDER."""
 
     corpus: str = "bundled"
-    """The text: a .txt, .md, .jsonl or .parquet file, a folder, docs:numpy,torch, bundled, or a hub data set
-    owner/name, owner/name:split, owner/name:config:split."""
+    """The text: a .txt, .md, .jsonl, .json, .csv or .parquet file, packed or not, a folder of such files or of
+    `datasets.save_to_disk`, docs:numpy,torch, bundled, or a hub data set owner/name, owner/name:split, owner/name:config:split.
+    Chats are laid out by the model's template."""
 
     out: str = "runs/recording"
     """Folder for the recording, or an address such as s3://bucket/recording, to which shards are sent whole."""
@@ -33,7 +34,7 @@ class Harvest:
     """Contexts run at once. None: 16, or as many as hold 16,384 tokens with --streamed."""
 
     text_field: str = "text"
-    """JSONL field or column that holds the text."""
+    """Field or column that holds the text, a chat, or token ids."""
 
     fim: str | None = None
     """Turn documents into fill-in-the-middle examples, as in psm:0.45,spm:0.45: the share of the documents for each order of

@@ -376,8 +376,16 @@ class Source:
     def notes(self, batches: Any, training: TrainConfig) -> list[str]:
         if self.store is None and batches.passes > 1:
             return [f"The corpus was read {batches.passes} times, each in another order; a longer one would teach more."]
-        passes = training.steps * training.batch_size / self.store.n_rows if self.store is not None else 0
-        return [f"Every activation was seen {passes:.0f} times. A longer recording would teach more."] if passes > 10 else []
+        if self.store is None:
+            return []
+        passes = training.steps * training.batch_size / self.store.n_rows
+        notes = [f"Every activation was seen {passes:.0f} times. A longer recording would teach more."] if passes > 10 else []
+        if batches.left_out:
+            notes.append(
+                f"{batches.left_out:,} of {self.store.n_rows:,} rows are outliers by the recording's rule (norm above "
+                f"{self.store.outlier_rule.times:g} x the median): not trained on, and FVU is that of the others."
+            )
+        return notes
 
 
 class RecordedBatches:
@@ -386,6 +394,11 @@ class RecordedBatches:
     def __init__(self, store: Any, sites: Sequence[str], batch_size: int, seed: int, memory_bytes: int):
         self.store, self.sites = store, tuple(sites)
         self.batches = store.shuffled(self.sites if len(sites) > 1 else sites[0], batch_size, seed, memory_bytes=memory_bytes)
+
+    @property
+    def left_out(self) -> int:
+        """Rows that the recording's rule flags as outliers."""
+        return self.batches.left_out
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scope.activations.errors import RecordingError
+from scope.activations.errors import ActivationsError, RecordingError
 from scope.activations.read.from_other_libraries import import_activations
 from scope.activations.read.store import ActivationStore
 from scope.activations.read.to_other_libraries import to_sae_lens, to_safetensors
@@ -194,3 +194,21 @@ def test_what_it_was_made_from_goes_along(store, tmp_path):
     beside = json.loads((tmp_path / "out" / "recording.json").read_text())
     assert beside["manifest"] == store.manifest.to_json()
     assert beside["exported"]["window"] == 50
+
+
+def test_imported_rows_of_huge_norm_are_flagged_by_the_rule_of_harvesting_and_not_trained_on(tmp_path):
+    from safetensors.torch import save_file
+
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    x[[7, 3999]] *= 1e4
+    save_file({"resid": x}, tmp_path / "x.safetensors")
+    store = import_activations(tmp_path / "x.safetensors", tmp_path / "back")
+    median = x.norm(dim=1).sort().values[1999].item()
+    assert store.outlier_rule.threshold["resid"] == pytest.approx(10 * median)
+    assert store.outlier_rule.sample == {"contexts": 16, "rows": 4000, "from": "the first rows that were imported"}
+    assert np.flatnonzero(store.outliers("resid")).tolist() == [7, 3999]
+    assert store.n_outliers("resid") == store.shuffled("resid", 100).left_out == 2
+    without = import_activations(tmp_path / "x.safetensors", tmp_path / "all", outlier_times=0.0)
+    assert without.shuffled("resid", 100).left_out == 0
+    with pytest.raises(ActivationsError, match=r"outlier_times is 0\.5"):
+        import_activations(tmp_path / "x.safetensors", tmp_path / "none", outlier_times=0.5)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from scope.errors import ConfigError, DictionaryError
-from scope.training.batches import TensorBatches
+from scope.training.batches import OutliersWarning, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig, rate
 from scope.training.progress import Log, read_log
@@ -135,3 +135,13 @@ def test_lines_that_a_resumed_run_writes_again_are_dropped_and_a_torn_last_line_
     assert [row["step"] for row in read_log(tmp_path)] == [10, 20, 30]
     Log(tmp_path, 20)
     assert [row["step"] for row in read_log(tmp_path)] == [10, 20]
+
+
+def test_rows_of_huge_norm_in_a_tensor_are_left_out_with_a_word_and_kept_on_request():
+    rows = torch.ones(100, 4) + torch.arange(100)[:, None] / 100
+    rows[[3, 50]] *= 1e4
+    with pytest.warns(OutliersWarning, match="2 of 100 rows have norms above 10 x the median"):
+        batches = TensorBatches(rows, 98)
+    assert (batches.left_out, batches.n_rows) == (2, 98)
+    assert next(iter(batches)).max() < 3
+    assert TensorBatches(rows, 100, outlier_times=0.0).n_rows == 100
