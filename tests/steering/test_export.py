@@ -1,5 +1,6 @@
 """Runs on their shelf, and runs as files for somebody else: what is exported makes the same texts, and obeys nobody."""
 
+import ast
 import html
 import json
 import os
@@ -17,7 +18,7 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.renamed import RenamedWarning
 from scope.sae.files import read_sae
 from scope.steering.apply.strength_units import StrengthUnits
-from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.saved_runs import Runs, read_saved
 from scope.steering.compare.steer import SteeringRun, steer
 from scope.steering.compare.sweep import sweep
 from scope.steering.edits.directions import Direction
@@ -72,7 +73,8 @@ def run(lab):
     return steer(model, sae, edits, [PROMPT, "the cat"], sampling, conditions, n=2, strength_units=units, instruction="<i>")
 
 
-def test_the_exported_python_writes_the_same_texts(run, place, capsys):
+def test_the_exported_python_writes_the_same_texts(run, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)  # the program names ./checkpoint, and no folder of this machine
     space: dict = {}
     exec(compile(as_python(run, [str(place / "dictionary")]), "steering.py", "exec"), space)
     assert "the same texts: True" in capsys.readouterr().out
@@ -101,14 +103,16 @@ def test_a_character_that_is_spelled_in_bytes_is_shown_as_that_character(run):
         assert "⟨E6⟩" in page  # a byte that completes nothing
 
 
-def test_a_run_that_was_stopped_is_exported_with_where_it_stopped(lab, place, capsys):
+def test_a_run_that_was_stopped_is_exported_with_where_it_stopped(lab, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
     stopped = steer(*lab, Add(3, 0.5), "the dog", on_token=lambda step, ids: step == 2)
     assert stopped.stopped_after == 3
     exec(compile(as_python(stopped, [str(place / "dictionary")]), "steering.py", "exec"), {})
     assert "the same texts: True" in capsys.readouterr().out
 
 
-def test_the_exported_python_says_when_the_texts_differ(run, place, capsys):
+def test_the_exported_python_says_when_the_texts_differ(run, place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
     code = as_python(run, [str(place / "dictionary")]).replace("seed=3", "seed=4")
     exec(compile(code, "steering.py", "exec"), {})
     assert "the same texts: False" in capsys.readouterr().out
@@ -239,12 +243,107 @@ def test_a_name_that_is_none_reaches_no_file(tmp_path, name):
         Runs(tmp_path).load(name)
 
 
-@pytest.mark.parametrize("name", ["n", "control_seed", "stopped_after"])
-def test_a_saved_run_with_code_for_a_number_is_refused(run, name):
+CODE = "__import__('os').abort()"
+NASTY = ["'''", '"""', "\\", "\\'", "\n", "\r", "\x00", "\u2028", "{0}", "%s", f"'+{CODE}+'", f"]);{CODE}#", "</pre>"]
+
+
+def test_a_saved_run_with_code_for_a_number_is_refused(run):
     """It would stand in the program that is exported from it."""
-    raw = json.loads(run.to_json()) | {name: "__import__('os').abort()"}
-    with pytest.raises(EditError, match=f"{name} is .* must be a whole number"):
-        SteeringRun.from_json(json.dumps(raw))
+    edit = json.loads(run.to_json())["edits"][0]
+    for change in (
+        *({name: CODE} for name in ("n", "control_seed", "stopped_after", "others", "prompts")),
+        {"edits": [edit | {"strength": CODE}]},
+        {"edits": [edit | {"latent": CODE}]},
+        {"sampling": {"seed": CODE}},
+        {"gauges": {SITE: {"rho": CODE, "source": "x"}}},
+        {"gauges": {SITE: {"rho": 1.0, "source": "x", "p99": {CODE: 1.0}}}},
+    ):
+        with pytest.raises(EditError, match=r"damaged"):
+            SteeringRun.from_json(json.dumps(json.loads(run.to_json()) | change))
+
+
+def shape(code: str) -> str:
+    """A program without its texts and numbers: what it does, whatever a run holds."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            node.value = None
+    return ast.dump(tree)
+
+
+def with_texts(value, text: str):
+    """A JSON value with another text in the place of every text."""
+    if isinstance(value, dict):
+        return {key: with_texts(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_texts(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_whatever_texts_a_run_holds_only_literals_of_its_program_change(run, text):
+    raw = json.loads(run.to_json())
+    for edit in raw["edits"]:
+        edit["site"] = SITE
+    before = SteeringRun.from_dict(raw)
+    for name in ("prompts", "notes", "model", "dictionaries", "versions", "instruction"):
+        raw[name] = with_texts(raw[name], text)
+    raw["gauges"] = {text: next(iter(raw["gauges"].values())) | {"source": text}}
+    for edit in raw["edits"]:
+        edit["site"] = text
+        if isinstance(edit["latent"], dict):
+            edit["latent"] |= {"name": text, "site": text}
+    for arm in raw["arms"]:
+        arm["name"] = arm["name"] if arm["name"] in ("plain", "steered") else text + arm["name"]
+        for sample in arm["samples"]:
+            sample |= {"text": text, "prompt": text, "pieces": [text] * len(sample["pieces"])}
+    changed = SteeringRun.from_dict(raw)
+    assert shape(as_python(changed, [text], text)) == shape(as_python(before, ["d"], "m"))
+    ast.parse(as_python(changed, [text]))
+    for cell in json.loads(as_notebook(changed, [text]))["cells"]:
+        if cell["cell_type"] == "code":
+            ast.parse(cell["source"])
+    seen = Tags(as_page(changed, as_python(changed, [text])))
+    assert not seen.tags & {"script", "img", "iframe", "link", "a", "object", "svg", "form", "base", "i"}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_a_number_that_is_none_is_refused_on_reading_and_on_writing(run, number):
+    with pytest.raises(EditError, match="which is no number"):
+        SteeringRun.from_json(run.to_json().replace('"rho": 8.0', f'"rho": {number}'))
+    units = {SITE: replace(run.strength_units[SITE], p99={3: float(number)})}
+    with pytest.raises(EditError, match="cannot stand in a program"):
+        as_python(replace(run, strength_units=units), [])
+
+
+def test_half_a_character_is_refused_in_a_saved_run_and_in_a_prompt(run, lab):
+    with pytest.raises(EditError, match="half of a character"):
+        SteeringRun.from_json(run.to_json().replace("the cat", "the \\ud800 cat"))
+    with pytest.raises(EditError, match="half of a character"):
+        steer(*lab, Add(3, 0.5), "the \udcff dog")
+
+
+def test_an_export_names_no_folder_of_this_machine(run, place):
+    local = SteeringRun.from_json(run.to_json())
+    local.dictionaries[SITE]["recording"] = {"corpus": {"path": "/home/somebody/text.txt"}}
+    for text in (as_page(local, as_python(local, ["./dictionary"])), as_python(local, []), as_notebook(local, [])):
+        assert str(place) not in text
+        assert "somebody" not in text
+    assert "./checkpoint" in as_python(local, [])
+    assert str(place) in as_python(local, [], str(place / "checkpoint")), "a place that is given is written"
+
+
+def test_a_saved_run_whose_content_is_not_what_its_name_says_is_refused(run, tmp_path):
+    shelf = Runs(tmp_path)
+    name = shelf.save(run)
+    file = tmp_path / f"{name}.json"
+    file.write_text(file.read_text().replace("the cat", "the cow"))
+    for read in (lambda: shelf.load(name), lambda: read_saved(file)):
+        with pytest.raises(EditError, match="not what its name says"):
+            read()
+    assert shelf.newest() == ([], [name])
+    file.rename(tmp_path / "edited.json")
+    assert read_saved(tmp_path / "edited.json").prompts[1] == "the cow"
 
 
 def test_a_program_that_version_0_1_0_exported_still_runs_and_names_the_new_names(place, capsys):

@@ -15,6 +15,7 @@ from scope.renamed import warn
 from scope.sae.base import SAE
 from scope.shapes import Tokens
 from scope.steering.edits.interventions import Direction, Edits
+from scope.typed_json import typed
 
 _NEAREST, _LISTED = 40, 8  # of the latents nearest in density, how many are drawn from, and how many are listed
 
@@ -76,10 +77,32 @@ class StrengthUnits:
         return {**names, "like": self.similar}
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "StrengthUnits":
-        by_latent = {name: {int(k): float(v) for k, v in raw.get(name, {}).items()} for name in ("maximum", "p99")}
-        similar = {int(k): tuple(int(i) for i in v) for k, v in raw.get("like", {}).items()}
-        return cls(float(raw["rho"]), str(raw["source"]), **by_latent, similar=similar)
+    def from_dict(cls, raw: Any) -> "StrengthUnits":
+        """
+        Raises:
+            EditError: a field is missing or of another type, or a latent is no number.
+        """
+        stored = typed(raw, _Stored, "The strength units of the saved run", EditError)
+        maximum, p99, similar = (_by_latent(part) for part in (stored.maximum, stored.p99, stored.like))
+        return cls(stored.rho, stored.source, maximum, p99, similar)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON of strength units."""
+
+    rho: float
+    source: str
+    maximum: dict[str, float] = field(default_factory=dict)
+    p99: dict[str, float] = field(default_factory=dict)
+    like: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _by_latent(values: dict[str, Any]) -> dict[int, Any]:
+    try:
+        return {int(latent): value for latent, value in values.items()}
+    except ValueError as error:
+        raise EditError(f"The strength units of the saved run are damaged: a latent is no number ({error}).") from None
 
 
 def units_for(

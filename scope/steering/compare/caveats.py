@@ -43,7 +43,7 @@ def notes_on(
             "texts usually break down. Half the norm is a good place to start."
         )
     poor = {site: share for site, share in fvu.items() if share > POOR}
-    notes += [f"The dictionary at {s} explains only {1 - v:.0%} of the variance of these texts." for s, v in poor.items()]
+    notes += [poor_fit(site, share) for site, share in poor.items()]
     notes += [
         f"Typical norm at {site}: {units.source}."
         for site, units in strength_units.items()
@@ -52,6 +52,13 @@ def notes_on(
     if any(s.stopped_by == "context" for c in conditions for s in c.samples):
         notes.append("Some texts end because the model's context is full.")
     return notes
+
+
+def poor_fit(site: str, fvu: float) -> str:
+    """A sentence for a dictionary that leaves most of the variance; above an FVU of 1 it is worse than the texts' mean."""
+    if fvu >= 1:
+        return f"The dictionary at {site} explains none of the variance of these texts: FVU {fvu:.2f}, and their mean has 1."
+    return f"The dictionary at {site} explains only {1 - fvu:.0%} of the variance of these texts."
 
 
 def why(steered: Condition, edits: Sequence[Resolved], same: Sequence[int], fvu: Mapping[str, float]) -> str:

@@ -4,51 +4,19 @@
 """
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
-from scope.steering.apply.counts import Report
 from scope.steering.apply.strength_units import StrengthUnits
-from scope.steering.compare.scores import By, Judged, Scores, judge, typical_pmi
+from scope.steering.compare.scores import By, Judged, judge, typical_pmi
+from scope.steering.compare.stored import SCHEMA, Condition, Sample, read_stored, stored_run
 from scope.steering.edits.interventions import Edits, edit_from
 from scope.whole_files import write_whole
 
-SCHEMA = 2
-READS = (1, 2)  # runs of schema 1 lack some scores and conditions
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One text. `diverges_at` is its first new token that differs from the plain condition's, None if none does."""
-
-    prompt: str
-    prompt_ids: list[int]
-    new_ids: list[int]
-    pieces: list[str]
-    text: str
-    stopped_by: str
-    scores: Scores | None
-    diverges_at: int | None = None
-
-
-@dataclass(frozen=True)
-class Condition:
-    """All texts made in one way: "plain", "steered", or a control; see `scope.steering.compare.steer.CONDITIONS`."""
-
-    name: str
-    samples: list[Sample]
-    report: Report | None = None
-
-    def mean(self, score: str, target: str | None = None) -> float:
-        """A score's mean over the texts that have one; nan if none has."""
-        values = [getattr(s.scores, score) for s in self.samples if s.scores]
-        values = [v for v in ([v[target] for v in values] if target is not None else values) if v is not None]
-        return sum(values) / len(values) if values else math.nan
+__all__ = ["Condition", "RunData", "Sample", "write_file"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -121,7 +89,7 @@ class RunData:
             "sampling": asdict(self.sampling),
             "gauges": {site: units.to_dict() for site, units in self.strength_units.items()},
             "arms": [asdict(c) for c in self.conditions],
-            **{name: getattr(self, name) for name in (*_PLAIN, *_LATER)},
+            **{name: getattr(self, name) for name in _AS_THEY_ARE},
         }
         text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
         if file is not None:
@@ -133,58 +101,32 @@ class RunData:
         """From a file, or from JSON text itself.
 
         Raises:
-            EditError: it is no saved run, or one of another version.
+            EditError: it is no saved run, is damaged, or is one of another version.
         """
-        try:
-            return cls.from_dict(json.loads(text_of(source)))
-        except (OSError, ValueError) as error:
-            raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
+        return cls.from_dict(read_stored(source, "steering run"))
 
     @classmethod
     def from_dict(cls, raw: Any) -> "RunData":
         """From the JSON object of a saved run.
 
         Raises:
-            EditError: it is none, or one of another version.
+            EditError: it is none, is damaged, or is one of another version.
         """
-        schema = raw.get("schema") if isinstance(raw, Mapping) else None
-        if schema not in READS:
-            raise EditError(f"This run was saved with schema {schema}; this version reads {' and '.join(map(str, READS))}.")
-        for name in ("n", "control_seed", "stopped_after"):
-            if type(raw.get(name)) is not int and (name, raw.get(name)) != ("stopped_after", None):
-                raise EditError(
-                    f"The saved run is damaged: {name} is {str(raw.get(name))[:40]!r}, and it must be a whole number."
-                )
-        try:
-            sampling = {**raw["sampling"], "stop": tuple(raw["sampling"]["stop"])}
-            return cls(
-                edits=Edits(edit_from(e) for e in raw["edits"]),
-                sampling=SamplingConfig(**sampling),
-                strength_units={site: StrengthUnits.from_dict(units) for site, units in raw["gauges"].items()},
-                conditions=[_condition(c) for c in raw["arms"]],
-                **{name: raw[name] for name in _PLAIN if name in raw or schema == SCHEMA},
-                **{name: raw[name] for name in _LATER if name in raw},
-            )
-        except (KeyError, TypeError) as error:
-            raise EditError(f"The saved run lacks something, or holds what this version does not know: {error}.") from None
+        stored = stored_run(raw)
+        return cls(
+            edits=Edits(edit_from(e) for e in stored.edits),
+            sampling=stored.sampling,
+            strength_units={site: StrengthUnits.from_dict(units) for site, units in stored.gauges.items()},
+            conditions=stored.arms,
+            **{name: getattr(stored, name) for name in _AS_THEY_ARE},
+        )
 
 
-_PLAIN = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
-_PLAIN += ("instruction", "others", "stopped_after")
-_LATER = ("fvu",)  # added within this schema: runs saved before lack it
-
-
-def text_of(source: str | Path) -> str:
-    """JSON text as it is, or the content of the file of that name."""
-    return str(source) if str(source).lstrip().startswith("{") else Path(source).read_text(encoding="utf-8")
+_AS_THEY_ARE = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
+_AS_THEY_ARE += ("instruction", "others", "stopped_after", "fvu")
 
 
 def write_file(file: str | Path, text: str) -> None:
     """Write a file whole, making its folder."""
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_whole(Path(file), text)
-
-
-def _condition(raw: dict[str, Any]) -> Condition:
-    samples = [Sample(**{**s, "scores": Scores(**s["scores"]) if s["scores"] else None}) for s in raw["samples"]]
-    return Condition(raw["name"], samples, Report(**raw["report"]) if raw["report"] else None)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from scope.errors import EditError
-from scope.steering.compare.run import text_of
+from scope.errors import EditError, ScopeError
+from scope.steering.compare.run import write_file
 from scope.steering.compare.steer import SteeringRun
+from scope.steering.compare.stored import parse_stored, read_file
 from scope.steering.compare.sweep import Sweep
 
 _NAME = re.compile(r"[0-9a-f]{12}")
@@ -39,8 +40,9 @@ class Runs:
 
     def save(self, run: SteeringRun | Sweep) -> str:
         """Save a run; returns its name."""
-        name = hashlib.sha256(run.to_json().encode()).hexdigest()[:12]
-        run.to_json(self.folder / f"{name}.json")
+        text = run.to_json()
+        name = hashlib.sha256(text.encode()).hexdigest()[:12]
+        write_file(self.folder / f"{name}.json", text)
         return name
 
     def load(self, name: str) -> SteeringRun | Sweep:
@@ -71,7 +73,7 @@ class Runs:
         for name in self.names()[:most]:
             try:
                 run, saved = self.load(name), self._file(name).stat().st_mtime
-            except EditError:
+            except ScopeError:
                 damaged.append(name)
                 continue
             one = run.runs[0] if isinstance(run, Sweep) else run
@@ -95,10 +97,19 @@ def read_saved(source: str | Path) -> SteeringRun | Sweep:
     """What `to_json` wrote, a run or a sweep, from a file or from JSON text itself.
 
     Raises:
-        EditError: it is neither, is damaged, or is of another version; the message is about what it began as.
+        EditError: it is neither, is damaged, is of another version, or is not what the name of its file says.
     """
-    try:
-        text = text_of(source)
-    except OSError as error:
-        raise EditError(f"No steering run can be read from {str(source)[:80]!r}: {error}") from None
-    return (Sweep if '"sweep":' in text[:200] else SteeringRun).from_json(text)
+    path = None if str(source).lstrip().startswith("{") else Path(source)
+    data = str(source).encode(errors="surrogatepass") if path is None else read_file(path)
+    name = "sweep" if b'"sweep":' in data[:200] else "steering run"
+    if path is not None and _NAME.fullmatch(path.stem) and path.suffix == ".json" and not _is_named(data, path.stem):
+        raise EditError(
+            f"No {name} can be read from {str(path)[:80]!r}: it is not what its name says, so it is damaged or edited.\n"
+            "  Remove it; or, to use it as it is, give it another name."
+        )
+    raw = parse_stored(data, name, source)
+    return Sweep.from_dict(raw) if isinstance(raw, dict) and "sweep" in raw else SteeringRun.from_dict(raw)
+
+
+def _is_named(data: bytes, name: str) -> bool:
+    return hashlib.sha256(data).hexdigest()[:12] == name

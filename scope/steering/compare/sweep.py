@@ -16,14 +16,14 @@ from scope.renamed import old_attribute, old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.resolve import dictionaries
 from scope.steering.compare import show
-from scope.steering.compare.run import RunData, text_of, write_file
+from scope.steering.compare.run import RunData, write_file
 from scope.steering.compare.scores import By
 from scope.steering.compare.statistics import by_prompt, by_text, choose, interval, mean
 from scope.steering.compare.steer import SWEPT, OnToken, SteeringRun, steer
+from scope.steering.compare.stored import SWEEP_SCHEMA, read_stored, stored_sweep
 from scope.steering.edits.base import number
 from scope.steering.edits.interventions import Edit, Edits
 
-SCHEMA = 1
 MEASURES = ("concept", "share", "relevance", "fluency", "log_prob", "repetition", "off_target", "kl", "score")
 SWEPT_UNITS = {"norm": "strength / norm", "raw": "strength, raw activation", "max": "strength × largest activation"}
 
@@ -98,7 +98,7 @@ class Sweep:
 
     def to_json(self, file: str | Path | None = None) -> str:
         """As JSON text, also written to `file`: every run whole, so that each can be replayed."""
-        raw = {"schema": SCHEMA, "sweep": list(self.strengths), "by": self.by, "stopped": self.stopped}
+        raw = {"schema": SWEEP_SCHEMA, "sweep": list(self.strengths), "by": self.by, "stopped": self.stopped}
         text = json.dumps({**raw, "runs": [json.loads(run.to_json()) for run in self.runs]}, indent=1, ensure_ascii=False)
         if file is not None:
             write_file(file, text)
@@ -109,16 +109,25 @@ class Sweep:
         """From a file, or from JSON text itself.
 
         Raises:
-            EditError: it is no saved sweep, or one of another version.
+            EditError: it is no saved sweep, is damaged, or is one of another version.
         """
-        try:
-            raw = json.loads(text_of(source))
-            if "sweep" not in raw or raw.get("schema") != SCHEMA:
-                raise ValueError(f"schema {raw.get('schema')}, and this version reads sweeps of schema {SCHEMA}")
-            runs = [SteeringRun.from_dict(run) for run in raw["runs"]]
-            return cls(tuple(float(s) for s in raw["sweep"]), runs, raw["by"], bool(raw["stopped"]))
-        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-            raise EditError(f"No sweep can be read from {str(source)[:80]!r}: {error}") from None
+        return cls.from_dict(read_stored(source, "sweep"))
+
+    @classmethod
+    def from_dict(cls, raw: Any) -> "Sweep":
+        """From the JSON object of a saved sweep.
+
+        Raises:
+            EditError: it is none, is damaged, or is one of another version.
+        """
+        stored = stored_sweep(raw)
+        runs = [SteeringRun.from_dict(run) for run in stored.runs]
+        shapes = [(run.prompts, run.n, [c.name for c in run.conditions], list(run.promoted)) for run in runs]
+        if any(shape != shapes[0] for shape in shapes) or not {"plain", "random"} <= {
+            n.partition(":")[0] for n in shapes[0][2]
+        }:
+            raise EditError("The saved sweep is damaged: its runs have not the same prompts, conditions and targets.")
+        return cls(tuple(stored.sweep), runs, stored.by, stored.stopped)
 
     def replay(self, model: LanguageModel, sae: SAE | Sequence[SAE] | None) -> "Sweep":
         """Make it again, run by run; on the same machine and versions the texts are the same."""

@@ -5,7 +5,7 @@ how much of its decoder row to add there: `x + coefficient(reading) * d`. What t
 stays. Several edits at one site read the same unedited x, and their sum is added once, so their order does not matter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from scope.steering.edits.base import UNITS, Edit, Edits, When, WithStrength, nu
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.positions import KINDS as POSITION_KINDS
 from scope.steering.edits.positions import Positions
+from scope.typed_json import typed
 
 __all__ = [
     "KINDS",
@@ -131,18 +132,32 @@ class Scale(Edit):
 KINDS: dict[str, type[Edit]] = {c.kind: c for c in (Add, Clamp, AtLeast, Ablate, ProjectOut, Scale, Cap, Floor)}
 
 
-def edit_from(raw: dict[str, Any]) -> Edit:
+@dataclass(frozen=True)
+class _Stored:
+    """The JSON of an edit of any kind."""
+
+    edit: str
+    latent: int | Direction
+    positions: str = "not_bos"
+    when: When | None = None
+    site: str | None = None
+    strength: float | None = None
+    unit: str | None = None
+    factor: float | None = None
+
+
+def edit_from(raw: Any) -> Edit:
     """Undo of `Edit.to_dict`.
 
     Raises:
-        EditError: an edit that this version does not know.
+        EditError: an edit that this version does not know, or a value of another type.
     """
-    values = dict(raw)
-    kind = values.pop("edit", None)
-    if kind not in KINDS:
-        raise EditError(f"There is no edit {kind!r}; there are {', '.join(KINDS)}.")
-    if isinstance(values["latent"], dict):
-        values["latent"] = Direction(**{**values["latent"], "vector": tuple(values["latent"]["vector"])})
-    if values.get("when"):
-        values["when"] = When(**values["when"])
-    return KINDS[kind](**values)
+    stored = typed(raw, _Stored, "The saved edit", EditError)
+    kind = KINDS.get(stored.edit)
+    if kind is None:
+        raise EditError(f"There is no edit {stored.edit[:40]!r}; there are {', '.join(KINDS)}.")
+    values = {f.name: getattr(stored, f.name) for f in fields(kind)}
+    missing = [name for name in ("strength", "unit", "factor") if name in values and values[name] is None]
+    if missing:
+        raise EditError(f"The saved edit {stored.edit} lacks its {missing[0]}.")
+    return kind(**values)

@@ -1,6 +1,7 @@
 """A run or a sweep as one HTML page that can be sent to somebody."""
 
 from scope.escape import escape
+from scope.provenance import without_folders
 from scope.steering.compare import show
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
@@ -15,7 +16,7 @@ _HEAD = (
 
 
 def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
-    """A whole HTML page: inline styles only, no script, nothing fetched, and a policy that forbids both.
+    """A whole HTML page: inline styles only, no script, nothing fetched, and a policy that forbids both. It names no folder.
 
     Every text that came from a model, a prompt or a file is escaped, and invisible marks are made visible.
 
@@ -42,8 +43,8 @@ def _settings(run: SteeringRun) -> str:
     facts = {
         "sampling": run.sampling,
         "texts per prompt and condition": run.n,
-        "model": run.model,
-        "dictionaries": run.dictionaries,
+        "model": without_folders(run.model),
+        "dictionaries": without_folders(run.dictionaries),
         "typical norms": {site: (units.typical_norm, units.source) for site, units in run.strength_units.items()},
         "versions": run.versions,
     }

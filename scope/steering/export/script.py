@@ -1,12 +1,15 @@
 """A run as a Python program or a notebook that makes it again, with every edit, vector, norm and seed."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pprint import pformat
+from typing import Any
 
+from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
-from scope.provenance import ModelId
+from scope.provenance import ModelId, without_folders
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.base import Edit
 from scope.steering.edits.interventions import Direction
@@ -29,12 +32,21 @@ def steps(run: SteeringRun, dictionaries: Sequence[str], model: str | None = Non
 
     Args:
         dictionaries: where each dictionary lies, in the order of `run.dictionaries`; none for directions alone.
-        model: what to load; by default the name that the run was made with.
+        model: what to load; by default the name that the run was made with, of a folder its last name alone.
+
+    Raises:
+        EditError: a value that a program cannot hold, such as a strength that is not finite.
     """
     identity = ModelId.of(run.model)
-    name, revision = model or identity.name or "bundled", identity.revision if model is None else None
-    load = f"model = load_model({name!r}{f', revision={revision!r}' if revision and '/' in name else ''})\n"
-    load += f"dictionaries = [{', '.join(f'load_sae({place!r})' for place in dictionaries)}]\n"
+    recorded = identity.name or "bundled"
+    name, revision = model or place_here(recorded), identity.revision if model is None else None
+    load = (
+        f"# Of a folder on another machine only the name is written, as ./{name[2:]}: give its place.\n"
+        if name[:2] == "./"
+        else ""
+    )
+    load += f"model = load_model({literal(name)}{f', revision={literal(revision)}' if revision and '/' in name else ''})\n"
+    load += f"dictionaries = [{', '.join(f'load_sae({literal(place)})' for place in dictionaries)}]\n"
     return [_HEAD.format(names=", ".join(_names(run))), load, _edited(run), _written(run), _checked(run)]
 
 
@@ -59,6 +71,38 @@ def as_notebook(run: SteeringRun, dictionaries: Sequence[str], model: str | None
     )
 
 
+def place_here(name: str) -> str:
+    """A folder's absolute path as its last name in the working directory; any other name as it is."""
+    last = without_folders(name)
+    return name if last == name else f"./{last}"
+
+
+def literal(value: Any) -> str:
+    """A value as Python that evaluates to it, and to nothing else: whatever a run holds becomes a number, a text or a list.
+
+    Raises:
+        EditError: a number that is not finite, or a value of another type.
+    """
+    return pformat(_plain(value), width=_WIDTH, sort_dicts=False)
+
+
+def _plain(value: Any) -> Any:
+    """The value out of Python's own types, whose `repr` is a literal."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else list(map(_plain, value))
+    value = value.item() if hasattr(value, "item") else value
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            if kind is float and not math.isfinite(value):
+                break
+            return kind(value)
+    if value is None:
+        return None
+    raise EditError(f"{value!r} cannot stand in a program: it must be a finite number or a text.")
+
+
 def _markdown(text: str) -> dict:
     return {"cell_type": "markdown", "metadata": {}, "source": text}
 
@@ -69,18 +113,18 @@ def _code(text: str) -> dict:
 
 def edit_code(edit: Edit, target: str | None = None) -> str:
     """The Python expression that makes an edit; `target` is the name of a variable that holds its direction."""
-    arguments = [target or (repr(edit.latent) if not edit.on_direction else _direction(edit.latent))]
+    arguments = [target or (literal(edit.latent) if not edit.on_direction else _direction(edit.latent))]
     for name in ("strength", "factor"):
         if hasattr(edit, name):
-            arguments.append(repr(getattr(edit, name)))
+            arguments.append(literal(getattr(edit, name)))
     if getattr(edit, "unit", "norm") != "norm":
-        arguments.append(f"unit={edit.unit!r}")
+        arguments.append(f"unit={literal(edit.unit)}")
     if str(edit.positions) != "not_bos":
-        arguments.append(f"positions={str(edit.positions)!r}")
+        arguments.append(f"positions={literal(str(edit.positions))}")
     if edit.when:
-        arguments.append(f"when=When({edit.when.latent}, {edit.when.above!r})")
+        arguments.append(f"when=When({literal(edit.when.latent)}, {literal(edit.when.above)})")
     if edit.site and not edit.on_direction:
-        arguments.append(f"site={edit.site!r}")
+        arguments.append(f"site={literal(edit.site)}")
     return f"{type(edit).__name__}({', '.join(arguments)})"
 
 
@@ -92,7 +136,7 @@ def _names(run: SteeringRun) -> list[str]:
 
 
 def _direction(direction: Direction) -> str:
-    return f"Direction({direction.vector!r}, {direction.site!r}, {direction.name!r})"
+    return f"Direction({direction.vector!r}, {literal(direction.site)}, {literal(direction.name)})"
 
 
 def _edited(run: SteeringRun) -> str:
@@ -105,7 +149,8 @@ def _edited(run: SteeringRun) -> str:
         calls.append(f"    {edit_code(edit, variable)},")
     lines += ["edits = [", *calls, "]", "strength_units = {"]
     for site, u in run.strength_units.items():
-        lines.append(f"    {site!r}: StrengthUnits({u.typical_norm!r}, {u.source!r}, {u.maximum!r}, {u.p99!r}, {u.similar!r}),")
+        values = ", ".join(map(literal, (u.typical_norm, u.source, u.maximum, u.p99, u.similar)))
+        lines.append(f"    {literal(site)}: StrengthUnits({values}),")
     return "\n".join([*lines, "}", ""])
 
 
@@ -113,9 +158,11 @@ def _written(run: SteeringRun) -> str:
     usual = SamplingConfig()
     changed = [f for f in fields(SamplingConfig) if getattr(run.sampling, f.name) != getattr(usual, f.name)]
     shown = {"max_new_tokens", "temperature", "top_p", "repetition_penalty", "seed"} | {f.name for f in changed}
-    sampling = ", ".join(f"{f.name}={getattr(run.sampling, f.name)!r}" for f in fields(SamplingConfig) if f.name in shown)
+    sampling = ", ".join(
+        f"{f.name}={literal(getattr(run.sampling, f.name))}" for f in fields(SamplingConfig) if f.name in shown
+    )
     lines = [
-        f"prompts = {pformat(run.prompts, width=_WIDTH)}",
+        f"prompts = {literal(run.prompts)}",
         f"sampling = SamplingConfig({sampling})",
         "run = steer(",
         "    model,",
@@ -123,18 +170,17 @@ def _written(run: SteeringRun) -> str:
         "    edits,",
         "    prompts,",
         "    sampling,",
-        f"    conditions={tuple(c.name for c in run.conditions)!r},",
-        f"    n={run.n!r},",
+        f"    conditions={literal(tuple(c.name for c in run.conditions))},",
+        f"    n={literal(run.n)},",
         "    strength_units=strength_units,",
-        f"    control_seed={run.control_seed!r},",
-        f"    instruction={run.instruction!r},",
-        *([f"    others={run.others!r},"] if run.others else []),
+        f"    control_seed={literal(run.control_seed)},",
+        f"    instruction={literal(run.instruction)},",
+        *([f"    others={literal(run.others)},"] if run.others else []),
     ]
     if run.stopped_after is not None:
-        lines.append(f"    on_token=lambda step, ids: step + 1 >= {run.stopped_after!r},  # where it was stopped")
+        lines.append(f"    on_token=lambda step, ids: step + 1 >= {literal(run.stopped_after)},  # where it was stopped")
     return "\n".join([*lines, ")", ""])
 
 
 def _checked(run: SteeringRun) -> str:
-    texts = pformat(run.texts(), width=_WIDTH, sort_dicts=False)
-    return f"before = {texts}\nprint('the same texts:', run.texts() == before)\n"
+    return f"before = {literal(run.texts())}\nprint('the same texts:', run.texts() == before)\n"
