@@ -4,19 +4,52 @@
 """
 
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
+from scope.steering.apply.counts import Report
 from scope.steering.apply.strength_units import StrengthUnits
-from scope.steering.compare.scores import By, Judged, judge, typical_pmi
-from scope.steering.compare.stored import SCHEMA, Condition, Sample, read_stored, stored_run
+from scope.steering.compare.json_files import check_schema, read_stored, write_file
+from scope.steering.compare.scores import By, Judged, Scores, judge, typical_pmi
 from scope.steering.edits.interventions import Edits, edit_from
-from scope.whole_files import write_whole
+from scope.typed_json import typed
 
-__all__ = ["Condition", "RunData", "Sample", "write_file"]
+SCHEMA = 2
+READS = (1, 2)  # runs of schema 1 lack some scores and conditions
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text. `diverges_at` is its first new token that differs from the plain condition's, None if none does."""
+
+    prompt: str
+    prompt_ids: list[int]
+    new_ids: list[int]
+    pieces: list[str]
+    text: str
+    stopped_by: str
+    scores: Scores | None
+    diverges_at: int | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All texts made in one way: "plain", "steered", or a control; see `scope.steering.compare.steer.CONDITIONS`."""
+
+    name: str
+    samples: list[Sample]
+    report: Report | None = None
+
+    def mean(self, score: str, target: str | None = None) -> float:
+        """A score's mean over the texts that have one; nan if none has."""
+        values = [getattr(s.scores, score) for s in self.samples if s.scores]
+        values = [v for v in ([v[target] for v in values] if target is not None else values) if v is not None]
+        return sum(values) / len(values) if values else math.nan
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -103,7 +136,7 @@ class RunData:
         Raises:
             EditError: it is no saved run, is damaged, or is one of another version.
         """
-        return cls.from_dict(read_stored(source, "steering run"))
+        return read_stored(source, "steering run", cls.from_dict)
 
     @classmethod
     def from_dict(cls, raw: Any) -> "RunData":
@@ -112,7 +145,7 @@ class RunData:
         Raises:
             EditError: it is none, is damaged, or is one of another version.
         """
-        stored = stored_run(raw)
+        stored = _stored(raw)
         return cls(
             edits=Edits(edit_from(e) for e in stored.edits),
             sampling=stored.sampling,
@@ -126,7 +159,77 @@ _AS_THEY_ARE = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "m
 _AS_THEY_ARE += ("instruction", "others", "stopped_after", "fvu")
 
 
-def write_file(file: str | Path, text: str) -> None:
-    """Write a file whole, making its folder."""
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(Path(file), text)
+@dataclass(frozen=True)
+class _Sheet:
+    edit: str
+    site: str
+    decoder_norm: float
+    strength: float | None = None
+    raw: float | None = None
+    multiple_of_maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class _StoredRun:
+    """A saved run under the field names of its file; what else the file holds is left out."""
+
+    schema: int
+    edits: list[dict[str, Any]]
+    sampling: SamplingConfig
+    gauges: dict[str, dict[str, Any]]
+    arms: list[Condition]
+    sheet: list[dict[str, Any]]
+    promoted: dict[str, list[str]]
+    prompts: list[str]
+    n: int
+    control_seed: int
+    notes: list[str]
+    model: dict[str, Any]
+    dictionaries: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    instruction: str | None = None
+    others: dict[str, list[int]] = field(default_factory=dict)
+    stopped_after: int | None = None
+    fvu: dict[str, float] = field(default_factory=dict)
+
+
+def _stored(raw: Any) -> _StoredRun:
+    """A saved run with the type of every field, and with all that its parts say of one another.
+
+    Raises:
+        EditError: a field that is missing or of another type, or parts that do not belong together.
+    """
+    check_schema(raw, READS, "run")
+    run = typed(raw, _StoredRun, "The saved run", EditError)
+    typed(run.sheet, list[_Sheet], "The sheet of the saved run", EditError)
+    names = [condition.name for condition in run.arms]
+    conflict = next(_conflicts(run, names), None)
+    if conflict is not None:
+        raise EditError(f"The saved run is damaged: {conflict}.")
+    return run
+
+
+def _conflicts(run: _StoredRun, names: list[str]) -> Iterator[str]:
+    """What parts of a run contradict one another, as ends of a sentence."""
+    texts = len(run.prompts) * run.n
+    if not run.edits or len(run.sheet) != len(run.edits):
+        yield f"it has {len(run.edits)} edits and {len(run.sheet)} rows about them"
+    if not run.prompts or run.n < 1:
+        yield f"it has {len(run.prompts)} prompts with {run.n} texts each"
+    if "steered" not in names or len(set(names)) < len(names):
+        yield f"its conditions are {', '.join(names)[:80] or 'none'}"
+    if not run.promoted:
+        yield "it names no target"
+    for condition in run.arms:
+        if len(condition.samples) != texts:
+            yield f"{condition.name[:20]} has {len(condition.samples)} texts, and there are {texts} of each condition"
+        for sample in condition.samples:
+            s = sample.scores
+            if s and any(set(run.promoted) - set(part) for part in (s.concept, s.share, s.mass, s.readings)):
+                yield f"a text of {condition.name[:20]} has no scores for {', '.join(run.promoted)[:80]}"
+            if len(sample.pieces) != len(sample.new_ids):
+                yield f"a text of {condition.name[:20]} has {len(sample.new_ids)} tokens and {len(sample.pieces)} pieces"
+    if run.schema == SCHEMA:
+        strange = [name for name in run.others if name not in names]
+        if strange:
+            yield f"it names other latents for {strange[0][:20]}, which is none of its conditions"

@@ -7,9 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from scope.errors import EditError, ScopeError
-from scope.steering.compare.run import write_file
+from scope.steering.compare.json_files import content, read_stored, write_file
 from scope.steering.compare.steer import SteeringRun
-from scope.steering.compare.stored import parse_stored, read_file
 from scope.steering.compare.sweep import Sweep
 
 _NAME = re.compile(r"[0-9a-f]{12}")
@@ -99,17 +98,12 @@ def read_saved(source: str | Path) -> SteeringRun | Sweep:
     Raises:
         EditError: it is neither, is damaged, is of another version, or is not what the name of its file says.
     """
-    path = None if str(source).lstrip().startswith("{") else Path(source)
-    data = str(source).encode(errors="surrogatepass") if path is None else read_file(path)
-    name = "sweep" if b'"sweep":' in data[:200] else "steering run"
-    if path is not None and _NAME.fullmatch(path.stem) and path.suffix == ".json" and not _is_named(data, path.stem):
+    data = content(source)
+    kind, name = (Sweep, "sweep") if b'"sweep":' in data[:200] else (SteeringRun, "steering run")
+    stem = Path(str(source)[-80:]).stem
+    if _NAME.fullmatch(stem) and hashlib.sha256(data).hexdigest()[:12] != stem:
         raise EditError(
-            f"No {name} can be read from {str(path)[:80]!r}: it is not what its name says, so it is damaged or edited.\n"
+            f"No {name} can be read from {str(source)[:80]!r}: it is not what its name says, so it is damaged or edited.\n"
             "  Remove it; or, to use it as it is, give it another name."
         )
-    raw = parse_stored(data, name, source)
-    return Sweep.from_dict(raw) if isinstance(raw, dict) and "sweep" in raw else SteeringRun.from_dict(raw)
-
-
-def _is_named(data: bytes, name: str) -> bool:
-    return hashlib.sha256(data).hexdigest()[:12] == name
+    return read_stored(source, name, kind.from_dict, data)

@@ -16,14 +16,16 @@ from scope.renamed import old_attribute, old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.resolve import dictionaries
 from scope.steering.compare import show
-from scope.steering.compare.run import RunData, write_file
+from scope.steering.compare.json_files import check_schema, read_stored, write_file
+from scope.steering.compare.run import RunData
 from scope.steering.compare.scores import By
 from scope.steering.compare.statistics import by_prompt, by_text, choose, interval, mean
 from scope.steering.compare.steer import SWEPT, OnToken, SteeringRun, steer
-from scope.steering.compare.stored import SWEEP_SCHEMA, read_stored, stored_sweep
 from scope.steering.edits.base import number
 from scope.steering.edits.interventions import Edit, Edits
+from scope.typed_json import typed
 
+SCHEMA = 1
 MEASURES = ("concept", "share", "relevance", "fluency", "log_prob", "repetition", "off_target", "kl", "score")
 SWEPT_UNITS = {"norm": "strength / norm", "raw": "strength, raw activation", "max": "strength × largest activation"}
 
@@ -98,7 +100,7 @@ class Sweep:
 
     def to_json(self, file: str | Path | None = None) -> str:
         """As JSON text, also written to `file`: every run whole, so that each can be replayed."""
-        raw = {"schema": SWEEP_SCHEMA, "sweep": list(self.strengths), "by": self.by, "stopped": self.stopped}
+        raw = {"schema": SCHEMA, "sweep": list(self.strengths), "by": self.by, "stopped": self.stopped}
         text = json.dumps({**raw, "runs": [json.loads(run.to_json()) for run in self.runs]}, indent=1, ensure_ascii=False)
         if file is not None:
             write_file(file, text)
@@ -111,7 +113,7 @@ class Sweep:
         Raises:
             EditError: it is no saved sweep, is damaged, or is one of another version.
         """
-        return cls.from_dict(read_stored(source, "sweep"))
+        return read_stored(source, "sweep", cls.from_dict)
 
     @classmethod
     def from_dict(cls, raw: Any) -> "Sweep":
@@ -120,7 +122,10 @@ class Sweep:
         Raises:
             EditError: it is none, is damaged, or is one of another version.
         """
-        stored = stored_sweep(raw)
+        check_schema(raw, (SCHEMA,), "sweep")
+        stored = typed(raw, _StoredSweep, "The saved sweep", EditError)
+        if not stored.runs or len(stored.sweep) != len(stored.runs):
+            raise EditError(f"The saved sweep is damaged: {len(stored.sweep)} strengths and {len(stored.runs)} runs.")
         runs = [SteeringRun.from_dict(run) for run in stored.runs]
         shapes = [(run.prompts, run.n, [c.name for c in run.conditions], list(run.promoted)) for run in runs]
         if any(shape != shapes[0] for shape in shapes) or not {"plain", "random"} <= {
@@ -164,6 +169,17 @@ class Sweep:
 
     def _repr_html_(self) -> str:
         return self._narrow().round(3).to_html(index=False, na_rep="-") + f"<p>{escape(self.verdict())}</p>"
+
+
+@dataclass(frozen=True)
+class _StoredSweep:
+    """A saved sweep under the field names of its file."""
+
+    schema: int
+    sweep: list[float]
+    by: By
+    stopped: bool
+    runs: list[dict[str, Any]]
 
 
 def _rows(run: RunData, strength: float, by: By) -> list[dict[str, Any]]:
