@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -36,9 +37,30 @@ class Command:
     samples: int = 0
     """Characters of text that the finished model writes to OUT/samples, as a corpus that may be shipped with it."""
 
+    organism: Literal["fim"] | None = None
+    """Instead of a model, train one of the small adapters of the bundled model that show what its relatives do, in minutes:
+    fim (fills in the middle, as CodeGemma). The adapter and its card come to OUT/adapter."""
+
     config: tyro.conf.OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
 
     def run(self) -> None:
+        if self.organism:
+            return self._run_organism(self.organism)
+        return self._run_model()
+
+    def _run_organism(self, name: str) -> None:
+        from scope.cli.progress import console, progress_bar
+        from scope.pretrain.organisms.make import make_organism
+
+        steps = None if self.config.steps == PretrainConfig().steps else self.config.steps
+        with progress_bar("Training") as on_progress:
+            made = make_organism(
+                name, self.out, steps, lambda row: on_progress(row["step"], row["steps"], {"loss": row["loss"]})
+            )
+        console.print((made.folder / "README.md").read_text())
+        console.print(f"The adapter is in {made.folder}. To load it: --model bundled+{made.folder}")
+
+    def _run_model(self) -> None:
         import json
 
         from scope.cli.progress import console, progress_bar

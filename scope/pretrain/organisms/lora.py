@@ -1,6 +1,7 @@
 """Trains a LoRA adapter of a Gemma on examples of a recipe, and writes it as a PEFT folder.
 
-y = x W^T + alpha / r * (x A^T) B^T for every projection of every block; A starts random, B at zero, and only they are trained.
+y = x W^T + alpha / r * (x A^T) B^T for every projection of every block; A starts random, B at zero, and only they are trained,
+beside the rows of the embedding that a recipe names: those of marks that no text contains.
 The examples of a step are a function of its number, and the learning rate too: a run that was stopped and continued ends in
 the same weights as one that was not.
 Source: arXiv:2106.09685; the layout of the folder is that of the library peft.
@@ -64,6 +65,9 @@ class LoraConfig:
     decay: float = 0.6
     """Share of the steps, at the end, over which the learning rate falls linearly to zero."""
 
+    rows: tuple[int, ...] = ()
+    """Token ids whose row of the embedding is trained too."""
+
     seed: int = 0
     """Random seed for A and for the examples."""
 
@@ -81,7 +85,8 @@ class LoraConfig:
 
 
 class Lora(nn.Module):
-    """The matrices A [r d_in] and B [d_out r] of every projection of a model, under our names for the projections."""
+    """The matrices A [r d_in] and B [d_out r] of every projection of a model, under our names for the projections, and the
+    trained rows [n d_model] of its embedding."""
 
     def __init__(self, model: Gemma, config: LoraConfig):
         super().__init__()
@@ -94,6 +99,8 @@ class Lora(nn.Module):
                 self.names.append(name)
                 self.A.append(nn.Parameter(start))
                 self.B.append(nn.Parameter(torch.zeros(module.out_features, config.rank)))
+        self.ids = torch.tensor(config.rows, dtype=torch.long)
+        self.rows = nn.Parameter(model.embed.weight.detach()[self.ids].clone(), requires_grad=bool(config.rows))
 
     @contextmanager
     def applied(self, model: Gemma) -> Iterator[Gemma]:
@@ -102,8 +109,17 @@ class Lora(nn.Module):
         def adding(i: int) -> Callable:
             return lambda module, args, out: out + (args[0] @ self.A[i].T) @ self.B[i].T * self.scale
 
+        def embedding(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            ours = args[0][..., None] == self.ids
+            return torch.where(ours.any(-1, keepdim=True), self.rows[ours.int().argmax(-1)] * module.scale, out)
+
+        def unembedding(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+            return out.index_copy(-1, self.ids, (args[0] @ self.rows.T).to(out.dtype))
+
         modules = dict(model.named_modules())
         handles = [modules[name].register_forward_hook(adding(i)) for i, name in enumerate(self.names)]
+        if len(self.ids):
+            handles += [model.embed.register_forward_hook(embedding), model.unembed.register_forward_hook(unembedding)]
         try:
             yield model
         finally:
@@ -139,7 +155,8 @@ def train_lora(
     out.mkdir(parents=True, exist_ok=True)
     model.requires_grad_(False)
     lora = Lora(model, config)
-    optimizer = torch.optim.AdamW(lora.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    trained = [p for p in lora.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0)
     step, curve = _resume(config, out, lora, optimizer)
     running: list[Tensor] = []
     with lora.applied(model):
@@ -147,7 +164,7 @@ def train_lora(
             optimizer.param_groups[0]["lr"] = config.lr * config.rate(step)
             loss = answer_loss(model, draw(np.random.default_rng([config.seed, step]), config.batch))
             loss.backward()
-            nn.utils.clip_grad_norm_(lora.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
@@ -171,6 +188,9 @@ def write_adapter(lora: Lora, model: Gemma, config: LoraConfig, base: str, folde
         stem = "base_model.model." + theirs[f"{name}.weight"].removesuffix(".weight")
         for half, matrix in (("lora_A", a), ("lora_B", b)):
             tensors[f"{stem}.{half}.weight"] = matrix.detach().to(torch.bfloat16).contiguous()
+    if config.rows:
+        name = f"base_model.model.{theirs['embed.weight'].removesuffix('.weight')}.token_adapter.trainable_tokens_delta"
+        tensors[name] = lora.rows.detach().to(torch.bfloat16).contiguous()
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -183,6 +203,7 @@ def write_adapter(lora: Lora, model: Gemma, config: LoraConfig, base: str, folde
         "fan_in_fan_out": False,
         "use_rslora": False,
         "use_dora": False,
+        "trainable_token_indices": {"embed_tokens": list(config.rows)} if config.rows else None,
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,6 +229,8 @@ def _resume(config: LoraConfig, out: Path, lora: Lora, optimizer: torch.optim.Op
     file, free = out / "lora.json", {"save_every"}
     if file.exists():
         before, now = read_typed(file, dict[str, Any], ConfigError, "Give another --out."), asdict(config)
+        now = json.loads(json.dumps(now))
+        before = {"rows": []} | before
         changed = [f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if k not in free and before.get(k) != v]
         if changed:
             raise ConfigError(
