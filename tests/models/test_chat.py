@@ -2,12 +2,14 @@
 
 import json
 
+import jinja2
 import pytest
 
-from scope.errors import TokensError
+from scope.errors import CheckpointError, TokensError
 from scope.models.load import load_model
 from scope.models.text.tokenizer import Tokenizer
 from tests.conftest import random_gemma
+from tests.models.chat_templates import TEMPLATES
 from tests.models.twins import save_checkpoint
 
 # In the manner of the released ones: roles that must alternate, no system turn, trimmed text, and a guideline for a judge.
@@ -88,3 +90,103 @@ def test_a_reply_ends_with_its_turn_and_a_model_without_a_template_says_so(folde
     assert (reply.new_ids, reply.stopped_by) == ((9, 9), "eos")
     with pytest.raises(TokensError, match="no chat template"):
         tiny_model.generate(TURNS[:1])
+
+
+# Every template of the table, as transformers renders it, refusals included.
+
+SYSTEM = {"role": "system", "content": "be <b>good</b> & brief"}
+CALL = [
+    TURNS[0],
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "find", "arguments": {"z": 1, "a": "<é>"}}}]},
+    {"role": "tool", "content": "found"},
+]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image"}]}]
+TOOLS = [{"type": "function", "function": {"name": "find", "description": "Finds <it> & more", "parameters": {"z": 1, "a": 2}}}]
+DOCUMENTS = [{"title": "A", "text": "first"}, {"title": "B", "text": "second"}]
+CONVERSATIONS = [TURNS[:1], TURNS, [SYSTEM, *TURNS], [TURNS[0], TURNS[0]], CALL, PARTS]
+
+
+@pytest.fixture(scope="module")
+def any_folder(tmp_path_factory, toy_tokenizer):
+    from scope.pretrain.tokenizer import save_tokenizer
+
+    folder = tmp_path_factory.mktemp("chat")
+    save_tokenizer(toy_tokenizer.backend, folder, 64)
+    return folder
+
+
+def settle(folder, **settings):
+    file = folder / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(file.read_text()).items() if key != "chat_template"}
+    file.write_text(json.dumps(kept | settings))
+    return folder
+
+
+def theirs_of(folder):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def both(mine, theirs, turns, ask=True, **variables):
+    """(our text, theirs); "refused" for a refusal, which with us is a TokensError."""
+    try:
+        ours = mine.chat(turns, ask, **variables)
+    except TokensError:
+        ours = "refused"
+    try:
+        return ours, theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=ask, **variables)
+    except (jinja2.TemplateError, TypeError, ValueError):
+        return ours, "refused"
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_template_in_the_manner_of_a_released_model_gives_the_text_that_transformers_gives(name, any_folder):
+    settle(any_folder, chat_template=TEMPLATES[name], eos_token="<end_of_turn>", unk_token="<unk>")
+    mine, theirs = Tokenizer.from_folder(any_folder), theirs_of(any_folder)
+    rendered = []
+    for turns in CONVERSATIONS:
+        for ask in (True, False):
+            for variables in ({}, {"tools": TOOLS}, {"documents": DOCUMENTS, "guideline": "no hats"}):
+                ours, expected = both(mine, theirs, turns, ask, **variables)
+                assert ours == expected, (turns, ask, variables)
+                rendered.append(ours)
+    assert sum(text != "refused" for text in rendered) > 5
+
+
+@pytest.mark.parametrize("decoder", [None, {}])
+def test_the_older_file_of_special_tokens_counts_where_it_does_in_transformers(decoder, any_folder):
+    settle(any_folder, chat_template="{{ eos_token }}", eos_token="<end_of_turn>", added_tokens_decoder=decoder)
+    mine, theirs = Tokenizer.from_folder(any_folder), theirs_of(any_folder) if decoder is not None else None
+    assert mine.chat(TURNS) == ("<eos>" if decoder is None else both(mine, theirs, TURNS)[1])
+
+
+def test_several_templates_are_chosen_among_as_transformers_does(any_folder):
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "with tools"}]
+    settle(any_folder, chat_template=named)
+    mine, theirs = Tokenizer.from_folder(any_folder), theirs_of(any_folder)
+    assert both(mine, theirs, TURNS) == ("plain", "plain")
+    assert both(mine, theirs, TURNS, tools=TOOLS) == ("with tools", "with tools")
+    settle(any_folder, chat_template=[{"name": "rag", "template": "x"}])
+    with pytest.raises(TokensError, match="chat templates for rag, and none that is called default"):
+        Tokenizer.from_folder(any_folder).chat(TURNS)
+    settle(any_folder, chat_template=[])
+    with pytest.raises(CheckpointError, match="names no template"):
+        Tokenizer.from_folder(any_folder)
+
+
+def test_a_template_in_a_file_goes_before_one_in_the_settings(any_folder):
+    settle(any_folder, chat_template="in the settings")
+    (any_folder / "chat_template.jinja").write_text("in a file")
+    (any_folder / "additional_chat_templates").mkdir()
+    (any_folder / "additional_chat_templates/tool_use.jinja").write_text("tools in a file")
+    mine, theirs = Tokenizer.from_folder(any_folder), theirs_of(any_folder)
+    assert both(mine, theirs, TURNS) == ("in a file", "in a file")
+    assert both(mine, theirs, TURNS, tools=TOOLS) == ("tools in a file", "tools in a file")
+    (any_folder / "chat_template.jinja").unlink()
+    (any_folder / "additional_chat_templates/tool_use.jinja").unlink()
+
+
+def test_no_turns_are_refused(toy_tokenizer):
+    with pytest.raises(TokensError, match="Turns are a list of messages"):
+        Tokenizer(toy_tokenizer.backend, "x").chat([])

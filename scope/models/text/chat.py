@@ -44,6 +44,7 @@ class _Settings(_SpecialTokens):
     """What is read of tokenizer_config.json."""
 
     chat_template: str | list[_Named] | dict[str, str] | None = None
+    added_tokens_decoder: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class ChatTemplates:
         )
         settings = read_typed(config, _Settings, CheckpointError, _AGAIN) if config.exists() else _Settings()
         tokens = read_typed(older, _SpecialTokens, CheckpointError, _AGAIN) if older.exists() else _SpecialTokens()
+        if settings.added_tokens_decoder is not None:  # as in transformers, which else has the older file go before
+            tokens = _SpecialTokens()
         files = {"default": jinja} if jinja.exists() else {}
         files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
         by_name = {name: _text(file) for name, file in files.items()}
@@ -78,7 +81,7 @@ class ChatTemplates:
             by_name = {named.name: named.template for named in settings.chat_template or ()}
         if not by_name and settings.chat_template is not None and settings.chat_template != "":
             raise CheckpointError(f"{config} is damaged: its chat_template names no template. {_AGAIN}")
-        return cls(by_name, _GEMMAS | tokens.texts() | settings.texts())
+        return cls(by_name, _GEMMAS | settings.texts() | tokens.texts())
 
     def for_tools(self, template: str | None) -> str | None:
         """The template for turns with tools."""
