@@ -41,9 +41,9 @@ def label_editor(feature: Feature) -> None:
 
     def save() -> None:
         text = st.session_state[key]
-        if text.strip() != feature.label:
-            try_to_write(lambda: store.notes.set_label(feature.id, text, "you", detail={"author": reader()}))
-        st.session_state.pop("editing", None)
+        detail = {"author": reader()}
+        if text.strip() == feature.label or try_to_write(lambda: store.notes.set_label(feature.id, text, "you", detail=detail)):
+            st.session_state.pop("editing", None)  # what cannot be written stays in the field
 
     with st.form(f"edit {feature.id}", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
         st.text_input(f"Label of #{feature.id}", feature.label, key=key, max_chars=500)

@@ -27,12 +27,14 @@ def guarded() -> Iterator[None]:
         show_refusal(damage, st.warning, ":material/healing:")
 
 
-def try_to_write(action: Callable[[], None]) -> None:
-    """Write a note; if that fails, as in a read-only folder, keep the refusal for `show_write_error`."""
+def try_to_write(action: Callable[[], None]) -> bool:
+    """Write a note, and say whether that worked; if not, as in a read-only folder, `show_write_error` says why."""
     try:
         action()
-    except PackError as refusal:
+    except (PackError, OSError) as refusal:
         st.session_state["not written"] = str(refusal)
+        return False
+    return True
 
 
 def show_write_error() -> None:

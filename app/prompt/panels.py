@@ -91,7 +91,7 @@ def ablation(store: Pack, text: str, latent: int) -> None:
     lines = "from scope import Ablate\nfrom scope.circuits.effects import effects\n\n"
     with st.container(horizontal=True, vertical_alignment="center"):
         pressed = st.button(f"Ablate #{latent}", icon=":material/content_cut:", help="Runs the text again without this latent.")
-        copy_as_python(lines + f"effects(model, sae, Ablate({latent}), {text[:200]!r})", key="py ablate")
+        copy_as_python(lines + f"effects(model, sae, Ablate({latent}), {text!r})", key="py ablate")
     if pressed:
         from scope.circuits.effects import effects
         from scope.steering.edits.interventions import Ablate

@@ -4,7 +4,6 @@ Addresses name a pack by its slug. A path is never written into an address nor r
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -15,8 +14,10 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from scope.errors import PackError
 from scope.features.face import Pack
 from scope.features.pack.manifest import build_state
+from scope.typed_json import parse_json, typed
 
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
@@ -24,8 +25,9 @@ PACKS = "SCOPE_PACKS"
 
 def registry() -> dict[str, Path]:
     """Packs by slug: those given to `scope app`, otherwise those found in runs/ of the working directory, newest first."""
-    given = json.loads(os.environ.get(PACKS) or "[]")
-    folders = [Path(folder) for folder in given] or find_packs(Path("runs"))
+    way_out = 'It is a JSON list of folders, such as ["runs/demo/pack"].'
+    listed = parse_json(os.environ.get(PACKS) or "[]", PACKS, PackError, way_out)
+    folders = [Path(folder) for folder in typed(listed, list[str], PACKS, PackError, way_out)] or find_packs(Path("runs"))
     names: dict[str, Path] = {}
     for folder in folders:
         slug = first = slug_of(folder)

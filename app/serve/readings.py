@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scope.app.kit.plain import show_line
 
 from scope.errors import PackError
+from scope.typed_json import read_typed
 from scope.whole_files import write_json
 
 LONGEST = 1500
@@ -34,11 +36,14 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     file = folder_of(folder) / f"{name}.json"
     if not re.fullmatch(r"[0-9a-f]{12}", name) or not file.exists():
         raise PackError(f"There is no saved reading {name!r} beside this pack.\n  Readings are saved in {folder_of(folder)}")
-    try:
-        content = json.loads(file.read_text())
-        return {"texts": [str(t) for t in content["texts"]][:2], "settings": dict(content["settings"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PackError(f"{file} is damaged. Remove it.") from None
+    reading = read_typed(file, _Reading, PackError, "Remove it.")
+    return {"texts": reading.texts[:2], "settings": reading.settings}
+
+
+@dataclass(frozen=True)
+class _Reading:
+    texts: list[str]
+    settings: dict[str, Any]
 
 
 def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:

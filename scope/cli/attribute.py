@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scope.workflows.steer import DEMO, refuse_missing_demo
+
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
@@ -31,7 +33,7 @@ class Command:
     exact: int = 32
     """Latents to ablate one by one; the rest are ablated together."""
 
-    sae: Path = Path("runs/demo/dictionary")
+    sae: Path = DEMO
     """Dictionary: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
 
     pack: Path | None = None
@@ -63,6 +65,7 @@ class Command:
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
+        refuse_missing_demo(self.sae)
         sae = read_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"
         pack = Pack.open(beside) if self.pack or (beside / "manifest.json").exists() else None

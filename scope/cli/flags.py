@@ -10,11 +10,10 @@ import textwrap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
-from tyro.constructors import PrimitiveConstructorSpec
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from scope.workflows.settings import inner_config
 
@@ -34,16 +33,22 @@ def count(text: str) -> int:
     return int(number)
 
 
-Count = Annotated[
-    int,
-    PrimitiveConstructorSpec(
+PARSERS = ConstructorRegistry()
+"""How the flags of every command are read."""
+
+
+@PARSERS.primitive_rule
+def _counts(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    """Whole numbers are read by `count`."""
+    if kind.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
         nargs=1,
         metavar="INT|1.5M",
         instance_from_str=lambda args: count(args[0]),
         is_instance=lambda instance: isinstance(instance, int),
         str_from_instance=lambda instance: [str(instance)],
-    ),
-]
+    )
 
 
 def flags_of(
@@ -75,7 +80,7 @@ def flags_of(
             shown = kind if prefixed else Annotated[kind, tyro.conf.arg(name="")]
             made.append((f.name, shown, field(default_factory=kind)))
             continue
-        kind = _several(f.type) if f.name in commas and get_origin(f.type) is tuple else _counts(f.type)
+        kind = _several(f.type) if f.name in commas and get_origin(f.type) is tuple else f.type
         annotations = [tyro.conf.arg(help=docs.get(f.name, "")), *marks.get(f.name, ())]
         annotations += [tyro.conf.Positional] if f.name in positional else []
         for annotation in annotations:
@@ -144,18 +149,6 @@ def field_docs(config: type) -> dict[str, str]:
 
 def _tuples(config: type) -> set[str]:
     return {f.name for f in fields(config) if get_origin(f.type) is tuple}
-
-
-def _counts(kind: Any) -> Any:
-    """The type with whole numbers read by `count`."""
-    if kind is int:
-        return Count
-    origin, args = get_origin(kind), get_args(kind)
-    if origin is tuple:
-        return tuple[tuple(a if a is Ellipsis else _counts(a) for a in args)]  # type: ignore[misc]
-    if origin in (Union, UnionType):
-        return Union[tuple(_counts(a) for a in args)]  # noqa: UP007 - built at run time
-    return kind
 
 
 def _several(kind: Any) -> Any:

@@ -113,11 +113,13 @@ def _parse(name: str, argv: list[str]):
     keep_freed_memory()
     import tyro
 
+    from scope.cli.flags import PARSERS
+
     module = importlib.import_module(f"scope.cli.{name}")
     if hasattr(module, "flags"):
-        given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv)
+        given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv, registry=PARSERS)
         return lambda: module.run(given)
-    return tyro.cli(module.Command, prog=f"scope {name}", args=argv).run
+    return tyro.cli(module.Command, prog=f"scope {name}", args=argv, registry=PARSERS).run
 
 
 def _current(argv: list[str]) -> list[str]:

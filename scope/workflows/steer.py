@@ -10,12 +10,15 @@ from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import resolve
 
+DEMO = Path("runs/demo/dictionary")
+"""Where `scope demo` leaves its SAE: the default of commands that need one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Steer:
     """What to edit and what to write. Each field is also a flag of `scope steer`."""
 
-    sae: Path = Path("runs/demo/dictionary")
+    sae: Path = DEMO
     """SAE: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
 
     latent: tuple[int, ...] = ()
@@ -130,6 +133,7 @@ def steer(
     from scope.steering.compare.sweep import estimate, sweep
     from scope.workflows.certificate import certified
 
+    refuse_missing_demo(job.sae)
     sae = read_sae(job.sae, job.device)
     if job.replay:
         return read_saved(job.replay).replay(load_model(job.model, device=job.device), sae)
@@ -151,6 +155,21 @@ def steer(
     seconds = estimate(model, sae, edits, prompts, job.sweep, job.sampling, **how)
     on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
     return sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
+
+
+def refuse_missing_demo(sae: Path) -> None:
+    """A default is a folder on this machine, and never a name on the hub.
+
+    Raises:
+        DictionaryError: the SAE is the default, and no demo was made here.
+    """
+    from scope.errors import DictionaryError
+
+    if sae == DEMO and not sae.exists():
+        raise DictionaryError(
+            f"There is no SAE in {DEMO.absolute()}, where scope demo leaves one.\n"
+            "  Make it: scope demo --no-app\n  Or say which to take: --sae DICTIONARY"
+        )
 
 
 def _check_targets(job: Steer) -> None:

@@ -157,3 +157,24 @@ def test_importing_the_command_opens_no_hdf5_and_no_browser():
     heavy = ("h5py", "streamlit", "transformers", "sae_lens")
     probe = f"import sys, scope.cli.steer; print(*[m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("command", ["steer --latent 3", "attribute --prompt dog"])
+def test_a_default_is_never_asked_of_the_network(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", lambda *where: pytest.fail(f"asked {where}"))
+    assert run(command.split()) == 2
+    err = capsys.readouterr().err
+    assert f"There is no SAE in {tmp_path}/runs/demo/dictionary" in err
+    assert "scope demo" in err
+
+
+def test_whole_numbers_are_read_as_people_write_them_by_every_command():
+    import tyro
+
+    from scope.cli.demo import flags
+    from scope.cli.flags import PARSERS
+    from scope.cli.label import Command
+
+    assert tyro.cli(flags([]), args=["--tokens", "20k", "--d-sae", "1.5K"], registry=PARSERS).tokens == 20_000
+    assert tyro.cli(Command, args="pack --with tokens --max 2k".split(), registry=PARSERS).max == 2_000

@@ -1,3 +1,8 @@
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +10,7 @@ from safetensors.torch import save_file
 
 from scope.errors import EditError
 from scope.steering.apply.strength_units import StrengthUnits
-from scope.steering.edits.directions import Direction
+from scope.steering.edits.directions import LARGEST, Direction
 from tests.steering.conftest import SITE
 
 TOWARD = ["the dog runs to the river", "the dog looks at nothing", "a dog sings"]
@@ -79,7 +84,7 @@ def test_a_pickle_is_refused_unopened(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, name):
     if name != "missing.npy":
         (tmp_path / name).write_bytes(b"\x00\x01 not this")
-    with pytest.raises(EditError, match="cannot be read as a vector"):
+    with pytest.raises(EditError, match=r"cannot be read|is damaged"):
         Direction.from_file(tmp_path / name, SITE)
 
 
@@ -94,3 +99,55 @@ def test_the_typical_norm_on_contexts_leaves_special_tokens_out(tiny_model):
     norms = tiny_model.record(tokens, [SITE])[SITE].norm(dim=-1)
     expected = torch.cat([norms[0, 1:4], norms[1, 1:3]]).median()
     assert StrengthUnits.on_contexts(tiny_model, SITE, tokens.numpy()).typical_norm == pytest.approx(float(expected))
+
+
+def test_vectors_of_strangers_are_bounded_and_damage_is_never_a_traceback(tmp_path):
+    rng = random.Random(5)
+    np.save(tmp_path / "a.npy", np.arange(1.0, 9.0))
+    np.savez_compressed(tmp_path / "a.npz", first=np.arange(1.0, 9.0))
+    save_file({"first": torch.arange(1.0, 9.0)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.json").write_text("[1.0, 2.0, 3.0]")
+    for name in ("a.npy", "a.npz", "a.safetensors", "a.json") * 12:
+        data = bytearray((tmp_path / name).read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file = tmp_path / f"damaged{Path(name).suffix}"
+        file.write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
+        with suppress(EditError):
+            Direction.from_file(file, SITE)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[" * 100_000, '["1.0"]', "[true, false]", "[NaN, 1.0]", "[1e999]", "[" + "9" * 400 + "]", "[[1.0, 2.0]]", "{}", "3"],
+)
+def test_json_that_is_no_vector_is_refused(tmp_path, value):
+    (tmp_path / "a.json").write_text(value)
+    with pytest.raises(EditError):
+        Direction.from_file(tmp_path / "a.json", SITE)
+
+
+@pytest.mark.parametrize("array", [np.array([1j, 2]), np.array(["1", "2"]), np.array([True, False])])
+def test_an_array_of_other_than_real_numbers_is_no_direction(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(EditError, match="real numbers"):
+        Direction.from_file(tmp_path / "a.npy", SITE)
+
+
+def test_an_archive_that_unpacks_to_more_than_a_vector_is_refused_unpacked(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", first=np.zeros(LARGEST // 8 + 1))
+    assert (tmp_path / "a.npz").stat().st_size < 2**20
+    with pytest.raises(EditError, match="its arrays take"):
+        Direction.from_file(tmp_path / "a.npz", SITE)
+
+
+def test_a_header_that_claims_petabytes_is_refused(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999999,), }".ljust(117) + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 64)
+    with pytest.raises(EditError, match="cannot be read as a vector"):
+        Direction.from_file(tmp_path / "a.npy", SITE)
+
+
+def test_a_named_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(EditError, match="not a regular file"):
+        Direction.from_file(tmp_path / "a.json", SITE)

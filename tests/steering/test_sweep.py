@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_the_strengths_that_were_finished(tiny_model, sae, units):
     )
     assert swept.stopped
     assert swept.strengths == (0.3,)
-    assert "Stopped before all strengths were done" in str(swept)
+    assert "that were finished before it was stopped" in str(swept)
 
 
 def test_progress_tells_strength_and_seconds_left(tiny_model, sae, units):

@@ -82,7 +82,7 @@ def judge(scores: Scores | None, plain: Scores | None, plain_pmi: float | None, 
     if scores is None or plain is None:
         return None
     concept = min(1.0, max(0.0, getattr(scores, by)[target] - getattr(plain, by)[target]))
-    fluency = min(1.0, math.exp(scores.log_prob - plain.log_prob)) * (1 - scores.repetition)
+    fluency = math.exp(min(0.0, scores.log_prob - plain.log_prob)) * (1 - scores.repetition)
     if scores.zipped and plain.zipped:
         fluency *= min(1.0, scores.zipped / plain.zipped)
     known = plain_pmi is not None and plain_pmi > 0 and scores.pmi is not None

@@ -217,11 +217,15 @@ def _prompts(prompts: str | Sequence[str]) -> list[str]:
 def _check_conditions(conditions: Sequence[str]) -> None:
     for name in conditions:
         kind, colon, seed = name.partition(":")
-        if kind not in CONDITIONS or (colon and (kind not in ("random", "other") or not seed.isdecimal())):
+        if kind not in CONDITIONS or (colon and (kind not in ("random", "other") or not _is_seed(seed))):
             known = "\n".join(f"  {condition:<8} {meaning}" for condition, meaning in CONDITIONS.items())
             raise EditError(f"There is no condition {name!r}. There are:\n{known}")
     if len(set(conditions)) < len(conditions) or "steered" not in conditions:
         raise EditError(f'conditions are {", ".join(conditions)}; name "steered" once, and no other twice.')
+
+
+def _is_seed(text: str) -> bool:
+    return text.isdecimal() and len(text) < 16
 
 
 def _controls(

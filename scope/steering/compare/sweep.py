@@ -149,11 +149,12 @@ class Sweep:
             done = len(self.runs)
             return f"{done} of {done + self.waiting} strengths are done; the best one is chosen when all are."
         best = self.best
+        among = f"Of the {len(self.runs)} strengths that were finished before it was stopped, " if self.stopped else ""
         return (
-            f"Strength {best['strength']:g} scores best on {best['chosen_on']} of the prompts ({best['score_there']:.3f}); "
+            f"{among}{'s' if among else 'S'}trength {best['strength']:g} scores best on {best['chosen_on']} "
+            f"of the prompts ({best['score_there']:.3f}); "
             f"on the other {best['told_on']}: {best['score']:.3f}, random {best['random']:.3f}, "
             f"difference {best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]."
-            + ("\nStopped before all strengths were done." if self.stopped else "")
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,8 @@
 """Directions that are not latents: a difference of means, a probe, a vector from a file."""
 
 import hashlib
+import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
+from scope.typed_json import parse_json, read_bytes, typed
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
@@ -32,7 +35,10 @@ class Direction:
         values = self.vector.tolist() if isinstance(self.vector, Tensor | np.ndarray) else list(self.vector)
         if not all(isinstance(v, int | float) for v in values):
             raise EditError(f"{self.name} is no vector: give one number for each of the site's features.")
-        object.__setattr__(self, "vector", tuple(float(v) for v in values))
+        try:
+            object.__setattr__(self, "vector", tuple(float(v) for v in values))
+        except OverflowError:
+            raise EditError(f"{self.name} holds a number that no float can hold.") from None
         norm = float(np.linalg.norm(self.vector))
         if not 0 < norm < float("inf"):
             raise EditError(f"{self.name} has norm {norm:g}, so it points nowhere.")
@@ -94,16 +100,12 @@ class Direction:
                 f"{file} is a pickle, which can run code when it is opened, so it is not. Save the vector anew:\n"
                 "  safetensors.torch.save_file({'direction': vector}, 'direction.safetensors')"
             )
-        try:
-            arrays = _arrays(file)
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            kinds = ".npy, .npz, .json, .safetensors"
-            raise EditError(f"{file} cannot be read as a vector ({kinds}): {error}") from None
+        arrays = _arrays(file)
         if key is None and len(arrays) == 1:
             key = next(iter(arrays))
         if key not in arrays:
             which = "say which with key=" if key is None else f"none is {key!r}"
-            raise EditError(f"{file} holds {', '.join(map(repr, arrays)) or 'nothing'}; {which}.")
+            raise EditError(f"{file} holds {', '.join(sorted(map(repr, arrays))) or 'nothing'}; {which}.")
         values = arrays[key]
         if values.ndim != 1:
             raise EditError(f"{file} holds an array of shape {values.shape}; a direction has one dimension.")
@@ -117,24 +119,45 @@ class Direction:
         return self.name
 
 
+LARGEST = 64 * 2**20
+"""Bytes that a file of vectors may hold, and that its arrays may take: a vector is as wide as a model."""
+
+
 def _arrays(file: Path) -> dict[str, np.ndarray]:
-    """Every array of a file by name; a file that holds one vector has the name ""."""
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    """Every array of a file by name; a file that holds one vector has the name "".
 
-        try:
-            return {name: tensor.double().numpy() for name, tensor in load_file(file).items()}
-        except SafetensorError as error:
-            raise ValueError(str(error)) from None
-    if file.suffix == ".npz":
-        with np.load(file, allow_pickle=False) as saved:
-            return {name: saved[name].astype(np.float64) for name in saved.files}
-    if file.suffix == ".npy":
-        return {"": np.load(file, allow_pickle=False).astype(np.float64)}
-    import json
+    Raises:
+        EditError: it is none of these files, is damaged, or is too large.
+    """
+    data = read_bytes(file, EditError, "Give a vector as .npy, .npz, .json or .safetensors.", LARGEST)
+    if file.suffix == ".json":
+        return {"": np.asarray(typed(parse_json(data, file, EditError), list[float], file, EditError), dtype=np.float64)}
+    try:
+        return {name: _numbers(array) for name, array in _stored(data, file.suffix).items()}
+    except Exception as error:  # numpy, zipfile and safetensors have an exception of their own for every kind of damage
+        why = "it holds Python objects, or is damaged" if "pickle" in str(error) else str(error) or type(error).__name__
+        raise EditError(f"{file} cannot be read as a vector (.npy, .npz, .json, .safetensors): {why}") from None
 
-    return {"": np.asarray(json.loads(file.read_text()), dtype=np.float64)}
+
+def _stored(data: bytes, suffix: str) -> dict[str, np.ndarray]:
+    if suffix == ".safetensors":
+        from safetensors.torch import load
+
+        return {name: tensor.double().numpy() for name, tensor in load(data).items()}
+    if suffix == ".npy":
+        return {"": np.load(io.BytesIO(data), allow_pickle=False)}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"its arrays take {size:,} bytes; at most {LARGEST:,} are read")
+    with np.load(io.BytesIO(data), allow_pickle=False) as saved:
+        return {name: saved[name] for name in saved.files}
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"it holds values of type {array.dtype}, and a vector holds real numbers")
+    return array.astype(np.float64)
 
 
 def _means(model: LanguageModel, site: str, prompts: Sequence[str]) -> Tensor:
