@@ -10,6 +10,9 @@ gradient    g . part, g the gradient of m at x. The whole is g . x, exactly: m's
             another sign. One backward pass instead of `steps`.
 ablation    m(x) - m(x without the part), each part taken away by itself. What the parts do only together is a row, and the
             whole is m, exactly.
+direct      what the part adds to m by way of the stream at the last token alone, past all later blocks: through the final norm,
+            whose scale is held fixed, and the unembedding. What later blocks add is a row. Where a soft cap ends the model, it
+            squeezes the whole difference, and every row in the same proportion. The whole is m, exactly; one forward pass.
 
 Every latent's row stands beside its null: what a random direction of the same length, active to the same degree at the same
 positions, would have (one standard deviation).
@@ -30,13 +33,19 @@ from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.sae.base import SAE
+from scope.shapes import Vector
 from scope.texts import for_each_text
 
 WHOLE = {
     "gradient": "gradient . stream, the logit difference's linear reading at this prompt",
     "integrated": "the logit difference",
     "ablation": "the logit difference",
+    "direct": "the logit difference",
 }
+
+_JOINS_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+"""Ends of the sites whose activations are a part of the residual stream, which "direct" follows to the end."""
+
 
 _CLOSE = 0.001
 """Logits by which the rows of the integral may miss the logit difference before more points are tried."""
@@ -66,7 +75,7 @@ def attribute(
     `pack`.
 
     Raises:
-        EditError: an empty prompt, an unknown method.
+        EditError: an empty prompt, an unknown method, or "direct" at a site that is no part of the residual stream.
         TokensError: a token that is several, a prompt longer than the context.
         DictionaryError: a dictionary of another model or site.
     """
@@ -101,8 +110,10 @@ def _explained(
     wanted, against = token_pair(model, log_p, log_p, token, other)
     parts = _Parts(sae, rest)
     difference = float(rest.difference(rest.x[None], wanted, against)[0])
-    whole = difference
-    if method == "ablation":
+    whole, before_cap = difference, None
+    if method == "direct":
+        rows, before_cap = _direct(rest, parts, wanted, against)
+    elif method == "ablation":
         rows = _ablated(rest, parts, wanted, against, difference, exact, nulls, seed)
     elif method == "gradient":
         grad = rest.gradient(rest.x, wanted, against)
@@ -126,6 +137,7 @@ def _explained(
         site=sae.site,
         logit_difference=difference,
         whole=whole,
+        before_cap=before_cap,
         whole_is=WHOLE[method],
         gap=gap,
         rows=tuple(_described(row, parts, rest, model, pack) for row in rows),
@@ -147,7 +159,7 @@ class Rest:
         replaced = (self.site, lambda x, hook: streams.to(x.dtype))
         with self.model.hooks([replaced]):
             stream = self.model(self.batch.expand(len(streams), -1), stop_at_layer=self.model.cfg.n_layers)
-        return self.model.logits_of(stream[:, -1:])[:, 0].float()
+        return _wide(self.model.logits_of(stream[:, -1:])[:, 0])
 
     @torch.no_grad()
     def log_p(self, streams: Tensor) -> Tensor:
@@ -168,7 +180,36 @@ class Rest:
         leaf = stream.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             logits = self.logits(leaf[None])[0]
-            return torch.autograd.grad(logits[token] - logits[other], leaf)[0].float()
+            return _wide(torch.autograd.grad(logits[token] - logits[other], leaf)[0])
+
+    @torch.no_grad()
+    def direct(self, token: int, other: int) -> tuple[Vector, Vector, float]:
+        """The stream [d_model] that leaves the last block at the last token; the direction by which a part of it, times this,
+        is its share of the logit difference; and what the difference is before the soft cap.
+
+        Raises:
+            EditError: activations of the site are no part of the stream.
+        """
+        if not self.site.endswith(_JOINS_STREAM):
+            raise EditError(
+                f'The method "direct" follows the residual stream, and {self.site} is no part of it.\n'
+                f"  Take a dictionary at a site that ends in {', '.join(_JOINS_STREAM)}, or another method."
+            )
+        model, scale_name = self.model, "ln_final.hook_scale"
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        names = [last, *([scale_name] if scale_name in model.hook_dict else [])]
+        _, cache = model.run_with_cache(self.batch, names_filter=names)
+        stream = _wide(cache[last][0, -1])
+        scale = _wide(cache[scale_name].reshape(-1)[-1]) if scale_name in cache else 1.0
+        columns = model.W_U.detach()[:, [token, other]].to(stream)
+        passed = model.through_final_norm(torch.eye(len(stream), dtype=stream.dtype)).to(stream) / scale
+        scores, push = (stream @ passed) @ columns, passed @ (columns[:, 0] - columns[:, 1])
+        before, cap = float(scores[0] - scores[1]), getattr(model.cfg, "final_cap", None)
+        if cap is None:
+            return stream, push, before
+        squeezed = torch.tanh(scores / cap)
+        slope = float(squeezed[0] - squeezed[1]) * cap / before if abs(before) > 1e-6 else 1 - float(squeezed[0]) ** 2
+        return stream, push * slope, before
 
 
 def token_pair(
@@ -198,12 +239,12 @@ class _Parts:
 
     @torch.no_grad()
     def __init__(self, sae: SAE, rest: Rest):
-        self.x, self.counted = rest.x.float(), rest.counted[:, None]
-        latents = sae.encode(rest.x.to(sae.W_enc.dtype)).float() * self.counted
+        self.x, self.counted = _wide(rest.x), rest.counted[:, None]
+        latents = sae.encode(rest.x.to(sae.W_enc.dtype)).to(self.x) * self.counted
         self.ids = latents.amax(0).nonzero().flatten()
         self.values = latents[:, self.ids]
-        self.rows = sae.W_dec.detach()[self.ids].float()
-        self.b_dec = sae.decode(torch.zeros_like(latents[:1]).to(sae.W_dec.dtype)).detach().float()[0]
+        self.rows = sae.W_dec.detach()[self.ids].to(self.x)
+        self.b_dec = sae.decode(torch.zeros_like(latents[:1]).to(sae.W_dec.dtype)).detach().to(self.x)[0]
 
     def latent(self, place: int) -> Tensor:
         return self.values[:, place, None] * self.rows[place]
@@ -232,6 +273,20 @@ def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
         for i, value, sd in zip(parts.ids.tolist(), effect.tolist(), null.tolist(), strict=True)
     ]
     return [*rows, Row(name="error", value=float((grad * parts.error()).sum()))]
+
+
+def _direct(rest: Rest, parts: _Parts, token: int, other: int) -> tuple[list[Row], float]:
+    """What each part of the stream at the last token adds on the straight way to the logits; the difference before the cap."""
+    stream, push, before = rest.direct(token, other)
+    grad = torch.zeros_like(parts.x)
+    grad[-1] = push
+    silent = set(parts.ids[parts.values[-1] == 0].tolist())
+    rows = [row for row in _linear(parts, grad) if row.latent not in silent]
+    rows.append(Row(name="bias", value=float(push @ parts.bias()[-1])))
+    if not parts.counted[-1]:
+        rows.append(Row(name="special tokens", value=float(push @ parts.x[-1])))
+    rest_is = "later blocks" if "resid" in rest.site else "rest of the stream"
+    return [*rows, Row(name=rest_is, value=float(push @ (stream - parts.x[-1])))], before
 
 
 def _ablated(
@@ -267,6 +322,11 @@ def _mean_gradient(rest: Rest, base: Tensor, token: int, other: int, rise: float
         if abs(float((grad * (rest.x - base)).sum()) - rise) < _CLOSE:
             break
     return grad
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 if it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _gauss(steps: int) -> list[tuple[float, float]]:

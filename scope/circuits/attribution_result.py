@@ -42,6 +42,8 @@ class Attribution:
     whole_is: str
     gap: float
     rows: tuple[Row, ...]
+    before_cap: float | None = None
+    """With the method "direct", the logit difference before the soft cap."""
 
     def to_frame(self):
         """Every row as a pandas table, latents by falling size of their effect, then the other parts."""
@@ -73,6 +75,8 @@ class Attribution:
             f"{visible(self.token)!r} (p {self.p_token:.3f}) rather than {visible(self.other)!r} (p {self.p_other:.3f}) after "
             f"{visible(self.prompt)!r}: logit difference {self.logit_difference:+.3f}; {self.method}, {self.site}"
         )
+        if self.method == "direct":
+            return [title, *self._about_direct()]
         if self.method != "gradient":
             return [title]
         warning = (
@@ -81,11 +85,23 @@ class Attribution:
         )
         return [title, warning]
 
+    def _about_direct(self) -> list[str]:
+        lines = ["The way from the last token's stream straight to the logits, the scale of the final norm held fixed."]
+        before = self.before_cap
+        if before and abs(self.logit_difference - before) > 1e-4 * abs(before):
+            lines.append(
+                f"The soft cap makes {self.logit_difference:+.3f} of a difference of {before:+.3f}; "
+                f"every row is multiplied by {self.logit_difference / before:.3f}."
+            )
+        return lines
+
     def _foot(self) -> list[str]:
         notes = []
         scale = sum(abs(r.value) for r in self.rows)
         if self.method == "integrated" and abs(self.gap) > 0.01 * scale:
             notes.append(f"The integral is off by {self.gap:+.3f}; raise steps.")
+        if self.method == "direct" and abs(self.gap) > 0.01 * scale:
+            notes.append(f"The rows miss {self.gap:+.3f}: biases of the final norm or the unembedding, or rounding.")
         error = sum(abs(r.value) for r in self.rows if r.name == "error")
         latents = sum(abs(r.value) for r in self.rows if r.latent is not None)
         if error > 0.5 * latents:

@@ -23,9 +23,10 @@ class Command:
     other: str | None = None
     """The token that it is compared with; by default the likeliest besides."""
 
-    method: Literal["integrated", "gradient", "ablation"] = "integrated"
+    method: Literal["integrated", "gradient", "ablation", "direct"] = "integrated"
     """The gradient's mean on the way from the dictionary's bias, times activation (adds up to the logit difference); the
-    gradient at the prompt, times activation (fast, adds up to a linear reading only); ablating each latent alone (slow)."""
+    gradient at the prompt, times activation (fast, adds up to a linear reading only); ablating each latent alone (slow); the
+    straight way from the last token's stream to the logits, past later blocks (fast, adds up to the logit difference)."""
 
     steps: int | None = None
     """Points of the integral; by default 32, or up to 256 where the rows would not add up with fewer."""

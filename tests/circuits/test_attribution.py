@@ -185,3 +185,54 @@ def test_by_default_rows_add_up_to_the_logit_difference_and_the_fast_method_says
     assert warning in str(fast).splitlines()[1]
     assert warning in fast._repr_html_().partition("<table>")[0]
     assert warning not in str(usual)
+
+
+def in_double(model, sae):
+    return model.double(), sae.double()
+
+
+@pytest.mark.parametrize("site", ["blocks.3.hook_resid_post", SITE, "blocks.1.hook_mlp_out"])
+@torch.no_grad()
+def test_direct_rows_add_up_to_the_logit_difference_after_the_soft_cap(tiny_model, sae, site):
+    sae.site = site
+    found = attribute(tiny_model, sae, PROMPT, 60, 70, method="direct")
+    logits = tiny_model(tiny_model.to_tokens(PROMPT))[0, -1]
+    assert sum(row.value for row in found.rows) == pytest.approx(float(logits[60] - logits[70]), abs=1e-5)
+    model, sae = in_double(tiny_model, sae)
+    exact = attribute(model, sae, PROMPT, 60, 70, method="direct")
+    logits = model(model.to_tokens(PROMPT))[0, -1]
+    assert sum(row.value for row in exact.rows) == pytest.approx(float(logits[60] - logits[70]), abs=1e-10)
+
+
+@torch.no_grad()
+def test_a_direct_row_is_the_parts_share_through_the_frozen_norm_times_what_the_cap_leaves(tiny_model, sae):
+    model, sae = in_double(tiny_model, sae)
+    sae.site = "blocks.3.hook_resid_post"
+    found = attribute(model, sae, PROMPT, 60, 70, method="direct")
+    tokens = model.to_tokens(PROMPT)
+    stream = model.record(tokens, [sae.site])[sae.site][0, -1]
+    latents, cap = sae.encode(stream), model.cfg.final_cap
+    gain, scale = 1 + model.ln_final.weight, (stream.square().mean() + model.cfg.eps).sqrt()
+
+    def score(part):
+        raw = (part * gain / scale) @ model.embed.weight[[60, 70]].T
+        return float(raw[0] - raw[1])
+
+    whole = ((stream * gain / scale) @ model.embed.weight[[60, 70]].T / cap).tanh() * cap
+    left = float(whole[0] - whole[1]) / score(stream)
+    rows = rows_of(found)
+    assert found.before_cap == pytest.approx(score(stream))
+    active = latents.nonzero().flatten().tolist()
+    assert {f"latent {i}" for i in active} == {name for name in rows if name.startswith("latent")}
+    for i in active:
+        assert rows[f"latent {i}"] == pytest.approx(left * score(latents[i] * sae.W_dec[i]), abs=1e-10)
+    assert rows["bias"] == pytest.approx(left * score(sae.b_dec), abs=1e-10)
+    assert rows["error"] == pytest.approx(left * score(stream - sae(stream)), abs=1e-10)
+    assert rows["later blocks"] == pytest.approx(0, abs=1e-10)
+    assert f"every row is multiplied by {left:.3f}" in str(found)
+
+
+def test_direct_refuses_a_site_beside_the_stream(tiny_model, sae):
+    sae.site = "blocks.1.ln2.hook_normalized"
+    with pytest.raises(EditError, match="no part of it"):
+        attribute(tiny_model, sae, PROMPT, 60, 70, method="direct")

@@ -177,9 +177,10 @@ class Decoder(DirectLogits, HookedModule):
 
     @torch.no_grad()
     def through_final_norm(self, directions: Tensor) -> Tensor:
-        """Directions [... d_model] as the unembedding meets them, but for the norm's division: times its gain. Float32."""
-        directions = directions.detach().float()
-        return (1.0 + self.ln_final.weight.detach().float()).to(directions.device) * directions
+        """Directions [... d_model] as the unembedding meets them, but for the norm's division: times its gain. In float32, or
+        in float64 if the directions are."""
+        directions = directions.detach().to(torch.promote_types(directions.dtype, torch.float32))
+        return (1.0 + self.ln_final.weight.detach().to(directions)) * directions
 
     def _apply(self, fn, recurse: bool = True):  # what .to(), .half() and .cuda() come to
         moved = super()._apply(fn, recurse)
