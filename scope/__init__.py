@@ -28,6 +28,7 @@ _HOME = {
     "collect_features": "scope.workflows.features",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
+    "moderate": "scope.workflows.moderate",
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",

@@ -30,6 +30,7 @@ COMMANDS = {
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",
+    "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
     "pretrain": "Train a small Gemma 2 from nothing, as the bundled one was made.",
 }
 

@@ -18,6 +18,7 @@ from scope.models.face import LanguageModel
 from scope.models.families import family_of
 from scope.models.stored import stored_tensors
 from scope.models.streamed import streamed_class
+from scope.models.text.chat import ChatTemplates
 from scope.models.text.tokenizer import Tokenizer
 from scope.models.weights import load_weights
 from scope.models.weights_hash import hash_files, sampled_hash
@@ -68,6 +69,8 @@ def load_model(
     config = family.config_from_hf(raw, str(model))
     own_tokenizer = change is not None and (change.folder / "tokenizer.json").exists()
     tokenizer = Tokenizer.from_folder(change.folder if own_tokenizer else folder, config.d_vocab)
+    if change is not None and not own_tokenizer:
+        tokenizer.chat_template = ChatTemplates.from_folder(change.folder).default or tokenizer.chat_template
     ends = dict.fromkeys((*config.eos, *end_tokens(folder), tokenizer.end_id))
     config = replace(config, eos=tuple(i for i in ends if i is not None and 0 <= i < config.d_vocab) or config.eos)
     files = weight_files(folder)

@@ -34,7 +34,7 @@ from scope.whole_files import write_whole
 Example = tuple[list[int], list[int]]
 """The ids that the model is given, and the ids that it shall write after them: the loss is on these alone."""
 
-Draw = Callable[[np.random.Generator, int], Sequence[Example]]
+Draw = Callable[[np.random.Generator, int], Sequence[Any]]
 """So many examples, by random numbers."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -143,9 +143,15 @@ def answer_loss(model: Gemma, examples: Sequence[Example]) -> Scalar:
 
 
 def train_lora(
-    model: Gemma, config: LoraConfig, draw: Draw, out: Path, log: Callable[[dict[str, Any]], None] = lambda row: None
+    model: Gemma,
+    config: LoraConfig,
+    draw: Draw,
+    out: Path,
+    log: Callable[[dict[str, Any]], None] = lambda row: None,
+    loss_of: Callable[[Gemma, Sequence[Any]], Scalar] = answer_loss,
 ) -> Lora:
-    """Train an adapter of a model on the examples that `draw` gives; the same call continues a run that was stopped.
+    """Train an adapter of a model on the examples that `draw` gives, which are those of `loss_of`; the same call continues a
+    run that was stopped.
 
     Writes OUT/lora.json (config), OUT/curve.jsonl (a line every 10 steps) and OUT/checkpoint.pt.
 
@@ -162,7 +168,7 @@ def train_lora(
     with lora.applied(model):
         while step < config.steps:
             optimizer.param_groups[0]["lr"] = config.lr * config.rate(step)
-            loss = answer_loss(model, draw(np.random.default_rng([config.seed, step]), config.batch))
+            loss = loss_of(model, draw(np.random.default_rng([config.seed, step]), config.batch))
             loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
