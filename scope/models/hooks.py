@@ -204,7 +204,7 @@ class HookedModule(nn.Module):
             UnknownSite: a name that does not exist, or a filter that selects nothing.
         """
         if names is None:
-            return [name for name, point in self.hook_dict.items() if not point.on_request]
+            return [name for name in self.hook_dict if self.computed_unasked(name)]
         if callable(names):
             matched = [name for name in self.hook_dict if names(name)]
             if not matched:
@@ -215,6 +215,10 @@ class HookedModule(nn.Module):
             if name not in self.hook_dict:
                 raise UnknownSite(f"This model has no hook point {name}.{nearest(name, list(self.hook_dict))}")
         return [name for name in self.hook_dict if name in set(wanted)]
+
+    def computed_unasked(self, name: str) -> bool:
+        """Whether a run without a filter passes this point."""
+        return not self.hook_dict[name].on_request
 
     @contextmanager
     def hooks(

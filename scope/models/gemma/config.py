@@ -6,7 +6,7 @@ from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.config_types import check_types
-from scope.models.transformer_lens.config_names import ConfigNames
+from scope.models.transformer_lens.config_names import ConfigNames, with_switches
 
 _LARGEST = {"n_layers": 1000, "d_vocab": 2**24, "n_ctx": 2**31, "window": 2**31}
 """Sizes beyond any model's, which only a damaged file asks for; 2^17 where nothing else stands."""
@@ -59,6 +59,7 @@ _GENERATIONS = {
 """model_type of config.json -> the generation. CodeGemma is a Gemma 1; ShieldGemma and DataGemma are Gemma 2."""
 
 
+@with_switches
 @dataclass(frozen=True, kw_only=True)
 class GemmaConfig(ConfigNames):
     """A Gemma. `layer_types` says of each block whether it looks at all keys ("global") or at a window ("local")."""

@@ -24,17 +24,21 @@ class Embedding(nn.Embedding):
 
 
 class Unembed(nn.Module):
-    """From what the final norm gives to scores before the soft cap, by the embedding's matrix."""
+    """From what the final norm gives to scores before the soft cap, by the embedding's matrix, or by one of its own [d_vocab
+    d_model] once weights were folded into it (`process_weights_`)."""
 
     def __init__(self, embed: Embedding):
         super().__init__()
         self._embed = (embed,)  # in a tuple, so that the weights belong to one module
+        self.register_parameter("weight", None)
         self.hook_in, self.hook_out = HookPoint(embed.embedding_dim), HookPoint(embed.num_embeddings)
 
-    def forward(self, normalized: Resid) -> Logits:
-        return self.hook_out(nn.functional.linear(self.hook_in(normalized), self._embed[0].weight))
+    matrix = property(lambda self: self._embed[0].weight if self.weight is None else self.weight)
 
-    W_U = property(lambda self: self._embed[0].weight.T)
+    def forward(self, normalized: Resid) -> Logits:
+        return self.hook_out(nn.functional.linear(self.hook_in(normalized), self.matrix))
+
+    W_U = property(lambda self: self.matrix.T)
     b_U = property(lambda self: self.W_U.new_zeros(self.W_U.shape[1]))
 
 

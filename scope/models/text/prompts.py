@@ -1,14 +1,11 @@
 """The methods by which a model takes text and shows tokens, named as in TransformerLens."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, TokensError
+from scope.models.text.tokenizer_names import Side
 from scope.shapes import Mask, Tokens
-
-Side = Literal["left", "right"]
 
 
 class TextMethods:
@@ -16,55 +13,74 @@ class TextMethods:
 
     def to_tokens(
         self,
-        text: str | list[str],
-        prepend_bos: bool | None = True,
-        padding_side: Side | None = "right",
+        input: str | list[str],
+        prepend_bos: bool | None = None,
+        padding_side: Side | None = None,
         move_to_device: bool = True,
         truncate: bool = False,
     ) -> Tokens:
         """Ids [batch pos]; texts of unequal length are padded. With `truncate`, what exceeds the context is dropped.
-        As in TransformerLens, None means the default: <bos> first, padding on the right.
+        As in TransformerLens, None means the default: `cfg.default_prepend_bos` and `tokenizer.padding_side`.
 
         Raises:
             TokensError: the model was made without a tokenizer.
             ConfigError: a side that is neither left nor right.
         """
-        padding_side = "right" if padding_side is None else padding_side
-        if padding_side not in ("left", "right"):
-            raise ConfigError(f'padding_side is {padding_side!r}; it can be "left" or "right".')
-        rows = self._encode(text, prepend_bos, truncate)
+        side = self.side_of(padding_side)
+        rows = self._encode(input, prepend_bos, truncate)
         longest = max(map(len, rows))
         padding = [[self.cfg.pad] * (longest - len(row)) for row in rows]
-        pairs = zip(rows, padding, strict=True)
-        padded = [row + pad if padding_side == "right" else pad + row for row, pad in pairs]
+        padded = [row + pad if side == "right" else pad + row for row, pad in zip(rows, padding, strict=True)]
         return torch.tensor(padded, dtype=torch.long, device=self.device if move_to_device else "cpu")
 
-    def mask_of(self, texts: str | list[str], prepend_bos: bool | None = True, padding_side: Side | None = "right") -> Mask:
+    def side_of(self, padding_side: str | None) -> Side:
+        """The side that is padded, the tokenizer's by default."""
+        side = getattr(self.tokenizer, "padding_side", "right") if padding_side is None else padding_side
+        if side not in ("left", "right"):
+            raise ConfigError(f'padding_side is {side!r}; it can be "left" or "right".')
+        return side
+
+    def begins(self, prepend_bos: bool | None) -> bool:
+        """Whether <bos> comes first, as the config says by default."""
+        return self.cfg.default_prepend_bos is not False if prepend_bos is None else prepend_bos
+
+    def mask_of(self, texts: str | list[str], prepend_bos: bool | None = None, padding_side: Side | None = None) -> Mask:
         """Where `to_tokens` of the same texts holds text rather than padding."""
         lengths = torch.tensor([len(row) for row in self._encode(texts, prepend_bos)], device=self.device)[:, None]
         longest = int(lengths.max())
         where = torch.arange(longest, device=self.device)[None]
-        return where >= longest - lengths if padding_side == "left" else where < lengths
+        return where >= longest - lengths if self.side_of(padding_side) == "left" else where < lengths
 
-    def _encode(self, text: str | list[str], bos: bool | None, truncate: bool = False) -> list[list[int]]:
-        rows = [self.words.encode(t, bos=bos is not False) for t in ([text] if isinstance(text, str) else text)]
+    def mask_of_tokens(self, tokens: Tokens, prepend_bos: bool | None = None, padding_side: Side | None = None) -> Mask:
+        """As TransformerLens reads it off the ids: False at the pads that begin a row padded on the left, or end one padded on
+        the right."""
+        left = self.side_of(padding_side) == "left"
+        text = tokens != self.cfg.pad
+        real = (text if left else text.flip(1)).long().cumsum(1) > 0
+        if left and self.cfg.pad == self.cfg.bos and self.begins(prepend_bos):  # the last of the pads is the <bos>
+            real[:, :-1] = real[:, :-1] | real[:, 1:]
+        return real if left else real.flip(1)
+
+    def _encode(self, text: str | list[str], prepend_bos: bool | None, truncate: bool = False) -> list[list[int]]:
+        bos = self.begins(prepend_bos)
+        rows = [self.words.encode(t, bos=bos) for t in ([text] if isinstance(text, str) else text)]
         if not rows:
             raise TokensError("There is no text to run on. Give at least one.")
         return [row[: self.cfg.n_ctx] for row in rows] if truncate else rows
 
-    def to_single_token(self, text: str) -> int:
+    def to_single_token(self, string: str) -> int:
         """The id of a text that is one token.
 
         Raises:
             TokensError: it is several, or none.
         """
-        ids = self.words.encode(text, bos=False)
+        ids = self.words.encode(string, bos=False)
         if len(ids) != 1:
-            raise TokensError(f"{text!r} is {len(ids)} tokens, not one: {self.words.pieces(ids)}. Mind the leading space.")
+            raise TokensError(f"{string!r} is {len(ids)} tokens, not one: {self.words.pieces(ids)}. Mind the leading space.")
         return ids[0]
 
-    def to_single_str_token(self, token: int) -> str:
-        return self.words.pieces([token])[0]
+    def to_single_str_token(self, int_token: int) -> str:
+        return self.words.pieces([int_token])[0]
 
     def to_string(self, tokens) -> str | list[str]:
         tokens = torch.as_tensor(tokens)
@@ -72,20 +88,30 @@ class TextMethods:
             return [self.words.decode(row, skip_special=False) for row in tokens]
         return self.words.decode(tokens.reshape(-1), skip_special=False)
 
-    def to_str_tokens(self, text, prepend_bos: bool | None = True) -> list[str] | list[list[str]]:
-        """The text of each token of a text or of one row of ids; of a list of texts, or of rows of ids, a list each."""
-        if isinstance(text, str):
-            return self.words.pieces(self.words.encode(text, bos=prepend_bos is not False))
-        if isinstance(text, list | tuple) and text and isinstance(text[0], str | list | tuple):
-            return [self.to_str_tokens(one, prepend_bos) for one in text]
-        if isinstance(text, list | tuple) and text and isinstance(text[0], Tensor) and text[0].dim():
-            return [self.to_str_tokens(one, prepend_bos) for one in text]
-        ids = torch.as_tensor(text)
+    def to_str_tokens(
+        self, input, prepend_bos: bool | None = None, padding_side: Side | None = None
+    ) -> list[str] | list[list[str]]:
+        """The text of each token of a text or of one row of ids; of a list of texts, or of rows of ids, a list each. A row is
+        not padded, whatever `padding_side` says."""
+        if isinstance(input, str):
+            return self.words.pieces(self.words.encode(input, bos=self.begins(prepend_bos)))
+        if isinstance(input, list | tuple) and input and isinstance(input[0], str | list | tuple):
+            return [self.to_str_tokens(one, prepend_bos) for one in input]
+        if isinstance(input, list | tuple) and input and isinstance(input[0], Tensor) and input[0].dim():
+            return [self.to_str_tokens(one, prepend_bos) for one in input]
+        ids = torch.as_tensor(input)
         if ids.dim() == 2 and len(ids) > 1:
             raise TokensError(f"{len(ids)} rows of tokens make no one list of pieces; give one row, or a list of rows.")
         return self.words.pieces(ids.reshape(-1).tolist())
 
-    def get_token_position(self, single_token, text, mode: str = "first", prepend_bos: bool | None = True) -> int:
+    def get_token_position(
+        self,
+        single_token,
+        input,
+        mode: str = "first",
+        prepend_bos: bool | None = None,
+        padding_side: Side | None = None,
+    ) -> int:
         """Where a token (id, or text that is one token) stands in a text or row of ids, first or last.
 
         Raises:
@@ -95,7 +121,8 @@ class TextMethods:
         if mode not in ("first", "last"):
             raise ConfigError(f'mode is {mode!r}; it can be "first" or "last".')
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
-        tokens = self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
+        text = isinstance(input, str)
+        tokens = self.to_tokens(input, prepend_bos, padding_side) if text else torch.as_tensor(input)
         if tokens.dim() == 2 and len(tokens) > 1:
             raise TokensError(f"{len(tokens)} rows of tokens were given; look in one at a time.")
         places = (tokens.reshape(-1) == wanted).nonzero().flatten()

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+import torch
 
 from scope.errors import CheckpointError, TokensError
 from scope.models.text.chat import ChatTemplates, render
+from scope.models.text.tokenizer_names import TransformersNames
 from scope.typed_json import read_bytes
 
 _CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
@@ -17,7 +19,7 @@ _LARGEST = 2**24
 """Ids end before; the largest vocabularies have 2^18."""
 
 
-class Tokenizer:
+class Tokenizer(TransformersNames):
     """A fast tokenizer with Gemma's conventions: <bos> first and once, spaces kept as they are.
 
     `n_rows` are the rows of the model's embedding, by default as many as the tokenizer has ids. A row that no token has is
@@ -84,14 +86,18 @@ class Tokenizer:
         token_id = self.backend.token_to_id(self.templates.special_tokens["eos_token"])
         return token_id if token_id is not None and token_id < self.n_rows else None
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of the text, after one <bos> unless the text already begins with it or `bos` is False.
+    def encode(
+        self, text: str, bos: bool = True, *, add_special_tokens: bool | None = None, return_tensors: str | None = None
+    ) -> Any:
+        """Ids of the text, after one <bos> unless the text already begins with it or `bos` is False (transformers calls it
+        `add_special_tokens`). A list; with `return_tensors="pt"` a tensor [1 pos].
 
         Raises:
             TokensError: the text is none, or has a token without a row in the embedding.
         """
-        ids = self.encode_batch([text])[0]
-        return [self.bos, *ids] if bos and (not ids or ids[0] != self.bos) else ids
+        bos, ids = bos if add_special_tokens is None else add_special_tokens, self.encode_batch([text])[0]
+        ids = [self.bos, *ids] if bos and (not ids or ids[0] != self.bos) else ids
+        return ids if return_tensors is None else torch.tensor([ids])
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without <bos>.
@@ -111,10 +117,15 @@ class Tokenizer:
                 )
         return rows
 
-    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of tokens; a row of the embedding that no token has is written <its id>."""
+    def decode(
+        self, ids: Iterable[int] | int, skip_special: bool = True, *, skip_special_tokens: bool | None = None, **_: Any
+    ) -> str:
+        """The text of tokens, or of one, without control tokens unless `skip_special` (transformers: `skip_special_tokens`) is
+        False; a row of the embedding that no token has is written <its id>."""
+        skip_special = skip_special if skip_special_tokens is None else skip_special_tokens
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
         text, run = "", []
-        for i in map(int, ids):
+        for i in map(int, [ids] if isinstance(ids, int) else ids):
             if 0 <= i < self.n_rows and self.backend.id_to_token(i) is None:
                 text += self.backend.decode(run, skip_special_tokens=skip_special) + f"<{i}>"
                 run = []

@@ -37,8 +37,8 @@ def full_name(name: str, layer: int | None = None, part: str | None = None) -> s
 class ActivationCache(Decomposition):
     """A mapping from hook name to tensor. `model` answers for the weights that some sums need; None does without them."""
 
-    def __init__(self, tensors: dict[str, Tensor] | None = None, model: Any = None, has_batch_dim: bool = True):
-        self.tensors = {} if tensors is None else tensors
+    def __init__(self, cache_dict: dict[str, Tensor] | None = None, model: Any = None, has_batch_dim: bool = True):
+        self.tensors = {} if cache_dict is None else cache_dict
         self.model, self.has_batch_dim = model, has_batch_dim
 
     def __getitem__(self, key: str | tuple) -> Tensor:
@@ -67,6 +67,8 @@ class ActivationCache(Decomposition):
         return f"ActivationCache of {len(self)} activations: {', '.join(list(self)[:6])}{' …' if len(self) > 6 else ''}"
 
     cache_dict = property(lambda self: self.tensors)
+    has_embed = property(lambda self: "hook_embed" in self.tensors)
+    has_pos_embed = property(lambda self: "hook_pos_embed" in self.tensors)
 
     def keys(self):
         return self.tensors.keys()
@@ -96,8 +98,15 @@ class ActivationCache(Decomposition):
         return self
 
     def apply_slice_to_batch_dim(self, batch_slice: Slice) -> "ActivationCache":
+        if not self.has_batch_dim:
+            raise ConfigError("This cache has no batch dimension to take a slice of.")
         parts = {name: cut(x, batch_slice, 0) for name, x in self.tensors.items()}
-        return ActivationCache(parts, self.model, self.has_batch_dim and not isinstance(batch_slice, int))
+        one = isinstance(getattr(batch_slice, "slice", batch_slice), int)
+        return ActivationCache(parts, self.model, not one)
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """TransformerLens' switch: gradients off or on everywhere, until it is called again."""
+        torch.set_grad_enabled(mode)
 
     def stack_activation(self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None) -> Tensor:
         """[layer ...] of one activation in the blocks before `layer`, -1 for all."""

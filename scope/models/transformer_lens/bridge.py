@@ -149,8 +149,8 @@ class LensModel(DirectLogits, TextMethods, HookApi):
         cache: ModelCache | None = None,
         *,
         loss_per_token: bool = False,
-        prepend_bos: bool | None = True,
-        padding_side: Side | None = "right",
+        prepend_bos: bool | None = None,
+        padding_side: Side | None = None,
     ) -> Any:
         """As our own models' forward: logits, loss, both or nothing, or the stream before block `stop_at_layer`.
 

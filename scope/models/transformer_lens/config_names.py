@@ -2,6 +2,20 @@
 
 import torch
 
+SETTABLE = ("default_prepend_bos", "use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+"""What code written for TransformerLens sets on a config; all else describes the checkpoint and stays as it is."""
+
+
+def with_switches(config: type) -> type:
+    """Above @dataclass(frozen=True): makes `SETTABLE` assignable, as they are in TransformerLens."""
+    refuse = config.__setattr__
+
+    def assign(self, name: str, value: object) -> None:
+        (object.__setattr__ if name in SETTABLE else refuse)(self, name, value)
+
+    config.__setattr__ = assign
+    return config
+
 
 class ConfigNames:
     """For the frozen config of a Gemma."""
@@ -20,7 +34,7 @@ class ConfigNames:
     act_fn = property(lambda self: "gelu_pytorch_tanh")
     normalization_type = property(lambda self: "RMS")
     positional_embedding_type = property(lambda self: "rotary")
-    default_prepend_bos = property(lambda self: True)
+    default_prepend_bos = True
     tokenizer_prepends_bos = property(lambda self: False)
     tokenizer_name = property(lambda self: self.model_name)
     attn_types = property(lambda self: list(self.layer_types))

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from scope.errors import ConfigError
 
-Slice = int | slice | tuple | list | Tensor | None
+Slice = Any
+"""An index, a (start, stop[, step]) or slice, several indices, TransformerLens' own Slice of these, or None for all."""
+
 Labelled = Tensor | tuple[Tensor, list[str]]
 
 
 def cut(x: Tensor, where: Slice, dim: int) -> Tensor:
     """One index (which drops the dimension), a (start, stop[, step]), or several indices, along `dim`; None takes all."""
+    where = where.slice if hasattr(where, "mode") else where  # TransformerLens' Slice
     if where is None:
         return x
     if isinstance(where, int):
@@ -34,6 +37,7 @@ class Decomposition:
     """For a mapping from hook names, short ones too, to tensors, with the `model` that answers for the weights."""
 
     model: Any
+    tensors: dict[str, Tensor]
     has_batch_dim: bool
 
     def accumulated_resid(
@@ -98,12 +102,21 @@ class Decomposition:
         the rest of the stream there."""
         upto, stacks, labels = self._upto(layer), [], []
         for n in range(upto):
-            attn = self.model.blocks[n].attn
-            z = cut(self["z", n], pos_slice, -3)
-            results = torch.einsum("...hk,hkd->h...d", z, attn.W_O.to(z.device))
+            results = cut(self._head_results(n), pos_slice, -3).movedim(-2, 0)
             stacks.append(self._after_norm(results, n, "ln1_post", pos_slice) if post_norm and self._post_norms else results)
             labels += [f"L{n}H{head}" for head in range(self.model.cfg.n_heads)]
         return self._finish(stacks, labels, upto, return_labels, incl_remainder, pos_slice, apply_ln, None)
+
+    def compute_head_results(self) -> None:
+        """Adds `blocks.N.attn.hook_result`, what each head writes [... head d_model], for every block whose z is here."""
+        for n in range(self._layers):
+            self.tensors[f"blocks.{n}.attn.hook_result"] = self._head_results(n)
+
+    def _head_results(self, layer: int) -> Tensor:
+        if (name := f"blocks.{layer}.attn.hook_result") in self.tensors:
+            return self.tensors[name]
+        z = self["z", layer]
+        return torch.einsum("...hk,hkd->...hd", z, self.model.blocks[layer].attn.W_O.to(z.device))
 
     def get_neuron_results(
         self,
@@ -140,6 +153,7 @@ class Decomposition:
     ) -> Labelled:
         """[neuron ... d_model] what each neuron before `layer` adds to the stream, or its products with [d_model n]."""
         upto = self._upto(layer)
+        neuron_slice = neuron_slice.slice if hasattr(neuron_slice, "mode") else neuron_slice
         neuron_slice = [neuron_slice] if isinstance(neuron_slice, int) else neuron_slice
         chosen = cut(torch.arange(self.model.cfg.d_mlp), neuron_slice, 0).tolist()
         labels = [f"L{n}N{neuron}" for n in range(upto) for neuron in chosen]

@@ -75,7 +75,7 @@ class GenerateApi:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_at_eos=stop_at_eos,
         )
-        one, rows, kind = _read_input(self, input, prepend_bos is not False)
+        one, rows, kind = _read_input(self, input, self.begins(prepend_bos))
         options = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
         generations = generate(self, rows, sampling, **options, ends=ends)
         kind = kind if return_type == "input" else return_type

@@ -58,14 +58,14 @@ class HookedRoot(HookedRootModule):
         attention_mask: Tensor | None = None,
     ) -> Any:
         """As HookedTransformer's: logits, loss, both (an Output), nothing, or the stream before block `stop_at_layer`."""
-        options = {"prepend_bos": prepend_bos is not False, "padding_side": padding_side or "right"}
+        options = {"prepend_bos": prepend_bos, "padding_side": padding_side, "attention_mask": attention_mask}
         if isinstance(input, Tensor) and input.dim() == 1:
             input = input[None]
         if attention_mask is not None:
             attention_mask = attention_mask.bool()
         relays = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
         with self.model.hooks(relays, must_fire=False):
-            out = self.model(input, return_type, stop_at_layer, attention_mask, loss_per_token=loss_per_token, **options)
+            out = self.model(input, return_type, loss_per_token, stop_at_layer=stop_at_layer, **options)
         return Output(*out) if isinstance(out, tuple) else out
 
     def run_with_cache(self, *args, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs):
@@ -84,7 +84,7 @@ class HookedRoot(HookedRootModule):
         truncate: bool = True,
     ) -> Tensor:
         """As HookedTransformer's, which cuts a text at the context unless told not to."""
-        return self.model.to_tokens(input, prepend_bos is not False, padding_side or "right", move_to_device, truncate)
+        return self.model.to_tokens(input, prepend_bos, padding_side, move_to_device, truncate)
 
     def __getattr__(self, name: str):
         if name.startswith(_PASSED_ON) or name in _METHODS:

@@ -29,6 +29,34 @@ def run_arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
     return {"past_key_values": past, "use_cache": True, "attention_mask": seen.long()}
 
 
+def continued(past: Any) -> ModelCache:
+    """Our cache of what a TransformerLensKeyValueCache holds. No layer forgets keys, as there; masks know the windows.
+
+    Raises:
+        ConfigError: another model filled it. Its keys would not be turned by their positions, as ours are.
+    """
+    if past.entries[0].past_keys.shape[1] and not getattr(past, "keys_are_rotated", False):
+        raise ConfigError(
+            "This past_kv_cache was filled by a model of TransformerLens, which keeps keys before their rotary positions.\n"
+            "  Fill it with this model: TransformerLensKeyValueCache.init_cache(model.cfg, model.device, batch)."
+        )
+    layers = [LayerCache(None, e.past_keys, e.past_values) if e.past_keys.shape[1] else LayerCache() for e in past.entries]
+    real = past.previous_attention_mask.bool()
+    if not real.shape[1]:
+        return ModelCache(layers, padded=False)
+    return ModelCache(layers, (real.long().cumsum(1) - 1).clamp(min=0), real, padded=not bool(real.all()))
+
+
+def extend(past: Any, cache: ModelCache) -> None:
+    """Hand what a run added to a `continued` cache back, but for what is frozen."""
+    past.keys_are_rotated = True
+    for entry, layer in zip(past.entries, cache.layers, strict=True):
+        if not entry.frozen and layer.k is not None:
+            entry.past_keys, entry.past_values = layer.k, layer.v
+    if not past.frozen:
+        past.previous_attention_mask = cache.real.to(past.previous_attention_mask.dtype)
+
+
 def cache_entries(arguments: dict[str, Any], n_layers: int) -> list[LayerCache]:
     """What the run left in the `run_arguments` of it.
 

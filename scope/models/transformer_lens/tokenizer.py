@@ -36,6 +36,15 @@ class LensTokenizer:
     def __len__(self) -> int:
         return len(self.tokenizer)
 
+    def __call__(self, *args, **kwargs) -> Any:
+        return self.tokenizer(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        """What else code written for transformers asks: `bos_token_id`, `get_vocab`, `padding_side`, ..."""
+        if name == "tokenizer":
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
     @cached_property
     def sha256(self) -> str:
         description = self.backend.to_str() if self.backend else json.dumps(sorted(self.tokenizer.get_vocab().items()))

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from scope.errors import ConfigError
+
 _ABSENT = {
     "W_pos": "Positions turn queries and keys (rotary); no matrix of them is added to the stream.",
     "W_E_pos": "Positions turn queries and keys (rotary); use W_E.",
@@ -13,6 +15,13 @@ _ABSENT = {
 
 def _stacked(part: str, name: str) -> property:
     return property(lambda self: torch.stack([getattr(getattr(block, part), name) for block in self.blocks]))
+
+
+def _fold(norm: torch.nn.Module, *maps: torch.nn.Module) -> None:
+    """The gain of a norm into the maps [out d_model] that read it."""
+    for each in maps:
+        each.weight.copy_(each.weight.float() * (1.0 + norm.weight.float()))
+    norm.weight.zero_()
 
 
 class NamedWeights:
@@ -32,6 +41,38 @@ class NamedWeights:
         if name in _ABSENT:
             raise AttributeError(f"A Gemma has no {name}. {_ABSENT[name]}")
         return super().__getattr__(name)
+
+    @torch.no_grad()
+    def process_weights_(
+        self,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> None:
+        """Folds each norm's gain into the weights behind it, in place, as TransformerLens' method of this name does: the
+        activations stay what they were, up to rounding, and `W_U` gets a matrix of its own. `center_unembed` takes the mean
+        over the vocabulary from `W_U`, unless a soft cap follows, which is not blind to it. `center_writing_weights` changes
+        nothing: a Gemma's norms do not take the mean away. The gains of Gemma 2's post norms stay where they are.
+
+        Raises:
+            ConfigError: a streamed model, whose weights stay on disk, or factored matrices, which rotary positions rule out.
+        """
+        if self.streamed:
+            raise ConfigError("The weights of a streamed model stay on disk as they are. Load it without streamed=True.")
+        if refactor_factored_attn_matrices:
+            raise ConfigError("Rotary positions turn queries and keys, so W_Q W_K^T cannot be refactored. Leave it out.")
+        if fold_ln:
+            for block in self.blocks:
+                _fold(block.ln1, block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)
+                _fold(block.ln2, block.mlp.gate_proj, block.mlp.up_proj)
+        centred = center_unembed and self.cfg.final_cap is None
+        if (fold_ln or centred) and self.unembed.weight is None:
+            self.unembed.weight = torch.nn.Parameter(self.embed.weight.clone(), self.embed.weight.requires_grad)
+        if fold_ln:
+            _fold(self.ln_final, self.unembed)
+        if centred:
+            self.unembed.weight.sub_(self.unembed.weight.float().mean(0).to(self.dtype))
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Float[Tensor, "*lead d_model"]:
         """The column of W_U of each token: what the normalised stream is multiplied with to give its score."""
