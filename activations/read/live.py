@@ -4,6 +4,8 @@ The corpus is packed into contexts as in harvesting, and the same rows are left 
 contexts as fit the memory; its rows are returned in a random order, then the next pool is filled. The content of a pool follows
 from the corpus, the model, the settings and the corpus position where it begins. So the state is that position and a row
 number, a few hundred bytes; resuming runs the model again over the contexts of one pool.
+
+A corpus that fits into one pool is read by the model once: every pass returns the same rows in another order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from scope.activations.config import LiveConfig
 from scope.activations.corpus.contexts import TextTokenizer, maker_of
-from scope.activations.corpus.inputs import Cursor, InputMaker, Recorder, record
+from scope.activations.corpus.inputs import Cursor, InputMaker, Inputs, Recorder, record
 from scope.activations.corpus.outlier_rule import OutlierRule
 from scope.activations.corpus.sources import Corpus
 from scope.activations.corpus.survey import survey
@@ -59,10 +61,17 @@ class LiveBatches:
         self.pass_, self.pool_number, self.row, self.start = 0, 0, 0, Cursor()
         self._current: tuple[tuple, list[Tensor], np.ndarray, Cursor, bool] | None = None
         self._rule: OutlierRule | None = None
+        self._whole: list[Tensor] | None = None
+        self._rows_of_pass = 0
 
     @property
     def passes(self) -> int:
         return self.pass_ + 1
+
+    @property
+    def whole_corpus(self) -> int | None:
+        """The rows that the corpus has, where all of it fits into the buffer; None where it does not, or none was read yet."""
+        return None if self._whole is None else len(self._whole[0])
 
     def state_dict(self) -> dict:
         """State after the last returned batch. JSON."""
@@ -121,6 +130,12 @@ class LiveBatches:
         if self._current is None or self._current[0] != (self.pass_, self.pool_number):
             self._current = None  # frees the old pool before the new one is filled
             rows, cursor, ended = self._fill()
+            self._rows_of_pass += len(rows[0])
+            if ended and not self._rows_of_pass and not self.row:
+                raise CorpusError(
+                    f"The corpus {self.corpus.spec} has no activation to train on: all norms are above "
+                    f"{self.config.outlier_times:g} times the median.\n  Give more text, or a higher outlier_times."
+                )
             order = permutation(len(rows[0]), self.seed, self.pass_, self.pool_number)
             self._current = (self.pass_, self.pool_number), rows, order, cursor, ended
         return self._current[1], self._current[2]
@@ -131,13 +146,18 @@ class LiveBatches:
         self.row = 0
         if ended:
             self.pass_, self.pool_number, self.start = self.pass_ + 1, 0, Cursor()
+            self._rows_of_pass = 0
         else:
             self.pool_number, self.start = self.pool_number + 1, cursor
 
     def _fill(self) -> tuple[list[Tensor], Cursor, bool]:
         """Run the model over the contexts of the pool. (rows of each site, corpus position after them, whether it ended)."""
-        stream = self.maker.stream(self.corpus.documents(self.seed + self.pass_), self.config.context, self.start)
-        packed = stream.take(self.contexts)
+        if self._whole is not None:
+            return self._whole, self.start, True
+        packed = self._packed(0 if self.pool_number == 0 else self.pass_)
+        fits = self.pool_number == 0 and packed.exhausted
+        if self.pass_ and self.pool_number == 0 and not fits:
+            packed = self._packed(self.pass_)
         counted = packed.counted(self.config.exclude)
         if not counted.any():
             if self.pool_number:  # the corpus ended with the last pool
@@ -162,7 +182,14 @@ class LiveBatches:
         if not keep.all():
             left = torch.from_numpy(keep.nonzero()[0])
             rows = [stored.index_select(0, left) for stored in rows]
+        if fits:
+            self._whole = rows
         return rows, packed.cursor, packed.exhausted
+
+    def _packed(self, pass_: int) -> Inputs:
+        """The contexts of the pool that begins at `start`, in the order of documents of a pass."""
+        stream = self.maker.stream(self.corpus.documents(self.seed + pass_), self.config.context, self.start)
+        return stream.take(self.contexts)
 
     def _outliers(self, site: str, rows: Tensor, roles: np.ndarray) -> np.ndarray:
         if not self.config.outlier_times:

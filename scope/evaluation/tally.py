@@ -29,7 +29,7 @@ class Resampled:
 
     def sums(self, by_unit: Tensor) -> Tensor:
         """[unit ...] -> [draw ...]."""
-        return (self.weights @ by_unit.double().view(len(by_unit), -1)).view(-1, *by_unit.shape[1:])
+        return torch.tensordot(self.weights, by_unit.double(), dims=1)
 
     def ratio(self, numerators: Tensor, denominators: Tensor) -> Interval:
         return self.interval(self.sums(numerators) / self.sums(denominators))

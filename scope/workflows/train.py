@@ -374,6 +374,12 @@ class Source:
             return None
 
     def notes(self, batches: Any, training: TrainConfig) -> list[str]:
+        if self.store is None and batches.whole_corpus is not None:
+            times = training.steps * training.batch_size / batches.whole_corpus
+            return [
+                f"The corpus has {batches.whole_corpus:,} activations, fewer than the shuffle buffer takes: all were held, and "
+                f"each was seen {times:,.0f} times. A longer corpus would teach more."
+            ]
         if self.store is None and batches.passes > 1:
             return [f"The corpus was read {batches.passes} times, each in another order; a longer one would teach more."]
         if self.store is None:

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from scope.activations.config import HarvestConfig, LiveConfig
 from scope.activations.corpus.sources import open_corpus
-from scope.activations.errors import ActivationsError, RecordingError
+from scope.activations.errors import ActivationsError, CorpusError, RecordingError
 from scope.activations.harvest.harvest import harvest
 from scope.activations.read.live import LiveBatches
 
@@ -61,6 +62,34 @@ def test_a_corpus_that_ends_is_read_again_in_another_order(tiny_model, tmp_path)
     batches = live(tiny_model, open_corpus(str(tmp_path / "short.txt")), SITES[:1])
     take(batches, 100)
     assert batches.passes > 1
+
+
+def test_a_corpus_that_fits_into_the_buffer_is_run_once_and_its_rows_come_again_in_another_order(tiny_model, tmp_path):
+    (tmp_path / "short.txt").write_text("the dog runs to the river. a cat looks at the red house. " * 40)
+    corpus = open_corpus(str(tmp_path / "short.txt"))
+    batches, runs = live(tiny_model, corpus, SITES[:1], memory=1 << 22), []
+    with tiny_model.hooks([(SITES[0], lambda x, hook: runs.append(len(x)))]):
+        next(iter(batches))
+        once = sum(runs)
+        read = take(batches, 59)
+        assert sum(runs) == once
+    n = batches.whole_corpus
+    assert batches.passes == -(-60 * 64 // n)
+    rows = torch.cat(read)[n - 64 :]
+    second, third = rows[:n], rows[n : 2 * n]
+    assert not torch.equal(second, third)
+    assert sorted(map(tuple, second.tolist())) == sorted(map(tuple, third.tolist()))
+    resumed = live(tiny_model, corpus, SITES[:1], memory=1 << 22)
+    resumed.load_state_dict(json.loads(json.dumps(batches.state_dict())))
+    assert torch.equal(next(iter(resumed)), next(iter(batches)))
+
+
+def test_a_corpus_none_of_whose_rows_is_usable_is_refused_and_not_read_for_ever(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "short.txt").write_text("the dog runs to the river. " * 20)
+    batches = live(tiny_model, open_corpus(str(tmp_path / "short.txt")), SITES[:1])
+    monkeypatch.setattr(batches, "_outliers", lambda site, rows, roles: np.ones(len(rows), bool))
+    with pytest.raises(CorpusError, match="no activation to train on"):
+        next(iter(batches))
 
 
 def test_p37_neighbours_do_not_come_together(tiny_model, corpus):
