@@ -8,6 +8,7 @@ import torch
 
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import PCA, Moments, RandomDictionary
+from scope.evaluation.certificate.certify import examine
 from scope.evaluation.evaluate import EvaluateConfig, Evaluation, evaluate
 from scope.evaluation.metrics import fvu, fvu_per_dimension, fvu_per_token
 from scope.evaluation.random_model import randomised
@@ -37,6 +38,32 @@ def test_a_perfect_dictionary_scores_perfectly_and_beats_every_null(tiny_model, 
     assert evaluation.arms["mean"]["recovered_vs_mean"] in (0.0, None)
     assert evaluation.counted["tokens"] == 6 * 19
     assert evaluation.counted["predictions"] == 6 * 18
+
+
+def test_a_dictionary_none_of_whose_latents_is_near_dense_is_scored(tiny_model, tokens):
+    sae = perfect()
+    with torch.no_grad():
+        sae.threshold.fill_(1e9)
+        sae.threshold[3] = 0.0
+    evaluation = evaluate(tiny_model, sae, tokens, EvaluateConfig(contexts=6, resamples=50, dense_above=1.0))
+    assert evaluation.latents["dense"] == 0
+    assert evaluation.latents["interval"]["dense"] == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "claim", [{}, {"training": {"l0": 0.0, "fvu": 1.0}}, {"declared": {"l0": 5.0}}, {"declared": {"l0": 0}}]
+)
+def test_a_dictionary_that_died_is_scored_and_told_as_one_in_which_nothing_fires(tiny_model, tokens, claim, tmp_path):
+    sae = perfect()
+    sae.provenance |= claim
+    with torch.no_grad():
+        sae.threshold.fill_(1e9)
+    evaluation = evaluate(tiny_model, sae, tokens, CONFIG)
+    assert (evaluation["l0"], evaluation.latents["never_fired"]) == (0.0, 1.0)
+    assert any("100% of the latents never fired" in note for note in evaluation.notes)
+    assert "none fired" in " ".join(lines(Evaluation.load(evaluation.save(tmp_path / "evaluation.json"))))
+    certificate = examine(tiny_model, sae, tokens)
+    assert "no latent fires" in " ".join([certificate.said, *certificate.notes]).lower()
 
 
 @pytest.mark.parametrize("site", [SITE, "blocks.3.hook_resid_post", "blocks.2.hook_mlp_out"])

@@ -33,7 +33,7 @@ def _verdict(wrong: dict[str, str], tried: list[Found], measured: Found, declare
     if not wrong:
         return True, "It fits.", []
     l0, expected = measured["l0"], middle(declared.get("l0"))
-    far = expected is not None and not 0.25 <= l0 / expected <= 4
+    far = expected is not None and not expected / 4 <= l0 <= 4 * expected
     bound = declared.get("fvu")
     lost = "fvu" in wrong and (bound is None or measured["fvu"] > max(3 * bound + 0.1, 0.3))
     if far or lost:
@@ -51,6 +51,8 @@ def problems(scores: Found, declared: Found, null: float = math.inf) -> dict[str
         low, high = l0 if isinstance(l0, list | tuple) else (l0, l0)
         if not low / 2 <= scores["l0"] <= high * 2:
             wrong["l0"] = f"{scores['l0']:.1f} latents fire per token where {shown(l0)} were declared"
+    if scores["l0"] == 0:
+        wrong["l0"] = "no latent fires on any token of this text"
     limit = min(0.9, 1.5 * error + 0.1) if error is not None else 0.9
     if not scores["fvu"] <= limit:
         beside = f"where {error:.3f} was declared" if error is not None else "where predicting the mean leaves 1"
