@@ -35,6 +35,7 @@ def flags(argv: Sequence[str]) -> type:
 
 def run(parsed: Any) -> None:
     from scope.cli.progress import console, print_note, progress_bar
+    from scope.sae.claims import Provenance
     from scope.training.processes import launched
 
     config = config_of(type(parsed).config, parsed)
@@ -49,14 +50,18 @@ def run(parsed: Any) -> None:
     several = trained if isinstance(trained, dict) else {} if trained is None else {"": trained}
     for name, sae in several.items():
         console.print(summary(config.out / name, sae))
-        for note in sae.provenance["training"]["notes"]:
+        for note in Provenance.of(sae.provenance).training.notes:
             print_note(note)
 
 
 def summary(out: Path, sae: Any) -> str:
     """The outcome of one dictionary's training."""
-    result = sae.provenance["training"]
+    from scope.sae.claims import Provenance
+
+    result = Provenance.of(sae.provenance).training
+    without = result.fvu_without_outliers
+    fvu = f"FVU {result.fvu:.3f}" + ("" if without is None else f" ({without:.3f} without outliers)")
     return (
-        f"{out}: {sae.d_sae} latents over {sae.site}, FVU {result['fvu']:.3f} at L0 {result['l0']:.1f}, "
-        f"{result['dead']:.1%} dead, {result['tokens']:,} tokens (means over the last tenth of the training)"
+        f"{out}: {sae.d_sae} latents over {sae.site}, {fvu} at L0 {result.l0:.1f}, "
+        f"{result.dead:.1%} dead, {result.tokens:,} tokens (means over the last tenth of the training)"
     )

@@ -8,12 +8,11 @@ from torch import Tensor
 from scope.evaluation.by_position import PositionSums
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import Firing
-from scope.evaluation.metrics import l0
+from scope.evaluation.metrics import OUTLIER_TIMES, l0
 from scope.evaluation.tally import Histogram, Interval, Resampled, Tally
 from scope.sae.base import SAE
 from scope.shapes import Mask
 
-OUTLIER_TIMES = 10.0
 """Norm of an outlier token, in medians of the counted tokens. Scores are given with and without outliers (P2)."""
 
 

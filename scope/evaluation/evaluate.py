@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import PCA, MeanAblation, Moments, RandomDictionary, ZeroAblation
-from scope.evaluation.breakdown import OUTLIER_TIMES, SaeBreakdown, variants_of
+from scope.evaluation.breakdown import SaeBreakdown, variants_of
 from scope.evaluation.caveats import notes_of
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import geometry, shared
-from scope.evaluation.metrics import kl, l0, loss_recovered
+from scope.evaluation.metrics import OUTLIER_TIMES, kl, l0, loss_recovered
 from scope.evaluation.random_model import randomised
 from scope.evaluation.result import EvaluateConfig, Evaluation
 from scope.evaluation.tally import Resampled, Tally, by_unit

@@ -13,6 +13,9 @@ from torch.nn.functional import cosine_similarity
 from scope.errors import ConfigError
 from scope.shapes import Acts, Latents, Logits, PerToken, Scalar
 
+OUTLIER_TIMES = 10.0
+"""A token whose norm is above so many times the median counts as an outlier: FVU is given with such tokens and without."""
+
 
 def fvu(x: Acts, x_hat: Acts) -> Scalar:
     """Fraction of variance unexplained, pooled: squared error over all tokens and dimensions / squared distance to the mean.

@@ -15,6 +15,10 @@ class Training:
 
     l0: float | None = None
     fvu: float | None = None
+    fvu_without_outliers: float | None = None
+    """Where some activations had a norm far above the others'."""
+
+    outliers: int | None = None
     dead: float | None = None
     """Share of the latents."""
 
@@ -41,7 +45,9 @@ class Declared:
 class Provenance:
     """The entries of `sae.provenance` that are read by name; others are kept as they are."""
 
-    training: Training | None = None
+    training: Training = Training()
+    """Of a dictionary that was not trained here, without any number."""
+
     declared: Declared | None = None
     versions: dict[str, str] | None = None
     model: dict[str, Any] | None = None
@@ -68,7 +74,8 @@ def claims_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a dictionary says of itself by its provenance: an L0 (or the two ends of a range), an FVU, and where it says so
     ("from"); {} if nothing."""
     provenance = Provenance.of({name: record[name] for name in ("training", "declared") if name in record})
-    claims, source = provenance.declared or provenance.training, "its training"
+    claims: Declared | Training = provenance.declared or provenance.training
+    source = "its training"
     if provenance.declared:
         source = str(record["declared"].get("from", "its format"))
     found = {name: value for name in ("l0", "fvu") if (value := getattr(claims, name, None)) not in (None, math.nan)}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError
+from scope.evaluation.metrics import OUTLIER_TIMES, FvuSums
 from scope.sae.base import SAE
 from scope.sae.engines.base import Batch
 from scope.sae.files import save_sae
@@ -38,6 +39,9 @@ class Job:
     objective: Objective | None = None
 
 
+_USUAL_ROWS = 1024  # on which FVU without outliers is measured, of a batch that has some
+
+
 class Learner:
     """`whole` is the dictionary; `objective.sae` is what this process trains of it."""
 
@@ -46,6 +50,9 @@ class Learner:
         self.objective = job.objective or make_objective(job.sae)
         self.division = Division(self.whole, group)
         self.step, self.mean, self.scale = 0, torch.zeros(job.sae.d_in), 1.0
+        self.norm_limit = math.inf
+        """Norm of a raw activation above which it counts as an outlier."""
+
         self.random = {"cpu": torch.Generator().manual_seed(job.config.seed).get_state()}
         if self.device.type == "cuda":
             self.random["cuda"] = torch.Generator(self.device).manual_seed(job.config.seed).get_state()
@@ -66,6 +73,7 @@ class Learner:
     def begin(self, mean: Tensor, scale: float, sample: Acts) -> None:
         """Set start weights, from raw activations with this mean and scale."""
         self.mean, self.scale = mean, scale
+        self.norm_limit = OUTLIER_TIMES * sample.norm(dim=1).median().item() or math.inf
         with self._own_random():
             self.objective.start(((sample - mean) / scale).to(self.device), self.config.seed)
         self._equip()
@@ -91,11 +99,12 @@ class Learner:
                     f"{self.name}: the squared error became {batch.error} at step {self.step}; lr {self.config.lr:g} is "
                     "probably too high.\n  Lower it and give another --out. What was reached before is in its last checkpoint."
                 )
+            usual, outliers = self._without_outliers(x)
             self.objective.before_step()
             self.adam.step(self.rate(self.step))
             self.step += 1
             self.objective.after_step(batch.l0, self.step / self.config.steps)
-        self.running.add(batch, x, at_end=self.step > 0.9 * self.config.steps)
+        self.running.add(batch, x, self.step > 0.9 * self.config.steps, usual, outliers)
 
     def rate(self, step: int) -> float:
         c = self.config
@@ -119,6 +128,26 @@ class Learner:
         through = sae.W_enc @ sae.b_enc.grad
         sae.b_dec.grad.sub_(self.group.sum(through) if self.division.by_latent else through)
         return self.division.together(self.objective, batch)
+
+    @torch.no_grad()
+    def _without_outliers(self, x: Acts) -> tuple[FvuSums | None, int]:
+        """(FVU's sums without activations of huge norm, how many these are); (None, 0) where there are none.
+
+        They are measured on the others' own reconstructions: the error of all is mostly that of the huge ones, so that nothing
+        would be left of it but rounding. Of a dictionary divided by latents no process can reconstruct, and none are counted.
+        """
+        if self.norm_limit == math.inf or self.division.by_latent:
+            return None, 0
+        usual = (x * self.scale + self.mean.to(x.device)).norm(dim=1) <= self.norm_limit
+        outliers = len(x) - int(usual.sum())
+        if not outliers:
+            return None, 0
+        rows = x[usual][:_USUAL_ROWS]
+        if not len(rows):
+            return FvuSums(), outliers
+        bias = self.sae.b_dec if self.config.pre_bias else 0.0
+        error = (self.sae.decode(self.sae.encode(rows - bias)) - rows).double().square().sum().item()
+        return FvuSums.of(rows, error), outliers
 
     @contextmanager
     def _own_random(self) -> Iterator[None]:
@@ -170,6 +199,7 @@ class Learner:
             "random": self.random,
             "mean": self.mean,
             "scale": self.scale,
+            "norm_limit": self.norm_limit,
         }
 
     @torch.no_grad()
@@ -189,6 +219,7 @@ class Learner:
         self.random, self.step = state["random"], state["step"]
         # cloned: in the file it lies anywhere, and a product rounds by where in memory its factors begin
         self.mean, self.scale = state["mean"].clone(), state["scale"]
+        self.norm_limit = state.get("norm_limit", math.inf)  # absent from older checkpoints
 
     def finish(self) -> SAE | None:
         """The dictionary of raw activations, saved; None on a process that does not write."""
@@ -209,7 +240,7 @@ class Learner:
             "threads": torch.get_num_threads(),
             "device": str(self.device.type),
             "processes": self.group.world if self.group.talks else 1,
-            **outcome(sae, self.config, read_log(self.out), self.running.at_end.value(), dead),
+            **outcome(sae, self.config, read_log(self.out), self.running, dead),
         }
         sae.provenance["versions"] = {"scope": version_of(), "torch": torch.__version__}
         save_sae(sae, self.out)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, ScopeError
-from scope.evaluation.metrics import FvuSums
+from scope.evaluation.metrics import OUTLIER_TIMES, FvuSums
 from scope.sae.base import SAE
 from scope.sae.engines.base import Batch
 from scope.shapes import Acts
@@ -20,6 +20,7 @@ from scope.typed_json import json_lines, read_bytes, typed
 from scope.whole_files import write_whole
 
 LOG = "log.jsonl"
+_FVU_SUMS = ("since_line", "at_end", "usual_since_line", "usual_at_end")
 
 
 @dataclass
@@ -38,13 +39,19 @@ class Running:
         self.sums: dict[str, float] = {}
         self.steps = 0
         self.since_line, self.at_end = FvuSums(), FvuSums()
+        self.usual_since_line, self.usual_at_end = FvuSums(), FvuSums()  # without outliers
+        self.outliers = 0
 
-    def add(self, batch: Batch, x: Acts, at_end: bool) -> None:
-        """A step on the activations `x`; `at_end` where it counts for what the training declares."""
+    def add(self, batch: Batch, x: Acts, at_end: bool, usual: FvuSums | None = None, outliers: int = 0) -> None:
+        """A step on the activations `x`; `at_end` where it counts for what the training declares. `usual` are the sums without
+        the `outliers` among them."""
         tokens, sums = len(x), FvuSums.of(x, batch.error * len(x))
         self.since_line += sums
+        self.usual_since_line += usual or sums
+        self.outliers += outliers
         if at_end:
             self.at_end += sums
+            self.usual_at_end += usual or sums
         self.silent.add_(tokens).masked_fill_(batch.fired > 0, 0)
         self.dense += (batch.fired > 0.1 * tokens).sum()
         for name, value in (batch.terms | {"error": batch.error, "l0": batch.l0}).items():
@@ -60,20 +67,23 @@ class Running:
         """The means, under their names; then they start anew."""
         means = {name: value / max(1, self.steps) for name, value in self.sums.items()}
         means["fvu"] = self.since_line.value()
+        if self.outliers:
+            means["fvu_without_outliers"] = self.usual_since_line.value()
         means |= {"dense": self.dense.item() / (self.d_sae * max(1, self.steps)), "dead": self.dead}
-        self.sums, self.steps, self.since_line = {}, 0, FvuSums()
+        self.sums, self.steps, self.since_line, self.usual_since_line = {}, 0, FvuSums(), FvuSums()
         self.dense.zero_()
         return means
 
     def state_dict(self) -> dict:
-        fvu = {name: vars(getattr(self, name)) for name in ("since_line", "at_end")}
-        return {"silent": self.silent, "sums": self.sums, "steps": self.steps, "dense": self.dense} | fvu
+        state = {"silent": self.silent, "sums": self.sums, "steps": self.steps, "dense": self.dense, "outliers": self.outliers}
+        return state | {name: vars(getattr(self, name)) for name in _FVU_SUMS}
 
     def load_state_dict(self, state: dict) -> None:
         self.sums, self.steps = state["sums"], state["steps"]
         self.silent.copy_(state["silent"])
         self.dense.copy_(state["dense"])
-        for name in ("since_line", "at_end"):  # absent from checkpoints of version 0.1.0
+        self.outliers = state.get("outliers", 0)
+        for name in _FVU_SUMS:  # absent from older checkpoints
             sums = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in state.get(name, {}).items()}
             setattr(self, name, FvuSums(**sums))
 
@@ -130,7 +140,10 @@ def read_log(folder: Path) -> list[dict]:
 
 def shown(rows: list[dict]) -> dict[str, str]:
     """A line of each dictionary in training, for a bar: of several, the span from the least to the largest."""
-    numbers = {"FVU": _span([row["fvu"] for row in rows], ".3f"), "L0": _span([row["l0"] for row in rows], ".1f")}
+    numbers = {"FVU": _span([row["fvu"] for row in rows], ".3f")}
+    if any("fvu_without_outliers" in row for row in rows):
+        numbers["FVU without outliers"] = _span([row.get("fvu_without_outliers", row["fvu"]) for row in rows], ".3f")
+    numbers["L0"] = _span([row["l0"] for row in rows], ".1f")
     terms = {name for row in rows for name in row} & {"sparsity", "frequency", "auxiliary", "aux"}
     for name in sorted(terms):
         numbers[name] = _span([row[name] for row in rows if name in row], ".3g")
@@ -146,12 +159,18 @@ def _short(value: float) -> float:
     return value if value == 0 or not math.isfinite(value) else float(f"{value:.6g}")
 
 
-def outcome(sae: SAE, config: TrainConfig, log: list[dict], fvu: float, dead: float) -> dict[str, Any]:
-    """L0, FVU and dead share over the last tenth of the run, and notes. `fvu` is of its steps, L0 the mean of its log lines."""
+def outcome(sae: SAE, config: TrainConfig, log: list[dict], running: Running, dead: float) -> dict[str, Any]:
+    """L0, FVU and dead share over the last tenth of the run, and notes. FVU is of its steps, L0 the mean of its log lines."""
+    fvu, usual = running.at_end.value(), running.usual_at_end.value()
     last = [row for row in log if row["step"] > 0.9 * config.steps] or log[-1:]
     values = [row["l0"] for row in last if "l0" in row]
     l0 = sum(values) / len(values) if values else math.nan
     notes = []
+    if running.outliers:
+        notes.append(
+            f"{running.outliers:,} of the activations read have a norm above {OUTLIER_TIMES:g} times the median: FVU is "
+            f"{fvu:.3f} with them and {usual:.3f} without. Leave them out of the recording or tensor to train on the others."
+        )
     if fvu > 1:
         notes.append(
             f"It is worse than predicting the mean activation: FVU {fvu:.3g} > 1. Lower lr ({config.lr:g}), or give more steps."
@@ -176,7 +195,8 @@ def outcome(sae: SAE, config: TrainConfig, log: list[dict], fvu: float, dead: fl
         )
     if (rise := steps_of(config.warmup, config.steps)) >= config.steps:
         notes.append(f"The warm-up of {rise:,} steps is as long as the run of {config.steps:,}: its peak was hardly used.")
-    return {"l0": l0, "fvu": fvu, "dead": dead, "tokens": tokens, "notes": notes}
+    without = {"fvu_without_outliers": usual, "outliers": running.outliers} if running.outliers else {}
+    return {"l0": l0, "fvu": fvu, **without, "dead": dead, "tokens": tokens, "notes": notes}
 
 
 def target_of(sae: SAE) -> float | None:

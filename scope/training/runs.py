@@ -7,7 +7,6 @@ from typing import Any
 
 from scope.errors import ScopeError
 from scope.sae.claims import Provenance
-from scope.sae.claims import Training as Outcome
 from scope.sae.files import MANIFEST, Manifest
 from scope.sae.formats.files import read_config
 from scope.training.folder import LOCK, RUN, read_description
@@ -84,7 +83,7 @@ def read_training(folder: Path) -> Training:
 
 def _add_outcome(training: Training, folder: Path) -> None:
     try:
-        result = Provenance.of(read_config(folder / MANIFEST, Manifest).provenance, folder / MANIFEST).training or Outcome()
+        result = Provenance.of(read_config(folder / MANIFEST, Manifest).provenance, folder / MANIFEST).training
     except ScopeError as error:
         training.state = "damaged"
         training.notes.append(str(error).splitlines()[0])
