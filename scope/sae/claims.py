@@ -46,7 +46,7 @@ class Provenance:
     """The entries of `sae.provenance` that are read by name; others are kept as they are."""
 
     training: Training = Training()
-    """Of a dictionary that was not trained here, without any number."""
+    """Without any number where a dictionary was not trained here."""
 
     declared: Declared | None = None
     versions: dict[str, str] | None = None
