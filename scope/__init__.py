@@ -25,6 +25,7 @@ _HOME = {
     "train": "scope.workflows.train",
     "TrainConfig": "scope.training.config",
     "evaluate": "scope.workflows.evaluate",
+    "match": "scope.workflows.match",
     "collect_features": "scope.workflows.features",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",

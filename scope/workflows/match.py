@@ -1,0 +1,87 @@
+"""`scope.match`: which latents of two SAEs do the same on the same text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scope.progress import OnProgress
+from scope.workflows.settings import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """What to match on which text. Each field is also a flag of `scope match`."""
+
+    a: Path
+    """An SAE, a feature pack, or a lab (a folder with dictionary/ and pack/)."""
+
+    b: Path
+    """Another of them, of the same or another model."""
+
+    ceiling: Path | None = None
+    """A third, such as another seed of A on the same model: the share that finds a partner there is the most to expect."""
+
+    model_a: str | None = None
+    """Model of A: bundled, a checkpoint's folder, or a hub id. By default the one that it was trained on."""
+
+    model_b: str | None = None
+    """Model of B."""
+
+    corpus: str = "bundled"
+    """Text: as in `scope harvest --corpus`."""
+
+    text_field: str = "text"
+    """JSONL field or column that holds the text."""
+
+    words: int = 20_000
+    """Words to read."""
+
+    device: str = "cpu"
+    """Where the models run: cpu, cuda."""
+
+    seed: int = 0
+    """Random seed for how documents are exchanged."""
+
+    csv: Path | None = None
+    """Write a row per latent here."""
+
+
+def match(config: Match | None = None, *, on_progress: OnProgress | None = None, **settings: Any) -> Any:
+    """Match the latents of two SAEs by the correlation of their activations on the words of a text; beside chance (documents
+    exchanged) and, with `ceiling`, beside a third SAE. Returns a `scope.features.compare.partners.Match`.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        DictionaryError, PackError, CheckpointError: what cannot be read, or SAE and model that do not fit.
+        TokensError: too little text.
+    """
+    from scope.activations.corpus.sources import open_corpus
+    from scope.features.compare.partners import match as match_in_memory
+
+    job = resolve(Match, config, settings)
+    loaded: dict[str, Any] = {}
+    a = _encoder(job.a, job.model_a, job.device, loaded)
+    b = _encoder(job.b, job.model_b, job.device, loaded)
+    ceiling = _encoder(job.ceiling, job.model_a, job.device, loaded) if job.ceiling else None
+    texts = (document.text for document in open_corpus(job.corpus, job.text_field).documents(0))
+    result = match_in_memory(a, b, texts, ceiling, job.words, job.seed, on_progress)
+    if job.csv:
+        job.csv.parent.mkdir(parents=True, exist_ok=True)
+        result.to_frame().to_csv(job.csv, index=False)
+    return result
+
+
+def _encoder(folder: Path, model: str | None, device: str, loaded: dict[str, Any]) -> Any:
+    """The SAE of a folder with its model; a model is loaded once."""
+    from scope.features.compare.partners import Encoder
+    from scope.models.load import load_model
+    from scope.provenance import DictionaryId
+    from scope.sae.files import read_sae
+
+    folder = Path(folder).expanduser()
+    places = (folder / "dictionary", folder.parent / "dictionary" if (folder / "manifest.json").exists() else folder)
+    sae = read_sae(next((place for place in places if place.is_dir()), folder), device)
+    name = model or DictionaryId.of(sae.provenance).model.name or "bundled"
+    if name not in loaded:
+        loaded[name] = load_model(name, device=device)
+    return Encoder(loaded[name], sae)
