@@ -1,20 +1,34 @@
 """Labels, notes and stars outlive the page, the process and the pack, and never stand beside another dictionary's latents."""
 
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
 from scope.errors import PackError
 from scope.features.face import Pack
-from scope.features.pack.notes import FILE, Notes, Said
+from scope.features.pack.notes import FILE, Notes, NotSaved, Said
 from tests.features.toy_pack import make_toy_pack
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("notes") / "toy.pack"
+    make_toy_pack(folder)
+    return folder
+
+
 @pytest.fixture
-def pack(tmp_path):
-    make_toy_pack(tmp_path / "toy.pack")
-    return Pack.open(tmp_path / "toy.pack")
+def pack(toy, tmp_path):
+    return Pack.open(shutil.copytree(toy, tmp_path / "toy.pack"))
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return Notes(tmp_path, "toy-dictionary")
 
 
 def test_reading_what_was_never_written_writes_nothing(pack):
@@ -130,3 +144,122 @@ def test_a_star_leaves_the_table_and_a_label_renews_only_what_it_changes(pack):
     assert pack.index.order("max") is order
     assert pack.index.column("label_score")[1] == 0.9
     assert pack.find("canines").index.tolist() == [1]
+
+
+KILLED = """
+import os, random, signal, sys, time
+from pathlib import Path
+from scope.features.pack.notes import Notes
+
+folder, rng = Path(sys.argv[1]), random.Random(0)
+for number in range(60):
+    notes = Notes(folder, "d")
+    child = os.fork()
+    if not child:
+        notes.set_label(3, "dogs", "you")
+        os._exit(0)
+    time.sleep(rng.random() * 0.004)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = notes.labels()
+    assert not found or found[3].text == "dogs", found
+    notes.to_json(), notes.about(3)
+    if number % 2:
+        notes.set_star(5, True)
+        assert notes.starred() == [5]
+    for file in folder.iterdir():
+        file.unlink()
+"""
+
+BESIDE = """
+import os, sys
+from pathlib import Path
+from scope.features.pack.notes import Notes
+
+folder, bad = Path(sys.argv[1]), 0
+for number in range(20):
+    (folder / str(number)).mkdir()
+    notes = Notes(folder / str(number), "d")
+    readers = []
+    for _ in range(3):
+        if child := os.fork():
+            readers.append(child)
+            continue
+        while not notes.starred():
+            notes.labels(), notes.about(1)
+        os._exit(0)
+    notes.set_label(1, "dogs", "you")
+    notes.set_star(1, True)
+    bad += sum(os.waitpid(child, 0)[1] != 0 for child in readers)
+assert not bad, bad
+"""
+
+
+@pytest.mark.parametrize("experiment", [KILLED, BESIDE], ids=["killed 60 times", "read meanwhile"])
+def test_the_first_writing_locks_nobody_out(tmp_path, experiment):
+    done = subprocess.run([sys.executable, "-c", experiment, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("tables", [0, 1, 3])
+def test_a_file_without_its_tables_counts_as_empty_and_is_written_on(notes, tables):
+    with sqlite3.connect(notes.file) as db:  # as version 0.1.0 left it when it was killed
+        db.execute("PRAGMA journal_mode = WAL")
+        for name in ["about", "labels", "notes"][:tables]:
+            db.execute(f"CREATE TABLE {name} (name TEXT PRIMARY KEY, value TEXT)" if name == "about" else _TABLE_OF[name])
+    db.close()
+    assert notes.to_json()["labels"] == []
+    assert (notes.starred(), notes.about(1).note) == ([], "")
+    notes.set_label(1, "canines", "you")
+    assert notes.label(1).text == "canines"
+
+
+_TABLE_OF = {
+    "labels": "CREATE TABLE labels (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, source TEXT NOT NULL, score REAL, "
+    "detail TEXT NOT NULL, made REAL NOT NULL)",
+    "notes": "CREATE TABLE notes (latent INTEGER PRIMARY KEY, text TEXT NOT NULL, made REAL NOT NULL)",
+}
+
+
+def test_what_cannot_be_saved_is_in_the_message(notes):
+    (notes.file).mkdir()  # as good as a disk that takes nothing
+    for write in (
+        lambda: notes.set_label(4, "my long thoughts on cats", "you"),
+        lambda: notes.set_note(4, "my long thoughts on cats"),
+        lambda: notes.set_labels([(4, "my long thoughts on cats", "m", 0.5, {}), (5, "dogs", "m", 0.5, {})]),
+    ):
+        with pytest.raises(NotSaved, match="my long thoughts on cats") as refusal:
+            write()
+        assert "my long thoughts on cats" in refusal.value.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE labels SET detail = 'x'",
+        "UPDATE labels SET detail = '[]'",
+        "UPDATE labels SET text = x'ff'",
+        "UPDATE labels SET score = 'high'",
+        "UPDATE labels SET made = 'x'",
+        "UPDATE notes SET text = x'00ff'",
+        "UPDATE lists SET name = x'ff'",
+        "UPDATE about SET value = x'ff'",
+        "DROP TABLE lists; CREATE TABLE lists (a)",
+    ],
+)
+def test_a_forged_file_is_refused_by_name(notes, change):
+    notes.set_label(4, "cats", "you")
+    notes.set_note(4, "hm")
+    notes.add_to_list("animals", [4])
+    db = sqlite3.connect(notes.file)
+    db.executescript(change)
+    db.close()
+    with pytest.raises(PackError, match=r"notes\.sqlite"):
+        notes.to_json()
+
+
+def test_a_note_with_a_lone_surrogate_is_kept(notes):
+    notes.set_note(1, "dogs \ud800")
+    notes.set_label(1, "\udfff dogs", "you")
+    notes.add_to_list("\ud800 list", [1])
+    assert (notes.note(1), notes.label(1).text, notes.about(1).lists) == ("dogs ?", "? dogs", ["? list"])

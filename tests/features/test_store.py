@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -20,10 +21,16 @@ def toy(tmp_path_factory):
     return Pack.open(folder), brute
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "pack"
+    make_toy_pack(folder, n_contexts=12)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    make_toy_pack(tmp_path / "pack", n_contexts=12)
-    return tmp_path / "pack"
+def folder(small, tmp_path) -> Path:
+    return shutil.copytree(small, tmp_path / "pack")
 
 
 def test_a_pack_is_read_back_as_it_was_written(toy):
@@ -124,8 +131,6 @@ def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
 
 
 def test_a_pack_without_what_came_later_is_still_read(folder):
-    import shutil
-
     from scope.whole_files import file_sha256
 
     with h5py.File(folder / "relations.h5", "a") as f:
