@@ -51,6 +51,8 @@ def export(
         raise PackError("There is no latent to export: the list is empty.")
     if to == "html" and len(chosen) > MOST:
         raise PackError(f"A page holds up to {MOST:,} cards; these are {len(chosen):,}. Choose some, as out_score:50.")
+    if to == "saedashboard" and out.suffix != ".json":
+        raise PackError(f"SAEDashboard reads files that end in .json, which {out.name} does not.")
     pack.require_intact()
     if to == "neuronpedia":
         if out.exists() and not out.is_dir():

@@ -5,12 +5,12 @@ sequence groups, maxima, densities and quantiles. Left empty, because a pack doe
 features, ablation effects; the logit of each token of an example is NaN. Schema: sae-dashboard 0.8, `_SaeVisData`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scope.errors import PackError
 from scope.features.exports.histograms import bars, logit_bars, quantiles
 from scope.features.exports.tables import plain
 from scope.features.pack.data import PackData
@@ -22,15 +22,7 @@ _RANGES = (([0.0, 0.95], 3), ([0.95, 0.99], 4), ([0.99, 1.0], 5))
 
 
 def saedashboard_file(pack: PackData, latents: list[int], file: Path, on_progress: OnProgress | None = None) -> None:
-    """{"feature_data_dict": {id: ...}, "feature_stats": ...}, written latent by latent.
-
-    Raises:
-        PackError: the name does not end in .json, which SAEDashboard insists on.
-    """
-    import json
-
-    if file.suffix != ".json":
-        raise PackError(f"SAEDashboard reads files that end in .json, which {file.name} does not.")
+    """{"feature_data_dict": {id: ...}, "feature_stats": ...}, written latent by latent."""
     at = np.concatenate([np.arange(a, b - 0.5 * 10.0**-p, 10.0**-p) for (a, b), p in _RANGES])
     stats: dict[str, Any] = {"max": [], "frac_nonzero": [], "skew": [], "kurtosis": [], "quantile_data": []}
     with file.open("w", encoding="utf-8") as f:
