@@ -123,6 +123,7 @@ def test_a_card_is_small(toy):
 def test_a_pack_says_in_words_how_to_read_it_without_this_program(toy):
     pack, _ = toy
     told = (pack.folder / "README.txt").read_text()
+    pack.close()
     with h5py.File(pack.folder / "examples.h5") as examples, h5py.File(pack.folder / "relations.h5") as relations:
         names = {name.split("_")[0] for f in (examples, relations) for name in f}
     assert all(name in told for name in names)

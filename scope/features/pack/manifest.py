@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 
@@ -136,6 +136,120 @@ class Manifest:
         return place if isinstance(place, str) else ""
 
 
+class _Settings(TypedDict, total=False):
+    """Types of the settings in `config`; see `scope.features.collect.config.CollectConfig`."""
+
+    tokens: int | None
+    score_prompts: int
+    score_strength: float
+    score_latents: int | None
+    score_null: int
+    map: str
+    chunk_tokens: int
+    seed: int
+    sizes: dict[str, int]
+    flags: dict[str, int | float]
+
+
+class _Model(TypedDict, total=False):
+    """Types of what `ModelId` reads."""
+
+    model: str | None
+    revision: str | None
+    weights_sha256: str | None
+    weights_sampled: str | None
+    config_sha256: str | None
+    tokenizer_sha256: str | None
+    dtype: str | None
+    adapter: str | None
+
+
+class _RecordingConfig(TypedDict, total=False):
+    """Types of the settings of a recording; see `scope.activations.format.manifest.RecordedConfig`."""
+
+    sites: list[str]
+    tokens: int
+    context: int
+    batch_contexts: int
+    shard_rows: int
+    dtype: str
+    seed: int | None
+    exclude: list[str]
+    outlier_times: float | None
+
+
+class _Layout(TypedDict, total=False):
+    widths: dict[str, int]
+    contexts_per_shard: int
+    segment_rows: int
+    packing: str
+
+
+class _Outliers(TypedDict, total=False):
+    rule: str
+    times: float
+    median: dict[str, float | None]
+    threshold: dict[str, float | None]
+    sample: dict[str, int | str]
+
+
+class _Recording(TypedDict, total=False):
+    """Types of the manifest of the recording that was read."""
+
+    format: str
+    version: int
+    model: _Model
+    tokenizer: dict[str, int | str | None]
+    corpus: dict[str, Any]
+    config: _RecordingConfig
+    layout: _Layout
+    versions: dict[str, str]
+    outliers: _Outliers | None
+    tokens: int | None
+
+
+class _Source(TypedDict, total=False):
+    """Types of what is known of the training of a dictionary."""
+
+    model: _Model | None
+    site: str | None
+    recording: _Recording | None
+    preset: str | None
+    training: dict[str, Any] | None
+    versions: dict[str, str] | None
+    weights_sha256: str | None
+
+
+class _Dictionary(TypedDict, total=False):
+    """Types of what `DictionaryId` reads."""
+
+    path: str | None
+    parameters_sha256: str | None
+    weights_sha256: str | None
+    kind: str | None
+    site: str | None
+    d_in: int | None
+    provenance: _Source | None
+
+
+class _Text(TypedDict, total=False):
+    """Types of what is known of the text."""
+
+    recording: _Recording
+    corpus: dict[str, Any]
+    tokens_sha256: str
+    contexts: Natural
+
+
+class _Recorded(TypedDict, total=False):
+    """Types of the objects that a manifest carries as they are."""
+
+    model: _Model
+    dictionary: _Dictionary
+    text: _Text
+    config: _Settings
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildState:
     """How far the building of a pack is: the content of build.json."""
@@ -165,6 +279,7 @@ def read_manifest(folder: Path) -> Manifest:
     if written.get("schema") != SCHEMA:
         raise PackError(_other_schema(folder, written))
     manifest = replace(typed(written, Manifest, file, PackError, make_again(folder)), as_written=written)
+    typed(written, _Recorded, file, PackError, make_again(folder))
     missing = sorted(set(FILES) - set(manifest.files))
     if missing:
         raise PackError(f"{file} does not name {', '.join(missing)}.\n  {make_again(folder)}")
