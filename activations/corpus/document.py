@@ -3,7 +3,7 @@
 import re
 import zlib
 from array import array
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from scope.activations.errors import CorpusError
 REPLACEMENT = "\ufffd"
 """What stands for bytes that are no UTF-8, and for halves of characters."""
 
+_LONGEST = 2**20  # characters that are tokenised at once
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
@@ -69,8 +70,21 @@ def token_ids(document: Document, tokenizer: TextTokenizer) -> list[int]:
     if document.ids is not None:
         return _without_bos(_checked(document, tokenizer), tokenizer)
     if document.turns:
-        return _without_bos(tokenizer.encode(_laid_out(document, tokenizer), bos=False), tokenizer)
-    return tokenizer.encode(document.text, bos=False)
+        return _without_bos(
+            [i for piece in _pieces(_laid_out(document, tokenizer)) for i in tokenizer.encode(piece, bos=False)], tokenizer
+        )
+    return [i for piece in _pieces(document.text) for i in tokenizer.encode(piece, bos=False)]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A text in parts, each cut before white space if there is any: tokenizers need some 200 bytes a character."""
+    at = 0
+    while len(text) - at > _LONGEST:
+        cut = max(text.rfind(mark, at + _LONGEST // 2, at + _LONGEST) for mark in " \n")
+        cut = at + _LONGEST if cut < 0 else cut
+        yield text[at:cut]
+        at = cut
+    yield text[at:]
 
 
 def _without_bos(ids: list[int], tokenizer: TextTokenizer) -> list[int]:

@@ -5,6 +5,8 @@ import codecs
 import gzip
 import io
 import lzma
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -115,6 +117,8 @@ def check(path: Path, form: Form) -> None:
     if form.kind in TABLES:
         if reason and form.kind[1:].upper() not in reason.upper():
             raise CorpusError(f"{path} is {reason}.")
+        if form.kind == ".arrow":
+            _try_arrow(path)
         return
     if reason:
         raise CorpusError(f"{path} is {reason}.")
@@ -133,6 +137,34 @@ def check(path: Path, form: Form) -> None:
             f"{path} is no UTF-8 text: of its first {len(text):,} characters {odd_ones:,} are none.\n"
             "  Convert it from the encoding that it has, as iconv -f WINDOWS-1252 -t UTF-8 does."
         )
+
+
+def _try_arrow(path: Path) -> None:
+    """Read an Arrow file in a process of its own first: pyarrow ends the process that reads a damaged one.
+
+    Raises:
+        CorpusError: it is damaged.
+    """
+    tried = subprocess.run([sys.executable, "-c", _TRY, str(path)], capture_output=True, text=True, errors="replace")
+    if tried.returncode:
+        said = tried.stderr.strip().splitlines() or ["it cannot be read"]
+        raise CorpusError(f"{path} is damaged or no Arrow file: {said[-1][:300]}.")
+
+
+_TRY = """
+import sys
+import pyarrow as pa
+with pa.memory_map(sys.argv[1]) as source:
+    try:
+        reader = pa.ipc.open_stream(source)
+        batches = reader
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(source)
+        batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+    reader.schema.names, str(reader.schema)
+    for batch in batches:
+        batch.validate(full=True)
+"""
 
 
 def _encoding(head: bytes) -> str:
