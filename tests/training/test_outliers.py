@@ -18,7 +18,7 @@ def trained(out, rows, kind="jumprelu", steps=60, lr=4e-3, on_progress=None, **c
     """The last tenth of the steps, for which training declares its numbers, are taken at a rate of almost 0."""
     config = TrainConfig(steps=steps, batch_size=100, lr=lr, decay=0.9, log_every=5, calibration=2000, **changes)
     sae = make_sae(KINDS[kind].config(d_in=24, d_sae=64, **KIND[kind]), "blocks.0.hook_resid_post")
-    return train(sae, TensorBatches(rows, 100), config, out, on_progress)
+    return train(sae, TensorBatches(rows, 100, outlier_times=0), config, out, on_progress)
 
 
 @pytest.mark.parametrize("kind", ["jumprelu", "topk", "gated"])
