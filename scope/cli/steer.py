@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
+from scope.whole_files import write_whole
 from scope.workflows.steer import Steer, steer
 
 FLAGS = flags_of(
     Steer,
-    more=[("json", Path | None, None, "Write everything here; --replay reads it.")],
+    more=[
+        ("json", Path | None, None, "Write everything here; --replay reads it."),
+        ("plot", Path | None, None, "With --sweep: write its figure here, a page that any browser opens."),
+    ],
     doc="""Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
 Every condition draws the same noise, so texts differ only by what the edit does. Below them stands what was edited, and how
@@ -28,7 +32,7 @@ def run(parsed: Any) -> int | None:
     from rich.text import Text
 
     from scope.cli.progress import console, print_certificate, print_note
-    from scope.steering.compare.sweep import Sweep
+    from scope.steering.compare.steer import SteeringRun
 
     def on_progress(done: int, total: int, numbers: dict[str, Any]) -> None:
         left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
@@ -37,10 +41,10 @@ def run(parsed: Any) -> int | None:
     config = config_of(Steer, parsed)
     tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_plan": console.print}
     result = steer(config, **tell)
-    if isinstance(result, Sweep):
-        console.print(Text(str(result)))
-    else:
+    if isinstance(result, SteeringRun):
         print_run(result, console)
+    else:
+        console.print(Text(str(result)))
     if config.replay:
         return _print_replay(config.replay, result, console)
     if parsed.json:
@@ -48,6 +52,9 @@ def run(parsed: Any) -> int | None:
         model = [] if config.model == Steer.model else ["--model", config.model]
         again = shlex.join(["scope", "steer", "--sae", str(config.sae), *model, "--replay", str(parsed.json)])
         console.print(f"Written to {parsed.json}; to make it again: {again}", soft_wrap=True)
+    if parsed.plot and not isinstance(result, SteeringRun):
+        write_whole(parsed.plot, result.plot().to_html())
+        console.print(f"Figure written to {parsed.plot}", soft_wrap=True)
     return None
 
 

@@ -108,7 +108,7 @@ def contributions(
     """
     model, found = moderator.model, {}
     for policy in find_policies(policies):
-        prompt = rendered(model, item, policy, moderator.template)
+        prompt = rendered(model.words, item, policy, moderator.template)
         settings = {"method": "direct", "any_model": any_model, "pack": pack}
         found[policy.name] = attribute(model, sae, prompt, moderator.yes, moderator.no, **settings)
     return Contributions(item, found)

@@ -23,7 +23,7 @@ class Moderator:
 
     def __init__(self, model: LanguageModel, template: str | None = None):
         self.model, self.template = model, template
-        self.yes, self.no = answer_tokens(model)
+        self.yes, self.no = answer_tokens(model.words)
 
     def judge(
         self,

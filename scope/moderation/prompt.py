@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, TextTokenizer
 from scope.models.text.chat import render
 from scope.moderation.policies import Mode, ModerationError, Policy
 
@@ -36,7 +36,7 @@ class Item:
         return "prompt" if self.response is None else "response"
 
 
-def rendered(model: LanguageModel, item: Item, policy: Policy, template: str | None = None) -> str:
+def rendered(words: TextTokenizer, item: Item, policy: Policy, template: str | None = None) -> str:
     """The text up to where the answer begins, <bos> included.
 
     Raises:
@@ -50,7 +50,7 @@ def rendered(model: LanguageModel, item: Item, policy: Policy, template: str | N
     messages = [{"role": "user", "content": item.text}]
     if item.response is not None:
         messages.append({"role": "assistant", "content": item.response})
-    guideline, words = policy.guideline(item.mode), model.words
+    guideline = policy.guideline(item.mode)
     template = words.chat_template if template is None else template
     if not template or "guideline" not in template:
         raise ModerationError(
@@ -76,7 +76,7 @@ def prompt_ids(model: LanguageModel, item: Item, policy: Policy, template: str |
     Raises:
         ModerationError: see `rendered`; or more tokens than the model's context holds.
     """
-    ids = model.words.encode(rendered(model, item, policy, template))
+    ids = model.words.encode(rendered(model.words, item, policy, template))
     if len(ids) > model.cfg.n_ctx:
         judged = item.text if item.response is None else item.response
         raise ModerationError(
@@ -86,7 +86,7 @@ def prompt_ids(model: LanguageModel, item: Item, policy: Policy, template: str |
     return ids
 
 
-def answer_tokens(model: LanguageModel) -> tuple[int, int]:
+def answer_tokens(words: TextTokenizer) -> tuple[int, int]:
     """The ids of "Yes" and "No", each one token.
 
     Raises:
@@ -94,10 +94,10 @@ def answer_tokens(model: LanguageModel) -> tuple[int, int]:
     """
     ids = []
     for word in ("Yes", "No"):
-        pieces = model.words.encode(word, bos=False)
-        if len(pieces) != 1 or model.words.pieces(pieces) != [word]:
+        pieces = words.encode(word, bos=False)
+        if len(pieces) != 1 or words.pieces(pieces) != [word]:
             raise ModerationError(
-                f"This model's tokenizer makes {model.words.pieces(pieces)} of {word!r}; a moderator answers with one token.\n"
+                f"This model's tokenizer makes {words.pieces(pieces)} of {word!r}; a moderator answers with one token.\n"
                 "  Give a model whose tokenizer has both words as one token each, such as google/shieldgemma-2b."
             )
         ids.append(pieces[0])

@@ -76,6 +76,15 @@ class Steer:
     """Strengths to try in turn, each beside all controls; the best is chosen on half of the prompts and reported on the
     others."""
 
+    moderate: str | None = None
+    """With --sweep: judge every text by this policy too, such as harassment, and name the largest strength within --budget."""
+
+    moderator: str = "google/shieldgemma-2b"
+    """Model that judges: a ShieldGemma by folder or hub id, or bundled+shield."""
+
+    budget: float = 0.5
+    """Largest mean P(Yes) of the steered texts that --moderate allows."""
+
     model: str = "bundled"
     """Model: bundled, a checkpoint's folder, or a hub id."""
 
@@ -112,7 +121,8 @@ def steer(
     """Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
     `scope.steer("runs/demo/dictionary", latent=12, strength=0.3, prompt="In the morning")` says what `scope steer` says with
-    flags. Returns a `SteeringRun`; with `sweep`, a `Sweep`; with `replay`, the run made again.
+    flags. Returns a `SteeringRun`; with `sweep`, a `Sweep`, with `moderate` too a `ModeratedSweep`; with `replay`, the run made
+    again.
 
     `scope.steer(model, sae, edits, prompts)` steers with objects in memory; see `scope.steering.compare.steer.steer`.
 
@@ -138,6 +148,7 @@ def steer(
     if job.replay:
         return read_saved(job.replay).replay(load_model(job.model, device=job.device), sae)
     _check_targets(job)
+    judge = _judge(job)
     units = _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
@@ -154,7 +165,31 @@ def steer(
     how["conditions"] = None if job.conditions == usual else job.conditions
     seconds = estimate(model, sae, edits, prompts, job.sweep, job.sampling, **how)
     on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
-    return sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
+    swept = sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
+    return swept if judge is None else judge(swept)
+
+
+def _judge(job: Steer) -> Callable[[Any], Any] | None:
+    """From a sweep to one whose texts are judged; the moderator is loaded before anything is written.
+
+    Raises:
+        ModerationError: no sweep, a budget that is no probability, an unknown policy, or a model that is no moderator.
+    """
+    if job.moderate is None:
+        return None
+    from scope.models.load import load_model
+    from scope.moderation.moderated_sweep import check_budget, moderated_sweep
+    from scope.moderation.moderator import Moderator
+    from scope.moderation.policies import ModerationError, find_policies
+    from scope.moderation.prompt import Item
+
+    if not job.sweep:
+        raise ModerationError("--moderate judges the texts of a sweep. Give strengths too: --sweep 0.2 0.4 0.6")
+    check_budget(job.budget)
+    (policy,) = find_policies(job.moderate)
+    moderator = Moderator(load_model(job.moderator, device=job.device))
+    moderator.judge([Item("Hello", "Hello")], policy)
+    return lambda swept: moderated_sweep(swept, moderator, policy, job.budget)
 
 
 def refuse_missing_demo(sae: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 import scope
 from scope.cli.main import run
 from scope.moderation.policies import ModerationError
+from tests.conftest import random_gemma
+from tests.help.labs import make_lab
 from tests.moderation.conftest import moderator, shield_folder  # noqa: F401 - fixtures
 from tests.steering.conftest import random_sae
 
@@ -97,3 +99,19 @@ def test_an_sae_splits_the_log_odds_of_each_policy_over_its_latents(moderate, mo
     assert code == 0
     assert "further latents" in out
     assert "squeezes the difference" in out
+
+
+def test_a_sweep_is_judged_and_its_figure_written(shield_folder, tmp_path, tiny_config, toy_tokenizer, toy_text, capsys):  # noqa: F811
+    lab = make_lab(tmp_path, random_gemma(tiny_config, toy_tokenizer), toy_text)
+    flags = ["--sae", f"{lab}/dictionary", "--model", f"{lab}/checkpoint", "--max-new-tokens", "3", "--no-certificate"]
+    flags += ["--latent", "3", "--prompt", "the dog", "a cat", "--moderate", "hate", "--moderator", str(shield_folder)]
+    code = run(
+        ["steer", *flags, "--sweep", "0.4", "--json", str(tmp_path / "sweep.json"), "--plot", str(tmp_path / "sweep.html")]
+    )
+    assert code == 0
+    assert "within 0.5" in capsys.readouterr().out
+    assert "harm" in (tmp_path / "sweep.html").read_text()
+    assert json.loads((tmp_path / "sweep.json").read_text())["moderation"]["policy"]["name"] == "hate"
+    assert run(["steer", *flags]) == 2
+    assert "Give strengths too" in capsys.readouterr().err
+    assert run(["steer", *flags, "--sweep", "0.4", "--budget", "2"]) == 2

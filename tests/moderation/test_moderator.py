@@ -60,13 +60,15 @@ def test_p_yes_equals_transformers_on_the_prompt_of_the_model_card(moderator, sh
     turns = [{"role": "user", "content": item.text}]
     turns += [{"role": "assistant", "content": item.response}] if item.response else []
     theirs = tokenizer.apply_chat_template(turns, guideline=HARASSMENT[item.mode], tokenize=False)
-    assert rendered(moderator.model, item, POLICIES["harassment"]) == theirs == prompt
+    assert rendered(moderator.model.words, item, POLICIES["harassment"]) == theirs == prompt
 
 
 @pytest.mark.parametrize("item", [QUESTION, ANSWERED], ids=["prompt", "response"])
 def test_the_template_for_checkpoints_that_lost_theirs_renders_the_same(moderator, item):
     for policy in POLICIES.values():
-        assert rendered(moderator.model, item, policy, SHIELDGEMMA_TEMPLATE) == rendered(moderator.model, item, policy)
+        assert rendered(moderator.model.words, item, policy, SHIELDGEMMA_TEMPLATE) == rendered(
+            moderator.model.words, item, policy
+        )
 
 
 def test_a_template_that_takes_the_guideline_as_a_system_message_is_asked_so(moderator):
@@ -74,7 +76,9 @@ def test_a_template_that_takes_the_guideline_as_a_system_message_is_asked_so(mod
         "{{ bos_token }}{# guideline first #}{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}"
         "{{ messages[-1].content }}\n"
     )
-    assert rendered(moderator.model, QUESTION, Policy("p", "Be kind.", "-"), template) == f"<bos>Be kind.\n{QUESTION.text}"
+    assert (
+        rendered(moderator.model.words, QUESTION, Policy("p", "Be kind.", "-"), template) == f"<bos>Be kind.\n{QUESTION.text}"
+    )
 
 
 def test_batches_and_padding_change_nothing(moderator):
@@ -97,9 +101,9 @@ def test_a_policy_of_ones_own_is_read_word_for_word_from_a_file(moderator, tmp_p
     file = tmp_path / "policies.json"
     file.write_text(json.dumps({"kings": "No kings.", "moons": {"prompt": "No moon asked.", "response": "No moon told."}}))
     policies = read_policies(file)
-    assert "* No kings.\n\n===" in rendered(moderator.model, ANSWERED, policies["kings"])
-    assert "* No moon asked.\n\n===" in rendered(moderator.model, QUESTION, policies["moons"])
-    assert "* No moon told.\n\n===" in rendered(moderator.model, ANSWERED, policies["moons"])
+    assert "* No kings.\n\n===" in rendered(moderator.model.words, ANSWERED, policies["kings"])
+    assert "* No moon asked.\n\n===" in rendered(moderator.model.words, QUESTION, policies["moons"])
+    assert "* No moon told.\n\n===" in rendered(moderator.model.words, ANSWERED, policies["moons"])
 
 
 @pytest.mark.parametrize("content", ['{"a": ""}', '{"a": {"response": "x"}}', '{"a": 3}', "[]", "{}", "{"])
@@ -141,7 +145,7 @@ def test_a_checkpoint_without_a_guideline_in_its_template_is_refused(moderator, 
     with pytest.raises(ModerationError, match="leaves out the guideline"):
         Moderator(moderator.model, "{# guideline #}{{ messages[-1].content }}").judge([QUESTION], "hate")
     with pytest.raises(ModerationError, match="no chat template"):
-        rendered(random_gemma(tiny_config, toy_tokenizer), QUESTION, POLICIES["hate"])
+        rendered(toy_tokenizer, QUESTION, POLICIES["hate"])
     with pytest.raises(TokensError, match="cannot be used"):
         Moderator(moderator.model, "{{ guideline").judge([QUESTION], "hate")
 
