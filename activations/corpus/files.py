@@ -118,7 +118,7 @@ def check(path: Path, form: Form) -> None:
         if reason and form.kind[1:].upper() not in reason.upper():
             raise CorpusError(f"{path} is {reason}.")
         if form.kind == ".arrow":
-            _try_arrow(path)
+            try_arrow(path)
         return
     if reason:
         raise CorpusError(f"{path} is {reason}.")
@@ -139,7 +139,7 @@ def check(path: Path, form: Form) -> None:
         )
 
 
-def _try_arrow(path: Path) -> None:
+def try_arrow(path: Path) -> None:
     """Read an Arrow file in a process of its own first: pyarrow ends the process that reads a damaged one.
 
     Raises:

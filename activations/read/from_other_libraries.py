@@ -6,6 +6,7 @@ SAELens' cached activations: each row of the dataset becomes a context. safetens
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from scope.activations.config import check_outlier_times
+from scope.activations.corpus.files import try_arrow
 from scope.activations.corpus.inputs import Cursor
 from scope.activations.corpus.outlier_rule import Sample, outlier_rule
+from scope.activations.corpus.readers import saved_files
 from scope.activations.corpus.roles import Role
 from scope.activations.corpus.survey import SAMPLE_CONTEXTS, stored_norms
-from scope.activations.errors import RecordingError
+from scope.activations.errors import CorpusError, RecordingError
 from scope.activations.format.files import append_line, write_json
 from scope.activations.format.hdf5 import ITEM_BYTES, lay_out
 from scope.activations.format.manifest import (
@@ -38,8 +41,10 @@ from scope.activations.read.store import ActivationStore
 from scope.activations.read.to_other_libraries import SIDECAR, new_folder
 from torch import Tensor
 
+from scope.errors import ScopeError
 from scope.progress import OnProgress
-from scope.typed_json import read_json, typed
+from scope.typed_json import parse_json, read_json, typed
+from scope.whole_files import FULL
 
 _CHUNK_BYTES, _SEGMENT_BYTES = 256 << 20, 65_536
 _COUNTED = 256  # rows of a context if contexts are unknown
@@ -102,7 +107,8 @@ def import_activations(
         RecordingError: there are no readable activations, `out` is not empty, or a value is NaN or Inf.
     """
     source, out = Path(source), Path(out)
-    foreign = _open(source)
+    with _readable(source):
+        foreign = _open(source)
     check_outlier_times(outlier_times)
     dtype = dtype or foreign.dtype
     widest = max(foreign.sites.values()) * ITEM_BYTES[dtype]
@@ -110,7 +116,13 @@ def import_activations(
     with new_folder(out) as folder:
         manifest = _manifest(foreign, source, dtype, segment_rows)
         entry: ShardEntry | None = None
-        for chunk in foreign.chunks():
+        chunks = foreign.chunks()
+        while True:
+            with _readable(source):
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                chunk = _checked(chunk, foreign, source)
             if entry is None:
                 manifest = _with_rule(manifest, chunk, foreign.sidecar.manifest, outlier_times)
                 write_json(folder / MANIFEST, manifest.to_json())
@@ -119,6 +131,59 @@ def import_activations(
             if on_progress:
                 on_progress(entry.rows[1], foreign.rows, {})
     return ActivationStore.open(out)
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """Turns what safetensors, datasets and numpy raise of damaged files into a RecordingError.
+
+    Raises:
+        RecordingError: the source is damaged; errors of a full disk pass.
+    """
+    try:
+        yield
+    except CorpusError as error:  # from the list of files of a data set
+        raise RecordingError(str(error)) from None
+    except ScopeError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise RecordingError(f"{source} cannot be read as activations: {why}.\n  Export or cache them again.") from None
+
+
+def _checked(chunk: Chunk, foreign: Foreign, source: Path) -> Chunk:
+    """A chunk whose arrays fit each other, with a name for every document.
+
+    Raises:
+        RecordingError: an array has another shape or type than the rest says, or numbers that lead nowhere.
+    """
+    n, grid = len(chunk.context), (chunk.n_contexts, foreign.context)
+    most = np.iinfo(np.int32).max
+    parts: dict[str, tuple[np.ndarray | None, tuple[int, ...], int]] = {
+        "context": (chunk.context, (n,), chunk.n_contexts - 1),
+        "token_id": (chunk.token_id, (n,), most),
+        "position": (chunk.position, (n,), foreign.context - 1),
+        "tokens": (chunk.tokens, grid, most),
+        "documents": (chunk.documents, grid, most),
+        "roles": (chunk.roles, grid, len(Role) - 1),
+    }
+    for name, (array, shape, highest) in parts.items():
+        if array is None:
+            continue
+        if array.shape != shape or array.dtype.kind not in "iu":
+            raise RecordingError(f"{source}: {name} is {array.dtype} {list(array.shape)}; expected are integers {list(shape)}.")
+        least = 0 if name in ("context", "roles") else -1
+        if array.size and not least <= array.min() <= array.max() <= highest:
+            raise RecordingError(f"{source}: {name} holds numbers outside of {least} to {highest}.")
+    for site, x in chunk.acts.items():
+        if tuple(x.shape) != (n, foreign.sites[site]):
+            raise RecordingError(f"{source}: {site} is {list(x.shape)}; expected is {[n, foreign.sites[site]]}.")
+    named = int(chunk.documents.max(initial=-1)) + 1 if chunk.documents is not None else 0
+    if named > grid[0] * grid[1]:
+        raise RecordingError(f"{source}: documents has number {named - 1}, more than there are positions.")
+    return replace(chunk, names=[*chunk.names, *(f"document {i}" for i in range(len(chunk.names), named))])
 
 
 def _write(out: Path, chunk: Chunk, manifest: Manifest, before: ShardEntry | None) -> ShardEntry:
@@ -250,6 +315,8 @@ def _open(source: Path) -> Foreign:
 def _open_dataset(source: Path, sidecar: Sidecar) -> Foreign:
     from datasets import Array2D, Dataset, load_from_disk
 
+    for path in (saved_files(source) or ([], []))[0]:
+        try_arrow(path)
     dataset = load_from_disk(str(source))
     if not isinstance(dataset, Dataset):
         raise RecordingError(f"{source} is a dataset of several splits; give the folder of one of them.")
@@ -364,9 +431,13 @@ def _exported_chunk(file, sites: dict[str, int], context: int, ids: str | None) 
         tokens=tokens,
         documents=array("documents"),
         roles=array("roles"),
-        names=json.loads(names.tobytes()) if names is not None else [],
-        facts=json.loads(facts.tobytes()) if facts is not None else [],
+        names=_items(names, str, "document_names"),
+        facts=_items(facts, dict, "document_facts"),
     )
+
+
+def _items(data: np.ndarray | None, kind: Any, name: str) -> list[Any]:
+    return [] if data is None else typed(parse_json(data.tobytes(), name, RecordingError), list[kind], name, RecordingError)
 
 
 def _rows_in(path: Path, site: str) -> int:

@@ -212,3 +212,51 @@ def test_imported_rows_of_huge_norm_are_flagged_by_the_rule_of_harvesting_and_no
     assert without.shuffled("resid", 100).left_out == 0
     with pytest.raises(ActivationsError, match=r"outlier_times is 0\.5"):
         import_activations(tmp_path / "x.safetensors", tmp_path / "none", outlier_times=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("context", torch.full((3,), 9, dtype=torch.int32)),
+        ("position", torch.full((3,), 400, dtype=torch.int32)),
+        ("token_id", torch.tensor([1, 2**40, 3])),
+        ("tokens", torch.zeros(2, 3)),
+        ("documents", torch.full((2, 8), 2**31, dtype=torch.int64)),
+        ("roles", torch.full((2, 8), 99, dtype=torch.uint8)),
+        ("document_names", torch.tensor(list(b'{"a": 1}'), dtype=torch.uint8)),
+        ("document_names", torch.tensor(list(b"[" * 20), dtype=torch.uint8)),
+    ],
+)
+def test_an_export_whose_arrays_do_not_fit_each_other_is_refused(tmp_path, name, value):
+    from safetensors.torch import save_file
+
+    ids = torch.arange(16, dtype=torch.int32).reshape(2, 8)
+    whole = {"resid": torch.ones(3, 4), "context": torch.tensor([0, 0, 1]), "position": torch.tensor([1, 2, 1])}
+    whole |= {"token_id": torch.tensor([1, 2, 9]), "tokens": ids, "documents": ids * 0, "roles": (ids * 0).to(torch.uint8)}
+    save_file(whole, tmp_path / "x.safetensors")
+    store = import_activations(tmp_path / "x.safetensors", tmp_path / "good")
+    assert store.document_names == ["document 0"]
+    save_file(whole | {name: value}, tmp_path / "x.safetensors")
+    with pytest.raises(RecordingError, match=name):
+        import_activations(tmp_path / "x.safetensors", tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sae_lens"])
+def test_damaged_exports_are_refused_or_read_and_never_anything_else(store, tmp_path, form):
+    to_safetensors(store, tmp_path / "out") if form == "safetensors" else to_sae_lens(store, "a", tmp_path / "out", window=50)
+    rng = np.random.default_rng(0)
+    files = sorted(path for path in (tmp_path / "out").iterdir() if form == "safetensors" or path.suffix == ".json")
+    sound = {path: path.read_bytes() for path in files}
+    refused = 0
+    for number in range(12):
+        path = files[number % len(files)]
+        data = bytearray(sound[path])
+        data[int(rng.integers(min(len(data), 600)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data if number % 4 else data[: int(rng.integers(len(data)))])
+        try:
+            import_activations(tmp_path / "out", tmp_path / f"back{number}")
+        except RecordingError:
+            refused += 1
+        path.write_bytes(sound[path])
+    assert refused > 2
