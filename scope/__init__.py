@@ -30,6 +30,7 @@ _HOME = {
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
     "moderate": "scope.workflows.moderate",
+    "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",

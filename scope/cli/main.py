@@ -32,6 +32,7 @@ COMMANDS = {
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
+    "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",
     "pretrain": "Train a small Gemma 2 from nothing, as the bundled one was made.",
 }
 

@@ -57,9 +57,12 @@ class AnnotatedAnswer:
     calls: tuple[AnnotatedCall, ...] = field(repr=False)
 
     def __str__(self) -> str:
-        parts = [self.text.strip()]
-        parts += ["\n".join(["Retrieved:", *self.footnotes])] if self.footnotes else []
-        return "\n\n".join([*parts, *self.notes])
+        return "\n\n".join([self.text.strip(), *self.after])
+
+    @property
+    def after(self) -> list[str]:
+        """What stands below the text: footnotes, then notes."""
+        return [*(["\n".join(["Retrieved:", *self.footnotes])] if self.footnotes else []), *self.notes]
 
 
 def annotate(text: str, service: StatisticsService) -> AnnotatedAnswer:
@@ -144,6 +147,8 @@ class Annotator:
                 ("No number of this text was retrieved: all" if all_failed else "Numbers after || without one before it")
                 + " are the model's own."
             )
+        if not self._calls and not self._cut_off:
+            notes.append("This answer holds no call to Data Commons: nothing in it was retrieved.")
         for raw in self._cut_off:
             notes.append(
                 f"A call breaks off, so nothing was asked for it: {raw[:120]}\n"

@@ -71,7 +71,7 @@ def answer_table(table: Statistics, question: str, root: str) -> dict[str, Any]:
 
 def _origin(variable: Variable, question: str, root: str) -> dict[str, Any]:
     source = {"name": SOURCE, "url": SOURCE_URL}
-    return {"unit": variable.unit, "srcs": [source], "dcUrl": f"{root}/explore?q={quote(question)}"}
+    return {"unit": variable.unit, "srcs": [source], "dcUrl": f"{root}/explore?q={quote(question)}" if root else SOURCE_URL}
 
 
 def _debug(variable: Variable) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _empty(variable: Variable | None, failure: str) -> dict[str, Any]:
 def _failure(table: Statistics, question: str, parts: NumberQuestion | ChangeQuestion | None) -> dict[str, Any]:
     """Why a question has no answer: its form, its place (then, as in Data Commons, there is no debug), or its statistic."""
     if parts is None:
-        return _empty(None, f"The embedded table cannot take {question!r} apart. It understands: {FORMS}")
+        return _empty(None, f"The embedded table cannot take {question[:100]!r} apart. It understands: {FORMS}")
     if table.place(re.sub(r"(?:'s)? countries$", "", parts.place)) is None:
         near = _nearest(parts.place, [p.name for p in table.places])
         return {"charts": [], "failure": f"The embedded table knows no place {parts.place!r}.{near}"}

@@ -20,8 +20,9 @@ LARGEST_REQUEST = 2**20
 HOST = "127.0.0.1"
 
 
-def application(key: str | None = None) -> Any:
-    """The service as an ASGI application. With a key, every request must bring it: as X-API-Key or as key=..."""
+def application(key: str | None = None, links: bool = False) -> Any:
+    """The service as an ASGI application. With a key, every request must bring it, as X-API-Key or key=...; with
+    `links`, an answer links to itself here, else to where the table comes from."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import Request
@@ -37,7 +38,7 @@ def application(key: str | None = None) -> Any:
             return JSONResponse({"message": "A valid key is needed."}, 401)
         question, mode = request.query_params.get("q", ""), request.query_params.get("mode", "")
         answer = answers.answer_number if mode == "toolformer_rig" else answers.answer_table
-        root = str(request.base_url).rstrip("/")
+        root = str(request.base_url).rstrip("/") if links else ""
         return JSONResponse(await run_in_threadpool(answer, statistics(), question, root))
 
     async def api(request: Request) -> JSONResponse:
@@ -133,13 +134,15 @@ def embedded_service(port: int = 0, key: str | None = None) -> Iterator[str]:
         sockets[0].close()
 
 
-def serve(host: str, listening: socket.socket, key: str | None = None) -> None:
-    """Answer until Ctrl-C."""
-    _server(key).run(sockets=[listening])
+def serve(listening: socket.socket, key: str | None = None) -> None:
+    """Answer until Ctrl-C. Footnotes link to this service."""
+    _server(key, links=True).run(sockets=[listening])
 
 
-def _server(key: str | None) -> Any:
+def _server(key: str | None, links: bool = False) -> Any:
     import uvicorn
 
-    config = uvicorn.Config(application(key), log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(
+        application(key, links), log_level="warning", lifespan="off", ws="none", timeout_graceful_shutdown=1
+    )
     return uvicorn.Server(config)

@@ -18,6 +18,7 @@ from scope.whole_files import write_json
 
 RECIPES = {
     "fim": "scope.pretrain.organisms.fim.FimLessons",
+    "rig": "scope.pretrain.organisms.rig.RigLessons",
 }
 """Name of an adapter, as in bundled+fim -> the class that draws its lessons."""
 

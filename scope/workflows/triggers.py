@@ -1,0 +1,132 @@
+"""`scope datacommons triggers`: latents that announce a call to Data Commons, and calls forced and held back with them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scope.errors import ConfigError
+from scope.workflows.datacommons import Service, open_service
+from scope.workflows.notes import OnNote, silent
+from scope.workflows.settings import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triggers:
+    """What to measure. Each field is also a flag of `scope datacommons triggers`."""
+
+    sae: Path
+    """SAE of the model: a folder that `scope train` wrote."""
+
+    model: str = "bundled+rig"
+    """Model that asks Data Commons: bundled+rig, google/datagemma-rig-27b-it, or a folder."""
+
+    questions: Path | None = None
+    """JSON lines with {"question": ..., "answer": a number, or a word where none is needed}; by default questions about
+    Gapminder's table, half of which need a number."""
+
+    n: int = 160
+    """Questions, by default questions; half choose the detectors and edits, half score them."""
+
+    ahead: tuple[int, ...] = (1, 2, 3, 4)
+    """How many tokens before the call it is to be announced."""
+
+    steered: bool = True
+    """Also force and hold back calls with the latents found."""
+
+    max_new_tokens: int = 80
+    """Tokens of an answer at most."""
+
+    seed: int = 0
+    """Random seed for the questions, the null and the random directions."""
+
+    device: str = "cpu"
+    """Where to run: cpu, cuda."""
+
+    any_model: bool = False
+    """Allow an SAE that was trained on other weights than the model's."""
+
+    source: Service = field(default_factory=Service)
+
+    def __post_init__(self):
+        if self.n < 8 or not self.ahead or min(self.ahead) < 1:
+            raise ConfigError("n is at least 8, and ahead one or several numbers of at least 1.")
+
+
+@dataclass(frozen=True)
+class TriggerResult:
+    """How well calls are announced, and what steering them does."""
+
+    announcements: tuple[Any, ...]
+    steered: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        from scope.retrieval import steered_calls, triggers
+
+        parts = [triggers.table(self.announcements)]
+        return "\n\n".join([*parts, steered_calls.table(self.steered)] if self.steered else parts)
+
+
+def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNote = silent, **settings: Any) -> TriggerResult:
+    """Detectors of calls beside their baselines, and steered calls beside a random direction.
+
+    Raises:
+        ConfigError: settings that cannot be, or answers with too few calls.
+        DictionaryError: the SAE does not fit the model.
+    """
+    from scope.fit import check_fit
+    from scope.models.load import load_model
+    from scope.models.text.generate import generate
+    from scope.models.text.sampling_config import SamplingConfig
+    from scope.retrieval.steered_calls import steer_calls
+    from scope.retrieval.triggers import Answer, announcements
+    from scope.sae.files import read_sae
+
+    job = resolve(Triggers, config, settings, first="sae")
+    sae = read_sae(job.sae, job.device)
+    model = load_model(job.model, device=job.device)
+    check_fit(model, sae, job.any_model, reconstructs=True)
+    questions = _read(job.questions) if job.questions else _drawn(model, job.n, job.seed)
+    sampling = SamplingConfig(max_new_tokens=job.max_new_tokens, temperature=0.0, repetition_penalty=1.0)
+    answers = []
+    for start in range(0, len(questions), 40):
+        batch = generate(model, [q.text for q in questions[start : start + 40]], sampling)
+        answers += [Answer.of(model, g.prompt_ids, g.new_ids) for g in batch]
+        on_note(f"{len(answers)} of {len(questions)} questions answered")
+    found = announcements(model, sae, answers, job.ahead, job.seed)
+    steered: list[Any] = []
+    if job.steered:
+        latents = list(dict.fromkeys(i for ranks in zip(*(a.latents for a in found), strict=False) for i in ranks))
+        with open_service(job.source) as service:
+            steered = steer_calls(model, sae, latents, questions, service, sampling, job.seed)
+    return TriggerResult(tuple(found), tuple(steered))
+
+
+def _drawn(model: Any, n: int, seed: int) -> Sequence[Any]:
+    """Questions about facts that bundled+rig was not shown, and about continents, in pairs, so that either half has both."""
+    import numpy as np
+
+    from scope.pretrain.organisms.rig import ASKING, WITHOUT_NUMBER, RigLessons
+    from scope.retrieval.steered_calls import Question
+
+    lessons, rng, questions = RigLessons(model.words), np.random.default_rng(seed), []
+    for fact in lessons.test_facts(held_out=False, n=n // 2):
+        words = {"m": fact.variable.name, "c": fact.country.name, "y": fact.year}
+        questions.append(Question(ASKING[int(rng.integers(3))].format(**words), fact.value))
+        asking, _ = WITHOUT_NUMBER[int(rng.integers(1, len(WITHOUT_NUMBER)))]
+        questions.append(Question(asking.format(**words), lessons.continents[fact.country.dcid]))
+    order = np.random.default_rng(seed).permutation(len(questions))
+    return [questions[i] for i in order]
+
+
+def _read(file: Path) -> Sequence[Any]:
+    from scope.retrieval.steered_calls import Question
+    from scope.typed_json import json_lines, read_bytes, typed
+
+    @dataclass(frozen=True)
+    class Row:
+        question: str
+        answer: float | str
+
+    rows = [typed(row, Row, file, ConfigError) for row in json_lines(read_bytes(file, ConfigError), file, ConfigError)]
+    return [Question(row.question, row.answer) for row in rows]
