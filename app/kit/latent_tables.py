@@ -70,6 +70,8 @@ def attribution(parts: Any, most: int = 12) -> None:
     if abs(parts.gap) > 5e-5:
         shown.append({"part": "error of the integral", "effect": parts.gap, "null": None})
     shown.append({"part": "sum", "effect": parts.whole, "null": None})
+    for caution in parts.cautions():
+        st.warning(plain(caution))
     st.dataframe(
         pd.DataFrame(shown),
         hide_index=True,
@@ -87,6 +89,8 @@ def attribution(parts: Any, most: int = 12) -> None:
     )
 
 
-def attribution_code(text: str) -> str:
-    """Python lines that give the same attribution."""
-    return f"import scope\n\nlab = scope.open(str(pack.folder.parent))\nlab.attribute({text!r})\n"
+def attribution_code(text: str, token: str = "", other: str = "", method: str = METHODS[0]) -> str:
+    """Python lines that give the same attribution; tokens that are not given are the likeliest, as on the page."""
+    given = {"token": token, "other": other, "method": "" if method == METHODS[0] else method}
+    arguments = "".join(f", {name}={value!r}" for name, value in given.items() if value)
+    return f"import scope\n\nlab = scope.open(str(pack.folder.parent))\nlab.attribute({text!r}{arguments})\n"

@@ -106,10 +106,15 @@ def ablation(store: Pack, text: str, latent: int) -> None:
         ablation_table(result)
 
 
+def _chosen_attribution() -> dict[str, str]:
+    """Tokens and method as they stand in the fields below."""
+    return {name: st.session_state[name] for name in ("token", "other", "method") if st.session_state.get(name)}
+
+
 def attribution(store: Pack, text: str) -> None:
     """A logit difference split into the contributions of latents, computed when the button is pressed."""
     meaning = "A logit difference split into contributions; with the error as a row, the rows add up to it."
-    lines = opening(str(store.folder)) + latent_tables.attribution_code(text)
+    lines = opening(str(store.folder)) + latent_tables.attribution_code(text, **_chosen_attribution())
     heading("Attribution of the next token", lines, "py attribution", meaning=meaning)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         token = st.text_input("Token", key="token", placeholder="the likeliest", width=130)

@@ -70,20 +70,23 @@ class Attribution:
         return [*shown, ("sum", f"{sum(r.value for r in rows):+.3f}", "", self.whole_is)]
 
     def _head(self) -> list[str]:
-        """The question, and for the fast method what its rows add up to instead of the logit difference."""
+        """The question, and what a reader must know of the method before the rows."""
         title = (
             f"{visible(self.token)!r} (p {self.p_token:.3f}) rather than {visible(self.other)!r} (p {self.p_other:.3f}) after "
             f"{visible(self.prompt)!r}: logit difference {self.logit_difference:+.3f}; {self.method}, {self.site}"
         )
+        return [title, *self.cautions()]
+
+    def cautions(self) -> list[str]:
+        """What a reader must know of the method before the rows; nothing of "integrated" and "ablation"."""
         if self.method == "direct":
-            return [title, *self._about_direct()]
+            return self._about_direct()
         if self.method != "gradient":
-            return [title]
-        warning = (
+            return []
+        return [
             f"The rows add up to {self.whole:+.3f}, the gradient's linear reading, not to the logit difference of "
             f'{self.logit_difference:+.3f}: this method is fast, and signs may be wrong. method="integrated" adds up to it.'
-        )
-        return [title, warning]
+        ]
 
     def _about_direct(self) -> list[str]:
         lines = ["The way from the last token's stream straight to the logits, the scale of the final norm held fixed."]

@@ -80,6 +80,12 @@ def test_an_attribution_adds_up_with_the_error_as_a_row(page):
     table = next(frame.value for frame in at.dataframe if "effect" in frame.value).set_index("part")["effect"]
     assert {"error", "at b_dec alone", "sum"} <= set(table.index)
     assert table.drop("sum").sum() == pytest.approx(table["sum"], abs=1e-4)
+    assert not any("this method is fast" in w.value for w in at.warning)
+    next(s for s in at.selectbox if s.label == "Method").select("gradient")
+    next(b for b in at.button if b.label == "Attribute").click()
+    at.run()
+    assert any("this method is fast" in w.value for w in at.warning)
+    assert any("lab.attribute('the dog ran', method='gradient')" in c.value for c in at.code)
 
 
 def test_a_text_longer_than_the_context_is_refused_with_the_limit(page):

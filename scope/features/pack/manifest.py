@@ -208,6 +208,20 @@ class _Recording(TypedDict, total=False):
     tokens: int | None
 
 
+class _Training(TypedDict, total=False):
+    """Types of how the training of a dictionary ended."""
+
+    config: dict[str, Any]
+    threads: int | None
+    device: str | None
+    processes: int | None
+    tokens: int | None
+    l0: float | None
+    fvu: float | None
+    dead: float | None
+    notes: list[str] | None
+
+
 class _Source(TypedDict, total=False):
     """Types of what is known of the training of a dictionary."""
 
@@ -215,7 +229,7 @@ class _Source(TypedDict, total=False):
     site: str | None
     recording: _Recording | None
     preset: str | None
-    training: dict[str, Any] | None
+    training: _Training | None
     versions: dict[str, str] | None
     weights_sha256: str | None
 
