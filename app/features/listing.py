@@ -1,8 +1,9 @@
 """The list of latents: searching, filtering, sorting, and the columns of its table."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence, Set
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,21 @@ SORTS = {
     "tokens for half": "n_tokens_half",
 }
 """Column of the table by its name on the page."""
+
+SORTED_BY = {"id": "best match", "share": "top token's share", "nearest": "nearest cosine"}
+SORTED_BY |= {name: name for name in ("density", "max", "output score")}
+"""Sort by column of the table whose header is clicked; by other columns the list cannot be sorted."""
+
+
+def click_header(column: str, state: MutableMapping[str, Any]) -> None:
+    """Sort the whole list, not only the rows of a page, by a column whose header was clicked; a second click reverses it."""
+    sort = SORTED_BY.get(column)
+    if sort is None:
+        state["unsorted"] = column
+        return
+    state["rising"] = not state.get("rising", False) if state.get("sort") == sort else False
+    state["sort"] = sort
+
 
 FILTERS = ("dead", "rare", "single-token", "duplicate")
 """Flags that can be hidden; dense latents have a setting of their own, shared with the Prompt page."""

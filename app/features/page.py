@@ -196,13 +196,25 @@ elif len(latents) and look == "Table":
     on_page = latents[(page - 1) * ROWS : page * ROWS]
     rows = listing.table_rows(store, on_page, extra, set(store.notes.starred()))
     above = st.container()
+    drawn = st.session_state.setdefault("table drawn", 0)
+    table_key = f"table {session.current()} {page} {len(latents)} {drawn}"
+
+    def selected() -> None:
+        """A click on a header; with columns to select, the browser does not sort the rows of one page by itself."""
+        columns = st.session_state[table_key].selection.columns
+        if columns:
+            listing.click_header(columns[0], st.session_state)
+            st.session_state["table drawn"] = drawn + 1
+
+    if (unsorted := st.session_state.pop("unsorted", None)) is not None:
+        st.info(f"The list cannot be sorted by {plain(unsorted)}. It can be by: {', '.join(list(listing.SORTS)[1:])}.")
     picked = st.dataframe(
         rows,
         hide_index=True,
         column_config=listing.column_config(rows),
-        on_select="rerun",
-        selection_mode=["multi-row", "single-cell"],
-        key=f"table {session.current()} {page} {len(latents)}",
+        on_select=selected,
+        selection_mode=["multi-row", "single-cell", "single-column"],
+        key=table_key,
         height=min(36 * len(rows) + 40, 720),
         alt=f"{len(rows)} latents; a click on a cell opens one, boxes at the left choose several",
     ).selection
@@ -212,7 +224,7 @@ elif len(latents) and look == "Table":
         if picked.rows:
             actions([int(on_page[n]) for n in picked.rows])
         else:
-            st.caption("Click a cell to open a latent; tick rows to steer with, compare or list several.")
+            st.caption("Click a cell to open a latent, a header to sort all; tick rows to steer with, compare or list several.")
 elif len(latents) and look == "Map":
     with messages.guarded():
         draw_map()

@@ -1,8 +1,6 @@
 """Figures of a pack that several pages show: its evaluation beside the baselines, its corpus, latents to begin with."""
 
-import re
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,13 +75,6 @@ def example_text(store: Pack, latents: list[int], longest: int = 120) -> str:
             if len(words) >= 4 and sum(map(len, words)) > len(text) / 2:
                 return text
     return ""
-
-
-def steering_runs(folder: Path, most: int) -> list[str]:
-    """Names of the newest steering runs beside a pack, as `Runs.names` gives them, which would load torch."""
-    beside = folder.with_name(folder.name + ".steering")
-    files = sorted(beside.glob("*.json"), key=lambda f: -f.stat().st_mtime) if beside.is_dir() else []
-    return [file.stem for file in files if re.fullmatch(r"[0-9a-f]{12}", file.stem)][:most]
 
 
 def digest(store: Pack) -> str:

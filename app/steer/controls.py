@@ -10,6 +10,7 @@ from scope.app.steer.state import CONDITION_NAMES, remembered
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.steer import CONDITIONS
 
+PROMPT = "My favourite hobby is"
 LONGEST_TEXT = 4096
 MOST_TOKENS = 1_000_000
 _SPELLED = {"n": "\n", "r": "\r", "t": "\t", "s": " ", "\\": "\\"}
@@ -27,7 +28,7 @@ def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
     if why_no_chat is not None:
         st.caption(plain(why_no_chat))
     if not chat or why_no_chat is not None:
-        text = st.text_area("Prompt", height=90, **remembered("prompt", "My favourite hobby is"))
+        text = st.text_area("Prompt", height=90, **remembered("prompt", PROMPT))
         return text, None
     return "", _turns()
 
@@ -53,6 +54,15 @@ def _turns() -> list[dict[str, str]]:
 
 def _exchanges(more: int) -> None:
     st.session_state["steer exchanges"] = max(1, st.session_state.get("steer exchanges", 1) + more)
+
+
+def set_turns(turns: Sequence[dict[str, str]]) -> None:
+    """Set the chat to these turns."""
+    st.session_state["steer chat"] = True
+    st.session_state["steer exchanges"] = (len(turns) + 1) // 2
+    for i, turn in enumerate(turns):
+        name = f"reply {(i + 1) // 2}" if i % 2 else f"message {i // 2}"
+        st.session_state[f"steer {name}"] = turn["content"]
 
 
 def sampling(several: bool = True) -> tuple[SamplingConfig, int]:

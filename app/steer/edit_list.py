@@ -1,7 +1,6 @@
 """The list of edits on the Steer page: a row of controls for each, remembered for the session."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +34,9 @@ RULES = {
 }
 
 
+LAST_POSITION = 1_000_000
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of the list. Its number never changes, so that removing a row leaves the controls of the others alone."""
@@ -58,13 +60,13 @@ def remove(slug: str, row_number: int) -> None:
     rows(slug)[:] = [row for row in rows(slug) if row.number != row_number]
 
 
-def set_rows(slug: str, edits: Edits, sheet: Sequence[dict[str, Any]]) -> None:
-    """Set the rows to the edits of a saved run, each strength in its own unit; `sheet` says which edits have one."""
+def set_rows(slug: str, edits: Edits) -> None:
+    """Set the rows to the edits of a saved run, each strength in its own unit."""
     rows(slug).clear()
-    for edit, line in zip(edits, sheet, strict=True):
+    for edit in edits:
         row = add(slug, edit.latent)
-        values = {"operation": edit.kind, "where": edit.positions.kind, "from": edit.positions.start}
-        if "strength" in line:
+        values = {"operation": edit.kind, "where": edit.positions.kind, "from": min(edit.positions.start, LAST_POSITION)}
+        if edit.has_amount:
             values |= {"unit": edit.unit, _strength_key(edit.unit): float(edit.strength)}
         if edit.kind == "scale":
             values["factor"] = float(edit.factor)
@@ -115,11 +117,12 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
     if KINDS[kind].has_amount:
         given = _strength(store, row, OPERATIONS[kind][1])
     elif kind == "scale":
-        given["factor"] = st.slider("Factor", -8.0, 8.0, step=0.25, help=OPERATIONS[kind][1], **_remembered(row, "factor", 2.0))
+        end = float(max(8, math.ceil(abs(st.session_state.get(_key(row, "factor"), 2.0)))))
+        given["factor"] = st.slider("Factor", -end, end, step=0.25, help=OPERATIONS[kind][1], **_remembered(row, "factor", 2.0))
     else:
         st.caption(OPERATIONS[kind][1])
     if rule == "from":
-        start = st.number_input("From position (BOS is 0)", 0, 1_000_000, step=1, **_remembered(row, "from", 1))
+        start = st.number_input("From position (BOS is 0)", 0, LAST_POSITION, step=1, **_remembered(row, "from", 1))
         rule = f"from:{start}"
     when = _condition(store, row)
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
@@ -168,6 +171,8 @@ def _condition(store: Pack, row: Row) -> When | None:
     if not st.checkbox("Only where another latent fires", **_remembered(row, "if", False)):
         return None
     left, right = st.columns(2, gap="small")
+    if st.session_state.get(_key(row, "if latent"), 0) >= store.d_sae:  # from a run of another dictionary
+        st.session_state[_key(row, "if latent")] = 0
     with left:
         latent = st.number_input("Latent", 0, store.d_sae - 1, step=1, **_remembered(row, "if latent", 0))
     with right:

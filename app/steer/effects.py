@@ -12,6 +12,7 @@ from scope.app.kit.tiles import tiles
 from scope.app.serve import models, packs, session
 from scope.app.serve.jobs import Job
 from scope.app.steer import work
+from scope.app.steer.controls import PROMPT
 from scope.app.steer.runner import Runner
 from scope.app.steer.state import remembered
 
@@ -26,7 +27,7 @@ from scope.steering.export.script import edit_code
 def draw(runner: Runner, edits: Edits | None, job: Job | None) -> None:
     """Controls and results: the effect of the edits on the next token, and the attribution of the unedited one."""
     store, state = runner.store, runner.state
-    prompt = st.text_area("Prompt", height=80, **remembered("prompt", "My favourite hobby is"))
+    prompt = st.text_area("Prompt", height=80, **remembered("prompt", PROMPT))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         token = st.text_input("Token", key="steer token", placeholder="the likeliest", width=150, persist_state="session")
         other = st.text_input("against", key="steer other", placeholder="the next one", width=150, persist_state="session")

@@ -7,7 +7,7 @@ from scope.app.kit import messages
 from scope.app.kit.plain import plain
 from scope.app.serve import models, pack_facts, packs, session
 from scope.app.serve.jobs import Job
-from scope.app.steer import conditions, controls, edit_list, effects, picker, saved, state, strengths, work
+from scope.app.steer import conditions, controls, draft, edit_list, effects, picker, saved, state, strengths, work
 from scope.app.steer import sweep as sweeps
 from scope.app.steer.runner import Runner
 
@@ -17,6 +17,8 @@ from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep, swept_unit
 from scope.steering.edits.interventions import Edits
 
+UNSAVED = "unsaved"
+"""Stands for the name of a run that could not be saved."""
 VIEWS = ("Compare", "Sweep", "Effects", "Saved runs")
 store = session.pack()
 slug = session.current()
@@ -29,14 +31,19 @@ runner = Runner(store, slug, page_state)
 def open_address() -> SteeringRun | Sweep | None:
     """Follow the address once: a run fills the controls, a latent or a list from another page replaces the edits."""
     given = st.session_state.setdefault("stacks", {}).pop(slug, None)
-    name, latent = st.query_params.get("run"), st.query_params.get("f")
+    name, latent, settings = (st.query_params.get(key) for key in ("run", "f", draft.PARAMETER))
     followed, page_state["followed"] = page_state.get("followed"), (name, latent)
     opened = None
+    if followed not in (None, (name, latent)):
+        page_state.pop("pristine", None)  # another run is the one to compare with
     if name is not None:
         opened = runs.load(name)
+        page_state.pop("unsaved", None)
         if followed != (name, latent) and page_state.pop("new run", None) != name:
             fill_controls(opened)
     elif given:
+        page_state["handed"] = True
+        page_state.pop("pristine", None)
         edit_list.rows(slug).clear()
         for one in given:
             edit_list.add(slug, store[one].id)
@@ -47,20 +54,23 @@ def open_address() -> SteeringRun | Sweep | None:
     if not edit_list.rows(slug) and not page_state.get("started"):
         asked = session.asked_latent(store)
         edit_list.add(slug, presets()[0] if asked is None else asked)
-    page_state["started"] = True
+    fresh, page_state["started"] = not page_state.get("started"), True
+    if settings is not None and fresh:  # a reload, or another server than the one before
+        page_state["pristine"] = None
+        draft.restore(settings, slug, store)
     return opened
 
 
 def fill_controls(run: SteeringRun | Sweep) -> None:
     """Set every control as it was when the run was made."""
     one = run.runs[0] if isinstance(run, Sweep) else run
-    edit_list.set_rows(slug, one.edits, one.sheet)
+    edit_list.set_rows(slug, one.edits)
     names = ["plain", "steered", "random"] if isinstance(run, Sweep) else [condition.name for condition in one.conditions]
     controls.set_controls(one.prompts[0], one.sampling, 1 if isinstance(run, Sweep) else one.n, names, one.instruction)
     if isinstance(run, Sweep):
         st.session_state["steer sweep prompts"] = "\n".join(prompt.replace("\n", " ") for prompt in one.prompts)
         st.session_state["steer sweep strengths"] = ", ".join(f"{s:g}" for s in run.strengths)
-        st.session_state["steer sweep n"] = one.n
+        st.session_state["steer sweep n"] = min(one.n, 16)
         st.session_state["steer sweep by"] = run.by
     st.session_state["steer view"] = "Sweep" if isinstance(run, Sweep) else "Compare"
 
@@ -84,6 +94,8 @@ def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | Non
     sampling, n = controls.sampling()
     names, instruction = controls.conditions()
     comparison = state.Comparison(prompt, turns, sampling, n, names, instruction)
+    asked = {"conditions": names, "instruction": instruction}
+    keep_draft(edits, prompt=prompt, turns=turns, sampling=draft.as_sampling(sampling), n=n, **asked)
     off = edits is None or job is not None
     if st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=off, shortcut="g"):
         runner.start("compare", lambda model, sae: work.compare(store, model, sae, edits, comparison))
@@ -91,14 +103,23 @@ def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | Non
     if job is not None and job.kind in ("compare", "replay"):
         return streaming(job, names)
     if isinstance(run, SteeringRun):
-        draw_run(run)
+        draw_run(run, open_name())
     elif run is None:
         st.caption(
             "Every condition uses the same random numbers, so the texts differ only by the effect of the edit. The model is "
-            "loaded on first use. The edits stay while you visit other pages; reloading this page in the browser loses "
-            "them, unless a run is open: its link restores everything."
+            "loaded on first use. Prompt, settings and edits of latents stand in this page's address, so a reload keeps them; "
+            "a direction is lost by it, unless a saved run is open."
         )
     return []
+
+
+def keep_draft(edits: Edits | None, **settings: Any) -> None:
+    """Keep the settings in the address, once they differ from those that it opened with."""
+    now = draft.Draft(edits=draft.as_edits(edits), **settings)
+    if "pristine" not in page_state:  # what another page handed over stands in no address yet
+        handed = page_state.pop("handed", False) or settings.get("prompt", controls.PROMPT) != controls.PROMPT
+        page_state["pristine"] = None if handed and "run" not in st.query_params else now
+    draft.keep(now, page_state["pristine"])
 
 
 def streaming(job: Job, names: tuple[str, ...]) -> list[Any]:
@@ -110,9 +131,8 @@ def streaming(job: Job, names: tuple[str, ...]) -> list[Any]:
     return places
 
 
-def draw_run(run: SteeringRun) -> None:
+def draw_run(run: SteeringRun, name: str) -> None:
     """Draw a run: warnings, texts, scores, downloads."""
-    name = st.query_params["run"]
     conditions.warnings(run)
     replay_result()
     by = st.segmented_control(
@@ -131,6 +151,11 @@ def draw_run(run: SteeringRun) -> None:
             conditions.figures(run)
 
 
+def open_name() -> str:
+    """The name of the run that is shown."""
+    return st.query_params.get("run", UNSAVED)
+
+
 def replay_result() -> None:
     """The result of a replay of the open run."""
     name, replayed = page_state.get("replayed", (None, None))
@@ -140,7 +165,10 @@ def replay_result() -> None:
 
 
 def files(run: SteeringRun | Sweep, name: str) -> None:
-    """The replay button and the downloads of a run."""
+    """The replay button and the downloads of a run; of one that could not be saved, the downloads."""
+    if name == UNSAVED:
+        saved.download_buttons(run, name, [models.dictionary_of(store)])
+        return
     with st.container(horizontal=True, vertical_alignment="top", gap="small"):
         if st.button(
             "Replay",
@@ -163,6 +191,8 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     """Strengths x prompts x seeds, beside the controls. Returns the progress bar of a running sweep."""
     grid = sweeps.grid(swept_unit(edits))
     sampling, _ = controls.sampling(several=False)
+    texts = tuple(st.session_state[f"steer sweep {name}"] for name in ("prompts", "strengths"))
+    keep_draft(edits, view="Sweep", sampling=draft.as_sampling(sampling), sweep=texts)
     settings = (str(edits), grid, sampling)
     measured, seconds = page_state.get("measured", (None, None))
     if "measure" in page_state:
@@ -188,8 +218,8 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
             sweeps.result(job.progress["sweep"], f"live {id(job)} {len(job.progress['sweep'].runs)}")
     elif isinstance(run, Sweep):
         replay_result()
-        sweeps.result(run, st.query_params["run"])
-        files(run, st.query_params["run"])
+        sweeps.result(run, open_name())
+        files(run, open_name())
         with st.expander("Self-check, strength by strength"):
             for strength, one in zip(run.strengths, run.runs, strict=True):
                 st.caption(f"**Strength {strength:g}**")
@@ -201,6 +231,9 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
 opened = None
 try:
     opened = open_address()
+    if opened is None and (unsaved := page_state.get("unsaved")) is not None:
+        opened = unsaved.run
+        st.warning(plain(f"This run could not be saved. {unsaved.reason}. Download it: a reload of this page loses it."))
 except ScopeError as refusal:
     messages.show_refusal(refusal)
     if not edit_list.rows(slug) and "run" not in st.query_params:

@@ -11,7 +11,7 @@ from scope.app.serve.jobs import Job
 from scope.app.steer import conditions, edit_list
 from scope.app.steer import sweep as sweeps
 from scope.app.steer.state import NO_TEMPLATE
-from scope.app.steer.work import Work
+from scope.app.steer.work import Unsaved, Work
 
 from scope.errors import ScopeError
 from scope.features.face import Pack
@@ -54,7 +54,11 @@ class Runner:
         if job.error is not None:
             self.state["refused"] = job.error
         elif job.state == "done" and job.result is not None:
-            if job.kind in ("compare", "sweep"):
+            if isinstance(job.result, Unsaved):
+                self.state["unsaved"] = job.result
+                st.query_params.from_dict(session.params())
+            elif job.kind in ("compare", "sweep"):
+                self.state.pop("unsaved", None)
                 self.state["new run"] = job.result
                 st.query_params.from_dict(session.params(run=job.result))
             elif job.kind == "direction":

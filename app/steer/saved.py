@@ -7,10 +7,12 @@ import streamlit as st
 from scope.app.kit.plain import plain, show_line
 from scope.app.serve import session
 
+from scope.provenance import ModelId
 from scope.steering.compare.saved_runs import Runs
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
 from scope.steering.export.page import as_page
+from scope.steering.export.places import place_here, without_places
 from scope.steering.export.script import as_notebook, as_python
 
 
@@ -37,33 +39,44 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
 
 
 def downloads(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], delete: Callable[[], None]) -> None:
-    """Downloads of a run, its link, and a button that deletes it. A file is written when it is requested."""
-    comparison = isinstance(run, SteeringRun)
+    """Downloads of a run, its link, and a button that deletes it."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        download_buttons(run, name, dictionaries)
+        session.link_popover("steer", run=name)
+        if isinstance(run, SteeringRun):
+            with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as opened:
+                if opened.open:
+                    st.code(as_python(run, dictionaries, ModelId.of(run.model).name), language="python")
+        with st.popover("Delete", icon=":material/delete:", type="tertiary"):
+            st.caption("Deletes the saved run; its link will no longer work.")
+            st.button("Delete this run", key=f"delete {name}", on_click=delete)
+
+
+def download_buttons(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str]) -> None:
+    """A run as files that name no folder of this machine; each is written when it is requested."""
+    places = [place_here(place) for place in dictionaries]
     files: list[tuple[str, Callable[[], str], str, str, str]] = [
-        ("JSON", run.to_json, "json", "application/json", "The whole run, as scope steer --replay reads it"),
+        (
+            "JSON",
+            lambda: without_places(run).to_json(),
+            "json",
+            "application/json",
+            "As scope steer --replay reads it",
+        ),
         ("HTML", lambda: as_page(run, *code()), "html", "text/html", "One page, no script"),
     ]
 
     def code() -> list[str]:
-        return [as_python(run, dictionaries)] if comparison else []
+        return [as_python(run, places)] if isinstance(run, SteeringRun) else []
 
-    if comparison:
-        notebook = (lambda: as_notebook(run, dictionaries)), "ipynb", "application/x-ipynb+json"
+    if isinstance(run, SteeringRun):
+        notebook = (lambda: as_notebook(run, places)), "ipynb", "application/x-ipynb+json"
         files.append(("Python", lambda: code()[0], "py", "text/x-python", "A script that generates the same texts"))
         files.append(("Notebook", *notebook, "The same script in cells"))
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        for label, make, suffix, media, meaning in files:
-            file, icon = f"steering-{name}.{suffix}", ":material/download:"
-            usual = {"icon": icon, "type": "tertiary", "on_click": "ignore"}
-            st.download_button(label, make, file, media, key=f"file {file}", help=meaning, **usual)
-        session.link_popover("steer", run=name)
-        if comparison:
-            with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as opened:
-                if opened.open:
-                    st.code(code()[0], language="python")
-        with st.popover("Delete", icon=":material/delete:", type="tertiary"):
-            st.caption("Deletes the saved run; its link will no longer work.")
-            st.button("Delete this run", key=f"delete {name}", on_click=delete)
+    for label, make, suffix, media, meaning in files:
+        file, icon = f"steering-{name}.{suffix}", ":material/download:"
+        usual = {"icon": icon, "type": "tertiary", "on_click": "ignore"}
+        st.download_button(label, make, file, media, key=f"file {file}", help=meaning, **usual)
 
 
 def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[bool, str]:

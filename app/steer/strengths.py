@@ -8,6 +8,7 @@ import streamlit as st
 
 from scope.errors import EditError
 from scope.features.face import Pack
+from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.edits.interventions import Direction, Edits
 
 UNITS = {"norm": "Typical norm", "raw": "Raw", "max": "× largest"}
@@ -21,8 +22,7 @@ def unit_sizes(store: Pack, target: int | Direction) -> dict[str, float | None]:
         known = target.site == store.site
         return {"norm": 1.0, "raw": 1 / store.norm_median if known else None, "max": None}
     numbers = store[target].row
-    raw = max(float(numbers["dec_norm"]), 1e-12) / store.norm_median
-    return {"norm": 1.0, "raw": raw, "max": raw * float(numbers["max"]) if numbers["max"] > 0 else None}
+    return StrengthUnits(store.norm_median, "feature pack").sizes(float(numbers["dec_norm"]), float(numbers["max"]))
 
 
 def in_other_units(store: Pack, target: int | Direction, strength: float, unit: str = "norm") -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from scope.app.serve.jobs import Job
@@ -23,15 +23,32 @@ from scope.steering.edits.interventions import Edits
 Work = Callable[[Job], Any]
 
 
+@dataclass(frozen=True)
+class Unsaved:
+    """A run or sweep that could not be saved beside the pack, and why."""
+
+    run: SteeringRun | Sweep
+    reason: str
+
+
+def save(store: Pack, run: SteeringRun | Sweep) -> str | Unsaved:
+    """Save a run beside the pack; what was computed is returned where that fails, as on a read-only disk."""
+    runs = Runs.of_pack(store.folder)
+    try:
+        return runs.save(run)
+    except OSError as error:
+        return Unsaved(run, f"{runs.folder}: {error.strerror or error}")
+
+
 def strength_units(store: Pack, edits: Edits) -> dict[str, StrengthUnits]:
     """The strength units at the pack's site; for other sites the library measures them on the prompts."""
     return {store.site: StrengthUnits.of_pack(store, edits.latents())}
 
 
 def compare(store: Pack, model: LanguageModel, sae: Any, edits: Edits, request: Comparison) -> Work:
-    """All conditions of one prompt; the result is the name of the saved run."""
+    """All conditions of one prompt; the result is the name of the saved run, or the run that could not be saved."""
 
-    def work(job: Job) -> str:
+    def work(job: Job) -> str | Unsaved:
         prompt = request.prompt
         if request.turns is not None:
             check_turns(request.turns)
@@ -53,7 +70,7 @@ def compare(store: Pack, model: LanguageModel, sae: Any, edits: Edits, request: 
             instruction=request.instruction,
             on_token=_watch(job),
         )
-        return Runs.of_pack(store.folder).save(run)
+        return save(store, run)
 
     return work
 
@@ -96,7 +113,7 @@ def dose_response(
     `seconds` is the expected time, if it was measured before; otherwise it is measured first.
     """
 
-    def work(job: Job) -> str | None:
+    def work(job: Job) -> str | Unsaved | None:
         total, units = len(grid.strengths), strength_units(store, edits)
         expected = seconds or measure(store, model, sae, edits, grid, sampling)(job)
         job.progress |= {"done": 0.0, "total": total, "left": expected}
@@ -132,7 +149,7 @@ def dose_response(
                 break
         if not runs:
             return None
-        return Runs.of_pack(store.folder).save(Sweep(grid.strengths[: len(runs)], runs, grid.by, stopped))
+        return save(store, Sweep(grid.strengths[: len(runs)], runs, grid.by, stopped))
 
     return work
 

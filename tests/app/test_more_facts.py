@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from scope.app.feature import panels as feature_panels
 from scope.app.health import panels
@@ -110,3 +111,19 @@ def test_every_decoder_norm_has_its_place_even_where_all_are_alike(toy, monkeypa
     assert panels.norms(store)[1].sum() == store.d_sae
     monkeypatch.setattr(type(store.index), "column", lambda self, name: np.ones(7))
     assert panels.norms(store)[1].sum() == 7
+
+
+def test_a_click_on_a_header_sorts_the_whole_list_and_a_second_one_reverses_it(toy_folder):
+    from scope.app.features import listing
+
+    state: dict = {}
+    listing.click_header("max", state)
+    assert (state["sort"], state["rising"]) == ("max", False)
+    listing.click_header("max", state)
+    assert (state["sort"], state["rising"]) == ("max", True)
+    listing.click_header("share", state)
+    assert (state["sort"], state["rising"]) == ("top token's share", False)
+    listing.click_header("label", state)
+    assert state["unsorted"] == "label"
+    assert set(listing.SORTED_BY.values()) <= set(listing.SORTS)
+    assert set(listing.SORTED_BY) <= set(listing.table_rows(Pack.open(toy_folder), np.arange(3), pd.DataFrame()))

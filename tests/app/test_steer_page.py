@@ -196,12 +196,10 @@ def test_a_replay_at_a_temperature_says_that_the_texts_are_the_same(page, folder
 
 
 def test_a_replay_says_where_the_texts_differ(page, folder):
-    name = opened_run(written(page(f=3)))
-    file = folder / "pack.steering" / f"{name}.json"
-    raw = json.loads(file.read_text())
+    runs = Runs.of_pack(folder / "pack")
+    raw = json.loads(runs.load(opened_run(written(page(f=3)))).to_json())
     raw["arms"][1]["samples"][0]["new_ids"][2] = 7
-    file.write_text(json.dumps(raw))
-    at = press(page(run=name), "Replay")
+    at = press(page(run=runs.save(SteeringRun.from_dict(raw))), "Replay")
     assert "The first difference: steered, text 1, token 3" in said(at)
     assert not at.success
 
@@ -385,8 +383,8 @@ def test_a_list_from_another_page_becomes_the_stack(open_app, folder, monkeypatc
     assert [r.target for r in at.session_state["steer rows tiny"]] == [5, 9, 11]
 
 
-def test_the_page_says_when_its_edits_would_be_lost(page):
-    assert "this page in the browser loses them" in captions(page(f=3))
+def test_the_page_says_what_a_reload_keeps_and_what_it_loses(page):
+    assert "a reload keeps them; a direction is lost by it" in captions(page(f=3))
 
 
 def test_the_stack_is_still_there_after_another_page_was_looked_at(page):

@@ -71,6 +71,11 @@ class StrengthUnits:
         similar = {i: _similar(density, i) for i in known}
         return cls(float(pack.norm_median), f"feature pack, {pack.n_tokens:,} tokens", maximum, p99, similar)
 
+    def sizes(self, decoder_norm: float, maximum: float | None) -> dict[str, float | None]:
+        """The length of an edit of strength 1 in each unit, as a fraction of the typical norm; None where it is not known."""
+        raw = max(decoder_norm, 1e-12) / self.typical_norm
+        return {"norm": 1.0, "raw": raw, "max": raw * maximum if maximum and maximum > 0 else None}
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON, under the field names of saved runs."""
         names = {"rho": self.typical_norm, "source": self.source, "maximum": self.maximum, "p99": self.p99}

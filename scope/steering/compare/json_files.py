@@ -1,6 +1,7 @@
 """JSON files of saved runs and sweeps: read with bounds, and with nothing in them that could not be written again."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +64,23 @@ def checked(value: Any) -> Any:
         elif isinstance(one, str) and not one.isascii() and any("\ud800" <= char <= "\udfff" for char in one):
             raise EditError(f"it holds half of a character, {one[:40]!a}.")
     return value
+
+
+def folder_beside(pack: str | Path) -> Path:
+    """Where the runs of a pack are saved: beside it, so that it is not changed. runs/demo/pack has runs/demo/pack.steering."""
+    pack = Path(pack)
+    return pack.with_name(f"{pack.name}.steering")
+
+
+def is_name(name: str) -> bool:
+    """Whether a saved run can be called that: twelve hexadecimal digits, the beginning of the hash of its content."""
+    return re.fullmatch(r"[0-9a-f]{12}", name) is not None
+
+
+def saved_names(folder: Path) -> list[str]:
+    """Names of the runs in a folder, the newest first."""
+    files = [f for f in folder.glob("*.json") if is_name(f.stem)] if folder.is_dir() else []
+    return [f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)]
 
 
 def check_schema(raw: Any, known: Sequence[int], what: str) -> None:

@@ -1,17 +1,14 @@
 """Saved runs in a folder: one JSON file each, named by the hash of its content."""
 
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from scope.errors import EditError, ScopeError
-from scope.steering.compare.json_files import content, read_stored, write_file
+from scope.steering.compare.json_files import content, folder_beside, is_name, read_stored, saved_names, write_file
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
-
-_NAME = re.compile(r"[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -33,9 +30,8 @@ class Runs:
 
     @classmethod
     def of_pack(cls, pack: str | Path) -> "Runs":
-        """Beside the pack, which is not changed: runs/demo/pack has its runs in runs/demo/pack.steering."""
-        pack = Path(pack)
-        return cls(pack.with_name(f"{pack.name}.steering"))
+        """The runs beside a pack; see `folder_beside`."""
+        return cls(folder_beside(pack))
 
     def save(self, run: SteeringRun | Sweep) -> str:
         """Save a run; returns its name."""
@@ -63,8 +59,7 @@ class Runs:
 
     def names(self) -> list[str]:
         """All of them, the newest first."""
-        files = [f for f in self.folder.glob("*.json") if _NAME.fullmatch(f.stem)] if self.folder.is_dir() else []
-        return [f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)]
+        return saved_names(self.folder)
 
     def newest(self, most: int = 20) -> tuple[list[Entry], list[str]]:
         """What a list of them shows, and the names of those that cannot be read."""
@@ -82,7 +77,7 @@ class Runs:
     def _file(self, name: str) -> Path:
         """Names come from addresses, so nothing but a name is ever taken for one."""
         file = self.folder / f"{name}.json"
-        if not _NAME.fullmatch(name) or not file.is_file():
+        if not is_name(name) or not file.is_file():
             raise EditError(f"No saved run {name!r} lies beside this pack.\n  Runs are saved in {self.folder}")
         return file
 
@@ -101,7 +96,7 @@ def read_saved(source: str | Path) -> SteeringRun | Sweep:
     data = content(source)
     kind, name = (Sweep, "sweep") if b'"sweep":' in data[:200] else (SteeringRun, "steering run")
     stem = Path(str(source)[-80:]).stem
-    if _NAME.fullmatch(stem) and hashlib.sha256(data).hexdigest()[:12] != stem:
+    if is_name(stem) and hashlib.sha256(data).hexdigest()[:12] != stem:
         raise EditError(
             f"No {name} can be read from {str(source)[:80]!r}: it is not what its name says, so it is damaged or edited.\n"
             "  Remove it; or, to use it as it is, give it another name."

@@ -9,10 +9,11 @@ from typing import Any
 
 from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
-from scope.provenance import ModelId, without_folders
+from scope.provenance import ModelId
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.base import Edit
 from scope.steering.edits.interventions import Direction
+from scope.steering.export.places import place_here
 
 _HEAD = '''"""A steering run, made again. It needs scope, and the model and dictionary that are named below."""
 
@@ -69,12 +70,6 @@ def as_notebook(run: SteeringRun, dictionaries: Sequence[str], model: str | None
     return json.dumps(
         {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}, indent=1, ensure_ascii=False
     )
-
-
-def place_here(name: str) -> str:
-    """A folder's absolute path as its last name in the working directory; any other name as it is."""
-    last = without_folders(name)
-    return name if last == name else f"./{last}"
 
 
 def literal(value: Any) -> str:
