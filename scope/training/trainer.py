@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError, DictionaryError
 from scope.progress import OnProgress
+from scope.renamed import old_keywords
 from scope.sae.base import SAE
 from scope.sae.files import read_sae
 from scope.sae.objectives.base import Objective
@@ -48,6 +49,7 @@ _SAMPLE_BYTES = 2 << 30  # of several sites, what is held at once while they are
 _START_ROWS = 8192  # activations from which start weights are set
 
 
+@old_keywords(engine="objective")
 def train(
     sae: SAE,
     batches: Batches,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,12 +10,12 @@ from scope.activations.config import LiveConfig
 from scope.errors import ConfigError
 from scope.progress import OnProgress
 from scope.sae.kinds import KINDS
-from scope.sites import match_sites
 from scope.training.config import TrainConfig
 from scope.training.grid import SWEPT, Cell, cells
 from scope.training.presets import PRESETS, resolve
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import from_settings
+from scope.workflows.training_source import Source, bytes_to_shuffle, find_device
 
 TRAINABLE = tuple(name for name, kind in KINDS.items() if kind.trainable)
 
@@ -272,179 +272,6 @@ def _refuse_settings(command: Any, world: int) -> None:
             f"--parallel {command.parallel} divides the work among processes, and this is the only one. Start several:\n"
             f"  torchrun --nproc-per-node 2 -m scope.cli train … --parallel {command.parallel}"
         )
-
-
-def find_device(name: str) -> Any:
-    """The torch device of this process.
-
-    Raises:
-        ConfigError: this machine has no such device, or fewer GPUs than processes.
-    """
-    import torch
-
-    from scope.training.processes import launched
-
-    _, world, local = launched()
-    try:
-        device = torch.device(f"cuda:{local}" if name == "cuda" and world > 1 else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ConfigError(f"Device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def bytes_to_shuffle(sites: Sequence[str], widths: Mapping[str, int], every: Sequence[str], megabytes: int) -> int:
-    """Memory for the rows of some sites such that their order is that of the widest site read alone with `megabytes`.
-
-    The order depends on how many rows are held, so sites of one width come in the order in which each would come alone.
-    """
-    return (megabytes << 20) * sum(widths[s] for s in sites) // max(widths[s] for s in every)
-
-
-@dataclass
-class Source:
-    """Where activations come from: a recording, or a model with a corpus."""
-
-    sites: list[str]
-    widths: dict[str, int]
-    most: int
-    """Bytes that can be held for shuffling at all."""
-
-    store: Any = None
-    model: Any = None
-    corpus: Any = None
-    live: Any = None
-    name: str = ""
-
-    @classmethod
-    def of(cls, command: Any, device: Any) -> "Source":
-        if command.recording is not None:
-            from scope.activations.format.hdf5 import ITEM_BYTES
-            from scope.activations.read.store import ActivationStore
-
-            store = ActivationStore.open(command.recording)
-            sites, where = list(store.sites), str(command.recording)
-            if command.site is None and len(sites) > 1:
-                raise ConfigError(f"{where} holds several sites; say which with --site.\n  It has: {', '.join(sites)}")
-            sites = sites if command.site is None else match_sites(command.site, sites, where)
-            whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
-            return cls(sites, dict(store.sites), whole, store, name=where)
-        from scope.activations.corpus.sources import open_corpus
-        from scope.models.load import load_model
-
-        corpus = open_corpus(command.corpus, command.text_field)
-        model = load_model(command.model, dtype=command.compute_dtype, device=str(device), revision=command.revision)
-        known = model.sites()
-        sites = match_sites(command.site, known)
-        live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))
-        name = f"{command.model} reading {corpus.spec}"
-        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, name)
-
-    def batches(self, sites: list[str], training: TrainConfig, memory: int) -> Any:
-        if self.store is None:
-            from scope.activations.read.live import LiveBatches
-
-            args = self.model, self.model.tokenizer, self.corpus, sites, training.batch_size
-            return LiveBatches(*args, self.live, training.order, memory)
-        if training.batch_size > self.store.n_rows:
-            raise ConfigError(
-                f"batch_size is {training.batch_size}, and {self.store.folder} holds {self.store.n_rows} rows: a batch would "
-                f"hold some of them twice.\n  Give --batch-size {self.store.n_rows} or less, or harvest more --tokens."
-            )
-        return RecordedBatches(self.store, sites, training.batch_size, training.order, memory)
-
-    def provenance(self, batches: Any, site: str, training: TrainConfig) -> dict[str, Any]:
-        if self.store is None:
-            return live_provenance(self.model, batches, site, training.steps * training.batch_size)
-        return recorded_provenance(self.store, site)
-
-    def text_read(self) -> Any:
-        """Hashes of the text that is read; None where it is not known afterwards: from a running model, or a recording without
-        token ids."""
-        from scope.activations.errors import RecordingError
-        from scope.evaluation.overlap import smallest
-
-        try:
-            return None if self.store is None else smallest(self.store.tokens, self.store.documents)
-        except RecordingError:
-            return None
-
-    def notes(self, batches: Any, training: TrainConfig) -> list[str]:
-        if self.store is None and batches.whole_corpus is not None:
-            times = training.steps * training.batch_size / batches.whole_corpus
-            return [
-                f"The corpus has {batches.whole_corpus:,} activations, fewer than the shuffle buffer takes: all were held, and "
-                f"each was seen {times:,.0f} times. A longer corpus would teach more."
-            ]
-        if self.store is None and batches.passes > 1:
-            return [f"The corpus was read {batches.passes} times, each in another order; a longer one would teach more."]
-        if self.store is None:
-            return []
-        passes = training.steps * training.batch_size / self.store.n_rows
-        notes = [f"Every activation was seen {passes:.0f} times. A longer recording would teach more."] if passes > 10 else []
-        if batches.left_out:
-            notes.append(
-                f"{batches.left_out:,} of {self.store.n_rows:,} rows are outliers by the recording's rule (norm above "
-                f"{self.store.outlier_rule.times:g} x the median): not trained on, and FVU is that of the others."
-            )
-        return notes
-
-
-class RecordedBatches:
-    """Batches of a recording that know where their rows lie."""
-
-    def __init__(self, store: Any, sites: Sequence[str], batch_size: int, seed: int, memory_bytes: int):
-        self.store, self.sites = store, tuple(sites)
-        self.batches = store.shuffled(self.sites if len(sites) > 1 else sites[0], batch_size, seed, memory_bytes=memory_bytes)
-
-    @property
-    def left_out(self) -> int:
-        """Rows that the recording's rule flags as outliers."""
-        return self.batches.left_out
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.batches)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.batches.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches.load_state_dict(state)
-
-    def where(self, row: int, n: int) -> str:
-        """In words, what row `row` of the last batch, of n, is: its number in the recording and its shard."""
-        epoch, at = divmod(self.batches.row - n + row, self.batches.n_rows)
-        for rows in self.batches.order(epoch):
-            if at < len(rows):
-                number = int(rows[at])
-                entry = next(e for e in self.store.entries if number < e.rows[1])
-                return f"row {number:,} of the recording, row {number - entry.rows[0]:,} of its shard {entry.file}"
-            at -= len(rows)
-        return "a row of the recording"
-
-
-def recorded_provenance(store: Any, site: str) -> dict[str, Any]:
-    """Where the activations of a dictionary come from: the model, the recording, the site."""
-    manifest = store.manifest.to_json()
-    recording = {"corpus": manifest["corpus"], "config": manifest["config"], "tokens": store.n_rows}
-    recording |= {key: manifest[key] for key in ("left_out", "imported") if key in manifest}
-    return {"model": manifest["model"], "site": site, "recording": recording}
-
-
-def live_provenance(model: Any, batches: Any, site: str, tokens: int) -> dict[str, Any]:
-    """The same of a model that runs beside the training."""
-    config = asdict(batches.config) | {
-        "exclude": list(batches.config.exclude),
-        "seed": batches.seed,
-        "sites": list(batches.sites),
-        "contexts_held": batches.contexts,
-    }
-    recording = {"corpus": batches.corpus.identity, "config": config, "tokens": tokens, "stored": False}
-    return {"model": model.provenance, "site": site, "recording": recording}
 
 
 def _in_words(planned: Any, sites: list[str], training: TrainConfig, source: Source, ranks: Any) -> str:

@@ -10,7 +10,7 @@ from scope.activations.harvest.repair import examine, repair
 from scope.activations.read.store import ActivationStore
 
 from scope.typed_json import as_json
-from scope.workflows.train import recorded_provenance as provenance
+from scope.workflows.training_source import recorded_provenance as provenance
 from tests.activations.test_store import flip
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 

@@ -161,7 +161,7 @@ def test_the_preset_and_every_value_that_it_decided_are_written_down(folder):
 def test_p35_a_value_that_is_no_number_is_told_with_its_shard_and_row(folder, capsys):
     from scope.activations.read.store import ActivationStore
 
-    from scope.workflows.train import RecordedBatches
+    from scope.workflows.training_source import RecordedBatches
 
     store = ActivationStore.open(folder / "recording")
     batches = RecordedBatches(store, [SITE], 64, 0, 1 << 20)

@@ -17,7 +17,7 @@ from scope.sae.kinds import make_sae
 from scope.training.config import TrainConfig
 from scope.training.trainer import train
 from scope.workflows.harvest import middle_residual
-from scope.workflows.train import recorded_provenance
+from scope.workflows.training_source import recorded_provenance
 from tests.steering.conftest import random_sae
 
 

@@ -203,7 +203,7 @@ def test_a_recording_of_it_trains_a_dictionary_that_is_evaluated_and_packed(gpt2
     from scope.sae.kinds import make_sae
     from scope.training.config import TrainConfig
     from scope.training.trainer import train
-    from scope.workflows.train import recorded_provenance as provenance
+    from scope.workflows.training_source import recorded_provenance as provenance
 
     ours, _ = gpt2
     corpus = Corpus("toy", {"spec": "toy"}, lambda: (Document(str(i), text) for i, text in enumerate(toy_text)))

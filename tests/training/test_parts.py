@@ -10,10 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from scope.errors import ConfigError, DictionaryError
+from scope.renamed import RenamedWarning
+from scope.sae.kinds import KINDS, make_objective, make_sae
 from scope.training.batches import OutliersWarning, TensorBatches
 from scope.training.checkpoint import load_state, save_state
 from scope.training.config import TrainConfig, rate
 from scope.training.progress import Log, read_log
+from scope.training.trainer import train
 
 
 def test_the_rate_rises_stays_and_falls():
@@ -145,3 +148,11 @@ def test_rows_of_huge_norm_in_a_tensor_are_left_out_with_a_word_and_kept_on_requ
     assert (batches.left_out, batches.n_rows) == (2, 98)
     assert next(iter(batches)).max() < 3
     assert TensorBatches(rows, 100, outlier_times=0.0).n_rows == 100
+
+
+def test_the_former_keyword_of_train_works_and_names_the_new_one(tmp_path):
+    rows = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    sae = make_sae(KINDS["topk"].config(d_in=4, d_sae=8, k=2), "blocks.0.hook_resid_post")
+    with pytest.warns(RenamedWarning, match="objective="):
+        train(sae, TensorBatches(rows, 16), TrainConfig(steps=1, batch_size=16), tmp_path, engine=make_objective(sae))
+    assert (tmp_path / "scope.json").exists()

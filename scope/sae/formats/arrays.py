@@ -12,6 +12,7 @@ from scope.memory import free_memory
 from scope.progress import size
 from scope.sae.base import SAE
 from scope.sae.configs.base import SAEConfig
+from scope.sae.gated import GatedSAE
 from scope.sae.kinds import KINDS
 
 
@@ -121,6 +122,15 @@ def refuse_other_sizes(config: Any, arrays: dict[str, Tensor], source: str, wher
             f"the shapes b_enc {tuple(sizes[0])}, W_enc {tuple(sizes[1])} and b_dec {tuple(sizes[2])}.\n"
             "  One of the two is of another dictionary, or was edited. Copy the whole folder again."
         )
+
+
+@torch.no_grad()
+def subtract_b_dec(sae: SAE) -> None:
+    """Put into the encoder's biases that b_dec is subtracted before encoding."""
+    shift = sae.b_dec @ sae.W_enc
+    sae.b_enc.sub_(shift)
+    if isinstance(sae, GatedSAE):
+        sae.b_mag.sub_(shift * sae.r_mag.exp())
 
 
 def refuse_not_finite(sae: SAE, where: str) -> None:

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
-from scope.sae.formats.arrays import build, need, renamed
+from scope.sae.formats.arrays import build, need, renamed, subtract_b_dec
 from scope.sae.formats.files import read_config, refuse_irregular, refuse_too_large
-from scope.sae.gated import GatedSAE
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 
@@ -109,7 +108,7 @@ def read(folder: Path) -> SAE:
             settings["nested"] = _nested(found["group_sizes"], len(arrays["b_enc"]), where)
     sae = build(kind, arrays, where, site_of(trainer, buffer), _BESIDE, **settings)
     if name not in ("AutoEncoderNew", "JumpReluAutoEncoder"):
-        _fold_b_dec(sae)
+        subtract_b_dec(sae)
     if name == "AutoEncoder":
         sae.unit_decoder()  # as their own loader does: these are trained with decoder rows of any norm
     l0 = trainer.k or trainer.target_l0
@@ -207,14 +206,6 @@ def _threshold(arrays: dict[str, Tensor], folder: Path) -> Tensor:
             "  Without it a token's latents would depend on its neighbours. Train it past threshold_start_step."
         )
     return torch.full(arrays["b_enc"].shape, stored.item())
-
-
-@torch.no_grad()
-def _fold_b_dec(sae: SAE) -> None:
-    shift = sae.b_dec @ sae.W_enc
-    sae.b_enc.sub_(shift)
-    if isinstance(sae, GatedSAE):
-        sae.b_mag.sub_(shift * sae.r_mag.exp())
 
 
 def _evaluated(folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from scope.errors import DictionaryError
 from scope.provenance import DictionaryId
 from scope.sae.base import SAE
-from scope.sae.formats.arrays import build, need, refuse_not_finite, renamed
+from scope.sae.formats.arrays import build, need, refuse_not_finite, renamed, subtract_b_dec
 from scope.sae.formats.files import read_config, read_safetensors, write_safetensors
 from scope.sae.gated import GatedSAE
 from scope.sae.topk import BatchTopKSAE, TopKSAE
@@ -232,10 +232,7 @@ def read(folder: Path) -> SAE:
 def _fold(sae: SAE, factor: Tensor | None, scale: float | None, subtracts: bool, by_norm: bool) -> None:
     """Put into the arrays what SAELens does beside them, in the order in which it does it."""
     if subtracts and sae.autoencodes:
-        shift = sae.b_dec @ sae.W_enc
-        sae.b_enc.sub_(shift)
-        if isinstance(sae, GatedSAE):
-            sae.b_mag.sub_(shift * sae.r_mag.exp())
+        subtract_b_dec(sae)
     if by_norm and isinstance(sae, TopKSAE):  # latents are chosen, and a threshold is given, as if decoder rows had norm 1
         SAE.unit_decoder(sae)
     if scale is not None:

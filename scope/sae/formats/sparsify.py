@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scope.errors import DictionaryError
 from scope.sae.base import SAE
-from scope.sae.formats.arrays import build, need, renamed
+from scope.sae.formats.arrays import build, need, renamed, subtract_b_dec
 from scope.sae.formats.files import read_config, read_safetensors
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
@@ -73,8 +73,7 @@ def read(folder: Path, named: str | None = None) -> SAE:
         if "W_skip" in stored:
             raise DictionaryError(f"{folder} adds a linear map of its input to what it reconstructs, which is no dictionary.")
         sae = build("topk", arrays, where, site, **settings)
-        with torch.no_grad():
-            sae.b_enc.sub_(sae.b_dec @ sae.W_enc)
+        subtract_b_dec(sae)
     sae.provenance |= {
         "model": {"model": _model(folder)},
         "site": sae.site,
