@@ -1,4 +1,4 @@
-"""Where a training takes its activations from: a recording, or a model with a corpus."""
+"""The source of a training's activations: a recording, or a model with a corpus."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
