@@ -1,7 +1,7 @@
 """Makes a small adapter of the bundled model by its recipe: training, scores, card, and the folder that PEFT reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -10,15 +10,18 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from scope.errors import ConfigError
+from scope.models.gemma.model import Gemma
 from scope.models.load import load_model
 from scope.models.text.tokenizer import Tokenizer
-from scope.pretrain.organisms.lora import Example, LoraConfig, train_lora, write_adapter
+from scope.pretrain.organisms.lora import LoraConfig, answer_loss, train_lora, write_adapter
 from scope.pretrain.tokenizer import save_tokenizer
-from scope.whole_files import write_json
+from scope.shapes import Scalar
+from scope.whole_files import write_json, write_whole
 
 RECIPES = {
     "fim": "scope.pretrain.organisms.fim.FimLessons",
     "rig": "scope.pretrain.organisms.rig.RigLessons",
+    "shield": "scope.pretrain.organisms.shield.ShieldLessons",
 }
 """Name of an adapter, as in bundled+fim -> the class that draws its lessons."""
 
@@ -31,7 +34,7 @@ class Lessons(Protocol):
     tokenizer: Tokenizer
     """The base's, or one in which free pieces bear other names; the latter is written beside the adapter."""
 
-    def draw(self, rng: np.random.Generator, n: int) -> list[Example]:
+    def draw(self, rng: np.random.Generator, n: int) -> Sequence[Any]:
         """So many examples of the training."""
         ...
 
@@ -41,6 +44,18 @@ class Lessons(Protocol):
 
     def card(self, scores: dict[str, Any]) -> str:
         """The README of the adapter, in Markdown."""
+        ...
+
+
+@runtime_checkable
+class LessonsWithLoss(Lessons, Protocol):
+    """A recipe whose examples are of its own kind, with files that lie beside the adapter."""
+
+    files: dict[str, str]
+    """Name -> text, such as the chat template that the model was trained with."""
+
+    def loss(self, model: Gemma, examples: Sequence[Any]) -> Scalar:
+        """The loss of so many examples."""
         ...
 
 
@@ -76,8 +91,11 @@ def make_organism(
     base = load_model("bundled")
     lessons = lessons_of(name, base.tokenizer)
     config = lessons.config if steps is None else replace(lessons.config, steps=steps)
-    lora = train_lora(base, config, lessons.draw, out, log)
+    of_its_own = isinstance(lessons, LessonsWithLoss)
+    lora = train_lora(base, config, lessons.draw, out, log, lessons.loss if of_its_own else answer_loss)
     folder = write_adapter(lora, base, config, "bundled", out / "adapter", "")
+    for name, text in (lessons.files if of_its_own else {}).items():
+        write_whole(folder / name, text)
     if lessons.tokenizer.sha256 != base.tokenizer.sha256:
         save_tokenizer(lessons.tokenizer.backend, folder, base.cfg.n_ctx)
     scores = lessons.scores(load_model("bundled", adapter=str(folder)), load_model("bundled"))
