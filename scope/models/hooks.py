@@ -45,6 +45,17 @@ class Installed:
     level: int | None = None
     """How many `with model.hooks(...)` blocks were open around it; None outside of them."""
     fired: int = 0
+    only_reads: bool = False
+    """Whether it is known to keep its tensor and to leave it as it is; then it is given no copy."""
+
+    name: str = ""
+    """What the function is called, for refusals."""
+
+
+def only_reads(fn: HookFn) -> HookFn:
+    """Declares of a hook that it never writes into its tensor, so that it is given no copy."""
+    fn.only_reads = True
+    return fn
 
 
 class HookPoint(nn.Module):
@@ -62,6 +73,7 @@ class HookPoint(nn.Module):
         self.run = RunState()
         self.fwd_hooks: list[Installed] = []
         self.bwd_hooks: list[Installed] = []
+        self.outcome: tuple[Tensor, bool, int | None] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Skips torch's module call where nobody looks: most of a small model's time would go into it."""
@@ -88,7 +100,9 @@ class HookPoint(nn.Module):
         """Install `hook(tensor, hook)`; with dir="bwd" it sees, and may replace, the gradient of the loss at this point."""
         if dir not in ("fwd", "bwd"):
             raise ConfigError(f'dir is {dir!r}; a hook runs "fwd" on the tensor or "bwd" on its gradient.')
-        installed = Installed(_with_hook_argument(hook), is_permanent, level)
+        name = getattr(hook, "__qualname__", None) or type(hook).__name__
+        reads = getattr(hook, "only_reads", False)
+        installed = Installed(_with_hook_argument(hook), is_permanent, level, only_reads=reads, name=name)
         hooks = self.fwd_hooks if dir == "fwd" else self.bwd_hooks
         hooks.insert(0 if prepend else len(hooks), installed)
         return installed
@@ -107,28 +121,43 @@ class HookPoint(nn.Module):
                 hooks[:] = [h for h in hooks if (h.permanent and not including_permanent) or level not in (None, h.level)]
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the hooks make of x. A hook that may write into its tensor gets one of its own, for the same tensor may pass
+        other points, and be kept there."""
         if not (self.fwd_hooks or self.bwd_hooks):
-            return x
+            x = x.clone() if self._forward_hooks else x
+            return self._noted(x, True)
+        shared, unchanged, version = True, True, version_of(x)
         for installed in tuple(self.fwd_hooks):
             installed.fired += 1
+            if shared and not installed.only_reads:
+                x, shared = x.clone(), False
+                version = version_of(x)
             replaced = installed.fn(x, self)
-            if replaced is not None:
-                if not isinstance(replaced, Tensor):
-                    raise ConfigError(f"A hook on {self.name} returned {type(replaced).__name__}; give a tensor, or None.")
-                if replaced.shape != x.shape:
-                    raise ConfigError(
-                        f"A hook on {self.name} returned shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there."
-                    )
-                x = replaced
+            if replaced is not None and replaced is not x:
+                x = self._fitting(replaced, x, installed)
+                unchanged = False
+            elif not installed.only_reads:
+                unchanged = unchanged and version is not None and version_of(x) == version
+            shared = shared or installed.only_reads or not unchanged
         if self.bwd_hooks and x.requires_grad:
             x.register_hook(self._backward)
-        return x
+        return self._noted(x, unchanged)
 
     def run_hooks(self, x: Tensor) -> tuple[Tensor, bool]:
         """What the hooks return for x, and whether they only read it: neither replaced it nor wrote into it."""
-        version = x._version
-        value = self(x)
-        return value, value is x and x._version == version
+        self.outcome = (x, True, version_of(x))
+        try:
+            value = self(x)
+            passed, unchanged, version = self.outcome
+        finally:
+            self.outcome = None
+        return value, value is passed and unchanged and version_of(value) == version
+
+    def _noted(self, x: Tensor, unchanged: bool) -> Tensor:
+        """x, and for `run_hooks` whether it is what came in."""
+        if self.outcome is not None:
+            self.outcome = (x, unchanged, version_of(x))
+        return x
 
     def _backward(self, grad: Tensor) -> Tensor:
         for installed in tuple(self.bwd_hooks):
@@ -136,8 +165,27 @@ class HookPoint(nn.Module):
             replaced = installed.fn(grad, self)
             if isinstance(replaced, tuple) and len(replaced) == 1:  # as TransformerLens has it
                 replaced = replaced[0]
-            grad = grad if replaced is None else replaced
+            grad = grad if replaced is None else self._fitting(replaced, grad, installed)
         return grad
+
+    def _fitting(self, replaced: Any, x: Tensor, installed: Installed) -> Tensor:
+        """What a hook returned in place of x.
+
+        Raises:
+            ConfigError: it is no tensor, or one of another shape, type or device; the hook and its function are named.
+        """
+        what = f"The hook {installed.name} on {self.name} returned"
+        if not isinstance(replaced, Tensor):
+            raise ConfigError(f"{what} {type(replaced).__name__}; give a tensor, or None.")
+        if replaced.shape != x.shape:
+            raise ConfigError(f"{what} shape {tuple(replaced.shape)}; {tuple(x.shape)} flows past there.")
+        for theirs, ours in ((replaced.dtype, x.dtype), (replaced.device, x.device)):
+            if theirs != ours:
+                raise ConfigError(
+                    f"{what} {str(theirs).removeprefix('torch.')}; {str(ours).removeprefix('torch.')} flows past there.\n"
+                    "  Return value.to(x), where x is the tensor that it was given."
+                )
+        return replaced
 
 
 def has_torch_hooks(module: nn.Module) -> bool:
@@ -148,6 +196,18 @@ def has_torch_hooks(module: nn.Module) -> bool:
 def is_watched(module: nn.Module) -> bool:
     """Whether somebody else reads or edits what passes a module: by hooks of torch's, or a forward put in its place."""
     return "forward" in module.__dict__ or has_torch_hooks(module)
+
+
+def version_of(x: Tensor) -> int | None:
+    """A number that grows with each writing into x; None where torch counts none."""
+    return None if x.is_inference() else x._version
+
+
+def own(x: Tensor, kept: dict[str, Tensor]) -> Tensor:
+    """x, or a copy where the tensor that was kept last is the same memory: the stream passes neighbouring points as it is."""
+    last = next(reversed(kept.values()), None)
+    same = last is not None and last.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return x.clone() if same else x
 
 
 def _with_hook_argument(fn: HookFn) -> HookFn:
@@ -263,7 +323,12 @@ class HookedModule(nn.Module):
         Runs no layer above the last site asked for and keeps nothing else. Makes ordinary tensors, fit to train on.
         """
         names, recorded = self.rows_at(sites), {}
-        with self.hooks([(names, lambda x, hook: recorded.__setitem__(hook.name, x))]):
+
+        @only_reads
+        def keep(x: Tensor, hook: HookPoint) -> None:
+            recorded[hook.name] = own(x, recorded)
+
+        with self.hooks([(names, keep)]):
             self(tokens, stop_at_layer=self.layers_for(names), return_type=None)
         return {site: recorded[site].flatten(2) for site in ([sites] if isinstance(sites, str) else sites)}
 

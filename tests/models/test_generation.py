@@ -267,3 +267,43 @@ def test_what_transformer_lens_generate_takes_is_taken_and_means_the_same(tiny_m
 def test_prompts_and_ends_that_are_no_tokens_are_refused(tiny_model, prompt, given, says):
     with pytest.raises((TokensError, ConfigError), match=says):
         tiny_model.generate(prompt, 2, **given)
+
+
+# Noise: torch's own without a seed, as in TransformerLens; with one, the same text again.
+
+
+def drawn(model, **options):
+    return model.generate("the dog", 12, temperature=4.0, stop_at_eos=False, **options)
+
+
+def test_without_a_seed_every_call_draws_another_text_and_manual_seed_repeats_them(tiny_model):
+    torch.manual_seed(0)
+    texts = [drawn(tiny_model) for _ in range(4)]
+    assert len(set(texts)) == 4
+    torch.manual_seed(0)
+    assert [drawn(tiny_model) for _ in range(4)] == texts
+    before = torch.get_rng_state()
+    assert drawn(tiny_model, seed=3) == drawn(tiny_model, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated")
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 20}, {"freq_penalty": 0.5}])
+def test_without_a_seed_the_tokens_are_those_that_transformer_lens_draws(tiny_model, options):
+    from scope.models.transformer_lens import bridge as lens
+
+    theirs, tokens = lens.hooked_transformer(tiny_model), tiny_model.to_tokens("the dog")
+    both = []
+    for model in (tiny_model, theirs):
+        torch.manual_seed(5)
+        both.append(model.generate(tokens, 12, stop_at_eos=False, verbose=False, **options))
+    assert torch.equal(*both)
+
+
+def test_a_float16_overflow_is_called_one(tiny_model):
+    model = copy(tiny_model).half()
+    with torch.no_grad():
+        model.blocks[0].mlp.down_proj.weight.fill_(60000.0)
+        model.blocks[0].ln2_post.weight.fill_(60000.0)
+    with pytest.raises(EditError, match=r"numbers exceed 65504, the largest of float16(.|\n)*bfloat16"):
+        generate(model, "the dog", GREEDY)

@@ -144,6 +144,7 @@ def test_a_file_cut_short_is_refused_by_name(tmp_path, toy_tokenizer):
 CHILD = """
 import json, resource, sys
 import torch
+from scope.errors import ConfigError
 from scope.models.load import load_model
 folder, limit, sites, out = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -153,8 +154,8 @@ torch.save(model.record(tokens, sites), out)
 del model
 try:
     load_model(folder)
-except (RuntimeError, MemoryError, OSError):
-    print("too large")
+except ConfigError as error:
+    print("too large" if "do not fit into memory" in str(error) else error)
 """
 
 

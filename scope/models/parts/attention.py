@@ -76,11 +76,16 @@ class Attention(nn.Module):
         batch, n, n_keys = *q.shape[:2], k.shape[1]
         grouped, k, v = self.grouped(q).flatten(2, 3), self.by_head(k), self.by_head(v)
         scores = soft_cap((grouped @ k.transpose(2, 3)).view(batch, self.n_heads, n, n_keys) * self.scale, self.cap)
-        # A query of padding sees nothing; the lowest finite number keeps its row finite, where -inf would make it NaN.
-        scores = scores.masked_fill(~mask.whole(n_keys)[:, None], torch.finfo(scores.dtype).min)
-        scores = self.hook_attn_scores(scores)
+        hidden = ~mask.whole(n_keys)[:, None]
+        scores = self.hook_attn_scores(scores.masked_fill(hidden, -torch.inf))
+        # A query of padding sees nothing, and a softmax of -inf alone is NaN, as are its gradients.
+        nothing = torch.isneginf(scores).all(-1, keepdim=True)
+        scores = scores.masked_fill(nothing, 0.0)
         wide = torch.float32 if scores.dtype in (torch.bfloat16, torch.float16) else scores.dtype
-        pattern = self.hook_pattern(torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype))
+        pattern = torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
+        if self.hook_attn_scores.has_hooks():  # which hid every key from a query: it reads nothing, as in TransformerLens
+            pattern = pattern.masked_fill(nothing & ~hidden.all(-1, keepdim=True), 0.0)
+        pattern = self.hook_pattern(pattern)
         z = pattern.reshape(*grouped.shape[:3], n_keys) @ v
         return z.view(batch, self.n_heads, n, self.d_head).transpose(1, 2)
 

@@ -22,6 +22,7 @@ from scope.models.hooks import HookedModule, HookPoint, is_watched
 from scope.models.parts.cache import CacheEntry, ModelCache
 from scope.models.parts.embedding import DirectLogits, Embedding, Unembed
 from scope.models.parts.layers import RMSNorm, soft_cap, soft_cap_
+from scope.models.parts.mask import as_mask
 from scope.models.parts.positions import RunPositions
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
@@ -99,7 +100,7 @@ class Decoder(DirectLogits, HookedModule):
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise TokensError(f"attention_mask is {tuple(attention_mask.shape)}; the tokens are {tuple(tokens.shape)}.")
         padded = attention_mask is not None or (cache is not None and cache.padded)
-        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else as_mask(attention_mask)
         positions = self.positions_of(real, cache, padded)
         if cache is not None:
             cache.extend(positions, real)
@@ -172,6 +173,7 @@ class Decoder(DirectLogits, HookedModule):
 
     def logits_from(self, layer: int, resid: Resid, tokens: Tokens, attention_mask: Mask | None = None) -> Logits:
         """The logits of a run in which `resid` is the stream before block `layer`. The blocks before it do not run."""
+        attention_mask = None if attention_mask is None else as_mask(attention_mask)
         positions = self.positions_of(torch.ones_like(tokens).bool() if attention_mask is None else attention_mask)
         return self.logits_of(self.run_blocks(resid, positions, attention_mask, start_at_layer=layer))
 

@@ -6,12 +6,36 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from scope.shapes import Positions
+from scope.errors import TokensError
+from scope.shapes import Mask, Positions
 
 Visible = Bool[Tensor, "batch pos key"]
 KeyPositions = Int[Tensor, "batch key"]
 KeyReal = Bool[Tensor, "batch key"]
+_HIDDEN = -1e4
+"""Added to a score, this and less leaves nothing of its token; masks of float16 have -65504 at the lowest."""
+
 Hidden = Bool[Tensor, "#batch pos _"]
+
+
+def as_mask(mask: Tensor) -> Mask:
+    """A mask in any of the forms in use as True where a token is seen: bool, 0 and 1, or additive, which has 0 where a token is
+    seen and -inf, or a number that a softmax cannot tell from it, where it is hidden.
+
+    Raises:
+        TokensError: other numbers, which could mean either.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    if bool(((mask == 0) | (mask == 1)).all()) and (not mask.is_floating_point() or bool(mask.any())):
+        return mask == 1
+    if mask.is_floating_point() and bool(((mask == 0) | (mask <= _HIDDEN)).all()):  # all 0 hides nothing
+        return mask == 0
+    values = ", ".join(f"{value:g}" for value in mask.unique()[:6].tolist())
+    raise TokensError(
+        f"attention_mask holds {values}; it must be bool, 1 (seen) and 0 (hidden), or additive: 0 (seen) and at most "
+        f"{_HIDDEN:g}, such as -inf (hidden)."
+    )
 
 
 def visible(query_pos: Tensor, key_pos: Tensor, real: Tensor, window: int | None) -> Visible:

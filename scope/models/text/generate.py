@@ -1,7 +1,8 @@
 """Generating text: cached, batched, streamed and seeded, with hooks that act on every step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,10 +10,12 @@ from torch import Tensor
 from scope.activations.corpus.infill import MARKS
 from scope.errors import EditError, TokensError
 from scope.models.face import LanguageModel
+from scope.models.parts.mask import as_mask
+from scope.models.text.encodings import read_encoding
 from scope.models.text.sampling import Sampler
 from scope.models.text.sampling_config import SamplingConfig
 
-Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]
 OnToken = Callable[[int, list[int | None]], bool | None]
 OnText = Callable[[int, str], bool | None]
 
@@ -39,13 +42,14 @@ def generate(
     noise_rows: int | None = None,
     use_cache: bool = True,
     ends: Sequence[int] | None = None,
+    seeded: bool = True,
 ) -> list[Generation]:
     """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
 
     Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several conditions of n prompts gives every
     condition the same noise. `on_token(step, ids)` is called at each step (None where a row has ended), `on_text(row, piece)`
     with the text as it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in
-    place of the model's.
+    place of the model's. With `seeded` False the noise is that of torch's global generator, as `torch.manual_seed` leaves it.
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
@@ -63,7 +67,7 @@ def generate(
     real = torch.tensor([[False] * n + [True] * len(row) for n, row in zip(pad, rows, strict=True)], device=model.device)
     model.check(tokens)
     writers = [_Writer(model, row, sampling, ends) for row in rows]
-    sampler = Sampler(rows, model.cfg.d_vocab, sampling, noise_rows or len(rows))
+    sampler = Sampler(rows, model.cfg.d_vocab, sampling, (noise_rows or len(rows)) if seeded else None)
     cache = model.new_cache() if use_cache else None
     model.run.prompt_lengths = real.sum(1)
     try:
@@ -73,10 +77,7 @@ def generate(
                 fed, fed_real = (new, new_real) if use_cache else (tokens, real)
                 logits = _last_logits(model, fed, fed_real if any(pad) else None, cache)
                 if not torch.isfinite(logits).all():
-                    raise EditError(
-                        f"The logits of step {step} are not finite"
-                        + (": an edit is far too strong. Lower its strength." if fwd_hooks else "; the weights may be damaged.")
-                    )
+                    raise EditError(f"The logits of step {step} are not finite: {_why_not_finite(model, bool(fwd_hooks))}")
                 drawn = sampler.draw(logits.cpu())
                 new_ids = [None if w.stopped_by else w.take(token) for w, token in zip(writers, drawn, strict=True)]
                 cancelled = bool(on_token and on_token(step, new_ids))
@@ -100,6 +101,17 @@ def generate(
     return [w.finish("cancelled" if cancelled else "length" if room else "context") for w in writers]
 
 
+def _why_not_finite(model: LanguageModel, edited: bool) -> str:
+    """Weights are checked when they are loaded, so numbers overflow: by an edit, or by the range of float16."""
+    edited = edited or any(point.has_hooks() for point in model.hook_dict.values())
+    if model.dtype == torch.float16:
+        cause = "an edit is far too strong, or numbers" if edited else "numbers"
+        return f"{cause} exceed 65504, the largest of float16.\n  Load the model in bfloat16 or float32."
+    if edited:
+        return "an edit is far too strong. Lower its strength."
+    return "the weights hold or make numbers beyond the range of their type.\n  Load the checkpoint anew, in float32."
+
+
 def _last_logits(model: LanguageModel, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
     """Logits of the last position only: the unembedding of all the others would be thrown away."""
     stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
@@ -107,6 +119,10 @@ def _last_logits(model: LanguageModel, tokens: Tensor, real: Tensor | None, cach
 
 
 def prompt_ids(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
+    if (encoding := read_encoding(prompts, model.cfg.pad)) is not None:
+        ids, mask = encoding
+        prompt_ids(model, ids)  # whole numbers
+        prompts = ids.tolist() if mask is None else [row[keep].tolist() for row, keep in zip(ids, as_mask(mask), strict=True)]
     if isinstance(prompts, Tensor):
         if prompts.is_floating_point() or prompts.dim() not in (1, 2):
             kind = str(prompts.dtype).removeprefix("torch.")

@@ -1,9 +1,14 @@
 """The methods by which a model takes text and shows tokens, named as in TransformerLens."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, TokensError
+from scope.models.parts.mask import as_mask
+from scope.models.text.encodings import read_encoding
 from scope.models.text.tokenizer_names import Side
 from scope.shapes import Mask, Tokens
 
@@ -13,7 +18,7 @@ class TextMethods:
 
     def to_tokens(
         self,
-        input: str | list[str],
+        input: str | list[str] | Mapping[str, Any],
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         move_to_device: bool = True,
@@ -26,6 +31,8 @@ class TextMethods:
             TokensError: the model was made without a tokenizer.
             ConfigError: a side that is neither left nor right.
         """
+        if (encoding := read_encoding(input, self.cfg.pad)) is not None:
+            return encoding[0].to(self.device if move_to_device else "cpu")
         side = self.side_of(padding_side)
         rows = self._encode(input, prepend_bos, truncate)
         longest = max(map(len, rows))
@@ -44,8 +51,13 @@ class TextMethods:
         """Whether <bos> comes first, as the config says by default."""
         return self.cfg.default_prepend_bos is not False if prepend_bos is None else prepend_bos
 
-    def mask_of(self, texts: str | list[str], prepend_bos: bool | None = None, padding_side: Side | None = None) -> Mask:
+    def mask_of(
+        self, texts: str | list[str] | Mapping[str, Any], prepend_bos: bool | None = None, padding_side: Side | None = None
+    ) -> Mask:
         """Where `to_tokens` of the same texts holds text rather than padding."""
+        if (encoding := read_encoding(texts, self.cfg.pad)) is not None:
+            tokens, mask = self.placed(*encoding)
+            return torch.ones_like(tokens, dtype=torch.bool) if mask is None else as_mask(mask)
         lengths = torch.tensor([len(row) for row in self._encode(texts, prepend_bos)], device=self.device)[:, None]
         longest = int(lengths.max())
         where = torch.arange(longest, device=self.device)[None]
@@ -60,6 +72,11 @@ class TextMethods:
         if left and self.cfg.pad == self.cfg.bos and self.begins(prepend_bos):  # the last of the pads is the <bos>
             real[:, :-1] = real[:, :-1] | real[:, 1:]
         return real if left else real.flip(1)
+
+    def placed(self, tokens: Tensor, own_mask: Tensor | None, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(ids, mask) of an encoding on the model's device; a `mask` that is given beside it goes before its own."""
+        mask = own_mask if mask is None else mask
+        return tokens.to(self.device), None if mask is None else mask.to(self.device)
 
     def _encode(self, text: str | list[str], prepend_bos: bool | None, truncate: bool = False) -> list[list[int]]:
         bos = self.begins(prepend_bos)
@@ -93,6 +110,8 @@ class TextMethods:
     ) -> list[str] | list[list[str]]:
         """The text of each token of a text or of one row of ids; of a list of texts, or of rows of ids, a list each. A row is
         not padded, whatever `padding_side` says."""
+        if (encoding := read_encoding(input, self.cfg.pad)) is not None:
+            return [self.words.pieces(row) for row in encoding[0].tolist()]
         if isinstance(input, str):
             return self.words.pieces(self.words.encode(input, bos=self.begins(prepend_bos)))
         if isinstance(input, list | tuple) and input and isinstance(input[0], str | list | tuple):

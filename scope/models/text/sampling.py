@@ -9,11 +9,12 @@ _OFTEN_ENOUGH = 1024  # tokens that nearly always hold top_p of the probability:
 
 
 class Sampler:
-    """Draws one token a row. Row i has its own noise, so a text does not depend on what else is in the batch."""
+    """Draws one token a row. Row i has its own noise, so a text does not depend on what else is in the batch; with
+    `noise_rows` None all draw from torch's global generator, and what TransformerLens draws from it."""
 
-    def __init__(self, prompts: list[list[int]], d_vocab: int, sampling: SamplingConfig, noise_rows: int):
-        self.sampling = sampling
-        self.noise = [torch.Generator() for _ in prompts]
+    def __init__(self, prompts: list[list[int]], d_vocab: int, sampling: SamplingConfig, noise_rows: int | None):
+        self.sampling, self.seeded = sampling, noise_rows is not None
+        self.noise = [torch.Generator() for _ in prompts if self.seeded]
         for i, generator in enumerate(self.noise):
             generator.manual_seed((int(sampling.seed) * 1_000_003 + i % noise_rows) % 2**63)
         self.seen = torch.zeros(len(prompts), d_vocab, dtype=torch.bool)
@@ -36,10 +37,15 @@ class Sampler:
             logits = logits - s.freq_penalty * self.times
         if s.temperature > 0:
             logits = _keep_likely(logits, s.top_k, s.top_p)
+            if not self.seeded:
+                return self._noted(torch.multinomial(logits.softmax(1), 1)[:, 0])
             noise = [torch.empty(logits.shape[1]).exponential_(generator=g) for g in self.noise]
             logits = logits - torch.stack(noise).log_()
-        tokens = logits.argmax(1)
-        if s.repetition_penalty != 1:
+        return self._noted(logits.argmax(1))
+
+    def _noted(self, tokens: Tensor) -> list[int]:
+        """The tokens, counted for the penalties of the next step."""
+        if self.sampling.repetition_penalty != 1:
             self.seen[torch.arange(len(tokens)), tokens] = True
         if self.times is not None:
             self.times[torch.arange(len(tokens)), tokens] += 1

@@ -8,6 +8,7 @@ twin = lens.hooked_transformer(model)           ours as a real HookedTransformer
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from scope.models.hooks import HookPoint
 from scope.models.parts.cache import LayerCache, ModelCache
 from scope.models.parts.embedding import DirectLogits
 from scope.models.parts.layers import soft_cap
+from scope.models.parts.mask import as_mask
+from scope.models.text.encodings import read_encoding
 from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.hook_api import HookApi
 from scope.models.transformer_lens.kv_cache import cache_entries, run_arguments
@@ -142,7 +145,7 @@ class LensModel(DirectLogits, TextMethods, HookApi):
 
     def forward(
         self,
-        tokens: Tensor | str | list[str],
+        tokens: Tensor | str | list[str] | Mapping[str, Any],
         return_type: str | None = "logits",
         stop_at_layer: int | None = None,
         attention_mask: Mask | None = None,
@@ -157,13 +160,15 @@ class LensModel(DirectLogits, TextMethods, HookApi):
         Raises:
             TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
         """
-        if not isinstance(tokens, Tensor):
+        if (encoding := read_encoding(tokens, self.cfg.pad)) is not None:
+            tokens, attention_mask = self.placed(*encoding, attention_mask)
+        elif not isinstance(tokens, Tensor):
             attention_mask = self.mask_of(tokens, prepend_bos, padding_side)
             tokens = self.to_tokens(tokens, prepend_bos, padding_side)
         if tokens.dim() == 1:
             tokens = tokens[None]
         self.check(tokens, cache)
-        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else as_mask(attention_mask)
         before = cache.real.sum(1, keepdim=True) if cache is not None and cache.n_tokens else 0
         positions = (real.long().cumsum(1) - 1).clamp(min=0) + before
         self.run.tokens, self.run.positions, self.run.real = tokens, positions, real

@@ -1,6 +1,6 @@
 """`model.generate(...)` under TransformerLens' name and arguments, with what that one lacks: chat turns, streaming, seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class GenerateApi:
         repetition_penalty: float = 1.0,
         freq_penalty: float = 0.0,
         do_sample: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
         stop: str | Sequence[str] = (),
         stop_at_eos: bool = True,
         eos_token_id: int | Sequence[int] | None = None,
@@ -43,13 +43,15 @@ class GenerateApi:
     ) -> str | list[str] | list[int] | list[list[int]] | Tensor | list[Generation]:
         """Continue text, texts or tokens (rows of unequal length too), or answer chat turns laid out by the model's template.
 
-        What comes back looks like what went in, prompt included: text for text, ids for ids; a tensor is filled with the end
-        token after a row's end. Turns [{"role": "user", "content": ...}] are answered with the reply alone. `return_type`
-        "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these whatever went in. do_sample=False,
-        like temperature 0, takes the likeliest token; the same seed gives the same text. Hooks that are installed, or given
-        here, act on prompt and new tokens. `on_text(row, piece)` streams; returning True ends the generation. `eos_token_id`,
-        one or several, end a text in place of the model's own. `verbose` and `padding_side` are taken for TransformerLens'
-        sake: nothing is drawn, and on which side rows are padded changes no text.
+        What comes back looks like what went in, prompt included: text for text, ids for ids, a tensor for what a tokenizer
+        returns; a tensor is filled with the end token after a row's end. Turns [{"role": "user", "content": ...}] are answered
+        with the reply alone. `return_type` "str", "tokens" or "generations" (ids, new text, why it ended) asks for one of these
+        whatever went in. do_sample=False, like temperature 0, takes the likeliest token. Without a `seed` the noise is torch's,
+        as in TransformerLens: every call draws another text, and `torch.manual_seed` repeats it; a `seed` gives its text again
+        whatever was drawn before. Hooks that are installed, or given here, act on prompt and new tokens. `on_text(row, piece)`
+        streams; returning True ends the generation. `eos_token_id`, one or several, end a text in place of the model's own.
+        `verbose` and `padding_side` are taken for TransformerLens' sake: nothing is drawn, and on which side rows are padded
+        changes no text.
 
         Raises:
             TokensError: an empty prompt, one that fills the context, or turns for a model without a chat template.
@@ -71,13 +73,13 @@ class GenerateApi:
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             freq_penalty=float(freq_penalty),
-            seed=seed,
+            seed=seed or 0,
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             stop_at_eos=stop_at_eos,
         )
         one, rows, kind = _read_input(self, input, self.begins(prepend_bos))
         options = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
-        generations = generate(self, rows, sampling, **options, ends=ends)
+        generations = generate(self, rows, sampling, **options, ends=ends, seeded=seed is not None)
         kind = kind if return_type == "input" else return_type
         if kind == "generations":
             return generations
@@ -99,7 +101,7 @@ def _read_input(
     model: LanguageModel, input: Prompts | Sequence[int] | Turns | list[Turns], prepend_bos: bool
 ) -> tuple[bool, list, str]:
     """(whether one thing went in rather than a list, the rows of ids, what should come back)."""
-    if isinstance(input, Tensor):
+    if isinstance(input, Tensor | Mapping):
         return False, prompt_ids(model, input), "tokens"
     one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], dict | int))
     items = [input] if one else list(input)

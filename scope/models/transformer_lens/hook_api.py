@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scope.errors import UnknownSite
 from scope.models.face import NamesFilter
-from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed
+from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed, only_reads, own
 from scope.models.transformer_lens.activation_cache import ActivationCache
 from scope.models.transformer_lens.decomposition import Slice, cut
 
@@ -98,13 +98,15 @@ class HookApi(HookedModule):
     ) -> tuple[dict[str, Tensor], list, list]:
         """(a dictionary, forward hooks, backward hooks): while these are installed, each run fills the dictionary."""
         tensors = {} if cache is None else cache
+        pos_slice = [pos_slice] if isinstance(pos_slice, int) else pos_slice  # one position is still a dimension
 
         def caching(suffix: str):
+            @only_reads
             def fn(x: Tensor, hook: HookPoint) -> None:
                 queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
                 part = cut(x.detach(), pos_slice, queries)
                 part = part[0] if remove_batch_dim else part
-                tensors[hook.name + suffix] = part.to(device) if device else part
+                tensors[hook.name + suffix] = own(part.to(device) if device else part, tensors)
 
             return fn
 

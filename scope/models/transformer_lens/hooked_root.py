@@ -9,6 +9,8 @@ from transformer_lens.hook_points import HookPoint as LensPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.HookedTransformer import Output
 
+from scope.models.parts.mask import as_mask
+
 _PASSED_ON = ("W_", "b_", "embed", "unembed", "ln_final", "blocks", "to_")
 _METHODS = ("generate", "get_token_position", "tokens_to_residual_directions", "accumulated_bias", "all_head_labels")
 
@@ -62,7 +64,7 @@ class HookedRoot(HookedRootModule):
         if isinstance(input, Tensor) and input.dim() == 1:
             input = input[None]
         if attention_mask is not None:
-            attention_mask = attention_mask.bool()
+            attention_mask = as_mask(attention_mask)
         relays = [(name, _relay(point)) for name, point in self.hook_dict.items() if point.has_hooks()]
         with self.model.hooks(relays, must_fire=False):
             out = self.model(input, return_type, loss_per_token, stop_at_layer=stop_at_layer, **options)

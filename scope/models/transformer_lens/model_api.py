@@ -1,5 +1,6 @@
 """Methods beyond those of a decoder, so that code written for TransformerLens runs on a model: text, loss, switches."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ from scope.errors import ConfigError
 from scope.models.face import TextTokenizer
 from scope.models.parts.cache import ModelCache
 from scope.models.parts.embedding import next_token_loss
+from scope.models.parts.mask import as_mask
+from scope.models.text.encodings import read_encoding
 from scope.models.text.infill import InfillMethods
 from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.generate_api import GenerateApi
@@ -16,7 +19,7 @@ from scope.models.transformer_lens.hook_api import HookApi
 from scope.models.transformer_lens.kv_cache import continued, extend
 from scope.models.transformer_lens.tokenizer import LensTokenizer
 from scope.models.transformer_lens.weight_names import NamedWeights
-from scope.shapes import Logits, Mask, Resid, Tokens
+from scope.shapes import Logits, Resid, Tokens
 
 _SWITCHES = {
     "use_attn_result": ("hook_result",),
@@ -39,7 +42,7 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
 
     def forward(
         self,
-        input: Tensor | str | list[str],
+        input: Tensor | str | list[str] | Mapping[str, Any],
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
@@ -94,13 +97,17 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
 
     def read_input(
         self,
-        input: Tensor | str | list[str],
+        input: Tensor | str | list[str] | Mapping[str, Any],
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         attention_mask: Tensor | None = None,
         cached: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """(ids [batch pos], not yet checked, and which of them are text); None where none is padding that matters."""
+        attention_mask = None if attention_mask is None else as_mask(attention_mask)
+        if (encoding := read_encoding(input, self.cfg.pad)) is not None:
+            tokens, mask = self.placed(*encoding, attention_mask)
+            return tokens, None if mask is None else as_mask(mask)
         if not isinstance(input, Tensor):
             mask = self.mask_of(input, prepend_bos, padding_side)
             return self.to_tokens(input, prepend_bos, padding_side), mask if attention_mask is None else attention_mask
@@ -119,7 +126,7 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
 
     def input_to_embed(
         self,
-        input: Tensor | str | list[str],
+        input: Tensor | str | list[str] | Mapping[str, Any],
         prepend_bos: bool | None = None,
         padding_side: Side | None = None,
         attention_mask: Tensor | None = None,
@@ -198,7 +205,7 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
 
         return FactoredMatrix(self.W_V, self.W_O)
 
-    def loss_fn(self, logits: Logits, tokens: Tokens, attention_mask: Mask | None = None, per_token: bool = False) -> Tensor:
+    def loss_fn(self, logits: Logits, tokens: Tokens, attention_mask: Tensor | None = None, per_token: bool = False) -> Tensor:
         """The next-token loss in nats of logits that are there already; as `model(tokens, return_type="loss")` otherwise."""
-        real = tokens.new_ones(tokens.shape).bool() if attention_mask is None else attention_mask.bool()
+        real = tokens.new_ones(tokens.shape).bool() if attention_mask is None else as_mask(attention_mask)
         return next_token_loss(logits, tokens, real, per_token)
