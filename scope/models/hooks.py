@@ -203,9 +203,9 @@ def version_of(x: Tensor) -> int | None:
     return None if x.is_inference() else x._version
 
 
-def own(x: Tensor, kept: dict[str, Tensor]) -> Tensor:
-    """x, or a copy where the tensor that was kept last is the same memory: the stream passes neighbouring points as it is."""
-    last = next(reversed(kept.values()), None)
+def unshared(x: Tensor, stored: dict[str, Tensor]) -> Tensor:
+    """x, or a copy where the tensor that was stored last is the same memory: the stream passes neighbouring points as it is."""
+    last = next(reversed(stored.values()), None)
     same = last is not None and last.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return x.clone() if same else x
 
@@ -326,7 +326,7 @@ class HookedModule(nn.Module):
 
         @only_reads
         def keep(x: Tensor, hook: HookPoint) -> None:
-            recorded[hook.name] = own(x, recorded)
+            recorded[hook.name] = unshared(x, recorded)
 
         with self.hooks([(names, keep)]):
             self(tokens, stop_at_layer=self.layers_for(names), return_type=None)

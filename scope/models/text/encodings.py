@@ -1,4 +1,4 @@
-"""What a tokenizer of transformers returns: a mapping with input_ids and, as a rule, attention_mask."""
+"""Reads what a tokenizer of transformers returns: a mapping with input_ids and, as a rule, attention_mask."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scope.errors import UnknownSite
 from scope.models.face import NamesFilter
-from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed, only_reads, own
+from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed, only_reads, unshared
 from scope.models.transformer_lens.activation_cache import ActivationCache
 from scope.models.transformer_lens.decomposition import Slice, cut
 
@@ -106,7 +106,7 @@ class HookApi(HookedModule):
                 queries = 2 if hook.name.endswith(("hook_attn_scores", "hook_pattern")) else 1
                 part = cut(x.detach(), pos_slice, queries)
                 part = part[0] if remove_batch_dim else part
-                tensors[hook.name + suffix] = own(part.to(device) if device else part, tensors)
+                tensors[hook.name + suffix] = unshared(part.to(device) if device else part, tensors)
 
             return fn
 
