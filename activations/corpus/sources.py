@@ -64,6 +64,10 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
         return _bundled()
     if spec == "docs" or spec.startswith("docs:"):
         return _documentation(spec)
+    try:
+        path.exists()
+    except OSError as error:
+        raise CorpusError(f"There can be no corpus {spec[:80]}…: {error.strerror}.") from None
     if path.is_dir():
         return _folder(path, spec, field)
     if path.is_file():

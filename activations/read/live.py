@@ -10,6 +10,7 @@ A corpus that fits into one pool is read by the model once: every pass returns t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,11 +22,17 @@ from scope.activations.corpus.sources import Corpus
 from scope.activations.corpus.survey import survey
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
 from scope.activations.format.norms import flagged
+from scope.activations.format.shard_entry import Count
 from scope.activations.read.shuffle_order import permutation
 from torch import Tensor
 
+from scope.typed_json import typed
+
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 _FEWEST = 8  # contexts in a pool; with fewer, batches would be poorly shuffled
+
+
+_Place = TypedDict("_Place", {"pass": Count, "pool": Count, "row": Count, "start": Cursor, "order": dict[str, Any]})
 
 
 class LiveBatches:
@@ -84,15 +91,15 @@ class LiveBatches:
         Raises:
             RecordingError: the state belongs to another order: other seed, sites, text, settings or memory.
         """
-        order = self._order()
-        differs = [f"{k}: {state['order'].get(k)} then, {v} now" for k, v in order.items() if state["order"].get(k) != v]
+        place = typed(state, _Place, "The saved position in the corpus", RecordingError)
+        order, before = self._order(), place["order"]
+        differs = [f"{k}: {before.get(k)} then, {v} now" for k, v in order.items() if before.get(k) != v]
         if differs:
             raise RecordingError(
                 "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
                 "  Read with the same seed, sites, text and memory as before."
             )
-        self.pass_, self.pool_number, self.row = state["pass"], state["pool"], state["row"]
-        self.start = Cursor(**state["start"])
+        self.pass_, self.pool_number, self.row, self.start = place["pass"], place["pool"], place["row"], place["start"]
 
     def _order(self) -> dict:
         settings = asdict(self.config) | {"exclude": list(self.config.exclude)}

@@ -13,9 +13,12 @@ import torch
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import NUMPY
 from scope.activations.format.row_bytes import read_into, to_tensor
+from scope.activations.format.shard_entry import Count
 from scope.activations.read.buffer_pool import BufferPool
 from scope.activations.read.shuffle_order import Order, ShuffleSource
 from torch import Tensor
+
+from scope.typed_json import typed
 
 _LOT, _AHEAD = 32, 8  # runs of segments announced to the system at once, and lots ahead
 _GATHER_BYTES = 4 << 20  # bytes gathered at once: they stay in the cache until converted
@@ -103,7 +106,7 @@ class Batches:
                 "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
                 "  Read with the same seed, sites and memory as before, from the recording as it was."
             )
-        self.row, self._ended = int(state["row"]), False
+        self.row, self._ended = typed(state.get("row"), Count, "The saved row", RecordingError), False
 
     def _order(self) -> dict:
         return {"seed": self.seed, "sites": list(self.sites), "n_rows": self.n_rows, "n_pools": self.n_pools}

@@ -96,6 +96,8 @@ def test_sources_are_read_in_turn_until_all_have_ended():
     [
         ("nowhere.txt", "There is no corpus nowhere.txt"),
         ("./nowhere", "There is no corpus ./nowhere"),
+        ("x" * 5000, "There can be no corpus x"),
+        ("/dev/null", "pipe or a device"),
         ("docs:no_such_package", "No package named no_such_package"),
     ],
 )

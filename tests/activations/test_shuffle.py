@@ -144,3 +144,10 @@ def same_context_pairs(store: ActivationStore, batches) -> float:
 def test_a_permutation_is_the_same_on_every_machine():
     assert permutation(8, 1, 2).tolist() == permutation(8, 1, 2).tolist()
     assert sorted(permutation(1000, 7)) == list(range(1000))
+
+
+@pytest.mark.parametrize("row", ["3", -1, 1.5, None, 10**30])
+def test_a_saved_position_that_is_no_row_is_refused(tmp_path, row):
+    batches = record(tmp_path / "r", tokens=640).shuffled("a", 10)
+    with pytest.raises(RecordingError, match="saved row is damaged"):
+        batches.load_state_dict(batches.state_dict() | {"row": row})
