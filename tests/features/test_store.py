@@ -11,6 +11,7 @@ import pytest
 
 from scope.errors import PackError
 from scope.features.face import Pack
+from scope.renamed import RenamedWarning
 from tests.features.toy_pack import make_toy_pack
 
 
@@ -274,3 +275,12 @@ def test_latents_to_steer_with_come_by_output_score_and_are_neither_dead_nor_den
     best = toy[0].steerable(5, words=False)
     assert (best["out_score"].diff().dropna() <= 0).all()
     assert not best["flags"].str.contains("dead|dense|rare|duplicate").any()
+
+
+def test_the_manifest_answers_as_the_dictionary_that_it_was_with_a_warning(toy):
+    manifest = toy[0].manifest
+    assert (manifest.site, manifest.histogram.bins) == ("blocks.2.hook_resid_post", 160)
+    with pytest.warns(RenamedWarning, match=r"manifest\.site"):
+        assert manifest["site"] == manifest.site
+    with pytest.warns(RenamedWarning, match=r"manifest\.l0"):
+        assert manifest.get("l0", 7) == 7

@@ -118,6 +118,11 @@ class Manifest:
         warn(f"manifest[{key!r}]", f"manifest.{key}")
         return self.as_written[key]
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """As of a dictionary, for version 0.1.0."""
+        warn(f"manifest.get({key!r})", f"manifest.{key}")
+        return self.as_written.get(key, default)
+
     @property
     def owner(self) -> str:
         """The hash of the dictionary that a pack shows: what its notes belong to."""
