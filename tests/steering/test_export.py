@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scope.errors import EditError
+from scope.errors import EditError, TokensError
 from scope.models.load import load_model
 from scope.models.text.sampling_config import SamplingConfig
 from scope.renamed import RenamedWarning
@@ -319,7 +319,7 @@ def test_a_number_that_is_none_is_refused_on_reading_and_on_writing(run, number)
 def test_half_a_character_is_refused_in_a_saved_run_and_in_a_prompt(run, lab):
     with pytest.raises(EditError, match="half of a character"):
         SteeringRun.from_json(run.to_json().replace("the cat", "the \\ud800 cat"))
-    with pytest.raises(EditError, match="half of a character"):
+    with pytest.raises(TokensError, match="half of a surrogate pair"):
         steer(*lab, Add(3, 0.5), "the \udcff dog")
 
 

@@ -209,8 +209,6 @@ def _prompts(prompts: str | Sequence[str]) -> list[str]:
     texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
     if not texts or not all(isinstance(p, str) and p.strip() for p in texts):
         raise EditError('A prompt is empty. Give some text to continue, such as "My favourite hobby is".')
-    if broken := [p for p in texts if any("\ud800" <= char <= "\udfff" for char in p)]:
-        raise EditError(f"A prompt holds half of a character, which no text encoding has: {broken[0][:60]!a}. Leave it out.")
     return texts
 
 
