@@ -8,7 +8,9 @@ import pytest
 from scope.app.feature import panels as feature_panels
 from scope.app.health import panels
 
+from scope.errors import PackError
 from scope.features.face import Pack
+from scope.features.pack.notes import Notes
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
 
@@ -127,3 +129,16 @@ def test_a_click_on_a_header_sorts_the_whole_list_and_a_second_one_reverses_it(t
     assert state["unsorted"] == "label"
     assert set(listing.SORTED_BY.values()) <= set(listing.SORTS)
     assert set(listing.SORTED_BY) <= set(listing.table_rows(Pack.open(toy_folder), np.arange(3), pd.DataFrame()))
+
+
+def test_a_label_that_cannot_be_written_stays_in_its_field(open_app, monkeypatch):
+    def refused(*what, **more):
+        raise PackError("notes.sqlite cannot be written: read-only file system")
+
+    monkeypatch.setattr(Notes, "set_label", refused)
+    at = open_app("feature", f=1)
+    next(b for b in at.button if b.label == "Edit label").click().run()
+    at.text_input(key="label 1").set_value("mine")
+    next(b for b in at.button if b.label == "Save").click().run()
+    assert "read-only file system" in said(at)
+    assert at.text_input(key="label 1").value == "mine"
