@@ -100,8 +100,6 @@ def document_of(record: Any, field: str, source: str, name: str) -> Document:
         if isinstance(value, str):
             return Document(name, clean(value))
         content = layout.read(record) if layout else value
-        if isinstance(content, str):  # a chat that somebody has laid out already
-            return Document(name, clean(content))
         if isinstance(content, list) and (layout is None or layout.ids) and all(type(item) is int for item in content):
             mask = record.get("attention_mask") if layout else None
             kept = [i for i, m in zip(content, mask, strict=True) if m] if isinstance(mask, list) else content

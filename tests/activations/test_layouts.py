@@ -175,7 +175,8 @@ def test_token_ids_are_taken_as_they_are_without_padding_and_bos_and_held_agains
 @pytest.mark.parametrize(
     "record",
     [
-        {"messages": "Hi."[:0] or 3},
+        {"messages": "Hi."},
+        {"messages": 3},
         {"messages": [{"content": "Hi."}]},
         {"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]},
         {"messages": [{"role": "user", "content": 3}]},
