@@ -6,12 +6,15 @@ below the greatest kept one is either among the kept ones or was not in the trai
 for any amount of text, and both texts are sampled in the same way.
 """
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from scope.errors import ScopeError
+from scope.typed_json import read_bytes
 from scope.whole_files import whole_file
 
 RUN, KEPT, FILE = 24, 32768, "text_read.npy"
@@ -65,8 +68,8 @@ def save_hashes(folder: Path, read: np.ndarray) -> None:
 def load_hashes(folder: Path) -> np.ndarray | None:
     """The hashes that `save_hashes` wrote; None where a dictionary has none."""
     try:
-        read = np.load(folder / FILE, allow_pickle=False)
-    except (OSError, ValueError):
+        read = np.load(io.BytesIO(read_bytes(folder / FILE, largest=8 * KEPT + 4096)), allow_pickle=False)
+    except (ScopeError, OSError, ValueError, EOFError, MemoryError, RecursionError):
         return None
     return read if read.dtype == np.uint64 and read.ndim == 1 else None
 

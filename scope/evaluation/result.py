@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError
+from scope.typed_json import read_json, typed
 from scope.whole_files import write_whole
 
 FORM = 2
@@ -95,12 +96,13 @@ class Evaluation:
             ConfigError: no report, or one of another form than this version writes.
         """
         again = "To make it again: scope evaluate DICTIONARY"
-        if not isinstance(content, dict) or "sae" not in (content.get("arms") or {}):
+        arms = content.get("arms") if isinstance(content, dict) else None
+        if not isinstance(arms, dict) or "sae" not in arms:
             raise ConfigError(f"This is no report of an evaluation.\n  {again}")
         form = content.get("form", 1)
         if form != FORM:
             raise ConfigError(f"This report of an evaluation has form {form}; this version reads form {FORM}.\n  {again}")
-        return cls(**{name: value for name, value in content.items() if name != "form"})
+        return typed(content, cls, "This report of an evaluation", ConfigError, again)
 
     @classmethod
     def load(cls, file: Path | str) -> "Evaluation":
@@ -109,10 +111,9 @@ class Evaluation:
         Raises:
             ConfigError: a file that cannot be read, is no report, or is one of another form.
         """
+        content = read_json(Path(file), ConfigError, "To make it again: scope evaluate DICTIONARY")
         try:
-            return cls.from_json(json.loads(Path(file).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{file} cannot be read: {error}\n  To make it again: scope evaluate DICTIONARY") from None
+            return cls.from_json(content)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
 

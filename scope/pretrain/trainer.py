@@ -7,20 +7,27 @@ rate too. So a run that was stopped, however rudely, ends in the same weights as
 import io
 import json
 import math
+import pickle
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from scope.activations.format.files import write_whole
-from scope.errors import ConfigError
+from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.model import Gemma
 from scope.pretrain.config import PretrainConfig
 from scope.pretrain.corpus import TokenStreams
+from scope.typed_json import read_bytes, read_json, typed
+
+_AGAIN = "Copy it again, or give another --out."
 
 
 def initialise(model: Gemma, seed: int) -> None:
@@ -99,10 +106,11 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
     file = out / "pretrain.json"
     free = {"compile", "save_every"}
     if file.exists():
-        before = json.loads(file.read_text())
+        before = typed(read_json(file, ConfigError, _AGAIN), dict[str, Any], file, ConfigError, _AGAIN)
+        then = typed(before, PretrainConfig, file, ConfigError, _AGAIN)
         changed = [k for k, v in asdict(config).items() if before.get(k) != v and k not in free]
-        flat_until = before["steps"] - int(before["steps"] * before["decay"])
-        done = torch.load(out / "checkpoint.pt", weights_only=True)["step"] if (out / "checkpoint.pt").exists() else 0
+        flat_until = then.steps - int(then.steps * then.decay)
+        done = _load(out / "checkpoint.pt")["step"] if (out / "checkpoint.pt").exists() else 0
         if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
             said = ", ".join(f"{k}: {before.get(k)} then, {asdict(config)[k]} now" for k in changed)
             raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
@@ -115,12 +123,30 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
     if not (out / "checkpoint.pt").exists():
         (out / "curve.jsonl").unlink(missing_ok=True)
         return 0
-    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    saved = _load(out / "checkpoint.pt")
     model.load_state_dict(saved["model"])
     for opt, state in zip(opts, saved["optimizers"], strict=True):
         opt.load_state_dict(state)
     write_whole(out / "curve.jsonl", "".join(line + "\n" for line in _curve_until(out / "curve.jsonl", saved["step"])).encode())
     return saved["step"]
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged; torch itself does not look at the checksums of its files.
+    """
+    way_out = "Delete it to start the training anew."
+    data = read_bytes(file, CheckpointError, way_out, largest=1 << 40)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} fails its checksum")
+        saved = torch.load(io.BytesIO(data), weights_only=True)
+        return typed({"step": saved["step"]}, dict[str, int], file, CheckpointError, way_out) | saved
+    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}).\n  {way_out}") from None
 
 
 def _curve_until(file: Path, step: int) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from scope.errors import ConfigError
 from scope.evaluation.result import EvaluateConfig
 from scope.progress import OnProgress
+from scope.typed_json import typed
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import resolve
 
@@ -144,6 +145,14 @@ def training_curve(folder: Path, points: int = 60) -> list[dict[str, Any]]:
     return rows[::-1][:: max(1, -(-len(rows) // points))][::-1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The entries of a report's provenance that say which dictionary was scored and how."""
+
+    parameters_sha256: str
+    config: EvaluateConfig
+
+
 def save_report(evaluation: Any, folder: Path, config: EvaluateConfig) -> Path | None:
     """Keep an evaluation beside its dictionary; None where a report of the same dictionary there says more.
 
@@ -153,11 +162,10 @@ def save_report(evaluation: Any, folder: Path, config: EvaluateConfig) -> Path |
 
     file = folder / REPORT
     try:
-        there = Evaluation.load(file).provenance
+        there = typed(Evaluation.load(file).provenance, Scored, file, ConfigError)
     except ConfigError:  # none yet, or none that can be read
         return evaluation.save(file)
-    if there["parameters_sha256"] == evaluation.provenance["parameters_sha256"]:
-        more_contexts = there["config"]["contexts"] > config.contexts
-        if more_contexts or (there["config"]["nulls"] and not config.nulls):
-            return None
+    says_more = there.config.contexts > config.contexts or (there.config.nulls and not config.nulls)
+    if says_more and there.parameters_sha256 == evaluation.provenance["parameters_sha256"]:
+        return None
     return evaluation.save(file)

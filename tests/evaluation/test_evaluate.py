@@ -296,7 +296,9 @@ def test_intervals_hold_their_numbers_and_everything_goes_through_json(tiny_mode
     [
         ('{"arms": {"sae": {"fvu": 0.1}}}', "form 1; this version reads form"),
         ('{"form": 99, "arms": {"sae": {"fvu": 0.1}}}', "form 99"),
-        ('{"form": 2, "ar', "cannot be read"),
+        ('{"form": 2, "ar', "not JSON"),
+        ('{"form": 2, "arms": {"sae": 5}, "counted": {}, "latents": {}}', "got `int`"),
+        ("[" * 100_000, "nested too deeply"),
         ("[]", "no report"),
         ('{"domains": {}}', "no report"),
     ],

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from scope.errors import ScopeError
 from scope.evaluation.certificate.verdict import judge, shown
 from scope.models.face import LanguageModel
 from scope.provenance import ModelId
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
+from scope.typed_json import read_json, typed
 from scope.whole_files import write_whole
 
 FILE, SCHEMA = "certificate.json", 1
@@ -98,15 +100,12 @@ def _all(file: Path | None) -> tuple[dict[str, Any], str]:
         return {}, ""
     damage = f"{file} is damaged"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = typed(read_json(file), dict[str, Any], file)
+        if content.get("schema") != SCHEMA:
+            return {}, ""  # of another version
+        return typed(content.get("certificates"), dict[str, Any], file), ""
+    except ScopeError:
         return {}, damage
-    if not isinstance(content, dict):
-        return {}, damage
-    if content.get("schema") != SCHEMA:
-        return {}, ""  # of another version
-    kept = content.get("certificates")
-    return (kept, "") if isinstance(kept, dict) else ({}, damage)
 
 
 def _checked(record: Any) -> Certificate | None:
