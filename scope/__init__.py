@@ -20,6 +20,8 @@ _HOME = {
     "SamplingConfig": "scope.models.text.sampling_config",
     "load_sae": "scope.evaluation.load",
     "save_sae": "scope.sae.files",
+    "to_sae_lens": "scope.sae.formats.sae_lens_object",
+    "hooked_sae_transformer": "scope.lab",
     "JumpReLUConfig": "scope.sae.jumprelu",
     "harvest": "scope.workflows.harvest",
     "train": "scope.workflows.train",

@@ -20,6 +20,7 @@ from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
 from scope.fit import check_fit
+from scope.models.face import LanguageModel
 from scope.models.load import load_model
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
@@ -312,3 +313,19 @@ class Steering:
 
     def __repr__(self) -> str:
         return f"Steering({self.edits})"
+
+
+def hooked_sae_transformer(model: LanguageModel | str = "bundled") -> Any:
+    """A HookedSAETransformer with a copy of the model's weights: `add_sae`, `reset_saes`, `run_with_saes`,
+    `run_with_cache_with_saes`, `run_with_hooks_with_saes` and `with model.saes(...)` take SAEs of SAELens and of ours, and
+    `use_error_term=True` adds what the SAE misses to its output, edits of latents included.
+
+        model = scope.hooked_sae_transformer(scope.load_model("google/gemma-2-2b"))
+        logits, cache = model.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
+        cache[sae.site + ".hook_sae_acts_post"]  # latents
+    """
+    from scope.models.load import load_model
+    from scope.models.transformer_lens import bridge
+    from scope.sae.formats.sae_lens_object import to_sae_lens
+
+    return bridge.hooked_sae_transformer(load_model(model) if isinstance(model, str) else model, to_sae_lens)

@@ -298,7 +298,8 @@ class HookedModule(nn.Module):
         installed = [(dir, n, self.hook_dict[n].add_hook(fn, dir, level=level)) for dir, names, fn in matched for n in names]
         try:
             yield self
-            silent = [n for dir, n, hook in installed if not hook.fired and (dir == "fwd" or reset_hooks_end)]
+            waiting = [(dir, n, hook) for dir, n, hook in installed if not hook.fired and hook in self._installed(dir, n)]
+            silent = [n for dir, n, hook in waiting if dir == "fwd" or reset_hooks_end]
             if must_fire and silent:
                 raise ConfigError(
                     f"These hooks were installed and never ran: {', '.join(silent)}.\n"
@@ -309,12 +310,14 @@ class HookedModule(nn.Module):
             self.context_level -= 1
             if reset_hooks_end:
                 for dir, n, hook in installed:
-                    hooks = self.hook_dict[n].fwd_hooks if dir == "fwd" else self.hook_dict[n].bwd_hooks
-                    if hook in hooks:
-                        hooks.remove(hook)
+                    if hook in self._installed(dir, n):
+                        self._installed(dir, n).remove(hook)
             if clear_contexts:
                 for point in self.hook_points():
                     point.clear_context()
+
+    def _installed(self, dir: str, name: str) -> list[Installed]:
+        return self.hook_dict[name].fwd_hooks if dir == "fwd" else self.hook_dict[name].bwd_hooks
 
     @torch.no_grad()
     def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:

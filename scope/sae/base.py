@@ -7,6 +7,7 @@ scaled outside, so a dictionary means the same to everyone who reads its arrays.
 import copy
 import warnings
 from abc import ABC, abstractmethod
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from scope.errors import ConfigError
+from scope.sae.claims import claims_of
 from scope.sae.configs.base import SAEConfig
 from scope.shapes import Latents
 
@@ -25,7 +27,73 @@ class ZeroRowsWarning(UserWarning):
     """Latents without a direction: their decoder rows are zero, and cannot be given norm 1."""
 
 
-class SAE(nn.Module, ABC):
+class SaeLensNames:
+    """SAELens' names for what an SAE holds, so that code written for its SAEs reads ours."""
+
+    loaded_from: str | None = None
+    """The folder, file or hub id that it was read from."""
+
+    device = property(lambda self: self.W_enc.device)
+    dtype = property(lambda self: self.W_enc.dtype)
+
+    @property
+    def cfg(self) -> SimpleNamespace:
+        """A view of the settings, made on each call: to write into it changes nothing."""
+        (site_out, d_out), model = next(iter(self.writes.items())), self.provenance.get("model") or {}
+        recording = self.provenance.get("recording") or {}
+        metadata = SimpleNamespace(
+            hook_name=self.site,
+            hook_name_out=None if site_out == self.site else site_out,
+            model_name=model.get("model") or "",
+            context_size=(recording.get("config") or {}).get("context"),
+            prepend_bos=True,
+            neuronpedia_id=None,
+        )
+        return SimpleNamespace(
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            d_out=d_out,
+            dtype=str(self.dtype).removeprefix("torch."),
+            device=str(self.device),
+            apply_b_dec_to_input=False,
+            normalize_activations="none",
+            architecture=lambda: self.kind,
+            metadata=metadata,
+        )
+
+    def get_name(self) -> str:
+        return f"sae_{self.cfg.metadata.model_name}_{self.site}_{self.d_sae}"
+
+    def fold_W_dec_norm(self) -> None:
+        """SAELens' name of `unit_decoder`."""
+        self.unit_decoder()
+
+    @property
+    def use_error_term(self) -> bool:
+        return False
+
+    @use_error_term.setter
+    def use_error_term(self, value: bool) -> None:
+        """Raises ConfigError where it is switched on: calling an SAE of ours gives its reconstruction, and nothing else."""
+        if value:
+            raise ConfigError(
+                "use_error_term adds what an SAE misses where it stands in for a model's activations; calling this SAE gives "
+                "its reconstruction.\n  As in SAELens: scope.hooked_sae_transformer(model).add_sae(sae, use_error_term=True). "
+                "Steering here (model.hooks, scope steer) always keeps what the SAE misses."
+            )
+
+    def __repr__(self) -> str:
+        claims, model = claims_of(self.provenance), self.provenance.get("model") or {}
+        l0 = claims.get("l0")
+        ends = l0 if isinstance(l0, list | tuple) else [l0]
+        says = f"L0 {' to '.join(f'{end:.4g}' for end in ends)} by {claims['from']}" if l0 is not None else "L0 not stated"
+        place = " -> ".join(dict.fromkeys((self.site or "no site", *filter(None, self.writes))))
+        source = self.loaded_from or self.provenance.get("source") or "memory"
+        sizes = f"{self.d_sae:,} latents on {self.d_in:,} numbers at {place}"
+        return f"{type(self).__name__}({sizes}, {says}, of {model.get('model') or 'no stated model'}, from {source})"
+
+
+class SAE(SaeLensNames, nn.Module, ABC):
     """W_enc [d_in d_sae], b_enc [d_sae], W_dec [d_sae d_in], b_dec [d_in]; a kind adds the rest."""
 
     kind: str

@@ -91,6 +91,7 @@ def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
         raise DictionaryError(f"{path} is no dictionary. Give a folder, or one of {', '.join(FORMATS)}.")
     else:
         sae = _from_hub(str(folder_or_id))
+    sae.loaded_from = str(folder_or_id)
     try:
         return sae.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there

@@ -110,6 +110,7 @@ CALLS = {
     "hooks prepended": lambda m: ordered(m),
     "levels": lambda m: levels(m),
     "permanent hooks": lambda m: permanent(m),
+    "hooks reset within the block": lambda m: reset_within(m),
     "hooks left behind": lambda m: left_behind(m),
     "gradients": lambda m: gradients(m),
     # the cache's methods
@@ -171,6 +172,12 @@ def permanent(model):
     kinds = [point.has_hooks(), point.has_hooks(including_permanent=False)]
     model.reset_hooks(including_permanent=True)
     return edited, kinds, point.has_hooks(), model(TOKENS)
+
+
+def reset_within(model):
+    with model.hooks([(RESID, lambda x, hook: 0 * x)]):
+        model.reset_hooks()
+        return model(TOKENS)
 
 
 def left_behind(model):

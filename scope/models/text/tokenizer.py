@@ -117,9 +117,7 @@ class Tokenizer(TransformersNames):
                 )
         return rows
 
-    def decode(
-        self, ids: Iterable[int] | int, skip_special: bool = True, *, skip_special_tokens: bool | None = None, **_: Any
-    ) -> str:
+    def decode(self, ids: Any, skip_special: bool = True, *, skip_special_tokens: bool | None = None, **_: Any) -> str:
         """The text of tokens, or of one, without control tokens unless `skip_special` (transformers: `skip_special_tokens`) is
         False; a row of the embedding that no token has is written <its id>."""
         skip_special = skip_special if skip_special_tokens is None else skip_special_tokens
@@ -133,7 +131,7 @@ class Tokenizer(TransformersNames):
                 run.append(self._checked(i))
         return text + self.backend.decode(run, skip_special_tokens=skip_special)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
+    def pieces(self, ids: Iterable) -> list[str]:
         """The text of each token, unescaped. A token that is part of a character shows its byte, as <0xE6>."""
         ids = [self._checked(int(i)) for i in ids]
         names = [self.backend.id_to_token(i) or f"<{i}>" for i in ids]

@@ -8,7 +8,7 @@ twin = lens.hooked_transformer(model)           ours as a real HookedTransformer
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,13 @@ def hooked_transformer(model: Any) -> Any:
     from scope.models.transformer_lens.hooked_root import export
 
     return export(model)
+
+
+def hooked_sae_transformer(model: Any, as_theirs: Callable[[Any], Any] = lambda sae: sae) -> Any:
+    """Our model as SAELens' HookedSAETransformer: `scope.hooked_sae_transformer` gives it SAEs of ours too."""
+    from scope.models.transformer_lens.hooked_root import sae_transformer
+
+    return sae_transformer(model, as_theirs)
 
 
 def load(name: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> "LensModel":

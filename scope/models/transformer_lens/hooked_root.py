@@ -1,5 +1,6 @@
 """Our model in TransformerLens' classes: a HookedRootModule around it, or a HookedTransformer with a copy of its weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -120,9 +121,27 @@ def _relay(point: LensPoint):
     return lambda x, hook: point(x)
 
 
+def sae_transformer(model: Any, as_theirs: Callable[[Any], Any] = lambda sae: sae) -> Any:
+    """SAELens' HookedSAETransformer of the same numbers; `as_theirs` makes SAELens' object of what is attached to it."""
+    from sae_lens import HookedSAETransformer
+
+    class WithSaes(HookedSAETransformer):
+        """Takes SAEs of ours wherever SAELens' class takes its own."""
+
+        def add_sae(self, sae: Any, *args: Any, **kwargs: Any) -> None:
+            super().add_sae(as_theirs(sae), *args, **kwargs)
+
+        def saes(self, saes: Any = (), *args: Any, **kwargs: Any) -> Any:
+            return super().saes(
+                [as_theirs(sae) for sae in (saes if isinstance(saes, list | tuple) else [saes])], *args, **kwargs
+            )
+
+    return export(model, WithSaes)
+
+
 @torch.no_grad()
-def export(model: Any) -> HookedTransformer:
-    """A HookedTransformer of the same numbers, nothing folded or centred; the weights are copied."""
+def export(model: Any, kind: type = HookedTransformer) -> Any:
+    """A HookedTransformer of the same numbers, nothing folded or centred; the weights are copied. `kind` is a subclass."""
     c = model.cfg
     config = HookedTransformerConfig(
         d_model=c.d_model,
@@ -169,7 +188,7 @@ def export(model: Any) -> HookedTransformer:
         tensors |= {f"{at}.attn._{w}": getattr(attn, w)[kv] for w in ("W_K", "W_V", "b_K", "b_V")}
         tensors |= {f"{at}.mlp.{w}": getattr(mlp, w) for w in ("W_gate", "W_in", "W_out", "b_in", "b_out")}
     tokenizer = None if model.tokenizer is None else hf_tokenizer(model.tokenizer, c.n_ctx)
-    twin = HookedTransformer(config, tokenizer, move_to_device=False)
+    twin = kind(config, tokenizer, move_to_device=False)
     state = twin.state_dict()
     left = set(tensors) ^ {name for name in state if not name.endswith((".mask", ".IGNORE", "rotary_sin", "rotary_cos"))}
     if left:
