@@ -59,6 +59,10 @@ def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, pl
     elif file.stem == "data_commons":
         assert "(2682462 [1]" in said
         assert "No number of this text was retrieved" in said
+    elif file.stem == "moderation":
+        sums = re.findall(r": rows (\S+), log-odds (\S+)", said)
+        assert [float(rows) for rows, _ in sums] == pytest.approx([float(odds) for _, odds in sums], abs=1e-3)
+        assert "strength" in said
     else:
         assert "FVU" in said
         assert "random" in said
