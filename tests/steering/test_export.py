@@ -307,6 +307,14 @@ def test_whatever_texts_a_run_holds_only_literals_of_its_program_change(run, tex
     assert not seen.tags & {"script", "img", "iframe", "link", "a", "object", "svg", "form", "base", "i"}
 
 
+@pytest.mark.parametrize("folder", ["/a/", "./", "../"])
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0c", "\u2028", "\n" + 200 * "long "])
+def test_the_comment_about_a_folder_of_another_machine_stays_a_comment(run, folder, end):
+    model = run.model | {"model": f"{folder}b{end}{CODE};x=1#", "revision": None}
+    forged, honest = replace(run, model=model), replace(run, model=model | {"model": "/a/b"})
+    assert shape(as_python(forged, ["d"])) == shape(as_python(honest, ["d"]))
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_none_is_refused_on_reading_and_on_writing(run, number):
     with pytest.raises(EditError, match="which is no number"):

@@ -42,9 +42,7 @@ def steps(run: SteeringRun, dictionaries: Sequence[str], model: str | None = Non
     recorded = identity.name or "bundled"
     name, revision = model or place_here(recorded), identity.revision if model is None else None
     load = (
-        f"# Of a folder on another machine only the name is written, as ./{name[2:]}: give its place.\n"
-        if name[:2] == "./"
-        else ""
+        f"# Of a folder on another machine only the name is written, as {name!r}: give its place.\n" if name[:2] == "./" else ""
     )
     load += f"model = load_model({literal(name)}{f', revision={literal(revision)}' if revision and '/' in name else ''})\n"
     load += f"dictionaries = [{', '.join(f'load_sae({literal(place)})' for place in dictionaries)}]\n"
