@@ -27,6 +27,7 @@ retrieved, nothing stands before the bars, and a note says why.
 TRIGGERS = flags_of(
     Triggers,
     positional=("sae",),
+    commas=("ahead",),
     doc="""Which latents announce, k tokens ahead, that a call to Data Commons opens; force and hold back calls with them.
 
 Precision and recall of the best latent stand beside a linear probe, the last one and two tokens, and a null (the calls of other

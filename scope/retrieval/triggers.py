@@ -25,6 +25,7 @@ from scope.null_seeds import null_seed
 from scope.retrieval.calls import OPEN
 from scope.sae.base import SAE
 from scope.shapes import Acts, Latents
+from scope.steering.edits.directions import Direction
 
 Labels = Bool[Tensor, " tok"]
 _THRESHOLDS = 12
@@ -123,6 +124,16 @@ def announcements(
         }
         results.append(Announcement(k, int(labels[1].sum()), best, threshold, order[:top], scores))
     return results
+
+
+def before_calls(model: LanguageModel, sae: SAE, answers: Sequence[Answer]) -> Direction:
+    """The mean activation one token before a call minus the mean elsewhere, over the answers with even places."""
+    half = answers[0::2]
+    acts, _ = _activations(model, sae, half)
+    labels = _labels(half, 1)
+    return Direction(
+        tuple((acts[labels].mean(0) - acts[~labels].mean(0)).tolist()), sae.site, "mean before a call minus elsewhere"
+    )
 
 
 def score(alarms: Labels, labels: Labels) -> Score:

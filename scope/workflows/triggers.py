@@ -79,7 +79,7 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     from scope.models.text.generate import generate
     from scope.models.text.sampling_config import SamplingConfig
     from scope.retrieval.steered_calls import steer_calls
-    from scope.retrieval.triggers import Answer, announcements
+    from scope.retrieval.triggers import Answer, announcements, before_calls
     from scope.sae.files import read_sae
 
     job = resolve(Triggers, config, settings, first="sae")
@@ -98,7 +98,9 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     if job.steered:
         latents = list(dict.fromkeys(i for ranks in zip(*(a.latents for a in found), strict=False) for i in ranks))
         with open_service(job.source) as service:
-            steered = steer_calls(model, sae, latents, questions, service, sampling, job.seed)
+            steered = steer_calls(
+                model, sae, latents, questions, service, sampling, job.seed, before_calls(model, sae, answers)
+            )
     return TriggerResult(tuple(found), tuple(steered))
 
 
