@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from scope.errors import TokensError
 from scope.models.face import LanguageModel, TextTokenizer
 from scope.models.text.chat import render
 from scope.moderation.policies import Mode, ModerationError, Policy
@@ -59,11 +60,17 @@ def rendered(words: TextTokenizer, item: Item, policy: Policy, template: str | N
             "  Give a moderator such as google/shieldgemma-2b or bundled+shield; or, where the checkpoint is a ShieldGemma\n"
             "  that lost its template, --template shieldgemma."
         )
-    system = {"role": "system", "content": guideline}
+    system, refused = {"role": "system", "content": guideline}, None
     for turns, variables in ((messages, {"guideline": guideline}), ([system, *messages], {})):
-        text = render(template, turns, False, {"bos_token": "<bos>", "eos_token": "<eos>"} | variables)
+        try:
+            text = render(template, turns, False, {"bos_token": "<bos>", "eos_token": "<eos>"} | variables)
+        except TokensError as error:
+            refused = refused or error
+            continue
         if guideline.strip() in text and judged.strip() in text:
             return text
+    if refused is not None:
+        raise refused
     raise ModerationError(
         "The chat template of this checkpoint leaves out the guideline or the text, whether the guideline is given as a "
         "variable or as a system message.\n  To use the wording of ShieldGemma's model card instead: --template shieldgemma."

@@ -76,9 +76,14 @@ def test_a_template_that_takes_the_guideline_as_a_system_message_is_asked_so(mod
         "{{ bos_token }}{# guideline first #}{% if messages[0].role == 'system' %}{{ messages[0].content + '\n' }}{% endif %}"
         "{{ messages[-1].content }}\n"
     )
-    assert (
-        rendered(moderator.model.words, QUESTION, Policy("p", "Be kind.", "-"), template) == f"<bos>Be kind.\n{QUESTION.text}"
-    )
+    refusing = "{% if messages[0].role != 'system' %}{{ raise_exception('no guideline') }}{% endif %}"
+    for either in (template, refusing + template):
+        prompt = rendered(moderator.model.words, QUESTION, Policy("p", "Be kind.", "-"), either)
+        assert prompt == f"<bos>Be kind.\n{QUESTION.text}"
+
+
+def test_a_text_is_no_template(moderator):
+    assert "{{ 7 * 7 }}" in rendered(moderator.model.words, Item("{{ 7 * 7 }}"), POLICIES["hate"])
 
 
 def test_batches_and_padding_change_nothing(moderator):
