@@ -6,8 +6,11 @@ import json
 import random
 from pathlib import Path
 
-from scope.errors import ScopeError
+import pytest
+
+from scope.errors import EditError, ScopeError
 from scope.steering.compare.saved_runs import read_saved
+from scope.steering.compare.steer import SteeringRun
 from scope.steering.export.page import as_page
 from scope.steering.export.script import as_notebook, as_python
 
@@ -88,3 +91,15 @@ def test_a_damaged_or_forged_run_is_refused_or_used_as_any_other(tmp_path):
             continue
         used += 1
     assert 10 < used < MUTATIONS / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("strength", None), ("raw", None), ("strength", ...), ("multiple_of_maximum", ...)]
+)
+def test_an_edit_with_an_amount_needs_all_that_its_line_prints(name, value):
+    raw = next(raw for raw in map(json.loads, (saved.read_bytes() for saved in SAVED)) if "edits" in raw)
+    raw["sheet"][0][name] = value
+    if value is ...:
+        del raw["sheet"][0][name]
+    with pytest.raises(EditError, match=name):
+        SteeringRun.from_json(json.dumps(raw))

@@ -198,6 +198,15 @@ class _Outliers(TypedDict, total=False):
     sample: dict[str, int | str]
 
 
+class _Corpus(TypedDict, total=False):
+    """Types of what names the text of a recording."""
+
+    kind: str | None
+    name: str | None
+    field: str | None
+    sha256: str | None
+
+
 class _Recording(TypedDict, total=False):
     """Types of the manifest of the recording that was read."""
 
@@ -205,7 +214,7 @@ class _Recording(TypedDict, total=False):
     version: int
     model: _Model
     tokenizer: dict[str, int | str | None]
-    corpus: dict[str, Any]
+    corpus: _Corpus
     config: _RecordingConfig
     layout: _Layout
     versions: dict[str, str]
@@ -213,10 +222,19 @@ class _Recording(TypedDict, total=False):
     tokens: int | None
 
 
+_Schedule = dict.fromkeys(("lr", "beta1", "beta2", "warmup", "warmup_start", "decay"), float | None)
+_Counts = dict.fromkeys(
+    ("steps", "batch_size", "calibration", "dead_after", "save_every", "log_every", "seed", "order_seed"), int | None
+)
+_Switches = dict.fromkeys(("center", "pre_bias"), bool | None)
+_TrainConfig = TypedDict("_TrainConfig", {**_Schedule, **_Counts, **_Switches, "warmup_shape": str | None}, total=False)
+"""Types of the settings of a training; see `scope.training.config.TrainConfig`."""
+
+
 class _Training(TypedDict, total=False):
     """Types of how the training of a dictionary ended."""
 
-    config: dict[str, Any]
+    config: _TrainConfig
     threads: int | None
     device: str | None
     processes: int | None
@@ -255,7 +273,7 @@ class _Text(TypedDict, total=False):
     """Types of what is known of the text."""
 
     recording: _Recording
-    corpus: dict[str, Any]
+    corpus: _Corpus
     tokens_sha256: str
     contexts: Natural
 

@@ -164,9 +164,13 @@ class _Sheet:
     edit: str
     site: str
     decoder_norm: float
-    strength: float | None = None
-    raw: float | None = None
-    multiple_of_maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class _SheetOfAmount(_Sheet):
+    strength: float
+    raw: float
+    multiple_of_maximum: float | None
 
 
 @dataclass(frozen=True)
@@ -201,7 +205,8 @@ def _stored(raw: Any) -> _StoredRun:
     """
     check_schema(raw, READS, "run")
     run = typed(raw, _StoredRun, "The saved run", EditError)
-    typed(run.sheet, list[_Sheet], "The sheet of the saved run", EditError)
+    for row in run.sheet:
+        typed(row, _SheetOfAmount if "raw" in row else _Sheet, "The sheet of the saved run", EditError)
     names = [condition.name for condition in run.arms]
     conflict = next(_conflicts(run, names), None)
     if conflict is not None:

