@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scope.activations.errors import RecordingError
-from scope.activations.format.manifest import must_continue
+from scope.activations.format.continuing import must_continue
+from scope.activations.format.manifest import read_recording
 
 from scope.models import weights_hash
 from scope.models.weights_hash import hash_files, sampled_hash
@@ -116,9 +119,9 @@ def test_what_version_0_1_recorded_of_large_weights_is_recognised_with_a_warning
 
 
 def manifest(model):
-    """As `must_continue` reads it."""
-    settings = {"sites": [], "context": 8, "dtype": "float32"}
-    return {"model": model, "tokenizer": {}, "corpus": {}, "config": settings, "layout": {"widths": {}, "packing": None}}
+    """That of a recording, with another model."""
+    recorded = read_recording(Path(__file__).parents[1] / "data" / "version_0_1_0" / "recording")
+    return replace(recorded.manifest, model=model)
 
 
 def test_a_recording_is_continued_by_its_model_and_refused_to_an_edited_one(tmp_path):
