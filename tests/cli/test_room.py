@@ -23,7 +23,7 @@ def test_a_streamed_recording_holds_what_the_resident_one_does(tmp_path):
     for name, more in {"resident": [], "streamed": ["--streamed"]}.items():
         assert run(["harvest", *given, "--out", str(tmp_path / name), *more]) == 0
     a, b = (ActivationStore.open(tmp_path / name) for name in ("resident", "streamed"))
-    assert a.manifest["model"] == b.manifest["model"]
+    assert a.manifest.model == b.manifest.model
     x, y = (store["blocks.0.hook_resid_post"][:] for store in (a, b))
     assert len(x) > 1000
     assert torch.equal(x, y)
