@@ -15,7 +15,7 @@ from typing import Any
 
 from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
-from scope.errors import DictionaryError, EditError, PackError
+from scope.errors import DictionaryError, EditError, PackError, TokensError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
@@ -34,6 +34,7 @@ from scope.steering.compare.cost import Cost, cost
 from scope.steering.compare.steer import OnToken, SteeringRun, steer
 from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits
+from scope.texts import list_of_texts
 
 _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
 DEMO = Path("runs/demo")
@@ -214,11 +215,10 @@ class Lab:
     def _labels(self, site: str | None) -> Pack | None:
         return self.pack if site in (None, self.pack.site) else None
 
-    def generate(self, prompts: str | Sequence[str], n: int = 1, **sampling: Any) -> list[str]:
-        """Texts from the model, with whatever edits are at work around the call."""
-        found = [prompts] if isinstance(prompts, str) else list(prompts)
-        made = generate(self.model, [p for p in found for _ in range(n)], _sampling(sampling))
-        return [g.text for g in made]
+    def generate(self, prompts: str | Iterable[str], n: int = 1, **sampling: Any) -> list[str]:
+        """Texts from the model, with whatever edits are at work around the call: the same on each call only with a `seed`."""
+        rows = [prompt for prompt in list_of_texts(prompts, TokensError) for _ in range(n)]
+        return [g.text for g in generate(self.model, rows, _sampling(sampling), seeded="seed" in sampling)]
 
     def __repr__(self) -> str:
         unchecked = "" if self._certified is not None else ", dictionary not checked against the model"
@@ -245,7 +245,7 @@ class Steering:
     @old_keywords(arms="conditions")
     def compare(
         self,
-        prompts: str | Sequence[str],
+        prompts: str | Iterable[str],
         n: int = 1,
         conditions: Sequence[str] = (),
         instruction: str | None = None,
@@ -261,7 +261,7 @@ class Steering:
     @old_keywords(arms="conditions")
     def sweep(
         self,
-        prompts: Sequence[str],
+        prompts: str | Iterable[str],
         strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
         n: int = 1,
         conditions: Sequence[str] | None = None,
@@ -278,18 +278,18 @@ class Steering:
         return sweep(*self._with(prompts), strengths, _sampling(sampling), **how)
 
     def estimate(
-        self, prompts: Sequence[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
+        self, prompts: str | Iterable[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
     ) -> float:
         """Seconds that such a sweep will take on this machine."""
         return estimate(
             *self._with(prompts), strengths, _sampling(sampling), n=n, strength_units=self.lab.strength_units(self.edits)
         )
 
-    def cost(self, texts: Sequence[str]) -> Cost:
+    def cost(self, texts: str | Iterable[str]) -> Cost:
         """What the edits cost on ordinary texts: the loss with them, without, and with a random direction of the same size."""
         return cost(*self._with(texts), strength_units=self.lab.strength_units(self.edits))
 
-    def _with(self, prompts: str | Sequence[str]) -> tuple:
+    def _with(self, prompts: str | Iterable[str]) -> tuple:
         return self.lab.model, [*self.lab.dictionaries.values()], self.edits, prompts
 
     def _editing(self) -> Editing:

@@ -1,6 +1,6 @@
 """One text or several: what is done with one text is done with each of a list, in its order."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from scope.errors import ScopeError
@@ -14,11 +14,22 @@ def for_each_text(texts: object, do: Callable[[str], T], error: type[ScopeError]
     Raises:
         ScopeError: of the type `error`: there is no text, or what is no text, such as ids of tokens or the turns of a chat.
     """
+    each = [do(text) for text in list_of_texts(texts, error)]
+    return each[0] if isinstance(texts, str) else each
+
+
+def list_of_texts(texts: object, error: type[ScopeError]) -> list[str]:
+    """The text, or each of several texts, as a list.
+
+    Raises:
+        ScopeError: of the type `error`: there is no text, or what is no text. A mapping is none, such as what a tokenizer of
+            transformers returns: its keys are words too, and would be read in place of the tokens.
+    """
     if isinstance(texts, str):
-        return do(texts)
-    each = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, bytes | dict) else [texts]
+        return [texts]
+    each = list(texts) if isinstance(texts, Iterable) and not isinstance(texts, bytes | Mapping) else [texts]
     strange = [type(text).__name__ for text in each if not isinstance(text, str)]
     if strange or not each:
         what = f"holds a {strange[0]}" if each else "is empty"
         raise error(f"A text is needed, or a list of texts; what was given {what}. Give text, such as 'The dog runs'.")
-    return [do(text) for text in each]
+    return each

@@ -1,3 +1,5 @@
+from collections import UserDict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -232,6 +234,23 @@ def test_a_list_of_texts_gives_a_result_for_each_and_what_is_no_text_is_refused(
     for search in (lab.find, lab.pack.fires_on, lab.pack.promotes):
         with pytest.raises(PackError, match=r"empty|No token"):
             search("")
+
+
+def test_what_a_tokenizer_returns_is_refused_where_texts_go_as_its_keys_are_words(lab):
+    encoding = UserDict({"input_ids": [[2, 5, 6]], "attention_mask": [[1, 1, 1]]})  # a BatchEncoding is one
+    steering = lab.steer(3, 0.5)
+    calls = (lab.read, lab.attribute, lab.generate, steering.compare, steering.sweep, steering.cost)
+    for call in (*calls, lambda texts: lab.effects(3, texts)):
+        with pytest.raises(ScopeError, match="holds a UserDict"):
+            call(encoding)
+    assert len(lab.read(np.array(["the dog", "my sister"]))) == 2
+
+
+def test_a_lab_draws_another_text_on_each_call_unless_it_is_given_a_seed(lab):
+    sampling = {"max_new_tokens": 12, "stop_at_eos": False, "temperature": 50.0, "top_p": None}
+    drawn = {lab.generate("the dog", **sampling)[0] for _ in range(3)}
+    repeated = {lab.generate("the dog", seed=0, **sampling)[0] for _ in range(3)}
+    assert (len(drawn), len(repeated)) == (3, 1)
 
 
 @pytest.mark.parametrize("wrong", [[], ["the dog", 3], [1, 2], [{"role": "user", "content": "hi"}], 7, b"the dog", None, {}])

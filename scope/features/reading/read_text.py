@@ -65,13 +65,11 @@ def read(pack: PackData, text: str | Iterable[str], model: LanguageModel, sae: S
         PackError: model or dictionary are not the pack's.
         TokensError: no text, or more than the context holds.
     """
-    if not text:
-        raise TokensError("There is no text to read. Give at least a word.")
     check_same(pack, model, sae, tuning=True)
 
     def view(one: str) -> TokenView:
         if not one:
-            raise TokensError("A text is empty. Give at least a word.")
+            raise TokensError("There is no text to read: it is empty. Give at least a word.")
         return _view(pack, model.to_tokens(one), model, sae)
 
     return for_each_text(text, view, TokensError)

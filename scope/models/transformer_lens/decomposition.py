@@ -21,7 +21,7 @@ Labelled = Tensor | tuple[Tensor, list[str]]
 
 def cut(x: Tensor, where: Slice, dim: int) -> Tensor:
     """One index (which drops the dimension), a (start, stop[, step]), or several indices, along `dim`; None takes all."""
-    where = where.slice if hasattr(where, "mode") else where  # TransformerLens' Slice
+    where = where.slice if hasattr(where, "slice") and hasattr(where, "mode") else where  # TransformerLens' Slice
     if where is None:
         return x
     if isinstance(where, int):

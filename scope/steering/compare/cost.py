@@ -1,6 +1,6 @@
 """The cost of an edit: how much worse the model predicts ordinary texts with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from scope.steering.apply.resolve import check_sites, dictionaries, resolve
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.compare.statistics import interval
 from scope.steering.edits.interventions import Edit, Edits
+from scope.texts import list_of_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def cost(
     model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
-    texts: Sequence[str],
+    texts: str | Iterable[str],
     *,
     strength_units: StrengthUnits | Mapping[str, StrengthUnits] | None = None,
     control_seed: int = 0,
@@ -57,8 +58,8 @@ def cost(
         EditError: no text, or an edit that cannot be applied.
         TokensError: a text longer than the context.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts or not all(t.strip() for t in texts):
+    texts = list_of_texts(texts, EditError)
+    if not all(t.strip() for t in texts):
         raise EditError("A text is empty. Give some ordinary sentences.")
     edits, saes = Edits.of(edits), dictionaries(sae)
     check_sites(model, saes, edits)

@@ -22,6 +22,7 @@ from scope.steering.compare.caveats import notes_on
 from scope.steering.compare.run import Condition, RunData, Sample
 from scope.steering.compare.text_scorer import TextScorer, promoted
 from scope.steering.edits.interventions import Edit, Edits
+from scope.texts import list_of_texts
 from scope.versions import version_of
 
 CONDITIONS = {
@@ -87,7 +88,7 @@ def steer(
     model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
-    prompts: str | Sequence[str],
+    prompts: str | Iterable[str],
     sampling: SamplingConfig | None = None,
     conditions: Sequence[str] = USUAL,
     *,
@@ -205,9 +206,9 @@ def _write(
     return texts, stopped[0] if stopped else None
 
 
-def _prompts(prompts: str | Sequence[str]) -> list[str]:
-    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
-    if not texts or not all(isinstance(p, str) and p.strip() for p in texts):
+def _prompts(prompts: str | Iterable[str]) -> list[str]:
+    texts = list_of_texts(prompts, EditError)
+    if not all(p.strip() for p in texts):
         raise EditError('A prompt is empty. Give some text to continue, such as "My favourite hobby is".')
     return texts
 

@@ -23,6 +23,7 @@ from scope.steering.compare.statistics import by_prompt, by_text, choose, interv
 from scope.steering.compare.steer import SWEPT, OnToken, SteeringRun, steer
 from scope.steering.edits.base import number
 from scope.steering.edits.interventions import Edit, Edits
+from scope.texts import list_of_texts
 from scope.typed_json import typed
 
 SCHEMA = 1
@@ -220,7 +221,7 @@ def sweep(
     model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
-    prompts: str | Sequence[str],
+    prompts: str | Iterable[str],
     strengths: Iterable | float = (0.25, 0.5, 0.75, 1.0),
     sampling: SamplingConfig | None = None,
     *,
@@ -242,7 +243,7 @@ def sweep(
         EditError: fewer than two prompts, no strengths, or no edit that has one.
         KeyboardInterrupt: Ctrl-C before the first strength was finished.
     """
-    edits, prompts, strengths = Edits.of(edits), [prompts] if isinstance(prompts, str) else list(prompts), _numbers(strengths)
+    edits, prompts, strengths = Edits.of(edits), list_of_texts(prompts, EditError), _numbers(strengths)
     first = next((e for e in edits if e.has_amount), None)
     if first is not None and not first.strength:
         raise EditError(f"The strength of [{first}] is 0, to which the others have no proportion. Give it one, such as 0.5.")
@@ -283,7 +284,7 @@ def estimate(
     model: LanguageModel,
     sae: SAE | Sequence[SAE] | None,
     edits: Edit | Edits | Sequence[Edit],
-    prompts: str | Sequence[str],
+    prompts: str | Iterable[str],
     strengths: Iterable | float,
     sampling: SamplingConfig | None = None,
     *,

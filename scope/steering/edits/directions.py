@@ -15,6 +15,7 @@ from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
+from scope.texts import list_of_texts
 from scope.typed_json import parse_json, read_bytes, typed
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -165,7 +166,7 @@ def _means(model: LanguageModel, site: str, prompts: Sequence[str]) -> Tensor:
     if isinstance(prompts, str) or not prompts:
         raise EditError("A direction between prompts needs a list of prompts on both sides.")
     means = []
-    for prompt in prompts:
+    for prompt in list_of_texts(prompts, EditError):
         tokens = model.to_tokens(prompt)
         counted = counted_tokens(tokens, model.special_ids)
         if not counted.any():
