@@ -56,3 +56,13 @@ def test_old_keywords_and_attributes_give_what_bears_the_new_names():
         assert steer(1, arms=("plain",)) == (1, ("plain",))
     with pytest.warns(renamed.RenamedWarning, match="Run.arms is now conditions"):
         assert Run().arms == ("plain",)
+
+
+def test_the_manifest_of_a_recording_is_read_by_key_for_one_version():
+    from pathlib import Path
+
+    from scope.activations.read.store import ActivationStore
+
+    store = ActivationStore.open(Path(__file__).parent / "data" / "version_0_1_0" / "recording")
+    with pytest.warns(renamed.RenamedWarning, match=r"manifest\['model'\] is now manifest\.model"):
+        assert store.manifest["model"] == store.manifest.model

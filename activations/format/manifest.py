@@ -23,6 +23,7 @@ from scope.activations.errors import RecordingError
 from scope.activations.format.files import COPY, read_journal, read_json
 from scope.activations.format.shard_entry import Count, ShardEntry, misfit
 
+from scope.renamed import warn
 from scope.typed_json import as_json, typed
 
 FORMAT, VERSION = "activations", 2
@@ -118,6 +119,11 @@ class Manifest:
     def unknown(self) -> list[str]:
         """What is unknown of imported activations."""
         return self.imported["unknown"] if self.imported else []
+
+    def __getitem__(self, key: str) -> Any:
+        """The manifest was a dictionary in version 0.1.0."""
+        warn(f"manifest[{key!r}]", f"manifest.{key}")
+        return self.to_json()[key]
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as results record it, and as its file holds it."""

@@ -190,7 +190,7 @@ def test_p16_a_dictionary_of_the_base_model_on_the_tuned_one_is_told(pack_and_mo
 
 def test_rows_of_a_recording_that_are_no_tokens_are_shown_by_what_they_are(model, tmp_path):
     store = make_pictures(tmp_path / "pictures")
-    store.manifest["model"] = model.provenance
+    store.manifest = replace(store.manifest, model=model.provenance)
     source = from_recording(store, "trunk", model)
     rows = store.rows_of_context(1)
     expected = [f"<{role.name.lower()}>" if role == Role.IMAGE else None for role in map(Role, store.row_roles[rows])]
