@@ -211,7 +211,7 @@ def refused_by_filter(body: str) -> bool:
     return _is_filter(body)
 
 
-_THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|seed:think|begin_of_thought"
+_THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|seed:think|begin_of_thought"
 _CLOSED = re.compile(
     rf"<({_THINKING})\b[^>]*>.*?</\1>|\[THINK\].*?\[/THINK\]|◁think▷.*?◁/think▷"
     r"|<\|begin_of_thought\|>.*?<\|end_of_thought\|>|<\|START_THINKING\|>.*?<\|END_THINKING\|>",
@@ -219,7 +219,10 @@ _CLOSED = re.compile(
 )
 _OPEN = re.compile(rf"^\s*(<({_THINKING})\b[^>]*>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>)", re.I | re.M)
 _CLOSE = re.compile(rf"</({_THINKING})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>", re.I)
-_MARK = r"(<\|[^|<>]{1,40}\|>|</?s>|<(end|start)_of_turn>(model\b)?|<eos>|\[/?INST\]|</?answer>|\[DONE\]|assistant\n)"
+_MARK = (
+    r"(<\|start_header_id\|>\w+<\|end_header_id\|>|<\|im_start\|>assistant\b|<\|(?!tool|python)[^|<>]{1,40}\|>|</?s>"
+    r"|<(end|start)_of_turn>(model\b)?|<eos>|\[/?INST\]|</?answer>|\[DONE\]|assistant\n)"
+)
 _MARKS = re.compile(rf"^(\s*{_MARK})+|({_MARK}\s*)+$", re.I)
 
 
@@ -249,19 +252,55 @@ def spoken(text: str) -> str:
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry\b|i apologi[sz]e|i can(no|['’])t\b|i can ?not\b|i(['’]?m| am) (not able|unable)\b"
     r"|i (won['’]t|will not)\b|as an ai\b|unfortunately,? i\b|i must decline|i do(n['’]t| not) (have|know|see|understand)"
-    r"|(there is|there['’]s|i see) (not enough|no) (text|information|context)|please provide"
-    r"|could you (please )?(provide|clarify)|i need more|no answer\b|lo siento|je suis désolé|es tut mir leid|抱歉|对不起)",
+    r"|(there is|there['’]s|i see) (not enough|no) (text|information|context)|please (provide|share|give|send|paste)"
+    r"|could you (please )?(provide|clarify|share)|i need more|no answer\b|(my|our) apologies"
+    r"|i(['’]?m| am) (afraid|not comfortable)|i(['’]d| would) (rather|prefer) not|as a (large )?language model"
+    r"|request (was )?(blocked|denied)|this (content|request) ((may|might) violate|violates|(was|has been) (blocked|flagged))"
+    r"|error\W*:.*(exceed|limit|fail|invalid|time|connect|model|request)"
+    r"|(it )?(is |['’]s )?(not possible|impossible) to (determine|identify|answer|say|tell|give)"
+    r"|(it )?(can ?not|can(['’]?t| ?not) be|could not( be)?|unable to( be)?) "
+    r"(determine|identify|answer|find|tell|say|help|label)"
+    r"|(not enough|insufficient) (information|context|data|evidence)"
+    r"|(there (is|['’]s|are|seems to be) )?no (label\W*$|((clear|common|obvious|single|consistent|discernible|coherent) )*"
+    r"(pattern|theme|meaning|commonalit))|(the )?(pattern|label|answer) (is|seems) (unclear|unknown|not clear)"
+    r"|(unknown|unclear)( pattern| label)?\W*$|none of the above\W*$"
+    r"|it (seems|looks|appears) (like|that|as if) (you|there|the (examples|texts?|windows|tokens|pieces))\b"
+    r"|lo siento|no puedo|je suis désolé|je ne (peux|suis) pas|es tut mir leid|ich kann .{0,30}nicht|desculpe|mi dispiace"
+    r"|抱歉|对不起|我无法|申し訳|すみません|죄송)",
+    re.I,
+)
+_ALOUD = re.compile(
+    r"^\s*((okay|ok|alright|well|hmm|right|now)\W+)?(so\W+)?("
+    r"(i|we|i['’]ll|we['’]ll|i['’]ve) (need|have to|should|must|will|would|could|can|see|notice|look|want|hope|think|start)\b"
+    r"|(let me|let['’]s|let us) (see|think|analy|look|start|consider|break|try|go|find|figure|examine)"
+    r"|the user (is|wants|has|asks|asked)|(we|i)(['’]re| are|['’]m| am) (given|asked|looking|going|trying)"
+    r"|(i['’]ll|we['’]ll|hmm\b|hope this))|^\s*(first|to (find|determine|answer|label)[^,\n]*), (i|we|let)\b"
+    r"|^\W*(thinking|thoughts?|reasoning|analysis|scratchpad)\W*(\n|:|process\b|>)",
+    re.I,
+)
+"""How thoughts begin that no mark sets apart. A label is a phrase, and thinking aloud is sentences in the first person."""
+
+_CALL = re.compile(
+    r"^\W*(tool_calls?\b|python_tag\b|function_?(call)?[=>]|functions?\.\w+\W*\(|tool▁|invoke\b|function_calls?\b)"
+    r"|^```tool_",
     re.I,
 )
 _PREAMBLE = re.compile(
     r"^\W*(sure|certainly|of course|absolutely|okay|ok|great|got it|alright|understood|yes)\b[^:\n]*?[,.!:]\s*"
     r"|^\W*(here(['’]s| is| are)|this is|the following is)\b[^:\n]{0,80}:\s*"
     r"|^\W*(based on|looking at|after (analy|look|review)|given)\b[^:\n]{0,100}:\s*"
-    r"|^\W*(the |my |a |final |short |suggested |proposed )*"
-    r"(label|answer|phrase|description|explanation|response|summary|output)\W*(is\W+|:\W*|=\W*)",
+    r"|^\W*(the |my |a |final |short |suggested |proposed |common |best |concise |possible )*"
+    r"(label|answer|phrase|description|explanation|response|summary|output|pattern|theme)"
+    r"\W*((is|(would|could|might|may|should) be)\W+|:\W*|=\W*)"
+    r"|^\W*(assistant|ai|topic|feature|title|concept|category|explanation of neuron \d+ behavior)\W*:\W*"
+    r"|^\W*[^:\n\"“]{0,60}\b(label|phrase|describe|summari[sz]e) (this|it|them|these|is|would be)( latent| feature| neuron)?"
+    r"( as| with| is)?\W*?[:\"“]\W*"
+    r"|^\W*(the|this) (latent|neuron|feature|unit) (fires|activates|responds|is active) (strongly |mainly |mostly )?"
+    r"(on|to|for|when|in)\b:?\s*",
     re.I,
 )
-_EMPTY = {"", "none", "n/a", "na", "null", "nothing", "unknown", "unclear", "label", "answer", "undefined", "nan", "...", "…"}
+_EMPTY = {"", "none", "n/a", "na", "null", "nothing", "unknown", "unclear", "label", "answer", "undefined", "nan", "here is"}
+_EMPTY |= {"...", "…"}
 
 
 def label_in(reply: str) -> str:
@@ -271,19 +310,29 @@ def label_in(reply: str) -> str:
         NoAnswer: the reply refuses, asks back, thinks without an end, or holds no label.
     """
     text = spoken(reply)
-    if _REFUSAL.match(text):
-        raise NoAnswer(f"it refused: {_short(text)}")
+    _refuse(text)
     text = _from_json(text) or text
+    text = re.sub(r"\\boxed\{(.+)\}|<label>(.+?)</label>", lambda m: m[1] or m[2], text)
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not re.fullmatch(r"(```|~~~)\w*|[-=_*#]{3,}", line)]
     for line in lines:
         label = _stripped(line)
         if label.lower().rstrip(".:!") in _EMPTY or _only_preamble(line):
             continue
-        if _REFUSAL.match(label):
-            raise NoAnswer(f"it refused: {_short(label)}")
+        _refuse(label)
         return label if len(label) <= LONGEST else label[: LONGEST - 1].rsplit(" ", 1)[0] + "…"
     raise NoAnswer("the reply holds no label")
+
+
+def _refuse(text: str) -> None:
+    if _CALL.match(text):
+        raise NoAnswer("it called a tool instead of answering")
+    if _REFUSAL.match(text):
+        raise NoAnswer(f"it refused: {_short(text)}")
+    sentence = len(text.split()) > 6 or text.rstrip().endswith((".", ":", "!")) or "\n" in text.strip()
+    sentence = sentence or bool(re.match(r"\W*(hmm|\w+\W*:)", text, re.I))
+    if sentence and _ALOUD.match(text) and not _PREAMBLE.match(text.splitlines()[-1]):
+        raise NoAnswer(f"it thinks aloud: {_short(text)}")
 
 
 def _only_preamble(line: str) -> bool:
@@ -319,6 +368,10 @@ def _from_json(text: str) -> str | None:
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, dict):
+        if value.keys() & {"arguments", "parameters", "tool_calls", "function", "tool"}:
+            raise NoAnswer("it called a tool instead of answering")
+        if value.get("error"):
+            raise NoAnswer(f"it reports an error: {_short(str(value['error']))}")
         named = [value[k] for k in ("label", "answer", "phrase", "description", "explanation", "result") if k in value]
         value = next((v for v in [*named, *value.values()] if isinstance(v, str)), None)
     return value if isinstance(value, str) else None
