@@ -55,9 +55,13 @@ def read_json(path: Path, error: type[ScopeError] = ScopeError, way_out: str = "
     """The value in a JSON file.
 
     Raises:
-        ScopeError: of the type `error`: see `read_bytes` and `parse_json`.
+        ScopeError: of the type `error`: see `read_bytes` and `parse_json`; or a text in it holds half of a character.
     """
-    return parse_json(read_bytes(path, error, way_out, largest), path, error, way_out)
+    data = read_bytes(path, error, way_out, largest)
+    value = parse_json(data, path, error, way_out)
+    if b"\\u" in data and any("\ud800" <= char <= "\udfff" for char in json.dumps(value, ensure_ascii=False)):
+        raise error(_text(path, "is damaged: it holds half of a surrogate pair, which is no character", way_out))
+    return value
 
 
 def typed(value: Any, kind: type[T] | Any, source: object, error: type[ScopeError] = ScopeError, way_out: str = "") -> T:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from scope.errors import ScopeError
+from scope.errors import ConfigError, ScopeError
 
 FULL = {
     errno.ENOSPC: "the disk is full",
@@ -34,6 +34,28 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 class FolderInUse(ScopeError):
     """Another process is writing in the folder."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The path whose name has `ending` as well; of "." and "..", which have no name, that of the folder they stand for."""
+    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return path.with_name(path.name + ending)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        ConfigError: it is a folder, or its folder cannot be made or written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file, such as {path / 'result.json'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror or error}. Give another path.") from None
 
 
 def _name_aside(path: Path, ending: str = "tmp") -> Path:

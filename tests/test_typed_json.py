@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from scope.errors import PackError
+from scope.errors import PackError, ScopeError
 from scope.typed_json import json_lines, parse_json, plain_name, read_bytes, read_json, read_typed, typed
 
 
@@ -73,3 +73,12 @@ def test_a_name_from_a_file_that_leads_elsewhere_is_refused(name):
     assert plain_name("shard-00001.h5", "manifest.json") == "shard-00001.h5"
     with pytest.raises(PackError, match="not the plain name of a file"):
         plain_name(name, "manifest.json", PackError)
+
+
+def test_a_file_that_holds_half_of_a_character_is_refused(tmp_path):
+    file = tmp_path / "tokens.json"
+    file.write_text(r'{"eos_token": "\ud800", "pair": "\ud83d\ude00"}')
+    with pytest.raises(ScopeError, match="half of a surrogate pair"):
+        read_json(file)
+    file.write_text(r'{"pair": "\ud83d\ude00"}')
+    assert read_json(file) == {"pair": "\N{GRINNING FACE}"}

@@ -18,6 +18,7 @@ from scope.errors import PackError
 from scope.features.face import Pack
 from scope.features.pack.manifest import build_state
 from scope.typed_json import parse_json, typed
+from scope.whole_files import beside
 
 PACKS = "SCOPE_PACKS"
 """Environment variable by which `scope app` names its packs: a JSON list of folders. Without it, runs/ is searched."""
@@ -42,7 +43,7 @@ def registry() -> dict[str, Path]:
 def building(slug: str) -> tuple[int, int] | None:
     """(tokens read, tokens in all) of a pack that is still being built; None for any other."""
     folder = registry().get(slug)
-    if folder is None or (folder / "manifest.json").exists() or not folder.with_name(folder.name + ".building").exists():
+    if folder is None or (folder / "manifest.json").exists() or not beside(folder, ".building").exists():
         return None
     state = build_state(folder)
     return (state.done, max(state.total, 1)) if state else (0, 1)

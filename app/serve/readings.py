@@ -12,7 +12,7 @@ from scope.app.kit.plain import show_line
 
 from scope.errors import PackError
 from scope.typed_json import read_typed
-from scope.whole_files import write_json
+from scope.whole_files import beside, write_json
 
 LONGEST = 1500
 """Most characters of a text that an address carries."""
@@ -60,4 +60,4 @@ def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:
 
 def folder_of(pack: Path) -> Path:
     """Where readings are saved: beside the pack, whose own files are never changed."""
-    return pack.with_name(pack.name + ".prompts")
+    return beside(pack, ".prompts")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.steer import DEMO, refuse_missing_demo
 
 
@@ -66,6 +67,8 @@ class Command:
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
+        if self.csv:
+            refuse_unwritable(self.csv)
         refuse_missing_demo(self.sae)
         sae = read_sae(self.sae, self.device)
         beside = self.pack or self.sae.parent / "pack"
@@ -80,9 +83,8 @@ class Command:
         attribution = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **settings)
         console.print(Text(str(attribution)))
         if self.csv:
-            self.csv.parent.mkdir(parents=True, exist_ok=True)
             table = attribution.to_frame()
             for column in ("name", "strongest", "label"):
                 table[column] = table[column].map(csv_cell)
-            table.to_csv(self.csv, index=False)
+            write_whole(self.csv, table.to_csv(index=False))
             console.print(f"Written to {self.csv}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
+from scope.whole_files import refuse_unwritable
 from scope.workflows.evaluate import Evaluate, evaluate, save_report
 
 FLAGS = flags_of(
@@ -36,6 +37,8 @@ def run(parsed: Any) -> None:
     from scope.evaluation.report import table
 
     config = config_of(Evaluate, parsed)
+    if parsed.json:
+        refuse_unwritable(parsed.json)
     with progress_bar("Scoring", unit="contexts") as on_progress:
         evaluation = evaluate(config, on_progress=on_progress, on_note=print_note, on_certificate=print_certificate)
     console.print(table(evaluation))

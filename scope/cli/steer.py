@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
-from scope.whole_files import write_whole
+from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.steer import Steer, steer
 
 FLAGS = flags_of(
@@ -39,6 +39,8 @@ def run(parsed: Any) -> int | None:
         console.print(f"  strength {numbers['strength']:g} done{left}")
 
     config = config_of(Steer, parsed)
+    for file in filter(None, (parsed.json, parsed.plot)):
+        refuse_unwritable(file)
     tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_plan": console.print}
     result = steer(config, **tell)
     if isinstance(result, SteeringRun):

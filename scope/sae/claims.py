@@ -25,6 +25,9 @@ class Training:
     tokens: int | None = None
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        _check_l0(self.l0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
@@ -36,9 +39,13 @@ class Declared:
     fvu: float | None = None
 
     def __post_init__(self):
-        ends = self.l0 if isinstance(self.l0, tuple) else () if self.l0 is None else (self.l0, self.l0)
-        if ends and not 0 <= ends[0] <= ends[1] < math.inf:
-            raise ValueError(f"An L0 of {self.l0} cannot be")
+        _check_l0(self.l0)
+
+
+def _check_l0(l0: float | tuple[float, float] | None) -> None:
+    ends = l0 if isinstance(l0, tuple) else () if l0 is None else (l0, l0)
+    if ends and not 0 <= ends[0] <= ends[1] < math.inf:
+        raise ValueError(f"An L0 of {l0} cannot be")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.progress import OnProgress
+from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.settings import resolve
 
 
@@ -59,6 +60,8 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
     from scope.features.compare.partners import match as match_in_memory
 
     job = resolve(Match, config, settings)
+    if job.csv:
+        refuse_unwritable(job.csv)
     loaded: dict[str, Any] = {}
     a = _encoder(job.a, job.model_a, job.device, loaded)
     b = _encoder(job.b, job.model_b, job.device, loaded)
@@ -66,8 +69,7 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
     texts = (document.text for document in open_corpus(job.corpus, job.text_field).documents(0))
     result = match_in_memory(a, b, texts, ceiling, job.words, job.seed, on_progress)
     if job.csv:
-        job.csv.parent.mkdir(parents=True, exist_ok=True)
-        result.to_frame().to_csv(job.csv, index=False)
+        write_whole(job.csv, result.to_frame().to_csv(index=False))
     return result
 
 

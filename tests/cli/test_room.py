@@ -1,12 +1,16 @@
 """Models larger than memory on the command line: refused with the way out, and recorded with --streamed."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from scope.activations.read.store import ActivationStore
 
 from scope.cli.main import run
-from scope.errors import ConfigError
+from scope.errors import ConfigError, PackError
+from scope.features.pack.write import refuse_foreign
 from scope.models.checkpoints import BUNDLED
+from scope.steering.compare.json_files import folder_beside
 from scope.workflows.harvest import refuse_without_room
 
 
@@ -27,3 +31,32 @@ def test_a_streamed_recording_holds_what_the_resident_one_does(tmp_path):
     x, y = (store["blocks.0.hook_resid_post"][:] for store in (a, b))
     assert len(x) > 1000
     assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "steer --latent 3 --json OUT",
+        "steer --latent 3 --sweep 1 2 --plot OUT",
+        "evaluate nothing --json OUT",
+        "attribute --prompt dog --csv OUT",
+        "match nothing nothing --csv OUT",
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "a file/out"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys, command, place):
+    """Nothing that the commands read is there, and yet they speak of the output: they looked at that first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a file").touch()
+    assert run([part.replace("OUT", place) for part in command.split()]) == 2
+    assert place in capsys.readouterr().err
+
+
+def test_a_pack_may_be_called_by_the_dot_of_its_own_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert folder_beside(".") == folder_beside(tmp_path)
+    assert run(["export", ".", "--to", "csv"]) == 2
+    assert "is no feature pack" in capsys.readouterr().err
+    with pytest.raises(PackError, match="the one you are in"):
+        refuse_foreign(Path())

@@ -21,7 +21,7 @@ from scope.errors import PackError
 from scope.features.collect.codes import Codes
 from scope.features.pack.manifest import BuildState
 from scope.typed_json import read_typed
-from scope.whole_files import only_writer, whole_file, write_json
+from scope.whole_files import beside, only_writer, whole_file, write_json
 
 _POLL = 0.2
 PATIENCE = 900.0
@@ -87,7 +87,7 @@ def begin(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> Iterat
     Raises:
         FolderInUse: another process is building the same pack.
     """
-    folder, wanted = out.with_name(out.name + ".building"), json.loads(json.dumps(identity))
+    folder, wanted = beside(out, ".building"), json.loads(json.dumps(identity))
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder, doing="built"):
         if _identity(folder / "build.json") != wanted:
@@ -102,7 +102,7 @@ def begin(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> Iterat
 
 def join(out: Path, identity: dict[str, Any], n_ctx: int, total: int) -> BuildFolder | None:
     """The building folder that another process opened for the same `identity`; None if none is opened in time."""
-    folder, wanted = out.with_name(out.name + ".building"), json.loads(json.dumps(identity))
+    folder, wanted = beside(out, ".building"), json.loads(json.dumps(identity))
     same = until(lambda: _identity(folder / "build.json") == wanted or None)
     return BuildFolder(folder, n_ctx, total) if same else None
 

@@ -14,7 +14,7 @@ from scope.provenance import DictionaryId
 from scope.renamed import warn
 from scope.typed_json import plain_name, read_json, read_typed, typed
 from scope.versions import version_of
-from scope.whole_files import file_sha256
+from scope.whole_files import beside, file_sha256
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
@@ -346,13 +346,13 @@ def _other_schema(folder: Path, written: dict[str, Any]) -> str:
 def build_state(folder: Path) -> BuildState | None:
     """How far the building of the pack `folder` is; None where none was begun, or its state cannot be read."""
     try:
-        return read_typed(folder.with_name(folder.name + ".building") / "build.json", BuildState, PackError)
+        return read_typed(beside(folder, ".building") / "build.json", BuildState, PackError)
     except PackError:
         return None
 
 
 def _missing(folder: Path) -> str:
-    if folder.with_name(folder.name + ".building").exists():
+    if beside(folder, ".building").exists():
         state = build_state(folder)
         text = f"{state.done:,} of {state.total:,} tokens" if state else "just begun"
         return (

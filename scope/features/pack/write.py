@@ -154,6 +154,8 @@ def _write_dataset(f: h5py.File, name: str, array: np.ndarray, dtype: str, rows:
 
 
 def refuse_foreign(out: Path) -> None:
-    """Refuse to replace a folder that holds something else than a pack."""
+    """Refuse to replace the working directory, or a folder that holds something else than a pack."""
+    if out.absolute() == Path.cwd() or out.name == "..":
+        raise PackError(f"A pack takes the place of its folder, and {out} is the one you are in. Name one: --out pack")
     if out.exists() and not (out / "manifest.json").exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackError(f"{out} exists and is no feature pack, so it is not overwritten. Choose another --out.")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from scope.errors import EditError, ScopeError
 from scope.typed_json import parse_json, read_bytes
-from scope.whole_files import write_whole
+from scope.whole_files import beside, write_whole
 
 T = TypeVar("T")
 
@@ -68,8 +68,7 @@ def checked(value: Any) -> Any:
 
 def folder_beside(pack: str | Path) -> Path:
     """Where the runs of a pack are saved: beside it, so that it is not changed. runs/demo/pack has runs/demo/pack.steering."""
-    pack = Path(pack)
-    return pack.with_name(f"{pack.name}.steering")
+    return beside(Path(pack), ".steering")
 
 
 def is_name(name: str) -> bool:

@@ -19,6 +19,7 @@ import os
 import random
 import resource
 import shutil
+import sys
 import tempfile
 import time
 import traceback
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print each fault with its traceback, and one refusal in ten")
     parser.add_argument("--folder", help="keep the artefacts there, and use those that are there")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
 
     import torch
 
