@@ -3,6 +3,9 @@
 import os
 import random
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; before torch is loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
