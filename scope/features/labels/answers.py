@@ -38,8 +38,28 @@ class _Part:
 
 
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"}
-_FILTERED = {"content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii", "refusal", "sensitive"}
-_TOOLS = {"tool_calls", "function_call", "tool_use", "malformed_function_call"}
+_FILTERED = {
+    "content_filter",
+    "safety",
+    "recitation",
+    "blocklist",
+    "prohibited_content",
+    "spii",
+    "refusal",
+    "sensitive",
+    "error_toxic",
+}
+_TOOLS = {
+    "tool_calls",
+    "tool_call",
+    "function_call",
+    "tool_use",
+    "pause_turn",
+    "malformed_function_call",
+    "unexpected_tool_call",
+}
+_BROKEN = {"error", "abort", "aborted", "cancelled", "time_limit", "insufficient_system_resource", "engine_overloaded"}
+_UNFINISHED = {"queued", "in_progress", "processing", "starting", "cancelled", "canceled"}
 _PASSING = re.compile(
     r"rate.?limit|overload|too many|capacity|temporar|timed? ?out|unavailable|try again|internal|upstream", re.I
 )
@@ -63,6 +83,8 @@ def reply_in(data: bytes) -> str:
     parts = [_part(value) for value in values]
     if not parts:
         raise NoAnswer("the reply is empty")
+    if _breaks_off(text, values):
+        raise Busy("the answer broke off")
     reply = "".join(part.text for part in parts)
     if any(part.cut for part in parts):
         raise CutShort("its tokens ended before its answer" if reply.strip() else "its tokens were spent on thinking")
@@ -80,6 +102,16 @@ def _events(text: str) -> list[Any] | None:
     if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
         return [parse_json(line, "A line of the answer", Busy) for line in lines]
     return None
+
+
+def _breaks_off(text: str, values: list[Any]) -> bool:
+    """Whether a reply lacks the end that its kind has: Ollama's done, or a reason or [DONE] after streamed choices."""
+    last = values[-1] if isinstance(values[-1], dict) else {}
+    if last.get("done") is False:
+        return True
+    pieces = [choice for v in values if isinstance(v, dict) for choice in v.get("choices") or [] if isinstance(choice, dict)]
+    streamed = any("delta" in piece for piece in pieces)
+    return streamed and "[DONE]" not in text and not any(piece.get("finish_reason") for piece in pieces)
 
 
 def _part(value: Any) -> _Part:
@@ -126,15 +158,18 @@ def _choice(choice: dict[str, Any]) -> _Part:
         (choice[k] for k in ("finish_reason", "finishReason", "done_reason", "stop_reason", "stop_type") if choice.get(k)), ""
     )
     reason = str(reason).lower() if not isinstance(reason, dict) else str(reason.get("type", "")).lower()
+    if not reason and isinstance(choice.get("details"), dict):  # of Hugging Face's text generation
+        reason = str(choice["details"].get("finish_reason") or "").lower()
     text = next((t for t in (_text(message.get(key)) for key in _PLACES) if t), "")
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal.strip():
         raise NoAnswer(f"it refused: {_short(refusal)}")
     if reason in _FILTERED:
         raise NoAnswer("a content filter held its answer back")
-    if (reason in _TOOLS or message.get("tool_calls") or message.get("function_call")) and not text.strip():
+    called = bool(message.get("tool_calls") or message.get("function_call"))
+    if reason in _TOOLS or (called and not text.strip()):
         raise NoAnswer("it called a tool instead of answering")
-    if reason in ("error", "insufficient_system_resource", "engine_overloaded"):
+    if reason in _BROKEN:
         raise Busy(f"the server broke off: {reason}")
     if reason == "empty":
         raise NoAnswer("the reply is empty")
@@ -172,10 +207,13 @@ def _responses(value: dict[str, Any], text: bool = True) -> _Part:
     why = str(why.get("reason")) if isinstance(why, dict) else ""
     if why in _FILTERED:
         raise NoAnswer("a content filter held its answer back")
+    if value.get("status") in _UNFINISHED:
+        raise Busy(f"the answer is not finished: {value['status']}")
+    half = any(item.get("type", "message") == "message" and item.get("status") == "incomplete" for item in items)
     found = _text(parts) if text else ""
     if not found.strip() and any("call" in str(item.get("type")) for item in items):
         raise NoAnswer("it called a tool instead of answering")
-    return _Part(found, value.get("status") == "incomplete" or why in _CUT)
+    return _Part(found, value.get("status") == "incomplete" or half or why in _CUT)
 
 
 def _raise_error(value: dict[str, Any]) -> None:
@@ -253,7 +291,7 @@ _REFUSAL = re.compile(
     r"^\W*(i['’]?m sorry|i am sorry|sorry\b|i apologi[sz]e|i can(no|['’])t\b|i can ?not\b|i(['’]?m| am) (not able|unable)\b"
     r"|i (won['’]t|will not)\b|as an ai\b|unfortunately,? i\b|i must decline|i do(n['’]t| not) (have|know|see|understand)"
     r"|(there is|there['’]s|i see) (not enough|no) (text|information|context)|please (provide|share|give|send|paste)"
-    r"|could you (please )?(provide|clarify|share)|i need more|no answer\b|(my|our) apologies"
+    r"|could you (please )?(provide|clarify|share)|i need more|no answer\b|what do the marked\b|(my|our) apologies"
     r"|i(['’]?m| am) (afraid|not comfortable)|i(['’]d| would) (rather|prefer) not|as a (large )?language model"
     r"|request (was )?(blocked|denied)|this (content|request) ((may|might) violate|violates|(was|has been) (blocked|flagged))"
     r"|error\W*:.*(exceed|limit|fail|invalid|time|connect|model|request)"
