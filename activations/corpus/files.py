@@ -34,6 +34,7 @@ KNOWN = f"{', '.join((*PLAIN, *RECORDS))} (each also with {', '.join(PACKED)}) a
 
 NOT_TEXT = {
     b"version https://git-lfs.github.com/spec/": "a pointer of git-lfs instead of the data. Fetch it: git lfs pull",
+    b"/annex/objects/": "a pointer of git-annex instead of the data. Fetch it: git annex get",
     b"PK\x03\x04": "a ZIP archive. Unpack it first",
     b"\x1f\x8b": "packed by gzip. End its name in .gz",
     b"BZh": "packed by bzip2. End its name in .bz2",
@@ -42,6 +43,7 @@ NOT_TEXT = {
     b"PAR1": "a Parquet file. End its name in .parquet",
     b"ARROW1": "an Arrow file. End its name in .arrow",
     b"%PDF-": "a PDF. Extract its text first",
+    b"{\\rtf": "Rich Text. Save it as plain text first",
     b"SQLite format 3": "an SQLite database. Export its text first",
     b"\x89HDF": "an HDF5 file, and no text",
     b"\x89PNG": "an image, and no text",
@@ -51,6 +53,9 @@ NOT_TEXT = {
     b"\x80\x04\x95": "a Python pickle, which is never opened. Save its text as JSONL",
 }
 """First bytes of what is not text, and the way out. A kind is a line."""
+
+_POINTERS = (b"version https://git-lfs.github.com/spec/", b"/annex/objects/")
+"""What stands in place of a file's data, packed or not."""
 
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 _BOMS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32, whose marks begin alike
@@ -111,8 +116,11 @@ def check(path: Path, form: Form) -> None:
     Raises:
         CorpusError: it is a pointer, an archive, binary, or in an encoding that nothing names.
     """
-    with damage_named(path), _open_bytes(path, form.packed) as raw:
-        head = raw.read(_HEAD)
+    with damage_named(path):
+        with open(path, "rb") as raw:
+            pointer = raw.read(64).startswith(_POINTERS)
+        with _open_bytes(path, "" if pointer else form.packed) as raw:
+            head = raw.read(_HEAD)
     reason = next((reason for first, reason in NOT_TEXT.items() if head.startswith(first)), None)
     if form.kind in TABLES:
         if reason and form.kind[1:].upper() not in reason.upper():

@@ -151,11 +151,18 @@ def _chosen(folder: Path) -> tuple[dict[str, Path], list[str]]:
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in names:
             path = Path(root, name)
-            if not name.startswith(".") and not (path.is_symlink() and not path.exists()):  # a link may lead nowhere
-                form = form_of(path) if path.is_file() else None
+            if not name.startswith("."):
+                form = form_of(path) if path.is_file() else None  # a link may lead nowhere
                 kinds[path.relative_to(folder).as_posix()] = form.kind if form else ""
     records = {name for name, kind in kinds.items() if kind and kind not in PLAIN and not _describes(name)}
     chosen = records or {name for name, kind in kinds.items() if kind in PLAIN}
+    lost = {name for name in kinds if (folder / name).is_symlink() and not (folder / name).exists()}
+    data = sorted(lost | {name for name, kind in kinds.items() if not kind and name.lower().endswith(_UNREAD)})
+    if chosen and data and not records and all(_introduces(name) for name in chosen):
+        raise CorpusError(
+            f"{folder} holds its data in a form that is not read: {', '.join(data[:5])}.\n"
+            f"  Unpack or convert it: files that are read end in {KNOWN}. To read {min(chosen)} itself, give its path."
+        )
     if not chosen:
         raise CorpusError(f"{folder} holds no text. Files that are read end in {KNOWN}.")
     return {name: folder / name for name in chosen}, sorted(kinds.keys() - chosen)
@@ -167,6 +174,16 @@ def _describes(name: str) -> bool:
 
 
 _DESCRIPTIONS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "package.json"}
+
+
+def _introduces(name: str) -> bool:
+    """Whether a file at the top of a data set is about it: a README, a licence, the script that loads it."""
+    return ("/" not in name and name.lower().endswith(".py")) or name.lower().startswith(_ABOUT)
+
+
+_ABOUT = ("readme", "license", "licence", "changelog", "changes", "citation", "contributing", "datasheet")
+_UNREAD = (".zip", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar", ".bin", ".idx", ".npy", ".npz", ".h5", ".hdf5")
+_UNREAD += (".tfrecord", ".mds", ".lance", ".avro", ".orc", ".feather", ".db", ".sqlite", ".pkl", ".pt", ".xml", ".html")
 
 
 def _documentation(spec: str) -> Corpus:

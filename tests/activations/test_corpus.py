@@ -137,10 +137,11 @@ def test_a_folder_without_text_and_a_file_of_no_known_kind_are_refused(tmp_path)
             open_corpus(str(tmp_path / name))
 
 
-def test_a_link_that_leads_nowhere_is_left_out_of_a_folder(tmp_path):
+def test_a_link_that_leads_nowhere_is_left_out_of_a_folder_and_named(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").symlink_to(tmp_path / "gone.txt")
-    assert texts(tmp_path) == ["a"]
+    with pytest.warns(CorpusWarning, match=r"left out: b\.txt"):
+        assert texts(tmp_path) == ["a"]
 
 
 @pytest.fixture

@@ -223,6 +223,22 @@ def test_of_a_cloned_data_set_its_data_are_read_and_what_is_left_out_is_said(tmp
     assert [d.text for d in corpus.documents()] == TEXTS
 
 
+@pytest.mark.parametrize("data", ["data/train.zip", "train-00000.tfrecord", "link.jsonl"])
+def test_a_data_set_whose_data_cannot_be_read_is_not_recorded_as_its_readme_and_script(tmp_path, data):
+    for name in ("README.md", "loader.py"):
+        (tmp_path / name).write_text("a description")
+    (tmp_path / data).parent.mkdir(exist_ok=True)
+    if data == "link.jsonl":
+        (tmp_path / data).symlink_to(tmp_path / "gone.jsonl")
+    else:
+        (tmp_path / data).write_bytes(b"data")
+    with pytest.raises(CorpusError, match=f"in a form that is not read: {data}"):
+        open_corpus(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("text of its own")
+    with pytest.warns(CorpusWarning, match="left out"):
+        open_corpus(str(tmp_path))
+
+
 def zipped() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -237,7 +253,9 @@ REFUSED = {
     "pointer.txt": (POINTER, "git lfs pull"),
     "pointer.jsonl": (POINTER, "git lfs pull"),
     "pointer.parquet": (POINTER, "git lfs pull"),
-    "pointer.jsonl.gz": (POINTER, "is damaged"),
+    "pointer.jsonl.gz": (POINTER, "git lfs pull"),
+    "annexed.jsonl.zst": (b"/annex/objects/SHA256E-s9--ab.jsonl.zst\n", "git annex get"),
+    "letter.txt": (b"{\\rtf1\\ansi A letter.}", "Rich Text"),
     "nomark.txt": ("Ein Text ohne Marke.".encode("utf-16-le"), "iconv -f UTF-16LE"),
     "nomark.md": ("Ein Text ohne Marke.".encode("utf-16-be"), "iconv -f UTF-16BE"),
     "latin.txt": ("Über süße Früchte. ".encode("latin-1") * 9, "iconv -f WINDOWS-1252"),

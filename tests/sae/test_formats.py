@@ -325,6 +325,19 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(file, tmp_p
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"architecture": "standard"}, "hold thresholds"),
+        ({"hook_name": "blocks.2.hook_resid_post", "metadata": {"hook_name": "blocks.3.hook_resid_post"}}, "two hook points"),
+    ],
+)
+def test_a_description_that_contradicts_itself_or_its_arrays_is_refused(settings, said, tmp_path):
+    old_folder(tmp_path, {"architecture": "jumprelu"} | settings)
+    with pytest.raises(DictionaryError, match=said):
+        read_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
         ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input"),
         ({"rescale_acts_by_decoder_norm": "true"}, "rescale_acts_by_decoder_norm"),
         ({"architecture": ["jumprelu"]}, "architecture"),

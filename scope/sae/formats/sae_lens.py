@@ -184,6 +184,17 @@ def read(folder: Path) -> SAE:
     _refuse_head(config, where)
     settings: dict[str, Any] = {}
     kind = "transcoder" if "transcoder" in architecture else {"topk": "topk", "gated": "gated"}.get(architecture, "jumprelu")
+    if architecture in _RELU and "threshold" in arrays and arrays["threshold"].any():
+        raise DictionaryError(
+            f"{folder / CONFIG} says architecture {architecture}, a ReLU, and the weights beside it hold thresholds,\n"
+            "  which belong to a jumprelu: one of the two is of another dictionary. Copy or fetch the whole folder."
+        )
+    sites = {(config.metadata or Place()).where(), config.hook_name or config.hook_point or ""} - {""}
+    if len(sites) > 1:
+        raise DictionaryError(
+            f"{folder / CONFIG} names two hook points, {' and '.join(sorted(sites))}, and nothing says which one counts.\n"
+            "  Correct hook_name in it, or in its metadata."
+        )
     if architecture in _RELU:  # a ReLU is a JumpReLU whose thresholds are 0
         arrays["threshold"] = torch.zeros(arrays["b_enc"].shape)
     if architecture in _BATCH and ("topk_threshold" in arrays) == ("threshold" in arrays):
