@@ -263,3 +263,17 @@ def test_a_note_with_a_lone_surrogate_is_kept(notes):
     notes.set_label(1, "\udfff dogs", "you")
     notes.add_to_list("\ud800 list", [1])
     assert (notes.note(1), notes.label(1).text, notes.about(1).lists) == ("dogs ?", "? dogs", ["? list"])
+
+
+def test_on_a_file_system_without_locks_every_opening_of_the_notes_takes_none(tmp_path, monkeypatch):
+    """One that asks for a lock would fail there, and a copy would wait for it without end."""
+    places, connect = [], sqlite3.connect
+    monkeypatch.setattr("scope.features.pack.notes.has_locks", lambda folder: False)
+    monkeypatch.setattr(sqlite3, "connect", lambda place, **settings: (places.append(place), connect(place, **settings))[1])
+    (tmp_path / "copy").mkdir()
+    notes = Notes(tmp_path, "d")
+    notes.set_note(3, "a cat")
+    notes.copy_to(tmp_path / "copy")
+    assert Notes(tmp_path / "copy", "d").note(3) == "a cat"
+    assert len(places) == 4
+    assert all("vfs=unix-none" in place for place in places)

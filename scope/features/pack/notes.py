@@ -292,7 +292,10 @@ class Notes:
         """The same file in another folder, whole although others may be writing."""
         with self._reading() as db:
             if db is not None:
-                with closing(sqlite3.connect(folder / FILE)) as copy:
+                place = (
+                    f"file:{quote(str((folder / FILE).absolute()))}?mode=rwc{self._vfs}"  # without locks, backup waits for ever
+                )
+                with closing(sqlite3.connect(place, uri=True)) as copy:
                     db.backup(copy)
 
     def to_json(self) -> dict[str, Any]:
