@@ -64,7 +64,7 @@ def test_one_position_that_is_kept_stays_a_dimension_as_in_transformer_lens(tiny
     tokens = some_tokens(tiny_model.cfg)
     theirs = lens.hooked_transformer(tiny_model)
     names = ["blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_attn_scores"]
-    for where in (-1, 3, [1, 2], (1, 4)):
+    for where in (-1, 3, [1, 2], (1, 4), torch.tensor([0, 2])):
         ours = tiny_model.run_with_cache(tokens, names_filter=names, pos_slice=where)[1]
         expected = theirs.run_with_cache(tokens, names_filter=names, pos_slice=where)[1]
         for name in names:
