@@ -1,6 +1,7 @@
 """Streams documents from a data set on the Hugging Face hub."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -57,7 +58,13 @@ def _why(error: Exception, name: str) -> str:
         return f"{name} is gated. Accept its terms at https://huggingface.co/datasets/{name}, then: hf auth login"
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no data set {name}, or it is private and you are not logged in (hf auth login)."
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if not hub.startswith(("https://", "http://")):
+        return f"HF_ENDPOINT is {hub!r}, which is no address. Give it in full, such as https://{hub}."
+    if isinstance(error, OfflineModeIsEnabled):
+        way_out = "Unset HF_HUB_OFFLINE. Without a network: a file, a folder, docs, or bundled."
+        return f"{name} was not fetched before, and the hub is switched off.\n  {way_out}"
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    if isinstance(error, OfflineModeIsEnabled | ConnectionError | TimeoutError) or kinds & {"ConnectError", "TransportError"}:
+    if isinstance(error, ConnectionError | TimeoutError) or kinds & {"ConnectError", "TransportError"}:
         return f"the hub cannot be reached ({message}).\n  Without a network: a file, a folder, docs, or bundled."
     return message

@@ -205,7 +205,7 @@ def _refuse(kind):
 @pytest.mark.parametrize(
     ("kind", "named"),
     [
-        ("offline", "the hub cannot be reached.*Without a network: a file"),
+        ("offline", "the hub is switched off.*Unset HF_HUB_OFFLINE.*Without a network: a file"),
         ("connection", "the hub cannot be reached.*Without a network: a file"),
         ("gated", r"owner/name is gated\. Accept its terms at https://huggingface.co/datasets/owner/name"),
         ("missing", "there is no data set owner/name, or it is private"),
@@ -234,3 +234,12 @@ def test_the_qualified_name_above_a_docstring_is_no_part_of_what_is_compared():
     assert without_name("numpy.matrix.sum\n\nReturns the sum.\n\nMore.") == "Returns the sum.\n\nMore."
     assert without_name("A tale.\n\nOnce upon a time.") == "A tale.\n\nOnce upon a time."
     assert without_name("name") == "name"
+
+
+def test_an_endpoint_that_is_no_address_and_a_hub_switched_off_are_called_that(monkeypatch):
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from scope.activations.corpus.hub import _why
+
+    assert "the hub is switched off" in _why(OfflineModeIsEnabled("off"), "a/b")
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
+    assert "such as https://mirror.example" in _why(ValueError("no protocol"), "a/b")
