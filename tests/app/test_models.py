@@ -1,6 +1,8 @@
 """Where the app finds a pack's dictionary, and when it loads anew what it keeps."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from scope.app.serve import models
@@ -8,11 +10,13 @@ from scope.app.serve import models
 from scope.errors import DictionaryError
 from scope.features.face import Pack
 
+DATA_PACK = Path(__file__).parents[1] / "data" / "version_0_1_0" / "pack"
 HUB = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
 
 
 def pack_of(folder, stated):
-    return Pack(folder / "pack", {"dictionary": {"path": stated}})
+    manifest = Pack.open(DATA_PACK).manifest
+    return Pack(folder / "pack", replace(manifest, dictionary=manifest.dictionary | {"path": stated}))
 
 
 def test_a_dictionary_is_where_it_was_or_beside_the_pack(tmp_path):

@@ -115,7 +115,7 @@ def test_filters_that_leave_nothing_say_which_one_to_drop(open_app):
 def test_choosing_a_cell_opens_the_latent_and_keeps_the_list(open_app):
     at = open_app("features", sort="max", dense="true")
     listed = at.dataframe[0].value["id"].tolist()
-    at.session_state["table toy 1 23"] = {"selection": {"rows": [], "columns": [], "cells": [[3, "label"]]}}
+    at.session_state["table toy 1 23 0"] = {"selection": {"rows": [], "columns": [], "cells": [[3, "label"]]}}
     at.run()
     assert at.query_params["f"] == str(listed[3])
     assert at.session_state["results"]["toy"] == listed

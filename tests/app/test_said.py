@@ -82,7 +82,7 @@ def test_a_round_of_the_guess_game_is_counted(open_app, mine):
 def test_ticked_latents_are_put_on_a_list_or_steered(open_app, mine):
     at = open_app("features", packs=[mine], sort="max", dense="true")
     listed = at.dataframe[0].value["id"].tolist()
-    at.session_state["table mine 1 23"] = {"selection": {"rows": [0, 2], "columns": [], "cells": []}}
+    at.session_state["table mine 1 23 0"] = {"selection": {"rows": [0, 2], "columns": [], "cells": []}}
     at.run()
     at.text_input(key="list name").set_value("two").run()
     at = pressed(at, "Add")
