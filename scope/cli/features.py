@@ -1,5 +1,6 @@
 """`scope features`: a dictionary and a recording (or text) in, a feature pack out."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,4 +61,4 @@ def print_pack(pack: Any, console: Any) -> None:
         words = " ".join(visible_token(t, mark_space=True) for t in row["promotes"][:5])
         shown.add_row(str(i), row["label"], f"{row['density']:.2%}", words, f"{row['out_score']:+.3f}")
     console.print(shown)
-    console.print(f"To browse it: scope app {pack.folder}")
+    console.print(f"To browse it: scope app {shlex.quote(str(pack.folder))}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -124,13 +125,19 @@ def prompt_ids(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
         prompt_ids(model, ids)  # whole numbers
         prompts = ids.tolist() if mask is None else [row[keep].tolist() for row, keep in zip(ids, as_mask(mask), strict=True)]
     if isinstance(prompts, Tensor):
-        if prompts.is_floating_point() or prompts.dim() not in (1, 2):
+        if prompts.is_floating_point() or prompts.dtype == torch.bool or prompts.dim() not in (1, 2):
             kind = str(prompts.dtype).removeprefix("torch.")
             raise TokensError(f"Tokens are whole numbers [batch pos]; these are {kind} of shape {tuple(prompts.shape)}.")
         prompts = (prompts[None] if prompts.dim() == 1 else prompts).tolist()
     if isinstance(prompts, str):
         prompts = [prompts]
-    rows = [model.words.encode(p) if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+    try:
+        rows = [model.words.encode(p) if isinstance(p, str) else [index(i) for i in p] for p in prompts]
+        torch.tensor([max(row, key=abs) for row in rows if row], dtype=torch.long)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise TokensError(f"A prompt is text, or a row of token ids; this is {str(prompts)[:60]!r}.") from None
+    if isinstance(prompts, bytes):
+        raise TokensError("A prompt is text, and these are bytes. Decode them first.")
     if not rows or not all(rows):
         raise TokensError("A prompt is empty. Give at least a <bos>, or some text.")
     return rows

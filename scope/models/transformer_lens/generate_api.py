@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, TokensError
 from scope.models.face import LanguageModel
 from scope.models.text.generate import Generation, OnText, OnToken, Prompts, generate, prompt_ids
 from scope.models.text.prompts import Side
@@ -101,8 +102,13 @@ def _read_input(
     model: LanguageModel, input: Prompts | Sequence[int] | Turns | list[Turns], prepend_bos: bool
 ) -> tuple[bool, list, str]:
     """(whether one thing went in rather than a list, the rows of ids, what should come back)."""
+    if isinstance(input, np.ndarray):
+        input = torch.as_tensor(input)
     if isinstance(input, Tensor | Mapping):
         return False, prompt_ids(model, input), "tokens"
+    several = isinstance(input, list | tuple)
+    if not isinstance(input, str) and not (several and all(isinstance(x, str | dict | int | Sequence | Tensor) for x in input)):
+        raise TokensError(f"A prompt is text, chat turns, or a row of token ids; this is {str(input)[:60]!r}.")
     one = isinstance(input, str) or (len(input) > 0 and isinstance(input[0], dict | int))
     items = [input] if one else list(input)
     if items and isinstance(items[0], str):

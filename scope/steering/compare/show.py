@@ -145,7 +145,7 @@ def _marked(
     spans: list[tuple[str, str, str]] = []  # text, style, title: neighbours of one look are one span
     for start, stop, text in spelled(sample.pieces):
         value = max(readings[start:stop], default=0.0)
-        shade = min(len(_SHADES), 1 + int(len(_SHADES) * value / largest)) if value > 0 else 0
+        shade = min(len(_SHADES), 1 + int(len(_SHADES) * min(value / largest, 1.0))) if value > 0 else 0
         style, title = [], []
         if shade:
             style.append(f"background:{_SHADES[shade - 1]};color:#111")
