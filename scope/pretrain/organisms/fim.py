@@ -122,9 +122,7 @@ class FimLessons:
                 "psm": [self.prompt(c.prefix, c.suffix) for c in cuts],
                 "spm": [self.prompt(c.prefix, c.suffix, "spm") for c in cuts],
                 "psm, no suffix": [self.prompt(c.prefix, "") for c in cuts],
-                "psm, another's suffix": [
-                    self.prompt(c.prefix, d.suffix) for c, d in zip(cuts, cuts[1:] + cuts[:1], strict=True)
-                ],
+                "psm, another's suffix": [self._with_suffix(c, cuts[i - 1].suffix) for i, c in enumerate(cuts)],
             }
             middles = [self.tokenizer.encode(c.middle, bos=False) for c in cuts]
             found[name] = {
@@ -132,6 +130,13 @@ class FimLessons:
                 for case, rows in prompts.items()
             }
         return found
+
+    def _with_suffix(self, cut: Cut, suffix: str) -> list[int]:
+        """A prompt with another suffix, cut to as many tokens as the cut's own has."""
+        room = len(self.tokenizer.encode(cut.suffix))
+        while len(self.tokenizer.encode(suffix)) > room:
+            suffix = suffix[:-1]
+        return self.prompt(cut.prefix, suffix)
 
     def card(self, scores: dict[str, dict[str, float]]) -> str:
         cases = list(next(iter(scores.values())))
