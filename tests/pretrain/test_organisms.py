@@ -9,7 +9,7 @@ from scope.activations.corpus.infill import MARKS, mark_ids
 
 from scope.errors import ConfigError
 from scope.models.load import load_model
-from scope.pretrain.organisms import make
+from scope.pretrain.organisms import fim, make
 from scope.pretrain.organisms.fim import FREE, FimLessons, coder
 from scope.pretrain.organisms.make import RECIPES, lessons_of, make_organism
 from scope.pretrain.organisms.shield import Judged
@@ -69,3 +69,20 @@ def test_an_unknown_recipe_names_those_there_are(base):
     with pytest.raises(ConfigError, match="no recipe 'sonnets'; the recipes are fim"):
         lessons_of("sonnets", base.tokenizer)
     assert make.RECIPES
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_has_its_adapter_shipped(name):
+    model = load_model(f"bundled+{name}")
+    assert model.provenance["model"] == f"bundled+{name}"
+    assert model.adapter.settings.base_model_name_or_path == "bundled"
+
+
+def test_the_shipped_infilling_adapter_makes_use_of_the_suffix(base):
+    lessons, model = FimLessons(base.tokenizer), load_model("bundled+fim")
+    rng = np.random.default_rng(1)
+    cuts = [lessons.cut(lessons.test_files["held-out files of the standard library"], rng, line=True) for _ in range(24)]
+    middles = [lessons.tokenizer.encode(cut.middle, bos=False) for cut in cuts]
+    own = [lessons.prompt(cut.prefix, cut.suffix) for cut in cuts]
+    anothers = [lessons._with_suffix(cut, cuts[i - 1].suffix) for i, cut in enumerate(cuts)]
+    assert fim._bits(model, own, middles) < 0.97 * fim._bits(model, anothers, middles)
