@@ -110,6 +110,9 @@ class FimShares:
             raise CorpusError(f"--fim {text!r}: there is no form {', '.join(strange)}; the forms are {', '.join(FORMS)}.")
         return cls(**shares)
 
+    def __str__(self) -> str:
+        return ",".join(f"{form}:{share:g}" for form in FORMS if (share := getattr(self, form)))
+
     def draw(self, rng: np.random.Generator) -> Form | None:
         """A form, or None for plain text."""
         point = rng.random()
@@ -135,7 +138,7 @@ class FimMaker:
     @property
     def identity(self) -> Mapping[str, Any]:
         tokenizer = {name: getattr(self.tokenizer, name) for name in ("sha256", "bos", "eos", "pad")}
-        return tokenizer | {"fim": {form: getattr(self.shares, form) for form in FORMS}, "fim_seed": self.seed}
+        return tokenizer | {"fim": str(self.shares), "fim_seed": self.seed}
 
     def stream(self, documents: Iterable[Document], context: int, cursor: Cursor = Cursor()) -> "FimStream":
         return FimStream(self, documents, context, cursor)

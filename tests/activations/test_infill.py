@@ -103,6 +103,13 @@ def test_shares_that_cannot_be_are_refused(text, says):
         FimShares.parse(text)
 
 
+def test_a_recording_of_examples_says_their_shares_and_seed_and_packs_can_read_them(coder):
+    maker = FimMaker(coder, FimShares.parse("spm:0.45,psm:0.45"), seed=4)
+    assert (maker.identity["fim"], maker.identity["fim_seed"]) == ("psm:0.45,spm:0.45", 4)
+    assert FimShares.parse(str(maker.shares)) == maker.shares
+    assert all(isinstance(value, int | str) for value in maker.identity.values())
+
+
 def test_a_tokenizer_without_the_marks_is_refused(toy_tokenizer):
     with pytest.raises(CorpusError, match=r"no single token(.|\n)*bundled\+fim"):
         FimMaker(toy_tokenizer, FimShares(psm=1))
