@@ -1,7 +1,9 @@
 """`scope app` refuses at the door."""
 
 import json
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 from scope.app.launch import options
@@ -9,8 +11,6 @@ from scope.app.launch import options
 from scope.cli.app import Command, refuse_taken
 from scope.cli.main import run
 from scope.errors import ConfigError
-from scope.features.pack.format import SCHEMA
-from scope.whole_files import write_json
 
 
 @pytest.fixture
@@ -66,8 +66,7 @@ def test_the_folder_around_a_pack_is_taken_for_the_pack(tmp_path, monkeypatch, c
     started = []
     monkeypatch.setattr("scope.cli.app.become", lambda command, environment: started.append(environment["SCOPE_PACKS"]))
     monkeypatch.setattr("scope.cli.app.refuse_taken", lambda port: None)
-    (tmp_path / "demo" / "pack").mkdir(parents=True)
-    write_json(tmp_path / "demo" / "pack" / "manifest.json", {"schema": SCHEMA, "files": {}})
+    shutil.copytree(Path(__file__).parents[1] / "data" / "version_0_1_0" / "pack", tmp_path / "demo" / "pack")
     assert run(["app", str(tmp_path / "demo")]) == 0
     assert json.loads(started[0]) == [str(tmp_path / "demo" / "pack")]
 

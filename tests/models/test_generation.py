@@ -261,7 +261,6 @@ def test_what_transformer_lens_generate_takes_is_taken_and_means_the_same(tiny_m
         (torch.zeros(2, 0).long(), {}, "prompt is empty"),
         ([2, 10**6], {}, "vocabulary ends"),
         (torch.ones(1, 4).bool(), {}, "these are bool"),
-        ([1, [2]], {}, "row of token ids"),
         ([2**70], {}, "row of token ids"),
         ("the dog", {"eos_token_id": 10**6}, "eos_token_id"),
         ("the dog", {"eos_token_id": []}, "eos_token_id"),

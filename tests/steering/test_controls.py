@@ -1,3 +1,4 @@
+import json
 import types
 
 import numpy as np
@@ -31,7 +32,7 @@ def test_latents_of_like_density_are_those_nearest_in_ratio_that_fire_at_all():
     units = StrengthUnits.of_pack(pack(density), [0])
     assert len(units.similar[0]) == 8
     assert set(units.similar[0]) <= set(range(1, 41))
-    assert StrengthUnits.from_dict(units.to_dict()) == units
+    assert StrengthUnits.from_dict(json.loads(json.dumps(units.to_dict()))) == units
     assert StrengthUnits.of_pack(pack(density), [0]) == units
 
 
