@@ -153,10 +153,10 @@ def try_arrow(path: Path) -> None:
     Raises:
         CorpusError: it is damaged.
     """
-    tried = subprocess.run([sys.executable, "-c", _TRY, str(path)], capture_output=True, text=True, errors="replace")
-    if tried.returncode:
-        said = tried.stderr.strip().splitlines() or ["it cannot be read"]
-        raise CorpusError(f"{path} is damaged or no Arrow file: {said[-1][:300]}.")
+    process = subprocess.run([sys.executable, "-c", _TRY, str(path)], capture_output=True, text=True, errors="replace")
+    if process.returncode:
+        error_lines = process.stderr.strip().splitlines() or ["it cannot be read"]
+        raise CorpusError(f"{path} is damaged or no Arrow file: {error_lines[-1][:300]}.")
 
 
 _TRY = """
