@@ -33,7 +33,7 @@ COMMANDS = {
     "attribute": "Which latents make the model say one token rather than another.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
     "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",
-    "pretrain": "Train a small Gemma 2 from nothing, as the bundled one was made.",
+    "pretrain": "Train a small Gemma from nothing, as the bundled one was made.",
 }
 
 

@@ -11,7 +11,7 @@ from scope.pretrain.config import PretrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Train a small Gemma 2 from nothing, as the bundled model was made, and export it as a Hugging Face checkpoint.
+    """Train a small Gemma from nothing, as the bundled model was made, and export it as a Hugging Face checkpoint.
 
     Text is read once, split into training and held-out documents, and tokenised into the corpus folder; training keeps
     checkpoints in OUT and goes on where it was stopped; then the checkpoint in OUT/model is scored on held-out documents.
@@ -28,8 +28,8 @@ class Command:
     out: Path = Path("runs/pretrain")
     """Folder of the run: checkpoint, loss curve, and the exported model in OUT/model."""
 
-    name: str = "A small Gemma 2"
-    """Title of the model card."""
+    name: str | None = None
+    """Title of the model card; by default the generation."""
 
     documents: int = 60
     """Held-out documents of each domain that the exported model is scored on."""

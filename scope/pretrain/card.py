@@ -3,6 +3,10 @@
 import json
 from pathlib import Path
 
+from scope.errors import ConfigError
+from scope.pretrain.config import PretrainConfig
+from scope.typed_json import typed
+
 SOURCES = {
     "docs": "docstrings of the Python standard library and of installed packages, under those packages' licences",
     "code": "sources of the Python standard library (PSF licence)",
@@ -10,7 +14,7 @@ SOURCES = {
 """Where the domains that scope itself builds come from; other domains are named by the file they were read from."""
 
 
-def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: str = "A small Gemma 2") -> str:
+def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: str | None = None) -> str:
     """README.md for a run that `pretrain` finished, from its config, its loss curve and the corpus it read.
 
     A file corpus/sources.json ({domain: origin and licence}) says where other domains come from.
@@ -23,8 +27,10 @@ def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: st
     domains = info["domains"]
     seen = curve[-1]["step"] * config["batch"] * config["n_ctx"] if curve else 0
     total = sum(d["tokens"] for d in domains.values())
+    model = typed(config, PretrainConfig, run / "pretrain.json", ConfigError).model_config()
     front = (
-        "---\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [gemma2, interpretability]\n---\n"
+        "---\nlanguage: en\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        f"tags: [{model.model_type}, interpretability]\n---\n"
     )
     shape = (
         f"{config['n_layers']} layers, d_model {config['d_model']}, {config['n_heads']} query heads and "
@@ -39,9 +45,9 @@ def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: st
         f"{curve[-1]['loss'] if curve else float('nan'):.3f} nats a token."
     )
     parts = [
-        f"{front}# {name}",
-        f"Trained from nothing by `scope pretrain`, with the architecture of Gemma 2: {shape}. The weights are stored in "
-        "bfloat16 with Hugging Face's names; `transformers` and `scope.load_model` read the folder alike.\n\n"
+        f"{front}# {name or f'A small {model.family_name}'}",
+        f"Trained from nothing by `scope pretrain`, with the architecture of {model.family_name}: {shape}. The weights "
+        "are stored in bfloat16 with Hugging Face's names; `transformers` and `scope.load_model` read the folder alike.\n\n"
         "It is no Gemma: it shares the architecture, and neither weights nor tokenizer nor data.",
         f"## Training\n\n{recipe}",
         "## Text\n\n"

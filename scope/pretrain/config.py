@@ -1,7 +1,7 @@
 """Settings for training a small Gemma from nothing. Nothing here loads torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from scope.errors import ConfigError
 
@@ -10,11 +10,14 @@ from scope.errors import ConfigError
 class PretrainConfig:
     """A training run. The defaults are those of the bundled model."""
 
+    model_type: Literal["gemma", "gemma2", "gemma3_text"] = "gemma2"
+    """Generation: Gemma 1, 2 or 3 (of 3, five local blocks to one global, and the last one global)."""
+
     d_model: int = 256
     """Width of the residual stream."""
 
     n_layers: int = 4
-    """Blocks; even ones are local, odd ones global."""
+    """Blocks; in a Gemma 2, even ones are local, odd ones global."""
 
     n_heads: int = 4
     """Query heads."""
@@ -79,7 +82,21 @@ class PretrainConfig:
         """The `GemmaConfig` of the model that is trained."""
         from scope.models.gemma.config import GemmaConfig
 
+        kinds = ("local",) * 5 + ("global",)
+        generation: dict[str, Any] = {
+            "gemma": {"attn_cap": None, "final_cap": None},
+            "gemma2": {},
+            "gemma3_text": {
+                "attn_cap": None,
+                "final_cap": None,
+                "rope_theta": 1_000_000.0,
+                "rope_local_theta": 10_000.0,
+                "layer_types": (*(kinds * self.n_layers)[: self.n_layers - 1], "global"),
+            },
+        }[self.model_type]
         return GemmaConfig(
+            model_type=self.model_type,
+            **generation,
             d_model=self.d_model,
             n_layers=self.n_layers,
             n_heads=self.n_heads,

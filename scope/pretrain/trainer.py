@@ -1,4 +1,4 @@
-"""Training a small Gemma 2 from nothing: Muon on matrices, AdamW on the rest, warm-up, flat, decay to zero.
+"""Training a small Gemma from nothing: Muon on matrices, AdamW on the rest, warm-up, flat, decay to zero.
 
 A checkpoint holds weights, both optimisers and the step; the data of a step is a function of its number, and the learning
 rate too. So a run that was stopped, however rudely, ends in the same weights as one that was not.
@@ -108,11 +108,12 @@ def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
     if file.exists():
         before = typed(read_json(file, ConfigError, _AGAIN), dict[str, Any], file, ConfigError, _AGAIN)
         then = typed(before, PretrainConfig, file, ConfigError, _AGAIN)
-        changed = [k for k, v in asdict(config).items() if before.get(k) != v and k not in free]
+        before = asdict(then)  # settings that came later have their defaults
+        changed = [k for k, v in asdict(config).items() if before[k] != v and k not in free]
         flat_until = then.steps - int(then.steps * then.decay)
         done = _load(out / "checkpoint.pt")["step"] if (out / "checkpoint.pt").exists() else 0
         if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
-            said = ", ".join(f"{k}: {before.get(k)} then, {asdict(config)[k]} now" for k in changed)
+            said = ", ".join(f"{k}: {before[k]} then, {asdict(config)[k]} now" for k in changed)
             raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
         if done > config.steps:
             raise ConfigError(

@@ -197,6 +197,22 @@ def test_an_exported_model_is_the_same_in_transformers_and_here(run, corpus, tmp
     assert torch.equal(ours.W_E, model.W_E.bfloat16().float())
 
 
+@pytest.mark.parametrize("kind", ["gemma", "gemma3_text"])
+def test_another_generation_is_trained_and_exported_as_what_it_is(kind, corpus, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = pretrain(replace(TINY, model_type=kind, steps=2), corpus, tmp_path)
+    card = model_card(tmp_path, corpus)
+    folder = export(model, corpus / "tokenizer", tmp_path / "model", card)
+    ours, ids = load_model(str(folder)), torch.arange(3, 23)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids, use_cache=False).logits, rtol=0, atol=1e-5)
+    assert f"architecture of {ours.cfg.family_name}" in card
+    assert f"tags: [{kind}," in card
+    assert ours.cfg.layer_types == {"gemma": ("global", "global"), "gemma3_text": ("local", "global")}[kind]
+
+
 def test_the_card_states_the_figures_that_were_measured(run, corpus):
     out, model = run
     model.tokenizer = load_tokenizer(corpus)
