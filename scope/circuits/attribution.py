@@ -19,6 +19,7 @@ positions, would have (one standard deviation).
 Source: integrated gradients, arXiv:1703.01365; of dictionaries, with the error as a node of its own, arXiv:2403.19647.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -219,10 +220,13 @@ def token_pair(
     `likely_other` [d_vocab] that is not the other one.
 
     Raises:
-        EditError: both are the same, or an id is outside the vocabulary.
+        EditError: both are the same, an id is outside the vocabulary, or one is no token, such as a list of them.
         TokensError: a text that is several tokens.
     """
-    ids = [None if t is None else model.to_single_token(t) if isinstance(t, str) else int(t) for t in (token, other)]
+    for one in (token, other):
+        if one is not None and not isinstance(one, str) and not hasattr(one, "__index__"):
+            raise EditError(f"{one!r} is no token. Give the text or the id of one: attribute(prompt, token, other).")
+    ids = [None if t is None else model.to_single_token(t) if isinstance(t, str) else operator.index(t) for t in (token, other)]
     outside = next((t for t in ids if t is not None and not 0 <= t < model.cfg.d_vocab), None)
     if outside is not None:
         raise EditError(f"There is no token {outside}: the vocabulary runs from 0 to {model.cfg.d_vocab - 1}.")

@@ -41,6 +41,7 @@ def run(parsed: Any) -> None:
 
 def print_pack(pack: Any, console: Any) -> None:
     """Counts, the best latents, and how to browse them."""
+    from pandas import isna
     from rich.table import Table
 
     from scope.escape import visible_token
@@ -59,6 +60,8 @@ def print_pack(pack: Any, console: Any) -> None:
     shown = Table("latent", "label", "density", "promotes (weights)", "output score", box=None)
     for i, row in table.sort_values(["out_score", "label_score"], ascending=False, na_position="last").head(8).iterrows():
         words = " ".join(visible_token(t, mark_space=True) for t in row["promotes"][:5])
-        shown.add_row(str(i), row["label"], f"{row['density']:.2%}", words, f"{row['out_score']:+.3f}")
+        shown.add_row(
+            str(i), row["label"], f"{row['density']:.2%}", words, "" if isna(row["out_score"]) else f"{row['out_score']:+.3f}"
+        )
     console.print(shown)
     console.print(f"To browse it: scope app {shlex.quote(str(pack.folder))}")

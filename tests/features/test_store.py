@@ -160,6 +160,10 @@ def test_a_pack_without_what_came_later_is_still_read(folder):
     assert pack.verify() == []
 
 
+def test_a_pack_is_opened_by_its_class_as_well(folder):
+    assert Pack(str(folder)).table.equals(Pack.open(folder).table)
+
+
 def test_a_pack_is_opened_found_in_and_shown_without_torch_or_network(folder):
     import subprocess
     import sys

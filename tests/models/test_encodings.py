@@ -100,3 +100,13 @@ def test_a_mask_of_zeros_alone_hides_nothing_where_it_is_added_and_all_where_it_
 def test_a_mask_that_could_mean_either_is_refused(tiny_model, values):
     with pytest.raises(TokensError, match=r"attention_mask holds .*bool, 1"):
         tiny_model(torch.tensor([[2, 9]]), attention_mask=torch.tensor([values]))
+
+
+@pytest.mark.parametrize("no_ids", ["The dog", [1.5, 2.0], [[1, 2], [3]], [True], None])
+def test_what_is_no_row_of_ids_is_refused_where_text_is_made_of_them(tiny_model, no_ids):
+    with pytest.raises(TokensError, match="whole numbers"):
+        tiny_model.to_string(no_ids)
+
+
+def test_the_text_of_an_encoding_is_that_of_its_ids(tiny_model):
+    assert tiny_model.to_string({"input_ids": [[9, 10]]}) == tiny_model.to_string(torch.tensor([[9, 10]]))

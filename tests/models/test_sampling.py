@@ -87,7 +87,15 @@ def test_draws_follow_the_tempered_distribution():
 
 @pytest.mark.parametrize(
     "setting",
-    [{"temperature": -1}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.5}, {"repetition_penalty": 0}, {"max_new_tokens": 0}],
+    [
+        {"temperature": -1},
+        {"temperature": 1e-320},
+        {"top_k": 0},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0},
+        {"max_new_tokens": 0},
+    ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):

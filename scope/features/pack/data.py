@@ -29,8 +29,9 @@ class PackData:
     are read latent by latent. Safe to share between threads.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest):
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: str | Path, manifest: Manifest | None = None):
+        self.folder = Path(folder)
+        self.manifest = manifest or read_manifest(self.folder)
         self._lock = RLock()
         self._files: dict[str, h5py.File] = {}
         self._relations: dict[str, np.ndarray] = {}
@@ -42,8 +43,7 @@ class PackData:
         Raises:
             PackError: no pack, a pack being built, another schema, a file missing or of the wrong size.
         """
-        folder = Path(folder)
-        return cls(folder, read_manifest(folder))
+        return cls(folder)
 
     d_sae = property(lambda self: self.manifest.d_sae)
     n_tokens = property(lambda self: self.manifest.n_tokens)

@@ -35,6 +35,25 @@ def read_encoding(input: Any, pad: int) -> tuple[Tensor, Tensor | None] | None:
     return ids, torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None] if ragged else None
 
 
+def as_ids(input: Any) -> Tensor:
+    """Ids of tokens as a tensor: from a tensor, an array, a number or lists of numbers of equal length.
+
+    Raises:
+        TokensError: text, numbers that are no whole ones, or rows of unequal length.
+    """
+    try:
+        ids = torch.as_tensor(input)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TokensError(
+            f"These are no ids of tokens: {str(error).splitlines()[0]}\n  Give whole numbers, such as model.to_tokens returns."
+        ) from None
+    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
+        raise TokensError(
+            f"These are numbers of type {str(ids.dtype).removeprefix('torch.')}; ids of tokens are whole numbers."
+        )
+    return ids
+
+
 def _rows(values: Any, pad: int, name: str) -> tuple[Tensor, list[int]]:
     """(one tensor, the length that each row had)."""
     try:

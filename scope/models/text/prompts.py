@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError, TokensError
 from scope.models.parts.mask import as_mask
-from scope.models.text.encodings import read_encoding
+from scope.models.text.encodings import as_ids, read_encoding
 from scope.models.text.tokenizer_names import Side
 from scope.shapes import Mask, Tokens
 
@@ -100,7 +100,9 @@ class TextMethods:
         return self.words.pieces([int_token])[0]
 
     def to_string(self, tokens) -> str | list[str]:
-        tokens = torch.as_tensor(tokens)
+        """The text of a row of ids; of several rows, or of an encoding, a list."""
+        encoding = read_encoding(tokens, self.cfg.pad)
+        tokens = as_ids(tokens) if encoding is None else encoding[0]
         if tokens.dim() == 2:
             return [self.words.decode(row, skip_special=False) for row in tokens]
         return self.words.decode(tokens.reshape(-1), skip_special=False)
@@ -118,7 +120,7 @@ class TextMethods:
             return [self.to_str_tokens(one, prepend_bos) for one in input]
         if isinstance(input, list | tuple) and input and isinstance(input[0], Tensor) and input[0].dim():
             return [self.to_str_tokens(one, prepend_bos) for one in input]
-        ids = torch.as_tensor(input)
+        ids = as_ids(input)
         if ids.dim() == 2 and len(ids) > 1:
             raise TokensError(f"{len(ids)} rows of tokens make no one list of pieces; give one row, or a list of rows.")
         return self.words.pieces(ids.reshape(-1).tolist())
@@ -141,7 +143,7 @@ class TextMethods:
             raise ConfigError(f'mode is {mode!r}; it can be "first" or "last".')
         wanted = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
         text = isinstance(input, str)
-        tokens = self.to_tokens(input, prepend_bos, padding_side) if text else torch.as_tensor(input)
+        tokens = self.to_tokens(input, prepend_bos, padding_side) if text else as_ids(input)
         if tokens.dim() == 2 and len(tokens) > 1:
             raise TokensError(f"{len(tokens)} rows of tokens were given; look in one at a time.")
         places = (tokens.reshape(-1) == wanted).nonzero().flatten()

@@ -43,8 +43,10 @@ class SamplingConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; ask for at least 1.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more.")
+        if not (self.temperature == 0 or 1e-4 <= self.temperature < float("inf")):
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be 0, which always takes the likeliest token, or at least 0.0001."
+            )
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k is {self.top_k}; it must be at least 1, or None.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
