@@ -7,6 +7,7 @@ ignored.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,12 @@ def read(where: Path | str) -> Certificate | None:
     return _checked(next(reversed(_all(file_for(where))[0].values()), None))
 
 
-def find(where: Path | str | None, *keys: str | None) -> tuple[Certificate | None, str]:
-    """(the certificate of the first of these keys, or None; why the file was ignored, if it was)."""
+def find(where: Path | str | None, *keys: Callable[[], str | None]) -> tuple[Certificate | None, str]:
+    """(the certificate of the first of these keys, or None; why the file was ignored, if it was). A key is made when it is
+    needed, for those of earlier versions take longer than to read the file."""
     file = file_for(where)
     kept, damage = _all(file)
-    key = next((key for key in keys if key in kept), None)
+    key = next((key for make_key in keys if (key := make_key()) in kept), None) if kept else None
     if key is None:
         return None, damage
     found = _checked(kept[key])

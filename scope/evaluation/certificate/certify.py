@@ -63,9 +63,13 @@ def certify(
     """
     check_fit(model, sae, any_model)
     depends_on = what_decides(model, sae, tokens)
-    key, rules_of_0_1_0 = key_of(model, sae, rules_hash(depends_on)), rules_hash_of_0_1_0(depends_on)
-    kept, damage = find(where, key, key_of(model, sae, rules_of_0_1_0))
-    if kept is None and (kept := find(where, key_of(model, sae, rules_of_0_1_0, sampled=True))[0]):
+    key = key_of(model, sae, rules_hash(depends_on))
+
+    def earlier_key(sampled: bool = False) -> str | None:
+        return key_of(model, sae, rules_hash_of_0_1_0(depends_on), sampled)
+
+    kept, damage = find(where, lambda: key, earlier_key)
+    if kept is None and (kept := find(where, lambda: earlier_key(sampled=True))[0]):
         ModelId.of(kept.provenance.get("model")).same_weights(ModelId.of(model.provenance))  # warns
     if kept is None:
         kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
