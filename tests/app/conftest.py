@@ -17,6 +17,14 @@ from tests.help.labs import make_lab
 MAIN = Path(__file__).parents[2] / "app" / "main.py"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _without_a_search_for_components():
+    """No package brings components of its own; Streamlit's test would look into each that is installed, at every run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamlit.components.v2.manifest_scanner.scan_component_manifests", list)
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory) -> Path:
     """A pack that tests only read."""
