@@ -8,7 +8,7 @@ lab.steer(1208, 0.5).compare("My favourite hobby is", n=3)
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from scope.features.face import Pack
 from scope.features.pack.feature import Feature
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
-from scope.models.load import load_model
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.renamed import old_attribute, old_keywords
@@ -35,16 +34,28 @@ from scope.steering.compare.steer import OnToken, SteeringRun, steer
 from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits
 from scope.texts import list_of_texts
+from scope.workflows.settings import ModelSettings
 
 _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
 DEMO = Path("runs/demo")
 
 
-def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cpu", certify: bool = True) -> "Lab":
+def open(
+    folder: str | Path = "bundled",
+    *,
+    model: Any = None,
+    adapter: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    certify: bool = True,
+) -> "Lab":
     """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
 
-    `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. With `certify`, the
-    dictionary is checked against it on about 2,000 tokens when it is loaded (`lab.certificate`); without, the lab says so.
+    `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. `adapter`, `device`,
+    `dtype` and `revision` are as the flags of the commands: by default cuda, else mps, else cpu, and bfloat16 on cuda. With
+    `certify`, the dictionary is checked against the model on about 2,000 tokens when that is loaded (`lab.certificate`);
+    without, the lab says so.
 
     Raises:
         PackError: the folder lacks a pack or a dictionary.
@@ -58,7 +69,9 @@ def open(folder: str | Path = "bundled", *, model: Any = None, device: str = "cp
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
     dictionary = folder / "dictionary"
-    return Lab(Pack.open(folder / "pack"), read_sae(dictionary, device), model, device, dictionary if certify else None)
+    pack, sae = Pack.open(folder / "pack"), read_sae(dictionary, device)
+    place = {"adapter": adapter, "dtype": dtype, "revision": revision}
+    return Lab(pack, sae, model, device, dictionary if certify else None, **place)
 
 
 def _demo() -> Path:
@@ -86,13 +99,26 @@ class Lab:
     Given `certified`, the folder of the dictionary, the dictionary is checked against the model as that is loaded.
     """
 
-    def __init__(self, pack: Pack, sae: Any, model: Any = None, device: str = "cpu", certified: Path | None = None):
+    def __init__(
+        self,
+        pack: Pack,
+        sae: Any,
+        model: Any = None,
+        device: str | None = None,
+        certified: Path | None = None,
+        *,
+        adapter: str | None = None,
+        dtype: str = "auto",
+        revision: str | None = None,
+    ):
         if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             raise DictionaryError(
                 f"The pack is about {pack.d_sae} latents at {pack.site}; the dictionary has {sae.d_sae} at {sae.site}. "
                 "Collect its features again."
             )
-        self.pack, self.sae, self._model, self._device, self._certified = pack, sae, model, device, certified
+        self.pack, self.sae, self._model, self._certified = pack, sae, model, certified
+        device = device or str(next(sae.parameters()).device)
+        self._place = ModelSettings(adapter=adapter, device=device, dtype=dtype, revision=revision)
         self.certificate: Certificate | None = None
         self.dictionaries: dict[str, Any] = {sae.site: sae}
         self._strength_units: dict[str, StrengthUnits] = {}
@@ -106,7 +132,8 @@ class Lab:
         """
         model = self._model
         if model is None or isinstance(model, str | Path):
-            model = load_model(str(model or self.pack.model.name or "bundled"), device=self._device)
+            chosen = replace(self._place, model=None if model is None else str(model))
+            model = chosen.load_model({"model": self.pack.model.to_json()})
         check_fit(model, self.sae, reconstructs=True)
         if self._certified is not None:
             self.certificate = certify(model, self.sae, self._certified)
@@ -120,7 +147,7 @@ class Lab:
             DictionaryError: it is of another model or does not fit it, or its site has one.
         """
         folder = dictionary if isinstance(dictionary, str | Path) else None
-        sae = dictionary if folder is None else read_sae(folder, self._device)
+        sae = dictionary if folder is None else read_sae(folder, self._place.device)
         if sae.site in self.dictionaries:
             raise DictionaryError(f"This lab has a dictionary at {sae.site} already.")
         check_fit(self.model, sae, reconstructs=True)

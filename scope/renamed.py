@@ -44,7 +44,7 @@ docstrings showed."""
 NAMES: dict[str, str] = {"FeatureStore": "Pack"}
 """Name of `import scope` in version 0.1.0 -> today's."""
 
-FLAGS: dict[str, str] = {"--arms": "--conditions"}
+FLAGS: dict[str, str] = {"--arms": "--conditions", "--model-a": "--model"}
 """Flag of the command line in version 0.1.0 -> today's."""
 
 

@@ -1,21 +1,28 @@
 """The model and the dictionary of a pack: loaded once, when a page first needs them, and used by one reader at a time."""
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from scope.app.serve.jobs import ModelQueue
 
-from scope.errors import ScopeError
+from scope.errors import ConfigError, ScopeError
 from scope.features.face import Pack
 from scope.features.pack.data import dictionary_of
 from scope.provenance import ModelId
+from scope.typed_json import parse_json, typed
+from scope.workflows.settings import ModelSettings
 
 if TYPE_CHECKING:
     import scope.models.face  # loads torch, which browsing does without
+
+MODEL = "SCOPE_MODEL"
+"""Environment variable with the fields of `ModelSettings` as JSON."""
 
 READINGS = 256 * 1024**2
 """Bytes of text readings that a session caches."""
@@ -54,7 +61,7 @@ def load(store: Pack) -> tuple["scope.models.face.LanguageModel", Any]:
     """
     from scope.features.reading.read_text import check_same
 
-    model = load_model(store.model.name or "bundled", store.model.revision)
+    model = load_model(store.model.name, store.model.revision)
     sae = load_dictionary(dictionary_of(store))
     check_same(store, model, sae)
     _loaded()["model"] = model
@@ -116,7 +123,7 @@ def memory_of(model: "scope.models.face.LanguageModel | None") -> str:
     n, held = sum(size for size, _, _ in sizes), sum(size * each for size, each, _ in sizes)
     kind = sizes[0][2] if sizes else "empty"
     name = (ModelId.of(model.provenance).name or "model").rstrip("/").rsplit("/", 1)[-1]
-    return f"{name}, {n / 1e6:,.1f} M parameters, {kind}, {held / 1e6:,.0f} MB"
+    return f"{name}, {n / 1e6:,.1f} M parameters, {kind}, {held / 1e6:,.0f} MB on {next(model.parameters()).device}"
 
 
 def status() -> str:
@@ -166,9 +173,18 @@ def chat_text(store: Pack, text: str) -> str:
         return model.tokenizer.chat([{"role": "user", "content": text}])
 
 
-def load_model(name: str, revision: str | None) -> Any:
-    """A model, cached until another is loaded or its weights change."""
-    return _model(name, revision, modified(name))
+def settings() -> ModelSettings:
+    """Which model to load instead of the one that a pack names, and where it runs: the flags of `scope app`."""
+    given = parse_json(os.environ.get(MODEL) or "{}", MODEL, ConfigError, "It is set by scope app.")
+    return typed(given, ModelSettings, MODEL, ConfigError, "It is set by scope app.")
+
+
+def load_model(name: str | None, revision: str | None) -> Any:
+    """The model that a pack names, or the one of the app's settings; cached until another is loaded or its weights change."""
+    chosen = settings()
+    if chosen.model is None:
+        chosen = replace(chosen, model=name or "bundled", revision=chosen.revision or revision)
+    return _model(chosen, modified(chosen.model))
 
 
 def load_dictionary(place: str) -> Any:
@@ -177,17 +193,15 @@ def load_dictionary(place: str) -> Any:
 
 
 @st.cache_resource(show_spinner="Loading the model", max_entries=1)
-def _model(name: str, revision: str | None, modified_ns: int) -> Any:
-    from scope.models.load import load_model
-
-    return load_model(name, revision=revision)
+def _model(chosen: ModelSettings, modified_ns: int) -> Any:
+    return chosen.load_model()
 
 
 @st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)
 def _dictionary(place: str, modified_ns: int) -> Any:
     from scope.sae.files import read_sae
 
-    return read_sae(place)
+    return read_sae(place, settings().device)
 
 
 def modified(place: str) -> int:

@@ -1,14 +1,16 @@
 """`scope app`: checks its packs and its port, then becomes the server of the feature browser."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
 
+from scope.workflows.settings import ModelSettings
+
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ModelSettings):
     """Open the feature browser on packs that `scope features` or `scope demo` wrote.
 
     It serves this machine only and sends nothing anywhere. Browsing needs no model; the model is loaded when you first
@@ -27,6 +29,9 @@ class Command:
     allow_host: tuple[str, ...] = ()
     """Further names under which a browser may reach the app, as through the proxy of a notebook server: hub.example.org. Other
     names than localhost are refused, so that no web site can read the app."""
+
+    model: str | None = None
+    """Model for reading texts and steering, if it lies elsewhere now than each pack says; it must be the same one."""
 
     def run(self) -> None:
         """Serve until stopped.
@@ -56,7 +61,8 @@ class Command:
         given = json.dumps([str(folder.absolute()) for folder in folders])
         launch = Path(scope.app.__file__).with_name("launch.py")
         server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet", *names.values()]
-        become(server, {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given})
+        model = json.dumps({f.name: getattr(self, f.name) for f in fields(ModelSettings)})
+        become(server, {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given, "SCOPE_MODEL": model})
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from scope.whole_files import refuse_unwritable, write_whole
+from scope.workflows.settings import ModelSettings
 from scope.workflows.steer import DEMO, refuse_missing_demo
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ModelSettings):
     """A logit difference as a sum over the residual stream: a row per latent, for the SAE's error and for its bias.
 
     Every latent stands beside its null: the effect of a random direction in its place.
@@ -41,12 +42,6 @@ class Command:
     pack: Path | None = None
     """Feature pack, for labels; by default the folder pack/ beside the dictionary, if it is there."""
 
-    model: str = "bundled"
-    """Model: bundled, a checkpoint's folder, or a hub id."""
-
-    device: str = "cpu"
-    """Where to run: cpu, cuda."""
-
     csv: Path | None = None
     """Write every row here."""
 
@@ -63,7 +58,6 @@ class Command:
         from scope.cli.progress import console, print_certificate, print_note
         from scope.features.exports.tables import csv_cell
         from scope.features.face import Pack
-        from scope.models.load import load_model
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
@@ -77,7 +71,7 @@ class Command:
             from scope.errors import PackError
 
             raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
-        model = load_model(self.model, device=self.device)
+        model = self.load_model(sae.provenance)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
         settings = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
         attribution = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **settings)

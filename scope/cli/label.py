@@ -1,16 +1,18 @@
 """`scope label`: labels by a language model, each tested on text that it has not seen."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from scope.workflows.settings import ModelSettings
+
 _FOREMOST = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class Command(ModelSettings):
     """Have latents labelled from their examples, and each label tested by detection on others.
 
     A label is kept in the pack with who wrote it, when and how, and with its score: the balanced accuracy with which the same
@@ -26,7 +28,7 @@ class Command:
     transformers:NAME, or tokens (the rule of token statistics, tested without any model)."""
 
     model: str | None = None
-    """Name of the model at that address."""
+    """Name of the model at that address; a local model is named by --with."""
 
     key: str = "OPENAI_API_KEY"
     """Environment variable that holds the key, where one is needed."""
@@ -51,9 +53,6 @@ class Command:
 
     seed: int = 0
     """Random seed for the draw and order of windows, and for the latents whose labels are the null."""
-
-    device: str = "cpu"
-    """Where a local model runs."""
 
     def run(self) -> None:
         from scope.cli.packs import pack_folder
@@ -82,7 +81,7 @@ class Command:
 
     def _writer(self):
         from scope.errors import ConfigError
-        from scope.features.labels.ask import Endpoint, Local, Transformers, key_from
+        from scope.features.labels.ask import Endpoint, Local, key_from
 
         if self.by == "tokens":
             return None
@@ -91,10 +90,18 @@ class Command:
                 raise ConfigError("--model is missing: the name of the model at that address, e.g. --model gpt-4o-mini.")
             return Endpoint(self.by, self.model, key_from(self.key), self.per_minute)
         if self.by.startswith("transformers:"):
-            return Transformers(self.by.removeprefix("transformers:"), self.device)
-        from scope.models.load import load_model
+            return self._transformers(self.by.removeprefix("transformers:"))
+        return Local(replace(self, model=self.by).load_model(), f"{self.by}+{self.adapter}" if self.adapter else self.by)
 
-        return Local(load_model(self.by, device=self.device), self.by)
+    def _transformers(self, name: str):
+        from scope.device import find_device, find_dtype
+        from scope.errors import ConfigError
+        from scope.features.labels.ask import Transformers
+
+        if self.adapter:
+            raise ConfigError("--adapter is applied to models that scope computes. Give --with MODEL without transformers:.")
+        device = find_device(self.device)
+        return Transformers(name, device, find_dtype(self.dtype, device), self.revision)
 
 
 def _foremost(store) -> str:

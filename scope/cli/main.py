@@ -121,8 +121,21 @@ def _parse(name: str, argv: list[str]):
     module = importlib.import_module(f"scope.cli.{name}")
     if hasattr(module, "flags"):
         given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv, registry=PARSERS)
-        return lambda: module.run(given)
-    return tyro.cli(module.Command, prog=f"scope {name}", args=argv, registry=PARSERS).run
+        return lambda: _announce(given) or module.run(given)
+    command = tyro.cli(module.Command, prog=f"scope {name}", args=argv, registry=PARSERS)
+    return lambda: _announce(command) or command.run()
+
+
+def _announce(settings: Any) -> None:
+    """Say on stderr, before anything else, which model runs where and in which precision.
+
+    Raises:
+        ConfigError: a device that is not there, or an unknown precision.
+    """
+    if hasattr(settings, "device") and _speaks():
+        from scope.workflows.settings import in_words
+
+        print(in_words(settings), file=sys.stderr)
 
 
 def _current(argv: list[str]) -> list[str]:

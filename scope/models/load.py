@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from scope.device import find_device, find_dtype
 from scope.errors import CheckpointError, ConfigError
 from scope.memory import free_memory
 from scope.models.adapters import Adapter, find_model
@@ -22,8 +23,6 @@ from scope.models.text.chat import ChatTemplates
 from scope.models.text.tokenizer import Tokenizer
 from scope.models.weights import load_weights
 from scope.models.weights_hash import hash_files, sampled_hash
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_model(
@@ -45,12 +44,14 @@ def load_model(
     and rotary angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read
     when a run comes to it: for models larger than memory (scope/models/streamed.py).
 
+    `device` may be "auto" (cuda, else mps, else cpu), and `dtype` too (bfloat16 on cuda, else float32).
+
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another architecture; an adapter for another base.
         ConfigError: an unknown dtype, or a device that this machine does not have.
     """
-    dtype = _dtype(dtype)
-    device = _device(device)
+    device = find_device(device)
+    dtype = find_dtype(dtype, device)
     if str(model).startswith("lens:"):
         if adapter is not None:
             raise ConfigError("An adapter is applied to a checkpoint; TransformerLens' models take none.")
@@ -134,21 +135,3 @@ def _name(model: str) -> str:
     """What finds the model again from any directory: a folder's whole path; "bundled" and hub ids as they are."""
     folder = Path(model).expanduser()
     return str(folder.resolve()) if model != "bundled" and folder.is_dir() else model
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    resolved = dtype if isinstance(dtype, torch.dtype) else _DTYPES.get(dtype)
-    if resolved not in (*_DTYPES.values(), torch.float64):
-        raise ConfigError(f"dtype is {dtype!r}; a model can be loaded as {', '.join(_DTYPES)}.")
-    return resolved
-
-
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if resolved.type == "meta":
-        raise ConfigError("Device 'meta' holds no numbers, so no weights; give cpu, cuda or mps.")
-    return resolved

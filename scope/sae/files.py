@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from scope.device import find_device
 from scope.errors import ConfigError, DictionaryError
 from scope.renamed import warn
 from scope.sae.base import SAE
@@ -68,12 +71,14 @@ def _competed(sae: SAE) -> SAE:
     return unit
 
 
-def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
+def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SAE:
     """A dictionary in float32: from a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma
     Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or from a hub id followed by the
     folder within its repository (google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82).
 
     Whatever the format did beside its arrays is folded into them: it reads the site's activations as the model makes them.
+
+    `device` may be "auto": cuda, else mps, else cpu.
 
     Raises:
         DictionaryError: nothing there, a damaged, torn or unfinished folder, a form that cannot be read, pickled objects.
@@ -92,10 +97,7 @@ def read_sae(folder_or_id: Path | str, device: str = "cpu") -> SAE:
     else:
         sae = _from_hub(str(folder_or_id))
     sae.loaded_from = str(folder_or_id)
-    try:
-        return sae.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ConfigError(f"Device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return sae.to(find_device(device)).eval()
 
 
 def _from_folder(folder: Path, named: str | None = None) -> SAE:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from scope.errors import ConfigError
 from scope.models.text.sampling_config import SamplingConfig
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 OnText = Callable[[str], None]
 
@@ -37,7 +37,7 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskDataCommons:
+class AskDataCommons(ModelSettings):
     """A question and how to answer it. Each field is also a flag of `scope datacommons ask`."""
 
     question: str
@@ -46,18 +46,12 @@ class AskDataCommons:
     model: str = "bundled+rig"
     """Model that asks Data Commons: bundled+rig, google/datagemma-rig-27b-it, google/datagemma-rag-27b-it, or a folder."""
 
-    adapter: str | None = None
-    """PEFT adapter on that model: a folder or a hub id."""
-
     form: Literal["rig", "rag"] = "rig"
     """rig: the model answers, with calls in its text that are replaced by what the service says. rag: the model writes
     questions, the service gives tables, and --answer-model answers from them."""
 
     answer_model: str | None = None
     """rag: the model that answers from the tables; it needs room for a long prompt. Without one, the tables are shown."""
-
-    device: str = "cpu"
-    """Where to run: cpu, cuda."""
 
     max_new_tokens: int = 256
     """Tokens that a model writes at most; the end of its context may come first."""
@@ -94,15 +88,15 @@ def ask_datacommons(
         ConfigError: settings that cannot be; no key for the public interface.
         RetrievalError: the service cannot be used at all (`through="client"`); failures of single questions are in the answer.
     """
-    from scope.models.load import load_model
     from scope.retrieval.rag import QUESTIONS, SHORT_QUESTIONS, answer_from_tables
 
     config = resolve(AskDataCommons, config, settings, first="question")
     with open_service(config.source) as service:
-        model = load_model(config.model, adapter=config.adapter, device=config.device)
+        model = config.load_model()
         if config.form == "rig":
             return _annotated_answer(model, config, service, on_text)
-        answering = load_model(config.answer_model, device=config.device) if config.answer_model else None
+        answers = replace(config, model=config.answer_model, adapter=None, revision=None)
+        answering = answers.load_model() if config.answer_model else None
         prompt, length = QUESTIONS, len(model.words.encode(QUESTIONS.format(query=config.question)))
         if length + 16 > model.cfg.n_ctx:
             prompt = SHORT_QUESTIONS

@@ -9,7 +9,7 @@ from typing import Any
 
 from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 STRENGTH = 0.3  # of the typical norm: enough to be seen in a small model, and not yet too much for its grammar
 PROMPTS = ("In the morning", "The first thing that", "This is")
@@ -17,14 +17,14 @@ _HELD_OUT = 64  # contexts on which the dictionary is scored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(ModelSettings):
     """The whole way on one model. Each field is also a flag of `scope demo`."""
 
     out: Path = Path("runs/demo")
     """Folder for the recording, the dictionary, the pack and the report."""
 
     model: str = "bundled"
-    """Model: bundled, a checkpoint's folder, or a hub id."""
+    """Model: bundled, a checkpoint's folder, a hub id, BASE+ADAPTER, or an adapter that names its base."""
 
     corpus: str = "bundled"
     """Text: bundled, docs, a file, a folder, or a hub data set."""
@@ -83,7 +83,6 @@ def demo(
     from scope.evaluation.evaluate import Evaluation
     from scope.features.collect.health import find_health
     from scope.features.face import Pack
-    from scope.models.load import load_model
     from scope.sae.files import parameters_sha256
     from scope.workflows.evaluate import REPORT, evaluate
     from scope.workflows.features import collect_features
@@ -94,13 +93,16 @@ def demo(
     job = resolve(Demo, config, settings, first="out")
     seconds: dict[str, float] = {}
     began = time.monotonic()
-    cfg = load_model(job.model).cfg
+    cfg = job.load_model().cfg
+    place = {"model": job.model, "adapter": job.adapter, "device": job.device, "revision": job.revision}
+    model = place | {"dtype": job.dtype}
     site = job.site or f"blocks.{cfg.n_layers // 2}.hook_resid_post"
     recording, dictionary, folder = job.out / "recording", job.out / "dictionary", job.out / "pack"
 
     with _timed(seconds, "harvest"), bars("Harvesting", "tokens") as on_progress:
         store = harvest(
-            model=job.model,
+            **place,
+            compute_dtype=job.dtype,
             corpus=job.corpus,
             sites=site,
             tokens=job.tokens,
@@ -117,6 +119,7 @@ def demo(
         sae = train(
             recording,
             out=dictionary,
+            device=job.device,
             site=site,
             d_sae=job.d_sae,
             target_l0=job.target_l0,
@@ -133,7 +136,7 @@ def demo(
             fresh = False
         if not fresh:
             with bars("Scoring", "contexts") as on_progress:
-                how = {"model": job.model, "recording": recording, "contexts": _HELD_OUT, "seed": job.seed}
+                how = model | {"recording": recording, "contexts": _HELD_OUT, "seed": job.seed}
                 try:
                     evaluation = evaluate(dictionary, corpus=job.corpus, on_progress=on_progress, **how)
                 except CorpusError:  # a short corpus ends with the recording; the report notes that its text is not held out
@@ -152,7 +155,7 @@ def demo(
             with bars("Collecting", "tokens") as on_progress:
                 pack = collect_features(
                     dictionary,
-                    model=job.model,
+                    **model,
                     recording=recording,
                     out=folder,
                     seed=job.seed,
@@ -164,7 +167,7 @@ def demo(
     with _timed(seconds, "steer"):
         run = steer(
             dictionary,
-            model=job.model,
+            **model,
             latent=int(pack.steerable(1).index[0]),
             strength=STRENGTH,
             prompt=PROMPTS,

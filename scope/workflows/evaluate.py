@@ -10,21 +10,18 @@ from scope.evaluation.result import EvaluateConfig
 from scope.progress import OnProgress
 from scope.typed_json import typed
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 REPORT = "evaluation.json"
 """Name of the report in the dictionary's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(ModelSettings):
     """Which dictionary to score, on which text. Each field is also a flag of `scope evaluate`."""
 
     dictionary: str
     """Folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id and the folder in it."""
-
-    model: str = "bundled"
-    """The model it was trained on: bundled, a checkpoint's folder, or a hub id."""
 
     recording: Path | None = None
     """Take the text from this recording (its contexts, not its activations)."""
@@ -73,7 +70,6 @@ def evaluate(
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.read.store import ActivationStore
     from scope.evaluation.evaluate import evaluate as evaluate_on_tokens
-    from scope.models.load import load_model
     from scope.sae.files import read_sae
     from scope.workflows.certificate import certified
     from scope.workflows.text import contexts_held_out, contexts_of_corpus, contexts_of_recording
@@ -82,14 +78,14 @@ def evaluate(
         raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
     store = None if job.recording is None else ActivationStore.open(job.recording)
     corpus = None if job.corpus is None else open_corpus(job.corpus)
-    sae = read_sae(job.dictionary)
-    model = load_model(job.model)
+    sae = read_sae(job.dictionary, job.device)
+    model = job.load_model(sae.provenance)
     certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate)
-    others = {name: read_sae(name) for name in job.beside}
+    others = {name: read_sae(name, job.device) for name in job.beside}
     for name, other in others.items():
         certified(model, other, name, job.certificate, on_note, on_certificate)
     if store is not None and store.manifest.tokenizer.get("sha256") != model.tokenizer.sha256:
-        raise ConfigError(f"{job.recording} was made with another tokenizer than {job.model} has. Give its model.")
+        raise ConfigError(f"{job.recording} was made with another tokenizer than the model has. Give its --model.")
     if store is not None and corpus is not None:
         tokens, documents, text = contexts_held_out(store, corpus, model.tokenizer, job.config.contexts)
     elif store is not None:

@@ -9,13 +9,13 @@ from scope.errors import ConfigError
 from scope.features.collect.config import CollectConfig
 from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 _TOKENS = 500_000  # of a corpus, if no number is given
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectFeatures:
+class CollectFeatures(ModelSettings):
     """Which dictionary's features to collect, on which text. Each field is also a flag of `scope features`."""
 
     dictionary: str
@@ -26,9 +26,6 @@ class CollectFeatures:
 
     corpus: str | None = None
     """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set."""
-
-    model: str | None = None
-    """The model. None: the one that the dictionary or the recording names."""
 
     site: str | None = None
     """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
@@ -41,9 +38,6 @@ class CollectFeatures:
 
     evaluation: Path | None = None
     """Report of `scope evaluate` to keep in the pack. None: evaluation.json in the dictionary's folder, if there is one."""
-
-    device: str = "cpu"
-    """Where model and dictionary run: cpu, cuda, cuda:1, mps."""
 
     certificate: bool = True
     """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
@@ -76,8 +70,6 @@ def collect_features(
     from scope.features.collect.collect_pack import collect
     from scope.features.collect.health import find_health
     from scope.features.face import Pack
-    from scope.models.load import load_model
-    from scope.provenance import ModelId
     from scope.sae.files import read_sae
     from scope.workflows.certificate import certified
     from scope.workflows.text import contexts_of_corpus
@@ -86,15 +78,12 @@ def collect_features(
     if (job.recording is None) == (job.corpus is None):
         raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
     ranks, folder = ProcessRank.of_environment(), Path(job.dictionary)
-    device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
-    sae = read_sae(job.dictionary, device=device)
+    sae = read_sae(job.dictionary, job.device)
     if job.site:
         sae.site = job.site
     find_health(folder, job.evaluation)  # a report that is not there is refused before the work
     store = None if job.recording is None else ActivationStore.open(job.recording)
-    recorded = ModelId.of(store.manifest.model).name if store is not None else None
-    name = job.model or recorded or ModelId.of(sae.provenance.get("model")).name or "bundled"
-    model = load_model(name, device=device)
+    model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model})
     certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None
     described: dict[str, Any] = {}
     if store is None:

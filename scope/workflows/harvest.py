@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from scope.activations.config import STAGING, HarvestConfig
+from scope.device import find_device
 from scope.progress import OnProgress
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelPlace, resolve
 
 _STREAMED_TOKENS = 16_384  # a batch of a streamed model, if none is given: reading then costs less than computing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Harvest:
+class Harvest(ModelPlace):
     """What to record, of which model and corpus. Each field is also a flag of `scope harvest`."""
 
     model: str = "bundled"
@@ -43,14 +44,9 @@ class Harvest:
     fim_seed: int = 0
     """Random seed for where documents are cut with --fim."""
 
-    compute_dtype: str = "float32"
-    """What the model computes in: float32, bfloat16 or float16."""
-
-    device: str = "cpu"
-    """Where the model runs: cpu, cuda, cuda:1, mps."""
-
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    compute_dtype: str = "auto"
+    """What the model computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16. --dtype is what is
+    stored."""
 
     streamed: bool = False
     """Keep the weights on disk and read one block at a time, for a model larger than memory: each batch of 16,384 tokens, or
@@ -83,15 +79,14 @@ def harvest(
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest import harvest as room
     from scope.activations.harvest.ranks import ProcessRank
-    from scope.models.load import load_model
 
     job = resolve(Harvest, config, settings, first="model")
     ranks = ProcessRank.of_environment()
     corpus = open_corpus(job.corpus, job.text_field)
-    device = f"cuda:{ranks.local}" if job.device == "cuda" and ranks.world > 1 else job.device
-    if not job.streamed and device == "cpu":
-        refuse_without_room(job.model, job.compute_dtype, job.revision)
-    model = load_model(job.model, dtype=job.compute_dtype, device=device, revision=job.revision, streamed=job.streamed)
+    if not job.streamed and find_device(job.device).type == "cpu":
+        dtype = "float32" if job.compute_dtype == "auto" else job.compute_dtype
+        refuse_without_room(job.model, dtype, job.revision, adapter=job.adapter)
+    model = job.load_model(streamed=job.streamed)
     recorded: dict[str, Any] = {}
     recorded["sites"] = job.config.sites or (middle_residual(model.sites()),)
     if job.batch_contexts is not None:
@@ -114,7 +109,9 @@ def middle_residual(sites: dict[str, int]) -> str:
     return residuals[len(residuals) // 2]
 
 
-def refuse_without_room(model: str, dtype: str, revision: str | None = None, free: int | None = None) -> None:
+def refuse_without_room(
+    model: str, dtype: str, revision: str | None = None, free: int | None = None, adapter: str | None = None
+) -> None:
     """Hold the size of a model's weights against the free memory before they are loaded. `free` bytes are by default what the
     system reports.
 
@@ -134,7 +131,7 @@ def refuse_without_room(model: str, dtype: str, revision: str | None = None, fre
     free = free_memory() if free is None else free
     if free is None or model.startswith("lens:") or dtype not in item_bytes:
         return
-    tensors = stored_tensors(weight_files(find_model(model, revision=revision).base)).values()
+    tensors = stored_tensors(weight_files(find_model(model, adapter, revision).base)).values()
     needed = sum(math.prod(t.shape) for t in tensors if t.name != "lm_head.weight") * item_bytes[dtype]
     if needed > free:
         smaller = "" if dtype != "float32" else ", --compute-dtype bfloat16 for half of it"

@@ -1,16 +1,16 @@
 """`scope.match`: which latents of two SAEs do the same on the same text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scope.progress import OnProgress
 from scope.whole_files import refuse_unwritable, write_whole
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(ModelSettings):
     """What to match on which text. Each field is also a flag of `scope match`."""
 
     a: Path
@@ -22,8 +22,9 @@ class Match:
     ceiling: Path | None = None
     """A third, such as another seed of A on the same model: the share that finds a partner there is the most to expect."""
 
-    model_a: str | None = None
-    """Model of A: bundled, a checkpoint's folder, or a hub id. By default the one that it was trained on."""
+    model: str | None = None
+    """Model of A, and of --ceiling: bundled, a checkpoint's folder, a hub id or BASE+ADAPTER. By default the one that it was
+    trained on. --adapter and --revision are this model's."""
 
     model_b: str | None = None
     """Model of B."""
@@ -36,9 +37,6 @@ class Match:
 
     words: int = 20_000
     """Words to read."""
-
-    device: str = "cpu"
-    """Where the models run: cpu, cuda."""
 
     seed: int = 0
     """Random seed for how documents are exchanged."""
@@ -63,9 +61,9 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
     if job.csv:
         refuse_unwritable(job.csv)
     loaded: dict[str, Any] = {}
-    a = _encoder(job.a, job.model_a, job.device, loaded)
-    b = _encoder(job.b, job.model_b, job.device, loaded)
-    ceiling = _encoder(job.ceiling, job.model_a, job.device, loaded) if job.ceiling else None
+    of_b = replace(job, model=job.model_b, adapter=None, revision=None)
+    a, b = _encoder(job.a, job, loaded), _encoder(job.b, of_b, loaded)
+    ceiling = _encoder(job.ceiling, job, loaded) if job.ceiling else None
     texts = (document.text for document in open_corpus(job.corpus, job.text_field).documents(0))
     result = match_in_memory(a, b, texts, ceiling, job.words, job.seed, on_progress)
     if job.csv:
@@ -73,17 +71,16 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
     return result
 
 
-def _encoder(folder: Path, model: str | None, device: str, loaded: dict[str, Any]) -> Any:
+def _encoder(folder: Path, settings: ModelSettings, loaded: dict[str, Any]) -> Any:
     """The SAE of a folder with its model; a model is loaded once."""
     from scope.features.compare.partners import Encoder
-    from scope.models.load import load_model
-    from scope.provenance import DictionaryId
+    from scope.provenance import ModelId
     from scope.sae.files import read_sae
 
     folder = Path(folder).expanduser()
     places = (folder / "dictionary", folder.parent / "dictionary" if (folder / "manifest.json").exists() else folder)
-    sae = read_sae(next((place for place in places if place.is_dir()), folder), device)
-    name = model or DictionaryId.of(sae.provenance).model.name or "bundled"
-    if name not in loaded:
-        loaded[name] = load_model(name, device=device)
-    return Encoder(loaded[name], sae)
+    sae = read_sae(next((place for place in places if place.is_dir()), folder), settings.device)
+    key = f"{settings.model or ModelId.of(sae.provenance.get('model')).name} {settings.adapter} {settings.revision}"
+    if key not in loaded:
+        loaded[key] = settings.load_model(sae.provenance)
+    return Encoder(loaded[key], sae)

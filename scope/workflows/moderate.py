@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scope.progress import OnProgress
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moderate:
+class Moderate(ModelSettings):
     """What to judge, and by what. Each field is also a flag of `scope moderate`."""
 
     text: tuple[str, ...] = ()
@@ -49,12 +49,6 @@ class Moderate:
     batch: int = 8
     """Prompts that run at once."""
 
-    device: str = "cpu"
-    """Where to run: cpu, cuda."""
-
-    dtype: str = "float32"
-    """Precision of the weights: float32, bfloat16."""
-
     any_model: bool = False
     """Allow an SAE that was trained on other weights than the moderator's, such as those of its base."""
 
@@ -69,12 +63,11 @@ def moderate(config: Any = None, *, on_progress: OnProgress | None = None, **set
         CheckpointError: the model is missing.
     """
     job = resolve(Moderate, config, settings, first="text")
-    from scope.models.load import load_model
     from scope.moderation.moderator import Moderator
 
     items, policies = _items(job), _policies(job)
     template = _template(job)
-    model = load_model(job.model, device=job.device, dtype=job.dtype)
+    model = job.load_model()
     if job.sae is None:
         return Moderator(model, template).judge(items, policies, job.batch, on_progress)
     from scope.moderation.contributions import contributions

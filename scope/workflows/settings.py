@@ -1,12 +1,15 @@
-"""From keywords, or from flags, to the config of a workflow."""
+"""From keywords, or from flags, to the config of a workflow; and the settings that all have that load a model."""
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
+from scope.device import find_device, find_dtype
 from scope.errors import ConfigError
+from scope.escape import visible
+from scope.provenance import ModelId
 
 T = TypeVar("T")
 
@@ -76,3 +79,60 @@ def _fitting(kind: Any, value: Any) -> Any:
             several = value if isinstance(value, list | tuple) else (value,)
             return tuple(_fitting(each, v) for v in several)
     return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlace:
+    """Which model, and where it runs."""
+
+    model: str | None = None
+    """Model: bundled, a checkpoint's folder, a hub id, BASE+ADAPTER, an adapter that names its base, or lens:NAME for one that
+    TransformerLens loads. None: the one that the dictionary was made for."""
+
+    adapter: str | None = None
+    """PEFT adapter to apply to the model: a folder, a hub id, or the name of one that comes with bundled."""
+
+    device: str = "auto"
+    """Where to run: auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps. Under torchrun, cuda is each process's own GPU."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+
+    def load_model(self, made_for: Mapping[str, Any] | None = None, streamed: bool = False) -> Any:
+        """The model; where none is named, the one that a provenance `made_for` names, and at last the bundled one."""
+        from scope.models.load import load_model
+
+        known = ModelId.of((made_for or {}).get("model")) if self.model is None else ModelId()
+        return load_model(
+            self.model or known.name or "bundled",
+            adapter=self.adapter,
+            dtype=dtype_of(self),
+            device=self.device,
+            revision=self.revision or known.revision,
+            streamed=streamed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(ModelPlace):
+    """Which model, where it runs, and in which precision."""
+
+    dtype: str = "auto"
+    """What the model computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16."""
+
+
+def dtype_of(settings: Any) -> str:
+    """What the model computes in; where `dtype` is that of stored activations, it is called compute_dtype."""
+    return getattr(settings, "compute_dtype", None) or settings.dtype
+
+
+def in_words(settings: Any) -> str:
+    """Model, device and precision of settings that have the fields of `ModelPlace`, as in "bundled+fim on cpu in float32".
+
+    Raises:
+        ConfigError: a device that is not there, or an unknown precision.
+    """
+    device = find_device(settings.device)
+    dtype = str(find_dtype(dtype_of(settings), device)).removeprefix("torch.")
+    name = visible(settings.model or "the dictionary's model")
+    return f"{name}{f'+{visible(settings.adapter)}' if settings.adapter else ''} on {device} in {dtype}"

@@ -1,21 +1,21 @@
 """`scope.steer`: a dictionary and prompts in, a comparison of steered and unsteered texts out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from scope.models.text.sampling_config import SamplingConfig
 from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 DEMO = Path("runs/demo/dictionary")
 """Where `scope demo` leaves its SAE: the default of commands that need one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steer:
+class Steer(ModelSettings):
     """What to edit and what to write. Each field is also a flag of `scope steer`."""
 
     sae: Path = DEMO
@@ -85,12 +85,6 @@ class Steer:
     budget: float = 0.5
     """Largest mean P(Yes) of the steered texts that --moderate allows."""
 
-    model: str = "bundled"
-    """Model: bundled, a checkpoint's folder, or a hub id."""
-
-    device: str = "cpu"
-    """Where to run: cpu, cuda."""
-
     pack: Path | None = None
     """Feature pack, for the typical norm and the maxima; by default the folder pack/ beside the SAE, if it is there."""
 
@@ -136,7 +130,6 @@ def steer(
         return steer_in_memory(config, *rest, **settings)
     job = resolve(Steer, config, settings, first="sae")
     from scope.fit import check_fit
-    from scope.models.load import load_model
     from scope.models.text.infill import infill_text
     from scope.sae.files import read_sae
     from scope.steering.compare.saved_runs import read_saved
@@ -146,13 +139,13 @@ def steer(
     refuse_missing_demo(job.sae)
     sae = read_sae(job.sae, job.device)
     if job.replay:
-        return read_saved(job.replay).replay(load_model(job.model, device=job.device), sae)
+        return read_saved(job.replay).replay(job.load_model(sae.provenance), sae)
     _check_targets(job)
     judge = _judge(job)
     units = _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
-    model = load_model(job.model, device=job.device)
+    model = job.load_model(sae.provenance)
     check_fit(model, sae, job.any_model, reconstructs=True)
     certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     edits = _edits(job, sae, model)
@@ -177,7 +170,6 @@ def _judge(job: Steer) -> Callable[[Any], Any] | None:
     """
     if job.moderate is None:
         return None
-    from scope.models.load import load_model
     from scope.moderation.moderated_sweep import check_budget, moderated_sweep
     from scope.moderation.moderator import Moderator
     from scope.moderation.policies import ModerationError, find_policies
@@ -187,7 +179,7 @@ def _judge(job: Steer) -> Callable[[Any], Any] | None:
         raise ModerationError("--moderate judges the texts of a sweep. Give strengths too: --sweep 0.2 0.4 0.6")
     check_budget(job.budget)
     (policy,) = find_policies(job.moderate)
-    moderator = Moderator(load_model(job.moderator, device=job.device))
+    moderator = Moderator(replace(job, model=job.moderator, adapter=None, revision=None).load_model())
     moderator.judge([Item("Hello", "Hello")], policy)
     return lambda swept: moderated_sweep(swept, moderator, policy, job.budget)
 

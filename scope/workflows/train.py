@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scope.activations.config import LiveConfig
+from scope.device import find_device
 from scope.errors import ConfigError
 from scope.progress import OnProgress
 from scope.sae.kinds import KINDS
@@ -14,14 +15,14 @@ from scope.training.config import TrainConfig
 from scope.training.grid import SWEPT, Cell, cells
 from scope.training.presets import PRESETS, resolve
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import from_settings
-from scope.workflows.training_source import Source, bytes_to_shuffle, find_device
+from scope.workflows.settings import ModelPlace, from_settings
+from scope.workflows.training_source import Source, bytes_to_shuffle
 
 TRAINABLE = tuple(name for name, kind in KINDS.items() if kind.trainable)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(ModelPlace):
     """What to train, on which activations. Each field is also a flag of `scope train`; `config_for` adds the fields of the
     kind's config, of `TrainConfig` and of `LiveConfig`."""
 
@@ -54,17 +55,12 @@ class Train:
     text_field: str = "text"
     """JSONL field or column that holds the text."""
 
-    revision: str | None = None
-    """Branch, tag or commit of a hub model."""
-
-    compute_dtype: str = "float32"
-    """What the model computes in: float32, bfloat16 or float16."""
+    compute_dtype: str = "auto"
+    """What the model computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16. --dtype is what is held
+    for shuffling."""
 
     shuffle_mb: int = 512
     """MiB of one site's activations that are held for shuffling; several sites take as many times that."""
-
-    device: str = "cpu"
-    """Where dictionaries (and a model) compute: cpu, cuda, cuda:1, mps. Under torchrun cuda is each process's own."""
 
     parallel: Literal["data", "site", "width"] | None = None
     """Under torchrun: data, each process takes a share of every batch; site, each takes some of the dictionaries; width, each
@@ -214,7 +210,9 @@ def _run(command: Any, on_progress: OnProgress | None, on_note: OnNote, on_plan:
     rank, world, _ = launched()
     _refuse_settings(command, world)
     device = find_device(command.device)
-    source = Source.of(command, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    source = Source.of(command)
     wanted = jobs(command, source.sites, source.widths)
     ranks = join(command.parallel or ("site" if len(wanted) >= world else "data"), device)
     try:

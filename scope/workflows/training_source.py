@@ -9,29 +9,6 @@ from scope.sites import match_sites
 from scope.training.config import TrainConfig
 
 
-def find_device(name: str) -> Any:
-    """The torch device of this process.
-
-    Raises:
-        ConfigError: this machine has no such device, or fewer GPUs than processes.
-    """
-    import torch
-
-    from scope.training.processes import launched
-
-    _, world, local = launched()
-    try:
-        device = torch.device(f"cuda:{local}" if name == "cuda" and world > 1 else name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either for a device that is not there
-        raise ConfigError(f"Device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
 def bytes_to_shuffle(sites: Sequence[str], widths: Mapping[str, int], every: Sequence[str], megabytes: int) -> int:
     """Memory for the rows of some sites such that their order is that of the widest site read alone with `megabytes`.
 
@@ -56,7 +33,7 @@ class Source:
     name: str = ""
 
     @classmethod
-    def of(cls, command: Any, device: Any) -> "Source":
+    def of(cls, command: Any) -> "Source":
         if command.recording is not None:
             from scope.activations.format.hdf5 import ITEM_BYTES
             from scope.activations.read.store import ActivationStore
@@ -69,10 +46,9 @@ class Source:
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=where)
         from scope.activations.corpus.sources import open_corpus
-        from scope.models.load import load_model
 
         corpus = open_corpus(command.corpus, command.text_field)
-        model = load_model(command.model, dtype=command.compute_dtype, device=str(device), revision=command.revision)
+        model = command.load_model()
         known = model.sites()
         sites = match_sites(command.site, known)
         live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))

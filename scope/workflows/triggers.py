@@ -8,11 +8,11 @@ from typing import Any
 from scope.errors import ConfigError
 from scope.workflows.datacommons import Service, open_service
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class Triggers:
+class Triggers(ModelSettings):
     """What to measure. Each field is also a flag of `scope datacommons triggers`."""
 
     sae: Path
@@ -39,9 +39,6 @@ class Triggers:
 
     seed: int = 0
     """Random seed for the questions, the null and the random directions."""
-
-    device: str = "cpu"
-    """Where to run: cpu, cuda."""
 
     any_model: bool = False
     """Allow an SAE that was trained on other weights than the model's."""
@@ -75,7 +72,6 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
         DictionaryError: the SAE does not fit the model.
     """
     from scope.fit import check_fit
-    from scope.models.load import load_model
     from scope.models.text.generate import generate
     from scope.models.text.sampling_config import SamplingConfig
     from scope.retrieval.steered_calls import steer_calls
@@ -84,7 +80,7 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
 
     job = resolve(Triggers, config, settings, first="sae")
     sae = read_sae(job.sae, job.device)
-    model = load_model(job.model, device=job.device)
+    model = job.load_model()
     check_fit(model, sae, job.any_model, reconstructs=True)
     questions = _read(job.questions) if job.questions else _drawn(model, job.n, job.seed)
     sampling = SamplingConfig(max_new_tokens=job.max_new_tokens, temperature=0.0, repetition_penalty=1.0)

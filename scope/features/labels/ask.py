@@ -178,15 +178,16 @@ class Local:
 class Transformers:
     """A causal model of the transformers library, by folder or hub id, with its chat template where it has one."""
 
-    def __init__(self, name: str, device: str = "cpu"):
+    def __init__(self, name: str, device: object = "cpu", dtype: object = None, revision: str | None = None):
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError:
             raise ConfigError("transformers is not installed: pip install transformers") from None
         self.name, self._lock = name, threading.Lock()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name)
-            self._model = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            loaded = AutoModelForCausalLM.from_pretrained(name, revision=revision, **({"dtype": dtype} if dtype else {}))
+            self._model = loaded.to(device).eval()
         except (OSError, ValueError) as error:
             raise ConfigError(f"transformers cannot load {name}: {str(error).splitlines()[0]}") from None
 
