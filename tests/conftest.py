@@ -2,6 +2,7 @@
 
 import os
 import random
+from dataclasses import replace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; before torch is loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; before
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 # Shapes and types of every signature are checked while the tests run. Before the first import of what is checked; the
 # plugin's command-line flag cannot take a checker with arguments.
@@ -41,6 +44,23 @@ def toy_text() -> list[str]:
 @pytest.fixture(scope="session")
 def toy_tokenizer(toy_text) -> Tokenizer:
     return Tokenizer(train_tokenizer(toy_text, 384))
+
+
+@pytest.fixture(scope="session")
+def coder(toy_tokenizer) -> Tokenizer:
+    """The toy tokenizer with CodeGemma's four marks of infilling."""
+    from scope.activations.corpus.infill import MARKS
+
+    backend = Backend.from_str(toy_tokenizer.backend.to_str())
+    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS.values()])
+    return Tokenizer(backend)
+
+
+@pytest.fixture(scope="session")
+def coding_gemma(coder, tiny_config) -> Gemma:
+    """A random Gemma 1 with one key-value head, as a CodeGemma 2B, whose tokenizer has the marks of infilling."""
+    first = {"model_type": "gemma", "attn_cap": None, "final_cap": None, "layer_types": (), "n_kv_heads": 1}
+    return random_gemma(replace(tiny_config, **first, d_vocab=len(coder)), coder)
 
 
 def random_gemma(config: GemmaConfig, tokenizer: Tokenizer | None = None, seed: int = 0) -> Gemma:

@@ -93,7 +93,8 @@ class LiveBatches:
         """
         place = typed(state, _Place, "The saved position in the corpus", RecordingError)
         order, before = self._order(), place["order"]
-        differs = [f"{k}: {before.get(k)} then, {v} now" for k, v in order.items() if before.get(k) != v]
+        names = dict.fromkeys([*order, *(name for name in ("fim", "fim_seed") if name in before)])
+        differs = [f"{k}: {before.get(k)} then, {order.get(k)} now" for k in names if before.get(k) != order.get(k)]
         if differs:
             raise RecordingError(
                 "This state belongs to another order of rows (" + "; ".join(differs) + ").\n"
@@ -108,7 +109,13 @@ class LiveBatches:
             "sites": list(self.sites),
             "contexts": self.contexts,
             "corpus": self.corpus.identity,
+            **self.fim,
         } | settings
+
+    @property
+    def fim(self) -> dict[str, Any]:
+        """How documents become infilling examples; {} where they are read as plain text."""
+        return {name: self.maker.identity[name] for name in ("fim", "fim_seed") if name in self.maker.identity}
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
         while True:

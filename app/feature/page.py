@@ -194,6 +194,10 @@ with narrow:
     heading("Tokens it fires on", python + "feature.tokens", "py tokens")
     with messages.guarded():
         panels.tokens(feature)
+    if store.manifest.roles:
+        heading("By role", python + "feature.by_role", "py roles", meaning="What part of its context a row is.")
+        with messages.guarded():
+            panels.roles(feature)
     heading("Related latents", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
     related_latents()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")

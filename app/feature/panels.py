@@ -185,6 +185,25 @@ def tokens(feature: Feature) -> None:
     )
 
 
+def roles(feature: Feature) -> None:
+    """Table of how often it fires on rows of each role, as of infilling: prefix, suffix, middle, control."""
+    frame = pd.DataFrame(feature.by_role)
+    column = st.column_config.NumberColumn
+    st.dataframe(
+        frame,
+        hide_index=True,
+        alt=f"Firing frequency by role: {', '.join(frame['role'])}",
+        column_config={
+            "rows": column(format="%d", help="Rows of this role that were read."),
+            "density": column("fires on", format="percent", help="Share of these rows on which it fires."),
+            "lift": column(format="%.1f", help="How many times its frequency on all counted rows that is."),
+            "mean": column("mean activation", format="%.3g"),
+        },
+    )
+    if "control" in set(frame["role"]):
+        st.caption("Control tokens count in this table alone, and in no norm.")
+
+
 def counts_line(feature: Feature) -> None:
     """How concentrated its activation is, and on how much text these numbers were counted, in one line."""
     store, share = feature.pack, feature.mass_of_strongest(0.01)

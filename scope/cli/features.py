@@ -64,4 +64,20 @@ def print_pack(pack: Any, console: Any) -> None:
             str(i), row["label"], f"{row['density']:.2%}", words, "" if isna(row["out_score"]) else f"{row['out_score']:+.3f}"
         )
     console.print(shown)
+    if len(pack.by_role.columns):
+        console.print(_roles(pack))
     console.print(f"To browse it: scope app {shlex.quote(str(pack.folder))}")
+
+
+def _roles(pack: Any) -> Any:
+    """Rows and L0 of each role, and the latents that fire there most often for their frequency elsewhere."""
+    from rich.table import Table
+
+    shares, usual = pack.by_role, pack.table["density"]
+    shown = Table("role", "rows", "L0", "latents that fire there most, with their lift", box=None)
+    for role, rows in pack.manifest.roles.items():
+        density = shares[f"{role}_density"]
+        lift = (density / usual)[(density * rows >= 10) & (usual > 0)].nlargest(4)
+        latents = ", ".join(f"{i} ({times:.1f})" for i, times in lift.items())
+        shown.add_row(role, f"{rows:,}", f"{density.sum():.1f}", latents)
+    return shown

@@ -36,6 +36,13 @@ class CollectFeatures(ModelSettings):
     context: int = 256
     """Tokens of a context, <bos> included, when a corpus is read."""
 
+    fim: str | None = None
+    """With --corpus: read its documents as infilling examples, as in psm:0.45,spm:0.45; the pack then has figures by role
+    (prefix, suffix, middle, control), as one of a recording that was made with --fim."""
+
+    fim_seed: int = 0
+    """Random seed for where documents are cut with --fim."""
+
     evaluation: Path | None = None
     """Report of `scope evaluate` to keep in the pack. None: evaluation.json in the dictionary's folder, if there is one."""
 
@@ -72,11 +79,13 @@ def collect_features(
     from scope.features.face import Pack
     from scope.sae.files import read_sae
     from scope.workflows.certificate import certified
-    from scope.workflows.text import contexts_of_corpus
+    from scope.workflows.text import inputs_of_corpus
 
     job = resolve(CollectFeatures, config, settings, first="dictionary")
     if (job.recording is None) == (job.corpus is None):
         raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
+    if job.fim and job.corpus is None:
+        raise ConfigError("--fim is for a --corpus; a recording has the form in which `scope harvest --fim` made it.")
     ranks, folder = ProcessRank.of_environment(), Path(job.dictionary)
     sae = read_sae(job.dictionary, job.device)
     if job.site:
@@ -88,7 +97,9 @@ def collect_features(
     described: dict[str, Any] = {}
     if store is None:
         n = -(-(job.config.tokens or _TOKENS) // job.context)
-        store, _, described = contexts_of_corpus(model, open_corpus(job.corpus), job.context, n, job.config.seed)
+        text = model, open_corpus(job.corpus), job.context, n, job.config.seed, job.fim, job.fim_seed
+        inputs, described = inputs_of_corpus(*text)
+        store = inputs if job.fim else inputs.to("cpu").tokens
     if ranks.leads:
         on_plan(_in_words(job.config, model, sae, store, ranks))
     made = collect(
@@ -108,15 +119,15 @@ def collect_features(
 
 def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: Any) -> str:
     """Memory and disk that the pack needs while it is built."""
-    import torch
-
+    from scope.activations.read.store import ActivationStore
     from scope.evaluation.certificate.verdict import middle
     from scope.features.collect.plan import plan
     from scope.progress import size
     from scope.sae.claims import claims_of
 
-    rows = store.numel() if isinstance(store, torch.Tensor) else int(store.n_rows)
-    n_ctx = int(store.shape[1] if isinstance(store, torch.Tensor) else store.tokens.shape[1])
+    tokens = getattr(store, "tokens", store)
+    rows = int(store.n_rows) if isinstance(store, ActivationStore) else tokens.shape[0] * tokens.shape[1]
+    n_ctx = int(tokens.shape[1])
     n_tokens = rows if config.tokens is None else min(rows, config.tokens)
     l0 = middle(claims_of(sae.provenance).get("l0"))
     needs = plan(sae.d_sae, sae.d_in, model.cfg.d_vocab, n_tokens, n_ctx, config, l0)

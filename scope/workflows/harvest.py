@@ -75,10 +75,10 @@ def harvest(
         ConfigError, CheckpointError: a setting or a model that cannot be.
         ActivationsError: an unknown site, a corpus without text, a disk without room, a recording of something else.
     """
-    from scope.activations.corpus.infill import FimMaker, FimShares
     from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest import harvest as room
     from scope.activations.harvest.ranks import ProcessRank
+    from scope.workflows.text import maker
 
     job = resolve(Harvest, config, settings, first="model")
     ranks = ProcessRank.of_environment()
@@ -93,8 +93,8 @@ def harvest(
         recorded["batch_contexts"] = job.batch_contexts
     elif job.streamed:
         recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // job.config.context)
-    maker = FimMaker(model.tokenizer, FimShares.parse(job.fim), job.fim_seed) if job.fim else model.tokenizer
-    asked = model, maker, corpus, replace(job.config, **recorded), job.out, model.provenance
+    inputs = maker(model.tokenizer, job.fim, job.fim_seed)
+    asked = model, inputs, corpus, replace(job.config, **recorded), job.out, model.provenance
     planned = None
     if ranks.leads:
         planned = room.plan(*asked, staging=job.staging)

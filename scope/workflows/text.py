@@ -6,6 +6,35 @@ from typing import Any
 from scope.errors import ConfigError
 
 
+def maker(tokenizer: Any, fim: str | None, fim_seed: int = 0) -> Any:
+    """What turns documents into contexts: the tokenizer alone, or with `fim` the maker of infilling examples.
+
+    Raises:
+        CorpusError: shares that cannot be, or a tokenizer without the marks of infilling.
+    """
+    from scope.activations.corpus.infill import FimMaker, FimShares
+
+    return FimMaker(tokenizer, FimShares.parse(fim), fim_seed) if fim else tokenizer
+
+
+def inputs_of_corpus(
+    model: Any, corpus: Any, context: int, n: int, seed: int, fim: str | None = None, fim_seed: int = 0
+) -> tuple[Any, dict[str, Any]]:
+    """(contexts with documents and roles, what text they are) from a corpus that a seed orders.
+
+    Raises:
+        ConfigError: the model does not take contexts of that length.
+        CorpusError: see `maker`.
+    """
+    from scope.activations.corpus.contexts import maker_of
+
+    if not 2 <= context <= model.cfg.n_ctx:
+        raise ConfigError(f"context is {context}; this model takes 2 to {model.cfg.n_ctx} tokens.")
+    made = maker_of(maker(model.tokenizer, fim, fim_seed)).stream(corpus.documents(seed), context).take(n)
+    described = {"corpus": corpus.identity, "context": context, "seed": seed}
+    return made, described | ({"fim": fim, "fim_seed": fim_seed} if fim else {})
+
+
 def contexts_of_corpus(model: Any, corpus: Any, context: int, n: int, seed: int) -> tuple[Any, Any, dict[str, Any]]:
     """(tokens [n context], the document of each token, what text it is) from a corpus that a seed orders.
 
@@ -14,12 +43,7 @@ def contexts_of_corpus(model: Any, corpus: Any, context: int, n: int, seed: int)
     """
     import torch
 
-    from scope.activations.corpus.contexts import Packer
-
-    if not 2 <= context <= model.cfg.n_ctx:
-        raise ConfigError(f"context is {context}; this model takes 2 to {model.cfg.n_ctx} tokens.")
-    packed = Packer(corpus.documents(seed), model.tokenizer, context).take(n)
-    described = {"corpus": corpus.identity, "context": context, "seed": seed}
+    packed, described = inputs_of_corpus(model, corpus, context, n, seed)
     return torch.from_numpy(packed.tokens).long(), torch.from_numpy(packed.documents).long(), described
 
 
@@ -39,7 +63,7 @@ def contexts_of_recording(store: Any, folder: Path | str) -> tuple[Any, Any, dic
 
 
 def contexts_held_out(store: Any, corpus: Any, tokenizer: Any, n: int) -> tuple[Any, Any, dict[str, Any]]:
-    """The same of documents that follow the recording's last in its corpus.
+    """The same of documents that follow the recording's last in its corpus, as infilling examples where it holds such.
 
     Raises:
         CorpusError: fewer than two contexts of text follow it.
@@ -49,7 +73,8 @@ def contexts_held_out(store: Any, corpus: Any, tokenizer: Any, n: int) -> tuple[
     from scope.activations.errors import CorpusError
     from scope.activations.read.heldout import following
 
-    held_out = following(store, corpus, tokenizer, n)
+    recorded = store.manifest.tokenizer
+    held_out = following(store, corpus, maker(tokenizer, recorded.get("fim"), recorded.get("fim_seed", 0)), n)
     if len(held_out) < 2:
         raise CorpusError(f"{corpus.spec} holds no two contexts of text after the recording's last document.")
     described = {"corpus": corpus.identity, "held_out": "documents after the recording's last", "context": store.context}

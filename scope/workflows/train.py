@@ -55,6 +55,12 @@ class Train(ModelPlace):
     text_field: str = "text"
     """JSONL field or column that holds the text."""
 
+    fim: str | None = None
+    """With --model: read documents as infilling examples, as in psm:0.45,spm:0.45; see `scope harvest --help`."""
+
+    fim_seed: int = 0
+    """Random seed for where documents are cut with --fim."""
+
     compute_dtype: str = "auto"
     """What the model computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16. --dtype is what is held
     for shuffling."""
@@ -263,6 +269,8 @@ def _refuse_settings(command: Any, world: int) -> None:
         raise ConfigError("--model needs --corpus, the text that it reads, and --site, where to listen.")
     if command.corpus is not None and command.model is None:
         raise ConfigError("--corpus is the text for a --model; a recording brings its own. Leave it out.")
+    if command.fim is not None and command.model is None:
+        raise ConfigError("--fim is for a --model; a recording has the form in which `scope harvest --fim` made it.")
     if command.shuffle_mb < 1:
         raise ConfigError(f"shuffle_mb is {command.shuffle_mb}; give 1 MiB at least.")
     if command.parallel and world == 1:

@@ -30,6 +30,8 @@ class Source:
     model: Any = None
     corpus: Any = None
     live: Any = None
+    maker: Any = None
+    """Turns documents into contexts for a running model."""
     name: str = ""
 
     @classmethod
@@ -46,20 +48,22 @@ class Source:
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             return cls(sites, dict(store.sites), whole, store, name=where)
         from scope.activations.corpus.sources import open_corpus
+        from scope.workflows.text import maker
 
         corpus = open_corpus(command.corpus, command.text_field)
         model = command.load_model()
         known = model.sites()
         sites = match_sites(command.site, known)
         live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))
-        name = f"{command.model} reading {corpus.spec}"
-        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, name)
+        name = f"{command.model} reading {corpus.spec}" + (f" as infilling examples ({command.fim})" if command.fim else "")
+        inputs = maker(model.tokenizer, command.fim, command.fim_seed)
+        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, name)
 
     def batches(self, sites: list[str], training: TrainConfig, memory: int) -> Any:
         if self.store is None:
             from scope.activations.read.live import LiveBatches
 
-            args = self.model, self.model.tokenizer, self.corpus, sites, training.batch_size
+            args = self.model, self.maker, self.corpus, sites, training.batch_size
             return LiveBatches(*args, self.live, training.order, memory)
         if training.batch_size > self.store.n_rows:
             raise ConfigError(
@@ -154,5 +158,5 @@ def live_provenance(model: Any, batches: Any, site: str, tokens: int) -> dict[st
         "sites": list(batches.sites),
         "contexts_held": batches.contexts,
     }
-    recording = {"corpus": batches.corpus.identity, "config": config, "tokens": tokens, "stored": False}
+    recording = {"corpus": batches.corpus.identity, "config": config, "tokens": tokens, "stored": False, **batches.fim}
     return {"model": model.provenance, "site": site, "recording": recording}

@@ -7,20 +7,9 @@ from scope.activations.corpus.inputs import Cursor
 from scope.activations.corpus.readers import Document
 from scope.activations.corpus.roles import Role
 from scope.activations.errors import CorpusError
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
-
-from scope.models.text.tokenizer import Tokenizer
 
 CONTEXT = 40
 TEXTS = ["def add(a, b):\n    return a + b\n" * n for n in (1, 4, 2)] + ["x = 1", "naïve 漢字 " * 9]
-
-
-@pytest.fixture(scope="module")
-def coder(toy_tokenizer) -> Tokenizer:
-    backend = Backend.from_str(toy_tokenizer.backend.to_str())
-    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS.values()])
-    return Tokenizer(backend)
 
 
 def documents(texts=TEXTS):

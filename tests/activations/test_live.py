@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scope.activations.config import HarvestConfig, LiveConfig
+from scope.activations.corpus.infill import FimMaker, FimShares
 from scope.activations.corpus.sources import open_corpus
 from scope.activations.errors import ActivationsError, CorpusError, RecordingError
 from scope.activations.harvest.harvest import harvest
@@ -117,3 +118,22 @@ def test_outliers_are_left_out_by_the_rule_of_harvesting(tiny_model, corpus):
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ActivationsError):
         LiveConfig(**wrong)
+
+
+def test_infilling_examples_come_live_as_a_recording_holds_them_and_another_form_is_refused(tmp_path, coding_gemma, corpus):
+    def batches(fim):
+        return LiveBatches(coding_gemma, FimMaker(coding_gemma.tokenizer, FimShares.parse(fim)), corpus, SITES[:1], 64, long)
+
+    long = LiveConfig(context=48, batch_contexts=4, dtype="float32", outlier_times=0.0)
+    maker = FimMaker(coding_gemma.tokenizer, FimShares(psm=1))
+    config = HarvestConfig(sites=SITES[:1], tokens=48 * 2000, context=48, dtype="float32", outlier_times=0.0)
+    store = harvest(coding_gemma, maker, corpus, config, tmp_path / "recording", coding_gemma.provenance)
+    [first] = take(batches("psm"), 1)
+    rows = {tuple(row) for row in store[SITES[0]][:].tolist()}
+    assert all(tuple(row) in rows for row in first.tolist())
+    state = json.loads(json.dumps(batches("psm").state_dict()))
+    batches("psm").load_state_dict(state)
+    with pytest.raises(RecordingError, match="fim: psm:1 then, spm:1 now"):
+        batches("spm").load_state_dict(state)
+    with pytest.raises(RecordingError, match="fim: psm:1 then, None now"):
+        LiveBatches(coding_gemma, coding_gemma.tokenizer, corpus, SITES[:1], 64, long).load_state_dict(state)

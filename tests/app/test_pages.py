@@ -258,3 +258,14 @@ def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
     assert not np.isin(dense, listed(at)).any()
     assert not at.warning
     assert not np.isin(dense, listed(open_app("features", dense="false"))).any()
+
+
+def test_a_latent_of_infilling_examples_is_shown_by_role(open_app, tmp_path, toy_folder):
+    make_toy_pack(tmp_path / "pack", n_contexts=12, roles=True)
+    at = open_app("feature", packs=[tmp_path / "pack"], f=1)
+    assert not at.exception
+    shown = next(table.value for table in at.dataframe if "role" in table.value)
+    assert shown["role"].tolist() == ["prefix", "middle"]
+    assert shown["density"].tolist() == [row["density"] for row in Pack.open(tmp_path / "pack")[1].by_role]
+    plain = open_app("feature", f=1)
+    assert not any("role" in table.value for table in plain.dataframe)

@@ -70,8 +70,11 @@ def collect(*given, **settings) -> Pack | None:
     return None if made is None else Pack.open(made.folder)
 
 
-def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 0, health: dict | None = None) -> Brute:
-    """Write a pack of 24 latents to `out`; returns the brute-force statistics that it was made from.
+def make_toy_pack(
+    out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 0, health: dict | None = None, roles: bool = False
+) -> Brute:
+    """Write a pack of 24 latents to `out`; returns the brute-force statistics that it was made from. With `roles`, the first
+    half of every context is a prefix and the other a middle.
 
     0 dead; 1 fires on " dog" and " dogs"; 2 dense; 3 on the token after " the"; 4 on one token alone; 5 rare; 6 a duplicate
     of 4; 7 on hostile tokens; 8 on the bytes of one character; the rest on two or three tokens each, with noise.
@@ -119,6 +122,11 @@ def make_toy_pack(out: Path, n_contexts: int = 60, n_ctx: int = 40, seed: int = 
         },
         "made": {"scope": "test", "date": "2026-01-01"},
     }
+    if roles:
+        halves = [(slice(None), slice(0, n_ctx // 2)), (slice(None), slice(n_ctx // 2, None))]
+        relations["role_count"] = np.stack([(latents[half] > 0).sum((0, 1)) for half in halves], 1)
+        relations["role_sum"] = np.stack([latents[half].sum((0, 1)) for half in halves], 1)
+        manifest["roles"] = {name: int(keep[half].sum()) for name, half in zip(("prefix", "middle"), halves, strict=True)}
     documents = np.broadcast_to(np.arange(n_contexts)[:, None] % len(names), (n_contexts, n_ctx))
     totals = brute.totals(d_vocab)
     arrays = PackArrays(

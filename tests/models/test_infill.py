@@ -1,33 +1,18 @@
 """Filling in the middle: the order of the parts, the ids, where it ends, and what is refused."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from scope.activations.corpus.infill import FORMS, MARKS
-from tokenizers import AddedToken
-from tokenizers import Tokenizer as Backend
 
 from scope.errors import TokensError
 from scope.models.text.infill import infill_ids, infill_text
-from scope.models.text.tokenizer import Tokenizer
-from tests.conftest import random_gemma
 
 PREFIX, SUFFIX = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n"
 
 
-@pytest.fixture(scope="module")
-def coder(toy_tokenizer) -> Tokenizer:
-    """The toy tokenizer with CodeGemma's four marks."""
-    backend = Backend.from_str(toy_tokenizer.backend.to_str())
-    backend.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKS.values()])
-    return Tokenizer(backend)
-
-
-@pytest.fixture(scope="module")
-def model(coder, tiny_config):
-    first = {"model_type": "gemma", "attn_cap": None, "final_cap": None, "layer_types": (), "n_kv_heads": 1}
-    return random_gemma(replace(tiny_config, **first, d_vocab=len(coder)), coder)
+@pytest.fixture
+def model(coding_gemma):
+    return coding_gemma
 
 
 ORDERS = {

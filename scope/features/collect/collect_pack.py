@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scope.activations.corpus.inputs import Inputs
+from scope.activations.corpus.roles import Role
 from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
 from scope.features.collect import first_pass, share
@@ -22,7 +24,7 @@ from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
 from scope.features.collect.scoring import Blocks, measure
 from scope.features.collect.second_pass import look_up
-from scope.features.collect.source import from_recording, from_tokens, require_tokens
+from scope.features.collect.source import from_inputs, from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.pack.data import PackData
@@ -39,7 +41,7 @@ from scope.versions import version_of
 def collect(
     model: LanguageModel,
     sae: SAE,
-    store: ActivationStore | Tensor,
+    store: ActivationStore | Tensor | Inputs,
     config: CollectConfig | None = None,
     out: Path | str = "pack",
     on_progress: OnProgress | None = None,
@@ -49,7 +51,8 @@ def collect(
     dictionary: str | None = None,
     ranks: ProcessRank | None = None,
 ) -> PackData | None:
-    """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context].
+    """Write the pack of a dictionary to the folder `out`, from a recording or from contexts of tokens [n context], or of inputs
+    whose rows have roles.
 
     With `ranks` of several processes, each is to be given the same arguments and encodes its share; the first one writes the
     pack and returns it, the others return None when their share is done. Memory and disk: `scope.features.collect.plan`.
@@ -66,9 +69,11 @@ def collect(
     refuse_foreign(out)
     require(config.map)
     check_fit(model, sae, reconstructs=True)
-    if isinstance(store, Tensor):
-        n = None if config.tokens is None else -(-config.tokens // store.shape[1])
-        source = from_tokens(model, sae.site, store[:n], corpus)
+    if isinstance(store, Tensor | Inputs):
+        width = store.shape[1] if isinstance(store, Tensor) else store.tokens.shape[1]
+        some = store[: None if config.tokens is None else -(-config.tokens // width)]
+        by = from_tokens if isinstance(some, Tensor) else from_inputs
+        source = by(model, sae.site, some, corpus)
     else:
         source = from_recording(store, sae.site, model, config.tokens)
     require_tokens(source)
@@ -100,11 +105,14 @@ def collect(
         count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
+        of_role = [role for role in Role if statistics.roles.rows[role]]
+        relations |= {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
         table = make_table(sae, source, statistics, tokens, effects, scores, relations, source.vocab, totals, null, config)
         manifest = _manifest(model, sae, source, statistics, config, rho, null, weights, dictionary)
         places, facts = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
         manifest |= {"map": facts} if facts else {}
+        manifest |= {"roles": {role.name.lower(): int(statistics.roles.rows[role]) for role in of_role}} if of_role else {}
         manifest["seconds"] = round(time.monotonic() - began, 1)
         arrays = PackArrays(
             table=table,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from scope.activations.corpus.roles import Role
 from scope.errors import DictionaryError
 from scope.features.collect.build_folder import BuildFolder, Chunk
 from scope.features.collect.codes import Codes, lowest_bin, priority, surroundings
@@ -18,6 +19,7 @@ from scope.features.collect.streams import (
     N_HALVES,
     Entries,
     Moments,
+    RoleCounts,
     Shortlist,
     TokenCounts,
     start_bins,
@@ -25,6 +27,7 @@ from scope.features.collect.streams import (
 )
 from scope.progress import OnProgress
 from scope.sae.base import SAE
+from scope.shapes import Acts
 
 DENSE = 1 << 25  # latents [tok d_sae] that are computed at once, whatever the chunk; an encoder holds about four such arrays
 
@@ -86,6 +89,12 @@ class Statistics:
         self.uniform = Shortlist(d_sae, max(sizes.random, sizes.cofiring_sample))
         self.tokens = TokenCounts(d_vocab, sizes.tokens)
         self.norms: list[np.ndarray] = []
+        self.roles = RoleCounts(d_sae, len(Role))
+
+    def add_roles(self, chunk: Chunk, roles: np.ndarray, keep: np.ndarray, first_context: int) -> None:
+        """`roles` and `keep` are those of the rows of the chunk's contexts."""
+        codes, local = chunk.codes, chunk.codes.position - first_context * self.n_ctx
+        self.roles.add(codes.feature, codes.value, roles.reshape(-1)[local], np.bincount(roles[keep], minlength=len(Role)))
 
     def add(self, chunk: Chunk, contexts: np.ndarray, first_context: int) -> None:
         """`contexts` are the tokens of the chunk's contexts."""
@@ -131,12 +140,29 @@ def gather(
             low = lowest_bin(float(chunk.codes.value.max(initial=0.0)) or 1.0)
             statistics = Statistics(sae.W_dec.shape[0], d_vocab, source.contexts.shape[1], low, sizes, seed)
         statistics.add(chunk, source.contexts[a:b], a)
+        if source.roles is not None:
+            statistics.add_roles(chunk, source.roles[a:b], source.keep[a:b], a)
         done, firings = done + len(chunk.norms), firings + len(chunk.codes)
         building.report(done)
         if on_progress:
             on_progress(done, source.n_tokens, {"L0": firings / max(done, 1)})
     assert statistics is not None
+    if source.control is not None:
+        _add_control(sae, source.control(), statistics.roles)
     return statistics
+
+
+@torch.no_grad()
+def _add_control(sae: SAE, acts: Acts, roles: RoleCounts) -> None:
+    """Add what fires at control tokens, which no other statistic counts."""
+    device, step = sae.W_enc.device, max(1, DENSE // sae.W_dec.shape[0])
+    rows = np.bincount([int(Role.CONTROL)], minlength=len(Role))
+    for start in range(0, len(acts), step):
+        latents = sae.encode(acts[start : start + step].to(device))
+        row, column = (latents > 0).nonzero(as_tuple=True)
+        values = latents[row, column].float().cpu().numpy()
+        at = np.full(len(values), int(Role.CONTROL))
+        roles.add(column.cpu().numpy(), values, at, rows * len(latents))
 
 
 def chunks(source: Source, building: BuildFolder, chunk_tokens: int, sae: SAE) -> Iterator[tuple[int, int, Chunk]]:

@@ -1,20 +1,24 @@
-"""The activations that a pack is made from: a recording, or a model that runs on given tokens."""
+"""The activations that a pack is made from: a recording, or a model that runs on given tokens or inputs."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scope.activations.corpus.inputs import NO_TOKEN, counted_tokens
+from scope.activations.corpus.inputs import NO_TOKEN, Inputs, counted, text_roles
 from scope.activations.corpus.roles import Role
 from scope.activations.read.store import ActivationStore
 from scope.errors import ConfigError, PackError, TokensError, UnknownSite
 from scope.models.face import LanguageModel
 from scope.provenance import ModelId
+from scope.shapes import Acts, Tokens
+
+_CONTROL_CONTEXTS = 256
+"""Contexts whose control tokens are read, where a recording has left them out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,10 @@ class Source:
     """The text of every id in `contexts`."""
     described: dict[str, Any]
     """What these activations are, for the manifest: equal descriptions mean equal activations."""
+    roles: np.ndarray | None = None
+    """uint8 [n_contexts context]: the `Role` of each row, where roles do not follow from the tokens."""
+    control: Callable[[], Acts] | None = None
+    """The activations at control tokens, such as the marks of infilling: of all of them where they are known, else of some."""
 
     @property
     def n_tokens(self) -> int:
@@ -62,25 +70,69 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
     n_contexts = int(context_of[rows - 1]) + 1 if rows else 0
     first_row = np.searchsorted(context_of, np.arange(n_contexts + 1))
     contexts, vocab = np.asarray(store.tokens[:n_contexts]), _vocab(model)
-    if store.has_roles:  # a row that is no token is shown by its role, whose id follows those of the vocabulary
-        contexts = np.where(contexts == NO_TOKEN, len(vocab) + store.roles[:n_contexts].astype(contexts.dtype), contexts)
-        vocab += [f"<{role.name.lower()}>" for role in Role]
-    keep = np.zeros(contexts.shape, bool)
+    stored = np.zeros(contexts.shape, bool)
     in_contexts = slice(0, int(first_row[-1]))
-    keep[context_of[in_contexts], np.asarray(store.positions[in_contexts])] = True
+    stored[context_of[in_contexts], np.asarray(store.positions[in_contexts])] = True
+    keep, roles, control = stored, None, None
+    if store.has_roles:
+        roles = np.asarray(store.roles[:n_contexts])
+        keep = stored & (roles != Role.CONTROL)
+        tokens = np.asarray(contexts)
+        # A row that is no token is shown by its role, whose id follows those of the vocabulary.
+        contexts = np.where(contexts == NO_TOKEN, len(vocab) + roles.astype(contexts.dtype), contexts)
+        vocab += [f"<{role.name.lower()}>" for role in Role]
+
+        def control() -> Acts:
+            if (stored & ~keep).any():
+                return store[site][np.flatnonzero(~keep[stored])]
+            known = (roles == Role.CONTROL).any(1) & (tokens != NO_TOKEN).all(1)
+            some = np.flatnonzero(known)[:_CONTROL_CONTEXTS]
+            return _control_acts(model, site, torch.from_numpy(tokens[some]).long(), roles[some])
+
+    def read(a: int, b: int) -> Tensor:
+        acts = store[site][int(first_row[a]) : int(first_row[b])]
+        return acts if keep is stored else acts[torch.from_numpy(keep[a:b][stored[a:b]])]
+
     return Source(
         contexts=contexts,
         keep=keep,
-        read=lambda a, b: store[site][int(first_row[a]) : int(first_row[b])],
+        read=read,
         documents=np.asarray(store.documents[:n_contexts]),
         document_names=list(store.document_names),
         vocab=vocab,
         described={"recording": store.manifest.to_json(), "contexts": n_contexts},
+        roles=roles,
+        control=control,
     )
 
 
-def from_tokens(model: LanguageModel, site: str, tokens: Tensor, corpus: dict[str, Any] | None = None) -> Source:
-    """The activations of a model at a site on contexts [n context] that begin with <bos>, padded on the right.
+@torch.no_grad()
+def _control_acts(model: LanguageModel, site: str, tokens: Tokens, roles: np.ndarray, batch: int = 16) -> Acts:
+    """The activations at the control tokens of contexts, by the model."""
+    acts = [torch.zeros(0, model.sites()[site])]
+    for a in range(0, len(tokens), batch):
+        at = torch.from_numpy(roles[a : a + batch] == Role.CONTROL)
+        x = model.record(tokens[a : a + batch].to(model.device), [site])[site]
+        acts.append(x[at.to(x.device)].float().cpu())
+    return torch.cat(acts)
+
+
+def from_inputs(model: LanguageModel, site: str, inputs: Inputs, corpus: dict[str, Any] | None = None) -> Source:
+    """As `from_tokens`, of contexts whose rows have roles, as infilling examples.
+
+    Raises:
+        UnknownSite, TokensError: as there.
+    """
+    tokens, roles = torch.as_tensor(inputs.tokens).long(), np.asarray(inputs.roles)
+    source = from_tokens(model, site, tokens, corpus, roles)
+    return replace(source, roles=roles, control=lambda: _control_acts(model, site, tokens, roles))
+
+
+def from_tokens(
+    model: LanguageModel, site: str, tokens: Tensor, corpus: dict[str, Any] | None = None, roles: np.ndarray | None = None
+) -> Source:
+    """The activations of a model at a site on contexts [n context] that begin with <bos>, padded on the right. `roles` [n
+    context] are by default those of plain text.
 
     Raises:
         UnknownSite: the model has no such site.
@@ -91,7 +143,8 @@ def from_tokens(model: LanguageModel, site: str, tokens: Tensor, corpus: dict[st
     ids = np.asarray(tokens.cpu())
     if ids.ndim != 2 or not (ids[:, 0] == model.cfg.bos).all():
         raise TokensError(f"Contexts must be [n context] and begin with <bos> ({model.cfg.bos}), as Gemma was trained.")
-    keep = counted_tokens(tokens, model.special_ids).cpu().numpy()
+    roles_of_rows = text_roles(tokens, model.special_ids) if roles is None else torch.from_numpy(roles)
+    keep = counted(roles_of_rows).cpu().numpy()
 
     def read(a: int, b: int) -> Tensor:
         some = tokens[a:b].to(model.device)

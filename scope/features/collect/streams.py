@@ -3,6 +3,7 @@
 Moments     counts, sums, maxima, log histograms, mass per half octave    O(d_sae) memory
 Shortlist   the k best of each group: strongest contexts, uniform samples  O(groups x k)
 TokenCounts firings per (latent, token)                                    up to `capacity` pairs, then the rarest go
+RoleCounts  firings per (latent, role of the row)                          O(d_sae x roles) memory
 """
 
 from dataclasses import dataclass
@@ -237,6 +238,21 @@ class TokenCounts:
             ids[feature[first], nth[first]], counts[feature[first], nth[first]] = token[first], count[first]
             sums[feature[first], nth[first]] = total[first]
         return {"id": ids, "count": counts, "sum": sums, "n_tokens": n_tokens, "n_half": n_half}
+
+
+class RoleCounts:
+    """Firings and their summed activation per (latent, role), beside the rows of each role."""
+
+    def __init__(self, d_sae: int, n_roles: int):
+        self.count, self.sum = np.zeros((d_sae, n_roles), np.int64), np.zeros((d_sae, n_roles))
+        self.rows = np.zeros(n_roles, np.int64)
+
+    def add(self, feature: np.ndarray, value: np.ndarray, role: np.ndarray, rows: np.ndarray) -> None:
+        """`role` [firing] is that of each firing's row; `rows` [n_roles] how many rows of each role were read."""
+        key, n = feature.astype(np.int64) * len(self.rows) + role, self.count.size
+        self.count += np.bincount(key, minlength=n).reshape(self.count.shape)
+        self.sum += np.bincount(key, value.astype(np.float64), n).reshape(self.sum.shape)
+        self.rows += rows
 
 
 def start_bins(codes: Codes, low: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ def card_html(feature: Feature, examples: int = 8, window: int = 24) -> str:
         f'<div style="font-size:16px"><b>#{feature.id}</b> {escape(feature.label)} {flags}</div>'
         f'<div style="{_MUTED}">label from {escape(feature.label_source)} · {escape(feature.pack.title)}</div>'
     )
-    body = _silence(feature) if feature.dead else _numbers(row) + _histogram(feature)
+    body = _silence(feature) if feature.dead else _numbers(row) + _roles(feature) + _histogram(feature)
     shown = "" if feature.dead else _examples(feature, "top", examples - examples // 2, window)
     shown += "" if feature.dead else _examples(feature, "random", examples // 2, window)
     return f'<div style="font-family:sans-serif;line-height:1.5;max-width:900px">{head}{body}{_output(feature)}{shown}</div>'
@@ -53,6 +53,20 @@ def percent(share: float) -> str:
 def _numbers(row: dict) -> str:
     cells = "".join(f'<span style="margin-right:14px">{escape(k)} <b>{escape(v)}</b></span>' for k, v in numbers(row))
     return f"<div>{cells}</div>"
+
+
+def roles_line(feature: Feature) -> str:
+    """How often it fires on rows of each role, in one line; "" where rows have no roles."""
+    try:
+        shares = [f"{row['role']} {percent(row['density'])}" for row in feature.by_role]
+    except PackError as damaged:
+        return str(damaged)
+    return f"fires on {', '.join(shares)} of its rows" if shares else ""
+
+
+def _roles(feature: Feature) -> str:
+    line = roles_line(feature)
+    return f'<div style="{_MUTED}">{escape(line)}</div>' if line else ""
 
 
 def _histogram(feature: Feature, height: int = 34) -> str:
@@ -122,6 +136,7 @@ def card_text(feature: Feature, examples: int = 4, window: int = 12) -> str:
         lines.append(f"  did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})")
     else:
         lines.append("  " + "  ".join(f"{k} {v}" for k, v in numbers(feature.row)))
+        lines += [f"  {line}" for line in [roles_line(feature)] if line]
     for name, pairs in (("promotes", feature.promoted), ("measured", feature.measured)):
         if pairs:
             lines.append(f"  {name}: " + "  ".join(visible_token(t, mark_space=True) for t, _ in pairs[:8]))

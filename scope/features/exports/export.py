@@ -68,9 +68,9 @@ def export(
 
 def _write(pack: PackData, to: str, file: Path, latents: list[int], on_progress: OnProgress | None) -> None:
     if to == "parquet":
-        tables.parquet(pack.table.iloc[latents], file)
+        tables.parquet(pack.table.join(pack.by_role).iloc[latents], file)
     elif to == "csv":
-        file.write_bytes(tables.csv(pack.table.iloc[latents].rename_axis("id")))
+        file.write_bytes(tables.csv(pack.table.join(pack.by_role).iloc[latents].rename_axis("id")))
     else:
         by_latent: dict[str, Callable] = {"json": json_file, "html": html_file, "saedashboard": saedashboard_file}
         by_latent[to](pack, latents, file, on_progress)

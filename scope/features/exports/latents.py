@@ -39,6 +39,7 @@ def described(feature: Feature) -> dict[str, Any]:
         "measured": _pairs(feature.measured, "rise"),
         "neighbours": [{"id": i, "cos": plain(cos)} for i, cos in feature.neighbours],
         "co_firing": [{"id": j, "p": plain(p), "lift": plain(lift)} for j, p, lift in feature.co_firing],
+        "by_role": [{name: plain(value) for name, value in row.items()} for row in feature.by_role],
         "tokens": [{name: plain(value) for name, value in row.items()} for row in feature.tokens],
         "examples": {group: [example_of(e) for e in feature.examples(group, 10_000)] for group in GROUPS},
         "note": notes.note(feature.id),

@@ -252,6 +252,23 @@ class PackData:
             raise self._damaged(name, "it holds ids that are none, or what is no number")
         return values
 
+    @cached_property
+    def by_role(self) -> pd.DataFrame:
+        """How often each latent fires on rows of each role, and how strongly then: columns such as `middle_density` (firings
+        / rows of the role) and `middle_mean`. Control tokens, such as the marks of infilling, count nowhere else.
+
+        Without columns in a pack of plain text, whose rows have no roles, and in packs of earlier versions.
+        """
+        rows = self.manifest.roles
+        count, total = self.relation("role_count"), self.relation("role_sum")
+        if not count.shape[1] == total.shape[1] == len(rows):
+            raise self._damaged("role_count", f"it counts {count.shape[1]} roles, and the manifest names {len(rows)}")
+        columns = {}
+        for k, (role, n) in enumerate(rows.items()):
+            columns[f"{role}_density"] = count[:, k] / max(n, 1)
+            columns[f"{role}_mean"] = np.divide(total[:, k], count[:, k], out=np.zeros(self.d_sae), where=count[:, k] > 0)
+        return pd.DataFrame(columns, index=pd.RangeIndex(self.d_sae, name="id"))
+
     def read_example(self, name: str, latent: int) -> np.ndarray:
         """One latent's chunk of examples.h5.
 

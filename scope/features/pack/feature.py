@@ -233,6 +233,22 @@ class Feature:
             )
         return rows
 
+    @property
+    def by_role(self) -> list[dict[str, Any]]:
+        """For each role of rows (prefix, suffix, middle, control, ...) its rows, how often the latent fires there, how many
+        times its usual frequency that is (lift), and its mean when it fires; [] in a pack of plain text."""
+        shares, usual = self.pack.by_role.iloc[self.id], self.row["density"]
+        return [
+            {
+                "role": role,
+                "rows": rows,
+                "density": float(shares[f"{role}_density"]),
+                "lift": float(shares[f"{role}_density"] / usual) if usual else float("nan"),
+                "mean": float(shares[f"{role}_mean"]),
+            }
+            for role, rows in self.pack.manifest.roles.items()
+        ]
+
     def _tokens(self, ids: str, values: str) -> list[tuple[str, float]]:
         pairs = zip(self._relation(ids).tolist(), self._relation(values).tolist(), strict=True)
         return [(self.pack.vocab[i], v) for i, v in pairs if i >= 0]

@@ -57,7 +57,9 @@ RELATIONS = {
     "measured_rise": "f4",  # rise of the probability, mean over prompts
     "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
     "logit_ends": "f4",  # [d_sae 2]
+    "role_count": "i8",  # firings by role of the row; the manifest names the roles in order, with the rows of each
+    "role_sum": "f8",  # summed activation of these firings
 }
 CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
-LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos")
-"""Relations that packs of the first months lack."""
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", "role_count", "role_sum")
+"""Relations that earlier packs lack."""

@@ -103,6 +103,8 @@ class Manifest:
     config: dict[str, Any] = field(default_factory=dict)
     made: Made = field(default_factory=Made)
     map: MapFidelity | None = None
+    roles: dict[str, Natural] = field(default_factory=dict)
+    """Rows of each role, such as prefix, suffix, middle and control, in the order of the relations by role; empty for text."""
     seconds: float | None = None
     as_written: dict[str, Any] = field(default_factory=dict, repr=False)
     """The JSON object itself, with what this version does not know."""

@@ -24,7 +24,9 @@ examples.h5        HDF5, one chunk a latent, gzip, each chunk with its own check
                    band_edges, band_count, band_mass
 relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, opposite_id/cos, cofiring_id/p/lift,
                    token_id/count/sum, promoted_id/logit, suppressed_id/logit, measured_id/rise,
-                   logit_histogram with logit_ends; token_totals [d_vocab]: how often each token stood where latents could fire;
+                   logit_histogram with logit_ends; role_count/sum: firings and summed activation by role of the row, the
+                   roles and the rows of each in the manifest under "roles";
+                   token_totals [d_vocab]: how often each token stood where latents could fire;
                    control_position [n]: middles of windows of text, control_half tokens to either side; in window i fire
                    control_latent[control_start[i] : control_start[i + 1]] and no other latents.
 contexts.npy       token ids [n_contexts n_ctx]          vocab.json.gz   the piece of every id
