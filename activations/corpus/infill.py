@@ -23,6 +23,13 @@ Form = Literal["psm", "spm", "spm_joint"]
 FORMS: tuple[Form, ...] = get_args(Form)
 MARKS = {"prefix": "<|fim_prefix|>", "middle": "<|fim_middle|>", "suffix": "<|fim_suffix|>", "file": "<|file_separator|>"}
 
+ORDERS: dict[Form, tuple[str, ...]] = {
+    "psm": ("<prefix>", "prefix", "<suffix>", "suffix", "<middle>"),
+    "spm": ("<suffix>", "suffix", "<prefix>", "prefix", "<middle>"),
+    "spm_joint": ("<prefix>", "<suffix>", "suffix", "<middle>", "prefix"),
+}
+"""What stands before the middle: marks in angle brackets, and texts."""
+
 Part = tuple[Role, str]
 """What a part of an example is, and its text; a mark is a part of role CONTROL."""
 
@@ -41,15 +48,10 @@ def parts_of(prefix: str, suffix: str, middle: str = "", form: str = "psm", file
             raise CorpusError(
                 f"The text contains {mark}, which marks the parts of an infilling prompt. Take it out of the text."
             )
-    before, after, between = ((Role.CONTROL, MARKS[name]) for name in ("prefix", "suffix", "middle"))
-    p, s = (Role.PREFIX, prefix), (Role.SUFFIX, suffix)
-    orders: dict[str, list[Part]] = {
-        "psm": [before, p, after, s, between],
-        "spm": [after, s, before, p, between],
-        "spm_joint": [before, after, s, between, p],
-    }
+    pieces: dict[str, Part] = {f"<{name}>": (Role.CONTROL, MARKS[name]) for name in ("prefix", "suffix", "middle")}
+    pieces |= {"prefix": (Role.PREFIX, prefix), "suffix": (Role.SUFFIX, suffix)}
     others = [part for text in files for part in ((Role.TEXT, text), (Role.CONTROL, MARKS["file"]))]
-    return [*others, *orders[form], (Role.MIDDLE, middle)]
+    return [*others, *(pieces[name] for name in ORDERS[form]), (Role.MIDDLE, middle)]  # type: ignore[index]
 
 
 def mark_ids(tokenizer: Any) -> dict[str, int]:

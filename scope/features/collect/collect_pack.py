@@ -106,7 +106,8 @@ def collect(
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
         of_role = [role for role in Role if statistics.roles.rows[role]]
-        relations |= {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
+        by_role = {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
+        relations |= by_role if of_role else {}
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
         table = make_table(sae, source, statistics, tokens, effects, scores, relations, source.vocab, totals, null, config)
         manifest = _manifest(model, sae, source, statistics, config, rho, null, weights, dictionary)

@@ -26,6 +26,7 @@ def described(feature: Feature) -> dict[str, Any]:
     span = slice(int(lit[0]), int(lit[-1]) + 1) if len(lit) else slice(0, 0)
     notes = feature.pack.notes
     right, asked = notes.guessed(feature.id)
+    by_role = [{name: plain(value) for name, value in row.items()} for row in feature.by_role]
     return {
         **{name: plain(value) for name, value in feature.row.items()},
         "flags": feature.flags,
@@ -39,7 +40,7 @@ def described(feature: Feature) -> dict[str, Any]:
         "measured": _pairs(feature.measured, "rise"),
         "neighbours": [{"id": i, "cos": plain(cos)} for i, cos in feature.neighbours],
         "co_firing": [{"id": j, "p": plain(p), "lift": plain(lift)} for j, p, lift in feature.co_firing],
-        "by_role": [{name: plain(value) for name, value in row.items()} for row in feature.by_role],
+        **({"by_role": by_role} if by_role else {}),
         "tokens": [{name: plain(value) for name, value in row.items()} for row in feature.tokens],
         "examples": {group: [example_of(e) for e in feature.examples(group, 10_000)] for group in GROUPS},
         "note": notes.note(feature.id),

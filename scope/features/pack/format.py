@@ -61,5 +61,7 @@ RELATIONS = {
     "role_sum": "f8",  # summed activation of these firings
 }
 CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
-LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", "role_count", "role_sum")
-"""Relations that earlier packs lack."""
+BY_ROLE = ("role_count", "role_sum")
+"""Relations that only packs of rows with roles hold."""
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", *BY_ROLE)
+"""Relations that a pack may lack: earlier ones, and some kinds."""

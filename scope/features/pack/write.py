@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.pack.format import CONTROLS, EXAMPLES, FILES, RELATIONS, SCHEMA
+from scope.features.pack.format import BY_ROLE, CONTROLS, EXAMPLES, FILES, RELATIONS, SCHEMA
 from scope.features.pack.manifest import read_manifest
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
@@ -128,6 +128,8 @@ def _write_examples(file: Path, arrays: dict[str, np.ndarray]) -> None:
 def _write_relations(file: Path, arrays: PackArrays) -> None:
     with h5py.File(file, "w", libver="v110", locking=False) as f:
         for name, dtype in RELATIONS.items():
+            if name in BY_ROLE and name not in arrays.relations:
+                continue
             nothing = np.zeros((len(arrays.table), 0))
             _write_dataset(f, name, arrays.relations.get(name, nothing), dtype, rows=256)
         whole = {"token_totals": arrays.token_totals.astype("i8")}
