@@ -11,6 +11,7 @@ from scope.app.serve import models, pack_facts, packs, session
 
 from scope.errors import ScopeError
 from scope.features.labels.guess import draw_windows
+from scope.features.pack import lookahead
 
 LONGEST = 160
 """Most glyphs of a label in the title; its tooltip shows the rest."""
@@ -198,6 +199,10 @@ with narrow:
         heading("By role", python + "feature.by_role", "py roles", meaning="What part of its context a row is.")
         with messages.guarded():
             panels.roles(feature)
+    if store.manifest.files.get(lookahead.FILE):
+        heading("Suffix look-ahead", python + "feature.lookahead", "py lookahead", meaning=panels.LOOKAHEAD)
+        with messages.guarded():
+            panels.suffix_lookahead(feature)
     heading("Related latents", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
     related_latents()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")

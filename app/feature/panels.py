@@ -11,6 +11,7 @@ from scope.app.kit.messages import guarded
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
+from scope.app.kit.tokens import row as token_row
 
 from scope.escape import visible_token
 from scope.features.pack.feature import Feature
@@ -202,6 +203,37 @@ def roles(feature: Feature) -> None:
     )
     if "control" in set(frame["role"]):
         st.caption("Control tokens count in this table alone, and in no norm.")
+
+
+LOOKAHEAD = (
+    "Whether it fires in a middle because of the suffix: each middle read with its own suffix, and with other documents'."
+)
+
+
+def suffix_lookahead(feature: Feature) -> None:
+    """What exchanging the suffix does to it in middles, beside chance, and the example in which it gains most."""
+    result, row = feature.pack.lookahead, feature.lookahead
+    if result is None or row is None:
+        st.caption("It fired in too few middles to be tested.")
+        return
+    found = row.latent in {r.latent for r in result.found}
+    lost = "" if math.isnan(row.lost) else f": {row.lost:.0%} lost" if row.lost >= 0 else f": {-row.lost:.0%} gained"
+    verdict = "it looks ahead" if found else "within chance"
+    line = (
+        f"Mean activation in middles {number(row.own)} with their own suffix, {number(row.others)} with others'{lost}. On the half "
+        f"of the documents that chose, z {row.z:.1f} (chance over all latents reaches {result.own.threshold:.1f}); on the other, z "
+        f"{row.z_held_out:.1f}, p {row.p_held_out:.3f}: {verdict}."
+    )
+    floor = "" if row.floor_z is None else f" In {result.floor_model}: z {row.floor_z:.1f}."
+    st.caption(plain(line + floor))
+    place = row.place
+    if place is None:
+        return
+    largest = max(place.own + place.others)
+    rows = [(place.own, "with its own suffix"), (place.others, "with suffixes of other documents, mean")]
+    strips([token_row(place.tokens, acts, largest, notes=[note]) for acts, note in rows], key=f"lookahead {feature.id}")
+    st.caption("Before it and after it:")
+    st.code(f"{place.before}⟨…⟩{place.after}", language=None, wrap_lines=True)
 
 
 def counts_line(feature: Feature) -> None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "label": "Have a language model say what latents mean, and test each label on text it has not seen.",
     "export": "Write latents as tables, JSON, cards, or for Neuronpedia and SAEDashboard.",
     "match": "Find for each latent of an SAE the latent of another that does the same, in the same or another model.",
+    "lookahead": "Find latents of an infilling model that fire in the middle because of the suffix.",
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",

@@ -14,6 +14,7 @@ from scope.errors import DictionaryError, PackError
 from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
 from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELATIONS
 from scope.features.pack.index import Index
+from scope.features.pack.lookahead import FILE, Lookahead
 from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
 from scope.provenance import DictionaryId, ModelId, without_folders
@@ -139,6 +140,11 @@ class PackData:
             way_out = make_again(self.folder, "map.npy")
             raise PackError(f"{self.folder / 'map.npy'} is damaged: a place is no number.\n  {way_out}")
         return places
+
+    @cached_property
+    def lookahead(self) -> Lookahead | None:
+        """Which latents fire in a middle because of the suffix, where `scope lookahead --pack` put it into the pack."""
+        return Lookahead.load(self._intact(FILE)) if FILE in self.manifest.files else None
 
     @cached_property
     def vocab(self) -> list[str]:

@@ -10,6 +10,7 @@ from scope import renamed
 from scope.errors import PackError
 from scope.features.pack.data import PackData
 from scope.features.pack.format import GROUPS, NO_BAND
+from scope.features.pack.lookahead import LatentLookahead
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +249,11 @@ class Feature:
             }
             for role, rows in self.pack.manifest.roles.items()
         ]
+
+    @property
+    def lookahead(self) -> LatentLookahead | None:
+        """How much it fires in a middle because of the suffix; None where that was not tested."""
+        return None if self.pack.lookahead is None else self.pack.lookahead.of(self.id)
 
     def _tokens(self, ids: str, values: str) -> list[tuple[str, float]]:
         pairs = zip(self._relation(ids).tolist(), self._relation(values).tolist(), strict=True)

@@ -1,0 +1,125 @@
+"""`scope.lookahead`: which latents of an infilling model fire in the middle because of the suffix."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scope.errors import DictionaryError
+from scope.progress import OnProgress
+from scope.whole_files import refuse_unwritable, write_whole
+from scope.workflows.settings import resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindLookahead:
+    """What to test on which text. Each field is also a flag of `scope lookahead`."""
+
+    sae: str
+    """SAE of an infilling model: a folder that `scope train` wrote, or any that `scope features` takes."""
+
+    corpus: str = "bundled"
+    """Text as the model was made for, such as a folder of code: as in `scope harvest --corpus`."""
+
+    model: str | None = None
+    """Infilling model: google/codegemma-2b, bundled+fim. By default the one that the SAE was trained on."""
+
+    floor: str | None = None
+    """Model that reads the same token ids beside it. By default the base of an adapter; none for a model without adapter."""
+
+    pack: Path | None = None
+    """Feature pack of the SAE, whose latents' pages are to show the result."""
+
+    n: int = 400
+    """Examples."""
+
+    form: str = "psm"
+    """Order of the parts: psm, spm or spm_joint."""
+
+    suffixes: int = 3
+    """Suffixes of other documents that each example is read with."""
+
+    middle: int = 32
+    """Tokens of a middle at most."""
+
+    context: int = 256
+    """Tokens of an example at most; prefix and suffix share what the middle leaves."""
+
+    permutations: int = 999
+    """Permutations of the suffixes, which give the null."""
+
+    text_field: str = "text"
+    """JSONL field or column that holds the text."""
+
+    seed: int = 0
+    """Random seed for cuts, exchanged suffixes and permutations."""
+
+    device: str = "cpu"
+    """Where the models run: cpu, cuda."""
+
+    out: Path | None = None
+    """Write the result here as JSON; `Lookahead.load` reads it."""
+
+    html: Path | None = None
+    """Write a page with the latents found here."""
+
+    csv: Path | None = None
+    """Write a row per tested latent here."""
+
+
+def lookahead(
+    config: FindLookahead | str | Path | None = None, *, on_progress: OnProgress | None = None, **settings: Any
+) -> Any:
+    """Find latents that fire in the middle because of the suffix, beside a null and the model without its adapter. Returns a
+    `scope.features.pack.lookahead.Lookahead`; with `pack`, its pages show it.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        DictionaryError, PackError, CheckpointError: what cannot be read, or what does not belong together.
+        TokensError: the model was not made for infilling, or too little text.
+    """
+    from scope.activations.corpus.sources import open_corpus
+    from scope.features.compare.lookahead import lookahead as test_latents
+    from scope.features.pack.data import PackData
+    from scope.features.pack.lookahead import FILE
+    from scope.features.pack.write import add_file
+    from scope.models.adapters import find_model
+    from scope.models.load import load_model
+    from scope.provenance import DictionaryId
+    from scope.sae.files import parameters_sha256, read_sae
+
+    job = resolve(FindLookahead, config, settings, first="sae")
+    for file in (job.out, job.html, job.csv):
+        if file:
+            refuse_unwritable(file)
+    sae = read_sae(job.sae, device=job.device)
+    if job.pack and PackData.open(job.pack).manifest.owner != parameters_sha256(sae):
+        raise DictionaryError(f"{job.pack} shows another SAE than {job.sae}. Give the pack that was made from it.")
+    name = job.model or DictionaryId.of(sae.provenance).model.name or "bundled"
+    floor = job.floor
+    if floor is None:
+        places = find_model(name)
+        floor = places.base_name if places.adapter else "none"
+    result = test_latents(
+        load_model(name, device=job.device),
+        sae,
+        (document.text for document in open_corpus(job.corpus, job.text_field).documents(job.seed)),
+        job.n,
+        form=job.form,
+        suffixes=job.suffixes,
+        middle=job.middle,
+        context=job.context,
+        floor=None if floor == "none" else load_model(floor, device=job.device),
+        permutations=job.permutations,
+        corpus=job.corpus,
+        seed=job.seed,
+        on_progress=on_progress,
+    )
+    if job.pack:
+        add_file(job.pack, FILE, result.to_json().encode(), {})
+    if job.out:
+        result.save(job.out)
+    if job.html:
+        result.to_html(job.html)
+    if job.csv:
+        write_whole(job.csv, result.to_frame().to_csv(index=False))
+    return result
