@@ -29,6 +29,7 @@ _HOME = {
     "evaluate": "scope.workflows.evaluate",
     "match": "scope.workflows.match",
     "collect_features": "scope.workflows.features",
+    "lookahead": "scope.workflows.lookahead",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
     "moderate": "scope.workflows.moderate",

@@ -220,9 +220,9 @@ def suffix_lookahead(feature: Feature) -> None:
     lost = "" if math.isnan(row.lost) else f": {row.lost:.0%} lost" if row.lost >= 0 else f": {-row.lost:.0%} gained"
     verdict = "it looks ahead" if found else "within chance"
     line = (
-        f"Mean activation in middles {number(row.own)} with their own suffix, {number(row.others)} with others'{lost}. On the half "
-        f"of the documents that chose, z {row.z:.1f} (chance over all latents reaches {result.own.threshold:.1f}); on the other, z "
-        f"{row.z_held_out:.1f}, p {row.p_held_out:.3f}: {verdict}."
+        f"Mean activation in middles {number(row.own)} with their own suffix, {number(row.others)} with others'{lost}. "
+        f"On the half of the documents that chose, z {row.z:.1f} (chance over all latents reaches {result.own.threshold:.1f}); "
+        f"on the other, z {row.z_held_out:.1f}, p {row.p_held_out:.3f}: {verdict}."
     )
     floor = "" if row.floor_z is None else f" In {result.floor_model}: z {row.floor_z:.1f}."
     st.caption(plain(line + floor))
