@@ -216,9 +216,9 @@ def suffix_lookahead(feature: Feature) -> None:
     if result is None or row is None:
         st.caption("It fired in too few middles to be tested.")
         return
-    found = row.latent in {r.latent for r in result.found}
+    looks = row.latent in {r.latent for r in result.ahead}
     lost = "" if math.isnan(row.lost) else f": {row.lost:.0%} lost" if row.lost >= 0 else f": {-row.lost:.0%} gained"
-    verdict = "it looks ahead" if found else "within chance"
+    verdict = "it looks ahead" if looks else "within chance"
     line = (
         f"Mean activation in middles {number(row.own)} with their own suffix, {number(row.others)} with others'{lost}. "
         f"On the half of the documents that chose, z {row.z:.1f} (chance over all latents reaches {result.own.threshold:.1f}); "

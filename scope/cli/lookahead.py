@@ -37,7 +37,7 @@ def run(parsed: Any) -> None:
 
         labels = Pack.open(config.pack).table["label"].to_dict()
     table = Table("latent", "own suffix", "others'", "lost", "z, held out", "floor's z", "label", box=None)
-    for row in sorted(result.found, key=lambda row: -row.lost)[:20]:
+    for row in sorted(result.ahead, key=lambda row: -row.lost)[:20]:
         floor = "" if row.floor_z is None else f"{row.floor_z:.1f}"
         cells = (row.latent, f"{row.own:.3g}", f"{row.others:.3g}", f"{row.lost:.0%}", f"{row.z_held_out:.1f}", floor)
         table.add_row(*map(str, cells), labels.get(row.latent, ""))

@@ -118,14 +118,14 @@ class Lookahead:
     """Those tested, the largest z on the held-out half first."""
 
     @property
-    def found(self) -> tuple[LatentLookahead, ...]:
+    def ahead(self) -> tuple[LatentLookahead, ...]:
         """Latents beyond chance on the choosing half that are confirmed on the other."""
         return tuple(row for row in self.latents if row.z > self.own.threshold and row.p_held_out < 0.05)
 
     @property
     def because_of_it(self) -> tuple[LatentLookahead, ...]:
         """Of these, latents that lose half of their activation when the suffix is exchanged."""
-        return tuple(row for row in self.found if row.lost >= HALF)
+        return tuple(row for row in self.ahead if row.lost >= HALF)
 
     def of(self, latent: int) -> LatentLookahead | None:
         """What is known of a latent; None where it fired in too few examples to be tested."""
@@ -135,10 +135,10 @@ class Lookahead:
         """A row per tested latent."""
         import pandas as pd
 
-        chosen = {row.latent for row in self.found}
+        chosen = {row.latent for row in self.ahead}
         rows = [
             {name: value for name, value in asdict(row).items() if name != "place"}
-            | {"lost": row.lost, "found": row.latent in chosen}
+            | {"lost": row.lost, "ahead": row.latent in chosen}
             for row in self.latents
         ]
         return pd.DataFrame(rows)
@@ -158,10 +158,10 @@ class Lookahead:
             "(family-wise 5 %);\nconfirmed: of these, p < 0.05 on the other half; p < 0.05 there of all latents, where chance "
             "gives 5 %."
         )
-        if self.found:
-            lost = sorted(row.lost for row in self.found)
+        if self.ahead:
+            lost = sorted(row.lost for row in self.ahead)
             lines.append(
-                f"Of the {len(self.found)} found, {len(self.because_of_it)} lose half of their activation or more with "
+                f"Of the {len(self.ahead)} found, {len(self.because_of_it)} lose half of their activation or more with "
                 f"another's suffix; median {lost[len(lost) // 2]:.0%}."
             )
         if self.floor and self.floor.fvu is not None and self.own.fvu is not None:
@@ -175,7 +175,7 @@ class Lookahead:
         """Mean activation with others' suffixes over that with the own one, a point a latent, as a Plotly figure."""
         import plotly.graph_objects as go
 
-        chosen = {row.latent for row in self.found}
+        chosen = {row.latent for row in self.ahead}
         groups = {"found": [r for r in self.latents if r.latent in chosen]}
         groups["others"] = [r for r in self.latents if r.latent not in chosen]
         figure = go.Figure()
@@ -200,7 +200,7 @@ class Lookahead:
             f"<th style='text-align:left;padding:0 10px'>{name}</th>"
             for name in ("latent", "own suffix", "others'", "lost", "z, held out", "where it gains most")
         )
-        body = "".join(_row(row) for row in sorted(self.found, key=lambda row: -row.lost)[:n])
+        body = "".join(_row(row) for row in sorted(self.ahead, key=lambda row: -row.lost)[:n])
         text = (
             "<!doctype html><meta charset='utf-8'><title>Suffix look-ahead</title>"
             f"<div style='font-family:sans-serif;line-height:1.5'><h1>Suffix look-ahead</h1><pre>{escape(self)}</pre>"
