@@ -7,11 +7,11 @@ from typing import Any
 from scope.errors import DictionaryError
 from scope.progress import OnProgress
 from scope.whole_files import refuse_unwritable, write_whole
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
-class FindLookahead:
+class FindLookahead(ModelSettings):
     """What to test on which text. Each field is also a flag of `scope lookahead`."""
 
     sae: str
@@ -19,9 +19,6 @@ class FindLookahead:
 
     corpus: str = "bundled"
     """Text as the model was made for, such as a folder of code: as in `scope harvest --corpus`."""
-
-    model: str | None = None
-    """Infilling model: google/codegemma-2b, bundled+fim. By default the one that the SAE was trained on."""
 
     floor: str | None = None
     """Model that reads the same token ids beside it. By default the base of an adapter; none for a model without adapter."""
@@ -53,9 +50,6 @@ class FindLookahead:
     seed: int = 0
     """Random seed for cuts, exchanged suffixes and permutations."""
 
-    device: str = "cpu"
-    """Where the models run: cpu, cuda."""
-
     out: Path | None = None
     """Write the result here as JSON; `Lookahead.load` reads it."""
 
@@ -84,7 +78,7 @@ def lookahead(
     from scope.features.pack.write import add_file
     from scope.models.adapters import find_model
     from scope.models.load import load_model
-    from scope.provenance import DictionaryId
+    from scope.provenance import ModelId
     from scope.sae.files import parameters_sha256, read_sae
 
     job = resolve(FindLookahead, config, settings, first="sae")
@@ -94,13 +88,12 @@ def lookahead(
     sae = read_sae(job.sae, device=job.device)
     if job.pack and PackData.open(job.pack).manifest.owner != parameters_sha256(sae):
         raise DictionaryError(f"{job.pack} shows another SAE than {job.sae}. Give the pack that was made from it.")
-    name = job.model or DictionaryId.of(sae.provenance).model.name or "bundled"
-    floor = job.floor
+    model, floor = job.load_model(sae.provenance), job.floor
     if floor is None:
-        places = find_model(name)
+        places = find_model(job.model or ModelId.of(sae.provenance.get("model")).name or "bundled", job.adapter, job.revision)
         floor = places.base_name if places.adapter else "none"
     result = test_latents(
-        load_model(name, device=job.device),
+        model,
         sae,
         (document.text for document in open_corpus(job.corpus, job.text_field).documents(job.seed)),
         job.n,
@@ -108,7 +101,7 @@ def lookahead(
         suffixes=job.suffixes,
         middle=job.middle,
         context=job.context,
-        floor=None if floor == "none" else load_model(floor, device=job.device),
+        floor=None if floor == "none" else load_model(floor, dtype=job.dtype, device=job.device),
         permutations=job.permutations,
         corpus=job.corpus,
         seed=job.seed,
