@@ -31,3 +31,7 @@ class PackError(ScopeError):
 
 class EditError(ScopeError):
     """A steering edit that cannot be applied: unknown latent, strength that is no number, wrong width."""
+
+
+class PictureError(ScopeError):
+    """A picture that cannot be read, or pixels that the model cannot take."""

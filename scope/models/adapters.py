@@ -11,7 +11,7 @@ Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,10 +136,17 @@ class Adapter:
             raise CheckpointError(f"{bad} in {file} holds NaN or infinite values; the adapter is damaged.")
         return cls(folder, settings, tensors)
 
-    def fit(self, names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], base: str) -> None:
+    def fit(
+        self,
+        names: Mapping[str, str],
+        shapes: Mapping[str, tuple[int, ...]],
+        base: str,
+        canonical: Callable[[str], str | None] = language_name,
+    ) -> None:
         """Find for each tensor of the adapter the weight of the base model that it changes.
 
-        `names` are our parameter names with those of a checkpoint, `shapes` those of our parameters.
+        `names` are our parameter names with those of a checkpoint, `shapes` those of our parameters, `canonical` gives the
+        name in a checkpoint of a tensor that is spelled otherwise.
 
         Raises:
             CheckpointError: the adapter changes a weight that this model lacks, or one of another shape.
@@ -147,7 +154,7 @@ class Adapter:
         ours = {theirs.removesuffix(".weight"): name for name, theirs in names.items()}
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in self.tensors.items():
-            module, part = _place(key)
+            module, part = _place(key, canonical)
             parts.setdefault(module, {})[part] = tensor
         head, embedding = parts.get("lm_head", {}).get("weight"), parts.get("model.embed_tokens", {}).get("weight")
         tied = self.settings.ensure_weight_tying if head is None else embedding is not None and torch.equal(head, embedding)
@@ -239,15 +246,15 @@ def read_settings(folder: Path) -> Settings:
     return settings
 
 
-def _place(key: str) -> tuple[str, str]:
+def _place(key: str, canonical: Callable[[str], str | None]) -> tuple[str, str]:
     """(module in the base's checkpoint, which tensor of the update) of a tensor's name in an adapter."""
-    name = language_name(key.removeprefix("base_model.model.")) or key
+    name = canonical(key.removeprefix("base_model.model.")) or key
     name = name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
     for part in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "trainable_tokens_delta", "weight"):
         if name.endswith(f".{part}"):
             return name.removesuffix(f".{part}").removesuffix(".token_adapter").removesuffix(".modules_to_save"), part
     module, _, part = name.rpartition(".")
-    return module, part
+    return (name, "weight") if part == "bias" else (module, part)  # a bias that was saved whole
 
 
 def _by_pattern(pattern: Mapping[str, Any], module: str, otherwise: Any) -> Any:

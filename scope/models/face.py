@@ -6,17 +6,15 @@ them at run time, by class; attributes are for readers and type checkers, since 
 without a tokenizer).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from scope.models.hooks import NamesFilter
 from scope.shapes import Acts, Logits, Mask, Resid, Tokens
-
-NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
-"""Hook points by name, by names, by a function of the name; None means all that every run computes."""
 
 
 @runtime_checkable

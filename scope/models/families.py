@@ -10,6 +10,9 @@ FAMILIES = {
     "gemma2": "scope.models.gemma.model.Gemma",
     "gemma3_text": "scope.models.gemma.model.Gemma",
     "gemma3": "scope.models.gemma.model.Gemma",  # its language part
+    "siglip": "scope.models.siglip.model.Siglip",
+    "siglip_vision_model": "scope.models.siglip.model.Siglip",
+    "siglip_text_model": "scope.models.siglip.model.Siglip",
 }
 """A family is a Decoder with `config_from_hf`; see scope/models/parts/decoder.py."""
 

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, UnknownSite
-from scope.models.face import NamesFilter
 
 HEAD = ("ln_final", "unembed")
 """Modules behind the last block."""
+
+NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
+"""Hook points by name, by names, by a function of the name; None means all that every run computes."""
 
 HookFn = Callable[[Tensor, "HookPoint"], Tensor | None]
 Direction = Literal["fwd", "bwd", "both"]
@@ -320,8 +322,9 @@ class HookedModule(nn.Module):
         return self.hook_dict[name].fwd_hooks if dir == "fwd" else self.hook_dict[name].bwd_hooks
 
     @torch.no_grad()
-    def record(self, tokens: Tensor, sites: Sequence[str]) -> dict[str, Tensor]:
-        """The activations at `sites` for tokens [batch pos], each [batch pos width] (heads concatenated).
+    def record(self, tokens: Any, sites: Sequence[str]) -> dict[str, Tensor]:
+        """The activations at `sites` for tokens [batch pos], or whatever else the model takes, each [batch pos width] (heads
+        concatenated); a site with one row of numbers for a whole input has one position.
 
         Runs no layer above the last site asked for and keeps nothing else. Makes ordinary tensors, fit to train on.
         """
@@ -333,7 +336,8 @@ class HookedModule(nn.Module):
 
         with self.hooks([(names, keep)]):
             self(tokens, stop_at_layer=self.layers_for(names), return_type=None)
-        return {site: recorded[site].flatten(2) for site in ([sites] if isinstance(sites, str) else sites)}
+        rows = {name: x.flatten(2) if x.dim() > 2 else x[:, None] for name, x in recorded.items()}
+        return {site: rows[site] for site in ([sites] if isinstance(sites, str) else sites)}
 
     def rows_at(self, sites: Sequence[str]) -> list[str]:
         """The sites, checked and in the order in which they are passed.

@@ -5,7 +5,6 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,13 +13,11 @@ from scope.device import find_device, find_dtype
 from scope.errors import CheckpointError, ConfigError
 from scope.memory import free_memory
 from scope.models.adapters import Adapter, find_model
-from scope.models.checkpoints import end_tokens, read_config, weight_files
-from scope.models.face import LanguageModel
+from scope.models.checkpoints import read_config, weight_files
+from scope.models.face import Model
 from scope.models.families import family_of
 from scope.models.stored import stored_tensors
 from scope.models.streamed import streamed_class
-from scope.models.text.chat import ChatTemplates
-from scope.models.text.tokenizer import Tokenizer
 from scope.models.weights import load_weights
 from scope.models.weights_hash import hash_files, sampled_hash
 
@@ -33,9 +30,10 @@ def load_model(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     streamed: bool = False,
-) -> LanguageModel:
-    """A Gemma in evaluation mode: "bundled", a checkpoint's folder, or a hub id. "lens:gpt2", or "lens:" and a folder, is
-    whatever TransformerLens loads under that name, with the same face (scope/models/transformer_lens/bridge.py).
+) -> Model:
+    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, a SigLIP, a PaliGemma or a ColPali.
+    "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
+    (scope/models/transformer_lens/bridge.py).
 
     A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or
     `load_model(A)`, whose base is named in it; `model.adapter.updates` keeps its matrices (scope/models/adapters.py).
@@ -68,14 +66,12 @@ def load_model(
     raw = read_config(folder)
     family = family_of(raw, str(model))
     config = family.config_from_hf(raw, str(model))
-    own_tokenizer = change is not None and (change.folder / "tokenizer.json").exists()
-    tokenizer = Tokenizer.from_folder(change.folder if own_tokenizer else folder, config.d_vocab)
-    if change is not None and not own_tokenizer:
-        tokenizer.chat_template = ChatTemplates.from_folder(change.folder).default or tokenizer.chat_template
-    ends = dict.fromkeys((*config.eos, *end_tokens(folder), tokenizer.end_id))
-    config = replace(config, eos=tuple(i for i in ends if i is not None and 0 <= i < config.d_vocab) or config.eos)
+    if streamed and not family.streams:
+        raise ConfigError(f"A {config.family_name} reads pictures, and such a model is not streamed. Load it into memory.")
+    config, tokenizer = family.read_folder(config, folder, change.folder if change is not None else None)
     files = weight_files(folder)
-    if raw.get("tie_word_embeddings") is False and not any(name.endswith("lm_head.weight") for name in files):
+    untied = raw.get("tie_word_embeddings") is False and family.has_unembedding
+    if untied and not any(name.endswith("lm_head.weight") for name in files):
         raise CheckpointError(
             f"{folder} is incomplete: config.json says that the unembedding is not the embedding (tie_word_embeddings), and no "
             "file holds lm_head.weight. Fetch the checkpoint again."
@@ -84,7 +80,7 @@ def load_model(
         loaded = family(config, tokenizer)
     if change is not None:
         shapes = {name: tuple(p.shape) for name, p in loaded.named_parameters()}
-        change.fit(loaded.tensor_names(config), shapes, found.base_name)
+        change.fit(loaded.tensor_names(config), shapes, found.base_name, loaded.canonical_name)
     with _memory_for(files, dtype, device):
         if streamed:
             loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)
@@ -99,7 +95,7 @@ def load_model(
         "revision": revision or (folder.name if fetched else None),
         "weights_sha256": hash_files(files.values()),
         "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
-        "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_sha256": "none" if tokenizer is None else tokenizer.sha256,
         "dtype": str(dtype).removeprefix("torch."),
     }
     if change is not None:

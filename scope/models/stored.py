@@ -5,7 +5,7 @@ Nothing is mapped: a mapped file counts against an address-space limit and, whil
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,15 +71,17 @@ def language_name(name: str) -> str | None:
     return f"model.{name}" if name.startswith(_HEADLESS) else name
 
 
-def language_part(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors of the language model under the names of a model of text alone.
+def canonical_tensors(
+    stored: dict[str, StoredTensor], canonical: Callable[[str], str | None] = language_name
+) -> dict[str, StoredTensor]:
+    """The tensors of a model under its canonical names; `canonical` gives None for what is no part of it.
 
     Raises:
         CheckpointError: two tensors have one such name.
     """
     part: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
-        if (ours := language_name(name)) in part:
+        if (ours := canonical(name)) in part:
             raise CheckpointError(f"The checkpoint holds {ours} twice, as {part[ours].name} and as {name}.")
         if ours is not None:
             part[ours] = tensor

@@ -8,19 +8,19 @@ from torch import Tensor, nn
 
 from scope.errors import CheckpointError
 from scope.models.parts.decoder import Decoder
-from scope.models.stored import Reader, StoredTensor, language_part, stored_tensors
+from scope.models.stored import Reader, StoredTensor, canonical_tensors, stored_tensors
 
 _PIECE = 1 << 22  # numbers looked at together
 _HEAD = "lm_head.weight"  # the unembedding, which some checkpoints store though it is the embedding
 
 
-def matching(model: Decoder, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
+def matching(model: nn.Module, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
     """(our parameter name -> the tensor in the files, the unembedding if it is stored too). Only headers are read.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape than config.json asks for.
     """
-    names, stored = model.tensor_names(model.cfg), language_part(stored_tensors(files))
+    names, stored = model.tensor_names(model.cfg), canonical_tensors(stored_tensors(files), model.canonical_name)
     missing = [theirs for theirs in names.values() if theirs not in stored]
     if missing:
         raise CheckpointError(f"The checkpoint lacks {len(missing)} tensors, first {missing[0]}. It is incomplete.")
@@ -33,7 +33,7 @@ def matching(model: Decoder, files: dict[str, Path]) -> tuple[dict[str, StoredTe
     return {ours: stored[theirs] for ours, theirs in names.items()}, stored.get(_HEAD)
 
 
-def load_weights(model: Decoder, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device) -> None:
+def load_weights(model: nn.Module, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device) -> None:
     """Fill a model built on the meta device, each tensor read from its file into the place where it stays: the weights exist
     once, and a file that changes later changes nothing.
 
@@ -80,5 +80,5 @@ def check_tied(model: Decoder, reader: Reader, head: StoredTensor, pieces: Itera
 
 
 def put(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, leaf = name.rsplit(".", 1)
+    owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, parameter)

@@ -24,6 +24,7 @@ from scope.models.parts.embedding import DirectLogits, Embedding, Unembed
 from scope.models.parts.layers import RMSNorm, soft_cap, soft_cap_
 from scope.models.parts.mask import as_mask
 from scope.models.parts.positions import RunPositions
+from scope.models.stored import language_name
 from scope.shapes import Logits, Mask, Positions, Resid, Tokens
 
 
@@ -53,6 +54,14 @@ class Decoder(DirectLogits, HookedModule):
 
     tensor_names: Callable[[Any], dict[str, str]]
     """Our parameter names -> those in a checkpoint, for a config."""
+
+    canonical_name: Callable[[str], str | None] = staticmethod(language_name)
+    """The name in `tensor_names` of a tensor, whichever way its checkpoint spells it; None for what is no part of the model."""
+
+    streams = True
+    """Whether it can run with the weights on the disk (scope/models/streamed.py)."""
+
+    has_unembedding = True
 
     def __init__(self, config, tokenizer=None):
         super().__init__()
@@ -139,10 +148,16 @@ class Decoder(DirectLogits, HookedModule):
 
         `real` None says that there is no padding and no gap: every row of positions counts on by one.
         """
-        at = RunPositions(positions, real, cache, resid.dtype)
+        at = self.run_positions(positions, real, cache, resid.dtype)
         for layer in range(start_at_layer, self.stop_of(stop_at_layer)):
             resid = self.blocks[layer](resid, at, cache.layers[layer] if cache else None)
         return resid
+
+    def run_positions(
+        self, positions: Positions, real: Mask | None, cache: ModelCache | None, dtype: torch.dtype
+    ) -> RunPositions:
+        """What blocks ask for rotary angles and masks."""
+        return RunPositions(positions, real, cache, dtype)
 
     def stop_of(self, stop_at_layer: int | None) -> int:
         """How many blocks a run passes; a negative number counts from the last, None means all.

@@ -1,20 +1,41 @@
 """The methods by which a model takes text and shows tokens, named as in TransformerLens."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scope.errors import ConfigError, TokensError
+from scope.models.checkpoints import end_tokens
 from scope.models.parts.mask import as_mask
+from scope.models.text.chat import ChatTemplates
 from scope.models.text.encodings import as_ids, read_encoding
+from scope.models.text.tokenizer import Tokenizer
 from scope.models.text.tokenizer_names import Side
 from scope.shapes import Mask, Tokens
 
 
 class TextMethods:
     """For a model with `cfg`, `device` and `tokenizer`. Text becomes tokens after one <bos>; nothing is cut unless asked."""
+
+    @classmethod
+    def read_folder(cls, config: Any, folder: Path, adapter: Path | None = None) -> tuple[Any, Tokenizer]:
+        """(the config with every end token that the checkpoint names, its tokenizer). The folder of an adapter may bring a
+        tokenizer or a chat template of its own.
+
+        Raises:
+            CheckpointError: a file is missing or cannot be read.
+        """
+        replaced = adapter is not None and (adapter / "tokenizer.json").exists()
+        tokenizer = Tokenizer.from_folder(adapter if replaced else folder, config.d_vocab)
+        if adapter is not None and not replaced:
+            tokenizer.chat_template = ChatTemplates.from_folder(adapter).default or tokenizer.chat_template
+        ends = dict.fromkeys((*config.eos, *end_tokens(folder), tokenizer.end_id))
+        eos = tuple(i for i in ends if i is not None and 0 <= i < config.d_vocab)
+        return replace(config, eos=eos or config.eos), tokenizer
 
     def to_tokens(
         self,

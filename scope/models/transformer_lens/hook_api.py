@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import UnknownSite
-from scope.models.face import NamesFilter
-from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed, only_reads, unshared
+from scope.models.hooks import Direction, HookedModule, HookFn, HookPoint, Installed, NamesFilter, only_reads, unshared
 from scope.models.transformer_lens.activation_cache import ActivationCache
 from scope.models.transformer_lens.decomposition import Slice, cut
 

@@ -1,0 +1,63 @@
+"""Tiny random SigLIPs, PaliGemmas and ColPalis in transformers' classes, saved as the hub has them."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+VISION = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+TEXT = {"hidden_size": 20, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 28}
+
+
+@torch.no_grad()
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random, gains and biases too: the library's zeros would hide half of all mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator)
+        gain = "norm" in name and name.endswith("weight")
+        if name.endswith("logit_scale"):
+            p.fill_(1.7)
+        elif p.dim() == 1 or "probe" in name:
+            centre = 1.0 if gain and ("layer_norm" in name or "layernorm" in name) and "language" not in name else 0.0
+            p.copy_(centre + 0.3 * noise)
+        elif "embed_tokens" in name or "token_embedding" in name or "position" in name:
+            p.copy_(noise * 2 * p.shape[1] ** -0.5)
+        else:
+            p.copy_(noise * p[0].numel() ** -0.5 * (1.6 if "q_proj" in name or "k_proj" in name else 1))
+    return model.eval()
+
+
+def siglip(folder: Path, image_size: int = 29, patch_size: int = 7, **vision) -> Path:
+    """A SigLIP whose pictures leave pixels over, as 384 / 14 does."""
+    from transformers import SiglipConfig, SiglipModel
+
+    text = TEXT | {"vocab_size": 97, "max_position_embeddings": 9, "projection_size": 24}
+    vision = VISION | {"image_size": image_size, "patch_size": patch_size} | vision
+    model = randomise(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)))
+    model.save_pretrained(folder)
+    return folder
+
+
+def respell(folder: Path, rename, config=lambda raw: raw, shards: int = 1) -> Path:
+    """The checkpoint with other names of tensors and another config.json, in one file or several with an index."""
+    tensors = {rename(name): t for name, t in load_file(folder / "model.safetensors").items()}
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config(raw)))
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    (folder / "model.safetensors").unlink()
+    weight_map = {}
+    for shard in range(shards):
+        names, file = list(tensors)[shard::shards], f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def some_pixels(n: int, size: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
