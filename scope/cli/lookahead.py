@@ -24,6 +24,7 @@ def flags(argv: Sequence[str]) -> type:
 
 
 def run(parsed: Any) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from scope.cli.progress import console, progress_bar
@@ -35,11 +36,11 @@ def run(parsed: Any) -> None:
     if config.pack:
         from scope.features.face import Pack
 
-        labels = Pack.open(config.pack).table["label"].to_dict()
-    table = Table("latent", "own suffix", "others'", "lost", "z, held out", "floor's z", "label", box=None)
+        labels = {i: escape(text) for i, text in Pack.open(config.pack).table["label"].items()}
+    table = Table("latent", "own suffix", "others'", "lost", "z, held out", "floor's z", "more, z", "label", box=None)
     for row in sorted(result.ahead, key=lambda row: -row.lost)[:20]:
-        floor = "" if row.floor_z is None else f"{row.floor_z:.1f}"
-        cells = (row.latent, f"{row.own:.3g}", f"{row.others:.3g}", f"{row.lost:.0%}", f"{row.z_held_out:.1f}", floor)
+        floor, more = ("" if z is None else f"{z:.1f}" for z in (row.floor_z, row.more_z))
+        cells = (row.latent, f"{row.own:.3g}", f"{row.others:.3g}", f"{row.lost:.0%}", f"{row.z_held_out:.1f}", floor, more)
         table.add_row(*map(str, cells), labels.get(row.latent, ""))
     if table.row_count:
         console.print(table)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scope.errors import DictionaryError
 from scope.progress import OnProgress
@@ -33,7 +33,10 @@ class FindLookahead(ModelSettings):
     """Order of the parts: psm, spm or spm_joint."""
 
     suffixes: int = 3
-    """Suffixes of other documents that each example is read with."""
+    """Other suffixes that each example is read with."""
+
+    donors: Literal["documents", "elsewhere"] = "documents"
+    """Where they come from: other documents, or elsewhere in the same one, which keeps its topic."""
 
     middle: int = 32
     """Tokens of a middle at most."""
@@ -99,6 +102,7 @@ def lookahead(
         job.n,
         form=job.form,
         suffixes=job.suffixes,
+        donors=job.donors,
         middle=job.middle,
         context=job.context,
         floor=None if floor == "none" else load_model(floor, dtype=job.dtype, device=job.device),

@@ -13,6 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 from scope.escape import visible_token
 from scope.features.face import Pack
+from scope.features.pack.lookahead import Beyond, LatentLookahead, Lookahead, Place
+from scope.features.pack.write import add_file
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 
@@ -269,3 +271,23 @@ def test_a_latent_of_infilling_examples_is_shown_by_role(open_app, tmp_path, toy
     assert shown["density"].tolist() == [row["density"] for row in Pack.open(tmp_path / "pack")[1].by_role]
     plain = open_app("feature", f=1)
     assert not any("role" in table.value for table in plain.dataframe)
+
+
+def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(open_app, tmp_path):
+    counts = Beyond(threshold=3.5, found=1, confirmed=1, nominal=0.1)
+    place = Place(before="def f(", tokens=("a", "<b>"), after="):", own=(1.0, 2.0), others=(0.0, 0.5))
+    figures = {"z": 5.0, "z_held_out": 4.5, "p_held_out": 0.001, "own_density": 0.3, "others_density": 0.1}
+    row = LatentLookahead(latent=1, examples=40, own=0.8, others=0.2, place=place, **figures)
+    facts = {"model": "toy", "site": "s", "dictionary": "d", "form": "psm", "examples": 60, "documents": 60, "suffixes": 3}
+    result = Lookahead(**facts, permutations=99, seed=0, tested=24, own=counts, null=counts, latents=(row,))
+    make_toy_pack(tmp_path / "pack", n_contexts=12)
+    add_file(tmp_path / "pack", "lookahead.json", result.to_json().encode(), {})
+    at = open_app("feature", packs=[tmp_path / "pack"], f=1)
+    assert not at.exception
+    assert any("75% lost" in caption.value and "it looks ahead" in caption.value for caption in at.caption)
+    assert [r["notes"] for data in strips(at) for r in data["rows"]][-2:] == [
+        ["with its own suffix"],
+        ["with suffixes of other documents, mean"],
+    ]
+    other = open_app("feature", packs=[tmp_path / "pack"], f=3)
+    assert any("too few middles" in caption.value for caption in other.caption)

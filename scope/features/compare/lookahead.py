@@ -13,7 +13,7 @@ another document's suffix in the place of the own one says what the procedure gi
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from scope.activations.corpus.infill import FORMS, MARKS, ORDERS, mark_ids
 from scope.activations.errors import CorpusError
 from scope.errors import ConfigError, TokensError
 from scope.evaluation.metrics import fvu
-from scope.features.pack.lookahead import LatentLookahead, Lookahead, Place, Test
+from scope.features.pack.lookahead import Beyond, LatentLookahead, Lookahead, Place
 from scope.fit import check_fit
 from scope.models.face import LanguageModel, TextTokenizer
 from scope.null_seeds import null_seed
@@ -31,6 +31,7 @@ from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 
+Donors = Literal["documents", "elsewhere"]
 Means = Float[np.ndarray, "example suffix latent"]
 Statistic = Float[np.ndarray, " latent"]
 
@@ -49,6 +50,8 @@ class Example:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     middle: tuple[int, ...]
+    elsewhere: tuple[tuple[int, ...], ...] = ()
+    """Suffixes from other places of the same document."""
 
 
 def lookahead(
@@ -59,6 +62,7 @@ def lookahead(
     *,
     form: str = "psm",
     suffixes: int = 3,
+    donors: Donors = "documents",
     middle: int = 32,
     context: int = 256,
     floor: LanguageModel | None = None,
@@ -67,14 +71,17 @@ def lookahead(
     seed: int = 0,
     on_progress: OnProgress | None = None,
 ) -> Lookahead:
-    """Test every latent of an SAE on `n` examples cut from some texts, with `suffixes` of other documents each. `floor` is the
-    model without its adapter: it reads the same token ids through the same SAE.
+    """Test every latent of an SAE on `n` examples cut from some texts, with `suffixes` of other documents each, or, with
+    `donors` "elsewhere", of other places in the same one: what a latent then gains, it does not gain from the document's topic.
+    `floor` is the model without its adapter: it reads the same token ids through the same SAE.
 
     Raises:
         ConfigError: a setting that cannot be.
         TokensError: the model was not made for infilling, too little text, or no latent that fires in enough middles.
         DictionaryError: the SAE does not fit the model.
     """
+    if donors not in get_args(Donors):
+        raise ConfigError(f"donors is {donors!r}; it is documents or elsewhere.")
     if form not in FORMS or suffixes < 2 or n < 4 * FEWEST_EXAMPLES or permutations < 99 or middle < 2:
         raise ConfigError(
             f"form is one of {', '.join(FORMS)}; suffixes is 2 or more, n {4 * FEWEST_EXAMPLES} or more, permutations 99 or "
@@ -85,7 +92,8 @@ def lookahead(
         marks = mark_ids(model.words)
     except CorpusError as error:
         raise TokensError(str(error)) from None
-    examples = draw_examples(model.words, texts, n, min(context, model.cfg.n_ctx), middle, seed)
+    within = suffixes if donors == "elsewhere" else 0
+    examples = draw_examples(model.words, texts, n, min(context, model.cfg.n_ctx), middle, seed, within)
     halves = [np.array([i for i, e in enumerate(examples) if e.document % 2 == h]) for h in (0, 1)]
     documents = [{examples[i].document for i in half} for half in halves]
     if min(map(len, halves)) < FEWEST_EXAMPLES or min(map(len, documents)) <= suffixes:
@@ -93,8 +101,8 @@ def lookahead(
             f"The text gives {len(examples)} examples of {sum(map(len, documents))} documents, too few to choose on one half "
             "and report on the other.\n  Give longer and more documents, or a smaller context."
         )
-    donors = _donors(examples, halves, suffixes, seed)
-    rows = [_prompts(model.cfg.bos, marks, form, e, [examples[j] for j in donors[i]]) for i, e in enumerate(examples)]
+    exchanged = [e.elsewhere for e in examples] if within else _of_others(examples, halves, suffixes, seed)
+    rows = [_prompts(model.cfg.bos, marks, form, e, others) for e, others in zip(examples, exchanged, strict=True)]
     total = len(rows) * (2 if floor else 1)
 
     def read(by: LanguageModel, begun: int) -> tuple[Means, Means, float]:
@@ -105,12 +113,16 @@ def lookahead(
     if not len(tested):
         raise TokensError(f"No latent fires in {FEWEST_EXAMPLES} of {len(rows)} middles. Give more text.")
     acts, fires = acts[:, :, tested], fires[:, :, tested]
-    own, z, p = _test([acts[half] for half in halves], permutations, seed, unexplained)
-    floored = None
+
+    def test(x: Means, unexplained: float | None = None) -> tuple[Beyond, tuple[Statistic, Statistic], Statistic]:
+        return _test([x[half] for half in halves], permutations, seed, unexplained)
+
+    own, z, p = test(acts, unexplained)
+    floored = more = None
     if floor is not None:
-        floored = _test([x[:, :, tested][half] for x in [read(floor, len(rows))[0]] for half in halves], permutations, seed)
-    others = [np.roll(acts[:, 1:], -k, 1) for k in range(suffixes)]
-    null = _mean([_test([x[half] for half in halves], permutations, seed)[0] for x in others])
+        in_floor, _, unexplained = read(floor, len(rows))
+        floored, more = test(in_floor[:, :, tested], unexplained), test(acts - in_floor[:, :, tested])
+    null = _mean([test(np.roll(acts[:, 1:], -k, 1))[0] for k in range(suffixes)])
     held_out = [x[halves[1]].mean(0) for x in (acts, fires)]
     order = np.argsort(-z[1], kind="stable")
     best = [k for k in order if z[0][k] > own.threshold and p[k] < _LEVEL][:_PLACES]
@@ -127,6 +139,7 @@ def lookahead(
             own_density=float(held_out[1][0, k]),
             others_density=float(held_out[1][1:, k].mean()),
             floor_z=None if floored is None else float(floored[1][1][k]),
+            more_z=None if more is None else float(more[1][1][k]),
             place=places.get(int(tested[k])),
         )
         for k in order
@@ -140,19 +153,21 @@ def lookahead(
         examples=len(examples),
         documents=sum(map(len, documents)),
         suffixes=suffixes,
+        donors=donors,
         permutations=permutations,
         seed=seed,
         tested=len(tested),
         own=own,
         null=null,
         floor=None if floored is None else floored[0],
+        more=None if more is None else more[0],
         floor_model="" if floor is None else str(floor.provenance.get("model")),
         latents=latents,
     )
 
 
 def draw_examples(
-    tokenizer: TextTokenizer, texts: Iterable[str], n: int, context: int, middle: int, seed: int = 0
+    tokenizer: TextTokenizer, texts: Iterable[str], n: int, context: int, middle: int, seed: int = 0, elsewhere: int = 0
 ) -> list[Example]:
     """Up to `n` examples, documents in turn: a middle of at most `middle` tokens somewhere in the document, what stands before
     it, and a suffix that fills its half of the context. All suffixes are equally long; short documents are passed over."""
@@ -171,14 +186,16 @@ def draw_examples(
     examples: list[Example] = []
     for _ in range(-(-n // max(1, len(kept))) * 2):
         for number, text in enumerate(kept):
-            example = _cut(tokenizer, text, number, room, middle, rng)
+            example = _cut(tokenizer, text, number, room, middle, elsewhere, rng)
             examples += [example] if example else []
             if len(examples) == n:
                 return examples
     return examples
 
 
-def _cut(tokenizer: TextTokenizer, text: str, number: int, room: int, middle: int, rng: Any) -> Example | None:
+def _cut(tokenizer: TextTokenizer, text: str, number: int, room: int, middle: int, elsewhere: int, rng: Any) -> Example | None:
+    """An example with so many suffixes from elsewhere; None where some tries find no room."""
+    far = 8 * room
     for _ in range(_TRIES):
         start, length = int(rng.integers(1, len(text))), int(rng.integers(4, 4 * middle))
         end = start + length
@@ -187,28 +204,33 @@ def _cut(tokenizer: TextTokenizer, text: str, number: int, room: int, middle: in
             length = max(1, length * middle // len(between))
             end = start + length
             between = tokenizer.encode(text[start:end], bos=False)
-        before = tokenizer.encode(text[max(0, start - 8 * room) : start], bos=False)[-room:]
-        after = tokenizer.encode(text[end : end + 8 * room], bos=False)[:room]
-        if before and len(between) >= 2 and len(after) == room:
-            return Example(number, tuple(before), tuple(after), tuple(between))
+        before = tokenizer.encode(text[max(0, start - far) : start], bos=False)[-room:]
+        after = tokenizer.encode(text[end : end + far], bos=False)[:room]
+        places = [i for i in rng.integers(0, len(text), 8 * elsewhere) if i > end + far or i < start - far]
+        others = [tuple(ids) for i in places if len(ids := tokenizer.encode(text[i : i + far], bos=False)[:room]) == room]
+        if before and len(between) >= 2 and len(after) == room and len(others) >= elsewhere:
+            return Example(number, tuple(before), tuple(after), tuple(between), tuple(others[:elsewhere]))
     return None
 
 
-def _donors(examples: Sequence[Example], halves: Sequence[Any], suffixes: int, seed: int) -> list[list[int]]:
-    """For each example others of its half and of other documents, whose suffixes it is given."""
-    rng, donors = np.random.default_rng(null_seed("suffixes of other documents", seed)), [[0]] * len(examples)
+def _of_others(examples: Sequence[Example], halves: Sequence[Any], n: int, seed: int) -> list[tuple[tuple[int, ...], ...]]:
+    """For each example the suffixes of others of its half, each of another document."""
+    rng = np.random.default_rng(null_seed("suffixes of other documents", seed))
+    exchanged: list[tuple[tuple[int, ...], ...]] = [()] * len(examples)
     for half in halves:
         for i in half:
             other = [int(j) for j in rng.permutation(half) if examples[j].document != examples[i].document]
-            of = {examples[j].document: j for j in other}  # one of each document
-            donors[i] = [j for j in other if of[examples[j].document] == j][:suffixes]
-    return donors
+            of = {examples[j].document: examples[j].suffix for j in other}  # one of each document
+            exchanged[i] = tuple(of.values())[:n]
+    return exchanged
 
 
-def _prompts(bos: int, marks: dict[str, int], form: str, example: Example, donors: Sequence[Example]) -> list[list[int]]:
-    """The example with its own suffix, then with those of the donors: token ids of equal length, the middle at the end."""
+def _prompts(
+    bos: int, marks: dict[str, int], form: str, example: Example, others: Sequence[tuple[int, ...]]
+) -> list[list[int]]:
+    """The example with its own suffix, then with others: token ids of equal length, the middle at the end."""
     rows = []
-    for suffix in (example.suffix, *(donor.suffix for donor in donors)):
+    for suffix in (example.suffix, *others):
         pieces = {f"<{name}>": (mark,) for name, mark in marks.items()} | {"prefix": example.prefix, "suffix": suffix}
         rows.append([bos, *(i for name in ORDERS[form] for i in pieces[name]), *example.middle])  # type: ignore[index]
     return rows
@@ -239,13 +261,13 @@ def _read(
 
 def _test(
     halves: Sequence[Means], permutations: int, seed: int, unexplained: float | None = None
-) -> tuple[Test, tuple[Statistic, Statistic], Statistic]:
+) -> tuple[Beyond, tuple[Statistic, Statistic], Statistic]:
     """(the counts, z on either half, p on the second) for "the first suffix gives more than the others"."""
     (z0, chance), (z1, again) = (_permuted(half, permutations, seed + h) for h, half in enumerate(halves))
     threshold = float(np.quantile(np.append(chance.max(1), z0.max()), 1 - _LEVEL, method="higher"))
     p = (1 + (again >= z1).sum(0)) / (len(again) + 1)
     beyond = z0 > threshold
-    counts = Test(
+    counts = Beyond(
         threshold=threshold,
         found=float(beyond.sum()),
         confirmed=float((beyond & (p < _LEVEL)).sum()),
@@ -268,9 +290,9 @@ def _permuted(x: Means, permutations: int, seed: int) -> tuple[Statistic, Float[
     return scaled[:, 0].sum(0), choice.reshape(permutations, -1) @ scaled.astype(np.float32).reshape(-1, d)
 
 
-def _mean(tests: Sequence[Test]) -> Test:
+def _mean(tests: Sequence[Beyond]) -> Beyond:
     names = ("threshold", "found", "confirmed", "nominal")
-    return Test(**{name: float(np.mean([getattr(t, name) for t in tests])) for name in names})
+    return Beyond(**{name: float(np.mean([getattr(t, name) for t in tests])) for name in names})
 
 
 def _places(

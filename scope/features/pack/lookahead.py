@@ -24,7 +24,7 @@ _MUTED = "opacity:.65;font-size:12px"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Test:
+class Beyond:
     """How many latents fire more in the middle with one suffix than with suffixes of other documents."""
 
     threshold: float
@@ -78,6 +78,8 @@ class LatentLookahead:
     others_density: float
     floor_z: float | None = None
     """z on the held-out half in the floor's model, without the adapter."""
+    more_z: float | None = None
+    """z there of how much more it gains in the model than in the floor's."""
     place: Place | None = None
 
     @property
@@ -105,14 +107,18 @@ class Lookahead:
     examples: Count
     documents: Count
     suffixes: Count
-    """Suffixes of other documents for each example."""
+    """Other suffixes for each example."""
+    donors: str = "documents"
+    """Where they come from: other documents, or elsewhere in the same one."""
     permutations: Count
     seed: int
     tested: Count
     """Latents that fire in enough examples, under any suffix, to be tested."""
-    own: Test
-    null: Test
-    floor: Test | None = None
+    own: Beyond
+    null: Beyond
+    floor: Beyond | None = None
+    more: Beyond | None = None
+    """How many latents gain more from the suffix than they do in the floor's model."""
     floor_model: str = ""
     latents: tuple[LatentLookahead, ...] = field(repr=False)
     """Those tested, the largest z on the held-out half first."""
@@ -147,9 +153,12 @@ class Lookahead:
         n, rows = max(self.tested, 1), [("own suffix", self.own), ("another in its place", self.null)]
         if self.floor:
             rows.append((f"own suffix, {self.floor_model}", self.floor))
+        if self.more:
+            rows.append((f"more than in {self.floor_model}", self.more))
+        whose = "of other documents" if self.donors == "documents" else "from elsewhere in its document"
         lines = [
             f"{self.examples} middles of {self.documents} documents ({self.form}), each with its own suffix and "
-            f"{self.suffixes} of other documents, at {self.site} of {self.model}; {self.tested:,} latents tested.",
+            f"{self.suffixes} {whose}, at {self.site} of {self.model}; {self.tested:,} latents tested.",
             f"{'':<26} {'beyond chance':>14} {'confirmed':>10} {'share':>7} {'p < 0.05':>9}",
         ]
         lines += [f"{name:<26} {t.found:>14g} {t.confirmed:>10g} {t.confirmed / n:>7.1%} {t.nominal:>9.1%}" for name, t in rows]
