@@ -28,6 +28,7 @@ _HOME = {
     "TrainConfig": "scope.training.config",
     "evaluate": "scope.workflows.evaluate",
     "match": "scope.workflows.match",
+    "diff": "scope.workflows.diff",
     "collect_features": "scope.workflows.features",
     "lookahead": "scope.workflows.lookahead",
     "Pack": "scope.features.face",

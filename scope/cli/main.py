@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "Write latents as tables, JSON, cards, or for Neuronpedia and SAEDashboard.",
     "match": "Find for each latent of an SAE the latent of another that does the same, in the same or another model.",
     "lookahead": "Find latents of an infilling model that fire in the middle because of the suffix.",
+    "diff": "What did fine-tuning move? A model and its fine-tune by weights, activations and latents.",
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",

@@ -37,10 +37,10 @@ class Command:
     samples: int = 0
     """Characters of text that the finished model writes to OUT/samples, as a corpus that may be shipped with it."""
 
-    organism: Literal["fim", "rig", "shield"] | None = None
+    organism: Literal["arabic", "fim", "rig", "shield"] | None = None
     """Instead of a model, train one of the small adapters of the bundled model that show what its relatives do, in minutes:
-    fim (fills in the middle, as CodeGemma), rig (asks Data Commons, as DataGemma), shield (judges texts by a policy, as
-    ShieldGemma). Adapter and card come to OUT/adapter."""
+    arabic (reads another script, as GemmAr), fim (fills in the middle, as CodeGemma), rig (asks Data Commons, as DataGemma),
+    shield (judges texts by a policy, as ShieldGemma). Adapter and card come to OUT/adapter."""
 
     config: tyro.conf.OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
 

@@ -7,15 +7,12 @@ middle. Files held out by their hash, and packages that are never shown, are wha
 """
 
 import json
-import math
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import torch
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
@@ -24,7 +21,7 @@ from scope.activations.corpus.installed import sources
 from scope.models.face import LanguageModel
 from scope.models.text.tokenizer import Tokenizer
 from scope.pretrain.corpus import fingerprint, is_held_out
-from scope.pretrain.organisms.lora import Example, LoraConfig
+from scope.pretrain.organisms.lora import Example, LoraConfig, bits
 
 FREE = {"prefix": "<0xC0>", "middle": "<0xC1>", "suffix": "<0xF5>", "file": "<0xF6>"}
 """The mark -> the piece of the bundled vocabulary whose id it takes: bytes that no UTF-8 text contains."""
@@ -126,7 +123,7 @@ class FimLessons:
             }
             middles = [self.tokenizer.encode(c.middle, bos=False) for c in cuts]
             found[name] = {
-                case: round(_bits(base if case.startswith("base") else model, rows, middles) / n_bytes, 3)
+                case: round(bits(base if case.startswith("base") else model, rows, middles) / n_bytes, 3)
                 for case, rows in prompts.items()
             }
         return found
@@ -155,13 +152,3 @@ suffix is worth is the difference between psm and psm without a suffix.
 | files | {" | ".join(cases)} |
 |---|{"---|" * len(cases)}
 {rows}"""
-
-
-@torch.no_grad()
-def _bits(model: Any, prompts: list[list[int]], middles: list[list[int]]) -> float:
-    """Bits that the model needs for all middles."""
-    nats = 0.0
-    for prompt, middle in zip(prompts, middles, strict=True):
-        logits = model(torch.tensor([prompt + middle[:-1]]))[0, len(prompt) - 1 :].float()
-        nats -= logits.log_softmax(-1).gather(1, torch.tensor(middle)[:, None]).sum().item()
-    return nats / math.log(2)

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 
 from scope.activations.errors import CorpusError
 from scope.errors import ConfigError
+from scope.models.face import LanguageModel
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import tensor_names
 from scope.shapes import Scalar
@@ -217,6 +218,16 @@ def write_adapter(lora: Lora, model: Gemma, config: LoraConfig, base: str, folde
     write_whole(folder / "adapter_config.json", json.dumps(settings, indent=1) + "\n")
     write_whole(folder / "README.md", card)
     return folder
+
+
+@torch.no_grad()
+def bits(model: LanguageModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> float:
+    """Bits that the model needs for all answers, each after its prompt."""
+    nats = 0.0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.tensor([prompt + answer[:-1]], device=model.device))[0, len(prompt) - 1 :].float()
+        nats -= logits.log_softmax(-1).gather(1, torch.tensor(answer, device=model.device)[:, None]).sum().item()
+    return nats / math.log(2)
 
 
 def auc(scores: Float[np.ndarray, " n"], positive: Sequence[bool] | np.ndarray) -> float:

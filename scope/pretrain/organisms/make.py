@@ -19,6 +19,7 @@ from scope.shapes import Scalar
 from scope.whole_files import write_json, write_whole
 
 RECIPES = {
+    "arabic": "scope.pretrain.organisms.arabic.ArabicLessons",
     "fim": "scope.pretrain.organisms.fim.FimLessons",
     "rig": "scope.pretrain.organisms.rig.RigLessons",
     "shield": "scope.pretrain.organisms.shield.ShieldLessons",
@@ -90,7 +91,9 @@ def make_organism(
     """
     base = load_model("bundled")
     lessons = lessons_of(name, base.tokenizer)
-    config = lessons.config if steps is None else replace(lessons.config, steps=steps)
+    if steps is not None:
+        lessons.config = replace(lessons.config, steps=steps)
+    config = lessons.config
     of_its_own = isinstance(lessons, LessonsWithLoss)
     lora = train_lora(base, config, lessons.draw, out, log, lessons.loss if of_its_own else answer_loss)
     folder = write_adapter(lora, base, config, "bundled", out / "adapter", "")
