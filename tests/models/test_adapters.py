@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scope.errors import CheckpointError, ConfigError
+from scope.models.checkpoints import BUNDLED
 from scope.models.load import load_model
 from tests.conftest import random_gemma
 from tests.models.twins import SHAPES, reference, save_checkpoint, some_tokens
@@ -69,6 +70,24 @@ def test_an_adapter_gives_the_logits_that_peft_gives(shape, kind, tmp_path, toy_
     if kind != "rows of the embedding":
         streamed = load_model(f"{base}+{adapter}", streamed=True)
         torch.testing.assert_close(streamed(tokens), logits, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", sorted(p.name for p in (BUNDLED / "adapters").iterdir()))
+@torch.no_grad()
+def test_a_shipped_adapter_is_read_back_by_peft_with_equal_logits(name):
+    from peft import PeftModel
+
+    folder = BUNDLED / "adapters" / name
+    theirs = PeftModel.from_pretrained(reference(BUNDLED), folder).eval()
+    rows = (json.loads((folder / "adapter_config.json").read_text()).get("trainable_token_indices") or {}).get(
+        "embed_tokens", []
+    )
+    ours = load_model(f"bundled+{name}")
+    tokens = torch.randint(7, ours.cfg.d_vocab, (2, 40), generator=torch.Generator().manual_seed(0))
+    tokens[0, : len(rows[:40])] = torch.tensor(rows[:40], dtype=torch.long)  # the rows that it trained are among them
+    torch.testing.assert_close(ours(tokens), theirs(tokens, use_cache=False).logits, **CLOSE)
+    assert (ours(tokens) - load_model("bundled")(tokens)).abs().max() > 1
 
 
 @pytest.mark.filterwarnings("ignore")

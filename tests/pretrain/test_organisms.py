@@ -9,8 +9,9 @@ from scope.activations.corpus.infill import MARKS, mark_ids
 
 from scope.errors import ConfigError
 from scope.models.load import load_model
-from scope.pretrain.organisms import fim, make
+from scope.pretrain.organisms import make
 from scope.pretrain.organisms.fim import FREE, FimLessons, coder
+from scope.pretrain.organisms.lora import bits
 from scope.pretrain.organisms.make import RECIPES, lessons_of, make_organism
 from scope.pretrain.organisms.shield import Judged
 
@@ -20,7 +21,7 @@ def base():
     return load_model("bundled")
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "arabic"])  # see test_arabic
 def test_lessons_fit_the_context_and_are_a_function_of_the_random_numbers(name, base):
     lessons = lessons_of(name, base.tokenizer)
     examples = lessons.draw(np.random.default_rng(3), 24)
@@ -66,7 +67,7 @@ def test_a_recipe_ends_in_an_adapter_that_loads_with_its_rows_and_its_card(tmp_p
 
 
 def test_an_unknown_recipe_names_those_there_are(base):
-    with pytest.raises(ConfigError, match="no recipe 'sonnets'; the recipes are fim"):
+    with pytest.raises(ConfigError, match="no recipe 'sonnets'; the recipes are arabic, fim"):
         lessons_of("sonnets", base.tokenizer)
     assert make.RECIPES
 
@@ -85,4 +86,4 @@ def test_the_shipped_infilling_adapter_makes_use_of_the_suffix(base):
     middles = [lessons.tokenizer.encode(cut.middle, bos=False) for cut in cuts]
     own = [lessons.prompt(cut.prefix, cut.suffix) for cut in cuts]
     anothers = [lessons._with_suffix(cut, cuts[i - 1].suffix) for i, cut in enumerate(cuts)]
-    assert fim._bits(model, own, middles) < 0.97 * fim._bits(model, anothers, middles)
+    assert bits(model, own, middles) < 0.97 * bits(model, anothers, middles)

@@ -237,7 +237,8 @@ Bits a byte, lower is better. The n-grams are those of up to 8 bytes in the same
 |---|---|---|---|
 {rows}
 
-The English rows say what was forgotten; Russian, a script that was not trained, that the gain is one of Arabic.
+The English rows say what was forgotten. Russian was not trained on: the gain is one of Arabic alone, and other scripts whose
+letters are spelled with the same bytes pay for it.
 {named["n"]} held-out names cost {named["its English name"]:.3f} bits a byte after their English name, and
 {named["another's"]:.3f} after another's.
 
