@@ -254,17 +254,17 @@ def _tokens(sums: dict[str, Tensor], base: LanguageModel) -> list[TokenChange]:
 
 
 def _latents(
-    found: MovedLatents, firing: list[Tensor], tokens: Tensor, names: tuple[str, ...], base: LanguageModel, sae: SAE
+    test: MovedLatents, firing: list[Tensor], tokens: Tensor, names: tuple[str, ...], base: LanguageModel, sae: SAE
 ) -> pd.DataFrame:
     n = tokens.sum().item()
     columns = {
-        "latent": np.arange(len(found.z)),
-        "moved": np.abs(found.z) > found.threshold,
-        "z": found.z,
-        "p": found.p,
-        "base": found.base,
-        "tuned": found.tuned,
-        "spread": found.spread,
+        "latent": np.arange(len(test.z)),
+        "moved": np.abs(test.z) > test.threshold,
+        "z": test.z,
+        "p": test.p,
+        "base": test.base,
+        "tuned": test.tuned,
+        "spread": test.spread,
         "frequency_base": firing[0].sum(0).numpy() / n,
         "frequency_tuned": firing[1].sum(0).numpy() / n,
     }

@@ -1,4 +1,4 @@
-"""Which latents of the base's SAE moved: more than the base's own do when the text is drawn anew.
+"""Tests which latents of the base's SAE moved more than they do when only the text is drawn anew.
 
 The statistic of a latent is its mean activation over all tokens; it moved by `tuned - base` on the same text. The null draws
 the documents of the text twice with replacement and takes the base's mean on the one minus that on the other. Each latent's

@@ -1,4 +1,4 @@
-"""What fine-tuning moved, as a value: tables, a verdict, and the folder that keeps them."""
+"""The result of a comparison: tables, a verdict, and the folder that keeps them."""
 
 import json
 from collections.abc import Mapping

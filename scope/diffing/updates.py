@@ -1,4 +1,4 @@
-"""Which latents a change of weights reads and writes: its input and output directions, held against the SAE's.
+"""Holds the input and output directions of a change of weights against the SAE's: which latents it reads and writes.
 
 A weight that reads the residual stream meets it behind a norm with gain g, one that writes to it may have such a norm behind
 it. With a change D of the weight and a direction d of the SAE (length 1) the two numbers are

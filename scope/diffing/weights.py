@@ -43,7 +43,7 @@ class WeightChange:
     effective: float | None = None
     first: float | None = None
     rows: int | None = None
-    """Of an embedding: rows that changed."""
+    """Rows of an embedding that changed."""
 
     source: str = "weights"
     """Where the numbers come from: the two weights, or the adapter's factors."""
