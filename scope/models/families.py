@@ -10,6 +10,7 @@ FAMILIES = {
     "gemma2": "scope.models.gemma.model.Gemma",
     "gemma3_text": "scope.models.gemma.model.Gemma",
     "gemma3": "scope.models.gemma.model.Gemma",  # its language part
+    "paligemma": "scope.models.paligemma.model.PaliGemma",
     "siglip": "scope.models.siglip.model.Siglip",
     "siglip_vision_model": "scope.models.siglip.model.Siglip",
     "siglip_text_model": "scope.models.siglip.model.Siglip",

@@ -34,6 +34,9 @@ class RunState:
     tokens: Tensor | None = None
     positions: Tensor | None = None
     real: Tensor | None = None
+    token_types: Tensor | None = None
+    """[batch pos] of a model that reads pictures: 0 for the picture and the prompt, 1 for the answer."""
+
     prompt_lengths: Tensor | None = None
     """[batch] real tokens of each prompt while generating; None means that everything is prompt."""
 

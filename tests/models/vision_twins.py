@@ -61,3 +61,40 @@ def respell(folder: Path, rename, config=lambda raw: raw, shards: int = 1) -> Pa
 
 def some_pixels(n: int, size: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+GEMMA = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 12,
+         "intermediate_size": 40, "vocab_size": 128, "max_position_embeddings": 128}  # fmt: skip
+GEMMA_2 = GEMMA | {"num_key_value_heads": 2, "query_pre_attn_scalar": 10, "sliding_window": 5, "attn_logit_softcapping": 3.0,
+                   "final_logit_softcapping": 5.0, "head_dim": 10}  # fmt: skip
+IMAGE_TOKEN = 127
+
+
+def paligemma_config(version: int = 1, **text):
+    from transformers import PaliGemmaConfig
+
+    text = (GEMMA if version == 1 else GEMMA_2) | {"model_type": "gemma" if version == 1 else "gemma2"} | text
+    vision = VISION | {"image_size": 15, "patch_size": 5, "vision_use_head": False, "model_type": "siglip_vision_model"}
+    return PaliGemmaConfig(
+        text_config=text, vision_config=vision, projection_dim=text["hidden_size"], image_token_index=IMAGE_TOKEN,
+        bos_token_id=2, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+
+
+def paligemma(folder: Path, version: int = 1, **text) -> Path:
+    """A PaliGemma with 9 patches a picture, which is more than the window of its second version."""
+    from transformers import PaliGemmaForConditionalGeneration
+
+    randomise(PaliGemmaForConditionalGeneration(paligemma_config(version, **text))).save_pretrained(folder)
+    return folder
+
+
+def prompt(batch: int = 2, prefix: int = 4, answer: int = 5, pictures: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Image tokens, <bos>, a prompt and an answer, with the pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.full((batch, 9 * pictures), IMAGE_TOKEN)
+    words = torch.randint(7, IMAGE_TOKEN - 1, (batch, prefix + answer), generator=generator)
+    words[:, 0] = 2
+    ids = torch.cat([image, words], 1)
+    types = (torch.arange(ids.shape[1]) >= ids.shape[1] - answer).long().expand(batch, -1)
+    return {"input_ids": ids, "token_type_ids": types, "pixel_values": some_pixels(batch * pictures, 15, seed)}

@@ -77,7 +77,7 @@ class VisionTower(Tower):
         self.hook_patches, self.hook_pos = HookPoint(c.d_model), HookPoint(c.d_model)
         self.add_blocks()
         self.head = PoolingHead(c) if c.use_head else None
-        self.hook_pooled = HookPoint(c.d_model)
+        self.hook_pooled = HookPoint(c.d_model) if c.use_head else None
 
     def forward(self, pixel_values: Any, stop_at_layer: int | None = None) -> PatchRows:
         """The rows after the last norm, or the stream before a block.

@@ -18,6 +18,7 @@ from scope.models.text.sampling_config import SamplingConfig
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]
 OnToken = Callable[[int, list[int | None]], bool | None]
+Beside = Callable[[Tensor, int], Mapping[str, Any]]
 OnText = Callable[[int, str], bool | None]
 
 
@@ -44,6 +45,7 @@ def generate(
     use_cache: bool = True,
     ends: Sequence[int] | None = None,
     seeded: bool = True,
+    beside: Beside | None = None,
 ) -> list[Generation]:
     """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
 
@@ -51,6 +53,7 @@ def generate(
     condition the same noise. `on_token(step, ids)` is called at each step (None where a row has ended), `on_text(row, piece)`
     with the text as it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in
     place of the model's. With `seeded` False the noise is that of torch's global generator, as `torch.manual_seed` leaves it.
+    `beside(tokens, step)` gives what the model takes beside the tokens of a step, such as pictures.
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
@@ -76,7 +79,8 @@ def generate(
             new, new_real = tokens, real
             for step in range(min(sampling.max_new_tokens, model.cfg.n_ctx - longest)):
                 fed, fed_real = (new, new_real) if use_cache else (tokens, real)
-                logits = _last_logits(model, fed, fed_real if any(pad) else None, cache)
+                more = beside(fed, step) if beside else {}
+                logits = _last_logits(model, fed, fed_real if any(pad) else None, cache, more)
                 if not torch.isfinite(logits).all():
                     raise EditError(f"The logits of step {step} are not finite: {_why_not_finite(model, bool(fwd_hooks))}")
                 drawn = sampler.draw(logits.cpu())
@@ -113,9 +117,9 @@ def _why_not_finite(model: LanguageModel, edited: bool) -> str:
     return "the weights hold or make numbers beyond the range of their type.\n  Load the checkpoint anew, in float32."
 
 
-def _last_logits(model: LanguageModel, tokens: Tensor, real: Tensor | None, cache) -> Tensor:
+def _last_logits(model: LanguageModel, tokens: Tensor, real: Tensor | None, cache, more: Mapping[str, Any]) -> Tensor:
     """Logits of the last position only: the unembedding of all the others would be thrown away."""
-    stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers)
+    stream = model(tokens, attention_mask=real, cache=cache, stop_at_layer=model.cfg.n_layers, **more)
     return model.logits_of(stream[:, -1:])[:, 0].float()
 
 

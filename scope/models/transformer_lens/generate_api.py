@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scope.errors import ConfigError, TokensError
 from scope.models.face import LanguageModel
-from scope.models.text.generate import Generation, OnText, OnToken, Prompts, generate, prompt_ids
+from scope.models.text.generate import Beside, Generation, OnText, OnToken, Prompts, generate, prompt_ids
 from scope.models.text.prompts import Side
 from scope.models.text.sampling_config import SamplingConfig
 
@@ -41,6 +41,7 @@ class GenerateApi:
         on_token: OnToken | None = None,
         fwd_hooks: Sequence = (),
         verbose: bool = False,
+        beside: Beside | None = None,
     ) -> str | list[str] | list[int] | list[list[int]] | Tensor | list[Generation]:
         """Continue text, texts or tokens (rows of unequal length too), or answer chat turns laid out by the model's template.
 
@@ -79,7 +80,13 @@ class GenerateApi:
             stop_at_eos=stop_at_eos,
         )
         one, rows, kind = _read_input(self, input, self.begins(prepend_bos))
-        options = {"fwd_hooks": fwd_hooks, "on_token": on_token, "on_text": on_text, "use_cache": use_past_kv_cache}
+        options = {
+            "beside": beside,
+            "fwd_hooks": fwd_hooks,
+            "on_token": on_token,
+            "on_text": on_text,
+            "use_cache": use_past_kv_cache,
+        }
         generations = generate(self, rows, sampling, **options, ends=ends, seeded=seed is not None)
         kind = kind if return_type == "input" else return_type
         if kind == "generations":
