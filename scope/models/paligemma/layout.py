@@ -1,4 +1,4 @@
-"""How text and pictures become tokens: the image tokens, <bos>, the prompt and a newline; then, for scoring, the answer."""
+"""Text and pictures become tokens: the image tokens, <bos>, the prompt and a newline; then, for scoring, the answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

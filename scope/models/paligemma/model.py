@@ -117,7 +117,7 @@ class PaliGemma(Gemma):
         finally:
             self.patches = None
 
-    def read_call(self, input: Any, given: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def read_call(self, input: Any, arguments: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """(tokens, or a stream; mask, token types and pixels by name) of whatever a call was given.
 
         Raises:
@@ -133,11 +133,11 @@ class PaliGemma(Gemma):
             if input.get("input_ids") is None:
                 raise TokensError(f"These are no tokens: a mapping with {', '.join(map(str, input)) or 'nothing'}.")
             tokens, found = input["input_ids"], input
-        elif isinstance(arguments := getattr(input, "arguments", None), Mapping):  # a batch of a recording
-            tokens, found = input.tokens, arguments
+        elif isinstance(beside := getattr(input, "arguments", None), Mapping):  # a batch of a recording
+            tokens, found = input.tokens, beside
         tokens = torch.as_tensor(tokens)
         tokens = tokens[None] if tokens.dim() == 1 else tokens
-        taken = {name: found.get(name) if given[name] is None else given[name] for name in _INPUTS}
+        taken = {name: found.get(name) if arguments[name] is None else arguments[name] for name in _INPUTS}
         for name in ("attention_mask", "token_type_ids"):
             if taken[name] is not None:
                 value = torch.as_tensor(taken[name]).to(self.device)

@@ -1,4 +1,4 @@
-"""Who sees whom in a PaliGemma: tokens of the prefix see one another in both directions, the answer is causal.
+"""The attention mask of a PaliGemma: tokens of the prefix see one another in both directions, the answer is causal.
 
     query i sees key j   iff   j <= i (and, in a local layer, less than a window back)   or   both are of the prefix
 
