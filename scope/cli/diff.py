@@ -9,7 +9,7 @@ from scope.workflows.diff import DiffJob, diff
 
 FLAGS = flags_of(
     DiffJob,
-    positional=("base", "tuned"),
+    positional=("model", "tuned"),
     commas=("sites",),
     more=[("html", Path | None, None, "Also write a page with verdict, figure and tables here.")],
     doc="""Compare a model with its fine-tune: a whole checkpoint, an adapter, or BASE+ADAPTER.

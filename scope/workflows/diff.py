@@ -11,21 +11,22 @@ from typing import Any
 from scope.diffing.config import DiffConfig
 from scope.progress import OnProgress
 from scope.whole_files import only_writer, refuse_unwritable, write_whole
-from scope.workflows.settings import resolve
+from scope.workflows.settings import ModelSettings, resolve
 
 PARTIAL = "partial.safetensors"
 _EVERY = 20.0  # seconds between two savings of what has been read
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiffJob:
+class DiffJob(ModelSettings):
     """What to compare on which text. Each field is also a flag of `scope diff`."""
 
-    base: str
-    """The model before fine-tuning: bundled, a checkpoint's folder, or a hub id."""
+    model: str = field()
+    """BASE, the model before fine-tuning: bundled, a checkpoint's folder, a hub id, or BASE+ADAPTER. --adapter and --revision
+    are this model's."""
 
     tuned: str
-    """The model after it: a whole checkpoint of the same shape, BASE+ADAPTER, or an adapter alone that names its base."""
+    """TUNED, the model after it: a whole checkpoint of the same shape, BASE+ADAPTER, or an adapter that names its base."""
 
     out: Path | None = None
     """Folder for the result: manifest.json, tables as CSV, latents.csv, and the differences' directions. A run that was stopped
@@ -50,15 +51,9 @@ class DiffJob:
 
     config: DiffConfig = field(default_factory=DiffConfig)
 
-    dtype: str = "float32"
-    """What the base computes in: float32, bfloat16, float16."""
-
     tuned_dtype: str | None = None
     """What the tuned model computes in, by default the same. `scope diff BASE BASE --tuned-dtype bfloat16` shows what rounding
     alone does."""
-
-    device: str = "cpu"
-    """Where the models run: cpu, cuda."""
 
     any_model: bool = False
     """Allow an SAE that was trained on other weights than the base's."""
@@ -80,14 +75,14 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
     from scope.models.load import load_model
     from scope.sae.files import read_sae
 
-    job = resolve(DiffJob, config, settings if tuned is None else {"tuned": tuned, **settings}, first="base")
+    job = resolve(DiffJob, config, settings if tuned is None else {"tuned": tuned, **settings}, first="model")
     if job.out is not None:
         refuse_unwritable(job.out / "manifest.json")
     pack = None if job.pack is None else _pack(job.pack)
     folder = _dictionary(job)
-    sae = None if folder is None else read_sae(folder, job.device)
-    base = load_model(job.base, device=job.device, dtype=job.dtype)
+    base = job.load_model()
     changed = load_model(job.tuned, device=job.device, dtype=job.tuned_dtype or job.dtype)
+    sae = None if folder is None else read_sae(folder, str(base.device))
     documents, described = _documents(job)
     text = read_text(documents, base.words, job.config.contexts, min(job.config.context, base.cfg.n_ctx), described)
     ways: dict[str, Any] = {"any_model": job.any_model, "on_progress": on_progress}
@@ -98,7 +93,11 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
         partial = _Partial(job.out / PARTIAL, _key(job, base, changed, sae, text))
         result = diff_in_memory(base, changed, text, sae, job.config, reading=partial.read(), after_batch=partial.keep, **ways)
         result = _labelled(result, pack)
-        result.provenance["command"] = {"base": job.base, "tuned": job.tuned, "sae": str(folder) if folder else None}
+        result.provenance["command"] = {
+            "base": base.provenance["model"],
+            "tuned": job.tuned,
+            "sae": str(folder) if folder else None,
+        }
         result.provenance["command"] |= {"corpus": list(job.corpus), "text_field": job.text_field, "by": job.by}
         result.save(job.out)
         partial.file.unlink(missing_ok=True)
