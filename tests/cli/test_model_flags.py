@@ -24,6 +24,7 @@ ON_A_LAB = {
     "evaluate": ["LAB/dictionary"],
     "features": ["LAB/dictionary"],
     "match": ["LAB", "LAB"],
+    "diff": ["bundled", "bundled"],
     "steer": ["--sae", "LAB/dictionary", "--latent", "3"],
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
     "moderate": ["the dog", "--policy", "hate"],
@@ -31,7 +32,7 @@ ON_A_LAB = {
     "datacommons triggers": ["LAB/dictionary"],
     "label": ["LAB/pack", "--with", "here"],
 }
-TEXT = {"demo", "harvest", "train", "evaluate", "features", "match"}
+TEXT = {"demo", "harvest", "train", "evaluate", "features", "match", "diff"}
 """Commands that read a --corpus."""
 
 LAB = Path(__file__).parents[1] / "data" / "version_0_1_0"
@@ -91,7 +92,7 @@ def test_the_flags_reach_the_model(command, monkeypatch, capsys, tmp_path):
         flags += ["--corpus", "text.txt"]
     flags += ["--device", "cpu", "--adapter", "fim", "--revision", "main"]
     flags += ["--compute-dtype" if command in ("harvest", "train") else "--dtype", "bfloat16"]
-    assert run([*command.split(), *flags, *(["--model", "bundled"] if command != "label" else [])]) == 2
+    assert run([*command.split(), *flags, *([] if command in ("label", "diff") else ["--model", "bundled"])]) == 2
     first, *rest = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"(bundled|the dictionary's model)\+fim on cpu in bfloat16", first)
     assert "stop here" in rest[-1]
