@@ -284,7 +284,7 @@ def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(o
     add_file(tmp_path / "pack", "lookahead.json", result.to_json().encode(), {})
     at = open_app("feature", packs=[tmp_path / "pack"], f=1)
     assert not at.exception
-    assert any("75% lost" in caption.value and "it looks ahead" in caption.value for caption in at.caption)
+    assert any(r"75\% lost" in caption.value and "it looks ahead" in caption.value for caption in at.caption)
     assert [r["notes"] for data in strips(at) for r in data["rows"]][-2:] == [
         ["with its own suffix"],
         ["with suffixes of other documents, mean"],
