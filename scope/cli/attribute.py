@@ -57,7 +57,7 @@ class Command(ModelSettings):
         from scope.circuits.attribution import attribute
         from scope.cli.progress import console, print_certificate, print_note
         from scope.features.exports.tables import csv_cell
-        from scope.features.face import Pack
+        from scope.features.pack.data import pack_beside
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
@@ -65,12 +65,7 @@ class Command(ModelSettings):
             refuse_unwritable(self.csv)
         refuse_missing_demo(self.sae)
         sae = read_sae(self.sae, self.device)
-        beside = self.pack or self.sae.parent / "pack"
-        pack = Pack.open(beside) if self.pack or (beside / "manifest.json").exists() else None
-        if pack is not None and (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
-            from scope.errors import PackError
-
-            raise PackError(f"The pack {pack.folder} is about {pack.d_sae} latents at {pack.site}, not about {self.sae}.")
+        pack = pack_beside(self.sae, sae.site, sae.d_sae, self.pack)
         model = self.load_model(sae.provenance)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
         settings = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}

@@ -34,7 +34,7 @@ class Contributions:
 
     def to_frame(self):
         """Parts by policies, in logits, as a pandas table; latents by falling size of their largest share, a latent that is
-        silent under a policy with 0."""
+        silent under a policy with 0. `label` is that of the pack, "" without one."""
         import pandas as pd
 
         columns = {policy: {row.name: row.value for row in found.rows} for policy, found in self.by_policy.items()}
@@ -42,14 +42,21 @@ class Contributions:
         table = pd.DataFrame(columns, index=list(latents)).fillna(0.0)
         largest = table.abs().max(axis=1)
         order = sorted(latents, key=lambda name: (latents[name] is None, -largest[name] if latents[name] is not None else 0))
-        return table.loc[order].assign(latent=[latents[name] for name in order])
+        labels = self.labels
+        return table.loc[order].assign(latent=[latents[name] for name in order], label=[labels.get(n, "") for n in order])
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of the rows that have one, by name."""
+        return {row.name: row.label for found in self.by_policy.values() for row in found.rows if row.label}
 
     def to_json(self) -> str:
         found = {
             policy: {"log_odds": a.logit_difference, "before_cap": a.before_cap, "rows": {r.name: r.value for r in a.rows}}
             for policy, a in self.by_policy.items()
         }
-        return json.dumps({"text": self.item.text, "response": self.item.response, "policies": found}, indent=1)
+        text = {"text": self.item.text, "response": self.item.response}
+        return json.dumps({**text, "policies": found, **({"labels": self.labels} if self.labels else {})}, indent=1)
 
     def _head(self) -> list[str]:
         first = next(iter(self.by_policy.values()))
@@ -64,14 +71,14 @@ class Contributions:
         return lines
 
     def _rows(self, top: int) -> list[tuple[str, ...]]:
-        table, names = self.to_frame(), list(self.by_policy)
-        latents = table[table["latent"].notna()]
-        rows = [(name, *(f"{v:+.3f}" for v in row)) for name, row in latents[names].head(top).iterrows()]
+        """Name, value by policy and label of each row that is shown."""
+        table, names, labels = self.to_frame(), list(self.by_policy), self.labels
+        latents, others = (table[table["latent"].isna() == other] for other in (False, True))
+        shown = [*latents.head(top)[names].iterrows()]
         if len(latents) > top:
-            rows.append((f"{len(latents) - top} further latents", *(f"{v:+.3f}" for v in latents[names].iloc[top:].sum())))
-        others = table[table["latent"].isna()][names]
-        rows += [(name, *(f"{v:+.3f}" for v in row)) for name, row in others.iterrows()]
-        return [*rows, ("sum", *(f"{v:+.3f}" for v in table[names].sum()))]
+            shown.append((f"{len(latents) - top} further latents", latents[names].iloc[top:].sum()))
+        shown += [*others[names].iterrows(), ("sum", table[names].sum())]
+        return [(name, *(f"{v:+.3f}" for v in row), visible(labels.get(name, ""))) for name, row in shown]
 
     def text(self, top: int = 12) -> str:
         """The `top` latents with the largest shares, all others as one row, and the other parts."""
@@ -79,7 +86,9 @@ class Contributions:
         first = max(len(row[0]) for row in rows)
         widths = [max(8, len(name)) for name in names]
         lines = [f"{'':<{first}}  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]
-        lines += [f"{r[0]:<{first}}  " + "  ".join(f"{v:>{w}}" for v, w in zip(r[1:], widths, strict=True)) for r in rows]
+        for name, *values, label in rows:
+            cells = "  ".join(f"{v:>{w}}" for v, w in zip(values, widths, strict=True))
+            lines.append(f"{name:<{first}}  {cells}  {label}".rstrip())
         return "\n".join([*self._head(), *lines])
 
     def __str__(self) -> str:
@@ -88,7 +97,7 @@ class Contributions:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(self._head(), ("part", *self.by_policy), self._rows(12), [])
+        return html_table(self._head(), ("part", *self.by_policy, "label"), self._rows(12), [])
 
 
 def contributions(

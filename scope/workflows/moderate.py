@@ -43,6 +43,9 @@ class Moderate(ModelSettings):
     sae: Path | None = None
     """SAE of the moderator at a site of its residual stream: also say which latents make it answer Yes, for each text."""
 
+    pack: Path | None = None
+    """Feature pack of the SAE, for labels; by default the folder pack/ beside the SAE, if it is there."""
+
     top: int = 12
     """With --sae, latents to show for each text."""
 
@@ -70,11 +73,14 @@ def moderate(config: Any = None, *, on_progress: OnProgress | None = None, **set
     model = job.load_model()
     if job.sae is None:
         return Moderator(model, template).judge(items, policies, job.batch, on_progress)
+    from scope.features.pack.data import pack_beside
     from scope.moderation.contributions import contributions
     from scope.sae.files import read_sae
 
     sae = read_sae(job.sae, job.device)
-    return [contributions(Moderator(model, template), sae, item, policies, any_model=job.any_model) for item in items]
+    pack = pack_beside(job.sae, sae.site, sae.d_sae, job.pack)
+    moderator, settings = Moderator(model, template), {"any_model": job.any_model, "pack": pack}
+    return [contributions(moderator, sae, item, policies, **settings) for item in items]
 
 
 def _items(job: Moderate) -> list[Any]:

@@ -337,6 +337,21 @@ class PackData:
         return f"{type(self).__name__}({self.title}, {self.n_tokens:,} tokens, {str(self.folder)!r})"
 
 
+def pack_beside(dictionary: Path, site: str, d_sae: int, stated: Path | None = None) -> PackData | None:
+    """The pack of a dictionary: the one that is stated, else pack/ beside the dictionary's folder; None without one there.
+
+    Raises:
+        PackError: no pack, a damaged one, or one about other latents.
+    """
+    folder = stated or dictionary.parent / "pack"
+    if stated is None and not (folder / "manifest.json").exists():
+        return None
+    pack = PackData.open(folder)
+    if (pack.site, pack.d_sae) != (site, d_sae):
+        raise PackError(f"The pack {folder} is about {pack.d_sae} latents at {pack.site}, not about {dictionary}.")
+    return pack
+
+
 def dictionary_of(pack: PackData) -> str:
     """Where the dictionary of a pack lies: where the manifest says, beside the pack, where `scope demo` puts it, or a hub id.
 
