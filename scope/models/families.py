@@ -14,6 +14,7 @@ FAMILIES = {
     "siglip": "scope.models.siglip.model.Siglip",
     "siglip_vision_model": "scope.models.siglip.model.Siglip",
     "siglip_text_model": "scope.models.siglip.model.Siglip",
+    "recurrent_gemma": "scope.models.griffin.model.Griffin",
 }
 """A family is a Decoder with `config_from_hf`; see scope/models/parts/decoder.py."""
 

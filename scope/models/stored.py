@@ -57,7 +57,7 @@ def stored_tensors(files: dict[str, Path]) -> dict[str, StoredTensor]:
 
 
 _PREFIXES = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
-_HEADLESS = ("embed_tokens.", "layers.", "norm.")  # as transformers saves a model without its unembedding
+_HEADLESS = ("embed_tokens.", "layers.", "norm.", "final_norm.")  # as transformers saves a model without its unembedding
 _OTHER_PARTS = tuple(at + part for at in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
 
 

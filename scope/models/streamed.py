@@ -4,7 +4,6 @@ What is resident: one block in the compute dtype, the residual stream of the who
 temporaries of a few thousand tokens. A batch of many thousand tokens pays for reading each block once.
 """
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -93,8 +92,8 @@ class StoredWeights:
 class StreamedEmbedding(Embedding):
     """Reads only the rows that the tokens need."""
 
-    def __init__(self, d_vocab: int, d_model: int, weights: StoredWeights):
-        super().__init__(d_vocab, d_model)
+    def __init__(self, d_vocab: int, d_model: int, weights: StoredWeights, scale_dtype: torch.dtype | None = None):
+        super().__init__(d_vocab, d_model, scale_dtype)
         self.weights = weights
 
     def forward(self, tokens: Tokens) -> Resid:
@@ -103,8 +102,7 @@ class StreamedEmbedding(Embedding):
         for row, i in zip(rows, ids.tolist(), strict=True):
             self.weights.read("embed.weight", row, i)
         check_finite(self.weights.stored["embed.weight"], rows)
-        scale = torch.tensor(math.sqrt(self.embedding_dim), dtype=self.weights.dtype)
-        return (rows * scale)[where].to(self.weights.device)
+        return (rows * self.scale_in(self.weights.dtype, rows.device))[where].to(self.weights.device)
 
 
 class StreamedUnembed(Unembed):
@@ -156,7 +154,7 @@ class Streamed(Decoder):
             super().__init__(config, tokenizer)
         self._weights = StoredWeights(self, files, dtype, device, adapter)
         with torch.device("meta"):
-            self.embed = StreamedEmbedding(config.d_vocab, config.d_model, self._weights)
+            self.embed = StreamedEmbedding(config.d_vocab, config.d_model, self._weights, self.embedding_scale_dtype)
             self.unembed = StreamedUnembed(self.embed)
         self.setup_hooks(self.block_parts)
         self.on_placed()

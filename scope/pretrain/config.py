@@ -10,14 +10,16 @@ from scope.errors import ConfigError
 class PretrainConfig:
     """A training run. The defaults are those of the bundled model."""
 
-    model_type: Literal["gemma", "gemma2", "gemma3_text"] = "gemma2"
-    """Generation: Gemma 1, 2 or 3 (of 3, five local blocks to one global, and the last one global)."""
+    model_type: Literal["gemma", "gemma2", "gemma3_text", "recurrent_gemma"] = "gemma2"
+    """Generation: Gemma 1, 2 or 3 (of 3, five local blocks to one global, and the last one global); or a RecurrentGemma, of
+    which the bundled one has --d-head 64 --n-kv-heads 1."""
 
     d_model: int = 256
     """Width of the residual stream."""
 
     n_layers: int = 4
-    """Blocks; in a Gemma 2, even ones are local, odd ones global."""
+    """Blocks. In a Gemma 2, even ones are local, odd ones global; in a RecurrentGemma, every third one is local, the others
+    recurrent."""
 
     n_heads: int = 4
     """Query heads."""
@@ -79,10 +81,12 @@ class PretrainConfig:
             raise ConfigError(f"d_vocab is {self.d_vocab}; tokens are stored in 16 bits, so {2**16} pieces are the most.")
 
     def model_config(self) -> Any:
-        """The `GemmaConfig` of the model that is trained."""
+        """The `GemmaConfig` or `GriffinConfig` of the model that is trained."""
         from scope.models.gemma.config import GemmaConfig
+        from scope.models.griffin.config import GriffinConfig
 
         kinds = ("local",) * 5 + ("global",)
+        recurrent = self.model_type == "recurrent_gemma"
         generation: dict[str, Any] = {
             "gemma": {"attn_cap": None, "final_cap": None},
             "gemma2": {},
@@ -93,8 +97,10 @@ class PretrainConfig:
                 "rope_local_theta": 10_000.0,
                 "layer_types": (*(kinds * self.n_layers)[: self.n_layers - 1], "global"),
             },
+            "recurrent_gemma": {"lru_width": self.d_model, "d_rotary": self.d_head // 2},
         }[self.model_type]
-        return GemmaConfig(
+        own = {} if recurrent else {"query_scalar": self.d_head}
+        return (GriffinConfig if recurrent else GemmaConfig)(
             model_type=self.model_type,
             **generation,
             d_model=self.d_model,
@@ -106,7 +112,7 @@ class PretrainConfig:
             d_vocab=self.d_vocab,
             n_ctx=self.n_ctx,
             window=self.window,
-            query_scalar=self.d_head,
+            **own,
         )
 
     def rate(self, step: int) -> float:

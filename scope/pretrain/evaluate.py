@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from scope.activations.errors import CorpusError
-from scope.models.gemma.model import Gemma
+from scope.models.face import LanguageModel
 
 Progress = Callable[[int, int, dict], None] | None
 
@@ -78,7 +78,9 @@ def windows(n_tokens: int, n_ctx: int) -> list[tuple[int, int, int]]:
 
 
 @torch.no_grad()
-def document_bits(model: Gemma, texts: list[str], batch: int = 8, on_progress: Progress = None) -> list[tuple[float, int]]:
+def document_bits(
+    model: LanguageModel, texts: list[str], batch: int = 8, on_progress: Progress = None
+) -> list[tuple[float, int]]:
     """(bits, tokens) of each text: the sum of -log2 p over its tokens. <bos> begins every window; <eos> is not counted."""
     ids = [np.array(model.words.encode(text, bos=False)) for text in texts]
     jobs = [(d, *w) for d, tokens in enumerate(ids) for w in windows(len(tokens), model.cfg.n_ctx)]
@@ -103,7 +105,7 @@ def document_bits(model: Gemma, texts: list[str], batch: int = 8, on_progress: P
 
 
 def evaluate_text(
-    model: Gemma, documents: list[tuple[str, str]], batch: int = 8, on_progress: Progress = None
+    model: LanguageModel, documents: list[tuple[str, str]], batch: int = 8, on_progress: Progress = None
 ) -> list[DocumentBits]:
     """The cost of each (domain, text) under the model."""
     costs = document_bits(model, [text for _, text in documents], batch, on_progress)

@@ -8,14 +8,13 @@ import torch
 from safetensors.torch import save_file
 
 from scope.errors import CheckpointError
-from scope.models.gemma.model import Gemma
-from scope.models.gemma.weights import tensor_names
+from scope.models.parts.decoder import Decoder
 from scope.whole_files import whole_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def export(model: Gemma, tokenizer: Path, out: Path, card: str, shard_bytes: int = 15 * 2**20) -> Path:
+def export(model: Decoder, tokenizer: Path, out: Path, card: str, shard_bytes: int = 15 * 2**20) -> Path:
     """Write the checkpoint to OUT: aside first, then renamed, so that it is whole or not there.
 
     Weights above `shard_bytes` are spread over several files with an index.
@@ -29,7 +28,7 @@ def export(model: Gemma, tokenizer: Path, out: Path, card: str, shard_bytes: int
     parameters = dict(model.named_parameters())
     tensors = {
         theirs: parameters[ours].detach().to("cpu", torch.bfloat16).contiguous()
-        for ours, theirs in tensor_names(model.cfg).items()
+        for ours, theirs in model.tensor_names(model.cfg).items()
     }
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:

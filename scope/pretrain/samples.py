@@ -5,7 +5,7 @@ import lzma
 from collections.abc import Callable
 from pathlib import Path
 
-from scope.models.gemma.model import Gemma
+from scope.models.face import LanguageModel
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.whole_files import file_aside
@@ -19,7 +19,7 @@ _SHORTEST = 200  # characters; shorter texts are dropped
 
 
 def write_samples(
-    model: Gemma,
+    model: LanguageModel,
     out: Path,
     characters: int,
     seed: int = 0,

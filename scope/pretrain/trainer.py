@@ -1,4 +1,4 @@
-"""Training a small Gemma from nothing: Muon on matrices, AdamW on the rest, warm-up, flat, decay to zero.
+"""Training a small Gemma or RecurrentGemma from nothing: Muon on matrices, AdamW on the rest, warm-up, flat, decay to zero.
 
 A checkpoint holds weights, both optimisers and the step; the data of a step is a function of its number, and the learning
 rate too. So a run that was stopped, however rudely, ends in the same weights as one that was not.
@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from scope.activations.format.files import write_whole
 from scope.errors import CheckpointError, ConfigError
-from scope.models.gemma.model import Gemma
+from scope.models.families import family_of
+from scope.models.parts.decoder import Decoder
 from scope.pretrain.config import PretrainConfig
 from scope.pretrain.corpus import TokenStreams
 from scope.typed_json import read_bytes, read_json, typed
@@ -30,17 +31,34 @@ from scope.typed_json import read_bytes, read_json, typed
 _AGAIN = "Copy it again, or give another --out."
 
 
-def initialise(model: Gemma, seed: int) -> None:
-    """Normal weights of std 1/sqrt(fan in); post norms start below a gain of one, which keeps the young stream calm."""
+_WRITERS = ("o_proj.weight", "down_proj.weight", "linear_out.weight")
+"""The matrices whose products are added to the stream."""
+
+
+def initialise(model: Decoder, seed: int) -> None:
+    """Normal weights of std 1/sqrt(fan in). What writes into the stream starts smaller, which keeps it calm while it is young:
+    by post norms with a gain below one, or, in a model without them, by smaller matrices. The convolutions and gates of a
+    recurrent block start near zero, and its states keep 0.9 to 0.999 of themselves, as in RecurrentGemma.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if p.dim() == 2:
             nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
+            if not model.cfg.post_norms and name.endswith(_WRITERS):
+                p.data *= 0.4
         elif "_post.weight" in name:
             nn.init.constant_(p, -0.6)
+        elif name.endswith("recurrent_param"):
+            kept = torch.empty(p.shape).uniform_(0.9**2, 0.999**2, generator=generator)  # a^2 where the gate is 1/8
+            p.data = torch.expm1(-0.5 * kept.log()).log()
+        elif p.dim() == 3:
+            fan_in = p.shape[2] if name.endswith("conv_weight") else p.shape[1]
+            nn.init.normal_(p, std=0.1 * fan_in**-0.5, generator=generator)
+        elif name.startswith("blocks.") and not name.endswith(("ln1.weight", "ln2.weight")):
+            nn.init.zeros_(p)
 
 
-def optimizers(model: Gemma, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+def optimizers(model: Decoder, config: PretrainConfig) -> list[torch.optim.Optimizer]:
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
     muon = torch.optim.Muon(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay, momentum=0.95)
@@ -48,14 +66,14 @@ def optimizers(model: Gemma, config: PretrainConfig) -> list[torch.optim.Optimiz
     return [muon, adam]
 
 
-def language_loss(model: Gemma, tokens: Tensor) -> Tensor:
+def language_loss(model: Decoder, tokens: Tensor) -> Tensor:
     """Mean next-token loss in nats; the matrix products run in bfloat16, norms, softmax and the loss in float32."""
     with torch.autocast(tokens.device.type, dtype=torch.bfloat16):
         logits = model(tokens[:, :-1])
     return cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dict], None] = lambda row: None) -> Gemma:
+def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dict], None] = lambda row: None) -> Decoder:
     """Train on a folder that `build.build_corpus` made; the same call continues a run that was stopped.
 
     Writes OUT/pretrain.json (config), OUT/curve.jsonl (a line every 10 steps) and OUT/checkpoint.pt.
@@ -65,7 +83,8 @@ def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dic
             more steps than are asked for.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model = Gemma(config.model_config())
+    cfg = config.model_config()
+    model = family_of({"model_type": cfg.model_type}, str(out))(cfg)
     initialise(model, config.seed)
     opts = optimizers(model, config)
     streams = TokenStreams(corpus, config.n_ctx, config.batch, model.cfg.bos, config.seed)
@@ -102,7 +121,7 @@ def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dic
     return model
 
 
-def _resume(config: PretrainConfig, out: Path, model: Gemma, opts: list) -> int:
+def _resume(config: PretrainConfig, out: Path, model: Decoder, opts: list) -> int:
     file = out / "pretrain.json"
     free = {"compile", "save_every"}
     if file.exists():

@@ -1,17 +1,16 @@
 """Gemma 1, 2 and 3: attention, then a gated MLP; from Gemma 2 on each between two norms, with alternating windows."""
 
-import torch
 from torch import nn
 
-from scope.errors import ConfigError
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.weights import tensor_names
 from scope.models.hooks import HookPoint
-from scope.models.parts.attention import Attention, HeadInputs
+from scope.models.parts.attention import Attention
 from scope.models.parts.cache import LayerCache
 from scope.models.parts.decoder import Decoder
 from scope.models.parts.layers import GatedMLP, RMSNorm
 from scope.models.parts.positions import RunPositions
+from scope.models.parts.sublayer_inputs import SublayerInputs
 from scope.models.transformer_lens.model_api import TransformerLensApi
 from scope.shapes import Resid
 
@@ -22,7 +21,7 @@ BLOCK_PARTS = (
 """The parts of a block in the order in which they run."""
 
 
-class Block(nn.Module):
+class Block(SublayerInputs):
     """Attention, then a gated MLP, each behind a norm and added to the residual stream; from Gemma 2 on what is added passes
     a second norm.
 
@@ -43,46 +42,18 @@ class Block(nn.Module):
         )
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(d), HookPoint(d), HookPoint(d)
         self.hook_attn_out, self.hook_mlp_out = HookPoint(d), HookPoint(d)  # after the post norm: what joins the stream
-        # Copies of the stream, so that what one head or the MLP reads can be changed alone.
-        self.hook_attn_in, self.hook_q_input = (HookPoint(c.n_heads * d, on_request=True) for _ in range(2))
-        self.hook_k_input, self.hook_v_input = (HookPoint(c.n_kv_heads * d, on_request=True) for _ in range(2))
-        self.hook_mlp_in = HookPoint(d, on_request=True)
+        self.add_input_points(c.n_heads, c.n_kv_heads, d)
 
     def forward(self, resid: Resid, at: RunPositions, cache: LayerCache | None = None) -> Resid:
         rotary, mask = at.rotary(self.attn.d_head, *self.rope), at.causal_mask(self.window)
         resid_pre = self.hook_resid_pre(resid)
         attn_out = self.hook_attn_out(self.ln1_post(self.attn(self.attn_input(resid_pre), rotary, mask, cache)))
         resid_mid = self.hook_resid_mid(resid_pre + attn_out)
-        mlp_in = self.hook_mlp_in(resid_mid.clone()) if self.hook_mlp_in.has_hooks() else resid_mid
-        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(mlp_in))))
+        mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.mlp_input(resid_mid)))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
     def new_cache(self) -> LayerCache:
         return LayerCache(self.window)
-
-    def attn_input(self, resid: Resid) -> Resid | HeadInputs:
-        """The stream, normalised. Where hooks change what single heads read, or want its gradient, each head has its own,
-        which is normalised on its own too; those that only read it change nothing."""
-        points = (self.hook_attn_in, self.hook_q_input, self.hook_k_input, self.hook_v_input)
-        if not any(point.has_hooks() for point in points):
-            return self.ln1(resid)
-        heads, kv = self.attn.n_heads, self.attn.n_kv_heads
-        every, unchanged = self.hook_attn_in.run_hooks(resid.unsqueeze(2).repeat(1, 1, heads, 1))
-        grouped = every.unflatten(2, (kv, -1))
-        if not unchanged and not torch.equal(grouped, grouped[:, :, :, :1].expand_as(grouped)):
-            raise ConfigError(
-                f"A hook on {self.hook_attn_in.name} gave query heads that share a key-value head different inputs, so the "
-                "keys have none.\n  Change hook_q_input, hook_k_input and hook_v_input instead."
-            )
-        shared = grouped.mean(3) if every.requires_grad else grouped[:, :, :, 0]
-        parts = []
-        for point, x in zip(points[1:], (every, shared, shared), strict=True):
-            part, unchanged_too = point.run_hooks(x.clone())  # its own: writing into one, or its gradient, is not the others'
-            parts.append(part)
-            unchanged = unchanged and unchanged_too
-        if unchanged and not every.requires_grad:
-            return self.ln1(resid)
-        return tuple(self.ln1(part) for part in parts)
 
 
 class Gemma(TransformerLensApi, Decoder):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from scope.models.hooks import HookPoint, with_gradient_of
 from scope.models.parts.cache import LayerCache
-from scope.models.parts.layers import RMSNorm, soft_cap, soft_cap_
+from scope.models.parts.layers import RMSNorm, bias_of, soft_cap, soft_cap_
 from scope.models.parts.mask import CausalMask
 from scope.models.parts.positions import Angles, rotate
 from scope.shapes import Heads, Keys, Resid
@@ -40,12 +40,14 @@ class Attention(nn.Module):
         scale: float,
         cap: float | None,
         qk_norm_eps: float | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
     ):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head, self.scale, self.cap = n_heads, n_kv_heads, d_head, scale, cap
-        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=False)
-        self.k_proj, self.v_proj = (nn.Linear(d_model, n_kv_heads * d_head, bias=False) for _ in range(2))
-        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=False)
+        self.q_proj = nn.Linear(d_model, n_heads * d_head, bias=qkv_bias)
+        self.k_proj, self.v_proj = (nn.Linear(d_model, n_kv_heads * d_head, bias=qkv_bias) for _ in range(2))
+        self.o_proj = nn.Linear(n_heads * d_head, d_model, bias=out_bias)
         all_heads, all_kv = n_heads * d_head, n_kv_heads * d_head
         self.hook_q, self.hook_k, self.hook_v = HookPoint(all_heads), HookPoint(all_kv), HookPoint(all_kv)
         self.q_norm, self.k_norm = (
@@ -131,7 +133,7 @@ class Attention(nn.Module):
     def heads(self, projection: nn.Linear, x: Resid | Results) -> Heads:
         """[batch pos head d_head]; each head reads its own x where there is one per head."""
         if x.dim() == 4:
-            return torch.einsum("bphd,hdk->bphk", x, self._per_head(projection))
+            return torch.einsum("bphd,hdk->bphk", x, self._per_head(projection)) + bias_of(projection).view(-1, self.d_head)
         return projection(x).unflatten(-1, (-1, self.d_head))
 
     def output(self, z: Heads) -> Resid:
@@ -140,16 +142,21 @@ class Attention(nn.Module):
         if not self.hook_result.has_hooks():
             return out
         results, unchanged = self.hook_result.run_hooks(torch.einsum("bphk,hkd->bphd", z, self.W_O))
-        return with_gradient_of(out, results.sum(2)) if unchanged else results.sum(2)
+        total = results.sum(2) if self.o_proj.bias is None else results.sum(2) + self.o_proj.bias
+        return with_gradient_of(out, total) if unchanged else total
 
     # TransformerLens' names and layouts, as views; W_K and W_V are repeated so that head h finds its own at h.
     W_Q = property(lambda self: self._per_head(self.q_proj))
     W_K = property(lambda self: self._per_head(self.k_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
     W_V = property(lambda self: self._per_head(self.v_proj).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0))
     W_O = property(lambda self: self.o_proj.weight.T.unflatten(0, (self.n_heads, self.d_head)))
-    b_Q = property(lambda self: self.q_proj.weight.new_zeros(self.n_heads, self.d_head))  # there are no biases
-    b_K = b_V = b_Q
-    b_O = property(lambda self: self.o_proj.weight.new_zeros(self.o_proj.out_features))
+    b_Q = property(lambda self: bias_of(self.q_proj).view(self.n_heads, self.d_head))
+    b_K = property(lambda self: self._repeated_bias(self.k_proj))
+    b_V = property(lambda self: self._repeated_bias(self.v_proj))
+    b_O = property(lambda self: bias_of(self.o_proj))
+
+    def _repeated_bias(self, projection: nn.Linear) -> Float[Tensor, "head d_head"]:
+        return bias_of(projection).view(self.n_kv_heads, -1).repeat_interleave(self.n_heads // self.n_kv_heads, dim=0)
 
     def _per_head(self, projection: nn.Linear) -> PerHead:
         """[head d_model d_head] from Hugging Face's [head * d_head, d_model]."""

@@ -49,6 +49,9 @@ class Decoder(DirectLogits, HookedModule):
     block_parts: tuple[str, ...] = ()
     """The parts of a block in the order in which they run."""
 
+    embedding_scale_dtype: torch.dtype | None = None
+    """What the factor of the embedding is rounded to; None: the dtype of the weights."""
+
     config_from_hf: Callable[[dict[str, Any], str], Any]
     """The config, from what config.json holds and the name of the checkpoint for refusals."""
 
@@ -67,7 +70,7 @@ class Decoder(DirectLogits, HookedModule):
         super().__init__()
         self.cfg, self.tokenizer = replace(config), tokenizer
         self.provenance: dict = {}
-        self.embed = Embedding(config.d_vocab, config.d_model)
+        self.embed = Embedding(config.d_vocab, config.d_model, self.embedding_scale_dtype)
         self.hook_embed = HookPoint(config.d_model)
         self.blocks = nn.ModuleList(self.block(config, layer) for layer in range(config.n_layers))
         self.ln_final = RMSNorm(config.d_model, config.eps)

@@ -11,11 +11,19 @@ from scope.shapes import Acts, Logits, Mask, Resid, Tokens
 
 
 class Embedding(nn.Embedding):
-    """The tied matrix [d_vocab d_model]. What enters the stream is a row times sqrt(d_model), in the dtype of the weights."""
+    """The tied matrix [d_vocab d_model]. What enters the stream is a row times sqrt(d_model), in the dtype of the weights, or
+    rounded to `scale_dtype` whatever that is, as in RecurrentGemma."""
+
+    def __init__(self, d_vocab: int, d_model: int, scale_dtype: torch.dtype | None = None):
+        super().__init__(d_vocab, d_model)
+        self.scale_dtype = scale_dtype
 
     @property
     def scale(self) -> Tensor:
-        return torch.tensor(math.sqrt(self.embedding_dim), dtype=self.weight.dtype, device=self.weight.device)
+        return self.scale_in(self.weight.dtype, self.weight.device)
+
+    def scale_in(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.tensor(math.sqrt(self.embedding_dim), dtype=self.scale_dtype or dtype, device=device).to(dtype)
 
     def forward(self, tokens: Tokens) -> Resid:
         return super().forward(tokens) * self.scale

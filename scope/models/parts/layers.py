@@ -46,12 +46,12 @@ class RMSNorm(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(gelu_tanh(gate x) * up x), without biases: GeGLU."""
+    """down(gelu_tanh(gate x) * up x): GeGLU. Gemma has no biases, Griffin has."""
 
-    def __init__(self, d_model: int, d_mlp: int):
+    def __init__(self, d_model: int, d_mlp: int, bias: bool = False):
         super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(d_model, d_mlp, bias=False) for _ in range(2))
-        self.down_proj = nn.Linear(d_mlp, d_model, bias=False)
+        self.gate_proj, self.up_proj = (nn.Linear(d_model, d_mlp, bias=bias) for _ in range(2))
+        self.down_proj = nn.Linear(d_mlp, d_model, bias=bias)
         self.hook_pre, self.hook_pre_linear, self.hook_post = (HookPoint(d_mlp) for _ in range(3))
         self.hook_out = HookPoint(d_model)  # before a post norm
 
@@ -66,12 +66,18 @@ class GatedMLP(nn.Module):
         """Whether what gate_proj gave may be written over: no gradient, and nobody who reads it."""
         return not (torch.is_grad_enabled() or self.hook_pre.has_hooks() or is_watched(self.gate_proj))
 
-    # TransformerLens' names, as views; there are no biases.
+    # TransformerLens' names, as views.
     W_gate = property(lambda self: self.gate_proj.weight.T)
     W_in = property(lambda self: self.up_proj.weight.T)
     W_out = property(lambda self: self.down_proj.weight.T)
-    b_in = property(lambda self: self.up_proj.weight.new_zeros(self.up_proj.out_features))
-    b_out = property(lambda self: self.down_proj.weight.new_zeros(self.down_proj.out_features))
+    b_gate = property(lambda self: bias_of(self.gate_proj))
+    b_in = property(lambda self: bias_of(self.up_proj))
+    b_out = property(lambda self: bias_of(self.down_proj))
+
+
+def bias_of(linear: nn.Linear) -> Tensor:
+    """A linear map's bias, zeros where it has none."""
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
 def gelu_(x: Tensor) -> Tensor:

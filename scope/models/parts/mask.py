@@ -63,15 +63,27 @@ class CausalMask:
     Without padding (`real` None) everything follows from positions, and no mask over all queries and keys is made.
     """
 
-    def __init__(self, query_pos: Positions, key_pos: KeyPositions, real: KeyReal | None, window: int | None):
-        self.query_pos, self.key_pos, self.real, self.window = query_pos, key_pos, real, window
+    def __init__(
+        self,
+        query_pos: Positions,
+        key_pos: KeyPositions,
+        real: KeyReal | None,
+        window: int | None,
+        documents: KeyPositions | None = None,
+    ):
+        """`documents` says which document of its row each key belongs to, where rows hold several: none sees another."""
+        self.query_pos, self.key_pos, self.real, self.window, self.documents = query_pos, key_pos, real, window, documents
         self._pieces: dict[tuple[int, ...], list[Piece]] = {}
 
     def whole(self, n_keys: int) -> Visible:
         """Over the last `n_keys` keys; one row for all texts where there is no padding."""
         key_pos, query_pos = self.key_pos[:, -n_keys:], self.query_pos
         if self.real is not None:
-            return visible(query_pos, key_pos, self.real[:, -n_keys:], self.window)
+            seen = visible(query_pos, key_pos, self.real[:, -n_keys:], self.window)
+            if self.documents is None:
+                return seen
+            keys, queries = self.documents[:, -n_keys:], self.documents[:, -query_pos.shape[1] :]
+            return seen & (queries[:, :, None] == keys[:, None, :])
         return visible(query_pos[:1], key_pos[:1], torch.ones_like(key_pos[:1], dtype=torch.bool), self.window)
 
     def pieces(self, n_keys: int, numbers: int, rows: int) -> list[Piece]:

@@ -1,7 +1,7 @@
 """The positions of a run, with the rotary tables and masks that follow from them, computed once for all blocks."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from scope.models.parts.cache import ModelCache
@@ -22,8 +22,15 @@ class RunPositions:
         self.positions, self.real, self.dtype = positions, real, dtype
         self.key_positions = positions if cache is None else cache.positions
         self.key_real = None if real is None else real if cache is None else cache.real
+        self.documents = None if self.key_real is None else packed_documents(self.key_positions, self.key_real)
         self._rotary: dict[tuple[int, float, float], tuple[Angles, Angles]] = {}
         self._masks: dict[int | None, CausalMask] = {}
+
+    @property
+    def starts(self) -> Mask:
+        """Where a document starts: real tokens at position 0."""
+        first = self.positions == 0
+        return first if self.real is None else first & self.real
 
     def rotary(self, d_head: int, theta: float, factor: float = 1.0) -> tuple[Angles, Angles]:
         """cos and sin; one row of angles serves all texts where all rows of positions agree."""
@@ -35,8 +42,14 @@ class RunPositions:
     def causal_mask(self, window: int | None) -> CausalMask:
         """For a layer that looks back `window` tokens, the query's own included; None looks at all."""
         if window not in self._masks:
-            self._masks[window] = CausalMask(self.positions, self.key_positions, self.key_real, window)
+            self._masks[window] = CausalMask(self.positions, self.key_positions, self.key_real, window, self.documents)
         return self._masks[window]
+
+
+def packed_documents(positions: Positions, real: Mask) -> Int[Tensor, "batch key"] | None:
+    """Which document of its row each token belongs to; None where no row holds more than one."""
+    documents = ((positions == 0) & real).cumsum(1)
+    return documents if int(documents[:, -1].max()) > 1 else None
 
 
 def rotary_tables(
@@ -53,5 +66,9 @@ def rotary_tables(
 
 
 def rotate(x: Heads, cos: Angles, sin: Angles) -> Heads:
-    """x, turned by its position's angles; one row of angles serves all texts whose positions agree."""
+    """x, turned by its position's angles; one row of angles serves all texts whose positions agree. Where there are fewer
+    angles than features, only the first features turn."""
+    n = cos.shape[-1]
+    if n < x.shape[-1]:
+        return torch.cat([rotate(x[..., :n], cos, sin), x[..., n:]], -1)
     return (x * cos).add_(x.roll(x.shape[-1] // 2, -1) * sin)
