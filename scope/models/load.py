@@ -5,7 +5,9 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,9 +32,10 @@ def load_model(
     device: str | torch.device = "cpu",
     revision: str | None = None,
     streamed: bool = False,
+    window_convention: str | None = None,
 ) -> Model:
-    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, a SigLIP, a PaliGemma or a ColPali.
-    "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
+    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, a RecurrentGemma, a SigLIP, a PaliGemma
+    or a ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
     (scope/models/transformer_lens/bridge.py).
 
     A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or
@@ -42,7 +45,9 @@ def load_model(
     and rotary angles are computed in float32 whatever the dtype. With `streamed` they stay on disk, and each block is read
     when a run comes to it: for models larger than memory (scope/models/streamed.py).
 
-    `device` may be "auto" (cuda, else mps, else cpu), and `dtype` too (bfloat16 on cuda, else float32).
+    `device` may be "auto" (cuda, else mps, else cpu), and `dtype` too (bfloat16 on cuda, else float32). `window_convention` is
+    for RecurrentGemma, whose window of W has two readings: "deepmind" (the default: a token sees W + 1 keys, as the published
+    weights were trained) and "hf" (W keys, as transformers computes them).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or of another architecture; an adapter for another base.
@@ -68,6 +73,9 @@ def load_model(
     config = family.config_from_hf(raw, str(model))
     if streamed and not family.streams:
         raise ConfigError(f"A {config.family_name} reads pictures, and such a model is not streamed. Load it into memory.")
+    if window_convention is not None:
+        config = _with_window(config, window_convention)
+        raw = raw | {"window_convention": window_convention}  # it decides outputs, so the hash of the config has it
     config, tokenizer = family.read_folder(config, folder, change.folder if change is not None else None)
     files = weight_files(folder)
     untied = raw.get("tie_word_embeddings") is False and family.has_unembedding
@@ -109,6 +117,15 @@ def load_model(
     elif sampled := sampled_hash(files.values()):
         loaded.provenance["weights_sampled"] = sampled
     return loaded.eval()
+
+
+def _with_window(config: Any, window_convention: str) -> Any:
+    if not hasattr(config, "window_convention"):
+        raise ConfigError(
+            f"window_convention is {window_convention!r}, and the window of a {config.family_name} has one reading.\n"
+            "  Leave it out."
+        )
+    return replace(config, window_convention=window_convention)
 
 
 @contextmanager

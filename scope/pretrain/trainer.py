@@ -37,14 +37,14 @@ _WRITERS = ("o_proj.weight", "down_proj.weight", "linear_out.weight")
 
 def initialise(model: Decoder, seed: int) -> None:
     """Normal weights of std 1/sqrt(fan in). What writes into the stream starts smaller, which keeps it calm while it is young:
-    by post norms with a gain below one, or, in a model without them, by smaller matrices. The convolutions and gates of a
+    by post norms with a gain below one, or, in a recurrent model, which has none, by smaller matrices. The convolutions and gates of a
     recurrent block start near zero, and its states keep 0.9 to 0.999 of themselves, as in RecurrentGemma.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, recurrent = torch.Generator().manual_seed(seed), hasattr(model.cfg, "lru_width")
     for name, p in model.named_parameters():
         if p.dim() == 2:
             nn.init.normal_(p, std=p.shape[1] ** -0.5, generator=generator)
-            if not model.cfg.post_norms and name.endswith(_WRITERS):
+            if recurrent and name.endswith(_WRITERS):
                 p.data *= 0.4
         elif "_post.weight" in name:
             nn.init.constant_(p, -0.6)

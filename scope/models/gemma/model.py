@@ -52,6 +52,10 @@ class Block(SublayerInputs):
         mlp_out = self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.mlp_input(resid_mid)))))
         return self.hook_resid_post(resid_mid + mlp_out)
 
+    def mixer_inputs(self) -> tuple[nn.Linear, ...]:
+        """The maps that read what `ln1` gives."""
+        return self.attn.q_proj, self.attn.k_proj, self.attn.v_proj
+
     def new_cache(self) -> LayerCache:
         return LayerCache(self.window)
 

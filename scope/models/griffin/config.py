@@ -1,13 +1,11 @@
 """The sizes and switches of a Griffin, read from the config.json of a RecurrentGemma in any of its spellings."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
 from scope.models.transformer_lens.config_names import ConfigNames, with_switches
 from scope.typed_json import typed
-
-WindowConvention = Literal["deepmind", "hf"]
 
 _LARGEST = {"n_layers": 1000, "d_vocab": 2**24, "n_ctx": 2**31, "window": 2**31, "conv_width": 64}
 """Sizes beyond any model's, which only a damaged file asks for; 2^17 where nothing else stands."""
@@ -59,7 +57,7 @@ class GriffinConfig(ConfigNames):
 
     n_ctx: int = 8192
     window: int = 2048
-    window_convention: WindowConvention = "deepmind"
+    window_convention: str = "deepmind"
     """How many keys a window of W shows: W + 1 ("deepmind"), the token's own and W before it, as in DeepMind's code, which the
     published weights were trained with; or W ("hf"), as transformers computes them."""
 
@@ -103,7 +101,7 @@ class GriffinConfig(ConfigNames):
                 f"{self.d_rotary} of {self.d_head} features of a head turn with the position; they turn in pairs, so that "
                 f"number must be even, from 2 to {self.d_head}."
             )
-        if self.window_convention not in get_args(WindowConvention):
+        if self.window_convention not in ("deepmind", "hf"):
             raise ConfigError(
                 f"window_convention is {self.window_convention!r}; it can be deepmind (a window of W shows W + 1 keys, as the "
                 "published weights were trained) or hf (W keys, as transformers computes them)."

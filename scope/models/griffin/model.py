@@ -1,6 +1,7 @@
 """RecurrentGemma and other Griffins: recurrent blocks and local attention in turn, each followed by a gated MLP."""
 
 import torch
+from torch import nn
 
 from scope.models.griffin.config import GriffinConfig
 from scope.models.griffin.recurrent import RecurrentBlock
@@ -56,6 +57,12 @@ class Block(SublayerInputs):
     def attend(self, resid: Resid, at: RunPositions, cache: LayerCache | None) -> Resid:
         rotary, mask = at.rotary(self.rotary_dim, self.rope_theta), at.causal_mask(self.window)
         return self.hook_attn_out(self.attn(self.attn_input(resid), rotary, mask, cache))
+
+    def mixer_inputs(self) -> tuple[nn.Linear, ...]:
+        """The maps that read what `ln1` gives."""
+        if self.recurrent:
+            return self.rec.linear_x, self.rec.linear_y
+        return self.attn.q_proj, self.attn.k_proj, self.attn.v_proj
 
     def new_cache(self) -> LayerCache | RecurrentState:
         return RecurrentState() if self.recurrent else LayerCache(self.window)

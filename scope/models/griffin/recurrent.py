@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, softplus
 
 from scope.models.griffin.edited_states import run_state_hooks
-from scope.models.griffin.scan import Channels
+from scope.models.griffin.scan import Channels, Earlier
 from scope.models.griffin.state import RecurrentState, last_real
 from scope.models.hooks import HookPoint
 from scope.models.parts.positions import RunPositions
-from scope.shapes import Mask, Resid
+from scope.shapes import Mask, Positions, Resid
 
 _STEEPEST = 1000.0
 """The derivative of a square root is cut here, as in both published implementations."""
@@ -62,7 +62,7 @@ class RecurrentBlock(nn.Module):
         y = self.hook_y(gelu(self.linear_y(x), approximate="tanh"))
         return self.hook_rec_out(self.linear_out(h.type_as(y) * y))
 
-    def convolved(self, u: Resid, at: RunPositions, state: RecurrentState, remember: bool) -> Resid:
+    def convolved(self, u: Channels, at: RunPositions, state: RecurrentState, remember: bool) -> Channels:
         """Each token's input and the `conv_width - 1` before it in its document, weighted by channel."""
         n, reach = u.shape[1], self.conv_width - 1
         longer = torch.cat([state.before(u, self.conv_width), u], 1)
@@ -78,7 +78,7 @@ class RecurrentBlock(nn.Module):
             state.inputs = longer[:, n:] if real is None else last_real(longer, real, reach)
         return c
 
-    def gated(self, c: Resid, at: RunPositions) -> tuple[Channels, Channels]:
+    def gated(self, c: Channels, at: RunPositions) -> tuple[Channels, Channels]:
         """What the state is multiplied with and what is written into it at each token: 0 times the state where a document
         starts, and at padding the state as it is."""
         i = self.hook_gate_x(torch.sigmoid(self.blockwise(c, self.input_gate_weight, self.input_gate_bias)))
@@ -94,7 +94,7 @@ class RecurrentBlock(nn.Module):
         padding = ~at.real[..., None]
         return a.masked_fill(padding, 1.0), write.masked_fill(padding, 0.0)
 
-    def blockwise(self, c: Resid, weight: Tensor, bias: Tensor) -> Resid:
+    def blockwise(self, c: Channels, weight: Tensor, bias: Tensor) -> Channels:
         """A linear map of each of `n_blocks` parts of the channels."""
         parts = c.reshape(-1, self.n_blocks, self.lru_width // self.n_blocks).transpose(0, 1)
         return torch.baddbmm(bias[:, None], parts, weight).transpose(0, 1).reshape(c.shape)
@@ -120,12 +120,12 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def inputs_back(longer: Resid, real: Mask, positions: Tensor, width: int) -> list[Resid]:
-    """[batch pos channel] for k = 0 to width-1: the input of the k-th real token before each, 0 before its document. `longer`
+def inputs_back(longer: Earlier, real: Mask, positions: Positions, width: int) -> list[Channels]:
+    """For k = 0 to width-1, the input of the k-th real token before each, 0 before its document. `longer`
     has the inputs of `width - 1` earlier tokens in front."""
     reach, n = width - 1, real.shape[1]
     counted = torch.cat([real.new_ones(len(real), reach), real], 1)
-    rank = counted.long().cumsum(1) - 1
+    rank = (counted.long().cumsum(1) - 1).clamp(min=0)
     places = torch.arange(counted.shape[1], device=real.device).expand_as(rank)
     of_rank = torch.zeros_like(rank).scatter_reduce(1, rank, places, "amin", include_self=False)
     parts = [longer[:, reach:]]

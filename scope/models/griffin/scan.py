@@ -20,6 +20,7 @@ from scope.errors import ConfigError, TokensError
 
 Channels = Float[Tensor, "batch pos channel"]
 State = Float[Tensor, "batch channel"]
+Earlier = Float[Tensor, "batch earlier channel"]
 
 CHUNK = 32
 """Tokens of a chunk."""
@@ -75,7 +76,7 @@ def associative(a: Channels, x: Channels, start: State | None = None) -> Channel
 FORMS: dict[str, Callable[..., Channels]] = {"sequential": sequential, "chunked": chunked, "associative": associative}
 
 
-def scan(a: Channels, x: Channels, start: State | None = None, form: str | None = None) -> Channels:
+def scan(a: Tensor, x: Channels, start: Tensor | None = None, form: str | None = None) -> Channels:
     """The state after every token, from `start` (None: nothing). Factors of 0 begin anew; of 1, with nothing added, they
     leave the state as it is. Without a `form` the fastest of the device is taken.
 
@@ -93,10 +94,10 @@ def scan(a: Channels, x: Channels, start: State | None = None, form: str | None 
     form = form or ("sequential" if x.device.type == "cpu" else "associative")
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; a scan is {', '.join(FORMS)}.")
-    if x.shape[1] == 1:
-        return x.clone() if start is None else step(a[:, 0], x[:, 0], start)[:, None]
     if torch.is_grad_enabled() and (a.requires_grad or x.requires_grad or (start is not None and start.requires_grad)):
         return _scan_with_gradient(a, x, start, form)
+    if x.shape[1] == 1:
+        return x if start is None else step(a[:, 0], x[:, 0], start)[:, None]
     return FORMS[form](a, x, start)
 
 

@@ -36,6 +36,9 @@ class LayerCache:
     replaced by larger, never written over, so that what was given out stays what it was.
     """
 
+    gaps = 0
+    """Padding between real tokens, in the row that has most of it: so many keys more are kept."""
+
     def __init__(self, window: int | None = None, k: Keys | None = None, v: Keys | None = None):
         self.window = window
         self.keys = None if k is None else k.transpose(1, 2)
@@ -60,12 +63,12 @@ class LayerCache:
         else:
             seen = self._joined(k, v)
             n = seen[0].shape[1]
-            keep = n if self.window is None else min(n, self.window - 1)
+            keep = n if self.window is None else min(n, self.window - 1 + self.gaps)
             self.room = keep + max(_ROOM, keep // 2 if self.window is None else min(self.window, _LOCAL_ROOM))
             self.keys, self.values = (self._stored(t[:, n - keep :]) for t in seen)
             self.start, self.end = 0, keep
         if self.window is not None:
-            self.start = max(self.start, self.end - self.window + 1)
+            self.start = max(self.start, self.end - self.window + 1 - self.gaps)
         return seen
 
     def _joined(self, k: Heads, v: Heads) -> tuple[Keys, Keys]:
@@ -104,10 +107,15 @@ class ModelCache:
     def n_tokens(self) -> int:
         return 0 if self.positions is None else self.positions.shape[1]
 
-    def extend(self, positions: Tensor, real: Tensor) -> None:
+    def extend(self, positions: Tensor, real: Tensor, padded: bool) -> None:
+        self.padded = padded
         if self.positions is not None:
             positions, real = torch.cat([self.positions, positions], 1), torch.cat([self.real, real], 1)
         self.positions, self.real = positions, real
+        if padded:
+            gaps = int((~real & (real.cumsum(1) > 0)).sum(1).max())
+            for layer in self.layers:
+                layer.gaps = gaps
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch, in this order."""

@@ -90,6 +90,7 @@ class Decoder(DirectLogits, HookedModule):
         attention_mask: Tensor | None = None,
         cache: ModelCache | None = None,
         *,
+        position_ids: Tensor | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         logits: bool = True,
@@ -100,8 +101,12 @@ class Decoder(DirectLogits, HookedModule):
         negative `stop_at_layer` counts from the last block. With `start_at_layer`, what comes first is not tokens but the
         stream [batch pos d_model] before that block.
 
+        `position_ids` [batch pos] pack several documents into a row: they count on by one, and each 0 starts a document, which
+        sees nothing of those before it.
+
         Raises:
-            TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
+            TokensError: no tokens, ids outside the vocabulary, more tokens than the context holds, a cache of another batch, or
+                positions that do not count on.
             ConfigError: a layer that this model does not have, or tokens where a stream is meant.
         """
         if start_at_layer is not None:
@@ -111,12 +116,14 @@ class Decoder(DirectLogits, HookedModule):
         self.check(tokens, cache)
         if attention_mask is not None and attention_mask.shape != tokens.shape:
             raise TokensError(f"attention_mask is {tuple(attention_mask.shape)}; the tokens are {tuple(tokens.shape)}.")
-        padded = attention_mask is not None or (cache is not None and cache.padded)
+        gaps = attention_mask is not None or position_ids is not None
+        padded = gaps or (cache is not None and cache.padded)
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else as_mask(attention_mask)
         positions = self.positions_of(real, cache, padded)
+        if position_ids is not None:
+            positions = counted_on(position_ids.expand_as(positions), real, positions)
         if cache is not None:
-            cache.extend(positions, real)
-            cache.padded = padded
+            cache.extend(positions, real, padded)
         if not torch.compiler.is_compiling():
             self.run.tokens, self.run.positions, self.run.real = None if start_at_layer is not None else tokens, positions, real
         resid = self.embed_tokens(tokens) if start_at_layer is None else stream
@@ -131,7 +138,7 @@ class Decoder(DirectLogits, HookedModule):
         before = cache.n_tokens if cache is not None else 0
         if not padded:
             return torch.arange(before, before + real.shape[1], device=real.device).expand(len(real), -1)
-        seen_before = cache.real.sum(1, keepdim=True) if before else 0
+        seen_before = torch.where(cache.real.any(1, keepdim=True), cache.positions[:, -1:] + 1, 0) if before else 0
         return (real.long().cumsum(1) - 1).clamp(min=0) + seen_before
 
     def embed_tokens(self, tokens: Tokens) -> Resid:
@@ -219,6 +226,11 @@ class Decoder(DirectLogits, HookedModule):
         if tokens.dim() != 2 or tokens.is_floating_point():
             kind = str(tokens.dtype).removeprefix("torch.")
             raise TokensError(f"Tokens are whole numbers [batch pos]; these are {kind} of shape {tuple(tokens.shape)}.")
+        if cache and cache.n_tokens and len(cache.positions) != len(tokens):
+            raise TokensError(
+                f"The cache holds {len(cache.positions)} rows, and the tokens have {len(tokens)}: what is remembered of one "
+                "batch does not continue another.\n  Give as many rows, or start a new cache: model.new_cache()."
+            )
         length = tokens.shape[1] + (cache.n_tokens if cache else 0)
         if length > self.cfg.n_ctx:
             raise TokensError(f"{length} tokens do not fit: this model's context holds {self.cfg.n_ctx}. Cut the text.")
@@ -233,3 +245,26 @@ class Decoder(DirectLogits, HookedModule):
         """Every site that can be recorded, with its width (heads concatenated), in the order in which they are passed."""
         widths = {name: self.hook_dict[name].width for name in self.match(None)}
         return {name: width for name, width in widths.items() if width}
+
+
+def counted_on(position_ids: Tensor, real: Mask, expected: Positions) -> Positions:
+    """Positions that were given, checked: at each real token 0, which starts a document, or one more than at the real token
+    before it, at the first as `expected`; padding stands where the last real token does.
+
+    Raises:
+        TokensError: they do not count on.
+    """
+    if position_ids.is_floating_point() or position_ids.dtype == torch.bool:
+        raise TokensError(f"position_ids are whole numbers; these are {str(position_ids.dtype).removeprefix('torch.')}.")
+    index = torch.arange(real.shape[1], device=real.device).expand_as(real)
+    last_start = torch.where(real & (position_ids == 0), index, -1).cummax(1).values  # -1: before any start in this row
+    counted = real.long().cumsum(1)
+    before = counted.gather(1, last_start.clamp(min=0))
+    positions = torch.where(last_start < 0, expected, counted - before)
+    if not bool((positions == position_ids)[real].all()):
+        row, at = (real & (positions != position_ids)).nonzero()[0].tolist()
+        raise TokensError(
+            f"position_ids has {int(position_ids[row, at])} in row {row} at token {at}, where {int(positions[row, at])} counts "
+            "on. They count on by one within a document, and start a new one at 0."
+        )
+    return positions

@@ -8,7 +8,7 @@ from scope.models.parts.cache import ModelCache
 from scope.models.parts.mask import CausalMask
 from scope.shapes import Heads, Mask, Positions
 
-Angles = Float[Tensor, "#batch pos 1 d_head"]
+Angles = Float[Tensor, "#batch pos 1 d_rotary"]
 
 
 class RunPositions:

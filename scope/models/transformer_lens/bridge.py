@@ -197,7 +197,7 @@ class LensModel(DirectLogits, TextMethods, HookApi):
             out = self.lens(tokens, **options)
         if cache is not None:
             cache.layers = cache_entries(options, self.cfg.n_layers)
-            cache.extend(positions, real)
+            cache.extend(positions, real, padded=True)
         if stream:
             return stream[0]
         return None if return_type is None and stop_at_layer is None else out

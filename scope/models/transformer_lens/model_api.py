@@ -55,13 +55,15 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
         past_kv_cache: Any = None,
         *,
         cache: ModelCache | None = None,
+        position_ids: Tensor | None = None,
     ) -> Tensor | Output | None:
         """As Decoder.forward, with TransformerLens' arguments: logits, the mean next-token loss ("loss"), "both", or nothing.
 
         Text is tokenised with <bos>. `loss_per_token` gives the loss of each next token [batch pos-1], in nats, 0 where it or
         the token before it is padding. With `start_at_layer` the input is the stream before that block, and `tokens` are what
         a loss is taken of. Where the tokenizer pads on the left, the pads that begin a row of ids are no text. `past_kv_cache`
-        is TransformerLens' TransformerLensKeyValueCache, continued and, unless it is frozen, extended.
+        is TransformerLens' TransformerLensKeyValueCache, continued and, unless it is frozen, extended. `position_ids` pack
+        documents into rows (see Decoder.forward).
 
         Raises:
             TokensError: no tokens, ids outside the vocabulary, or more tokens than the context holds.
@@ -84,6 +86,7 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
             input,
             attention_mask,
             cache,
+            position_ids=position_ids,
             start_at_layer=start_at_layer,
             stop_at_layer=stop_at_layer,
             logits=return_type is not None,

@@ -14,7 +14,16 @@ _ABSENT = {
 
 
 def _stacked(part: str, name: str) -> property:
-    return property(lambda self: torch.stack([getattr(getattr(block, part), name) for block in self.blocks]))
+    def stack(self) -> Tensor:
+        without = [n for n, block in enumerate(self.blocks) if not hasattr(block, part)]
+        if without:
+            raise ConfigError(
+                f"Blocks {', '.join(map(str, without))} have no attention, so {name} cannot be stacked over layers.\n"
+                f"  Use model.blocks[n].{part}.{name} of a block that has."
+            )
+        return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
+
+    return property(stack)
 
 
 def _fold(norm: torch.nn.Module, *maps: torch.nn.Module) -> None:
@@ -64,7 +73,7 @@ class NamedWeights:
             raise ConfigError("Rotary positions turn queries and keys, so W_Q W_K^T cannot be refactored. Leave it out.")
         if fold_ln:
             for block in self.blocks:
-                _fold(block.ln1, block.attn.q_proj, block.attn.k_proj, block.attn.v_proj)
+                _fold(block.ln1, *block.mixer_inputs())
                 _fold(block.ln2, block.mlp.gate_proj, block.mlp.up_proj)
         centred = center_unembed and self.cfg.final_cap is None
         if (fold_ln or centred) and self.unembed.weight is None:
@@ -81,8 +90,12 @@ class NamedWeights:
         return self.W_U.T[ids.reshape(()) if ids.numel() == 1 else ids]
 
     def accumulated_bias(self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True) -> Tensor:
-        """What biases add to the stream before `layer`: nothing, in a Gemma."""
-        return self.W_U.new_zeros(self.cfg.d_model)
+        """What biases add to the stream before `layer`, with `mlp_input` before its MLP: nothing, in a Gemma."""
+        total = self.W_U.new_zeros(self.cfg.d_model)
+        for n, block in enumerate(self.blocks[: layer + mlp_input]):
+            mixer = block.rec.linear_out.bias if hasattr(block, "rec") else block.attn.b_O
+            total = total + mixer + (block.mlp.b_out if include_mlp_biases and n < layer else 0)
+        return total
 
     def all_head_labels(self) -> list[str]:
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
