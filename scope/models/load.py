@@ -34,8 +34,8 @@ def load_model(
     streamed: bool = False,
     window_convention: str | None = None,
 ) -> Model:
-    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, a RecurrentGemma, a SigLIP, a PaliGemma
-    or a ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
+    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, RecurrentGemma, SigLIP, PaliGemma or
+    ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
     (scope/models/transformer_lens/bridge.py).
 
     A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or

@@ -37,8 +37,8 @@ _WRITERS = ("o_proj.weight", "down_proj.weight", "linear_out.weight")
 
 def initialise(model: Decoder, seed: int) -> None:
     """Normal weights of std 1/sqrt(fan in). What writes into the stream starts smaller, which keeps it calm while it is young:
-    by post norms with a gain below one, or, in a recurrent model, which has none, by smaller matrices. The convolutions and gates of a
-    recurrent block start near zero, and its states keep 0.9 to 0.999 of themselves, as in RecurrentGemma.
+    by post norms with a gain below one, or, in a recurrent model, which has none, by smaller matrices. The convolutions and
+    gates of a recurrent block start near zero, and its states keep 0.9 to 0.999 of themselves, as in RecurrentGemma.
     """
     generator, recurrent = torch.Generator().manual_seed(seed), hasattr(model.cfg, "lru_width")
     for name, p in model.named_parameters():

@@ -1,4 +1,4 @@
-"""What a recurrent block remembers of earlier tokens: the state of its recurrence and the last inputs of its convolution."""
+"""The cache entry of a recurrent block: the state of its recurrence and the last inputs of its convolution."""
 
 import torch
 from torch import Tensor
