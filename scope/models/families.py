@@ -10,6 +10,7 @@ FAMILIES = {
     "gemma2": "scope.models.gemma.model.Gemma",
     "gemma3_text": "scope.models.gemma.model.Gemma",
     "gemma3": "scope.models.gemma.model.Gemma",  # its language part
+    "colpali": "scope.models.paligemma.colpali.ColPali",
     "paligemma": "scope.models.paligemma.model.PaliGemma",
     "siglip": "scope.models.siglip.model.Siglip",
     "siglip_vision_model": "scope.models.siglip.model.Siglip",
@@ -25,7 +26,8 @@ def family_of(raw: dict[str, Any], where: str) -> Any:
     Raises:
         CheckpointError: a model_type that is not computed here.
     """
-    kind = raw.get("model_type")
+    kind, classes = raw.get("model_type"), raw.get("architectures")
+    kind = "colpali" if isinstance(classes, list) and "ColPali" in classes else kind  # a PaliGemma in colpali-engine's layout
     if kind not in FAMILIES:
         raise CheckpointError(
             f"{where} holds a model of type {kind!r}; scope computes {', '.join(FAMILIES)}.\n"

@@ -16,7 +16,7 @@ from scope.pretrain.tokenizer import save_tokenizer
 from tests.models.flow import _loss, at_real_tokens
 from tests.models.paligemma_flow import paligemma_flow
 from tests.models.vision_flow import assert_same_hooks
-from tests.models.vision_twins import GEMMA, IMAGE_TOKEN, paligemma, prompt, respell, some_pixels
+from tests.models.vision_twins import IMAGE_TOKEN, paligemma, prompt, respell, save_with_words, some_pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers'
 SHAPES = {
@@ -26,15 +26,6 @@ SHAPES = {
         2, {"num_key_value_heads": 4, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokenizer(toy_text):
-    """128 ids, the last of which no token has: it stands for patches."""
-    from scope.models.text.tokenizer import Tokenizer
-    from scope.pretrain.tokenizer import train_tokenizer
-
-    return Tokenizer(train_tokenizer(toy_text, 384))
 
 
 def reference(folder, **options):
@@ -376,30 +367,8 @@ def test_a_batch_of_a_recording_is_read_as_it_is_written(pair):
 @pytest.fixture(scope="module")
 def with_processor(tmp_path_factory, toy_text):
     """(ours, transformers' PaliGemmaProcessor) of one folder, with tokens for places, shapes and the picture."""
-    from tokenizers import AddedToken
-    from transformers import PaliGemmaProcessor, PreTrainedTokenizerFast
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
-
-    from scope.pretrain.tokenizer import train_tokenizer
-
-    backend = train_tokenizer(toy_text, 384)
-    backend.add_tokens([f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)])
-    backend.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
-    n = backend.get_vocab_size()
-    from tests.models import vision_twins
-
     folder = tmp_path_factory.mktemp("processor")
-    from transformers import PaliGemmaForConditionalGeneration
-
-    config = vision_twins.paligemma_config(1, **(GEMMA | {"vocab_size": n + 3}))
-    config.image_token_index = n - 1
-    vision_twins.randomise(PaliGemmaForConditionalGeneration(config)).save_pretrained(folder)
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, **names, padding_side="left")
-    pictures = SiglipImageProcessorPil(size={"height": 15, "width": 15})
-    pictures.image_seq_length = 9
-    processor = PaliGemmaProcessor(pictures, theirs)
-    processor.save_pretrained(folder)
+    processor = save_with_words(folder, toy_text)
     return load_model(str(folder)), processor
 
 

@@ -98,3 +98,47 @@ def prompt(batch: int = 2, prefix: int = 4, answer: int = 5, pictures: int = 1, 
     ids = torch.cat([image, words], 1)
     types = (torch.arange(ids.shape[1]) >= ids.shape[1] - answer).long().expand(batch, -1)
     return {"input_ids": ids, "token_type_ids": types, "pixel_values": some_pixels(batch * pictures, 15, seed)}
+
+
+def colpali(folder: Path, d_embed: int = 16) -> Path:
+    """A ColPali in transformers' own layout, the hub's `-hf`."""
+    from transformers import ColPaliConfig, ColPaliForRetrieval
+
+    config = ColPaliConfig(vlm_config=paligemma_config().to_dict(), embedding_dim=d_embed)
+    randomise(ColPaliForRetrieval(config)).save_pretrained(folder)
+    return folder
+
+
+def save_with_words(folder: Path, texts: list[str], retrieval: bool = False):
+    """A PaliGemma or ColPali with a tokenizer that has tokens for places, shapes and patches; transformers' processor of it."""
+    from tokenizers import AddedToken
+    from transformers import (
+        ColPaliConfig,
+        ColPaliForRetrieval,
+        ColPaliProcessor,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        PreTrainedTokenizerFast,
+    )
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    from scope.pretrain.tokenizer import train_tokenizer
+
+    backend = train_tokenizer(texts, 384)
+    backend.add_tokens([f"<loc{i:04d}>" for i in range(1024)] + [f"<seg{i:03d}>" for i in range(128)])
+    backend.add_special_tokens([AddedToken("<image>", normalized=False, special=True)])
+    config = paligemma_config(1, vocab_size=backend.get_vocab_size() + 3)  # rows that no token has, as on the hub
+    config.image_token_index = backend.get_vocab_size() - 1
+    if retrieval:
+        model = ColPaliForRetrieval(ColPaliConfig(vlm_config=config.to_dict(), embedding_dim=16))
+    else:
+        model = PaliGemmaForConditionalGeneration(config)
+    randomise(model).save_pretrained(folder)
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    words = PreTrainedTokenizerFast(tokenizer_object=backend, **names, padding_side="right")
+    pictures = SiglipImageProcessorPil(size={"height": 15, "width": 15})
+    pictures.image_seq_length = 9
+    kind = ColPaliProcessor if retrieval else PaliGemmaProcessor
+    processor = kind(pictures, words, **({"query_prefix": "Find: "} if retrieval else {}))
+    processor.save_pretrained(folder)
+    return processor

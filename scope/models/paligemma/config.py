@@ -83,7 +83,8 @@ class PaliGemmaConfig(GemmaConfig):
         Raises:
             CheckpointError: a field of another type, a part that is missing, or one that is not computed here.
         """
-        retrieval = raw.get("model_type") == "colpali" or "ColPali" in (raw.get("architectures") or ())
+        classes = raw.get("architectures")
+        retrieval = raw.get("model_type") == "colpali" or (isinstance(classes, list) and "ColPali" in classes)
         whole, raw = raw, raw["vlm_config"] if isinstance(raw.get("vlm_config"), dict) else raw
         f = typed(whole | raw, _Fields, f"config.json of {where}", CheckpointError, "Fetch it again.")
         text, vision = raw.get("text_config"), raw.get("vision_config")
