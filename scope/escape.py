@@ -1,7 +1,8 @@
 """Other people's text made visible and harmless: every token, label and file name that reaches HTML passes through `escape`.
 
 Tokens may hold markup, control characters, and marks that reverse the reading direction. `visible` replaces what cannot be
-seen by something that can; `escape` makes any string plain text inside tags and attributes.
+seen by something that can; `escape` makes any string plain text inside tags and attributes. `direction`, `joins` and
+`isolate_runs` decide how Arabic, Hebrew and other right-to-left text is laid out, and `fold` how it is searched.
 """
 
 import html
@@ -29,8 +30,19 @@ _NAMES = {
 }
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, format marks, surrogates, private use, unassigned, separators
 
+_RTL = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
+_BETWEEN = rf"(?:\x1b\[[\d;]*m|(?!{_RTL}|  |[^\W\d_])[^\n\x1b\u2500-\u257f])"  # a colour; what is no letter, border or gap
+_RUN = re.compile(rf"{_RTL}+(?:{_BETWEEN}*{_RTL}+)*[.!?…؟،؛]*")
+
+_ALIKE = {ord(char): to for to, chars in {"ا": "أإآٱ", "ي": "ىیئ", "و": "ؤ", "ه": "ة", "ك": "ک"}.items() for char in chars}
+"""Arabic letters that people write for each other -> one of them."""
+
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """A token that stands for one byte."""
+
+
+_NO_TEXT = re.compile(r"(?:⟨[0-9A-F]{2}⟩|⟪\w+⟫|</?\w+>|<0x[0-9A-F]{2}>)+")
+"""Names for what is no text: bytes, hidden marks and control tokens."""
 
 
 def escape(text: object) -> str:
@@ -60,6 +72,46 @@ def visible_token(token: str, mark_space: bool = False) -> str:
         body = glyphs.lstrip(" ")
         glyphs = "␣" * (len(glyphs) - len(body)) + body
     return glyphs
+
+
+def direction(text: str) -> str:
+    """ "rtl" or "ltr": the direction in which most letters of a text are read; <bos>, bytes and hidden marks do not count."""
+    sides = [unicodedata.bidirectional(char) for char in _NO_TEXT.sub("", text)]
+    return "rtl" if sum(side in ("R", "AL") for side in sides) > sides.count("L") else "ltr"
+
+
+def joins(text: str) -> bool:
+    """Whether a text has letters that change their form with their neighbours, as Arabic ones: another weight or size of one
+    token would cut its word there."""
+    return any(unicodedata.bidirectional(char) == "AL" for char in text)
+
+
+def completes(before: str, text: str) -> bool:
+    """Whether a text is vowel marks alone that belong to the right-to-left letter at the end of the one before; apart, they
+    would part its word."""
+    marks = bool(text) and all(unicodedata.bidirectional(char) == "NSM" for char in text)
+    return marks and re.search(_RTL + "$", before) is not None
+
+
+def stands_alone(glyphs: str) -> bool:
+    """Whether a `visible_token` is a name for what cannot be seen, such as ⟨D9⟩ or ⟪RLO⟫, and takes no part in the text's
+    direction."""
+    return _NO_TEXT.fullmatch(glyphs) is not None
+
+
+def isolate_runs(text: str) -> str:
+    """For a terminal: each run of right-to-left text between the marks U+2067 and U+2069, so that what stands around it, such
+    as the next column of a table, keeps its place."""
+    return text if text.isascii() else _RUN.sub("\u2067\\g<0>\u2069", text)
+
+
+def fold(text: str) -> str:
+    """A text as it is searched: without case, vowel marks and lengthening strokes; letters that are written for each other
+    (أ and ا, ى and ي, ة and ه), and their presentation forms, are one."""
+    if not re.search(_RTL, text):
+        return text.casefold()
+    letters = unicodedata.normalize("NFKC", text).casefold().translate(_ALIKE)
+    return "".join(char for char in letters if char != "ـ" and not unicodedata.combining(char))
 
 
 def _glyph(text: str, i: int, keep: str = "") -> str:

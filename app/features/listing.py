@@ -12,7 +12,7 @@ from scope.app.kit.plain import show_line
 from scope.app.serve.session import DENSE
 
 from scope.errors import PackError
-from scope.escape import visible_token
+from scope.escape import fold, visible_token
 from scope.features.face import Pack
 from scope.features.pack.index import Index
 
@@ -70,7 +70,7 @@ def search(store: Pack, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame
     if mode == "numbers":
         return numbers(store, words), pd.DataFrame()
     if mode == "label":
-        wanted, texts = words.strip().casefold(), store.index.text("label")
+        wanted, texts = fold(words.strip()), store.index.text("label")
         inside, exact = texts.containing(wanted), texts.with_word(wanted)
         return np.concatenate([np.flatnonzero(exact), np.flatnonzero(inside & ~exact)]), pd.DataFrame()
     hits = {"anything": store.find, "fires on": store.fires_on, "promotes": store.promotes}[mode](words)

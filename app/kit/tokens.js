@@ -10,6 +10,7 @@ function strip(row, index, options, setTriggerValue) {
   const root = element("div", "strip");
   const text = element("div", "text");
   text.tabIndex = 0;
+  text.dir = row.direction;
   text.setAttribute("role", "group");
   text.setAttribute("aria-label", "tokens; arrow keys show the value of each" + (options.pick ? ", Enter chooses it" : ""));
   const readout = element("span", "readout");
@@ -23,6 +24,8 @@ function strip(row, index, options, setTriggerValue) {
     if (marks.includes("d")) made.classList.add("steered");
     if (marks.includes("x")) made.classList.add("parts");
     if (marks.includes("c")) made.classList.add("chosen");
+    if (marks.includes("j")) made.classList.add("joins");
+    if (marks.includes("a")) made.classList.add("alone");
     if (value) made.title = value;
     if (options.pick) {
       made.classList.add("pickable");
@@ -38,7 +41,7 @@ function strip(row, index, options, setTriggerValue) {
     here = n;
     if (n < 0) { readout.textContent = ""; return; }
     spans[n].classList.add("here");
-    readout.textContent = row.cells[n][0] + "  " + (row.cells[n][2] || "silent");
+    readout.replaceChildren(element("bdi", "", row.cells[n][0]), "  " + (row.cells[n][2] || "silent"));
   };
   text.addEventListener("pointerover", (event) => {
     const n = spans.indexOf(event.target);
@@ -52,7 +55,8 @@ function strip(row, index, options, setTriggerValue) {
       setTriggerValue("picked", [index, row.cells[here][5]]);
       return;
     }
-    const move = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const forward = row.direction === "rtl" ? -1 : 1;
+    const move = { ArrowRight: forward, ArrowLeft: -forward }[event.key];
     if (!move) return;
     event.preventDefault();
     event.stopPropagation();

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from scope.escape import visible_token
+from scope.escape import direction, joins, stands_alone, visible_token
 from scope.features.exports.strip import RAMPS, strength
 from scope.features.pack.feature import Example
 from scope.models.text.characters import characters
@@ -57,17 +57,17 @@ def row(
         parts: the first token that differs from another text's; marked by a bar.
         chosen: a token with a frame around it.
     """
-    cells = []
-    for start, stop, text in characters(tokens):
+    cells, pieces = [], characters(tokens)
+    for start, stop, text in pieces:
         high = max((float(v) for v in values[start:stop]), default=0.0)
         marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
         marks += "x" if parts is not None and start <= parts < stop else ""
         marks += "c" if chosen is not None and start <= chosen < stop else ""
-        breaks = text.count("\n")
-        cells.append(
-            [visible_token(text), strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start]
-        )
-    return {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes]}
+        glyphs, breaks = visible_token(text), text.count("\n")
+        marks += ("j" if joins(text) else "") + ("a" if stands_alone(glyphs) else "")
+        cells.append([glyphs, strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start])
+    way = direction("".join(text for *_, text in pieces))
+    return {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes], "direction": way}
 
 
 def example_row(example: Example, largest: float, window: int, unit: str = "", chosen: int | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Output of the commands: a console that reads nothing as markup, notes, and a progress bar."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from scope.escape import visible
+from scope.escape import isolate_runs, visible
 from scope.progress import OnProgress
 
 
@@ -19,7 +20,17 @@ class _Console(Console):
         return super().render_str("\n".join(map(visible, text.split("\n"))), **options)
 
 
-console = _Console(highlight=False, markup=False, emoji=False)
+class _Terminal:
+    """Standard output; on a terminal, right-to-left text is isolated from what stands beside it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(isolate_runs(text) if sys.stdout.isatty() else text)
+
+
+console = _Console(file=_Terminal(), highlight=False, markup=False, emoji=False)
 
 
 class _Rate(ProgressColumn):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scope.escape import escape, visible_token
+from scope.escape import direction, escape, fold, isolate_runs, visible_token
 from scope.features.exports.strip import strength, strip_html, strip_text
 from scope.features.exports.tables import csv_cell
 from scope.models.text.characters import characters
@@ -15,8 +15,8 @@ from tests.features.toy_pack import HOSTILE
 @pytest.mark.parametrize("token", [*HOSTILE, "\ud800"])
 def test_p50_hostile_text_adds_no_markup(token):
     found = strip_html([token], [1.0], 1.0, 0)
-    assert re.findall(r"<(/?\w+)", found) == ["span", "/span"]
-    attributes = re.fullmatch(r"<span ([^<>]*)>([^<>]*)</span>", found)
+    assert re.findall(r"<(/?\w+)", found) == ["bdi", "span", "/span", "/bdi"]
+    attributes = re.fullmatch(r"<bdi [^<>]*><span ([^<>]*)>([^<>]*)</span></bdi>", found)
     assert attributes
     assert re.fullmatch(r'style="[^"]*" title="[^"]*" aria-label="[^"]*"', attributes[1])
     body = html.unescape(attributes[2])
@@ -79,3 +79,48 @@ def test_words_and_numbers_stay_as_they_are(cell):
 
 def test_escaping_covers_attributes():
     assert escape("<a href=\"x\" id='y'>&") == "&lt;a href=&quot;x&quot; id=&#x27;y&#x27;&gt;&amp;"
+
+
+def test_a_text_runs_in_the_direction_of_most_of_its_letters():
+    assert direction("<bos>مرحبا بك") == direction("שלום 12 abc") == "rtl"
+    assert direction("the word شمس") == direction("⟨D9⟩⟪RLO⟫ 12") == "ltr"
+    assert 'dir="rtl"' in strip_html(["<bos>", "مر", "حبا"], [0, 1, 0], 1.0)
+
+
+def test_tokens_of_right_to_left_text_join_and_only_names_of_bytes_stand_alone():
+    spans = re.findall(r'<span style="([^"]*)"[^>]*>([^<]*)</span>', strip_html(["مر", "حبا", "<0xD9>"], [0, 1, 0], 1.0, 1))
+    assert [("isolate" in style, "700" in style, text) for style, text in spans] == [
+        (False, False, "مر"),
+        (False, False, "حبا"),
+        (True, False, "⟨D9⟩"),
+    ]
+
+
+def test_vowel_marks_are_shown_on_their_letter_and_letters_that_are_split_into_bytes_whole():
+    assert characters(["<0xD9>", "<0x85>", "<0xD9>", "<0x8E>", "ر"]) == [(0, 4, "مَ"), (4, 5, "ر")]
+    assert characters(["e", "\u0301"]) == [(0, 1, "e"), (1, 2, "\u0301")]
+
+
+@pytest.mark.parametrize(
+    ("written", "searched"),
+    [("أَحْمَد", "احمد"), ("مكتبـــة", "مكتبه"), ("على", "علي"), ("שָׁלוֹם", "שלום"), ("ﻣﺮﺣﺒﺎ", "مرحبا"), ("Straße", "STRASSE")],
+)
+def test_search_passes_over_vowel_marks_and_letters_written_for_each_other(written, searched):
+    assert fold(written) == fold(searched)
+
+
+def test_a_terminal_gets_right_to_left_runs_isolated_from_the_columns_beside_them():
+    line = "label  مرحبا، 12 \x1b[1mبك\x1b[0m  0.5 │ שלום │ x"
+    shown = isolate_runs(line)
+    assert shown.replace("\u2067", "[").replace("\u2069", "]") == "label  [مرحبا، 12 \x1b[1mبك]\x1b[0m  0.5 │ [שלום] │ x"
+    assert isolate_runs("plain “text”") == "plain “text”"
+
+
+def test_the_console_isolates_on_a_terminal_and_leaves_what_goes_to_a_file(monkeypatch, capsys):
+    from scope.cli.progress import console
+
+    console.print("שלום")
+    assert capsys.readouterr().out == "שלום\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    console.print("שלום\u202e")
+    assert "\u2067שלום\u2069⟪RLO⟫" in capsys.readouterr().out

@@ -22,7 +22,7 @@ def card_html(feature: Feature, examples: int = 8, window: int = 24) -> str:
     row = feature.row
     flags = "".join(f'<span style="{_CHIP};{_MUTED}">{escape(f)}</span>' for f in feature.flags)
     head = (
-        f'<div style="font-size:16px"><b>#{feature.id}</b> {escape(feature.label)} {flags}</div>'
+        f'<div style="font-size:16px"><b>#{feature.id}</b> <bdi>{escape(feature.label)}</bdi> {flags}</div>'
         f'<div style="{_MUTED}">label from {escape(feature.label_source)} · {escape(feature.pack.title)}</div>'
     )
     body = _silence(feature) if feature.dead else _numbers(row) + _roles(feature) + _histogram(feature)

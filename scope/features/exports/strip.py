@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scope.escape import escape, visible_token
+from scope.escape import direction, escape, joins, stands_alone, visible_token
 from scope.models.text.characters import characters
 
 RAMPS = {
@@ -27,20 +27,24 @@ def strip_html(
 ) -> str:
     """Tokens as one line of HTML, coloured by value / `largest`; values stand in `title`, the peak is bold and underlined.
 
-    Inline styles only, no script, nothing fetched: it shows on GitHub, in a notebook and in the app.
+    Inline styles only, no script, nothing fetched: it shows on GitHub, in a notebook and in the app. Tokens are not isolated
+    from each other, so that right-to-left text is read in its order and its letters join; only names of bytes and marks are.
     """
-    ramp, spans = RAMPS[theme], []
-    for start, stop, text in characters(tokens):
+    ramp, spans, pieces = RAMPS[theme], [], characters(tokens)
+    for start, stop, text in pieces:
         value = max((float(v) for v in values[start:stop]), default=0.0)
-        style, step = "white-space:pre-wrap;unicode-bidi:isolate;", strength(value, largest, len(ramp))
+        style, step = "white-space:pre-wrap;", strength(value, largest, len(ramp))
+        shown = visible_token(text)
+        if stands_alone(shown):
+            style += "unicode-bidi:isolate;direction:ltr;"
         if step:
             style += f"background:{ramp[step - 1][0]};color:{ramp[step - 1][1]};border-radius:2px;"
         if peak is not None and start <= peak < stop:
-            style += "font-weight:700;text-decoration:underline;"
-        glyphs = escape(visible_token(text))
+            style += "text-decoration:underline;" if joins(text) else "font-weight:700;text-decoration:underline;"
+        glyphs = escape(shown)
         title = f' title="{value:.3g}" aria-label="{glyphs}, {value:.3g}"' if step else ""
         spans.append(f'<span style="{style}"{title}>{glyphs}</span>')
-    return "".join(spans)
+    return f'<bdi dir="{direction("".join(text for *_, text in pieces))}" style="display:block">{"".join(spans)}</bdi>'
 
 
 def strip_text(tokens: Sequence[str], peak: int | None = None) -> str:

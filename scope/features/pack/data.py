@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import DictionaryError, PackError
+from scope.escape import fold
 from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
 from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELATIONS
 from scope.features.pack.index import Index
@@ -198,7 +199,7 @@ class PackData:
 
     def words_with(self, text: str) -> np.ndarray:
         """Ids of the pieces that hold a text, whatever its case."""
-        wanted = text.casefold()
+        wanted = fold(text)
         return np.array([i for i, piece in enumerate(self._folded) if wanted in piece], int)
 
     @cached_property
@@ -213,7 +214,7 @@ class PackData:
 
     @cached_property
     def _folded(self) -> list[str]:
-        return [piece.casefold() for piece in self.vocab]
+        return [fold(piece) for piece in self.vocab]
 
     def __len__(self) -> int:
         return self.d_sae

@@ -11,6 +11,8 @@ from threading import RLock
 import numpy as np
 import pandas as pd
 
+from scope.escape import fold
+
 FLAGS = ("dead", "dense", "rare", "single-token", "duplicate", "output")
 """Flags by their bit."""
 
@@ -79,11 +81,11 @@ class Pieces:
         import pyarrow as pa
 
         self.codes, texts = pd.factorize(column)
-        self.folded = [str(text).casefold() for text in texts]
+        self.folded = [fold(str(text)) for text in texts]
         self._arrow = pa.array(self.folded, pa.large_string())
 
     def containing(self, wanted: str) -> np.ndarray:
-        """[rows] whether the text holds `wanted`, which is case-folded already."""
+        """[rows] whether the text holds `wanted`, which is folded already."""
         return self._over(self._holding(wanted))
 
     def equal(self, wanted: str) -> np.ndarray:

@@ -7,18 +7,19 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from scope.errors import PackError
+from scope.escape import fold
 from scope.features.pack.data import PackData
 
 _SHOWN = ["label", "label_source", "density", "max", "top_token", "top_token_share", "promotes", "out_score", "flags"]
 
 
 def find(pack: PackData, text: str) -> pd.DataFrame:
-    """Rows of the table that hold `text`, whatever its case, in label, top token or promoted tokens.
+    """Rows of the table that hold `text`, as `fold` compares texts, in label, top token or promoted tokens.
 
     Ranked: top token or a word of the label equal to the text, then contained in them, then promoted. Within a rank the
     latent with the larger share of its top token comes first. `found_in` says where.
     """
-    wanted = _text(text).strip().casefold()
+    wanted = fold(_text(text).strip())
     if not wanted:
         raise PackError("Nothing to look for: the text is empty. Give a word, as in find('dogs').")
     table, index = pack.table, pack.index
@@ -82,7 +83,7 @@ def token_ids(pack: PackData, token: str) -> np.ndarray:
     exact = pack.ids_of.get(_text(token), [])
     if exact and token != token.strip():
         return np.array(exact)
-    loose = pack.loose_ids_of.get(token.strip().casefold(), []) if token.strip() else []
+    loose = pack.loose_ids_of.get(fold(token.strip()), []) if token.strip() else []
     if not loose and not exact:
         raise PackError(
             f"No token of this vocabulary is {token!r}. Longer words are split into several; try a part, or find({token!r})."

@@ -74,7 +74,7 @@ class TokenView:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><b>#{i}</b> {escape(r.label)} '
+            f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><b>#{i}</b> <bdi>{escape(r.label)}</bdi> '
             f'<span style="opacity:.65;font-size:12px">{r.value:.3g} on '
             f"<bdi>{escape(visible_token(r.token, True))}</bdi></span>"
             f"<div>{self.strip(int(i))}</div></div>"

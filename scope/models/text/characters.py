@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 
-from scope.escape import BYTE
+from scope.escape import BYTE, completes
 
 
 def characters(tokens: Sequence[str]) -> list[tuple[int, int, str]]:
-    """(start, stop, text) pieces that cover the tokens in order: bytes that complete a character become that character."""
-    pieces, i = [], 0
+    """(start, stop, text) pieces that cover the tokens in order: bytes that complete a character become that character, and
+    vowel marks of Arabic or Hebrew, as tokens of their own, part of their letter."""
+    pieces: list[tuple[int, int, str]] = []
+    i = 0
     while i < len(tokens):
         stop, char = _from_bytes(tokens, i)
-        pieces.append((i, stop, char if char is not None else tokens[i]))
+        text = char if char is not None else tokens[i]
+        if pieces and completes(pieces[-1][2], text):
+            start, _, base = pieces.pop()
+            pieces.append((start, stop, base + text))
+        else:
+            pieces.append((i, stop, text))
         i = stop
     return pieces
 

@@ -103,7 +103,7 @@ def as_html(run: RunData, most: int | None = _SHOWN, exact: bool = False) -> str
 
     `exact` dots the edited tokens and gives every token its reading as a tooltip, which makes long texts large.
     """
-    cell = 'style="text-align:left;vertical-align:top;padding:4px 8px;white-space:pre-wrap;unicode-bidi:isolate"'
+    cell = 'dir="auto" style="text-align:start;vertical-align:top;padding:4px 8px;white-space:pre-wrap"'
     names = [escape(c.name) for c in run.conditions]
     target = next(iter(run.promoted))
     largest = run.largest_reading(target)
