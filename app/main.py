@@ -44,6 +44,7 @@ page = st.navigation(
         st.Page("prompt/page.py", title="Prompt", url_path="prompt"),
         st.Page("steer/page.py", title="Steer", url_path="steer"),
         st.Page("health/page.py", title="Health", url_path="health"),
+        st.Page("match/page.py", title="Match", url_path="match"),
     ],
     position="top",
 )

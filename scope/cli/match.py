@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
-from scope.workflows.match import Match, match
+from scope.workflows.match import Match, match, place_beside
 
 FLAGS = flags_of(
     Match,
@@ -36,5 +36,7 @@ def run(parsed: Any) -> None:
         )
     console.print(table)
     console.print(str(result), markup=False)
+    if out := config.out or place_beside(config.a, config.b):
+        console.print(f"Saved as {out}" + ("" if config.out else "; scope app shows it on the page Match."), soft_wrap=True)
     if config.csv:
         console.print(f"Every latent: {config.csv}", markup=False, soft_wrap=True)

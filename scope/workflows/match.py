@@ -44,31 +44,68 @@ class Match(ModelSettings):
     csv: Path | None = None
     """Write a row per latent here."""
 
+    out: Path | None = None
+    """File (.json) for the result. None: beside A's pack, if A has one, where the app's Match page finds it."""
+
 
 def match(config: Match | None = None, *, on_progress: OnProgress | None = None, **settings: Any) -> Any:
     """Match the latents of two SAEs by the correlation of their activations on the words of a text; beside chance (documents
-    exchanged) and, with `ceiling`, beside a third SAE. Returns a `scope.features.compare.partners.Match`.
+    exchanged) and, with `ceiling`, beside a third SAE. Returns a `scope.features.compare.partners.Match`, which is also saved
+    beside A's pack if A has one, or as `out`.
 
     Raises:
         ConfigError: a setting that cannot be.
         DictionaryError, PackError, CheckpointError: what cannot be read, or SAE and model that do not fit.
         TokensError: too little text.
     """
+    import scope
     from scope.activations.corpus.sources import open_corpus
     from scope.features.compare.partners import match as match_in_memory
 
     job = resolve(Match, config, settings)
-    if job.csv:
-        refuse_unwritable(job.csv)
+    out = job.out or place_beside(job.a, job.b)
+    for file in (job.csv, out):
+        if file:
+            refuse_unwritable(file)
     loaded: dict[str, Any] = {}
     of_b = replace(job, model=job.model_b, adapter=None, revision=None)
     a, b = _encoder(job.a, job, loaded), _encoder(job.b, of_b, loaded)
     ceiling = _encoder(job.ceiling, job, loaded) if job.ceiling else None
-    texts = (document.text for document in open_corpus(job.corpus, job.text_field).documents(0))
+    corpus = open_corpus(job.corpus, job.text_field)
+    texts = (document.text for document in corpus.documents(0))
     result = match_in_memory(a, b, texts, ceiling, job.words, job.seed, on_progress)
+    encoders = {"a": (job.a, a), "b": (job.b, b), "ceiling": (job.ceiling, ceiling)}
+    made = {name: _identity(place, encoder) for name, (place, encoder) in encoders.items() if encoder is not None}
+    result = replace(result, provenance={**made, "corpus": corpus.identity, "seed": job.seed, "scope": scope.__version__})
+    if out:
+        result.save(out)
     if job.csv:
         write_whole(job.csv, result.to_frame().to_csv(index=False))
     return result
+
+
+def place_beside(a: Path, b: Path) -> Path | None:
+    """The file for a match of A with B: in the folder for matches beside A's pack, and named for B; None if A has no pack."""
+    from scope.features.compare.partners import matches_beside
+
+    a, b = (Path(place).expanduser().absolute() for place in (a, b))
+    pack = next((place for place in (a / "pack", a, a.parent / "pack") if (place / "features.parquet").exists()), None)
+    name = b.parent.name if b.name in ("pack", "dictionary") else b.name
+    return matches_beside(pack) / f"{name}.json" if pack else None
+
+
+def _identity(place: Path, encoder: Any) -> dict[str, Any]:
+    """The provenance of one side: its SAE by hash, and the model as it was loaded."""
+    from scope.sae.files import parameters_sha256
+
+    sae = encoder.sae
+    return {
+        "path": str(Path(place).expanduser().absolute()),
+        "kind": sae.kind,
+        "site": sae.site,
+        "parameters_sha256": parameters_sha256(sae),
+        "model": dict(encoder.model.provenance),
+    }
 
 
 def _encoder(folder: Path, settings: ModelSettings, loaded: dict[str, Any]) -> Any:

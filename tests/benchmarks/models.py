@@ -1,12 +1,14 @@
-"""Our Gemma 2 beside transformers' and TransformerLens' in one run: forward, caches, records, decoding. Run by hand:
+"""Our Gemmas beside transformers' and TransformerLens' in one run: forward, caches, records, decoding. Run by hand:
 
     python -m tests.benchmarks.models [--model 2b bundled] [--dtype float32 bfloat16] [--what forward cache decode]
 
 "2b" has Gemma 2 2B's proportions with two layers and a small vocabulary, random weights and a window shorter than the longer
-texts; "bundled" is the model that ships. All hold the same weights and take turns; the figures are medians, and a ratio above 1
-says how many times longer the other takes. transformers runs eager attention: it refuses SDPA for a soft cap, which the run
-checks. Its flex attention, which may cap, is tried too with --flex (it compiles, which takes minutes). TransformerLens gets
-names_filter, and, in the last column, stop_at_layer. "Equal" says how far the results are apart.
+texts; "gemma1" is the same of Gemma 1 2B, "gemma3" of Gemma 3 1B with six layers, of which the last is global; "bundled" is
+the model that ships. All hold the same weights and take turns; the figures are medians, and a ratio above 1
+says how many times longer the other takes. transformers runs eager attention, and SDPA where it
+accepts that: it refuses it for a soft cap, which the run checks. Its flex attention, which may cap, is tried too with --flex
+(it compiles, which takes minutes). TransformerLens gets names_filter, and, in the last column, stop_at_layer. "Equal" says how
+far the results are apart.
 """
 
 import argparse
@@ -28,10 +30,42 @@ from scope.models.transformer_lens.bridge import hooked_transformer
 TWO_B = GemmaConfig(
     d_model=2304, n_layers=2, n_heads=8, n_kv_heads=4, d_head=256, d_mlp=9216, d_vocab=8192, n_ctx=2048, window=256
 )
-SHAPES = {"2b": [(1, 128), (1, 512)], "bundled": [(1, 64), (1, 256), (8, 256)]}
-CACHED = {"2b": [(1, 128)], "bundled": [(1, 64), (8, 256)]}
-DECODE = {"2b": [(1, 32, 8), (8, 32, 4)], "bundled": [(1, 64, 64), (8, 64, 64)]}
-PEERS = ("transformers", "flex", "TransformerLens", "stop_at_layer")
+RANDOM = {
+    "2b": TWO_B,
+    "gemma1": GemmaConfig(
+        model_type="gemma",
+        d_model=2048,
+        n_layers=2,
+        n_heads=8,
+        n_kv_heads=1,
+        d_head=256,
+        d_mlp=16384,
+        d_vocab=8192,
+        n_ctx=2048,
+        attn_cap=None,
+        final_cap=None,
+    ),
+    "gemma3": GemmaConfig(
+        model_type="gemma3_text",
+        d_model=1152,
+        n_layers=6,
+        n_heads=4,
+        n_kv_heads=1,
+        d_head=256,
+        d_mlp=6912,
+        d_vocab=8192,
+        n_ctx=2048,
+        window=256,
+        attn_cap=None,
+        final_cap=None,
+        rope_theta=1e6,
+        rope_local_theta=1e4,
+    ),
+}
+SHAPES = {name: [(1, 128), (1, 512)] for name in RANDOM} | {"bundled": [(1, 64), (1, 256), (8, 256)]}
+CACHED = {name: [(1, 128), (1, 512)] for name in RANDOM} | {"bundled": [(1, 64), (8, 256)]}
+DECODE = {name: [(1, 32, 8), (8, 32, 4)] for name in RANDOM} | {"bundled": [(1, 64, 64), (8, 64, 64)]}
+PEERS = ("transformers", "sdpa", "flex", "TransformerLens", "stop_at_layer")
 
 
 @dataclass
@@ -41,6 +75,7 @@ class Three:
     ours: Gemma
     transformers: torch.nn.Module
     lens: torch.nn.Module | None
+    sdpa: torch.nn.Module | None = None
     flex: torch.nn.Module | None = None
 
 
@@ -49,15 +84,15 @@ def make(name: str, dtype: torch.dtype, lens: bool, flex: bool = False) -> Three
         ours = load_model("bundled", dtype=dtype)
     else:
         generator = torch.Generator().manual_seed(0)
-        ours = Gemma(TWO_B)
+        ours = Gemma(RANDOM[name])
         with torch.no_grad():
             for p in ours.parameters():
                 p.normal_(0, 0.1 if p.dim() == 1 else p.shape[1] ** -0.5, generator=generator)
         ours = ours.to(dtype).eval()
-    peers = [
-        transformers_twin(ours, dtype, kind) if wanted else None for kind, wanted in (("eager", 1), ("flex_attention", flex))
-    ]
-    return Three(ours, peers[0], hooked_transformer(ours) if lens else None, peers[1])
+    eager = transformers_twin(ours, dtype)
+    sdpa = transformers_twin(ours, dtype, "sdpa") if ours.cfg.attn_cap is None else None
+    flexible = transformers_twin(ours, dtype, "flex_attention") if flex else None
+    return Three(ours, eager, hooked_transformer(ours) if lens else None, sdpa, flexible)
 
 
 def transformers_twin(ours: Gemma, dtype: torch.dtype, attention: str = "eager") -> torch.nn.Module:
@@ -106,6 +141,8 @@ def forward(three: Three, label: str, shapes, seconds: float) -> None:
     for batch, length in shapes:
         t = _tokens(three.ours, batch, length)
         runs = {"ours": lambda t=t: three.ours(t), "transformers": lambda t=t: three.transformers(t, use_cache=False)}
+        if three.sdpa is not None:
+            runs["sdpa"] = lambda t=t: three.sdpa(t, use_cache=False)
         if three.flex is not None:
             runs["flex"] = lambda t=t: three.flex(t, use_cache=False)
         if three.lens is not None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from scope.errors import TokensError
-from scope.features.compare.partners import Encoder, best_correlations, exchanged, match, word_activations
+from scope.errors import PackError, TokensError
+from scope.features.compare.partners import Encoder, Match, best_correlations, exchanged, match, word_activations
 from tests.conftest import random_gemma
 from tests.steering.conftest import random_sae
 
@@ -105,3 +105,15 @@ def test_one_document_is_refused(encoder):
         match(encoder, encoder, ["river water"])
     with pytest.raises(TokensError, match="No latent of the first SAE fires on 10"):
         match(encoder, encoder, ["river", "water"])
+
+
+def test_a_saved_match_is_read_back_as_it_was_and_damage_is_refused(encoder, texts, tmp_path):
+    result = replace(match(encoder, encoder, texts, words=600), provenance={"seed": 0})
+    again = Match.load(result.save(tmp_path / "new" / "b.json"))
+    assert str(again) == str(result)
+    assert again.to_frame().equals(result.to_frame())
+    assert again.provenance == {"seed": 0}
+    damaged = (tmp_path / "new" / "b.json").read_text().replace('"latents": [', '"latents": [7, ', 1)
+    (tmp_path / "bad.json").write_text(damaged)
+    with pytest.raises(PackError, match="scope match"):
+        Match.load(tmp_path / "bad.json")

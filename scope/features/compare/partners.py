@@ -6,20 +6,23 @@ the tokens of the word. Words that no latent of either SAE knows count as zeros,
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from scope.errors import TokensError
+from scope.errors import PackError, TokensError
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.models.text.characters import characters
 from scope.null_seeds import null_seed
 from scope.progress import OnProgress
 from scope.sae.base import SAE
+from scope.typed_json import read_typed
+from scope.whole_files import beside, write_json
 
 Spans = list[tuple[int, int]]
 Correlations = Float[np.ndarray, " latent"]
@@ -27,6 +30,9 @@ Partners = Int[np.ndarray, " latent"]
 
 FEWEST_WORDS = 10
 """Words that a latent must fire on to be matched: the correlation of fewer says nothing."""
+
+SCHEMA = 1
+"""Of saved matches."""
 
 _PIECE_WORDS = 60
 _BLOCK = 512
@@ -74,6 +80,30 @@ class Match:
 
     words: int
     documents: int
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Of `a`, `b` and `ceiling`, the SAE (`DictionaryId`) with its model; the text, and the seed of the exchanges."""
+
+    def save(self, file: Path) -> Path:
+        """Write it as JSON; `Match.load` reads it, and the app shows those in the folder `matches_beside` a pack."""
+        value = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in fields(self)}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in value.items()}, indent=None)
+        return file
+
+    @classmethod
+    def load(cls, file: Path) -> "Match":
+        """A match that `save` wrote.
+
+        Raises:
+            PackError: it cannot be read, or is none.
+        """
+        way_out = "Make it again with scope match."
+        saved = read_typed(file, SavedMatch, PackError, way_out)
+        columns = (saved.latents, saved.partners, saved.correlation, saved.by_chance, saved.mutual)
+        if saved.schema != SCHEMA or len({len(column) for column in columns}) != 1 or not saved.latents:
+            raise PackError(f"{file} holds no match of latents of schema {SCHEMA}. {way_out}")
+        values = {f.name: getattr(saved, f.name) for f in fields(cls)}
+        return cls(**{k: np.array(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def to_frame(self):
         """A row per latent of A, the best correlated first."""
@@ -97,6 +127,30 @@ class Match:
             f"Median best correlation {np.median(self.correlation):.2f}; documents exchanged {np.median(self.by_chance):.2f}. "
             f"{self.mutual.mean():.0%} are each other's best."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedMatch:
+    """The fields of a saved `Match`."""
+
+    schema: int
+    latents: list[int]
+    partners: list[int]
+    correlation: list[float]
+    by_chance: list[float]
+    mutual: list[bool]
+    threshold: float
+    share: float
+    share_by_chance: float
+    ceiling: float | None
+    words: int
+    documents: int
+    provenance: dict[str, Any]
+
+
+def matches_beside(pack: str | Path) -> Path:
+    """Where the matches of a pack's SAE are saved: beside it, as runs/demo/pack.matches."""
+    return beside(Path(pack), ".matches")
 
 
 def match(
