@@ -8,6 +8,7 @@ import streamlit as st
 
 from scope.errors import CheckpointError, EditError
 from scope.models.adapters import find_model
+from scope.models.checkpoints import SHIPPED
 from scope.models.text.sampling_config import SamplingConfig
 from scope.models.text.tokenizer import Tokenizer
 
@@ -75,7 +76,7 @@ def check_turns(turns: list[dict[str, str]]) -> None:
 
 def chat_template(name: str) -> str | None:
     """Why a model cannot chat; "" if it can, None if that is known only once it is loaded."""
-    if name != "bundled" and not Path(name).expanduser().is_dir():
+    if name not in SHIPPED and not Path(name).expanduser().is_dir():
         return None
     try:
         return "" if Tokenizer.from_folder(find_model(name).base).chat_template else NO_TEMPLATE

@@ -44,7 +44,7 @@ WHOLE = {
     "direct": "the logit difference",
 }
 
-_JOINS_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+_JOINS_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_rec_out")
 """Ends of the sites whose activations are a part of the residual stream, which "direct" follows to the end."""
 
 

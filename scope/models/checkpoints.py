@@ -11,21 +11,24 @@ from scope.models.stored import AGAIN, read_header
 from scope.typed_json import plain_name, read_json, read_typed
 
 BUNDLED = Path(__file__).parent / "bundled"
+SHIPPED = {"bundled": BUNDLED, "bundled-recurrent": BUNDLED.with_name("bundled_recurrent")}
+"""The models that come with scope, by name."""
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
 ADAPTER_CONFIG = "adapter_config.json"
 
 
 def find_folder(name: str, revision: str | None = None) -> Path:
-    """The folder of "bundled", a path, or a hub id such as google/gemma-2-2b (fetched through huggingface_hub).
+    """The folder of a shipped model, a path, or a hub id such as google/gemma-2-2b (fetched through huggingface_hub).
 
     Raises:
         CheckpointError: no such folder, a hub that cannot be reached, a gated repository without a token.
     """
-    if name == "bundled":
-        folder = BUNDLED
+    if name in SHIPPED:
+        folder = SHIPPED[name]
         if not (folder / "config.json").exists():
-            raise CheckpointError("This installation lacks the bundled model. Reinstall scope, or give --model a checkpoint.")
+            raise CheckpointError(f"This installation lacks the model {name}. Reinstall scope, or give --model a checkpoint.")
         return folder
     path = Path(name).expanduser()
     if path.is_dir():
@@ -33,7 +36,9 @@ def find_folder(name: str, revision: str | None = None) -> Path:
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the folder that holds config.json and *.safetensors.")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"There is no folder {path}.\n  Give a checkpoint's folder, a hub id (owner/name), or bundled.")
+        raise CheckpointError(
+            f"There is no folder {path}.\n  Give a checkpoint's folder, a hub id (owner/name), or {' or '.join(SHIPPED)}."
+        )
     return _from_hub(name, revision)
 
 

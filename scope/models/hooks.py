@@ -40,6 +40,10 @@ class RunState:
     prompt_lengths: Tensor | None = None
     """[batch] real tokens of each prompt while generating; None means that everything is prompt."""
 
+    settled: bool = True
+    """False in a trial: the hook will be called again with what its answer led to, as on a state whose edits flow on. What
+    counts calls leaves trials out."""
+
 
 @dataclass(eq=False)
 class Installed:

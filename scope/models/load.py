@@ -15,7 +15,7 @@ from scope.device import find_device, find_dtype
 from scope.errors import CheckpointError, ConfigError
 from scope.memory import free_memory
 from scope.models.adapters import Adapter, find_model
-from scope.models.checkpoints import read_config, weight_files
+from scope.models.checkpoints import SHIPPED, read_config, weight_files
 from scope.models.face import Model
 from scope.models.families import family_of
 from scope.models.stored import stored_tensors
@@ -34,9 +34,9 @@ def load_model(
     streamed: bool = False,
     window_convention: str | None = None,
 ) -> Model:
-    """A model in evaluation mode: "bundled", a checkpoint's folder, or a hub id: a Gemma, RecurrentGemma, SigLIP, PaliGemma or
-    ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with the same face
-    (scope/models/transformer_lens/bridge.py).
+    """A model in evaluation mode: "bundled", "bundled-recurrent", a checkpoint's folder, or a hub id: a Gemma, RecurrentGemma,
+    SigLIP, PaliGemma or ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with
+    the same face (scope/models/transformer_lens/bridge.py).
 
     A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or
     `load_model(A)`, whose base is named in it; `model.adapter.updates` keeps its matrices (scope/models/adapters.py).
@@ -145,6 +145,6 @@ def _memory_for(files: dict[str, Path], dtype: torch.dtype, device: torch.device
 
 
 def _name(model: str) -> str:
-    """What finds the model again from any directory: a folder's whole path; "bundled" and hub ids as they are."""
+    """What finds the model again from any directory: a folder's whole path; shipped models and hub ids as they are."""
     folder = Path(model).expanduser()
-    return str(folder.resolve()) if model != "bundled" and folder.is_dir() else model
+    return str(folder.resolve()) if model not in SHIPPED and folder.is_dir() else model

@@ -9,7 +9,6 @@ from scope.activations.corpus.sources import open_corpus
 from scope.activations.harvest.harvest import harvest
 
 from scope.features.collect.collect_pack import CollectConfig, collect
-from scope.models.gemma.weights import tensor_names
 from scope.models.load import load_model
 from scope.sae.files import save_sae
 from scope.sae.jumprelu import JumpReLUConfig
@@ -27,7 +26,7 @@ def save_checkpoint(model, folder: Path) -> Path:
 
     folder.mkdir(parents=True)
     parameters = dict(model.named_parameters())
-    tensors = {theirs: parameters[ours].detach().contiguous() for ours, theirs in tensor_names(model.cfg).items()}
+    tensors = {theirs: parameters[ours].detach().contiguous() for ours, theirs in model.tensor_names(model.cfg).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(model.cfg.to_hf()))
     (folder / "tokenizer.json").write_text(model.tokenizer.backend.to_str())

@@ -72,7 +72,7 @@ def near(site: str, sites: dict[str, int]) -> list[str]:
     layer, end = (int(found[1]), found[2]) if found else (0, "")
     beside = (
         *("hook_resid_post", "hook_resid_mid", "hook_mlp_out", "mlp.hook_out", "hook_attn_out", "attn.hook_out"),
-        *("attn.hook_z", "ln2.hook_normalized"),
+        *("attn.hook_z", "ln2.hook_normalized", "rec.hook_state", "rec.hook_write", "rec.hook_rec_out"),
     )
     wanted = [f"blocks.{layer}.{part}" for part in beside]
     wanted += [f"blocks.{layer + step}.{end}" for step in (-1, 1)] if end else []

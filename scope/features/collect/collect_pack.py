@@ -35,6 +35,7 @@ from scope.models.face import LanguageModel
 from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
+from scope.sites import in_stream_space
 from scope.versions import version_of
 
 
@@ -101,7 +102,7 @@ def collect(
         examples, relations, tokens, controls = look_up(sae, source, building, statistics, config)
         rho = float(np.median(np.concatenate(statistics.norms)))
         directions = sae.W_dec.detach().float()
-        effects = _effects(model, directions)
+        effects = _effects(model, next(iter(sae.writes), sae.site), directions)
         count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
@@ -133,9 +134,10 @@ def collect(
     return PackData.open(out)
 
 
-def _effects(model: LanguageModel, directions: Tensor) -> TokenEffects | None:
+def _effects(model: LanguageModel, site: str, directions: Tensor) -> TokenEffects | None:
     """None where the site does not lie in the residual stream: its directions have no logits."""
-    return token_effects(model, directions) if directions.shape[1] == model.cfg.d_model else None
+    fits = directions.shape[1] == model.cfg.d_model and in_stream_space(site)
+    return token_effects(model, directions) if fits else None
 
 
 def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from scope.features.reading.read_text import check_same
 from scope.features.reading.view import TokenView
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
+from scope.sites import in_stream_space
 
 
 @torch.no_grad()
@@ -33,7 +34,8 @@ def direct_effects(view: TokenView, model: LanguageModel, sae: SAE, position: in
     Raises:
         PackError: a model whose final norm takes a mean away, or a dictionary that does not lie in the stream.
     """
-    if model.cfg.normalization_type != "RMS" or sae.W_dec.shape[1] != model.W_U.shape[0]:
+    in_stream = sae.W_dec.shape[1] == model.W_U.shape[0] and in_stream_space(next(iter(sae.writes), sae.site))
+    if model.cfg.normalization_type != "RMS" or not in_stream:
         raise PackError(
             "The direct path is read from dictionaries in the residual stream of a model with an RMS norm at its end."
         )

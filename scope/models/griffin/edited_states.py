@@ -6,7 +6,8 @@ it, as the hook left it. So a hook E that edits means the states S with
     S = E(p),    p_t = a_t S_(t-1) + w_t,
 
 which for edits of single tokens, additions and replacements is reached in two or three calls, and for any other one in as
-many calls as there are tokens that it changes. The last call is always with the p of the result.
+many calls as there are tokens that it changes. The last call is with the p of the result; `hook.run.settled` is False in those
+before it.
 """
 
 import torch
@@ -26,10 +27,18 @@ def run_state_hooks(point: HookPoint, a: Channels, write: Channels, start: State
     with torch.set_grad_enabled(False):
         states = scan(a, write, start)
     shown = _one_step(states, a, write, start) if needs_grad else states
-    left, unchanged = point.run_hooks(shown)
-    if unchanged:
-        return _FlowingOn.apply(left, a) if needs_grad else left
-    return _edited(point, scan(a, write, start), a, write, start)
+    last = states.shape[1] == 1 or all(hook.only_reads for hook in point.fwd_hooks)
+    point.run.settled = last
+    try:
+        left, unchanged = point.run_hooks(shown)
+        if unchanged and not last:
+            point.run.settled = True
+            left, unchanged = point.run_hooks(shown)
+        if unchanged:
+            return _FlowingOn.apply(left, a) if needs_grad else left
+        return left if last else _edited(point, scan(a, write, start), a, write, start)
+    finally:
+        point.run.settled = True
 
 
 def _one_step(states: Channels, a: Channels, write: Channels, start: State | None) -> Channels:
@@ -49,21 +58,27 @@ def _earlier(states: Channels, start: State | None) -> Channels:
 
 def _edited(point: HookPoint, states: Channels, a: Channels, write: Channels, start: State | None) -> Channels:
     """The fixed point of the edits of the hooks."""
+
+    def last(before: Channels) -> Channels:
+        point.run.settled = True
+        return point(before)
+
     added = point(states) - states
     flowing = scan(a, write + added, start)
     before = torch.addcmul(write, a, _earlier(flowing, start))
-    if _agree(after := point(before), flowing):  # an addition, or edits of single tokens
+    if _agree(point(before), flowing):  # an addition, or edits of single tokens
+        last(before)
         return flowing
     replaced = point(states)
     before = torch.addcmul(write, a, _earlier(replaced, start))
-    if _agree(after := point(before), replaced):  # a value in place of the state
-        return after
+    if _agree(point(before), replaced):  # a value in place of the state
+        return last(before)
     before, done = states, 0
     while True:
         after = point(before)
         changed = (after != before)[:, done:].any(0).any(-1).nonzero()
         if not len(changed) or (done := done + int(changed[0]) + 1) == before.shape[1]:
-            return after
+            return last(before)
         later = scan(a[:, done:], write[:, done:], after[:, done - 1])
         before = torch.cat([before[:, :done], later], 1)
 

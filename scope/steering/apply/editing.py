@@ -88,7 +88,8 @@ class _SiteEdits:
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
         stream = x[self.rows].float()
         step = self._step(stream, hook.run)
-        self.record(step)
+        if hook.run.settled:
+            self.record(step)
         changed = (stream + step.coefficients @ self.write).to(x.dtype)
         if not torch.isfinite(changed).all():
             raise EditError(

@@ -47,26 +47,20 @@ def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
 
 
 def check_sites(model: LanguageModel, saes: Mapping[str, SAE], edits: Edits) -> None:
-    """That every edit acts on the residual stream, as wide as the model.
+    """That every edit is as wide as the site that it acts on.
 
     Raises:
         EditError: a direction or a dictionary of another width.
         UnknownSite: the model has no such site.
     """
-    sites, d_model = model.sites(), model.cfg.d_model
+    sites = model.sites()
     for edit in edits:
         if not edit.on_direction:
             continue
         width, site = len(edit.latent.vector), edit.latent.site
         model.match(site)
-        if sites.get(site) != d_model or width != d_model:
-            raise EditError(
-                f"{edit.latent} is {width} wide; {site} is {sites.get(site)} wide, "
-                f"and edits act on sites of the residual stream, {d_model} wide."
-            )
-    for site in saes:
-        if sites[site] != d_model:
-            raise EditError(f"Edits act on sites as wide as the residual stream ({d_model}); {site} has {sites[site]}.")
+        if sites.get(site) != width:
+            raise EditError(f"{edit.latent} is {width} wide; {site} is {sites.get(site)} wide. Give a direction of that width.")
 
 
 def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, StrengthUnits]) -> Resolved:

@@ -127,7 +127,7 @@ def steer(
     texts = [p for p in prompts for _ in range(n)]
     controls, others, matched = _controls(conditions, resolved, saes, units, control_seed, others or {})
     if "prompt" in conditions and instruction is None:
-        instruction = instruction_for(model, [promoted(model, e.row) for e in resolved])
+        instruction = instruction_for(model, [promoted(model, e.row, e.site) for e in resolved])
     beginnings = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in conditions}
     editings = {
         name: Editing(model, saes, resolved, slice(i * len(texts), (i + 1) * len(texts)), controls[name])
@@ -258,7 +258,11 @@ _WORDS = 3
 
 
 def instruction_for(model: LanguageModel, promoted: Sequence[Sequence[int]]) -> str:
-    """ "Talk about ..." with the first words among the promoted tokens of each edit; where they are no words, "Write ..."."""
+    """ "Talk about ..." with the first words among the promoted tokens of each edit; where they are no words, "Write ...".
+
+    Raises:
+        EditError: no edit promotes tokens by the weights, as beside the residual stream.
+    """
     words: list[str] = []
     marks: list[str] = []
     for ids in promoted:
@@ -269,6 +273,11 @@ def instruction_for(model: LanguageModel, promoted: Sequence[Sequence[int]]) -> 
         marks += pieces[:_WORDS]
     if words:
         return f"Talk about {_listed(words)}. "
+    if not marks:
+        raise EditError(
+            'The condition "prompt" asks in words for what a latent promotes, and directions at this site promote no tokens by '
+            "themselves.\n  Give the words: instruction=..., or --instruction; or leave the condition out."
+        )
     return f"Write {_listed([repr(mark) for mark in dict.fromkeys(marks)])} often. "
 
 

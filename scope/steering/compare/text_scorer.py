@@ -11,6 +11,7 @@ from scope.activations.corpus.inputs import counted_tokens
 from scope.evaluation.metrics import FvuSums
 from scope.models.face import LanguageModel
 from scope.sae.base import SAE
+from scope.sites import in_stream_space
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import Resolved
@@ -20,11 +21,14 @@ from scope.steering.compare.scores import Scores, distinct, repetition, zipped
 TOP = 10
 
 
-def promoted(model: LanguageModel, row: Tensor, k: int = TOP) -> list[int]:
-    """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding.
+def promoted(model: LanguageModel, row: Tensor, site: str = "", k: int = TOP) -> list[int]:
+    """The tokens whose scores a push along `row` raises most, by the weights: final norm's gain, then unembedding. None at a
+    site beside the residual stream, whose directions reach the unembedding only by way of what follows.
 
     The mean over the vocabulary is a shift that no softmax sees; special tokens are left out.
     """
+    if len(row) != model.cfg.d_model or not in_stream_space(site):
+        return []
     unembedding = model.W_U.detach().float()
     scores = model.through_final_norm(row).to(unembedding.device) @ unembedding
     special = sorted(model.tokenizer.special_ids) if model.tokenizer else []
@@ -58,7 +62,7 @@ class TextScorer:
         self.model, self.saes, self.strength_units = model, saes, strength_units
         sites = {name: {e.site for e in edits if e.edit.target == name} for name in (e.edit.target for e in edits)}
         self.targets = {e.edit.target if len(sites[e.edit.target]) == 1 else f"{e.edit.target} at {e.site}": e for e in edits}
-        self.promoted = {name: promoted(model, e.row) for name, e in self.targets.items()}
+        self.promoted = {name: promoted(model, e.row, e.site) for name, e in self.targets.items()}
         self._fvu = {e.site: FvuSums() for e in edits if e.site in saes}
         """Per site, over the texts that nothing edited."""
         self.readers = {

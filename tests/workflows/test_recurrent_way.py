@@ -1,0 +1,87 @@
+"""The ordinary commands on a recurrent model: SAEs on its stream, on what it writes into its state, and on the state."""
+
+import json
+
+import pytest
+import torch
+
+import scope
+from scope.circuits.attribution import attribute
+from scope.errors import EditError
+from scope.sites import in_stream_space, match_sites
+from scope.steering.edits.interventions import Add
+from tests.help.labs import save_checkpoint
+from tests.models.griffin_twins import tiny_griffin
+
+STATE, WRITE, STREAM = "blocks.1.rec.hook_state", "blocks.1.rec.hook_write", "blocks.1.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, toy_tokenizer, toy_text):
+    """A folder with a checkpoint, a recording of three sites, and an SAE of each; as many channels as the stream is wide."""
+    folder = tmp_path_factory.mktemp("recurrent")
+    model = str(save_checkpoint(tiny_griffin(toy_tokenizer, lru_width=32), folder / "checkpoint"))
+    corpus = folder / "toy.jsonl"
+    corpus.write_text("\n".join(json.dumps({"text": text}) for text in toy_text))
+    sites = f"{STATE},{WRITE},{STREAM}"
+    scope.harvest(model, corpus=str(corpus), sites=sites, tokens=2000, context=32, out=folder / "recording")
+    settings = {"d_sae": 48, "target_l0": 6.0, "steps": 20}
+    saes = {s: scope.train(folder / "recording", site=s, out=folder / s, **settings) for s in (STATE, WRITE, STREAM)}
+    return folder, model, saes
+
+
+def test_states_and_writes_are_recorded_and_their_saes_fit_the_model(made):
+    folder, model, saes = made
+    loaded = scope.load_model(model)
+    for site, sae in saes.items():
+        assert sae.site == site
+        assert sae.d_in == loaded.sites()[site] == 32
+        recording = {"recording": folder / "recording", "contexts": 4, "random_model": False}
+        scores = scope.evaluate(folder / site, model=model, certificate=False, **recording)
+        assert scores["fvu"] > 0
+
+
+def test_sites_are_named_by_their_ends(made):
+    known = scope.load_model(made[1]).sites()
+    assert match_sites("state", known) == [f"blocks.{n}.rec.hook_state" for n in (0, 1, 3)]
+    assert match_sites("write, resid_mid", known) == [s for s in known if s.endswith(("hook_write", "hook_resid_mid"))]
+    assert match_sites("blocks.*.rec.hook_a", known) == [f"blocks.{n}.rec.hook_a" for n in (0, 1, 3)]
+
+
+def test_a_pack_shows_no_logits_for_directions_of_channels_though_there_are_as_many_as_the_stream_is_wide(made):
+    folder, model, _ = made
+    collected = {"recording": folder / "recording", "certificate": False, "score_prompts": 2}
+    packs = {s: scope.collect_features(folder / s, model=model, out=folder / f"{s}.pack", **collected) for s in (STATE, STREAM)}
+    promoted = {s: packs[s][int(packs[s].table["count"].idxmax())].promoted for s in packs}
+    assert not list(promoted[STATE])
+    assert list(promoted[STREAM])
+    assert not in_stream_space(WRITE)
+    assert in_stream_space("blocks.1.rec.hook_rec_out")
+
+
+@pytest.mark.parametrize("site", [STATE, WRITE])
+def test_states_and_writes_are_steered_and_every_token_is_counted_once(made, site):
+    folder, model, saes = made
+    steered = {"prompt": "the dog", "max_new_tokens": 5, "certificate": False}
+    run = scope.steer(folder / site, model=model, latent=3, strength=0.7, **steered)
+    texts = {c.name: c.samples[0].text for c in run.conditions}
+    assert set(texts) == {"plain", "steered", "random"}
+    report = next(c for c in run.conditions if c.name == "steered").report
+    loaded = scope.load_model(model)
+    read = len(loaded.to_tokens("the dog")[0]) + 5 - 1
+    assert sum(report.seen_per_step) == read
+    assert sum(report.edited_per_step) == read - 1  # all but <bos>
+    assert run.promoted == {next(iter(run.promoted)): []}
+    with pytest.raises(EditError, match="promote no tokens by themselves"):
+        scope.steer(loaded, saes[site], [Add(3, 0.7)], ["the dog"], conditions=("plain", "steered", "prompt"))
+
+
+def test_a_lab_reads_and_attributes_at_a_state(made):
+    _, model, saes = made
+    loaded = scope.load_model(model)
+    rows = attribute(loaded, saes[STATE], "the dog runs to", method="ablation", exact=4)
+    assert torch.isfinite(torch.tensor([row.value for row in rows.rows])).all()
+    rows = attribute(loaded, saes[STATE], "the dog runs to", method="integrated")
+    assert abs(sum(row.value for row in rows.rows) - rows.whole) < 1e-2
+    with pytest.raises(EditError, match="no part of it"):
+        attribute(loaded, saes[STATE], "the dog runs to", method="direct")
