@@ -1,4 +1,4 @@
-"""What the recurrence of a block did on some tokens, as numbers: what a sum over tokens of its state is made from."""
+"""Reads what the recurrence of a block did on some tokens, as the numbers that a sum over tokens of its state is made from."""
 
 from dataclasses import dataclass
 
