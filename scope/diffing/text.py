@@ -1,7 +1,7 @@
 """The text that two models are compared on: the same token ids for both, with the document and the group of every token."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from scope.activations.corpus.contexts import Packer
-from scope.activations.corpus.document import Document
+from scope.activations.corpus.document import Document, token_ids
 from scope.errors import TokensError
 from scope.models.face import TextTokenizer
 from scope.shapes import Tokens
@@ -40,18 +40,23 @@ def read_text(
     contexts: int,
     context: int,
     described: dict[str, Any] | None = None,
+    seed: int = 0,
 ) -> DiffText:
-    """Contexts of documents, each given with the name of its group.
+    """Contexts of documents, each given with the name of its group. Of a long document a part is read that fits a context, from
+    a random place: many documents tell more than a few whole ones.
 
     Raises:
         TokensError: fewer than two documents, or fewer than two contexts.
     """
     grouped: list[str] = []
+    rng = np.random.default_rng(seed)
 
     def remembered() -> Iterator[Document]:
         for document, group in documents:
+            ids = token_ids(document, tokenizer)
+            start = int(rng.integers(max(1, len(ids) - context + 3)))
             grouped.append(group)
-            yield document
+            yield replace(document, ids=tuple(ids[start : start + context - 2]))
 
     packed = Packer(remembered(), tokenizer, context).take(contexts)
     of = np.maximum(packed.documents, 0)
@@ -72,8 +77,9 @@ def read_text(
     )
 
 
-def in_balance(sources: Sequence[tuple[str, Iterator[Document]]]) -> Iterator[tuple[Document, str]]:
-    """(document, name of its source), always of the source that gave the fewest characters so far."""
+def in_balance(sources: Sequence[tuple[str, Iterator[Document]]], longest: int) -> Iterator[tuple[Document, str]]:
+    """(document, name of its source), always of the source that gave the fewest characters so far, counting at most `longest`
+    of a document."""
     given = dict.fromkeys((name for name, _ in sources), 0)
     streams = dict(sources)
     while streams:
@@ -82,7 +88,7 @@ def in_balance(sources: Sequence[tuple[str, Iterator[Document]]]) -> Iterator[tu
         if document is None:
             del streams[name]
             continue
-        given[name] += len(document)
+        given[name] += min(len(document), longest)
         yield document, name
 
 

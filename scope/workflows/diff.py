@@ -84,7 +84,9 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
     changed = load_model(job.tuned, device=job.device, dtype=job.tuned_dtype or job.dtype)
     sae = None if folder is None else read_sae(folder, str(base.device))
     documents, described = _documents(job)
-    text = read_text(documents, base.words, job.config.contexts, min(job.config.context, base.cfg.n_ctx), described)
+    text = read_text(
+        documents, base.words, job.config.contexts, min(job.config.context, base.cfg.n_ctx), described, job.config.seed
+    )
     ways: dict[str, Any] = {"any_model": job.any_model, "on_progress": on_progress}
     if job.out is None:
         return _labelled(diff_in_memory(base, changed, text, sae, job.config, **ways), pack)
@@ -143,7 +145,8 @@ def _documents(job: DiffJob) -> tuple[Iterator[Any], dict[str, Any]]:
     from scope.diffing.text import in_balance, script_of
 
     corpora = {spec: open_corpus(spec, job.text_field) for spec in job.corpus}
-    balanced = in_balance([(spec, corpus.documents(job.config.seed)) for spec, corpus in corpora.items()])
+    streams = [(spec, corpus.documents(job.config.seed)) for spec, corpus in corpora.items()]
+    balanced = in_balance(streams, 4 * job.config.context)
     group_of: Callable[[Any, str], str]
     if job.by == "script":
         group_of = lambda document, spec: script_of(document.text)  # noqa: E731

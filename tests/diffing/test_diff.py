@@ -186,8 +186,8 @@ def test_text_needs_two_documents_and_is_read_from_sources_in_equal_parts(toy_to
     with pytest.raises(TokensError, match="at least two"):
         read_text([(Document("one", "the dog runs " * 100), "a")], toy_tokenizer, 4, 16)
     long, short = [Document("l", "x" * 100)] * 3, [Document("s", "y" * 10)] * 30
-    order = [name for _, name in in_balance([("long", iter(long)), ("short", iter(short))])]
-    assert order[:12] == ["long", *["short"] * 10, "long"]
+    order = [name for _, name in in_balance([("long", iter(long)), ("short", iter(short))], 50)]
+    assert order[:7] == ["long", *["short"] * 5, "long"]  # of 100 characters 50 count
 
 
 @pytest.mark.parametrize(
