@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--lab", type=Path, default=Path("runs/demo"))
     parser.add_argument("--contexts", type=int, default=64)
     parser.add_argument("--plants", type=int, default=4)
+    parser.add_argument("--strengths", type=float, nargs="*", default=STRENGTHS)
     args = parser.parse_args()
     base, sae = load_model("bundled"), read_sae(args.lab / "dictionary")
     config = DiffConfig(contexts=args.contexts, loss_contexts=0, sites=(sae.site,))
@@ -109,7 +110,7 @@ def main() -> None:
     ]
     print(f"{text.tokens.numel():,} tokens; (trigger, latent): {[(pieces[t], j) for t, j in pairs]}")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-    for strength in STRENGTHS:
+    for strength in args.strengths:
         print(line(strength, [measure(base, sae, text, planting, t, j, strength, config) for t, j in pairs]), flush=True)
     print(f"\n| the base against | text | weights | activations apart | latents moved | any on redrawn text |\n|{'---|' * 6}")
     for name, other in (("itself", base), ("its bfloat16 run", load_model("bundled", dtype="bfloat16"))):
