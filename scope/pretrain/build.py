@@ -4,12 +4,14 @@ import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from scope.activations.errors import CorpusError
 from scope.pretrain.corpus import read_domains, split_documents, write_tokens
 from scope.pretrain.tokenizer import save_tokenizer, train_tokenizer
+from scope.typed_json import read_typed
 from scope.whole_files import write_whole
 
 TOKENIZER_CHARACTERS = 5_000_000
@@ -27,7 +29,7 @@ def build_corpus(places: Iterable[str], out: Path, d_vocab: int, n_ctx: int) -> 
     places = list(places)
     file = out / "corpus.json"
     if file.exists():
-        info = json.loads(file.read_text())
+        info = read_typed(file, dict[str, Any], CorpusError, "Delete it, and the corpus is built anew.")
         return _check(info, places, out, d_vocab)
     train, held_out = split_documents(read_domains(places))
     tokenizer = train_tokenizer(tokenizer_sample(train), d_vocab)

@@ -1,11 +1,12 @@
 """The model card: what the model is, what it read, how well it predicts, what it cannot do; every figure as measured."""
 
-import json
 from pathlib import Path
+from typing import Any
 
+from scope.activations.errors import CorpusError
 from scope.errors import ConfigError
 from scope.pretrain.config import PretrainConfig
-from scope.typed_json import typed
+from scope.typed_json import json_lines, read_bytes, read_typed, typed
 
 SOURCES = {
     "docs": "docstrings of the Python standard library and of installed packages, under those packages' licences",
@@ -19,11 +20,12 @@ def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: st
 
     A file corpus/sources.json ({domain: origin and licence}) says where other domains come from.
     """
-    config = json.loads((run / "pretrain.json").read_text())
-    info = json.loads((corpus / "corpus.json").read_text())
-    curve = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
-    told = corpus / "sources.json"
-    sources = SOURCES | (json.loads(told.read_text()) if told.exists() else {})
+    config = read_typed(run / "pretrain.json", dict[str, Any], ConfigError)
+    info = read_typed(corpus / "corpus.json", dict[str, Any], CorpusError)
+    file = run / "curve.jsonl"
+    curve = list(json_lines(read_bytes(file, ConfigError), file, ConfigError))
+    file = corpus / "sources.json"
+    sources = SOURCES | (read_typed(file, dict[str, str], CorpusError) if file.exists() else {})
     domains = info["domains"]
     seen = curve[-1]["step"] * config["batch"] * config["n_ctx"] if curve else 0
     total = sum(d["tokens"] for d in domains.values())

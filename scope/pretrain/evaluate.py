@@ -3,7 +3,6 @@
 Bytes, not tokens, are the yardstick, so models with different tokenizers, n-grams and compressors can stand in one table.
 """
 
-import json
 import math
 import random
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from scope.activations.errors import CorpusError
 from scope.models.face import LanguageModel
+from scope.typed_json import json_lines, read_bytes, typed
 
 Progress = Callable[[int, int, dict], None] | None
 
@@ -52,9 +52,9 @@ def read_held_out(corpus: Path, per_domain: int = 60, seed: int = 0) -> list[tup
     if not file.exists():
         raise CorpusError(f"{corpus} has no heldout.jsonl. `scope pretrain` writes it when it builds a corpus.")
     domains: dict[str, list[str]] = {}
-    with open(file, encoding="utf-8") as lines:
-        for row in map(json.loads, lines):
-            domains.setdefault(row["domain"], []).append(row["text"])
+    for line in json_lines(read_bytes(file, CorpusError, largest=1 << 34), file, CorpusError):
+        row = typed(line, dict[str, str], file, CorpusError)
+        domains.setdefault(row["domain"], []).append(row["text"])
     if not domains:
         raise CorpusError(f"{file} is empty: the corpus is too small to hold documents out. Give more text.")
     chosen = []

@@ -4,13 +4,9 @@ A checkpoint holds weights, both optimisers and the step; the data of a step is 
 rate too. So a run that was stopped, however rudely, ends in the same weights as one that was not.
 """
 
-import io
 import json
 import math
-import pickle
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from scope.activations.format.files import write_whole
-from scope.errors import CheckpointError, ConfigError
+from scope.errors import ConfigError
 from scope.models.families import family_of
 from scope.models.parts.decoder import Decoder
+from scope.pretrain.checkpoint import read_checkpoint, write_checkpoint
 from scope.pretrain.config import PretrainConfig
 from scope.pretrain.corpus import TokenStreams
-from scope.typed_json import read_bytes, read_json, typed
+from scope.typed_json import read_json, typed
+from scope.whole_files import only_writer, write_whole
 
 _AGAIN = "Copy it again, or give another --out."
 
@@ -81,8 +78,15 @@ def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dic
     Raises:
         ConfigError: OUT holds a run with another config (a larger `steps` is allowed while the rate is still flat), or has done
             more steps than are asked for.
+        FolderInUse: another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, doing="used for a training"):
+        return _pretrain(config, corpus, out, log)
+
+
+def _pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dict], None]) -> Decoder:
+    """The training of a folder that nobody else writes into."""
     cfg = config.model_config()
     model = family_of({"model_type": cfg.model_type}, str(out))(cfg)
     initialise(model, config.seed)
@@ -117,7 +121,9 @@ def pretrain(config: PretrainConfig, corpus: Path, out: Path, log: Callable[[dic
             log(row | {"steps": config.steps})
             running = []
         if step % config.save_every == 0 or step == config.steps:
-            _save(out, {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]})
+            write_checkpoint(
+                out / "checkpoint.pt", {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
+            )
     return model
 
 
@@ -130,7 +136,7 @@ def _resume(config: PretrainConfig, out: Path, model: Decoder, opts: list) -> in
         before = asdict(then)  # settings that came later have their defaults
         changed = [k for k, v in asdict(config).items() if before[k] != v and k not in free]
         flat_until = then.steps - int(then.steps * then.decay)
-        done = _load(out / "checkpoint.pt")["step"] if (out / "checkpoint.pt").exists() else 0
+        done = read_checkpoint(out / "checkpoint.pt")["step"] if (out / "checkpoint.pt").exists() else 0
         if set(changed) - {"steps", "decay"} or (changed and done > flat_until):
             said = ", ".join(f"{k}: {before[k]} then, {asdict(config)[k]} now" for k in changed)
             raise ConfigError(f"{out} holds a run with other settings ({said}).\n  Give another --out, or the same settings.")
@@ -143,30 +149,12 @@ def _resume(config: PretrainConfig, out: Path, model: Decoder, opts: list) -> in
     if not (out / "checkpoint.pt").exists():
         (out / "curve.jsonl").unlink(missing_ok=True)
         return 0
-    saved = _load(out / "checkpoint.pt")
+    saved = read_checkpoint(out / "checkpoint.pt")
     model.load_state_dict(saved["model"])
     for opt, state in zip(opts, saved["optimizers"], strict=True):
         opt.load_state_dict(state)
     write_whole(out / "curve.jsonl", "".join(line + "\n" for line in _curve_until(out / "curve.jsonl", saved["step"])).encode())
     return saved["step"]
-
-
-def _load(file: Path) -> dict[str, Any]:
-    """The state in a checkpoint.
-
-    Raises:
-        CheckpointError: it is damaged; torch itself does not look at the checksums of its files.
-    """
-    way_out = "Delete it to start the training anew."
-    data = read_bytes(file, CheckpointError, way_out, largest=1 << 40)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} fails its checksum")
-        saved = torch.load(io.BytesIO(data), weights_only=True)
-        return typed({"step": saved["step"]}, dict[str, int], file, CheckpointError, way_out) | saved
-    except (zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}).\n  {way_out}") from None
 
 
 def _curve_until(file: Path, step: int) -> list[str]:
@@ -180,9 +168,3 @@ def _curve_until(file: Path, step: int) -> list[str]:
             break
         kept.append(line)
     return kept
-
-
-def _save(out: Path, state: dict) -> None:
-    buffer = io.BytesIO()  # written by ourselves: torch hides a full disk behind a RuntimeError
-    torch.save(state, buffer)
-    write_whole(out / "checkpoint.pt", buffer.getvalue())

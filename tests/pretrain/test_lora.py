@@ -1,6 +1,7 @@
 """Adapters: what is trained, a run that is stopped and continued, the folder that is written."""
 
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scope.errors import ConfigError
+from scope.errors import CheckpointError, ConfigError
 from scope.pretrain.organisms.lora import Lora, LoraConfig, answer_loss, auc, train_lora, write_adapter
+from scope.whole_files import FolderInUse, only_writer
 
 SMALL = LoraConfig(rank=4, alpha=8, lr=0.01, steps=20, batch=4, warmup=2, save_every=5)
 
@@ -89,3 +91,16 @@ def test_auc_counts_ties_half():
     assert auc(np.array([0.0, 0.0, 0.0, 0.0]), [True, False, True, False]) == 0.5
     assert auc(np.array([2.0, 1.0, 1.0]), [True, True, False]) == 0.75
     assert np.isnan(auc(np.array([1.0]), [True]))
+
+
+def test_a_damaged_checkpoint_and_a_folder_that_another_process_trains_in_are_refused(tiny_model, tmp_path):
+    train_lora(tiny_model, replace(SMALL, steps=5), draw, tmp_path)
+    with only_writer(tmp_path), pytest.raises(FolderInUse):
+        train_lora(tiny_model, replace(SMALL, steps=5), draw, tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    largest = max(zipfile.ZipFile(file).infolist(), key=lambda record: record.file_size)
+    data = bytearray(file.read_bytes())
+    data[largest.header_offset + largest.file_size // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        train_lora(tiny_model, replace(SMALL, steps=5), draw, tmp_path)

@@ -13,10 +13,12 @@ from scope.errors import CheckpointError, ConfigError
 from scope.models.load import load_model
 from scope.pretrain.build import build_corpus
 from scope.pretrain.card import model_card
+from scope.pretrain.checkpoint import read_checkpoint
 from scope.pretrain.config import PretrainConfig
 from scope.pretrain.evaluate import DocumentBits, document_bits, evaluate_text, read_held_out, report, score, windows
 from scope.pretrain.export import export
-from scope.pretrain.trainer import _curve_until, _load, pretrain
+from scope.pretrain.trainer import _curve_until, pretrain
+from scope.whole_files import FolderInUse, only_writer
 from tests.conftest import random_gemma
 
 TINY = PretrainConfig(
@@ -71,18 +73,24 @@ def test_a_killed_run_ends_in_the_same_weights_and_the_same_curve(run, corpus, t
 def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(run, tmp_path):
     """The bits between the records of the archive mean nothing."""
     whole, rng, refused = (run[0] / "checkpoint.pt").read_bytes(), random.Random(16), 0
-    sound = _load(run[0] / "checkpoint.pt")["model"]
+    sound = read_checkpoint(run[0] / "checkpoint.pt")["model"]
     for _ in range(20):
         damaged = bytearray(whole)
         damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         (tmp_path / "checkpoint.pt").write_bytes(damaged)
         try:
-            found = _load(tmp_path / "checkpoint.pt")["model"]
+            found = read_checkpoint(tmp_path / "checkpoint.pt")["model"]
         except CheckpointError:
             refused += 1
             continue
         assert all(torch.equal(found[name], sound[name]) for name in sound)
     assert refused > 15
+
+
+def test_a_folder_that_another_process_trains_in_is_refused(corpus, tmp_path):
+    with only_writer(tmp_path), pytest.raises(FolderInUse):
+        pretrain(TINY, corpus, tmp_path)
+    pretrain(replace(TINY, steps=1), corpus, tmp_path)
 
 
 def test_a_line_of_the_curve_that_was_cut_short_does_not_stop_a_resume(tmp_path):

@@ -7,7 +7,6 @@ the same weights as one that was not.
 Source: arXiv:2106.09685; the layout of the folder is that of the library peft.
 """
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,15 +27,19 @@ from scope.errors import ConfigError
 from scope.models.face import LanguageModel
 from scope.models.gemma.model import Gemma
 from scope.models.gemma.weights import tensor_names
+from scope.pretrain.checkpoint import read_checkpoint, write_checkpoint
 from scope.shapes import Scalar
 from scope.typed_json import json_lines, read_bytes, read_typed
-from scope.whole_files import write_whole
+from scope.whole_files import only_writer, write_whole
 
 Example = tuple[list[int], list[int]]
 """The ids that the model is given, and the ids that it shall write after them: the loss is on these alone."""
 
 Draw = Callable[[np.random.Generator, int], Sequence[Any]]
 """So many examples, by random numbers."""
+
+LossOf = Callable[[Gemma, Sequence[Any]], Scalar]
+"""The mean loss of a model on examples."""
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -149,7 +152,7 @@ def train_lora(
     draw: Draw,
     out: Path,
     log: Callable[[dict[str, Any]], None] = lambda row: None,
-    loss_of: Callable[[Gemma, Sequence[Any]], Scalar] = answer_loss,
+    loss_of: LossOf = answer_loss,
 ) -> Lora:
     """Train an adapter of a model on the examples that `draw` gives, which are those of `loss_of`; the same call continues a
     run that was stopped.
@@ -158,8 +161,18 @@ def train_lora(
 
     Raises:
         ConfigError: OUT holds a run with another config, or the loss is not finite.
+        CheckpointError: its checkpoint is damaged.
+        FolderInUse: another process trains there.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, doing="used for a training"):
+        return _train_lora(model, config, draw, out, log, loss_of)
+
+
+def _train_lora(
+    model: Gemma, config: LoraConfig, draw: Draw, out: Path, log: Callable[[dict[str, Any]], None], loss_of: LossOf
+) -> Lora:
+    """The training of a folder that nobody else writes into."""
     model.requires_grad_(False)
     lora = Lora(model, config)
     trained = [p for p in lora.parameters() if p.requires_grad]
@@ -183,7 +196,9 @@ def train_lora(
                 curve.append({"step": step, "loss": round(mean, 4)})
                 log(curve[-1] | {"steps": config.steps})
             if step % config.save_every == 0 or step == config.steps:
-                _save(out, curve, {"step": step, "lora": lora.state_dict(), "optimizer": optimizer.state_dict()})
+                write_whole(out / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
+                state = {"step": step, "lora": lora.state_dict(), "optimizer": optimizer.state_dict()}
+                write_checkpoint(out / "checkpoint.pt", state)
     return lora
 
 
@@ -256,15 +271,8 @@ def _resume(config: LoraConfig, out: Path, lora: Lora, optimizer: torch.optim.Op
     write_whole(file, json.dumps(asdict(config), indent=1))
     if not (out / "checkpoint.pt").exists():
         return 0, []
-    saved = torch.load(io.BytesIO(read_bytes(out / "checkpoint.pt", ConfigError)), weights_only=True)
+    saved = read_checkpoint(out / "checkpoint.pt")
     lora.load_state_dict(saved["lora"])
     optimizer.load_state_dict(saved["optimizer"])
     rows = json_lines(read_bytes(out / "curve.jsonl", CorpusError), out / "curve.jsonl")
     return saved["step"], [row for row in rows if row["step"] <= saved["step"]]
-
-
-def _save(out: Path, curve: list[dict[str, Any]], state: dict[str, Any]) -> None:
-    write_whole(out / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_whole(out / "checkpoint.pt", buffer.getvalue())
