@@ -81,13 +81,17 @@ def encoded(tokenizer: Any, parts: Iterable[Part]) -> tuple[list[int], list[int]
 
 @dataclass(frozen=True)
 class FimShares:
-    """Which share of the documents becomes examples of each form; the rest stays plain text."""
+    """Which share of the documents becomes examples of each form; the rest stays plain text. Up to `files` documents that fit
+    whole stand in one context, with the file separator between them."""
 
     psm: float = 0.0
     spm: float = 0.0
     spm_joint: float = 0.0
+    files: int = 1
 
     def __post_init__(self):
+        if self.files < 1:
+            raise CorpusError(f"files is {self.files}; a context holds one file at least.")
         shares = [getattr(self, form) for form in FORMS]
         if not all(0 <= share <= 1 for share in shares) or not 0 < sum(shares) <= 1 + 1e-9:
             raise CorpusError(
@@ -96,24 +100,27 @@ class FimShares:
 
     @classmethod
     def parse(cls, text: str) -> "FimShares":
-        """From "psm:0.45,spm:0.45".
+        """From "psm:0.45,spm:0.45" or "psm:0.45,spm:0.45,files:4".
 
         Raises:
             CorpusError: another form, or shares that cannot be.
         """
-        shares: dict[str, float] = {}
+        shares: dict[str, Any] = {}
         for item in text.split(","):
             form, _, share = item.strip().partition(":")
             try:
-                shares[form] = float(share or 1)
+                shares[form] = int(share) if form == "files" else float(share or 1)
             except ValueError:
-                raise CorpusError(f"--fim {text!r}: {share!r} is no number. Write it as psm:0.45,spm:0.45.") from None
-        if strange := sorted(set(shares) - set(FORMS)):
-            raise CorpusError(f"--fim {text!r}: there is no form {', '.join(strange)}; the forms are {', '.join(FORMS)}.")
+                raise CorpusError(f"--fim {text!r}: {share!r} is no number. Write it as psm:0.45,spm:0.45,files:4.") from None
+        if strange := sorted(set(shares) - {*FORMS, "files"}):
+            raise CorpusError(
+                f"--fim {text!r}: there is no form {', '.join(strange)}; the forms are {', '.join(FORMS)}, and files."
+            )
         return cls(**shares)
 
     def __str__(self) -> str:
-        return ",".join(f"{form}:{share:g}" for form in FORMS if (share := getattr(self, form)))
+        shares = [f"{form}:{share:g}" for form in FORMS if (share := getattr(self, form))]
+        return ",".join([*shares, *([f"files:{self.files}"] if self.files > 1 else [])])
 
     def draw(self, rng: np.random.Generator) -> Form | None:
         """A form, or None for plain text."""
@@ -126,16 +133,21 @@ class FimShares:
 
 
 class FimMaker:
-    """Makes contexts of infilling examples: each context is one piece of a document, whole, with padding behind it.
+    """Makes contexts of infilling examples: each context is one piece of a document, or several whole documents with the file
+    separator between them, with padding behind.
 
     Where a piece is cut follows from the seed and the document's number, so a recording that continues makes the same contexts.
     """
 
-    packing = "one piece of a document a context, as an infilling example or plain text, padded at the end"
     stores_roles = True
 
     def __init__(self, tokenizer: Any, shares: FimShares, seed: int = 0):
         self.tokenizer, self.shares, self.seed, self.marks = tokenizer, shares, seed, mark_ids(tokenizer)
+
+    @property
+    def packing(self) -> str:
+        several = f", or up to {self.shares.files} whole documents with the file separator between" * (self.shares.files > 1)
+        return f"one piece of a document a context{several}, as an infilling example or plain text, padded at the end"
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -145,11 +157,12 @@ class FimMaker:
     def stream(self, documents: Iterable[Document], context: int, cursor: Cursor = Cursor()) -> "FimStream":
         return FimStream(self, documents, context, cursor)
 
-    def example(self, text: str, number: int, at: int, context: int) -> tuple[list[int], list[int], int]:
-        """(ids with <bos> and <eos>, roles, characters used) of the piece of a document that begins at character `at`."""
+    def example(self, text: str, number: int, at: int, room: int) -> tuple[list[int], list[int], int]:
+        """(ids, roles, characters used) of the piece of a document that begins at character `at`, in `room` tokens at most; no
+        character is used where not one fits."""
         rng = np.random.default_rng((self.seed, number, at))
         form, cuts = self.shares.draw(rng), np.sort(rng.random(2))
-        n_chars = min(len(text) - at, 6 * context)
+        n_chars = min(len(text) - at, 6 * (room + 2))
         while True:
             piece = text[at : at + n_chars]
             if form is None:
@@ -158,12 +171,11 @@ class FimMaker:
                 first, second = (int(cut * len(piece)) for cut in cuts)
                 parts = parts_of(piece[:first], piece[second:], piece[first:second], form)
             ids, roles = encoded(self.tokenizer, parts)
-            if len(ids) + 2 <= context:
-                whole = [self.tokenizer.bos, *ids, self.tokenizer.eos]
-                return whole, [int(Role.BOS), *roles, int(Role.SPECIAL)], n_chars
-            if n_chars == 1:
-                raise RecordingError(f"A context of {context} tokens has no room for an infilling example. Give a longer one.")
-            n_chars = max(1, int(n_chars * min(0.9, (context - 2) / len(ids))))
+            if len(ids) <= room:
+                return ids, roles, n_chars
+            if n_chars <= 1:
+                return [], [], 0
+            n_chars = max(1, int(n_chars * min(0.9, room / len(ids))))
 
 
 class FimStream:
@@ -193,14 +205,38 @@ class FimStream:
         names: list[str] = []
         filled = 0
         while filled < n_contexts and self._fill(names):
-            ids, kinds, used = self.maker.example(self.text, self.opened - 1, self.at, self.context)
-            tokens[filled, : len(ids)], roles[filled, : len(ids)] = ids, kinds
-            documents[filled, : len(ids)] = self.opened - 1
-            self.at, filled = self.at + used, filled + 1
+            rows = self._context(names)
+            tokens[filled, : len(rows)], roles[filled, : len(rows)], documents[filled, : len(rows)] = zip(*rows, strict=True)
+            filled += 1
         cursor = Cursor(documents=self.opened, offset=self.at, crc32=self.crc32, dropped=self.dropped)
         rows = slice(filled)
         arrays = {"tokens": tokens[rows], "documents": documents[rows], "roles": roles[rows]}
         return Packed(**arrays, names=names, cursor=cursor, exhausted=filled < n_contexts)
+
+    def _context(self, names: list[str]) -> list[tuple[int, int, int]]:
+        """(id, role, document) of each token of the next context: a piece of a document, and as many whole ones as fit behind a
+        whole one."""
+        words = self.maker.tokenizer
+        rows, n_files = [(words.bos, int(Role.BOS), self.opened - 1)], 0
+        while n_files < self.maker.shares.files and self._fill(names):
+            room, number = self.context - 1 - len(rows) - (n_files > 0), self.opened - 1
+            if n_files and len(self.text) > 6 * room:
+                break
+            ids, roles, used = self.maker.example(self.text, number, self.at, room)
+            whole = self.at + used == len(self.text)
+            if n_files and not whole:
+                break
+            if not used:
+                raise RecordingError(
+                    f"A context of {self.context} tokens has no room for an infilling example. Give a longer one."
+                )
+            if n_files:
+                rows.append((self.maker.marks["file"], int(Role.CONTROL), number))
+            rows += [(i, role, number) for i, role in zip(ids, roles, strict=True)]
+            self.at, n_files = self.at + used, n_files + 1
+            if not whole:
+                break
+        return [*rows, (words.eos, int(Role.SPECIAL), rows[-1][2])]
 
     def _fill(self, names: list[str]) -> bool:
         """Load documents until there is text; False at the end of the corpus."""

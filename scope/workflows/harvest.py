@@ -39,7 +39,8 @@ class Harvest(ModelPlace):
 
     fim: str | None = None
     """Turn documents into fill-in-the-middle examples, as in psm:0.45,spm:0.45: the share of the documents for each order of
-    prefix, suffix and middle (psm, spm, spm_joint). The rest stays plain text. For models with infilling, as CodeGemma."""
+    prefix, suffix and middle (psm, spm, spm_joint). The rest stays plain text. With files:4 up to four documents that fit whole
+    share a context, the file separator between them. For models with infilling, as CodeGemma."""
 
     fim_seed: int = 0
     """Random seed for where documents are cut with --fim."""

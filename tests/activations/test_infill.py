@@ -18,9 +18,7 @@ def documents(texts=TEXTS):
 
 def whole_text(coder, packed, row: int) -> str:
     """Prefix, middle and suffix of a context, joined."""
-    tokens, roles = packed.tokens[row], packed.roles[row]
-    parts = [coder.decode(tokens[roles == role]) for role in (Role.TEXT, Role.PREFIX, Role.MIDDLE, Role.SUFFIX)]
-    return "".join(parts)
+    return _parts(coder, packed.tokens[row], packed.roles[row])
 
 
 @pytest.mark.parametrize("shares", ["psm:1", "spm", "spm_joint:1.0", "psm:0.45,spm:0.45"])
@@ -85,7 +83,14 @@ def test_a_changed_corpus_is_refused_when_going_on(coder):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("msp:1", "no form msp"), ("psm:x", "'x' is no number"), ("psm:0.7,spm:0.7", "at most at 1"), ("psm:0", "above 0")],
+    [
+        ("msp:1", "no form msp"),
+        ("psm:x", "'x' is no number"),
+        ("psm:0.7,spm:0.7", "at most at 1"),
+        ("psm:0", "above 0"),
+        ("psm:1,files:0", "one file at least"),
+        ("psm:1,files:x", "'x' is no number"),
+    ],
 )
 def test_shares_that_cannot_be_are_refused(text, says):
     with pytest.raises(CorpusError, match=says):
@@ -102,3 +107,37 @@ def test_a_recording_of_examples_says_their_shares_and_seed_and_packs_can_read_t
 def test_a_tokenizer_without_the_marks_is_refused(toy_tokenizer):
     with pytest.raises(CorpusError, match=r"no single token(.|\n)*bundled\+fim"):
         FimMaker(toy_tokenizer, FimShares(psm=1))
+
+
+def test_whole_documents_share_a_context_with_the_file_separator_between_them(coder):
+    texts = ["x = 1", "y = 2\n", "def add(a, b):\n    return a + b\n" * 4, "z = 3", "w", "v"]
+    maker = FimMaker(coder, FimShares.parse("psm:0.5,spm:0.3,files:3"), seed=1)
+    packed = maker.stream(documents(texts), CONTEXT).take(100)
+    separator = coder.backend.token_to_id(MARKS["file"])
+    for number, text in enumerate(texts):  # each document once, whole
+        of_it = packed.documents == number
+        assert (
+            "".join(_parts(coder, packed.tokens[row][of_it[row]], packed.roles[row][of_it[row]]) for row in range(len(packed)))
+            == text
+        )
+    files = [1 + int((row == separator).sum()) for row in packed.tokens]
+    assert max(files) > 1
+    assert max(files) <= 3
+    assert sum(files) >= len(texts)
+    marks = packed.tokens == separator
+    assert (packed.roles[marks] == Role.CONTROL).all()
+    assert not packed.counted()[marks].any()
+    shared = packed.documents[next(row for row, n in enumerate(files) if n > 1)]
+    assert len(set(shared[shared >= 0].tolist())) > 1
+    assert "files:3" in maker.identity["fim"]
+    stream, parts = maker.stream(documents(texts), CONTEXT), []
+    while not parts or not parts[-1].exhausted:  # the same after every interruption
+        parts.append(stream.take(1))
+        stream = maker.stream(documents(texts), CONTEXT, parts[-1].cursor)
+    for name in ("tokens", "roles", "documents"):
+        assert np.array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(packed, name))
+    assert [name for p in parts for name in p.names] == packed.names
+
+
+def _parts(coder, tokens, roles) -> str:
+    return "".join(coder.decode(tokens[roles == role]) for role in (Role.TEXT, Role.PREFIX, Role.MIDDLE, Role.SUFFIX))

@@ -3,9 +3,12 @@
 import pytest
 import torch
 from scope.activations.corpus.infill import FORMS, MARKS
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 
 from scope.errors import TokensError
 from scope.models.text.infill import infill_ids, infill_text
+from scope.models.text.tokenizer import Tokenizer
 
 PREFIX, SUFFIX = "def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n"
 
@@ -75,3 +78,24 @@ def test_a_model_without_the_marks_and_texts_with_them_are_refused(tiny_model, c
         infill_ids(coder, "a<|fim_middle|>", "b")
     with pytest.raises(TokensError, match="it can be psm, spm, spm_joint"):
         infill_ids(coder, "a", "b", "msp")
+
+
+@pytest.mark.parametrize(
+    "flags", [{"special": True}, {"special": False}, {"special": False, "normalized": True}, {"rstrip": True}]
+)
+def test_marks_are_control_tokens_and_texts_stay_whole_however_a_checkpoint_declares_them(toy_tokenizer, flags):
+    backend = Backend.from_str(toy_tokenizer.backend.to_str())
+    backend.add_tokens([AddedToken(mark, **({"normalized": False} | flags)) for mark in MARKS.values()])
+    tokenizer = Tokenizer(backend)
+    prefix, suffix = " def f(x):\n    ", "\n  return x "
+    ids = infill_ids(tokenizer, prefix, suffix, files=["a = 1\n"])
+    marks = [i for i in ids if tokenizer.backend.id_to_token(i) in MARKS.values()]
+    assert len(marks) == 4
+    assert tokenizer.special_ids.issuperset(marks)
+    assert tokenizer.decode([i for i in ids if i not in tokenizer.special_ids]) == "a = 1\n" + prefix + suffix
+
+
+def test_the_middle_between_files_ends_at_the_separator_and_reads_what_stands_in_them(model):
+    hooks = text_alone(model)
+    alone, beside = (model.infill(PREFIX, SUFFIX, 8, files=files, fwd_hooks=hooks) for files in ((), ("x = 12\n",)))
+    assert alone != beside

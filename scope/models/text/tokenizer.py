@@ -9,12 +9,13 @@ from typing import Any
 import tokenizers
 import torch
 
+from scope.activations.corpus.infill import MARKS
 from scope.errors import CheckpointError, TokensError
 from scope.models.text.chat import ChatTemplates, render
 from scope.models.text.tokenizer_names import TransformersNames
 from scope.typed_json import read_bytes
 
-_CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+_CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>", *MARKS.values())
 _LARGEST = 2**24
 """Ids end before; the largest vocabularies have 2^18."""
 
