@@ -1,8 +1,12 @@
-"""Forces and holds back calls to Data Commons by editing latents, and counts what that does to the answers.
+"""Forces and holds back calls to Data Commons by editing activations, and counts what that does to the answers.
 
 Held back, a question that needs a number is answered from the model's memory; forced, a question that needs none is answered
-with a call. The edit is chosen on one half of the questions among some that grow in strength, and reported on the other half,
-beside plain answers and the same push along a random direction.
+with a call. There are two means: the latents that announce calls, at their SAE's site, and the direction from answers without
+a call to the token before one, at several sites. For each, the edit is chosen on one half of the questions among some that grow
+in strength, and reported on the other half, beside plain answers and the same push along a random direction.
+
+A forced call is opened by the edit and written without it: an edit that stays promotes the opening token over and over, and no
+call comes of it.
 """
 
 import re
@@ -19,13 +23,21 @@ from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import resolve
 from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.edits.base import When
 from scope.steering.edits.directions import Direction
-from scope.steering.edits.interventions import Ablate, Add, Edits
+from scope.steering.edits.interventions import Ablate, Add, Edits, ProjectOut
 
-HOLDING_BACK = (("ablate", 1), ("ablate", 4), ("ablate", 16), ("add", -0.25), ("add", -0.5), ("add", -1.0))
-FORCING = (("add", 0.25), ("add", 0.5), ("add", 1.0), ("add all", 0.25), *(("push", s) for s in (0.25, 0.5, 1.0)))
-"""Kinds of edit: `ablate` with a number of latents, `add` of the first and `add all` of four with a share of the norm,
-`push` along the direction that is given."""
+HOLDING_BACK = (("ablate", 1), ("ablate", 4), ("ablate", 16), ("add", -0.25), ("add", -0.5))
+FORCING = (("add", 0.5), ("add", 1.0), ("write", 4), ("write", 16), ("write", 64))
+"""Kinds of edit: `ablate` so many latents, `add` a share of the norm along the first, `write` what so many latents write more
+before a call than in answers without one."""
+PUSHES = {"hold back": (-0.25, -0.5, -0.75), "force": (0.5, 0.75, 1.0)}
+"""Shares of the norm of the pushes along a direction; to hold back, it is also projected out."""
+TRIGGERED = (-0.5, -1.0, -1.5)
+"""Shares of the norm of pushes against the direction where the announcing latent fires, and nowhere else."""
+_OPENING = OPEN[0]
+_COMPARED = 3
+"""Candidates with the largest effect that are held against a random direction before one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +56,11 @@ class Question:
 class Outcome:
     """Shares of the answers of one condition."""
 
+    opened: float
+    """Answers in which a call opens: what the edit is chosen by."""
+
     calls: float
-    """Answers with a call."""
+    """Answers with a whole call."""
 
     retrieved: float
     """Answers in which a number was retrieved."""
@@ -59,6 +74,8 @@ class SteeredCalls:
     """One way of steering, scored on the questions that it was not chosen on."""
 
     aim: str
+    means: str
+    """What is edited: latents, direction, or both: the direction where the announcing latent fires."""
     edit: str
     n: int
     outcomes: dict[str, Outcome]
@@ -73,74 +90,106 @@ def steer_calls(
     service: StatisticsService,
     sampling: SamplingConfig,
     seed: int = 0,
-    direction: Direction | None = None,
+    directions: Sequence[Direction] = (),
+    written: Sequence[tuple[int, float]] = (),
+    trigger: When | None = None,
 ) -> list[SteeredCalls]:
     """Calls held back where a number is needed, and forced where none is. `latents` are those that announce calls, the best
-    first; pushes are along the first alone. Questions with even places choose the edit, as they chose the latents; those with
-    odd places score it. The edit chosen is the one whose effect exceeds that of a random direction most; a forced call, once
-    open, is written without the edit."""
+    first; `written` those that write more before a call, with how much more; `trigger` is where the best one announces a call
+    by the next token: pushes against the direction at the SAE's site act there alone. Questions with even places choose the
+    edit, as they chose latents and directions; those with odd places score it. Of the edits with the largest effects, the one
+    chosen exceeds a random direction most."""
     site = {sae.site: sae}
-    units = {sae.site: StrengthUnits.on_prompts(model, sae.site, [q.text for q in questions[0::2]])}
+    prompts = [q.text for q in questions[0::2]]
+    units = {at: StrengthUnits.on_prompts(model, at, prompts) for at in {sae.site, *(d.site for d in directions)}}
 
     def outcome(some: Sequence[Question], edits: Edits | None, control: int | None, until_open: bool) -> Outcome:
         hooks = []
         if edits is not None:
             hooks = Editing(model, site, [resolve(e, site, units) for e in edits], control=control).hooks()
-        answers = [annotate(text, service) for text in _texts(model, [q.text for q in some], sampling, hooks, until_open)]
+        texts = _texts(model, [q.text for q in some], sampling, hooks, until_open)
+        answers = [annotate(text, service) for text in texts]
         right = [is_right(q, a) for q, a in zip(some, answers, strict=True)]
-        n_calls, n_retrieved = sum(bool(a.calls) for a in answers), sum(bool(a.footnotes) for a in answers)
-        return Outcome(n_calls / len(some), n_retrieved / len(some), sum(right) / len(some))
+        counts = {
+            "opened": sum(OPEN in text for text in texts),
+            "calls": sum(bool(a.calls) for a in answers),
+            "retrieved": sum(bool(a.footnotes) for a in answers),
+            "right": sum(right),
+        }
+        return Outcome(**{name: count / len(some) for name, count in counts.items()})
 
     results = []
     for aim, needs, kinds in (("hold back", True, HOLDING_BACK), ("force", False, FORCING)):
         choosing, scoring = ([q for q in questions[start::2] if q.needs_number is needs] for start in (0, 1))
         if not choosing or not scoring:
             continue
-        kinds = [(kind, amount) for kind, amount in kinds if kind != "push" or direction is not None]
-        candidates = [_edits(latents, kind, amount, direction) for kind, amount in kinds]
         sign, until_open = (-1 if needs else 1), not needs
-        gains = [
-            sign * (outcome(choosing, e, None, until_open).calls - outcome(choosing, e, seed, until_open).calls)
-            for e in candidates
+        by_latents = [(_edits(latents, written, kind, amount), kind) for kind, amount in kinds if kind != "write" or written]
+        by_direction = [(Edits([Add(d, s, positions="generated")]), "push") for d in directions for s in PUSHES[aim]]
+        if needs:
+            by_direction += [(Edits([ProjectOut(d, positions="generated")]), "project out") for d in directions]
+        at_trigger = [
+            (Edits([Add(d, s, positions="generated", when=trigger)]), "push")
+            for d in directions
+            for s in TRIGGERED
+            if needs and trigger is not None and d.site == sae.site
         ]
-        best = gains.index(max(gains))
-        edits = candidates[best]
-        conditions = {"plain": (None, None), "steered": (edits, None), "random": (edits, seed)}
-        outcomes = {name: outcome(scoring, *condition, until_open) for name, condition in conditions.items()}
-        results.append(SteeredCalls(aim, _name(*kinds[best], edits), len(scoring), outcomes))
+        plain = outcome(scoring, None, None, until_open)
+        by = {"latents": by_latents, "direction": by_direction, "both": at_trigger}
+        for means, candidates in by.items():
+            if not candidates:
+                continue
+            effects = [sign * outcome(choosing, edits, None, until_open).opened for edits, _ in candidates]
+            first = sorted(range(len(effects)), key=lambda i: -effects[i])[:_COMPARED]
+            gains = {i: effects[i] - sign * outcome(choosing, candidates[i][0], seed, until_open).opened for i in first}
+            edits, kind = candidates[max(gains, key=lambda i: gains[i])]
+            steered, random = (outcome(scoring, edits, control, until_open) for control in (None, seed))
+            outcomes = {"plain": plain, "steered": steered, "random": random}
+            results.append(SteeredCalls(aim, means, _name(kind, edits), len(scoring), outcomes))
     return results
 
 
 def table(results: Sequence[SteeredCalls]) -> str:
     """A row for each aim and condition."""
-    names = f"{'answers':>8} {'with a call':>12} {'retrieved':>10} {'right':>7}"
-    rows = [f"{'aim':<10} {'condition':<10} {names}"]
+    names = f"{'answers':>8} {'call opens':>11} {'whole call':>11} {'retrieved':>10} {'right':>7}"
+    rows = [f"{'aim':<10} {'by':<10} {'condition':<10} {names}"]
     for r in results:
         rows += [
-            f"{r.aim:<10} {name:<10} {r.n:>8} {o.calls:>12.0%} {o.retrieved:>10.0%} {o.right:>7.0%}"
+            f"{r.aim:<10} {r.means:<10} {name:<10} {r.n:>8} {o.opened:>11.0%} {o.calls:>11.0%} {o.retrieved:>10.0%} "
+            f"{o.right:>7.0%}"
             for name, o in r.outcomes.items()
         ]
         rows.append(f"  {r.edit}")
     return "\n".join(rows)
 
 
-def _edits(latents: Sequence[int], kind: str, amount: float, direction: Direction | None) -> Edits:
+def _edits(latents: Sequence[int], written: Sequence[tuple[int, float]], kind: str, amount: float) -> Edits:
     if kind == "ablate":
         return Edits(Ablate(i, positions="generated") for i in latents[: int(amount)])
-    targets = [direction] if kind == "push" else latents[: 4 if kind == "add all" else 1]
-    return Edits(Add(target, amount, positions="generated") for target in targets)
+    if kind == "write":
+        return Edits(Add(i, more, unit="raw", positions="generated") for i, more in written[: int(amount)])
+    return Edits([Add(latents[0], amount, positions="generated")])
 
 
-def _name(kind: str, amount: float, edits: Edits) -> str:
-    targets = ", ".join(edit.target.removeprefix("latent ") for edit in edits)
-    return f"ablate {targets}" if kind == "ablate" else f"add {amount:+g} of the residual norm along {targets}"
+def _name(kind: str, edits: Edits) -> str:
+    """An edit in words."""
+    first = edits[0]
+    share = f"{first.strength:+g} of the residual norm along " if kind in ("push", "add") else ""
+    if kind in ("push", "project out"):
+        when = f", {first.when}" if first.when else ""
+        return f"{'add' if share else kind} {share}{first.latent.name} at {first.latent.site}{when}"
+    numbers = ", ".join(str(edit.latent) for edit in edits[:16]) + ", …" * (len(edits) > 16)
+    what = {"write": f"add what {len(edits)} latents write more before a call: "}.get(
+        kind, f"{'add' if share else kind} {share}"
+    )
+    return f"{what}{numbers}"
 
 
 def _texts(model: LanguageModel, prompts: list[str], sampling: SamplingConfig, hooks: list, until_open: bool) -> list[str]:
-    """Answers under hooks; with `until_open`, the hooks are gone once a call has opened."""
+    """Answers under hooks; with `until_open`, the hooks are gone once a call begins to open."""
     if not until_open:
         return [g.text for g in generate(model, prompts, sampling, fwd_hooks=hooks)]
-    first = generate(model, prompts, replace(sampling, stop=(OPEN,)), fwd_hooks=hooks)
+    first = generate(model, prompts, replace(sampling, stop=(_OPENING,)), fwd_hooks=hooks)
     opened = [i for i, g in enumerate(first) if g.stopped_by == "stop"]
     texts = [g.text for g in first]
     if opened:

@@ -126,14 +126,30 @@ def announcements(
     return results
 
 
-def before_calls(model: LanguageModel, sae: SAE, answers: Sequence[Answer]) -> Direction:
-    """The mean activation one token before a call minus the mean elsewhere, over the answers with even places."""
+def before_calls(model: LanguageModel, sites: Sequence[str], answers: Sequence[Answer]) -> list[Direction]:
+    """At each site the mean activation one token before a call minus the mean in answers without one, over the answers with
+    even places. Where every answer has a call, the mean elsewhere is taken, which is mostly that within calls."""
     half = answers[0::2]
-    acts, _ = _activations(model, sae, half)
-    labels = _labels(half, 1)
-    return Direction(
-        tuple((acts[labels].mean(0) - acts[~labels].mean(0)).tolist()), sae.site, "mean before a call minus elsewhere"
-    )
+    acts, (labels, without, name) = _recorded(model, sites, half), _contrast(half)
+    means = {site: acts[site][labels].mean(0) - acts[site][without].mean(0) for site in sites}
+    return [Direction(tuple(mean.tolist()), site, f"mean before a call minus {name}") for site, mean in means.items()]
+
+
+def written_before_calls(model: LanguageModel, sae: SAE, answers: Sequence[Answer]) -> list[tuple[int, float]]:
+    """The same difference as the SAE has it: latents with how much more they fire one token before a call, those that write
+    most to the stream first."""
+    half = answers[0::2]
+    latents, (labels, without, _) = _activations(model, sae, half)[1], _contrast(half)
+    more = latents[labels].mean(0) - latents[without].mean(0)
+    order = (more * sae.W_dec.detach().float().norm(dim=1).cpu()).argsort(descending=True, stable=True)
+    return [(int(i), float(more[i])) for i in order if more[i] > 0]
+
+
+def _contrast(answers: Sequence[Answer]) -> tuple[Labels, Labels, str]:
+    """(positions one token before a call, positions to compare them with, what the latter are)."""
+    labels = _labels(answers, 1)
+    without = torch.cat([torch.full((len(_positions(a)),), not a.openings) for a in answers])
+    return (labels, without, "answers without one") if bool(without.any()) else (labels, ~labels, "elsewhere")
 
 
 def score(alarms: Labels, labels: Labels) -> Score:
@@ -174,18 +190,26 @@ def _exchange(n: int, seed: int) -> list[int]:
     return [int(i) for i in order[np.argsort(order) - 1]]
 
 
-@torch.no_grad()
-def _activations(model: LanguageModel, sae: SAE, answers: Sequence[Answer], batch: int = 32) -> tuple[Acts, Latents]:
+def _activations(model: LanguageModel, sae: SAE, answers: Sequence[Answer]) -> tuple[Acts, Latents]:
     """The site's activations and the SAE's latents at every position of the answers."""
-    acts = []
+    x = _recorded(model, [sae.site], answers)[sae.site]
+    with torch.no_grad():
+        return x, sae.encode(x.to(sae.W_enc)).float().cpu()
+
+
+@torch.no_grad()
+def _recorded(model: LanguageModel, sites: Sequence[str], answers: Sequence[Answer], batch: int = 32) -> dict[str, Acts]:
+    """The activations of sites at every position of the answers."""
+    acts: dict[str, list[Acts]] = {site: [] for site in sites}
     for start in range(0, len(answers), batch):
         some = answers[start : start + batch]
         longest = max(len(a.ids) for a in some)
         tokens = torch.tensor([[*a.ids, *[model.cfg.pad] * (longest - len(a.ids))] for a in some], device=model.device)
-        x = model.record(tokens, [sae.site])[sae.site].float().cpu()  # padding stands on the right, where no token sees it
-        acts += [row[list(_positions(a))] for row, a in zip(x, some, strict=True)]
-    x = torch.cat(acts)
-    return x, sae.encode(x.to(sae.W_enc)).float().cpu()
+        recorded = model.record(tokens, list(sites))  # padding stands on the right, where no token sees it
+        for site, rows in acts.items():
+            x = recorded[site].float().cpu()
+            rows += [row[list(_positions(a))] for row, a in zip(x, some, strict=True)]
+    return {site: torch.cat(rows) for site, rows in acts.items()}
 
 
 def _best_latent(latents: Latents, labels: Labels) -> tuple[int, float, tuple[int, ...]]:

@@ -62,6 +62,12 @@ class Steer(ModelSettings):
     infill: tuple[str, str] | None = None
     """Write the text between this prefix and this suffix, in place of --prompt. For models with infilling, as CodeGemma."""
 
+    infill_form: str = "psm"
+    """Order of the parts with --infill: psm, spm or spm_joint."""
+
+    infill_files: tuple[Path, ...] = ()
+    """With --infill, other files of the context: their texts stand before this one, each ended by the file separator."""
+
     n: int = 1
     """Texts for each prompt and condition."""
 
@@ -130,7 +136,6 @@ def steer(
         return steer_in_memory(config, *rest, **settings)
     job = resolve(Steer, config, settings, first="sae")
     from scope.fit import check_fit
-    from scope.models.text.infill import infill_text
     from scope.sae.files import read_sae
     from scope.steering.compare.saved_runs import read_saved
     from scope.steering.compare.sweep import estimate, sweep
@@ -149,7 +154,7 @@ def steer(
     check_fit(model, sae, job.any_model, reconstructs=True)
     certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     edits = _edits(job, sae, model)
-    prompts = (infill_text(model.words, *job.infill),) if job.infill else job.prompt
+    prompts = (_infill_prompt(job, model),) if job.infill else job.prompt
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
     how["any_model"] = job.any_model
     if not job.sweep:
@@ -197,6 +202,21 @@ def refuse_missing_demo(sae: Path) -> None:
             f"There is no SAE in {DEMO.absolute()}, where scope demo leaves one.\n"
             "  Make it: scope demo --no-app\n  Or say which to take: --sae DICTIONARY"
         )
+
+
+def _infill_prompt(job: Steer, model: Any) -> str:
+    """
+    Raises:
+        TokensError: the model was not made for infilling, an unknown form, or marks in the texts.
+        ConfigError: a file that cannot be read.
+    """
+    from scope.errors import ConfigError
+    from scope.models.text.infill import infill_text
+    from scope.typed_json import read_bytes
+
+    way_out = "Give text files with --infill-files."
+    files = [read_bytes(file, ConfigError, way_out).decode(errors="replace") for file in job.infill_files]
+    return infill_text(model.words, *job.infill, job.infill_form, files)
 
 
 def _check_targets(job: Steer) -> None:

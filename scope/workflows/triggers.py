@@ -75,8 +75,9 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     from scope.models.text.generate import generate
     from scope.models.text.sampling_config import SamplingConfig
     from scope.retrieval.steered_calls import steer_calls
-    from scope.retrieval.triggers import Answer, announcements, before_calls
+    from scope.retrieval.triggers import Answer, announcements, before_calls, written_before_calls
     from scope.sae.files import read_sae
+    from scope.steering.edits.base import When
 
     job = resolve(Triggers, config, settings, first="sae")
     sae = read_sae(job.sae, job.device)
@@ -94,10 +95,20 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     if job.steered:
         latents = list(dict.fromkeys(i for ranks in zip(*(a.latents for a in found), strict=False) for i in ranks))
         with open_service(job.source) as service:
-            steered = steer_calls(
-                model, sae, latents, questions, service, sampling, job.seed, before_calls(model, sae, answers)
-            )
+            directions = before_calls(model, _residual_sites(model, sae.site), answers)
+            written = written_before_calls(model, sae, answers)
+            next_ = next((a for a in found if a.k == 1), None)
+            trigger = When(next_.latent, next_.threshold) if next_ else None
+            settings = {"directions": directions, "written": written, "trigger": trigger}
+            steered = steer_calls(model, sae, latents, questions, service, sampling, job.seed, **settings)
     return TriggerResult(tuple(found), tuple(steered))
+
+
+def _residual_sites(model: Any, site: str, most: int = 4) -> list[str]:
+    """The residual stream after up to `most` layers, evenly spaced to the last, and the SAE's site if it is as wide."""
+    after = [name for name in model.sites() if name.endswith("hook_resid_post")]
+    chosen = after[:: -max(1, len(after) // most)][:most][::-1]
+    return list(dict.fromkeys([*chosen, site] if model.sites()[site] == model.cfg.d_model else chosen))
 
 
 def _drawn(model: Any, n: int, seed: int) -> Sequence[Any]:

@@ -10,7 +10,7 @@ from scope.retrieval import steered_calls
 from scope.retrieval.annotate import annotate
 from scope.retrieval.calls import write_call
 from scope.retrieval.steered_calls import Question, is_right, steer_calls
-from scope.retrieval.triggers import Answer, announcements, score, table
+from scope.retrieval.triggers import Answer, announcements, before_calls, score, table
 from scope.sae.jumprelu import JumpReLUSAE
 from tests.retrieval.test_annotate import Canned
 
@@ -102,9 +102,36 @@ def test_right_is_the_number_that_is_shown():
 def test_steering_is_scored_on_the_questions_that_did_not_choose_it(tiny_model, sae, monkeypatch):
     monkeypatch.setattr(steered_calls, "HOLDING_BACK", (("ablate", 2), ("add", -0.5)))
     monkeypatch.setattr(steered_calls, "FORCING", (("add", 0.5),))
+    monkeypatch.setattr(steered_calls, "PUSHES", {"hold back": (-0.5,), "force": (0.5,)})
     questions = [Question(f"the dog counts {i}", 5.0 if i % 4 < 2 else "apples") for i in range(8)]
     sampling = SamplingConfig(max_new_tokens=3, temperature=0.0)
-    results = steer_calls(tiny_model, sae, [3, 1], questions, Canned({}), sampling)
-    assert [(r.aim, r.n) for r in results] == [("hold back", 2), ("force", 2)]
+    directions = before_calls(tiny_model, ["blocks.2.hook_resid_post"], answers(tiny_model, 8))
+    results = steer_calls(tiny_model, sae, [3, 1], questions, Canned({}), sampling, directions=directions)
+    aims, means = ("hold back", "force"), ("latents", "direction")
+    assert [(r.aim, r.means, r.n) for r in results] == [(aim, by, 2) for aim in aims for by in means]
     assert all(set(r.outcomes) == {"plain", "steered", "random"} for r in results)
     assert results[0].outcomes["plain"].calls == 0
+
+
+def test_a_direction_points_from_answers_without_a_call_to_the_token_before_one(tiny_model):
+    made = answers(tiny_model, 12)
+    [direction] = before_calls(tiny_model, [SITE], made)
+    acts = [tiny_model.record(torch.tensor([a.ids]), [SITE])[SITE][0] for a in made[0::2]]
+    before = [x[a.openings[0] - 1] for x, a in zip(acts, made[0::2], strict=True) if a.openings]
+    without = [x[a.n_prompt - 1 : -1] for x, a in zip(acts, made[0::2], strict=True) if not a.openings]
+    expected = torch.stack(before).mean(0) - torch.cat(without).mean(0)
+    torch.testing.assert_close(torch.tensor(direction.vector), expected, atol=1e-5, rtol=1e-5)
+    assert direction.site == SITE
+    calling = [a for a in made if a.openings] * 2
+    assert "minus elsewhere" in before_calls(tiny_model, [SITE], calling)[0].name
+
+
+def test_a_forced_call_is_opened_by_the_edit_and_written_without_it(tiny_model):
+    bracket = tiny_model.words.encode("[", bos=False)
+    likeliest = torch.zeros(tiny_model.cfg.d_vocab)
+    likeliest[bracket[-1]] = 1e4
+    hooks = [("unembed.hook_out", lambda x, hook: x + likeliest)]
+    sampling = SamplingConfig(max_new_tokens=4, temperature=0.0)
+    [opened] = steered_calls._texts(tiny_model, ["the dog"], sampling, hooks, until_open=True)
+    [plain] = tiny_model.generate(["the dog["], 4, temperature=0.0, return_type="generations")
+    assert opened == "[" + plain.text

@@ -6,6 +6,8 @@ import pytest
 
 import scope
 from scope.errors import ConfigError
+from scope.sae.files import save_sae
+from tests.features.test_collect import toy_sae
 from tests.help.labs import save_checkpoint
 
 SITE = "blocks.1.hook_resid_post"
@@ -52,3 +54,21 @@ def test_a_recording_of_examples_is_scored_on_held_out_examples(coder_folder, te
 def test_the_form_of_a_recording_is_its_own(workflow, tmp_path):
     with pytest.raises(ConfigError, match="a recording has the form in which `scope harvest --fim` made it"):
         workflow(tmp_path / "x", fim="psm", **({"recording": tmp_path} if workflow is scope.collect_features else {}))
+
+
+def test_an_infill_is_steered_with_other_files_in_its_context(coder_folder, coding_gemma, tmp_path):
+    save_sae(toy_sae(coding_gemma), tmp_path / "sae")
+    (tmp_path / "other.py").write_text("the dog runs")
+    run = scope.steer(
+        tmp_path / "sae",
+        model=coder_folder,
+        latent=3,
+        infill=("the cat ", " the river"),
+        infill_form="spm",
+        infill_files=tmp_path / "other.py",
+        max_new_tokens=3,
+        certificate=False,
+        any_model=True,
+    )
+    order = "<|fim_suffix|> the river<|fim_prefix|>the cat <|fim_middle|>"
+    assert list(run.prompts) == ["the dog runs<|file_separator|>" + order]
