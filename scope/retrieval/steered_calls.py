@@ -75,7 +75,7 @@ class SteeredCalls:
 
     aim: str
     means: str
-    """What is edited: latents, direction, or both: the direction where the announcing latent fires."""
+    """Edited are latents, a direction, or both: the direction where the announcing latent fires."""
     edit: str
     n: int
     outcomes: dict[str, Outcome]
