@@ -65,6 +65,9 @@ RANDOM = {
 SHAPES = {name: [(1, 128), (1, 512)] for name in RANDOM} | {"bundled": [(1, 64), (1, 256), (8, 256)]}
 CACHED = {name: [(1, 128), (1, 512)] for name in RANDOM} | {"bundled": [(1, 64), (8, 256)]}
 DECODE = {name: [(1, 32, 8), (8, 32, 4)] for name in RANDOM} | {"bundled": [(1, 64, 64), (8, 64, 64)]}
+CLOCK = [time.perf_counter]
+"""What measures a run; process_time with --cpu."""
+
 PEERS = ("transformers", "sdpa", "flex", "TransformerLens", "stop_at_layer")
 
 
@@ -120,9 +123,9 @@ def take_turns(runs: dict[str, Callable], seconds: float) -> dict[str, float]:
     times, started = {name: [] for name in runs}, time.perf_counter()
     while len(times[next(iter(runs))]) < 2 or time.perf_counter() - started < seconds:
         for name, run in runs.items():
-            begun = time.perf_counter()
+            begun = CLOCK[0]()
             run()
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(CLOCK[0]() - begun)
     return {name: statistics.median(t) for name, t in times.items()}
 
 
@@ -219,7 +222,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="for each row, at least two rounds")
     parser.add_argument("--tokens", type=int, default=1 << 30, help="leave out rows of more tokens than this")
     parser.add_argument("--flex", action="store_true", help="transformers' flex attention too, which is compiled first")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds, on one thread: for a busy machine")
     args = parser.parse_args()
+    if args.cpu:
+        torch.set_num_threads(1)
+        CLOCK[0] = time.process_time
     warnings.filterwarnings("ignore")
     began = time.perf_counter()
     threads = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
