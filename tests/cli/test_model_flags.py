@@ -25,6 +25,7 @@ ON_A_LAB = {
     "features": ["LAB/dictionary"],
     "match": ["LAB", "LAB"],
     "diff": ["bundled", "bundled"],
+    "lookahead": ["LAB/dictionary"],
     "steer": ["--sae", "LAB/dictionary", "--latent", "3"],
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
     "moderate": ["the dog", "--policy", "hate"],
@@ -32,7 +33,7 @@ ON_A_LAB = {
     "datacommons triggers": ["LAB/dictionary"],
     "label": ["LAB/pack", "--with", "here"],
 }
-TEXT = {"demo", "harvest", "train", "evaluate", "features", "match", "diff"}
+TEXT = {"demo", "harvest", "train", "evaluate", "features", "match", "diff", "lookahead"}
 """Commands that read a --corpus."""
 
 LAB = Path(__file__).parents[1] / "data" / "version_0_1_0"
