@@ -56,6 +56,10 @@ def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, pl
     elif file.stem == "read_features":
         rows, difference = map(float, re.search(r"rows (\S+), logit difference (\S+),", said).groups())
         assert rows == pytest.approx(difference, abs=0.02)
+    elif file.stem == "infilling":
+        assert "'control'" in said
+        assert "another in its place" in said
+        assert re.search(r"^random +'", said, re.M)
     elif file.stem == "data_commons":
         assert "(2682462 [1]" in said
         assert "No number of this text was retrieved" in said
