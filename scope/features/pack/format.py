@@ -9,6 +9,7 @@ vocab.json.gz     the piece of every id, so that no tokenizer is needed to read 
 README.txt        this, at length, for those who read a pack without this program
 map.npy           (optional) a place on a flat map for each latent
 health.json       (optional) the evaluation report, the certificate and the training curves
+lookahead.json    (optional) which latents fire in a middle because of the suffix; `scope lookahead --pack` adds it
 notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
 """
 

@@ -34,5 +34,6 @@ documents.npy      index into documents.json for each token, -1 unknown
 map.npy            (optional) [d_sae 2] a place on a flat map of the decoder directions; what it is worth stands in the
                    manifest under "map"
 health.json        (optional) evaluation, certificate, training curve
+lookahead.json     (optional) which latents fire in the middle of an infilling example because of the suffix
 notes.sqlite       (later) labels with source, score and time; notes, stars, guesses. The only file that changes.
 """
