@@ -2,11 +2,12 @@
 
 The statistic of a latent is its mean activation over all tokens; it moved by `tuned - base` on the same text. The null draws
 the documents of the text twice with replacement and takes the base's mean on the one minus that on the other. Each latent's
-moves are divided by the null's standard deviation (at least what one firing more or less would do); a latent moved where this
+moves are divided by the null's root mean square (at least what one firing more or less would do); a latent moved where this
 z exceeds what the largest |z| of all latents exceeds in a share `level` of the redraws. That is the max-T correction of
 Westfall and Young (1993) for testing every latent: the chance of any false one at all is `level`, whatever depends on what.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,7 @@ class MovedLatents:
 
     tuned: Float[np.ndarray, " latent"]
     spread: Float[np.ndarray, " latent"]
-    """Standard deviation of the move when only the text is drawn anew."""
+    """Root mean square of the move when only the text is drawn anew."""
 
     z: Float[np.ndarray, " latent"]
     p: Float[np.ndarray, " latent"]
@@ -56,13 +57,14 @@ def moved_latents(
     before, after, n = base.double(), tuned.double(), tokens.double()
     total = n.sum()
     move = (after.sum(0) - before.sum(0)) / total
-    drawn = _redrawn(before, n, redraws, "diff latents", seed)
+    squares = sum(block.square().sum(0) for block in _redrawn(before, n, redraws, "diff latents", seed))
     one_firing = (before.sum(0) + after.sum(0)) / firing.double().clamp_min(1) / total
-    spread = torch.maximum(drawn.std(0, correction=0), one_firing * 2**0.5).clamp_min(1e-30)
+    spread = torch.maximum((squares / redraws).sqrt(), one_firing * 2**0.5).clamp_min(1e-30)
     z = move / spread
-    largest = (drawn / spread).abs().amax(1)
+    largest = torch.cat([(block / spread).abs().amax(1) for block in _redrawn(before, n, redraws, "diff latents", seed)])
     threshold = largest.quantile(1 - level).item()
-    again = (_redrawn(before, n, redraws, "diff latents again", seed) / spread).abs() > threshold
+    further = _redrawn(before, n, redraws, "diff latents again", seed)
+    beyond = torch.cat([((block / spread).abs() > threshold).sum(1) for block in further])
     at_least = redraws - torch.searchsorted(largest.sort().values, z.abs().contiguous())
     return MovedLatents(
         base=(before.sum(0) / total).numpy(),
@@ -71,21 +73,19 @@ def moved_latents(
         z=z.numpy(),
         p=((1 + at_least) / (1 + redraws)).numpy(),
         threshold=threshold,
-        by_chance=again.sum(1).double().mean().item(),
-        any_by_chance=again.any(1).double().mean().item(),
+        by_chance=beyond.double().mean().item(),
+        any_by_chance=(beyond > 0).double().mean().item(),
     )
 
 
-def _redrawn(sums: Tensor, tokens: Tensor, redraws: int, null: str, seed: int) -> Tensor:
-    """[redraw latent]: the mean activation on documents drawn with replacement, minus that on others drawn so."""
+def _redrawn(sums: Tensor, tokens: Tensor, redraws: int, null: str, seed: int) -> Iterator[Tensor]:
+    """Blocks [redraw latent] of the mean activation on documents drawn with replacement, minus that on others drawn so."""
     numbers, n = generator(null, seed), len(tokens)
-    moves = []
     for at in range(0, redraws, _BLOCK):
         some = min(_BLOCK, redraws - at)
-        weights = torch.zeros(2 * some, n, dtype=torch.float64)
-        weights.scatter_add_(
-            1, torch.randint(n, (2 * some, n), generator=numbers), torch.ones(2 * some, n, dtype=torch.float64)
+        drawn = torch.randint(n, (2 * some, n), generator=numbers)
+        weights = torch.zeros(2 * some, n, dtype=torch.float64).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=torch.float64)
         )
         means = weights @ sums / (weights @ tokens)[:, None]
-        moves.append(means[:some] - means[some:])
-    return torch.cat(moves)
+        yield means[:some] - means[some:]

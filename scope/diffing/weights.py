@@ -65,7 +65,9 @@ def parameters(model: LanguageModel) -> dict[str, Tensor]:
         ConfigError: they are not in memory.
     """
     if model.streamed or not isinstance(model, nn.Module):
-        raise ConfigError("Weights are compared in memory; load the model without streaming.")
+        raise ConfigError(
+            "The weights of this model do not lie in memory, where they are compared.\n  Load it without streaming."
+        )
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -85,7 +87,8 @@ def weight_changes(
             f"These models do not have the same weights: {odd[0]} {list(odd[1])} is in one alone. A fine-tune has its base's "
             "shape.\n  Latents of two unlike models are compared by: scope match"
         )
-    updates: dict[str, Update] = tuned.adapter.updates if tuned.adapter else {}
+    adapter = getattr(tuned, "adapter", None)  # models of TransformerLens have none
+    updates: dict[str, Update] = adapter.updates if adapter is not None else {}
     changes, directions = [], {}
     for n, (name, before) in enumerate(ours.items()):
         after = theirs[name]
