@@ -28,7 +28,10 @@ MAY_IMPORT = {
     "scope.training": DATA | SAE | {"scope.evaluation.metrics"},
     "scope.features": DATA | MODELS | SAE | {"scope.evaluation.metrics", "scope.evaluation.certificate.certificate"},
     "scope.circuits": DATA | MODELS | SAE | {"scope.steering"},
-    "scope.diffing": DATA | MODELS | SAE | {"scope.evaluation.metrics", "scope.evaluation.splice"},
+    "scope.diffing": DATA
+    | MODELS
+    | SAE
+    | {"scope.evaluation.metrics", "scope.evaluation.splice", "scope.features.exports.tables"},
     "scope.retrieval": DATA | MODELS | SAE | {"scope.features", "scope.steering"},
     "scope.moderation": DATA | MODELS | SAE | {"scope.features", "scope.steering", "scope.circuits"},
     "scope.pretrain": DATA | MODELS | {"scope.retrieval", "scope.moderation"},

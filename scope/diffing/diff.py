@@ -23,6 +23,7 @@ from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.progress import OnProgress
 from scope.sae.base import SAE
+from scope.sae.files import parameters_sha256
 from scope.sites import match_sites
 
 _LISTED = 20
@@ -147,7 +148,7 @@ def diff(
             "base": dict(base.provenance),
             "tuned": dict(tuned.provenance),
             "text": {**text.described, "tokens": int(sums["group/tokens"].sum())},
-            "dictionary": None if sae is None else {"site": sae.site, "loaded_from": sae.loaded_from},
+            "dictionary": None if sae is None else {"site": sae.site, "parameters_sha256": parameters_sha256(sae)},
             "config": asdict(config),
         },
         latents=frame,

@@ -13,6 +13,7 @@ from scope.diffing.updates import UpdateLatents
 from scope.diffing.weights import BFLOAT16_ROUNDING, WeightChange
 from scope.errors import ConfigError, ScopeError
 from scope.escape import visible
+from scope.features.exports.tables import safe_cell
 from scope.typed_json import read_json, typed
 from scope.whole_files import write_json, write_whole
 
@@ -246,10 +247,10 @@ class Diff:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)
         if self.latents is not None:
-            write_whole(folder / LATENTS, self.to_frame().to_csv(index=False))
+            write_whole(folder / LATENTS, _csv(self.to_frame()))
         for table in TABLES:
             if len(frame := self.to_frame(table)):
-                write_whole(folder / f"{table}.csv", frame.to_csv(index=False))
+                write_whole(folder / f"{table}.csv", _csv(frame))
         write_whole(folder / DIRECTIONS, save({name: d.contiguous() for name, d in self.directions.items()}))
         stored = {f.name: getattr(self, f.name) for f in fields(Stored)}
         plain = {name: [asdict(r) for r in value] if name in TABLES else value for name, value in stored.items()}
@@ -294,6 +295,14 @@ class Stored:
     updates: tuple[UpdateLatents, ...] = ()
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    """As CSV in which no text of a model is a formula; several values are one cell."""
+    cells = frame.map(
+        lambda v: safe_cell(" ".join(map(str, v)) if isinstance(v, tuple) else v) if isinstance(v, str | tuple) else v
+    )
+    return cells.to_csv(index=False)
 
 
 TABLES = ("weights", "sites", "groups", "tokens", "transfer", "updates")

@@ -153,6 +153,13 @@ def test_a_result_is_read_back_from_its_folder_and_a_damaged_one_is_refused(foun
         Diff.load(folder)
 
 
+def test_no_text_of_a_model_is_a_formula_in_the_tables(found, tmp_path):
+    tokens = (replace(found.tokens[0], token="=1+1"), *found.tokens[1:])
+    folder = replace(found, tokens=tokens, latents=found.latents.assign(promotes="@SUM(A1)")).save(tmp_path / "diff")
+    assert "\n'=1+1," in (folder / "tokens.csv").read_text()
+    assert ",@SUM" not in (folder / "latents.csv").read_text()
+
+
 def test_the_page_holds_the_verdict_and_escapes_what_models_are_called(found, tmp_path):
     named = replace(found, provenance={**found.provenance, "tuned": {"model": "<b>bold</b>"}})
     text = named.to_html(tmp_path / "page.html")
