@@ -99,11 +99,16 @@ class ModelPlace:
     """Branch, tag or commit of a hub model."""
 
     def load_model(self, made_for: Mapping[str, Any] | None = None, streamed: bool = False) -> Any:
-        """The model; where none is named, the one that a provenance `made_for` names, and at last the bundled one."""
+        """The model; where none is named, the one that a provenance `made_for` names, and at last the bundled one.
+
+        Raises:
+            ConfigError: the model reads pictures, which commands do not give it.
+        """
+        from scope.models.face import VisionModel
         from scope.models.load import load_model
 
         known = ModelId.of((made_for or {}).get("model")) if self.model is None else ModelId()
-        return load_model(
+        model = load_model(
             self.model or known.name or "bundled",
             adapter=self.adapter,
             dtype=dtype_of(self),
@@ -111,6 +116,12 @@ class ModelPlace:
             revision=self.revision or known.revision,
             streamed=streamed,
         )
+        if isinstance(model, VisionModel):
+            raise ConfigError(
+                f"{self.model or known.name} is a {model.cfg.family_name}, which reads pictures; commands give text alone.\n"
+                "  In Python: scope.load_model(...), then model.record(...) or model.run_with_cache(...)."
+            )
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

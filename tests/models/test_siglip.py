@@ -223,6 +223,13 @@ def test_a_checkpoint_that_cannot_be_is_refused(tmp_path, damage):
         load_model(str(folder))
 
 
+def test_a_command_refuses_a_model_that_reads_pictures(tmp_path):
+    from scope.workflows.settings import ModelSettings
+
+    with pytest.raises(ConfigError, match="is a SigLIP, which reads pictures"):
+        ModelSettings(model=str(siglip(tmp_path)), device="cpu").load_model()
+
+
 def test_released_sizes_are_what_config_json_leaves_out(tmp_path):
     """The base checkpoints' config.json names no size at all."""
     from scope.models.siglip.config import SiglipConfig
