@@ -67,7 +67,7 @@ def pair(config, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
     settings = {k: v for k, v in raw.items() if k not in ("model_type", "architectures")}
     with torch.device("meta"):
         theirs = theirs_class(transformers.AutoConfig.for_model(raw["model_type"], **settings))
-    theirs.to_empty(device="cpu")
+    theirs.to_empty(device="cpu").tie_weights()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in theirs.parameters():

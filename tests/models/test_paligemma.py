@@ -250,6 +250,15 @@ def test_every_spelling_of_a_checkpoint_is_the_same_model(tmp_path, toy_tokenize
     assert model.provenance["model"] == str(folder)
 
 
+@torch.no_grad()
+def test_the_image_token_may_lie_beyond_the_vocabulary(tmp_path, toy_tokenizer):
+    folder, inputs = paligemma(tmp_path), prompt()
+    respell(folder, lambda name: name, lambda raw: raw | {"image_token_index": 500})
+    save_tokenizer(toy_tokenizer.backend, folder, 128)
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE_TOKEN, 500)
+    torch.testing.assert_close(load_model(str(folder))(inputs), reference(folder)(**inputs).logits, rtol=0, atol=3e-5)
+
+
 def test_sizes_that_released_configs_leave_out_are_known():
     from scope.models.paligemma.config import PaliGemmaConfig
 
