@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def load_model(
         "model": _name(found.base_name),
         "revision": revision or (folder.name if fetched else None),
         "weights_sha256": hash_files(files.values()),
-        "config_sha256": hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest(),
+        "config_sha256": hashlib.sha256(json.dumps(raw | _pictures(config), sort_keys=True).encode()).hexdigest(),
         "tokenizer_sha256": "none" if tokenizer is None else tokenizer.sha256,
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -126,6 +126,12 @@ def _with_window(config: Any, window_convention: str) -> Any:
             "  Leave it out."
         )
     return replace(config, window_convention=window_convention)
+
+
+def _pictures(config: Any) -> dict[str, Any]:
+    """How pictures are prepared, which is part of what a model with a tower computes; nothing for a model of text."""
+    processor = getattr(config, "pictures", None)
+    return {} if processor is None else {"pictures": asdict(processor)}
 
 
 @contextmanager

@@ -193,6 +193,8 @@ def test_a_loaded_model_prepares_pictures_itself_and_refuses_a_foreign_processor
     assert model.to_pixels([noise(), noise()]).shape == (2, 3, 29, 29)
     assert model.patch_grid() == (4, 4)
     assert len(model.patch_boxes((37, 23))) == model.cfg.vision.n_patches
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4] * 3}))
+    assert load_model(str(folder)).provenance["config_sha256"] != model.provenance["config_sha256"]
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 384, "width": 384}}))
     with pytest.raises(CheckpointError, match="384 x 384"):
         load_model(str(folder))
