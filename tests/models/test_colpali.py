@@ -260,6 +260,11 @@ def test_what_a_colpali_cannot_do_is_refused_with_the_way_out(pair):
         ours(pages, return_type="logits")
     with pytest.raises(ConfigError, match="writes no text"):
         ours.generate(pages)
+    for vectors in (torch.ones(2, 16), torch.ones(1, 2, 0, 16)):
+        with pytest.raises(ConfigError, match=r"\[n, pos, d_embed\]"):
+            ours.scores(vectors, torch.ones(1, 2, 16))
+    with pytest.raises(ConfigError, match="Item 0 of 2 is a query without a vector"):
+        ours.scores(torch.ones(2, 0, 16), torch.ones(1, 2, 16))
     with pytest.raises(ConfigError, match="There is no page"):
         ours.scores(torch.ones(1, 2, 16), [])
     with pytest.raises(ConfigError, match="Item 1 of 2 is a page without a vector"):

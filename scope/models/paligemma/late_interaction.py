@@ -8,7 +8,8 @@ anything is 0, never beats a negative similarity.
 Source: ColBERT, arXiv:2004.12832; ColPali, arXiv:2407.01449.
 """
 
-from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,13 +18,12 @@ from torch import Tensor
 from scope.errors import ConfigError
 
 Vectors = Float[Tensor, "_ _"]  # [pos d_out], and each of a list may have another pos
-Padded = Float[Tensor, "_ _ _"]  # [n pos d_out]
 Scores = Float[Tensor, "query page"]
-PRODUCTS_AT_ONCE = 1 << 24
+PRODUCTS_AT_ONCE = 1 << 23
 """Similarities that are in memory at one time."""
 
 
-def max_sim(queries: Padded | Sequence[Vectors], pages: Padded | Sequence[Vectors], at_once: int = PRODUCTS_AT_ONCE) -> Scores:
+def max_sim(queries: Any, pages: Any, at_once: int = PRODUCTS_AT_ONCE) -> Scores:
     """Scores [query page] in float32, from vectors padded with zeros [n pos d_out], or a list of [pos d_out].
 
     Raises:
@@ -36,21 +36,32 @@ def max_sim(queries: Padded | Sequence[Vectors], pages: Padded | Sequence[Vector
             f"Vectors of queries have {q.shape[1]} numbers and those of pages {p.shape[1]}: two models made them."
         )
     q, p = q.float(), p.to(q.device).float()
+    starts = [0, *accumulate(p_lengths)]
     columns = []
     for first, last in _blocks(p_lengths, max(1, at_once // len(q))):
-        start = sum(p_lengths[:first])
         lengths = p_lengths[first:last]
-        similarity = q @ p[start : start + sum(lengths)].T
-        best = torch.stack([part.amax(1) for part in similarity.split(lengths, 1)], 1)
+        similarity = q @ p[starts[first] : starts[last]].T
+        if len(set(lengths)) == 1:
+            best = similarity.unflatten(1, (len(lengths), -1)).amax(2)
+        else:
+            best = torch.stack([part.amax(1) for part in similarity.split(lengths, 1)], 1)
         columns.append(torch.stack([part.sum(0) for part in best.split(q_lengths)]))
     return torch.cat(columns, 1)
 
 
-def _rows(vectors: Padded | Sequence[Vectors], kind: str) -> tuple[Vectors, list[int]]:
+def _rows(vectors: Any, kind: str) -> tuple[Vectors, list[int]]:
     """(the vectors of all, one after another, without padding; how many each has)."""
     if len(vectors) == 0:
         raise ConfigError(f"There is no {kind}. Give at least one.")
-    rows = [one[(one != 0).any(-1)] for one in vectors]
+    if {one.dim() for one in vectors} != {2}:
+        raise ConfigError(
+            f"Vectors of a {kind} are [n, pos, d_embed], or a list of [pos, d_embed]. One alone is vectors[None]."
+        )
+    if (
+        isinstance(vectors, Tensor) and vectors.shape[1] and bool((torch.linalg.vector_norm(vectors, dim=-1) > 0).all())
+    ):  # nothing is padded
+        return vectors.flatten(0, 1), [vectors.shape[1]] * len(vectors)
+    rows = [one[torch.linalg.vector_norm(one, dim=-1) > 0] for one in vectors]
     if empty := [i for i, one in enumerate(rows) if not len(one)]:
         raise ConfigError(f"Item {empty[0]} of {len(rows)} is a {kind} without a vector: all of its rows are zero.")
     return torch.cat(rows), [len(one) for one in rows]
