@@ -39,6 +39,12 @@ def model_card(run: Path, corpus: Path, evaluation: dict | None = None, name: st
         f"{config['n_kv_heads']} key-value heads of {config['d_head']}, gated MLP of {config['d_mlp']}, "
         f"vocabulary {config['d_vocab']}, context {config['n_ctx']} tokens, local window {config['window']}"
     )
+    if hasattr(model, "lru_width"):
+        n_recurrent = model.layer_types.count("recurrent")
+        shape += (
+            f"; {n_recurrent} of the layers are recurrent, with {model.lru_width} channels; the window shows "
+            f"{model.effective_window} keys (window_convention {model.window_convention}; transformers shows {model.window})"
+        )
     recipe = (
         f"{curve[-1]['step'] if curve else 0:,} steps of {config['batch']} x {config['n_ctx']} tokens ({seen / 1e6:.1f} M, "
         f"{seen / total:.1f} times the training set). Muon (lr {config['matrix_lr']}) on the matrices of the blocks, AdamW "

@@ -221,6 +221,31 @@ def test_weights_stacked_over_layers_are_refused_where_a_block_has_no_attention(
     assert model.accumulated_bias(2).abs().max() > 0
 
 
+@torch.no_grad()
+def test_the_stream_is_the_sum_of_what_heads_recurrent_blocks_neurons_and_biases_add(folder):
+    model = load_model(str(folder)).double()
+    _, cache = model.run_with_cache(some_tokens())
+    parts, labels = cache.get_full_resid_decomposition(-1, return_labels=True)
+    torch.testing.assert_close(parts.sum(0), cache["resid_post", 3], rtol=0, atol=1e-9)
+    assert [label for label in labels if "rec" in label] == ["L0rec", "L1rec", "L3rec"]
+    assert [label for label in labels if label.startswith("L2H")] == [f"L2H{head}" for head in range(4)]
+    parts, labels = cache.decompose_resid(-1, return_labels=True)
+    torch.testing.assert_close(parts.sum(0), cache["resid_post", 3], rtol=0, atol=1e-9)
+    assert labels[1:5] == ["0_rec_out", "0_mlp_out", "1_rec_out", "1_mlp_out"]
+    assert torch.equal(cache["state", 1], cache["blocks.1.rec.hook_state"])
+    parts, labels = cache.get_full_resid_decomposition(2, mlp_input=True, expand_neurons=False, return_labels=True)
+    torch.testing.assert_close(parts.sum(0), cache["resid_mid", 2], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_folding_the_gains_into_what_reads_them_changes_no_logit(folder):
+    model, tokens = load_model(str(folder)), some_tokens()
+    before = model(tokens)
+    model.process_weights_()
+    assert model.blocks[0].ln1.weight.abs().max() == 0
+    torch.testing.assert_close(model(tokens), before, rtol=0, atol=1e-5)
+
+
 def test_a_cache_of_another_batch_is_refused(folder):
     model = load_model(str(folder))
     cache = model.new_cache()

@@ -70,6 +70,29 @@ def test_a_killed_run_ends_in_the_same_weights_and_the_same_curve(run, corpus, t
     assert steps[-1] == json.loads((out / "curve.jsonl").read_text().splitlines()[-1])["step"] == 24
 
 
+def test_a_recurrent_model_is_trained_and_continued_to_the_same_bits_and_read_by_transformers(corpus, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    config = replace(TINY, model_type="recurrent_gemma", d_head=8, n_layers=3, steps=16)
+
+    def kill(row):
+        if row["step"] == 10:
+            raise Killed
+
+    with pytest.raises(Killed):
+        pretrain(config, corpus, tmp_path / "killed", kill)
+    losses = []
+    model = pretrain(config, corpus, tmp_path / "whole", lambda row: losses.append(row["loss"]))
+    resumed = pretrain(config, corpus, tmp_path / "killed")
+    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), model.parameters(), strict=True))
+    assert losses[-1] < losses[0]
+    folder = export(model, corpus / "tokenizer", tmp_path / "model", model_card(tmp_path / "whole", corpus))
+    assert "2 of the layers are recurrent, with 16 channels; the window shows 9 keys" in (folder / "README.md").read_text()
+    ours, tokens = load_model(str(folder), window_convention="hf"), torch.arange(2, 22)[None]
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    torch.testing.assert_close(ours(tokens), theirs(tokens, use_cache=False).logits, rtol=0, atol=1e-4)
+
+
 def test_a_flipped_bit_of_a_checkpoint_is_refused_or_changes_nothing(run, tmp_path):
     """The bits between the records of the archive mean nothing."""
     whole, rng, refused = (run[0] / "checkpoint.pt").read_bytes(), random.Random(16), 0

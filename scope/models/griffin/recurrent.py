@@ -11,6 +11,7 @@ from scope.models.hooks import HookPoint
 from scope.models.parts.positions import RunPositions
 from scope.shapes import Mask, Positions, Resid
 
+_ROWS = 64  # tokens from which it pays to put the weights of both gates side by side
 _STEEPEST = 1000.0
 """The derivative of a square root is cut here, as in both published implementations."""
 
@@ -66,6 +67,9 @@ class RecurrentBlock(nn.Module):
         """Each token's input and the `conv_width - 1` before it in its document, weighted by channel."""
         n, reach = u.shape[1], self.conv_width - 1
         longer = torch.cat([state.before(u, self.conv_width), u], 1)
+        if n == 1 and at.real is None and remember:  # one token more, in few operations
+            state.inputs = longer[:, 1:]
+            return (longer * self.conv_weight[:, 0].T).sum(1, keepdim=True) + self.conv_bias
         if at.real is None:
             parts = [longer[:, reach - k : reach - k + n] for k in range(self.conv_width)]
         else:
@@ -81,23 +85,31 @@ class RecurrentBlock(nn.Module):
     def gated(self, c: Channels, at: RunPositions) -> tuple[Channels, Channels]:
         """What the state is multiplied with and what is written into it at each token: 0 times the state where a document
         starts, and at padding the state as it is."""
-        i = self.hook_gate_x(torch.sigmoid(self.blockwise(c, self.input_gate_weight, self.input_gate_bias)))
-        r = self.hook_gate_a(torch.sigmoid(self.blockwise(c, self.recurrent_gate_weight, self.recurrent_gate_bias)))
+        i, r = self.gates(c)
+        i, r = self.hook_gate_x(i), self.hook_gate_a(r)
         log_a = self.hook_log_a(-8.0 * wide(r) * softplus(wide(self.recurrent_param)))
         a = self.hook_a(log_a.exp())
-        starts = at.starts[..., None]
-        n = _BoundedSqrt.apply(1 - (2 * log_a).exp()).masked_fill(starts, 1.0)
+        n = 1 - (2 * log_a).exp()
+        n = _BoundedSqrt.apply(n) if n.requires_grad else n.sqrt_()
+        starts = at.starts[..., None] if at.may_start else None
+        if starts is not None:
+            n, a = n.masked_fill(starts, 1.0), a.masked_fill(starts, 0.0)
         write = self.hook_write(wide(c * i) * n)
-        a = a.masked_fill(starts, 0.0)
         if at.real is None:
             return a, write
         padding = ~at.real[..., None]
         return a.masked_fill(padding, 1.0), write.masked_fill(padding, 0.0)
 
-    def blockwise(self, c: Channels, weight: Tensor, bias: Tensor) -> Channels:
-        """A linear map of each of `n_blocks` parts of the channels."""
+    def gates(self, c: Channels) -> tuple[Channels, Channels]:
+        """How much of the input is written and how fast the state decays: maps of each of `n_blocks` parts of the channels."""
         parts = c.reshape(-1, self.n_blocks, self.lru_width // self.n_blocks).transpose(0, 1)
-        return torch.baddbmm(bias[:, None], parts, weight).transpose(0, 1).reshape(c.shape)
+        weights, biases = (self.input_gate_weight, self.recurrent_gate_weight), (self.input_gate_bias, self.recurrent_gate_bias)
+        if parts.shape[1] < _ROWS:
+            maps = [torch.baddbmm(bias[:, None], parts, weight) for weight, bias in zip(weights, biases, strict=True)]
+        else:
+            maps = torch.baddbmm(torch.cat(biases, -1)[:, None], parts, torch.cat(weights, -1)).chunk(2, -1)
+        i, r = (torch.sigmoid(x.transpose(0, 1).reshape(c.shape)) for x in maps)
+        return i, r
 
 
 class _BoundedSqrt(torch.autograd.Function):

@@ -25,6 +25,9 @@ Earlier = Float[Tensor, "batch earlier channel"]
 CHUNK = 32
 """Tokens of a chunk."""
 
+_FEW = 1024
+"""Numbers a token up to which the steps of several chunks side by side cost hardly more than those of one."""
+
 
 def step(a: State, x: State, state: State) -> State:
     """The state after one more token."""
@@ -32,7 +35,7 @@ def step(a: State, x: State, state: State) -> State:
 
 
 def sequential(a: Channels, x: Channels, start: State | None = None) -> Channels:
-    """A loop over tokens. The fastest form on a CPU."""
+    """A loop over tokens."""
     h = torch.empty_like(x)
     factors, added, states = a.unbind(1), x.unbind(1), h.unbind(1)
     state = states[0].copy_(added[0]) if start is None else torch.addcmul(added[0], factors[0], start, out=states[0])
@@ -91,7 +94,7 @@ def scan(a: Tensor, x: Channels, start: Tensor | None = None, form: str | None =
             f"{(x.shape[0], x.shape[2])}; these are {tuple(a.shape)} and {was}.\n"
             "  A state belongs to the rows that it was made from: start a new cache for another batch."
         )
-    form = form or ("sequential" if x.device.type == "cpu" else "associative")
+    form = form or _fastest(x)
     if form not in FORMS:
         raise ConfigError(f"form is {form!r}; a scan is {', '.join(FORMS)}.")
     if torch.is_grad_enabled() and (a.requires_grad or x.requires_grad or (start is not None and start.requires_grad)):
@@ -101,20 +104,28 @@ def scan(a: Tensor, x: Channels, start: Tensor | None = None, form: str | None =
     return FORMS[form](a, x, start)
 
 
+def _fastest(x: Tensor) -> str:
+    """On a CPU a loop over tokens, of few numbers each in chunks; elsewhere few large operations."""
+    if x.device.type != "cpu":
+        return "associative"
+    return "chunked" if x.shape[1] >= 2 * CHUNK and x.shape[0] * x.shape[2] <= _FEW else "sequential"
+
+
 def back_flow(a: Channels, grad: Channels, form: str | None = None) -> Channels:
     """What a loss changes with each state by way of all later ones, from what it changes with each state directly:
     g_t + a_(t+1) (g_(t+1) + ...)."""
     if grad.shape[1] == 1:
         return grad
     later = torch.cat([a[:, 1:], torch.zeros_like(a[:, :1])], 1)
-    if form in (None, "sequential") and grad.device.type == "cpu":
+    form = form or _fastest(grad)
+    if form == "sequential":
         total = torch.empty_like(grad)
         factors, direct, totals = later.unbind(1), grad.unbind(1), total.unbind(1)
         after = totals[-1].copy_(direct[-1])
         for t in range(len(totals) - 2, -1, -1):
             after = torch.addcmul(direct[t], factors[t], after, out=totals[t])
         return total
-    return FORMS[form or "associative"](later.flip(1), grad.flip(1)).flip(1)
+    return FORMS[form](later.flip(1), grad.flip(1)).flip(1)
 
 
 @torch.compiler.disable

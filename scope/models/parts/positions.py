@@ -22,6 +22,9 @@ class RunPositions:
         self.positions, self.real, self.dtype = positions, real, dtype
         self.key_positions = positions if cache is None else cache.positions
         self.key_real = None if real is None else real if cache is None else cache.real
+        self.may_start = real is not None or cache is None or cache.n_tokens == positions.shape[1]
+        """False where it is known that no document starts among these tokens."""
+
         self.documents = None if self.key_real is None else packed_documents(self.key_positions, self.key_real)
         self._rotary: dict[tuple[int, float, float], tuple[Angles, Angles]] = {}
         self._masks: dict[int | None, CausalMask] = {}

@@ -13,6 +13,7 @@ from scope.models.transformer_lens.decomposition import Decomposition, Slice, cu
 
 _IN_ATTENTION = {"q", "k", "v", "z", "rot_q", "rot_k", "attn_scores", "pattern", "result"}
 _IN_MLP = {"pre", "pre_linear", "post"}
+_IN_RECURRENCE = {"x", "conv", "gate_x", "gate_a", "log_a", "a", "write", "state", "y", "rec_out"}
 _ALIASES = {"attn": "pattern", "attn_logits": "attn_scores", "key": "k", "query": "q", "value": "v"}
 _ALIASES |= {"mlp_pre": "pre", "mlp_post": "post"}
 _PARTS = {"a": "attn", "attention": "attn", "m": "mlp"}
@@ -30,7 +31,8 @@ def full_name(name: str, layer: int | None = None, part: str | None = None) -> s
         return f"ln_final.hook_{name}" if name in ("scale", "normalized") else f"hook_{name}"
     if name in ("scale", "normalized"):
         return f"blocks.{layer}.{part or 'ln1'}.hook_{name}"
-    part = "attn" if name in _IN_ATTENTION else "mlp" if name in _IN_MLP else part
+    named = (("attn", _IN_ATTENTION), ("mlp", _IN_MLP), ("rec", _IN_RECURRENCE))
+    part = next((part for part, names in named if name in names), part)
     return f"blocks.{layer}.{part}.hook_{name}" if part else f"blocks.{layer}.hook_{name}"
 
 

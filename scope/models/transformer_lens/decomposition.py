@@ -80,7 +80,8 @@ class Decomposition:
         parts = {"embed": self["embed"]} if incl_embeds else {}
         for n in range(upto + (mlp_input and mode != "mlp")):
             if mode != "mlp":
-                parts[f"{n}_attn_out"] = self["attn_out", n]
+                mixer = "rec_out" if self._recurrent(n) else "attn_out"
+                parts[f"{n}_{mixer}"] = self[mixer, n]
             if mode != "attn" and n < upto:
                 parts[f"{n}_mlp_out"] = self["mlp_out", n]
         if not parts:
@@ -101,7 +102,7 @@ class Decomposition:
         """[head ... d_model] what each head of each block before `layer` adds to the stream, layer by layer; the remainder is
         the rest of the stream there."""
         upto, stacks, labels = self._upto(layer), [], []
-        for n in range(upto):
+        for n in filter(lambda n: not self._recurrent(n), range(upto)):
             results = cut(self._head_results(n), pos_slice, -3).movedim(-2, 0)
             stacks.append(self._after_norm(results, n, "ln1_post", pos_slice) if post_norm and self._post_norms else results)
             labels += [f"L{n}H{head}" for head in range(self.model.cfg.n_heads)]
@@ -109,7 +110,7 @@ class Decomposition:
 
     def compute_head_results(self) -> None:
         """Adds `blocks.N.attn.hook_result`, what each head writes [... head d_model], for every block whose z is here."""
-        for n in range(self._layers):
+        for n in filter(lambda n: not self._recurrent(n), range(self._layers)):
             self.tensors[f"blocks.{n}.attn.hook_result"] = self._head_results(n)
 
     def _head_results(self, layer: int) -> Tensor:
@@ -172,8 +173,8 @@ class Decomposition:
         project_output_onto: Tensor | None = None,
         post_norm: bool = True,
     ) -> Labelled:
-        """[part ... d_model] heads, then neurons (or, unexpanded, MLPs), the embedding and the biases (none here). They sum
-        to the stream before `layer`; TransformerLens' order and labels."""
+        """[part ... d_model] heads, recurrent blocks, then neurons (or, unexpanded, MLPs), the embedding and the biases of
+        heads and neurons (Gemma has none). They sum to the stream before `layer`; TransformerLens' order and labels."""
         upto, onto = self._upto(layer), project_output_onto
 
         def done(stack: Tensor) -> Tensor:
@@ -182,6 +183,10 @@ class Decomposition:
 
         heads, labels = self.stack_head_results(upto + mlp_input, True, pos_slice=pos_slice, post_norm=post_norm)
         stacks, embed = [done(heads)], cut(self["embed"], pos_slice, -2)[None]
+        recurrent = [n for n in range(upto + mlp_input) if self._recurrent(n)]
+        if recurrent:
+            stacks.append(done(torch.stack([cut(self["rec_out", n], pos_slice, -2) for n in recurrent])))
+            labels = [*labels, *(f"L{n}rec" for n in recurrent)]
         if upto and expand_neurons:
             norm = (upto, mlp_input) if apply_ln else None
             neurons = torch.cat(self._neurons(upto, pos_slice, None, norm, onto, post_norm))
@@ -191,7 +196,9 @@ class Decomposition:
         elif upto:
             mlps, named = self.decompose_resid(upto, False, "mlp", False, pos_slice, False, True)
             stacks, labels = [*stacks, done(mlps)], labels + named
-        stacks += [done(embed), torch.zeros_like(done(embed))]
+        bias = sum(self.model.blocks[n].attn.b_O for n in range(upto + mlp_input) if n not in recurrent)
+        bias = bias + sum(self.model.blocks[n].mlp.b_out for n in range(upto if expand_neurons else 0))
+        stacks += [done(embed), done(torch.zeros_like(embed) + bias)]
         stack = torch.cat(stacks)
         return (stack, [*labels, "embed", "bias"]) if return_labels else stack
 
@@ -242,6 +249,11 @@ class Decomposition:
     # Helpers
 
     _post_norms = property(lambda self: bool(self.model.cfg.use_normalization_before_and_after))
+
+    def _recurrent(self, layer: int) -> bool:
+        """Whether a block has a recurrence in place of attention."""
+        return f"blocks.{layer}.rec.hook_rec_out" in self.model.hook_dict
+
     _layers = property(lambda self: self.model.cfg.n_layers)
 
     def _upto(self, layer: int | None) -> int:
