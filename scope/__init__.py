@@ -33,6 +33,7 @@ _HOME = {
     "lookahead": "scope.workflows.lookahead",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
+    "memory": "scope.workflows.memory",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",

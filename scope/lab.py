@@ -15,12 +15,15 @@ from typing import Any
 
 from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
+from scope.circuits.memory import memory
+from scope.circuits.memory_result import Memory
 from scope.errors import DictionaryError, EditError, PackError, TokensError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
+from scope.models.griffin.shares import layer_of
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.renamed import old_attribute, old_keywords
@@ -233,6 +236,12 @@ class Lab:
         units = self.strength_units(edits)
         later = how.pop("downstream", tuple(d for s, d in self.dictionaries.items() if s != self.sae.site))
         return effects(self.model, [*self.dictionaries.values()], edits, prompt, strength_units=units, downstream=later, **how)
+
+    def memory(self, text: Any, latents: Sequence[int] | None = None, **how: Any) -> Memory | list[Memory]:
+        """What is left of each token of a text in the states of a recurrent model, and what it adds to latents where the lab's
+        SAE reads a state or its writes; see `scope.circuits.memory`."""
+        sae = next((one for one in self.dictionaries.values() if layer_of(one.site) is not None), None)
+        return memory(self.model, text, sae, latents, **how)
 
     def _dictionary(self, site: str | None):
         if site is not None and site not in self.dictionaries:

@@ -33,6 +33,7 @@ COMMANDS = {
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",
+    "memory": "What a recurrent model remembers of a text: its state as a sum over tokens.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
     "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",
     "pretrain": "Train a small Gemma from nothing, as the bundled one was made.",
@@ -113,7 +114,7 @@ def usage() -> str:
 
 
 def _parse(name: str, argv: list[str]):
-    from scope.cli.memory import keep_freed_memory
+    from scope.cli.freed_memory import keep_freed_memory
 
     keep_freed_memory()
     import tyro

@@ -1,17 +1,33 @@
-"""Ask the C library to keep memory that is freed, so that large temporaries are not paged in anew at every step."""
+"""`scope memory`: what a recurrent model remembers of a text, layer by layer."""
 
-import ctypes
-import sys
+from collections.abc import Sequence
+from typing import Any
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # <malloc.h>
+from scope.cli.flags import config_of, flags_of
+from scope.workflows.memory import Remember, memory
+
+FLAGS = flags_of(
+    Remember,
+    positional=("text",),
+    doc="""Say what a recurrent model remembers of a text: its state as a sum over tokens.
+
+With the gates of the text as they are, the state of a recurrent layer is exactly the sum of what each token wrote into it, times
+what later tokens left of that. The half-life of a token is after how many further ones half is left. With the SAE of a state it
+is said too which tokens make each latent fire.
+""",
+)
 
 
-def keep_freed_memory() -> None:
-    """Worth up to a factor of two to training on CPU; does nothing where the C library is not glibc."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 2**28)
+def flags(argv: Sequence[str]) -> type:
+    return FLAGS
+
+
+def run(parsed: Any) -> None:
+    from scope.cli.progress import console
+
+    config = config_of(Remember, parsed)
+    results = memory(config)
+    for result in results if isinstance(results, list) else [results]:
+        console.print(str(result), markup=False, highlight=False, soft_wrap=True)
+    for file in filter(None, (config.save, config.html, config.csv)):
+        console.print(f"Written: {file}", markup=False, soft_wrap=True)

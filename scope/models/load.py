@@ -13,7 +13,7 @@ import torch
 
 from scope.device import find_device, find_dtype
 from scope.errors import CheckpointError, ConfigError
-from scope.memory import free_memory
+from scope.free_memory import free_memory
 from scope.models.adapters import Adapter, find_model
 from scope.models.checkpoints import SHIPPED, read_config, weight_files
 from scope.models.face import Model

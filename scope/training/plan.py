@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from scope.errors import ConfigError
-from scope.memory import free_memory
+from scope.free_memory import free_memory
 from scope.sae.configs.base import SAEConfig
 from scope.sae.engines.autograd import Autograd
 from scope.sae.kinds import make_objective, make_sae

@@ -123,7 +123,7 @@ def refuse_without_room(
     import math
 
     from scope.errors import ConfigError
-    from scope.memory import free_memory
+    from scope.free_memory import free_memory
     from scope.models.adapters import find_model
     from scope.models.checkpoints import weight_files
     from scope.models.stored import stored_tensors

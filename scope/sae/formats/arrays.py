@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from scope.errors import ConfigError, DictionaryError
-from scope.memory import free_memory
+from scope.free_memory import free_memory
 from scope.progress import size
 from scope.sae.base import SAE
 from scope.sae.configs.base import SAEConfig

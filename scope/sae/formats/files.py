@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scope.errors import DictionaryError
-from scope.memory import free_memory
+from scope.free_memory import free_memory
 from scope.progress import size
 from scope.typed_json import read_json as read_any_json
 from scope.typed_json import typed
