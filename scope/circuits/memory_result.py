@@ -24,6 +24,9 @@ TITLES = {
 Figures = Float[np.ndarray, "tok"]
 Heat = Float[np.ndarray, "tok time"]
 
+LONG = 16
+"""Further tokens after which a memory counts as long."""
+
 _SHOWN = 12
 _SCHEMA = 1
 _WAY_OUT = "Make it again: scope memory TEXT --save FILE"
@@ -191,24 +194,24 @@ class Memory:
         return figure
 
     def summary(self) -> list[tuple[str, ...]]:
-        """A row per layer: tokens of the text but starts of documents; what is left at the end."""
+        """A row per layer. Half-lives are of tokens that at least `LONG` others follow, but starts of documents; the share of the
+        start is that of the last state."""
         rows = []
         for one in self.layers:
-            later = ~one.starts
-            lives = self.half_lives(one.layer)[later]
-            lives = lives[~np.isnan(lives)]
-            first = one.share[one.starts, -1].sum()
+            lives = self.half_lives(one.layer)
+            lives = lives[~one.starts & (len(self.ids) - 1 - np.arange(len(self.ids)) >= LONG) & ~np.isnan(lives)]
+            first = float(one.share[one.starts, -1].sum())
             cells = (
                 _steps(float(np.median(lives))) if len(lives) else "-",
-                f"{(lives > 16).mean():.0%}" if len(lives) else "-",
-                f"{abs(first) if abs(first) < 5e-4 else first:.1%}",
+                f"{(lives > LONG).mean():.0%}" if len(lives) else "-",
+                f"{0.0 if abs(first) < 5e-4 else first:.1%}",
                 " ".join(f"{x:.3g}" for x in one.lengthening[one.starts]) or "-",
                 f"{one.gap:.1e}",
             )
             rows.append((str(one.layer), *cells))
         return rows
 
-    _COLUMNS = ("layer", "half-life, median", "beyond 16", "share of the start", "its write is longer", "gap of the sum")
+    _COLUMNS = ("layer", "half-life, median", f"beyond {LONG}", "share of the start", "its write is longer", "gap of the sum")
 
     def _head(self) -> str:
         n = len(self.ids)
@@ -216,7 +219,7 @@ class Memory:
 
     def _notes(self) -> list[str]:
         lines = [
-            "Half-life: further tokens until half of the length is left (without starts of documents). Share of the start: of the "
+            f"Half-life: further tokens until half of the length is left, of tokens that {LONG} others follow. Share of the start: of the "
             "state after the last token, what the start of the document wrote, which is longer by the factor beside it, since "
             "sqrt(1 - a^2) is left out there. Gap: the sum from the model's own state, relative."
         ]

@@ -12,11 +12,12 @@ from scope.workflows.settings import ModelSettings, resolve
 class Remember(ModelSettings):
     """What to read. Each field is also a flag of `scope memory`."""
 
-    text: tuple[str, ...]
+    text: tuple[str, ...] = ()
     """Texts. Each is read by itself."""
 
     model: str | None = None
-    """A model with recurrent layers: bundled-recurrent, a checkpoint's folder or a hub id. By default the SAE's."""
+    """A model with recurrent layers: bundled-recurrent (the default), a checkpoint's folder or a hub id. With --sae by default
+    the one that it was trained on."""
 
     sae: Path | None = None
     """SAE of a state (blocks.N.rec.hook_state) or of its writes (hook_write): say too what each token adds to its latents."""
@@ -45,6 +46,10 @@ class Remember(ModelSettings):
     any_model: bool = False
     """Allow an SAE that was trained on other weights than the model's."""
 
+    def __post_init__(self):
+        if self.model is None and self.sae is None:
+            object.__setattr__(self, "model", "bundled-recurrent")
+
 
 def memory(config: Any = None, *rest: Any, **settings: Any) -> Any:
     """Take the states of a recurrent model apart into what each token of a text left in them.
@@ -58,12 +63,15 @@ def memory(config: Any = None, *rest: Any, **settings: Any) -> Any:
         DictionaryError: an SAE of another site or model. TokensError: no text, or one longer than the context.
     """
     from scope.circuits.memory import memory as in_memory
+    from scope.errors import TokensError
 
     if rest or "text" in settings and config is not None:
         return in_memory(config, *rest, **settings)
     job = resolve(Remember, config, settings, first="text")
     from scope.sae.files import read_sae
 
+    if not job.text:
+        raise TokensError('Give a text to read: scope memory "The code word is apple. ..."')
     for file in filter(None, (job.save, job.html, job.csv)):
         refuse_unwritable(file)
     sae = None if job.sae is None else read_sae(job.sae, job.device)

@@ -119,7 +119,7 @@ def child(args: argparse.Namespace, tree: str, shape: str, threads: str) -> None
     import scope  # before torch, as `scope` does  # isort: skip
     import torch
 
-    from scope.cli.memory import keep_freed_memory
+    from scope.cli.freed_memory import keep_freed_memory
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.trainer import TensorBatches, TrainConfig, train

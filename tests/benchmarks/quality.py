@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--table", action="store_true", help="only print the table of what is done")
     args = parser.parse_args()
-    from scope.cli.memory import keep_freed_memory
+    from scope.cli.freed_memory import keep_freed_memory
     from tests.benchmarks.peers import missing
 
     keep_freed_memory()

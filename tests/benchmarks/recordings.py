@@ -27,7 +27,7 @@ from scope.activations.harvest.harvest import harvest
 from scope.activations.harvest.plan import plan
 from scope.activations.read.store import ActivationStore
 
-from scope.cli.memory import keep_freed_memory
+from scope.cli.freed_memory import keep_freed_memory
 from scope.sites import match_sites
 from tests.activations.toy import ByteTokenizer, numbers
 from tests.benchmarks import others

@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace, name: str, shape: str) -> dict:
 
 def measure_ours(args: argparse.Namespace, x: Tensor, d_sae: int) -> dict:
     """Through `train`, whose first step is dense: from the second on, the count of candidates is known."""
-    from scope.cli.memory import keep_freed_memory
+    from scope.cli.freed_memory import keep_freed_memory
     from scope.sae.jumprelu import JumpReLUConfig
     from scope.sae.kinds import make_sae
     from scope.training.trainer import TensorBatches, TrainConfig, train
