@@ -40,6 +40,8 @@ _HOME = {
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",
     "Ablate": "scope.steering.edits.interventions",
+    "Forget": "scope.steering.edits.interventions",
+    "Hold": "scope.steering.edits.interventions",
     "open": "scope.lab",
 }
 

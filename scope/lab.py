@@ -29,7 +29,7 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.renamed import old_attribute, old_keywords
 from scope.sae.files import read_sae
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.resolve import check_sites, resolve
+from scope.steering.apply.resolve import at_each_layer, check_sites, resolve
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.apply.transformers_hooks import steered_transformers
 from scope.steering.compare.cost import Cost, cost
@@ -164,6 +164,7 @@ class Lab:
     def strength_units(self, edits: Edits) -> dict[str, StrengthUnits]:
         """What strengths are fractions and multiples of, by site: from the pack, elsewhere measured on its first contexts."""
         own = self.pack.site
+        edits = at_each_layer(self.model, edits) if any(edit.on_tokens for edit in edits) else edits
         here = [e for e in edits if e.site in (None, own)]
         found = {own: StrengthUnits.of_pack(self.pack, Edits(here).latents())}
         for site in {*self.dictionaries, *(e.site for e in edits if e.site)} - {own}:
@@ -330,8 +331,9 @@ class Steering:
 
     def _editing(self) -> Editing:
         lab, units = self.lab, self.lab.strength_units(self.edits)
-        check_sites(lab.model, lab.dictionaries, self.edits)
-        return Editing(lab.model, lab.dictionaries, [resolve(edit, lab.dictionaries, units) for edit in self.edits])
+        edits = at_each_layer(lab.model, self.edits)
+        check_sites(lab.model, lab.dictionaries, edits)
+        return Editing(lab.model, lab.dictionaries, [resolve(edit, lab.dictionaries, units) for edit in edits])
 
     def on(self, model: Any):
         """A context manager in which a `transformers` model of the same weights is steered: its `generate`, its forward."""

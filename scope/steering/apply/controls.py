@@ -40,14 +40,14 @@ def other_latents(
         raise EditError(f"{len(recorded)} other latents for {len(edits)} edits: give one for each.")
     latents: list[int] = []
     matched = True
-    taken = {(e.site, e.edit.latent) for e in edits if not e.edit.on_direction}
+    taken = {(e.site, e.edit.latent) for e in edits if e.edit.on_latent}
     for place, edit in enumerate(edits):
         if edit.site not in saes:
             raise EditError(
                 f'The condition "other" puts another latent in the place of {edit.edit.target}, and no dictionary was given at '
                 f'{edit.site}. Use the condition "random", or give a dictionary.'
             )
-        similar = () if edit.edit.on_direction else strength_units[edit.site].similar.get(edit.edit.latent, ())
+        similar = () if not edit.edit.on_latent else strength_units[edit.site].similar.get(edit.edit.latent, ())
         matched &= bool(similar)
         sae = saes[edit.site]
         if recorded is not None:

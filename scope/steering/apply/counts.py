@@ -57,6 +57,8 @@ class Step:
     readings: list[Tensor]
     rules: list[Tensor]
     masks: list[Tensor]
+    lengths: Tensor | None = None
+    """[row pos] of what was added, in typical norms, where that is no sum of fixed rows."""
 
 
 @dataclass(eq=False)
@@ -86,6 +88,11 @@ class Tally:
         self.counts = [[[0] * 4 for _ in write] for write in self.writes]
 
     def add(self, step: Step) -> None:
+        """Take in a step. The hooks of a state are called several times in a run: the last call counts."""
+        last = self._steps[-1] if self._steps else None
+        if last is not None and last.place == step.place and last.run.positions is step.run.positions:
+            self._steps[-1] = step
+            return
         full = self._positions >= _POSITIONS or len(self._steps) >= _STEPS
         if full and step.place <= self._steps[-1].place:  # a run is never cut in two
             self.count()
@@ -103,7 +110,9 @@ class Tally:
             seen.append(EVERYWHERE.mask(run[0].run, self.bos, self.eos)[self.rows].sum(1))
             touched = []
             for step in run:
-                length = (step.coefficients @ self.writes[step.place]).norm(dim=-1) / self.norms[step.place]
+                length = step.lengths
+                if length is None:
+                    length = (step.coefficients @ self.writes[step.place]).norm(dim=-1) / self.norms[step.place]
                 touched.append(length > 0)
                 lengths.append(torch.stack([length.sum(), touched[-1].sum().float(), length.amax()]))
                 acted = (step.coefficients != 0).flatten(0, 1).sum(0)

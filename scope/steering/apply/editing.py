@@ -15,13 +15,17 @@ from scope.steering.apply.controls import random_frame
 from scope.steering.apply.counts import Report, Step, Tally
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import Resolved
+from scope.steering.apply.state_edits import Marks, StateEdits
+from scope.steering.edits.interventions import Hold
+from scope.steering.edits.recurrent import OfState
 
 
 class Editing:
     """All edits of one condition on some rows of a batch: `hooks()` for the model, and a report of what they did.
 
     With a `control` the same amounts go elsewhere. A seed means random directions that have the lengths and the mutual angles
-    of the true ones: what such a condition does, any push of that size does. A sequence has the row to add for each edit.
+    of the true ones: what such a condition does, any push of that size does. A sequence has the row to add for each edit; for
+    one of tokens a seed, by which others of about the same share are forgotten in their place.
     """
 
     def __init__(
@@ -30,25 +34,36 @@ class Editing:
         saes: Mapping[str, SAE],
         edits: Sequence[Resolved],
         rows: slice = slice(None),
-        control: int | Sequence[Tensor] | None = None,
+        control: int | Sequence[Tensor | int] | None = None,
     ):
         self.model, self.rows, self.edits = model, rows, tuple(edits)
         self.sites = tuple(dict.fromkeys(e.site for e in self.edits))
         order = {name: i for i, name in enumerate(model.hook_dict)}
-        self._at: dict[str, _SiteEdits] = {}
-        for place, site in enumerate(sorted(self.sites, key=order.__getitem__)):
+        controls = [control] * len(self.edits) if control is None or isinstance(control, int) else list(control)
+        marks = Marks(model, None if control is None or isinstance(control, int) else next(filter(_is_seed, controls), None))
+        self._at: list[_SiteEdits | StateEdits] = []
+        for site in sorted(self.sites, key=order.__getitem__):
             chosen = [i for i, e in enumerate(self.edits) if e.site == site]
-            site_control = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in chosen])
-            edits_here = [self.edits[i] for i in chosen]
-            self._at[site] = _SiteEdits(model, saes.get(site), edits_here, rows, site_control, place, self._add)
-        writes, norms = [at.write for at in self._at.values()], [at.typical_norm for at in self._at.values()]
+            state = [i for i in chosen if isinstance(self.edits[i].edit, OfState)]
+            plain = [i for i in chosen if i not in state]
+            if plain and any(isinstance(self.edits[i].edit, Hold) for i in state):
+                raise EditError(f"Hold reads the state at {site} as it was written, so no other edit of that state goes with it.")
+            if state:
+                args = saes.get(site), [self.edits[i] for i in state], rows, [controls[i] for i in state], marks
+                self._at.append(StateEdits(model, *args, len(self._at), self._add))
+            if plain:
+                site_control = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in plain])
+                edits_here = [self.edits[i] for i in plain]
+                args = saes.get(site), edits_here, rows, site_control
+                self._at.append(_SiteEdits(model, *args, len(self._at), self._add))
+        writes, norms = [at.write for at in self._at], [at.typical_norm for at in self._at]
         self._tally = Tally(rows, model.cfg.bos, model.cfg.eos[0], writes, norms)
 
     def hooks(self) -> list[tuple[str, Any]]:
-        return [(site, at) for site, at in self._at.items()]
+        return [pair for at in self._at for pair in at.hooks()]
 
     def report(self) -> Report:
-        names = [[{"edit": str(e.edit), "target": e.edit.target, "site": e.site} for e in at.edits] for at in self._at.values()]
+        names = [[{"edit": str(e.edit), "target": e.edit.target, "site": e.site} for e in at.edits] for at in self._at]
         return self._tally.report(names)
 
     def _add(self, step: Step) -> None:
@@ -83,6 +98,9 @@ class _SiteEdits:
         self.reader = LatentReader(sae, [e.edit.latent for e in edits if not e.edit.on_direction]) if sae else None
         conditions = [e.edit.when.latent for e in edits if e.edit.when]
         self.conditions = LatentReader(sae, conditions) if conditions else None
+
+    def hooks(self) -> list[tuple[str, Any]]:
+        return [(self.site, self)]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
@@ -128,3 +146,7 @@ class _SiteEdits:
             readings.append(reading)
             masks.append(mask)
         return Step(self.place, copy(run), torch.stack(columns, -1), readings, rules, masks)
+
+
+def _is_seed(control: Any) -> bool:
+    return isinstance(control, int)

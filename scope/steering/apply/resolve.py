@@ -1,16 +1,19 @@
 """An edit in numbers: which decoder row is added, how much of it in the latent's own units, or why it cannot be applied."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from scope.errors import DictionaryError, EditError
+from scope.errors import ConfigError, DictionaryError, EditError
 from scope.models.face import LanguageModel
+from scope.models.griffin.shares import layer_of, recurrent_layers, state_site
 from scope.sae.base import SAE
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.edits.interventions import Edit, Edits
+from scope.steering.edits.recurrent import OfState
 
 STRONGEST = 1e6
 """The strongest edit that is accepted, in typical norms: far beyond any use, and far below where float32 overflows."""
@@ -31,7 +34,9 @@ class Resolved:
         """Strength in the three units: fraction of the residual norm, raw coefficient, multiples of the maximum."""
         norm = float(self.row.norm())
         sheet: dict[str, Any] = {"edit": str(self.edit), "site": self.site, "decoder_norm": norm}
-        if self.edit.has_amount:
+        if self.edit.has_amount and self.edit.unit == "part":
+            sheet["part"] = self.amount
+        elif self.edit.has_amount:
             sheet |= {"strength": self.amount * norm / self.typical_norm, "raw": self.amount}
             sheet["multiple_of_maximum"] = self.amount / self.maximum if self.maximum else None
         return sheet
@@ -63,6 +68,51 @@ def check_sites(model: LanguageModel, saes: Mapping[str, SAE], edits: Edits) -> 
             raise EditError(f"{edit.latent} is {width} wide; {site} is {sites.get(site)} wide. Give a direction of that width.")
 
 
+def state_layer(site: str) -> int | None:
+    """The layer whose state a site is; None for other sites."""
+    return layer_of(site) if site.endswith("hook_state") else None
+
+
+def at_each_layer(model: LanguageModel, edits: Edits) -> Edits:
+    """The edits, one of tokens without a site as one for each recurrent layer.
+
+    Raises:
+        EditError: the model has no recurrent layer, or not this one.
+    """
+    if not any(edit.on_tokens for edit in edits):
+        return edits
+    try:
+        layers = recurrent_layers(model)
+    except ConfigError as error:
+        raise EditError(str(error)) from None
+    spread: list[Edit] = []
+    for edit in edits:
+        if edit.on_tokens and edit.site is not None and state_layer(edit.site) not in layers:
+            there = ", ".join(map(state_site, layers))
+            raise EditError(f"{edit.site} is no state of this model, and only states remember tokens. There are: {there}")
+        sites = [state_site(layer) for layer in layers] if edit.on_tokens and edit.site is None else [edit.site]
+        spread += [replace(edit, site=site) if site != edit.site else edit for site in sites]
+    return Edits(spread)
+
+
+def check_tokens(model: LanguageModel, edits: Edits, prompts: Iterable[str]) -> None:
+    """That some prompt holds the tokens that are to be forgotten.
+
+    Raises:
+        EditError: none does.
+    """
+    spans = {edit.latent for edit in edits if edit.on_tokens}
+    if not spans:
+        return
+    ids = [model.words.encode(prompt) for prompt in prompts]
+    for span in spans:
+        if not any(span.places(row, model.words) for row in ids):
+            raise EditError(
+                f"There is nothing to forget: no prompt holds the {span}. They have up to {max(map(len, ids))} tokens.\n"
+                "  Give words as they stand in the prompt, or positions, such as 3:5 (<bos> is 0)."
+            )
+
+
 def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, StrengthUnits]) -> Resolved:
     """The numbers of an edit.
 
@@ -71,7 +121,9 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, St
     """
     site = _site(edit, saes)
     units = strength_units[site]
-    if edit.on_direction:
+    if edit.on_tokens:
+        row, maximum = torch.zeros(0), None
+    elif edit.on_direction:
         row, maximum = edit.latent.unit(), None
     else:
         row = saes[site].W_dec[_known(edit.latent, saes[site])].detach().float()
@@ -84,6 +136,11 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, St
         if site not in saes:
             raise EditError(f"{edit.when} needs a dictionary at {site}; none was given.")
         _known(edit.when.latent, saes[site])
+    if isinstance(edit, OfState) and state_layer(site) is None:
+        raise EditError(
+            f"[{edit}] acts on the state of a recurrence, blocks.N.rec.hook_state, and {site} is none.\n"
+            "  Train an SAE there: scope harvest --site blocks.0.rec.hook_state, then scope train"
+        )
     amount = _amount(edit, row, units.typical_norm, maximum)
     times = abs(amount) * float(row.norm()) / units.typical_norm
     if times > STRONGEST:
@@ -94,9 +151,23 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, St
     return Resolved(edit, site, row, amount, units.typical_norm, maximum)
 
 
+def sheets(edits: Edits, resolved: Sequence[Resolved]) -> list[dict[str, Any]]:
+    """A sheet for each edit; one that acts at several sites names them all."""
+    rows, rest = [], list(resolved)
+    for edit in edits:
+        several = edit.on_tokens and edit.site is None
+        own = [rest.pop(0)]
+        while several and rest and replace(rest[0].edit, site=None) == edit and rest[0].site not in [r.site for r in own]:
+            own.append(rest.pop(0))
+        rows.append({**own[0].sheet(), "site": ", ".join(r.site for r in own), "edit": str(edit)})
+    return rows
+
+
 def _site(edit: Edit, saes: Mapping[str, SAE]) -> str:
     if edit.on_direction:
         return edit.latent.site
+    if edit.on_tokens and edit.site is not None:
+        return edit.site
     if edit.site is None and len(saes) == 1:
         return next(iter(saes))
     if edit.site in saes:
@@ -115,7 +186,7 @@ def _known(latent: int, sae: SAE) -> int:
 def _amount(edit: Edit, row: Tensor, typical_norm: float, maximum: float | None) -> float:
     if not edit.has_amount:
         return 0.0
-    if edit.unit == "raw":
+    if edit.unit in ("raw", "part"):
         return edit.strength
     if edit.unit == "norm":
         return edit.strength * typical_norm / float(row.norm())

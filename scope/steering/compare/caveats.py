@@ -87,7 +87,7 @@ def why(steered: Condition, edits: Sequence[Resolved], same: Sequence[int], fvu:
 
 def _in_error(edits: Sequence[Resolved], fvu: Mapping[str, float]) -> list[str]:
     """That the direction of an edited activation may live on in the error, where that is large enough to matter."""
-    sites = [e.site for e in edits if e.edit.reads == "activation" and not e.edit.on_direction]
+    sites = [e.site for e in edits if e.edit.reads == "activation" and e.edit.on_latent]
     notes = []
     for site in dict.fromkeys(sites):
         if fvu.get(site, 0.0) > ERROR:
@@ -112,6 +112,10 @@ def _idle(counts: dict[str, Any]) -> str | None:
     if name.startswith(("cap", "floor")):
         side = "below" if name.startswith("cap") else "above"
         return f"[{name}] The projection was {side} that already at all {counts['condition_held']} positions."
+    if name.startswith("forget"):
+        return f"[{name}] Nothing was left of it in the state at {counts['in_rule']} positions."
+    if name.startswith("hold"):
+        return f"[{name}] {counts['target']} was active before 0 of {counts['in_rule']} positions: nothing to hold."
     if name.startswith("at least"):
         return f"[{name}] {counts['target']} was at least that strong already at all {counts['condition_held']} positions."
     return f"[{name}] Its strength came to 0 at all {counts['condition_held']} positions."

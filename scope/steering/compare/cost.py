@@ -11,7 +11,7 @@ from scope.models.face import LanguageModel
 from scope.renamed import old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.resolve import check_sites, dictionaries, resolve
+from scope.steering.apply.resolve import at_each_layer, check_sites, check_tokens, dictionaries, resolve
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.compare.statistics import interval
 from scope.steering.edits.interventions import Edit, Edits
@@ -61,8 +61,9 @@ def cost(
     texts = list_of_texts(texts, EditError)
     if not all(t.strip() for t in texts):
         raise EditError("A text is empty. Give some ordinary sentences.")
-    edits, saes = Edits.of(edits), dictionaries(sae)
+    edits, saes = at_each_layer(model, Edits.of(edits)), dictionaries(sae)
     check_sites(model, saes, edits)
+    check_tokens(model, edits, texts)
     units = units_for(model, saes, edits, texts, strength_units)
     resolved = [resolve(edit, saes, units) for edit in edits]
     sums = np.zeros((len(texts), 3))

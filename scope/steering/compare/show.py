@@ -67,6 +67,8 @@ def edit_lines(run: RunData) -> list[str]:
             of_max = sheet["multiple_of_maximum"]
             line += f": {sheet['strength']:+.3g} of the norm = raw {sheet['raw']:+.4g} = "
             line += "maximum not known" if of_max is None else f"{of_max:+.2f} x maximum"
+        elif "part" in sheet:
+            line += f": {sheet['part']:.0%}"
         lines.append(line)
     return lines
 
@@ -75,7 +77,9 @@ def self_check(run: RunData) -> list[str]:
     """What the hooks counted, a line per edited condition, and what the controls were."""
     lines = [f"{c.name}: {c.report.line()}." for c in run.conditions if c.report]
     lines += [f"{site}: {v:.0%} of the variance of the unedited texts is not explained (FVU)." for site, v in run.fvu.items()]
-    lines += [f"{name}: written along latents {', '.join(map(str, ids))} instead." for name, ids in run.others.items()]
+    lines += [f"{name}: written along latents {', '.join(map(str, ids))} instead." for name, ids in run.others.items() if ids]
+    if run.others and any(edit.on_tokens for edit in run.edits):
+        lines.append(f"{', '.join(run.others)}: neighbouring tokens of about equal share, as many, are forgotten instead.")
     return [*lines, *([f'prompt: began with "{visible(run.instruction)}"'] if run.instruction else [])]
 
 

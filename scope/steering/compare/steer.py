@@ -15,12 +15,12 @@ from scope.renamed import old_attribute, old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.resolve import Resolved, check_sites, dictionaries, resolve
+from scope.steering.apply.resolve import Resolved, at_each_layer, check_sites, check_tokens, dictionaries, resolve, sheets
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.compare import show
 from scope.steering.compare.caveats import notes_on
 from scope.steering.compare.run import Condition, RunData, Sample
-from scope.steering.compare.text_scorer import TextScorer, promoted
+from scope.steering.compare.text_scorer import TextScorer
 from scope.steering.edits.interventions import Edit, Edits
 from scope.texts import list_of_texts
 from scope.versions import version_of
@@ -29,7 +29,7 @@ CONDITIONS = {
     "plain": "the prompt, nothing edited",
     "steered": "the edits",
     "random": "the same amounts along a random direction; random:K are further ones",
-    "other": "the same amounts along another latent that fires as often; other:K are further ones",
+    "other": "the same amounts along another latent that fires as often, or other tokens of equal share; other:K are further ones",
     "prompt": "nothing edited, but the prompt begins by asking for what the latent promotes",
 }
 USUAL = ("plain", "steered", "random")
@@ -121,13 +121,16 @@ def steer(
     _check_conditions(conditions)
     for one in saes.values():
         check_fit(model, one, any_model, reconstructs=True)
-    check_sites(model, saes, edits)
-    units = units_for(model, saes, edits, prompts, strength_units)
-    resolved = [resolve(edit, saes, units) for edit in edits]
+    each = at_each_layer(model, edits)
+    check_sites(model, saes, each)
+    check_tokens(model, each, prompts)
+    units = units_for(model, saes, each, prompts, strength_units)
+    resolved = [resolve(edit, saes, units) for edit in each]
+    scorer = TextScorer(model, saes, resolved, units, prompts)
     texts = [p for p in prompts for _ in range(n)]
     controls, others, matched = _controls(conditions, resolved, saes, units, control_seed, others or {})
     if "prompt" in conditions and instruction is None:
-        instruction = instruction_for(model, [promoted(model, e.row, e.site) for e in resolved])
+        instruction = instruction_for(model, list(scorer.promoted.values()))
     beginnings = {name: [before(t, instruction) for t in texts] if name == "prompt" else texts for name in conditions}
     editings = {
         name: Editing(model, saes, resolved, slice(i * len(texts), (i + 1) * len(texts)), controls[name])
@@ -137,7 +140,6 @@ def steer(
     hooks = [pair for editing in editings.values() for pair in editing.hooks()]
     written, steps = _write(model, [t for name in conditions for t in beginnings[name]], sampling, hooks, on_token, len(texts))
     by_condition = {name: written[i * len(texts) : (i + 1) * len(texts)] for i, name in enumerate(conditions)}
-    scorer = TextScorer(model, saes, resolved, units)
     done = []
     for name, rows in by_condition.items():
         samples = []
@@ -155,7 +157,7 @@ def steer(
         notes.insert(0, f"Stopped after {steps} tokens.")
     return SteeringRun(
         edits=edits,
-        sheet=[r.sheet() for r in resolved],
+        sheet=sheets(edits, resolved),
         promoted={name: model.words.pieces(ids) for name, ids in scorer.promoted.items()},
         prompts=prompts,
         n=n,
@@ -247,8 +249,10 @@ def _controls(
         elif kind == "random":
             controls[name] = number
         elif kind == "other":
-            others[name], alike = other_latents(edits, saes, units, number, recorded.get(name))
-            controls[name] = rows_in_place(edits, others[name], saes)
+            of_latents = [e for e in edits if not e.edit.on_tokens]
+            others[name], alike = other_latents(of_latents, saes, units, number, recorded.get(name))
+            rows = iter(rows_in_place(of_latents, others[name], saes))
+            controls[name] = [number if e.edit.on_tokens else next(rows) for e in edits]
             matched = matched and alike
     return controls, others, matched
 

@@ -11,6 +11,7 @@ from scope.errors import EditError
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.positions import KINDS as POSITION_KINDS
 from scope.steering.edits.positions import Positions
+from scope.steering.edits.spans import Span
 
 Unit = Literal["norm", "raw", "max"]
 UNITS = {
@@ -66,13 +67,13 @@ def whole(latent: Any) -> int:
 
 @dataclass(frozen=True)
 class Edit(ABC):
-    """One edit of one latent, or of a direction.
+    """One edit of one latent, of a direction, or of what tokens left in a state.
 
     `positions` is a rule such as "generated" or "from:12"; `when` a further condition; `site` is where, if several dictionaries
     are at hand: None means the only one's site, or the direction's.
     """
 
-    latent: int | Direction
+    latent: int | Direction | Span
     positions: Positions | str = "not_bos"
     when: When | None = None
     site: str | None = None
@@ -82,7 +83,9 @@ class Edit(ABC):
     has_amount: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not isinstance(self.latent, Direction):
+        if isinstance(self.latent, Span):
+            pass
+        elif not isinstance(self.latent, Direction):
             object.__setattr__(self, "latent", whole(self.latent))
         elif self.site is None:
             object.__setattr__(self, "site", self.latent.site)
@@ -96,7 +99,9 @@ class Edit(ABC):
 
     def scaled(self, factor: float) -> "Edit":
         """The same edit, `factor` times as strong; only edits that have a strength can be."""
-        raise EditError(f"{self.kind} has no strength to scale. Add, Clamp, AtLeast, Cap and Floor have one.")
+        raise EditError(
+            f"{self.kind} has no strength to scale. Add, Clamp, AtLeast, Cap, Floor, Forget and Hold have one."
+        )
 
     def __add__(self, other: "Edit | Edits") -> "Edits":
         return Edits((self,)) + other
@@ -106,6 +111,8 @@ class Edit(ABC):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.on_direction:
             values["latent"] = {**asdict(self.latent), "vector": list(self.latent.vector)}
+        if self.on_tokens:
+            values["tokens"] = asdict(values.pop("latent"))
         values["positions"] = str(self.positions)
         values["when"] = asdict(self.when) if self.when else None
         return {"edit": self.kind, **values}
@@ -116,8 +123,17 @@ class Edit(ABC):
         return isinstance(self.latent, Direction)
 
     @property
+    def on_tokens(self) -> bool:
+        """Whether it edits what tokens left, not a latent."""
+        return isinstance(self.latent, Span)
+
+    @property
+    def on_latent(self) -> bool:
+        return not self.on_direction and not self.on_tokens
+
+    @property
     def target(self) -> str:
-        return str(self.latent) if self.on_direction else f"latent {self.latent}"
+        return f"latent {self.latent}" if self.on_latent else str(self.latent)
 
     def __str__(self) -> str:
         parts = [f"{self.kind} {self.target}", f"at {POSITION_KINDS[self.positions.kind]}"]
@@ -175,7 +191,7 @@ class Edits(tuple):
 
     def latents(self) -> list[int]:
         """The latents that are edited, and those that a `when` reads."""
-        return [e.latent for e in self if not e.on_direction] + [e.when.latent for e in self if e.when]
+        return [e.latent for e in self if e.on_latent] + [e.when.latent for e in self if e.when]
 
     @classmethod
     def of(cls, edits: "Edit | Edits | tuple | list") -> "Edits":

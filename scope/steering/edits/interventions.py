@@ -15,6 +15,8 @@ from scope.steering.edits.base import UNITS, Edit, Edits, When, WithStrength, nu
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.positions import KINDS as POSITION_KINDS
 from scope.steering.edits.positions import Positions
+from scope.steering.edits.recurrent import Forget, Hold
+from scope.steering.edits.spans import Span
 from scope.typed_json import typed
 
 __all__ = [
@@ -30,9 +32,12 @@ __all__ = [
     "Edit",
     "Edits",
     "Floor",
+    "Forget",
+    "Hold",
     "Positions",
     "ProjectOut",
     "Scale",
+    "Span",
     "When",
 ]
 
@@ -129,7 +134,7 @@ class Scale(Edit):
         return super().__str__().replace(self.target, f"{self.target} x {self.factor:g}", 1)
 
 
-KINDS: dict[str, type[Edit]] = {c.kind: c for c in (Add, Clamp, AtLeast, Ablate, ProjectOut, Scale, Cap, Floor)}
+KINDS: dict[str, type[Edit]] = {c.kind: c for c in (Add, Clamp, AtLeast, Ablate, ProjectOut, Scale, Cap, Floor, Forget, Hold)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,8 @@ class _Stored:
     """The JSON of an edit of any kind."""
 
     edit: str
-    latent: int | Direction
+    latent: int | Direction | None = None
+    tokens: Span | None = None
     positions: str = "not_bos"
     when: When | None = None
     site: str | None = None
@@ -157,7 +163,8 @@ def edit_from(raw: Any) -> Edit:
     if kind is None:
         raise EditError(f"There is no edit {stored.edit[:40]!r}; there are {', '.join(KINDS)}.")
     values = {f.name: getattr(stored, f.name) for f in fields(kind)}
-    missing = [name for name in ("strength", "unit", "factor") if name in values and values[name] is None]
+    values["latent"] = stored.tokens if kind is Forget else stored.latent
+    missing = [name for name in ("latent", "strength", "unit", "factor") if name in values and values[name] is None]
     if missing:
         raise EditError(f"The saved edit {stored.edit} lacks its {missing[0]}.")
     return kind(**values)

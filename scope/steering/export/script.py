@@ -106,19 +106,28 @@ def _code(text: str) -> dict:
 
 def edit_code(edit: Edit, target: str | None = None) -> str:
     """The Python expression that makes an edit; `target` is the name of a variable that holds its direction."""
-    arguments = [target or (literal(edit.latent) if not edit.on_direction else _direction(edit.latent))]
+    arguments = [target or _target(edit)]
     for name in ("strength", "factor"):
         if hasattr(edit, name):
             arguments.append(literal(getattr(edit, name)))
-    if getattr(edit, "unit", "norm") != "norm":
+    if getattr(edit, "unit", "norm") not in ("norm", "part"):
         arguments.append(f"unit={literal(edit.unit)}")
-    if str(edit.positions) != "not_bos":
+    if edit.on_tokens or str(edit.positions) != "not_bos":
         arguments.append(f"positions={literal(str(edit.positions))}")
     if edit.when:
         arguments.append(f"when=When({literal(edit.when.latent)}, {literal(edit.when.above)})")
     if edit.site and not edit.on_direction:
         arguments.append(f"site={literal(edit.site)}")
     return f"{type(edit).__name__}({', '.join(arguments)})"
+
+
+def _target(edit: Edit) -> str:
+    if edit.on_direction:
+        return _direction(edit.latent)
+    if edit.on_tokens:
+        span = edit.latent
+        return literal(span.text) if span.text else f"({literal(span.start)}, {literal(span.stop)})"
+    return literal(edit.latent)
 
 
 def _names(run: SteeringRun) -> list[str]:
