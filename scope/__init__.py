@@ -34,6 +34,7 @@ _HOME = {
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
     "memory": "scope.workflows.memory",
+    "recall": "scope.circuits.recall",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",

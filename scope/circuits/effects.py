@@ -21,7 +21,7 @@ from scope.null_seeds import generator
 from scope.renamed import old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
-from scope.steering.apply.resolve import Resolved, check_sites, dictionaries, resolve
+from scope.steering.apply.resolve import Resolved, at_each_layer, check_sites, check_tokens, dictionaries, resolve, sheets
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.edits.interventions import Direction, Edit, Edits
 from scope.texts import for_each_text
@@ -144,10 +144,11 @@ def effects(
     edits, saes, later = Edits.of(edits), dictionaries(sae), dictionaries(downstream or None)
     for one in {**saes, **later}.values():
         check_fit(model, one, any_model, reconstructs=True)
-    check_sites(model, saes, edits)
+    each = at_each_layer(model, edits)
+    check_sites(model, saes, each)
 
     def measure(one: str) -> Effects:
-        return _measured(model, saes, later, edits, one, token, other, strength_units, nulls, k, seed)
+        return _measured(model, saes, later, edits, each, one, token, other, strength_units, nulls, k, seed)
 
     return for_each_text(prompt, measure, EditError)
 
@@ -157,6 +158,7 @@ def _measured(
     saes: dict[str, SAE],
     later: dict[str, SAE],
     edits: Edits,
+    each: Edits,
     prompt: str,
     token: str | int | None,
     other: str | int | None,
@@ -168,24 +170,28 @@ def _measured(
     """The effects after one prompt."""
     if not prompt.strip():
         raise EditError("The prompt is empty. Give some text whose next token is asked about.")
-    units = units_for(model, saes, edits, [prompt], strength_units)
-    resolved = [resolve(edit, saes, units) for edit in edits]
+    check_tokens(model, each, [prompt])
+    units = units_for(model, saes, each, [prompt], strength_units)
+    resolved = [resolve(edit, saes, units) for edit in each]
     tokens = model.to_tokens(prompt)
     plain, before, stream = _run(model, tokens, None, later, [*saes])
     editing = Editing(model, saes, resolved)
     edited, after, _ = _run(model, tokens, editing, later, [])
     draw = generator("edits in effects", seed)
     places = [_in_place(resolved, stream, saes, draw) for _ in range(nulls)]
-    null_runs = [
-        _run(model, tokens, Editing(model, saes, [resolve(e, saes, units) for e in null]), later, []) for null in places
-    ]
+    null_runs = []
+    for number, null in enumerate(places):
+        instead = [resolve(e, saes, units) for e in null]
+        controls = [seed + number if e.edit.on_tokens else e.row for e in instead]
+        of_tokens = any(e.on_tokens for e in null)
+        null_runs.append(_run(model, tokens, Editing(model, saes, instead, control=controls if of_tokens else None), later, []))
     wanted, against = token_pair(model, edited, plain, token, other)
     p, q = plain.softmax(-1), edited.softmax(-1)
     report = editing.report()
     return Effects(
         prompt=prompt,
         edits=edits,
-        sheet=tuple(r.sheet() for r in resolved),
+        sheet=tuple(sheets(edits, resolved)),
         kl=_kl(edited, plain),
         null_kl=tuple(_kl(run[0], plain) for run in null_runs),
         token=model.words.pieces([wanted])[0],
@@ -197,7 +203,7 @@ def _measured(
             for i, piece in _shown(model, p, q, k)
         ),
         downstream=tuple(_changed(before, after, [run[1] for run in null_runs], k)),
-        null_latents=tuple(tuple(None if e.on_direction else e.latent for e in null) for null in places),
+        null_latents=tuple(tuple(e.latent if e.on_latent else None for e in null) for null in places),
         report=report.line(),
         notes=() if any(report.edited_per_step) else ("Nothing was edited: the latent is silent here, or the rule is empty.",),
     )
@@ -219,9 +225,12 @@ def _run(model: LanguageModel, tokens: Tensor, editing: Editing | None, later: d
 
 def _in_place(edits: Sequence[Resolved], stream: dict[str, Tensor], saes: dict[str, SAE], draw: torch.Generator) -> Edits:
     """The same edits on other latents, drawn among those whose part in the prompt, sum of f |d|, is nearest in size."""
-    others, taken = [], {(e.site, e.edit.latent) for e in edits if not e.edit.on_direction}
+    others, taken = [], {(e.site, e.edit.latent) for e in edits if e.edit.on_latent}
     for resolved in edits:
         edit, site = resolved.edit, resolved.site
+        if edit.on_tokens:  # others of equal share take their place as it runs
+            others.append(edit)
+            continue
         if edit.on_direction:
             noise = torch.randn(len(edit.latent.vector), generator=draw)
             others.append(replace(edit, latent=Direction(tuple(noise.tolist()), site, "random direction")))
@@ -237,7 +246,7 @@ def _in_place(edits: Sequence[Resolved], stream: dict[str, Tensor], saes: dict[s
             raise EditError(f"The dictionary at {site} has no other latent to compare with. Pass nulls=0.")
         chosen = free[int(torch.randint(len(free), (), generator=draw))]
         taken.add((site, chosen))
-        if edit.has_amount:
+        if edit.has_amount and edit.unit != "part":
             strength = resolved.amount * float(resolved.row.norm()) / resolved.typical_norm
             others.append(replace(edit, latent=chosen, strength=strength, unit="norm"))
         else:

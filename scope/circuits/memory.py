@@ -6,8 +6,8 @@ so for each token there is a vector, what is left at T of what it wrote, and the
 token and time: the length that is left, the share of the state (the projection on it, in parts of its squared length), and what
 the token adds to a latent of an SAE of the state: x . e_j is linear, so these add up to its pre-activation, less the bias.
 
-Where a document starts, sqrt(1 - a^2) is left out of the write, which is so many times longer: it stands apart, as <bos> does in
-a residual stream. That gates and writes of later tokens depend on earlier ones is no part of the sum: they are as they are.
+Where a document starts, sqrt(1 - a^2) is left out of the write, which is so many times longer: it stands apart, as <bos> does
+in a residual stream. That gates and writes of later tokens depend on earlier ones is no part of the sum: they are as they are.
 Source: Griffin, section 2.4, arXiv:2402.19427.
 """
 
@@ -47,8 +47,8 @@ def memory(
     most: int = 6,
     any_model: bool = False,
 ) -> Memory | list[Memory]:
-    """What is left of each token of a text in the states of the recurrent layers; several texts give a list, the turns of a chat
-    (role and content) one text by the model's template.
+    """What is left of each token of a text in the states of the recurrent layers; several texts give a list, the turns of a
+    chat (role and content) one text by the model's template.
 
     `sae` is one of hook_state or hook_write of a recurrent layer; `latents` are those to read, by default the `most` that fire
     strongest in the text. `times` are positions after which the state is taken apart: by default all, or 256 evenly spaced
@@ -164,8 +164,8 @@ def _taken_apart(
     gap = gap / largest if largest else gap
     if not gap < EDITED:
         raise ConfigError(
-            f"In layer {layer} the sum over tokens misses the state by {gap:.1e} of its largest number: a hook changes the state "
-            "while it is read, and then it is no sum of what was written.\n  Take hooks off first: model.reset_hooks()"
+            f"In layer {layer} the sum over tokens misses the state by {gap:.1e} of its largest number: a hook changes the "
+            "state while it is read, and then it is no sum of what was written.\n  Take hooks off first: model.reset_hooks()"
         )
     norm = state.norm(dim=1)
     return LayerMemory(

@@ -21,7 +21,7 @@ TITLES = {
     "share": "the token's share of the state",
     "length": "length left of what the token wrote",
 }
-Figures = Float[np.ndarray, "tok"]
+Figures = Float[np.ndarray, " tok"]
 Heat = Float[np.ndarray, "tok time"]
 
 LONG = 16
@@ -34,8 +34,8 @@ _WAY_OUT = "Make it again: scope memory TEXT --save FILE"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerMemory:
-    """One recurrent layer: for each token and each time T what is left at T of what the token wrote into the state. Tokens after
-    T have left nothing yet: 0."""
+    """One recurrent layer: for each token and each time T what is left at T of what the token wrote into the state. Tokens
+    after T have left nothing yet: 0."""
 
     layer: int
     length: Heat
@@ -50,20 +50,20 @@ class LayerMemory:
     lengthening: Figures
     """How many times longer a token's write is than with the factor sqrt(1 - a^2): 1 but where a document starts."""
 
-    starts: Bool[np.ndarray, "tok"]
+    starts: Bool[np.ndarray, " tok"]
     """Where a document starts: there nothing is kept, and the factor is left out."""
 
-    state_norm: Float[np.ndarray, "time"]
+    state_norm: Float[np.ndarray, " time"]
     gap: float
     """Largest difference of the sum over tokens from the model's own state, in parts of the largest number in the states. The
     sum is in float64; a model in float32 rounds its own state by about 1e-7 a step."""
 
-    latents: Int[np.ndarray, "latent"]
+    latents: Int[np.ndarray, " latent"]
     contribution: Float[np.ndarray, "latent tok time"]
     """What the token adds at T to the latent's pre-activation; over tokens, and with the bias, it is the pre-activation that
     the SAE has on the state."""
 
-    bias: Float[np.ndarray, "latent"]
+    bias: Float[np.ndarray, " latent"]
     activation: Float[np.ndarray, "latent time"]
     """The latent's activation at T."""
 
@@ -182,7 +182,9 @@ class Memory:
         signed = latent is not None or measure == "share"
         tokens = [f"{i} {visible_token(piece)}" for i, piece in enumerate(self.pieces)]
         times = [tokens[t] for t in self.times]
-        scale = {"colorscale": "RdBu", "zmid": 0, "zmin": -most, "zmax": most} if signed else {"colorscale": "Viridis", "zmin": 0}
+        scale = (
+            {"colorscale": "RdBu", "zmid": 0, "zmin": -most, "zmax": most} if signed else {"colorscale": "Viridis", "zmin": 0}
+        )
         figure = go.Figure(go.Heatmap(z=z, x=times, y=tokens, hoverongaps=False, **scale))
         figure.update_layout(
             title=f"Layer {one.layer}: {title}",
@@ -194,8 +196,8 @@ class Memory:
         return figure
 
     def summary(self) -> list[tuple[str, ...]]:
-        """A row per layer. Half-lives are of tokens that at least `LONG` others follow, but starts of documents; the share of the
-        start is that of the last state."""
+        """A row per layer. Half-lives are of tokens that at least `LONG` others follow, but starts of documents; the share of
+        the start is that of the last state."""
         rows = []
         for one in self.layers:
             lives = self.half_lives(one.layer)
@@ -219,9 +221,9 @@ class Memory:
 
     def _notes(self) -> list[str]:
         lines = [
-            f"Half-life: further tokens until half of the length is left, of tokens that {LONG} others follow. Share of the start: of the "
-            "state after the last token, what the start of the document wrote, which is longer by the factor beside it, since "
-            "sqrt(1 - a^2) is left out there. Gap: the sum from the model's own state, relative."
+            f"Half-life: further tokens until half of the length is left, of tokens that {LONG} others follow. Share of the "
+            "start: of the state after the last token, what the start of the document wrote, which is longer by the factor "
+            "beside it, since sqrt(1 - a^2) is left out there. Gap: the sum from the model's own state, relative."
         ]
         one = self.layer()
         order = [i for i in np.argsort(-one.share[:, -1]) if not one.starts[i]][:_SHOWN]
@@ -233,7 +235,8 @@ class Memory:
             parts = ", ".join(f"{visible_token(self.pieces[i])} {added[i]:+.3g}" for i in top)
             lines.append(
                 f"Latent {latent} at the end: activation {one.activation[place, -1]:.3g}; before the threshold "
-                f"{added.sum() + one.bias[place]:.3g} = bias {one.bias[place]:+.3g} and tokens {added.sum():+.3g}, most: {parts}."
+                f"{added.sum() + one.bias[place]:.3g} = bias {one.bias[place]:+.3g} and tokens {added.sum():+.3g}, "
+                f"most: {parts}."
             )
         return lines
 
@@ -267,7 +270,9 @@ class Memory:
         from safetensors.numpy import save
 
         names = [f.name for f in fields(LayerMemory) if f.name not in ("layer", "gap")]
-        arrays = {f"{i}.{name}": np.ascontiguousarray(getattr(one, name)) for i, one in enumerate(self.layers) for name in names}
+        arrays = {
+            f"{i}.{name}": np.ascontiguousarray(getattr(one, name)) for i, one in enumerate(self.layers) for name in names
+        }
         head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         head |= {"schema": _SCHEMA, "layers": [one.layer for one in self.layers], "gaps": [one.gap for one in self.layers]}
         file = Path(file)

@@ -41,7 +41,8 @@ def test_what_is_left_of_all_tokens_adds_up_to_the_state_in_float64(toy_tokenize
     gaps = for_each_recurrence(
         model, some_tokens(1, 60), recurrent_layers(model), lambda _, r: float((sums(r, 120) - r.state).abs().max())
     )
-    assert set(gaps) == {0, 1, 3} and max(gaps.values()) < 1e-12
+    assert set(gaps) == {0, 1, 3}
+    assert max(gaps.values()) < 1e-12
 
 
 def test_what_is_left_is_the_write_times_what_each_later_token_keeps(model):
@@ -62,21 +63,24 @@ def test_a_new_document_leaves_nothing_of_the_one_before_it(model):
 
     results = for_each_recurrence(model, some_tokens(1, 11), [0, 3], check, position_ids=positions)
     for gone, starts, lengthened in results.values():
-        assert gone == 0.0 and [i for i, s in enumerate(starts) if s] == [0, 6] and lengthened
+        assert gone == 0.0
+        assert [i for i, s in enumerate(starts) if s] == [0, 6]
+        assert lengthened
 
 
 def test_padding_writes_nothing_and_takes_nothing_away(model):
     tokens, pad = some_tokens(1, 9), torch.zeros(1, 4, dtype=torch.long)
     mask = torch.tensor([[0] * 4 + [1] * 9])
-    alone = for_each_recurrence(model, tokens, [3], lambda _, r: [left.clone() for _, _, left in remaining(r, [8])][0])[3]
+    alone = for_each_recurrence(model, tokens, [3], lambda _, r: next(left.clone() for _, _, left in remaining(r, [8])))[3]
     padded = for_each_recurrence(
         model,
         torch.cat([pad, tokens], 1),
         [3],
-        lambda _, r: [left.clone() for _, _, left in remaining(r, [12])][0],
+        lambda _, r: next(left.clone() for _, _, left in remaining(r, [12])),
         attention_mask=mask,
     )[3]
-    assert not padded[:4].any() and torch.allclose(padded[4:], alone, atol=1e-6)
+    assert not padded[:4].any()
+    assert torch.allclose(padded[4:], alone, atol=1e-6)
 
 
 def test_the_write_at_the_start_is_longer_by_one_over_the_root(model):
@@ -86,20 +90,25 @@ def test_the_write_at_the_start_is_longer_by_one_over_the_root(model):
     seen = {}
     model.run_with_hooks(
         some_tokens(1, 3),
-        fwd_hooks=[(["blocks.0.rec.hook_log_a", "blocks.0.rec.hook_write"], lambda x, hook: seen.update({hook.name: x.detach()}))],
+        fwd_hooks=[
+            (["blocks.0.rec.hook_log_a", "blocks.0.rec.hook_write"], lambda x, hook: seen.update({hook.name: x.detach()}))
+        ],
     )
     write, log_a = seen["blocks.0.rec.hook_write"][0, 0], seen["blocks.0.rec.hook_log_a"][0, 0]
     short = write * (1 - (2 * log_a).exp()).sqrt()
     first, second = for_each_recurrence(model, some_tokens(1, 3), [0], check)[0]
-    assert math.isclose(first, float(write.norm() / short.norm()), rel_tol=1e-4) and second == 1.0
+    assert math.isclose(first, float(write.norm() / short.norm()), rel_tol=1e-4)
+    assert second == 1.0
 
 
 def test_shares_add_up_to_one_and_contributions_to_the_pre_activation(model, state_sae):
     result = memory(model, TEXT, state_sae, [3, 5])
     n = len(result.ids)
-    assert [one.layer for one in result.layers] == [0, 1, 3] and result.times == tuple(range(n))
+    assert [one.layer for one in result.layers] == [0, 1, 3]
+    assert result.times == tuple(range(n))
     for one in result.layers:
-        assert np.allclose(one.share.sum(0), 1, atol=1e-5) and one.gap < 1e-6
+        assert np.allclose(one.share.sum(0), 1, atol=1e-5)
+        assert one.gap < 1e-6
     x = model.record(model.to_tokens(TEXT), [STATE])[STATE][0]
     one = result.layer()
     assert one.layer == 1
@@ -137,7 +146,8 @@ def test_a_result_is_read_back_as_it_was_saved_and_a_damaged_one_is_refused(mode
     result = memory(model, TEXT, state_sae)
     file = result.save(tmp_path / "memory.safetensors")
     again = Memory.load(file)
-    assert str(again) == str(result) and again.to_frame().equals(result.to_frame())
+    assert str(again) == str(result)
+    assert again.to_frame().equals(result.to_frame())
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ConfigError, match="damaged"):
         Memory.load(file)
@@ -146,9 +156,12 @@ def test_a_result_is_read_back_as_it_was_saved_and_a_damaged_one_is_refused(mode
 def test_a_result_has_a_row_for_each_layer_and_token_and_shows_itself(model, state_sae):
     result = memory(model, "<bos>the <b>dog</b>", state_sae)
     frame = result.to_frame()
-    assert len(frame) == 3 * len(result.ids) and f"latent {result.layer().latents[0]}" in frame
-    assert np.isnan(result.heat(1)[-1, 0]) and result.plot(3, "share").data[0].z.shape == (len(result.ids),) * 2
-    assert "<b>dog" not in result.to_html() and "gap of the sum" in str(result)
+    assert len(frame) == 3 * len(result.ids)
+    assert f"latent {result.layer().latents[0]}" in frame
+    assert np.isnan(result.heat(1)[-1, 0])
+    assert result.plot(3, "share").data[0].z.shape == (len(result.ids),) * 2
+    assert "<b>dog" not in result.to_html()
+    assert "gap of the sum" in str(result)
 
 
 def test_several_texts_give_a_list_and_the_turns_of_a_chat_one_text(model):

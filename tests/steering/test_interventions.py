@@ -191,7 +191,7 @@ def test_a_rule_holds_at_absolute_positions_with_padding_left_out(rule):
     tokens = torch.tensor([[bos, 50, special, 51, 52, 53, 0, 0], [0, 0, bos, 50, special, 51, 52, 53]])
     real = torch.tensor([[1] * 6 + [0] * 2, [0] * 2 + [1] * 6]).bool()
     positions = torch.stack([torch.arange(8), (torch.arange(8) - 2).clamp(min=0)])
-    run = RunState(tokens, positions, real, torch.tensor([4, 4]))
+    run = RunState(tokens, positions, real, prompt_lengths=torch.tensor([4, 4]))
     mask = Positions.of(rule).mask(run, bos, eos, frozenset({bos, special}))
     assert mask[0].int().tolist() == RULES[rule] + [0, 0]
     assert mask[1].int().tolist() == [0, 0] + RULES[rule]

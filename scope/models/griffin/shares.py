@@ -17,7 +17,7 @@ from torch import Tensor
 from scope.errors import ConfigError
 from scope.models.face import LanguageModel
 from scope.models.hooks import HookPoint, only_reads
-from scope.shapes import Tokens
+from scope.shapes import PerToken, Tokens
 
 T = TypeVar("T")
 PerChannel = Float[Tensor, "pos channel"]
@@ -45,7 +45,7 @@ class Recurrence:
     starts: Starts
     """Where a document starts."""
 
-    lengthening: Float[Tensor, "pos"]
+    lengthening: PerToken
     """How many times longer a write is than with the factor sqrt(1 - a^2) of all others: 1 but where a document starts."""
 
 
@@ -80,8 +80,8 @@ def layer_of(site: str) -> int | None:
 def for_each_recurrence(
     model: LanguageModel, tokens: Tokens, layers: Sequence[int], do: Callable[[int, Recurrence], T], row: int = 0, **how: Any
 ) -> dict[int, T]:
-    """Layer -> what `do` returns for it and the recurrence of one row of a batch. It is called while the model runs, so that one layer
-    is in memory at a time; `how` goes to the model, such as attention_mask and position_ids."""
+    """Layer -> what `do` returns for it and the recurrence of one row of a batch. It is called while the model runs, so that
+    one layer is in memory at a time; `how` goes to the model, such as attention_mask and position_ids."""
     seen: dict[str, Tensor] = {}
     results: dict[int, T] = {}
 
@@ -106,9 +106,7 @@ def _recurrence(seen: Mapping[str, Tensor], positions: Tensor, real: Tensor) -> 
     return Recurrence(kept, write.masked_fill(~real[:, None], 0.0), state, starts, lengthening)
 
 
-def remaining(
-    recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ONCE
-) -> Iterator[tuple[slice, int, PerChannel]]:
+def remaining(recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ONCE) -> Iterator[tuple[slice, int, PerChannel]]:
     """For each time T in rising order, what is left at T of what each token up to T wrote: (channels, index of T, [T+1
     channel]). Channels come in as many parts as the memory of `at_once` numbers takes, the times of one part after the other.
     The tensor is overwritten by the next step."""

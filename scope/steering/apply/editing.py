@@ -47,12 +47,16 @@ class Editing:
             state = [i for i in chosen if isinstance(self.edits[i].edit, OfState)]
             plain = [i for i in chosen if i not in state]
             if plain and any(isinstance(self.edits[i].edit, Hold) for i in state):
-                raise EditError(f"Hold reads the state at {site} as it was written, so no other edit of that state goes with it.")
+                raise EditError(
+                    f"Hold reads the state at {site} as it was written, so no other edit of that state goes with it."
+                )
             if state:
                 args = saes.get(site), [self.edits[i] for i in state], rows, [controls[i] for i in state], marks
                 self._at.append(StateEdits(model, *args, len(self._at), self._add))
             if plain:
-                site_control = control if control is None or isinstance(control, int) else torch.stack([control[i] for i in plain])
+                site_control = (
+                    control if control is None or isinstance(control, int) else torch.stack([control[i] for i in plain])
+                )
                 edits_here = [self.edits[i] for i in plain]
                 args = saes.get(site), edits_here, rows, site_control
                 self._at.append(_SiteEdits(model, *args, len(self._at), self._add))

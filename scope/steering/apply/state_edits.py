@@ -1,7 +1,8 @@
 """Forget and Hold as hooks of one recurrent layer: they add to what is written into the state, so that the change flows on.
 
-What the tokens to forget left, U, is carried along by the same gates as the state, U_t = a_t U_(t-1) + w_t at such a token, and R
-is what was taken out of it so far. Where the rule holds, R becomes the part of U, and the difference is taken out of the write.
+What the tokens to forget left, U, is carried along by the same gates as the state, U_t = a_t U_(t-1) + w_t at such a token,
+and R is what was taken out of it so far. Where the rule holds, R becomes the part of U, and the difference is taken out of the
+write.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,7 @@ _NEAREST = 3
 
 
 class Marks:
-    """Which tokens a span means in the run that flows, and which others have about the same share; found once for all layers."""
+    """Which tokens a span means in the run that flows, and which others have about the same share; once for all layers."""
 
     def __init__(self, model: LanguageModel, others: int | None = None):
         self.words, self.others = model.tokenizer, others
@@ -42,7 +43,8 @@ class Marks:
         self._other: dict[Span, Mask] = {}
 
     def of(self, span: Span, run: RunState, rows: slice) -> Mask:
-        """[row pos]
+        """Where the span's tokens are.
+
         Raises:
             EditError: a text, where a stream flows whose tokens are not known.
         """
@@ -54,7 +56,9 @@ class Marks:
                 self._marks[span] = (positions >= span.start) & (positions < stop) & real & self.in_prompt(run, rows)
             else:
                 if run.tokens is None:
-                    raise EditError(f"{span}: a stream flows, and its tokens are not known. Name positions, as in Forget((4, 7)).")
+                    raise EditError(
+                        f"{span}: a stream flows, and its tokens are not known. Name positions, as in Forget((4, 7))."
+                    )
                 self._marks[span] = self._found(span, run.tokens[rows], real & self.in_prompt(run, rows))
         return self._marks[span]
 
@@ -94,8 +98,8 @@ class Marks:
 
 
 def alike(lengths: Tensor, marks: Tensor, allowed: Tensor, seed: int) -> Tensor:
-    """bool [pos]: neighbouring tokens, as many as are marked, without marked ones, and of about the same total length; one of the
-    nearest three by the seed. None at all where too few tokens are left."""
+    """bool [pos]: neighbouring tokens, as many as are marked, without marked ones, and of about the same total length; one of
+    the nearest three by the seed. None at all where too few tokens are left."""
     size = int(marks.sum())
     chosen = torch.zeros_like(marks)
     if not size or size > len(marks):
@@ -143,8 +147,8 @@ class StateEdits:
     def hooks(self) -> list[tuple[str, Any]]:
         """(hook point, function) pairs."""
         beginning = f"blocks.{layer_of(self.site)}.rec."
-        pairs: list[tuple[str, Any]] = [(f"{beginning}hook_a", only_reads(self._see_gates)), (f"{beginning}hook_write", self)]
-        return [*pairs, (self.site, only_reads(self._see_state))] if self.holds else pairs
+        pairs: list[tuple[str, Any]] = [(f"{beginning}hook_a", self._see_gates), (f"{beginning}hook_write", self)]
+        return [*pairs, (self.site, self._see_state)] if self.holds else pairs
 
     def _along(self, i: int, width: int) -> Tensor | None:
         """The direction in which an edit's amount goes; None where it goes its own way."""
@@ -156,12 +160,14 @@ class StateEdits:
             row = torch.randn(width, generator=generator(f"random direction {i} at {self.site}", control), dtype=torch.float64)
         return (row / row.norm()).float()
 
+    @only_reads
     def _see_gates(self, a: Tensor, hook: HookPoint) -> None:
         run = hook.run
         starts, padding = (run.positions == 0) & run.real, ~run.real
         kept = a.detach().masked_fill(starts[..., None], 0.0).masked_fill(padding[..., None], 1.0)
         self.kept = kept[self.rows]
 
+    @only_reads
     def _see_state(self, state: Tensor, hook: HookPoint) -> None:
         self.state = state.detach()[self.rows, -1]
 
@@ -229,11 +235,11 @@ class StateEdits:
         before = self.left.get((i, name))
         return before if before is not None and before.shape == nothing.shape else nothing
 
-    def _held(
-        self, write: Channels, kept: Channels, rules: dict[int, Mask]
-    ) -> tuple[dict[int, Channels], dict[int, Tensor]]:
+    def _held(self, write: Channels, kept: Channels, rules: dict[int, Mask]) -> tuple[dict[int, Channels], dict[int, Tensor]]:
         """By edit what is added to the writes, and the latent's part of the state before each token."""
-        state = self.state if self.state is not None and self.state.shape == write[:, 0].shape else torch.zeros_like(write[:, 0])
+        state = (
+            self.state if self.state is not None and self.state.shape == write[:, 0].shape else torch.zeros_like(write[:, 0])
+        )
         held = {i: torch.zeros_like(write) for i in self.holds}
         readings = {i: write.new_zeros(write.shape[:2]) for i in self.holds}
         for t in range(write.shape[1]):

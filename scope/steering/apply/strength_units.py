@@ -119,6 +119,7 @@ def units_for(
 ) -> dict[str, StrengthUnits]:
     """The known units by site, and for sites without any the typical norm measured on the prompts."""
     sites = dict.fromkeys([*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))])
+    sites |= dict.fromkeys(e.site for e in edits if e.on_tokens)
     by_site = dict.fromkeys(list(sites)[:1], known) if isinstance(known, StrengthUnits) else dict(known or {})
     return {site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts) for site in sites}
 

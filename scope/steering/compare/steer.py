@@ -29,7 +29,7 @@ CONDITIONS = {
     "plain": "the prompt, nothing edited",
     "steered": "the edits",
     "random": "the same amounts along a random direction; random:K are further ones",
-    "other": "the same amounts along another latent that fires as often, or other tokens of equal share; other:K are further ones",
+    "other": "the same amounts along another latent that fires as often, or other tokens of equal share; other:K: further ones",
     "prompt": "nothing edited, but the prompt begins by asking for what the latent promotes",
 }
 USUAL = ("plain", "steered", "random")

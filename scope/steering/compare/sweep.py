@@ -28,7 +28,12 @@ from scope.typed_json import typed
 
 SCHEMA = 1
 MEASURES = ("concept", "share", "relevance", "fluency", "log_prob", "repetition", "off_target", "kl", "score")
-SWEPT_UNITS = {"norm": "strength / norm", "raw": "strength, raw activation", "max": "strength × largest activation", "part": "part forgotten or held"}
+SWEPT_UNITS = {
+    "norm": "strength / norm",
+    "raw": "strength, raw activation",
+    "max": "strength × largest activation",
+    "part": "part forgotten or held",
+}
 
 
 def swept_unit(edits: Iterable[Edit] | None) -> str:
@@ -248,7 +253,9 @@ def sweep(
     if first is not None and not first.strength:
         raise EditError(f"The strength of [{first}] is 0, to which the others have no proportion. Give it one, such as 0.5.")
     if first is None:
-        raise EditError("None of these edits has a strength to sweep over; Add, Clamp, AtLeast, Cap, Floor, Forget and Hold have one.")
+        raise EditError(
+            "None of these edits has a strength to sweep over; Add, Clamp, AtLeast, Cap, Floor, Forget and Hold have one."
+        )
     if len(prompts) < 2 or not strengths:
         raise EditError(
             "A sweep needs at least two prompts (one half to choose a strength, the other to measure its value) and a strength."

@@ -19,8 +19,8 @@ from scope.steering.apply.editing import Editing
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import Resolved
 from scope.steering.apply.strength_units import StrengthUnits
-from scope.steering.edits.interventions import Add
 from scope.steering.compare.scores import Scores, distinct, repetition, zipped
+from scope.steering.edits.interventions import Add
 
 TOP = 10
 
@@ -183,7 +183,7 @@ class TextScorer:
         return x @ edit.row.to(x.device) / edit.typical_norm
 
     def _still_there(self, edits: Sequence[Resolved], prompt: Sequence[int], tokens: Tokens) -> Tensor:
-        """At each new token the length of what the tokens of the prompt left in the state, in typical norms, mean over layers."""
+        """At each new token the length of what the tokens of the prompt left, in typical norms, mean over layers."""
         places = edits[0].edit.latent.places(prompt, self.model.words)
         times, norms = range(len(prompt), tokens.shape[1]), {layer_of(e.site): e.typical_norm for e in edits}
 

@@ -99,9 +99,7 @@ class Edit(ABC):
 
     def scaled(self, factor: float) -> "Edit":
         """The same edit, `factor` times as strong; only edits that have a strength can be."""
-        raise EditError(
-            f"{self.kind} has no strength to scale. Add, Clamp, AtLeast, Cap, Floor, Forget and Hold have one."
-        )
+        raise EditError(f"{self.kind} has no strength to scale. Add, Clamp, AtLeast, Cap, Floor, Forget and Hold have one.")
 
     def __add__(self, other: "Edit | Edits") -> "Edits":
         return Edits((self,)) + other

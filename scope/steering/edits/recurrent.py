@@ -43,8 +43,8 @@ class Forget(OfState):
 
     `positions` says from where on the state shall be without it: by default from the last token of the prompt on, so that the
     prompt is read with all it holds and what follows has forgotten; "not_bos" means at once, as if they had never been written.
-    `site` is the state of one recurrent layer; without it the edit acts on all of them. `strength` is the part that is forgotten;
-    below 0 it is remembered more strongly.
+    `site` is the state of one recurrent layer; without it the edit acts on all of them. `strength` is the part that is
+    forgotten; below 0 it is remembered more strongly.
     """
 
     kind: ClassVar[str] = "forget"
@@ -56,7 +56,7 @@ class Forget(OfState):
         strength: Any = 1.0,
         *,
         positions: Positions | str = "last_prompt",
-        when: None = None,
+        when: Any = None,
         site: str | None = None,
     ):
         self._set(Span.of(latent), strength, positions, when, site)
@@ -81,12 +81,14 @@ class Hold(OfState):
         strength: Any = 1.0,
         *,
         positions: Positions | str = "not_bos",
-        when: None = None,
+        when: Any = None,
         site: str | None = None,
     ):
         self._set(latent, strength, positions, when, site)
         if not 0 <= self.strength <= 1:
-            raise EditError(f"Hold prevents a part of the decay, from 0 to 1; {self.strength:g} is none. Above 1 a state would grow.")
+            raise EditError(
+                f"Hold prevents a part of the decay, from 0 to 1; {self.strength:g} is none. Above 1 a state would grow."
+            )
 
     def coefficient(self, reading: Tensor, amount: float) -> Tensor:
         return amount * reading

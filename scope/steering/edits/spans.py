@@ -41,8 +41,8 @@ class Span:
         whole = pair is not None and len(pair) == 2 and all(hasattr(i, "__index__") or i is None for i in pair)
         if not whole or pair[0] is None:
             raise EditError(
-                f"{tokens!r} names no tokens. Give a text, as in Forget('apple'), a position, as in Forget(4), or a pair, as in "
-                "Forget((4, 7)) for the positions 4, 5 and 6."
+                f"{tokens!r} names no tokens. Give a text, as in Forget('apple'), a position, as in Forget(4), or a pair, as "
+                "in Forget((4, 7)) for the positions 4, 5 and 6."
             )
         return cls("", pair[0].__index__(), None if pair[1] is None else pair[1].__index__())
 
