@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from scope.circuits.tables import html_table
 from scope.errors import ConfigError
 from scope.escape import escape, visible_token
+from scope.models.griffin.shares import half_lives
 from scope.typed_json import read_bytes, typed
 from scope.whole_files import write_whole
 
@@ -328,19 +329,9 @@ class _Stored:
 
 
 def half_life(ages: np.ndarray, left: np.ndarray) -> float:
-    """The age at which a part that was 1 at age 0 first falls to 1/2, between two ages by the exponential through them;
-    infinite where it never does, NaN where there is no age above 0 or no part."""
+    """`half_lives` of one part, whose ages may begin before it was written; NaN where there is no age above 0."""
     later = ages > 0
-    if not later.any() or not np.isfinite(left[later]).all():
-        return math.nan
-    ages, left = np.concatenate([[0.0], ages[later]]), np.concatenate([[1.0], left[later]])
-    below = np.flatnonzero(left <= 0.5)
-    if not len(below):
-        return math.inf
-    k = int(below[0])
-    before, after = max(left[k - 1], 1e-300), max(left[k], 1e-300)
-    part = math.log(before / 0.5) / math.log(before / after) if before > after else 1.0
-    return float(ages[k - 1] + part * (ages[k] - ages[k - 1]))
+    return float(half_lives(ages[later], left[later])) if later.any() else math.nan
 
 
 def _steps(value: float) -> str:

@@ -114,7 +114,39 @@ def collect_features(
         dictionary=str(folder.resolve()) if folder.exists() else job.dictionary,
         ranks=ranks,
     )
-    return None if made is None else Pack.open(made.folder)
+    if made is None:
+        return None
+    _add_decay(model, sae, made, on_note, on_progress)
+    return Pack.open(made.folder)
+
+
+def _add_decay(model: Any, sae: Any, pack: Any, on_note: OnNote, on_progress: OnProgress | None) -> None:
+    """For the SAE of a state, how long its latents last, beside the model with its weights drawn again, into the pack."""
+    import numpy as np
+    import torch
+
+    from scope.errors import ConfigError, TokensError
+    from scope.evaluation.random_model import randomised
+    from scope.features.compare.decay import decay
+    from scope.features.pack.decay import FILE
+    from scope.features.pack.write import add_file
+    from scope.models.griffin.shares import layer_of
+
+    layer = layer_of(sae.site)
+    if layer is None:
+        return
+    try:
+        redrawn = randomised(model, layer + 1)
+    except ConfigError:  # of a streamed model the weights are not in memory
+        redrawn = None
+    try:
+        tokens = torch.from_numpy(np.asarray(pack.contexts, dtype=np.int64))
+        result = decay(model, sae, tokens, redrawn=redrawn, on_progress=on_progress)
+    except TokensError as error:
+        on_note(f"No decay profiles: {error}")
+        return
+    add_file(pack.folder, FILE, result.to_json().encode(), {})
+    on_note(str(result))
 
 
 def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: Any) -> str:

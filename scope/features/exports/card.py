@@ -11,6 +11,7 @@ import numpy as np
 from scope.errors import PackError
 from scope.escape import escape, visible_token
 from scope.features.exports.strip import strip_html, strip_text
+from scope.features.pack.decay import steps
 from scope.features.pack.feature import Example, Feature
 
 _MUTED = "opacity:.65;font-size:12px"
@@ -65,8 +66,8 @@ def roles_line(feature: Feature) -> str:
 
 
 def _roles(feature: Feature) -> str:
-    line = roles_line(feature)
-    return f'<div style="{_MUTED}">{escape(line)}</div>' if line else ""
+    lines = (roles_line(feature), decay_line(feature))
+    return "".join(f'<div style="{_MUTED}">{escape(line)}</div>' for line in lines if line)
 
 
 def _histogram(feature: Feature, height: int = 34) -> str:
@@ -127,6 +128,17 @@ def near_peak(example: Example, window: int) -> slice:
     return slice(max(0, example.peak - window), example.peak + window + 1)
 
 
+def decay_line(feature: Feature) -> str:
+    """Half-life of a latent of a state, with its interval and the tokens that are kept; empty at other sites."""
+    row, whole = feature.decay, feature.pack.decay
+    if row is None or whole is None:
+        return ""
+    low, high = (steps(end, whole.ages) for end in (row.low, row.high))
+    kept = "  ".join(f"{visible_token(k.token, mark_space=True)} {k.left:.0%}" for k in row.kept)
+    tokens = f"; left of its tokens after {whole.kept_at}: {kept}" if kept else ""
+    return f"half-life {steps(row.half_life, whole.ages)} tokens [{low}, {high}], {row.writes:,} writes{tokens}"
+
+
 def card_text(feature: Feature, examples: int = 4, window: int = 12) -> str:
     """The card for a terminal; the peak of an example stands between « and »."""
     flags = f"  [{', '.join(feature.flags)}]" if feature.flags else ""
@@ -136,7 +148,7 @@ def card_text(feature: Feature, examples: int = 4, window: int = 12) -> str:
         lines.append(f"  did not fire in {feature.pack.n_tokens:,} tokens (95 % upper bound on its density: {bound})")
     else:
         lines.append("  " + "  ".join(f"{k} {v}" for k, v in numbers(feature.row)))
-        lines += [f"  {line}" for line in [roles_line(feature)] if line]
+        lines += [f"  {line}" for line in (roles_line(feature), decay_line(feature)) if line]
     for name, pairs in (("promotes", feature.promoted), ("measured", feature.measured)):
         if pairs:
             lines.append(f"  {name}: " + "  ".join(visible_token(t, mark_space=True) for t, _ in pairs[:8]))

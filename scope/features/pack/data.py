@@ -12,6 +12,8 @@ import pandas as pd
 
 from scope.errors import DictionaryError, PackError
 from scope.escape import fold
+from scope.features.pack.decay import FILE as DECAY_FILE
+from scope.features.pack.decay import Decay
 from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
 from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELATIONS
 from scope.features.pack.index import Index
@@ -146,6 +148,11 @@ class PackData:
     def lookahead(self) -> Lookahead | None:
         """Which latents fire in a middle because of the suffix, where `scope lookahead --pack` put it into the pack."""
         return Lookahead.load(self._intact(FILE)) if FILE in self.manifest.files else None
+
+    @cached_property
+    def decay(self) -> Decay | None:
+        """How long the latents of a state last; None in a pack of another site, or made before it was measured."""
+        return Decay.load(self._intact(DECAY_FILE)) if DECAY_FILE in self.manifest.files else None
 
     @cached_property
     def vocab(self) -> list[str]:

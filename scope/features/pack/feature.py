@@ -9,6 +9,7 @@ import numpy as np
 from scope import renamed
 from scope.errors import PackError
 from scope.features.pack.data import PackData
+from scope.features.pack.decay import LatentDecay
 from scope.features.pack.format import GROUPS, NO_BAND
 from scope.features.pack.lookahead import LatentLookahead
 
@@ -254,6 +255,11 @@ class Feature:
     def lookahead(self) -> LatentLookahead | None:
         """How much it fires in a middle because of the suffix; None where that was not tested."""
         return None if self.pack.lookahead is None else self.pack.lookahead.of(self.id)
+
+    @property
+    def decay(self) -> LatentDecay | None:
+        """What is left of it after further tokens; None at a site that is no state, or where it had too few writes."""
+        return None if self.pack.decay is None else self.pack.decay.of(self.id)
 
     def _tokens(self, ids: str, values: str) -> list[tuple[str, float]]:
         pairs = zip(self._relation(ids).tolist(), self._relation(values).tolist(), strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -88,7 +89,7 @@ def for_each_recurrence(
     @only_reads
     def keep(x: Tensor, hook: HookPoint) -> None:
         seen[hook.name.rpartition(".")[2]] = x[row].detach().cpu().double()
-        if hook.name.endswith("hook_state"):
+        if hook.name.endswith("hook_state") and hook.run.settled:
             run = hook.run
             results[hook.layer()] = do(hook.layer(), _recurrence(seen, run.positions[row].cpu(), run.real[row].cpu()))
 
@@ -126,3 +127,18 @@ def remaining(recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ON
             left[until - 1] = write[until - 1]
             before = until
             yield channels, index, left[:until]
+
+
+def half_lives(ages: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """For parts that were 1 at age 0 and are `left` [... age] at rising ages above 0, the age at which each first falls to 1/2,
+    between two ages by the exponential through them; infinite where it never does, NaN where a value is not known."""
+    ages = np.concatenate([[0.0], np.asarray(ages, float)])
+    left = np.concatenate([np.ones((*left.shape[:-1], 1)), np.asarray(left, float)], -1)
+    below = left <= 0.5
+    at = np.maximum(below.argmax(-1), 1)
+    before, after = (np.take_along_axis(left, (at - k)[..., None], -1)[..., 0] for k in (1, 0))
+    after = np.maximum(after, 1e-12)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.clip(np.log(before / 0.5) / np.log(before / after), 0, 1)
+    found = ages[at - 1] + part * (ages[at] - ages[at - 1])
+    return np.where(np.isnan(left).any(-1), np.nan, np.where(below.any(-1), found, np.inf))

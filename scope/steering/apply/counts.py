@@ -88,11 +88,6 @@ class Tally:
         self.counts = [[[0] * 4 for _ in write] for write in self.writes]
 
     def add(self, step: Step) -> None:
-        """Take in a step. The hooks of a state are called several times in a run: the last call counts."""
-        last = self._steps[-1] if self._steps else None
-        if last is not None and last.place == step.place and last.run.positions is step.run.positions:
-            self._steps[-1] = step
-            return
         full = self._positions >= _POSITIONS or len(self._steps) >= _STEPS
         if full and step.place <= self._steps[-1].place:  # a run is never cut in two
             self.count()

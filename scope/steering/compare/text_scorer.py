@@ -13,8 +13,8 @@ from scope.evaluation.metrics import FvuSums
 from scope.models.face import LanguageModel
 from scope.models.griffin.shares import Recurrence, for_each_recurrence, layer_of, remaining
 from scope.sae.base import SAE
-from scope.sites import in_stream_space
 from scope.shapes import Tokens
+from scope.sites import in_stream_space
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.latent_reader import LatentReader
 from scope.steering.apply.resolve import Resolved
