@@ -179,7 +179,7 @@ def recall(
     models: LanguageModel | Sequence[LanguageModel],
     texts: Iterable[str],
     *,
-    tasks: Sequence[Task] = TASKS,
+    tasks: Sequence[str] = TASKS,
     distances: Sequence[int] = DISTANCES,
     trials: int = 64,
     words: Sequence[str] = WORDS,
@@ -246,7 +246,7 @@ def _joined(*parts: Tensor | list[int], trials: int) -> Tokens:
 
 def _needles(
     model: LanguageModel, words: Sequence[str], between: Tokens, draw: torch.Generator
-) -> tuple[Tokens, Tokens, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(texts, the same with another needle, [trial k] what might follow, [trial 1] the places of its scores). The first of
     what might follow is right."""
     trials = len(between)
@@ -259,7 +259,7 @@ def _needles(
     return texts[0], texts[1], candidates[:, None], torch.tensor([texts[0].shape[1] - 1])
 
 
-def _repetitions(model: LanguageModel, between: Tokens, draw: torch.Generator) -> tuple[Tokens, Tokens, Tensor, Tensor]:
+def _repetitions(model: LanguageModel, between: Tokens, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(texts, the same with other tokens before, [trial place k] what might follow, the places of its scores)."""
     trials, special = len(between), torch.tensor(sorted(model.special_ids))
     usual = torch.ones(model.cfg.d_vocab, dtype=torch.bool)

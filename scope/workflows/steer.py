@@ -39,12 +39,18 @@ class Steer(ModelSettings):
     probe: bool = False
     """With --toward and --away: the weights of a linear probe that separates the two sides, not the difference of means."""
 
-    strength: tuple[float, ...] = (0.5,)
-    """One for all latents, or one for each, in --unit. Below 0 pushes the other way. With --edit scale, the factor."""
+    forget: tuple[str, ...] = ()
+    """Edit the state of a recurrent model: take out what these tokens of the prompt left in it. Words as they stand in the
+    prompt, or positions as in 4 or 4:7 (<bos> is 0). Needs no SAE; --strength is the part."""
 
-    edit: Literal["add", "clamp", "at-least", "ablate", "project-out", "scale", "cap", "floor"] = "add"
+    strength: tuple[float, ...] = ()
+    """One for all latents, or one for each, in --unit; by default 0.5. Below 0 pushes the other way. With --edit scale, the
+    factor; with --edit hold and --forget the part, by default 1."""
+
+    edit: Literal["add", "clamp", "at-least", "ablate", "project-out", "scale", "cap", "floor", "hold"] = "add"
     """What to do: add along the latent's direction; set its activation; raise it to at least; remove its contribution;
-    remove the whole direction; multiply its contribution; hold what lies along the direction below or above."""
+    remove the whole direction; multiply its contribution; hold what lies along the direction below or above; keep what a latent
+    of a state stands for from decaying (hold)."""
 
     when: str | None = None
     """Only where another latent is active: its number, or as in 7:2.5 its number and the activation it must exceed."""
@@ -53,8 +59,9 @@ class Steer(ModelSettings):
     """Unit of the strength: fractions of the site's typical residual norm, the latent's own activation, multiples of its
     maximum."""
 
-    positions: str = "not_bos"
-    """Where: not_bos, all, content, prompt, generated, last_prompt, or from:K."""
+    positions: str | None = None
+    """Where: not_bos (the default), all, content, prompt, generated, last_prompt, or from:K. With --forget from where on, by
+    default last_prompt."""
 
     prompt: tuple[str, ...] = ("My favourite hobby is",)
     """Texts to continue."""
@@ -141,18 +148,24 @@ def steer(
     from scope.steering.compare.sweep import estimate, sweep
     from scope.workflows.certificate import certified
 
-    refuse_missing_demo(job.sae)
-    sae = read_sae(job.sae, job.device)
-    if job.replay:
-        return read_saved(job.replay).replay(job.load_model(sae.provenance), sae)
+    saved = read_saved(job.replay) if job.replay else None
+    made_with = {} if saved is None else getattr(saved, "runs", [saved])[0].dictionaries
+    without = job.sae == DEMO and (bool(job.forget) if saved is None else not made_with)
+    if not without:
+        refuse_missing_demo(job.sae)
+    sae = None if without else read_sae(job.sae, job.device)
+    if saved is not None:
+        run = getattr(saved, "runs", [saved])[0]
+        return saved.replay(job.load_model({"model": run.model} if sae is None else sae.provenance), sae)
     _check_targets(job)
     judge = _judge(job)
-    units = _strength_units(job, sae)
+    units = None if sae is None else _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
-    model = job.load_model(sae.provenance)
-    check_fit(model, sae, job.any_model, reconstructs=True)
-    certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
+    model = job.load_model({} if sae is None else sae.provenance)
+    if sae is not None:
+        check_fit(model, sae, job.any_model, reconstructs=True)
+        certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     edits = _edits(job, sae, model)
     prompts = (_infill_prompt(job, model),) if job.infill else job.prompt
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
@@ -226,11 +239,13 @@ def _check_targets(job: Steer) -> None:
     """
     from scope.errors import EditError
 
-    targets = [bool(job.latent), job.direction is not None, bool(job.toward or job.away)]
+    targets = [bool(job.latent), job.direction is not None, bool(job.toward or job.away), bool(job.forget)]
+    if job.forget and job.edit != "add":
+        raise EditError("--forget is an edit by itself; leave --edit out.")
     if not any(targets):
         raise EditError(f"Say which latent to edit, as in --latent 12.{_candidates(job)}")
     if sum(targets) > 1:
-        raise EditError("Give --latent, or --direction, or --toward and --away: one run edits one kind of target.")
+        raise EditError("Give --latent, or --direction, or --toward and --away, or --forget: one run edits one kind of target.")
     if bool(job.toward) != bool(job.away):
         raise EditError("A difference of means needs prompts on both sides: --toward and --away.")
     if job.probe and not job.toward:
@@ -245,7 +260,7 @@ def _edits(job: Steer, sae: Any, model: Any) -> Any:
     """
     from scope.errors import EditError
     from scope.steering.edits.directions import Direction
-    from scope.steering.edits.interventions import KINDS, Edits, When
+    from scope.steering.edits.interventions import KINDS, Edits, Forget, Hold, Span, When
 
     targets: list[Any] = list(job.latent)
     if job.direction is not None:
@@ -253,15 +268,21 @@ def _edits(job: Steer, sae: Any, model: Any) -> Any:
     elif job.toward:
         make = Direction.probe if job.probe else Direction.between
         targets = [make(model, sae.site, job.toward, job.away)]
-    if len(job.strength) not in (1, len(targets)):
-        raise EditError(f"{len(targets)} latents and {len(job.strength)} strengths: give one strength, or one for each.")
-    kind = KINDS[job.edit.replace("-", " ")]
-    how = {"positions": job.positions, "when": When.of(job.when) if job.when else None}
-    strengths = job.strength if len(job.strength) > 1 else job.strength * len(targets)
+    elif job.forget:
+        targets = [Span.parsed(words) for words in job.forget]
+    kind = KINDS["forget" if job.forget else job.edit.replace("-", " ")]
+    given = job.strength or (1.0 if kind in (Forget, Hold) else 0.5,)
+    if len(given) not in (1, len(targets)):
+        what = f"{len(targets)} {'spans' if job.forget else 'latents'} and {len(given)} strengths"
+        raise EditError(f"{what}: give one strength, or one for each.")
+    how: dict[str, Any] = {"when": When.of(job.when) if job.when else None}
+    if job.positions is not None:
+        how["positions"] = job.positions
+    strengths = given if len(given) > 1 else given * len(targets)
+    if kind in (Forget, Hold) or kind.kind == "scale":
+        return Edits(kind(t, s, **how) for t, s in zip(targets, strengths, strict=True))
     if kind.has_amount:
         return Edits(kind(t, s, unit=job.unit, **how) for t, s in zip(targets, strengths, strict=True))
-    if kind.kind == "scale":
-        return Edits(kind(t, s, **how) for t, s in zip(targets, strengths, strict=True))
     return Edits(kind(t, **how) for t in targets)
 
 

@@ -7,6 +7,8 @@ import torch
 
 import scope
 from scope.circuits.attribution import attribute
+from scope.circuits.memory_result import Memory
+from scope.cli.main import run
 from scope.errors import EditError
 from scope.sites import in_stream_space, match_sites
 from scope.steering.edits.interventions import Add
@@ -63,17 +65,18 @@ def test_a_pack_shows_no_logits_for_directions_of_channels_though_there_are_as_m
 def test_states_and_writes_are_steered_and_every_token_is_counted_once(made, site):
     folder, model, saes = made
     steered = {"prompt": "the dog", "max_new_tokens": 5, "certificate": False}
-    run = scope.steer(folder / site, model=model, latent=3, strength=0.7, **steered)
-    texts = {c.name: c.samples[0].text for c in run.conditions}
+    steered_run = scope.steer(folder / site, model=model, latent=3, strength=0.7, **steered)
+    texts = {c.name: c.samples[0].text for c in steered_run.conditions}
     assert set(texts) == {"plain", "steered", "random"}
-    report = next(c for c in run.conditions if c.name == "steered").report
+    report = next(c for c in steered_run.conditions if c.name == "steered").report
     loaded = scope.load_model(model)
     read = len(loaded.to_tokens("the dog")[0]) + 5 - 1
     assert sum(report.seen_per_step) == read
     assert sum(report.edited_per_step) == read - 1  # all but <bos>
-    assert run.promoted == {next(iter(run.promoted)): []}
-    with pytest.raises(EditError, match="promote no tokens by themselves"):
-        scope.steer(loaded, saes[site], [Add(3, 0.7)], ["the dog"], conditions=("plain", "steered", "prompt"))
+    assert len(steered_run.promoted["latent 3"]) == 10
+    assert any("as measured on these prompts" in note for note in steered_run.notes)
+    asked = scope.steer(loaded, saes[site], [Add(3, 0.7)], ["the dog"], conditions=("plain", "steered", "prompt"))
+    assert asked.instruction
 
 
 def test_a_lab_reads_and_attributes_at_a_state(made):
@@ -85,3 +88,38 @@ def test_a_lab_reads_and_attributes_at_a_state(made):
     assert abs(sum(row.value for row in rows.rows) - rows.whole) < 1e-2
     with pytest.raises(EditError, match="no part of it"):
         attribute(loaded, saes[STATE], "the dog runs to", method="direct")
+
+
+def test_a_pack_of_a_state_says_how_long_its_latents_last(made):
+    folder, model, _ = made
+    collected = {"recording": folder / "recording", "certificate": False, "score_prompts": 0}
+    pack = scope.collect_features(folder / STATE, model=model, out=folder / "decay.pack", **collected)
+    assert pack.decay.null is not None
+    row = pack.decay.latents[0]
+    assert pack[row.latent].decay == row
+    assert "half-life" in repr(pack[row.latent])
+    assert "half-life" in pack[row.latent]._repr_html_()
+
+
+def test_the_command_says_what_is_remembered_and_asks_for_needles(made, capsys, tmp_path):
+    folder, model, _ = made
+    files = {name: tmp_path / f"memory.{name}" for name in ("save", "csv", "html")}
+    written = [word for name, file in files.items() for word in (f"--{name}", str(file))]
+    assert run(["memory", "the dog runs", "--model", model, "--sae", str(folder / STATE), *written]) == 0
+    assert "gap of the sum" in capsys.readouterr().out
+    assert Memory.load(files["save"]).text == "the dog runs"
+    assert files["csv"].read_text().startswith("layer,")
+    asked = ["--needle", "--model", model, "--distances", "0", "2", "--trials", "4", "--corpus", str(folder / "toy.jsonl")]
+    assert run(["memory", *asked]) in (0, 2)  # the toy vocabulary may hold none of the words
+    assert run(["memory", "--model", model]) == 2
+    assert "Give a text" in capsys.readouterr().err
+
+
+def test_tokens_are_forgotten_from_the_command_line_and_the_run_is_replayed(made, capsys, tmp_path):
+    _, model, _ = made
+    file = str(tmp_path / "run.json")
+    given = ["--model", model, "--forget", "dog", "--prompt", "the dog runs", "--max-new-tokens", "3", "--json", file]
+    assert run(["steer", *given]) == 0
+    assert "forget tokens of 'dog'" in capsys.readouterr().out
+    assert run(["steer", "--model", model, "--replay", file]) == 0
+    assert run(["steer", *given, "--latent", "3"]) == 2

@@ -129,7 +129,7 @@ def remaining(recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ON
             yield channels, index, left[:until]
 
 
-def half_lives(ages: np.ndarray, left: np.ndarray) -> np.ndarray:
+def half_lives(ages: Sequence[float] | np.ndarray, left: np.ndarray) -> np.ndarray:
     """For parts that were 1 at age 0 and are `left` [... age] at rising ages above 0, the age at which each first falls to 1/2,
     between two ages by the exponential through them; infinite where it never does, NaN where a value is not known."""
     ages = np.concatenate([[0.0], np.asarray(ages, float)])

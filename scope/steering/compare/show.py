@@ -25,7 +25,7 @@ def figures(run: RunData) -> list[tuple[str, str, list[float]]]:
     rows = []
     for target in run.promoted:
         rows += [
-            row(f"concept, {target}", "mean activation, read by the unsteered model", "concept", target),
+            row(f"concept, {target}", _meaning(run, target), "concept", target),
             row(f"promoted tokens, {target}", "share of new tokens", "share", target),
             row(f"their probability, {target}", "mean, given by the condition itself", "mass", target),
         ]
@@ -46,6 +46,12 @@ def figures(run: RunData) -> list[tuple[str, str, list[float]]]:
         ):
             rows.append((name, meaning, [_mean([getattr(j, name) for j in judged[c.name] if j]) for c in run.conditions]))
     return [row for row in rows if not all(map(math.isnan, row[2]))]
+
+
+def _meaning(run: RunData, target: str) -> str:
+    if any(edit.on_tokens and edit.target == target for edit in run.edits):
+        return "length of what is left of them in the states, typical norms, read by the unsteered model"
+    return "mean activation, read by the unsteered model"
 
 
 def _mean(values: list[float | None]) -> float:

@@ -149,6 +149,11 @@ def steer(
         done.append(Condition(name, samples, editings[name].report() if name in editings else None))
     fvu = scorer.fvu()
     notes = notes_on(done, resolved, units, fvu)
+    if scorer.measured:
+        notes.append(
+            f"No direct way leads from {' and '.join(scorer.measured)} to the words: the promoted tokens are those that a push "
+            "of half the norm, or forgetting all, raises most, as measured on these prompts."
+        )
     if others and not matched:
         notes.append(
             'The latents of the condition "other" were drawn from the whole dictionary: how often latents fire is not known.'

@@ -103,6 +103,8 @@ class TextScorer:
             else raised(model, saes, self.forgotten.get(name) or [self.targets[name]], prompts)
             for name in dict.fromkeys(names.values())
         }
+        self.measured = [n for n in self.promoted if n in self.forgotten or not in_stream_space(self.targets[n].site)]
+        """The targets whose promoted tokens are measured, not read from the weights."""
         self._fvu = {e.site: FvuSums() for e in edits if e.site in saes}
         """Per site, over the texts that nothing edited."""
         self.readers = {
