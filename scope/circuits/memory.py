@@ -1,4 +1,4 @@
-"""What a recurrent model remembers, exactly. With the gates of a text as they are, the state of a recurrent layer is a sum:
+"""Takes the state of a recurrent model apart into what each token left. With the gates of a text as they are, it is a sum:
 
     h_T = sum over t <= T of (a_(t+1) ... a_T) w_t
 

@@ -1,4 +1,4 @@
-"""What a recurrent model remembers of a text, as a result: token by token, at one time or at all."""
+"""`Memory`: the states of a recurrent model over a text, token by token, at one time or at all."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from scope.models.griffin.shares import half_lives
 from scope.typed_json import read_bytes, typed
 from scope.whole_files import write_whole
 
-Measure = Literal["kept", "share", "length"]
+Measure = Literal["retained", "share", "length"]
 TITLES = {
-    "kept": "length left of what the token wrote / length written",
+    "retained": "length left of what the token wrote / length written",
     "share": "the token's share of the state",
     "length": "length left of what the token wrote",
 }
@@ -43,7 +43,7 @@ class LayerMemory:
     """Length of what is left."""
 
     share: Heat
-    """What is left, projected on the state, in parts of the state's squared length: over tokens it adds up to 1."""
+    """Projections of what is left on the state, in parts of the state's squared length: over tokens it adds up to 1."""
 
     written: Figures
     """Length of what the token wrote."""
@@ -52,7 +52,7 @@ class LayerMemory:
     """How many times longer a token's write is than with the factor sqrt(1 - a^2): 1 but where a document starts."""
 
     starts: Bool[np.ndarray, " tok"]
-    """Where a document starts: there nothing is kept, and the factor is left out."""
+    """Where a document starts: there nothing is retained, and the factor is left out."""
 
     state_norm: Float[np.ndarray, " time"]
     gap: float
@@ -69,7 +69,7 @@ class LayerMemory:
     """The latent's activation at T."""
 
     @property
-    def kept(self) -> Heat:
+    def retained(self) -> Heat:
         """Length left over length written."""
         return self.length / np.maximum(self.written, 1e-30)[:, None]
 
@@ -106,8 +106,8 @@ class Memory:
             raise ConfigError(f"Layer {layer} is not among the recurrent layers that were read: {there}.")
         return found
 
-    def heat(self, layer: int | None = None, measure: Measure = "kept", latent: int | None = None) -> Heat:
-        """[token time], NaN before the token: "kept", "share" or "length"; or with `latent` what the token adds to it.
+    def heat(self, layer: int | None = None, measure: Measure = "retained", latent: int | None = None) -> Heat:
+        """[token time], NaN before the token: "retained", "share" or "length"; or with `latent` what the token adds to it.
 
         Raises:
             ConfigError: an unknown measure, layer or latent.
@@ -128,7 +128,7 @@ class Memory:
         and for those that wrote nothing."""
         one = self.layer(layer)
         if latent is None:
-            left = one.kept
+            left = one.retained
         else:
             added = np.abs(one.contribution[self._place(one, latent)])
             first = [np.searchsorted(self.times, token) for token in range(len(self.ids))]
@@ -156,7 +156,7 @@ class Memory:
                 "token": self.pieces,
                 "written": one.written,
                 "length": one.length[:, at],
-                "kept": one.kept[:, at],
+                "retained": one.retained[:, at],
                 "share": one.share[:, at],
                 "half_life": self.half_lives(one.layer),
                 "start": one.starts,
@@ -173,7 +173,7 @@ class Memory:
             raise ConfigError(f"The state after token {time} was not taken apart; the nearest is {near}. Give times=[{time}].")
         return self.times.index(time)
 
-    def plot(self, layer: int | None = None, measure: Measure = "kept", latent: int | None = None) -> Any:
+    def plot(self, layer: int | None = None, measure: Measure = "retained", latent: int | None = None) -> Any:
         """The heat map tokens x time as a Plotly figure."""
         import plotly.graph_objects as go
 

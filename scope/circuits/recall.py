@@ -1,4 +1,4 @@
-"""What a model can still say after n tokens: a needle ("the code word is ...") and the repetition of random tokens.
+"""Asks models for what they read n tokens ago: a needle ("the code word is ...") and random tokens that are repeated.
 
 needle      "The code word is apple." + n tokens of other text + "The code word is": does the right one of the words that might
             stand there score highest, and how much likelier is it than where another word was named?

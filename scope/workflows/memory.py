@@ -91,7 +91,7 @@ def memory(config: Any = None, *rest: Any, on_progress: OnProgress | None = None
     from scope.sae.files import read_sae
 
     if job.needle:
-        result = _asked(job, on_progress)
+        result = _recalled(job, on_progress)
         _written(job, result)
         return result
     if not job.text:
@@ -107,7 +107,7 @@ def memory(config: Any = None, *rest: Any, on_progress: OnProgress | None = None
     return results[0] if len(results) == 1 else results
 
 
-def _asked(job: Remember, on_progress: OnProgress | None) -> Any:
+def _recalled(job: Remember, on_progress: OnProgress | None) -> Any:
     from scope.activations.corpus.sources import open_corpus
     from scope.circuits.recall import recall
 

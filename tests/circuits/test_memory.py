@@ -48,7 +48,7 @@ def test_what_is_left_of_all_tokens_adds_up_to_the_state_in_float64(toy_tokenize
 def test_what_is_left_is_the_write_times_what_each_later_token_keeps(model):
     def by_hand(_: int, r: Recurrence) -> bool:
         left = [left.clone() for _, _, left in remaining(r, [2, 7])]
-        expected = r.write[1] * r.kept[2:8].prod(0)
+        expected = r.write[1] * r.retained[2:8].prod(0)
         return torch.allclose(left[1][1], expected, rtol=1e-12) and torch.equal(left[0][2], r.write[2])
 
     assert all(for_each_recurrence(model, some_tokens(1, 9), [0, 3], by_hand).values())
@@ -139,7 +139,7 @@ def test_the_half_life_of_a_token_is_read_off_what_is_left_of_it(model):
     one, lives = result.layer(0), result.half_lives(0)
     token = next(i for i in range(1, len(lives)) if 1 < lives[i] < math.inf)
     before, after = math.floor(lives[token]), math.ceil(lives[token])
-    assert one.kept[token, token + before] >= 0.5 >= one.kept[token, token + after]
+    assert one.retained[token, token + before] >= 0.5 >= one.retained[token, token + after]
 
 
 def test_a_result_is_read_back_as_it_was_saved_and_a_damaged_one_is_refused(model, state_sae, tmp_path):

@@ -49,8 +49,8 @@ def test_latents_of_a_state_that_halves_in_four_tokens_have_that_half_life(model
     assert all(row.low == pytest.approx(HALVES, rel=1e-3) for row in result.latents)
     assert result.share == 0.0
     assert result.state[2] == pytest.approx(0.5, rel=1e-3)
-    kept = [token for row in result.latents for token in row.kept]
-    assert all(token.left == pytest.approx(0.5 ** (16 / HALVES), rel=1e-2) for token in kept)
+    retained = [token for row in result.latents for token in row.retained]
+    assert all(token.left == pytest.approx(0.5 ** (16 / HALVES), rel=1e-2) for token in retained)
 
 
 def test_the_share_of_long_half_lives_stands_beside_that_of_the_redrawn_model(model, sae, toy_tokenizer):

@@ -1,4 +1,4 @@
-"""How long the latents of a state last: what is left, after n further tokens, of what tokens added to them."""
+"""Measures how long the latents of a state last: what is left, after n more tokens, of what tokens added to them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def decay(
         there = half_lives(ages, others.profile()[found])
         null = dict(zip(("null", "null_low", "null_high"), _share(there, seed), strict=True))
     share, share_low, share_high = _share(lives, seed)
-    profile, writes, kept = sums.profile(), sums.writes(), sums.kept(found, model)
+    profile, writes, retained = sums.profile(), sums.writes(), sums.retained(found, model)
     rows = [
         LatentDecay(
             latent=int(j),
@@ -87,7 +87,7 @@ def decay(
             low=_known(low[i]),
             high=_known(high[i]),
             profile=tuple(None if np.isnan(v) else float(v) for v in profile[j]),
-            kept=kept.get(int(j), ()),
+            retained=retained.get(int(j), ()),
         )
         for i, j in enumerate(found)
         if not np.isnan(lives[i])
@@ -171,7 +171,7 @@ class _Sums:
         self.counts += np.bincount(latents.numpy(), minlength=sae.d_sae)
         n, now = len(write), write.clone()
         for age in range(1, max(self.ages) + 1):
-            now = now[: n - age] * recurrence.kept[age:]
+            now = now[: n - age] * recurrence.retained[age:]
             if age not in self.ages:
                 continue
             k = self.ages.index(age)
@@ -222,7 +222,7 @@ class _Sums:
             high.append(lives[int(0.975 * _RESAMPLES) - 1])
         return np.concatenate(low), np.concatenate(high)
 
-    def kept(self, latents: np.ndarray, model: LanguageModel) -> dict[int, tuple[KeptToken, ...]]:
+    def retained(self, latents: np.ndarray, model: LanguageModel) -> dict[int, tuple[KeptToken, ...]]:
         """Latent -> the tokens that leave it most after `kept_at` more, of those that stood there three times or more."""
         ids, js, added, left = (np.concatenate([getattr(p, name) for p in self._pairs]) for name in _Pairs.__annotations__)
         wanted = np.isin(js, latents)

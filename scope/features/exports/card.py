@@ -129,13 +129,13 @@ def near_peak(example: Example, window: int) -> slice:
 
 
 def decay_line(feature: Feature) -> str:
-    """Half-life of a latent of a state, with its interval and the tokens that are kept; empty at other sites."""
+    """Half-life of a latent of a state, with its interval and the tokens that are retained; empty at other sites."""
     row, whole = feature.decay, feature.pack.decay
     if row is None or whole is None:
         return ""
     low, high = (steps(end, whole.ages) for end in (row.low, row.high))
-    kept = "  ".join(f"{visible_token(k.token, mark_space=True)} {k.left:.0%}" for k in row.kept)
-    tokens = f"; left of its tokens after {whole.kept_at}: {kept}" if kept else ""
+    retained = "  ".join(f"{visible_token(k.token, mark_space=True)} {k.left:.0%}" for k in row.retained)
+    tokens = f"; left of its tokens after {whole.kept_at}: {retained}" if retained else ""
     return f"half-life {steps(row.half_life, whole.ages)} tokens [{low}, {high}], {row.writes:,} writes{tokens}"
 
 

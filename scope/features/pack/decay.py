@@ -1,4 +1,4 @@
-"""How long latents of a state last, as a result: decay profiles, half-lives, and the tokens that are kept.
+"""`Decay`: how long the latents of a state last, with decay profiles, half-lives, and the tokens that are retained.
 `scope.features.compare.decay` computes it; a pack may hold it as decay.json."""
 
 import json
@@ -47,8 +47,8 @@ class LatentDecay:
     high: float | None
     """95 % interval of the half-life, over contexts; None at an end that lies beyond the largest age."""
     profile: tuple[float | None, ...]
-    """What is left at each of `Decay.ages`; None where no context is that long."""
-    kept: tuple[KeptToken, ...] = ()
+    """The part that is left at each of `Decay.ages`; None where no context is that long."""
+    retained: tuple[KeptToken, ...] = ()
     """Tokens of which most is left, by how much they add."""
 
     @property
@@ -104,7 +104,7 @@ class Decay:
                 "high": _number(row.high),
                 "writes": row.writes,
                 **{f"left_{age}": row.profile[i] for i, age in enumerate(self.ages)},
-                "kept": " ".join(visible_token(k.token) for k in row.kept),
+                "retained": " ".join(visible_token(k.token) for k in row.retained),
             }
             for row in self.latents
         ]

@@ -34,7 +34,7 @@ POINTS = ("hook_log_a", "hook_a", "hook_write", "hook_state")
 class Recurrence:
     """One recurrent layer on one text, in float64."""
 
-    kept: PerChannel
+    retained: PerChannel
     """What each token leaves of the state before it: a, 0 where a document starts, 1 at padding."""
 
     write: PerChannel
@@ -103,8 +103,8 @@ def _recurrence(seen: Mapping[str, Tensor], positions: Tensor, real: Tensor) -> 
     starts = (positions == 0) & real
     short = write * (-torch.expm1(2 * log_a)).clamp(min=0).sqrt()
     lengthening = torch.where(starts, write.norm(dim=1) / short.norm(dim=1).clamp(min=1e-300), 1.0)
-    kept = a.masked_fill(starts[:, None], 0.0).masked_fill(~real[:, None], 1.0)
-    return Recurrence(kept, write.masked_fill(~real[:, None], 0.0), state, starts, lengthening)
+    retained = a.masked_fill(starts[:, None], 0.0).masked_fill(~real[:, None], 1.0)
+    return Recurrence(retained, write.masked_fill(~real[:, None], 0.0), state, starts, lengthening)
 
 
 def remaining(recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ONCE) -> Iterator[tuple[slice, int, PerChannel]]:
@@ -115,12 +115,12 @@ def remaining(recurrence: Recurrence, times: Sequence[int], at_once: int = AT_ON
     step = max(1, min(width, at_once // max(n, 1)))
     for start in range(0, width, step):
         channels = slice(start, min(start + step, width))
-        kept, write = recurrence.kept[:, channels], recurrence.write[:, channels]
+        retained, write = recurrence.retained[:, channels], recurrence.write[:, channels]
         left = torch.empty_like(write)
         before = 0
         for index, time in enumerate(times):
             until = time + 1
-            later = kept[before:until].flip(0).cumprod(0).flip(0)  # of token t in it: a_t a_(t+1) ... a_T
+            later = retained[before:until].flip(0).cumprod(0).flip(0)  # of token t in it: a_t a_(t+1) ... a_T
             if before:
                 left[:before] *= later[0]
             left[before : until - 1] = write[before : until - 1] * later[1:]

@@ -59,12 +59,12 @@ class Marks:
                     raise EditError(
                         f"{span}: a stream flows, and its tokens are not known. Name positions, as in Forget((4, 7))."
                     )
-                self._marks[span] = self._found(span, run.tokens[rows], real & self.in_prompt(run, rows))
+                self._marks[span] = self._row_places(span, run.tokens[rows], real & self.in_prompt(run, rows))
         return self._marks[span]
 
-    def _found(self, span: Span, tokens: Tensor, asked: Mask) -> Mask:
-        found = torch.zeros_like(asked)
-        for row, (ids, there) in enumerate(zip(tokens.tolist(), asked.cpu(), strict=True)):
+    def _row_places(self, span: Span, tokens: Tensor, among: Mask) -> Mask:
+        found = torch.zeros_like(among)
+        for row, (ids, there) in enumerate(zip(tokens.tolist(), among.cpu(), strict=True)):
             index = there.nonzero()[:, 0]
             places = span.places([ids[i] for i in index.tolist()], self.words) if len(index) else []
             found[row, index[places].to(found.device)] = True
@@ -79,13 +79,13 @@ class Marks:
         lengths = run.prompt_lengths if len(run.prompt_lengths) == 1 else run.prompt_lengths[rows]
         return positions < lengths[:, None]
 
-    def instead(self, span: Span, run: RunState, rows: slice, kept: Channels, write: Channels) -> Mask:
+    def instead(self, span: Span, run: RunState, rows: slice, retained: Channels, write: Channels) -> Mask:
         """Other tokens of the prompt, next to each other and as many, of which about as much is left at its end as of the
         span's."""
         marks = self.of(span, run, rows)
         if span not in self._other:
             prompt = run.real[rows] & self.in_prompt(run, rows)
-            later = torch.cat([kept.masked_fill(~prompt[..., None], 1.0)[:, 1:], torch.ones_like(kept[:, :1])], 1)
+            later = torch.cat([retained.masked_fill(~prompt[..., None], 1.0)[:, 1:], torch.ones_like(retained[:, :1])], 1)
             lengths = (write * later.flip(1).cumprod(1).flip(1)).norm(dim=-1)
             allowed = prompt & (run.positions[rows] > 0)
             pairs = zip(lengths.cpu(), marks.cpu(), allowed.cpu(), strict=True)
@@ -140,7 +140,7 @@ class StateEdits:
         self.holds = [i for i, e in enumerate(edits) if isinstance(e.edit, Hold)]
         self.readers = {i: _reader(edits[i], sae) for i in self.holds}
         self.along = {i: self._along(i, width) for i in range(len(edits))}
-        self.kept: Channels | None = None
+        self.retained: Channels | None = None
         self.state: State | None = None
         self.left: dict[tuple[int, str], State] = {}
 
@@ -164,8 +164,8 @@ class StateEdits:
     def _see_gates(self, a: Tensor, hook: HookPoint) -> None:
         run = hook.run
         starts, padding = (run.positions == 0) & run.real, ~run.real
-        kept = a.detach().masked_fill(starts[..., None], 0.0).masked_fill(padding[..., None], 1.0)
-        self.kept = kept[self.rows]
+        retained = a.detach().masked_fill(starts[..., None], 0.0).masked_fill(padding[..., None], 1.0)
+        self.retained = retained[self.rows]
 
     @only_reads
     def _see_state(self, state: Tensor, hook: HookPoint) -> None:
@@ -173,18 +173,18 @@ class StateEdits:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, hook: HookPoint) -> Tensor:
-        run, kept = hook.run, self.kept
-        write = x[self.rows].to(kept.dtype).masked_fill(~run.real[self.rows][..., None], 0.0)
+        run, retained = hook.run, self.retained
+        write = x[self.rows].to(retained.dtype).masked_fill(~run.real[self.rows][..., None], 0.0)
         added, lengths, readings, rules = torch.zeros_like(write), [], {}, {}
         for i, e in enumerate(self.edits):
             rules[i] = e.edit.positions.mask(run, self.bos, self.eos, self.special)[self.rows]
-        parts = {i: self._forgotten(i, write, kept, rules[i], run) for i in self.forgets}
+        parts = {i: self._forgotten(i, write, retained, rules[i], run) for i in self.forgets}
         readings = {i: reading for i, (_, reading) in parts.items()}
         changes = {i: change for i, (change, _) in parts.items()}
         for change in changes.values():
             added = added + change
         if self.holds:
-            held, read = self._held(write + added, kept, rules)
+            held, read = self._held(write + added, retained, rules)
             changes |= held
             readings |= read
             for change in held.values():
@@ -203,39 +203,41 @@ class StateEdits:
         x[self.rows] = changed
         return x
 
-    def _forgotten(self, i: int, write: Channels, kept: Channels, rule: Mask, run: RunState) -> tuple[Channels, Tensor]:
+    def _forgotten(self, i: int, write: Channels, retained: Channels, rule: Mask, run: RunState) -> tuple[Channels, Tensor]:
         """What is added to the writes, and the length of what the tokens left, [row pos]."""
         edit = self.edits[i]
-        change, left = self._taken_out(i, "span", self.marks.of(edit.edit.latent, run, self.rows), write, kept, rule)
+        change, left = self._taken_out(i, "span", self.marks.of(edit.edit.latent, run, self.rows), write, retained, rule)
         length = change.norm(dim=-1, keepdim=True)
         if self.along[i] is not None:
             change = length * self.along[i].to(change)
         elif self.controls[i] is not None:
-            other = self.marks.instead(edit.edit.latent, run, self.rows, kept, write)
-            change, _ = self._taken_out(i, "instead", other, write, kept, rule)
+            other = self.marks.instead(edit.edit.latent, run, self.rows, retained, write)
+            change, _ = self._taken_out(i, "instead", other, write, retained, rule)
             own = change.norm(dim=-1, keepdim=True)
             change = torch.where(own > 0, change * length / own.clamp(min=1e-30), 0.0)
         return change, left.norm(dim=-1)
 
     def _taken_out(
-        self, i: int, name: str, marks: Mask, write: Channels, kept: Channels, rule: Mask
+        self, i: int, name: str, marks: Mask, write: Channels, retained: Channels, rule: Mask
     ) -> tuple[Channels, Channels]:
         """(what is added to the writes, what is left of the marked tokens' writes). Both go on with the next call of a cached
         generation."""
         edit, nothing = self.edits[i], torch.zeros_like(write[:, 0])
         left_before, out_before = (self._carried(i, f"{name} {part}", nothing) for part in ("left", "out"))
-        left = scan(kept, write * marks[..., None], left_before)
+        left = scan(retained, write * marks[..., None], left_before)
         wanted = -edit.edit.coefficient(left, edit.amount)
-        out = scan(kept.masked_fill(rule[..., None], 0.0), wanted * rule[..., None], out_before)
+        out = scan(retained.masked_fill(rule[..., None], 0.0), wanted * rule[..., None], out_before)
         earlier = torch.cat([out_before[:, None], out[:, :-1]], 1)
         self.left[i, f"{name} left"], self.left[i, f"{name} out"] = left[:, -1], out[:, -1]
-        return torch.where(rule[..., None], kept * earlier - out, 0.0), left
+        return torch.where(rule[..., None], retained * earlier - out, 0.0), left
 
     def _carried(self, i: int, name: str, nothing: State) -> State:
         before = self.left.get((i, name))
         return before if before is not None and before.shape == nothing.shape else nothing
 
-    def _held(self, write: Channels, kept: Channels, rules: dict[int, Mask]) -> tuple[dict[int, Channels], dict[int, Tensor]]:
+    def _held(
+        self, write: Channels, retained: Channels, rules: dict[int, Mask]
+    ) -> tuple[dict[int, Channels], dict[int, Tensor]]:
         """By edit what is added to the writes, and the latent's part of the state before each token."""
         state = (
             self.state if self.state is not None and self.state.shape == write[:, 0].shape else torch.zeros_like(write[:, 0])
@@ -243,13 +245,13 @@ class StateEdits:
         held = {i: torch.zeros_like(write) for i in self.holds}
         readings = {i: write.new_zeros(write.shape[:2]) for i in self.holds}
         for t in range(write.shape[1]):
-            next_state = torch.addcmul(write[:, t], kept[:, t], state)
+            next_state = torch.addcmul(write[:, t], retained[:, t], state)
             for i in self.holds:
                 edit = self.edits[i]
                 reading = self.readers[i](state)
                 amount = edit.edit.coefficient(reading, edit.amount)[:, None] * edit.row.to(state)
-                change = (1 - kept[:, t]) * amount
-                begins = (kept[:, t] == 0).all(-1)  # a document starts, and nothing of another flows into it
+                change = (1 - retained[:, t]) * amount
+                begins = (retained[:, t] == 0).all(-1)  # a document starts, and nothing of another flows into it
                 change = change * (rules[i][:, t] & ~begins)[:, None]
                 if self.along[i] is not None:
                     change = change.norm(dim=-1, keepdim=True) * self.along[i].to(change)
