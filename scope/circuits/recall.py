@@ -208,10 +208,11 @@ def recall(
     jobs = [(model, task, n) for model in models for task in tasks for n in sorted(set(distances))]
     for number, (model, task, distance) in enumerate(jobs):
         draw = generator(f"recall, {task}, {distance}", seed)
-        between = _between(model, documents, distance, trials, draw)
-        made = _needles(model, common, between, draw) if task == "needle" else _repetitions(model, between, draw)
-        if made[0].shape[1] <= model.cfg.n_ctx:
-            rows.append(_row(model, task, distance, *made))
+        if distance < model.cfg.n_ctx:
+            between = _between(model, documents, distance, trials, draw)
+            made = _needles(model, common, between, draw) if task == "needle" else _repetitions(model, between, draw)
+            if made[0].shape[1] <= model.cfg.n_ctx:
+                rows.append(_row(model, task, distance, *made))
         if on_progress:
             on_progress(number + 1, len(jobs), {})
     if not rows:
