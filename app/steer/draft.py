@@ -46,7 +46,7 @@ def as_sampling(config: SamplingConfig) -> dict[str, Any]:
 
 def as_edits(edits: Edits | None) -> list[dict[str, Any]]:
     """The edits of latents as JSON."""
-    return [edit.to_dict() for edit in edits or () if not edit.on_direction]
+    return [edit.to_dict() for edit in edits or () if edit.on_latent]
 
 
 def keep(draft: Draft, pristine: Draft | None) -> None:

@@ -64,6 +64,8 @@ def set_rows(slug: str, edits: Edits) -> None:
     """Set the rows to the edits of a saved run, each strength in its own unit."""
     rows(slug).clear()
     for edit in edits:
+        if edit.kind not in OPERATIONS:  # forgotten tokens and held latents have no controls here
+            continue
         row = add(slug, edit.latent)
         values = {"operation": edit.kind, "where": edit.positions.kind, "from": min(edit.positions.start, LAST_POSITION)}
         if edit.has_amount:

@@ -130,15 +130,20 @@ def _add_decay(model: Any, sae: Any, pack: Any, on_note: OnNote, on_progress: On
     from scope.features.compare.decay import decay
     from scope.features.pack.decay import FILE
     from scope.features.pack.write import add_file
+    from scope.free_memory import free_memory
     from scope.models.griffin.shares import layer_of
 
     layer = layer_of(sae.site)
     if layer is None:
         return
     try:
-        redrawn = randomised(model, layer + 1)
+        copied = sum(p.numel() * p.element_size() for part in model.blocks[: layer + 1] for p in part.parameters())
+        free = free_memory(model.device)
+        redrawn = randomised(model, layer + 1) if free is None or 2 * copied < free else None
     except ConfigError:  # of a streamed model the weights are not in memory
         redrawn = None
+    if redrawn is None:
+        on_note("The half-lives stand without those of a model with its weights drawn again: there is no room for a copy.")
     try:
         tokens = torch.from_numpy(np.asarray(pack.contexts, dtype=np.int64))
         result = decay(model, sae, tokens, redrawn=redrawn, on_progress=on_progress)

@@ -115,6 +115,12 @@ def test_the_command_says_what_is_remembered_and_asks_for_needles(made, capsys, 
     assert "Give a text" in capsys.readouterr().err
 
 
+def test_a_streamed_model_remembers_the_same(made):
+    _, model, _ = made
+    results = [scope.memory(scope.load_model(model, streamed=streamed), "the dog runs") for streamed in (False, True)]
+    assert results[0].to_frame().equals(results[1].to_frame())
+
+
 def test_tokens_are_forgotten_from_the_command_line_and_the_run_is_replayed(made, capsys, tmp_path):
     _, model, _ = made
     file = str(tmp_path / "run.json")
