@@ -10,8 +10,9 @@ from scope.circuits.attribution import attribute
 from scope.circuits.memory_result import Memory
 from scope.cli.main import run
 from scope.errors import EditError
+from scope.lab import Lab
 from scope.sites import in_stream_space, match_sites
-from scope.steering.edits.interventions import Add
+from scope.steering.edits.interventions import Add, Forget
 from tests.help.labs import save_checkpoint
 from tests.models.griffin_twins import tiny_griffin
 
@@ -91,7 +92,7 @@ def test_a_lab_reads_and_attributes_at_a_state(made):
 
 
 def test_a_pack_of_a_state_says_how_long_its_latents_last(made):
-    folder, model, _ = made
+    folder, model, saes = made
     collected = {"recording": folder / "recording", "certificate": False, "score_prompts": 0}
     pack = scope.collect_features(folder / STATE, model=model, out=folder / "decay.pack", **collected)
     assert pack.decay.null is not None
@@ -99,6 +100,13 @@ def test_a_pack_of_a_state_says_how_long_its_latents_last(made):
     assert pack[row.latent].decay == row
     assert "half-life" in repr(pack[row.latent])
     assert "half-life" in pack[row.latent]._repr_html_()
+    lab = Lab(pack, saes[STATE], scope.load_model(model))
+    assert len(lab.memory("the dog runs").layer(1).latents)
+    run = lab.steer(Forget("dog")).compare("the dog runs", max_new_tokens=2)
+    assert run["steered"].report.edits[0]["acted"] == 1
+    with lab.steer(Forget("dog")) as editing:
+        lab.generate("the dog runs", max_new_tokens=2)
+    assert sum(editing.report().edited_per_step) == 1
 
 
 def test_the_command_says_what_is_remembered_and_asks_for_needles(made, capsys, tmp_path):
