@@ -218,6 +218,11 @@ def test_weights_stacked_over_layers_are_refused_where_a_block_has_no_attention(
     with pytest.raises(ConfigError, match=r"Blocks 0, 1, 3 have no attention.*\n.*blocks\[n\].attn.W_Q"):
         _ = model.W_Q
     assert model.W_out.shape == (4, 48, 32)
+    from scope.models.transformer_lens.hooked_root import export as as_hooked_transformer
+
+    for refused in (lambda: as_hooked_transformer(model), lambda: model(some_tokens(), past_kv_cache=object())):
+        with pytest.raises(ConfigError, match=r"Blocks 0, 1, 3 of this model are recurrent.*\n.*cache=model.new_cache"):
+            refused()
     assert model.accumulated_bias(2).abs().max() > 0
 
 

@@ -11,6 +11,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.HookedTransformer import Output
 
 from scope.models.parts.mask import as_mask
+from scope.models.transformer_lens.kv_cache import refuse_recurrent
 
 _PASSED_ON = ("W_", "b_", "embed", "unembed", "ln_final", "blocks", "to_")
 _METHODS = ("generate", "get_token_position", "tokens_to_residual_directions", "accumulated_bias", "all_head_labels")
@@ -142,6 +143,7 @@ def sae_transformer(model: Any, as_theirs: Callable[[Any], Any] = lambda sae: sa
 @torch.no_grad()
 def export(model: Any, kind: type = HookedTransformer) -> Any:
     """A HookedTransformer of the same numbers, nothing folded or centred; the weights are copied. `kind` is a subclass."""
+    refuse_recurrent(model)
     c = model.cfg
     config = HookedTransformerConfig(
         d_model=c.d_model,

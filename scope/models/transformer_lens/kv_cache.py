@@ -29,6 +29,17 @@ def run_arguments(lens: Any, cache: ModelCache, real: Mask) -> dict[str, Any]:
     return {"past_key_values": past, "use_cache": True, "attention_mask": seen.long()}
 
 
+def refuse_recurrent(model: Any) -> None:
+    """Raises ConfigError where a block remembers a state, for which TransformerLens' classes have no place."""
+    recurrent = [str(n) for n, block in enumerate(model.blocks) if not hasattr(block, "attn")]
+    if recurrent:
+        raise ConfigError(
+            f"Blocks {', '.join(recurrent)} of this model are recurrent, and TransformerLens' own models and caches know "
+            "attention alone.\n  Its hooks and run_with_cache work on this model as it is; to continue a text, give "
+            "cache=model.new_cache()."
+        )
+
+
 def continued(past: Any) -> ModelCache:
     """Our cache of what a TransformerLensKeyValueCache holds. No layer forgets keys, as there; masks know the windows.
 

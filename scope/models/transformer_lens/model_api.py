@@ -16,7 +16,7 @@ from scope.models.text.infill import InfillMethods
 from scope.models.text.prompts import Side, TextMethods
 from scope.models.transformer_lens.generate_api import GenerateApi
 from scope.models.transformer_lens.hook_api import HookApi
-from scope.models.transformer_lens.kv_cache import continued, extend
+from scope.models.transformer_lens.kv_cache import continued, extend, refuse_recurrent
 from scope.models.transformer_lens.tokenizer import LensTokenizer
 from scope.models.transformer_lens.weight_names import NamedWeights
 from scope.shapes import Logits, Resid, Tokens
@@ -79,6 +79,7 @@ class TransformerLensApi(NamedWeights, HookApi, TextMethods, GenerateApi, Infill
                 "A run that starts at a stream has no tokens to take a loss of. Give tokens=..., or ask for logits."
             )
         if past_kv_cache is not None:
+            refuse_recurrent(self)
             cache = continued(past_kv_cache)
             if attention_mask is not None:  # TransformerLens gives the mask of all tokens to a run that starts at a stream
                 attention_mask = attention_mask[:, -input.shape[1] :]
