@@ -2,7 +2,7 @@
 
 import numpy as np
 import streamlit as st
-from scope.app.feature import examples, guess, notes, own_texts, panels, token_panel
+from scope.app.feature import decay_panel, examples, guess, notes, own_texts, panels, token_panel
 from scope.app.kit import messages
 from scope.app.kit.code import copy_as_python, heading, opening
 from scope.app.kit.keys import keys, keys_popover
@@ -203,6 +203,10 @@ with narrow:
         heading("Suffix look-ahead", python + "feature.lookahead", "py lookahead", meaning=panels.LOOKAHEAD)
         with messages.guarded():
             panels.suffix_lookahead(feature)
+    if decay_panel.of_a_state(store.site):
+        heading("Decay", python + f"pack.decay.plot({feature.id})", "py decay", meaning=decay_panel.MEANING)
+        with messages.guarded():
+            decay_panel.decay(feature)
     heading("Related latents", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
     related_latents()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")

@@ -245,6 +245,85 @@ def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labe
     return _figure(heat, 110 + 20 * max(len(names), 1), x, y)
 
 
+def remembered(heat: np.ndarray, tokens: Sequence[str], times: Sequence[str], form: str, signed: bool) -> Drawn:
+    """Heat map of tokens by time, empty before a token; `signed` values are blue above 0 and red below."""
+    most = float(np.nanmax(np.abs(heat))) or 1.0
+    colours = (
+        [[0, LOWERED], [0.5, "rgba(128,128,128,0.08)"], [1, RAISED]] if signed else [[0, "rgba(207,122,0,0.04)"], [1, MARK]]
+    )
+    trace = {
+        "type": "heatmap",
+        "z": [[None if np.isnan(v) else round(float(v), 5) for v in row] for row in heat],
+        "zmin": -most if signed else 0,
+        "zmax": most,
+        "colorscale": colours,
+        "colorbar": {"tickformat": form, "thickness": 8, "outlinewidth": 0},
+        "hoverongaps": False,
+        "customdata": [[f"{_literal(token)}<br>at {_literal(time)}" for time in times] for token in tokens],
+        "hovertemplate": f"%{{customdata}}: %{{z:{form}}}<extra></extra>",
+    }
+    axes = []
+    for names, title in ((times, "after this token"), (tokens, "of this token")):
+        every = -(-len(names) // (24 if names is times else 48))
+        ticks = list(range(0, len(names), every))
+        axes.append(
+            {
+                "title": _title("further tokens" if names is times and times[0].startswith("+") else title),
+                "tickvals": ticks,
+                "ticktext": [_literal(show_line(names[i], 16)) for i in ticks],
+                "showgrid": False,
+                "zeroline": False,
+            }
+        )
+    x, y = axes[0] | {"tickangle": -60}, axes[1] | {"autorange": "reversed"}
+    return _figure(trace, 140 + 15 * min(len(tokens), 48), x, y)
+
+
+def decay(
+    ages: Sequence[int], profile: Sequence[float | None], state: Sequence[float], half_life: float | None = None
+) -> Drawn:
+    """What is left of a latent after further tokens, beside the length of all writes, with a mark at its half-life."""
+    x = np.log2(ages).tolist()
+    each = [("latent", profile, {"color": MARK, "width": 2})]
+    if state:
+        each.append(("all writes", state, {"color": ELSEWHERE, "width": 1, "dash": "dot"}))
+    traces = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": x,
+            "y": list(y),
+            "name": name,
+            "line": line,
+            "hovertext": [
+                f"{name}: {v:.0%} left after {n} tokens" if v is not None else "" for n, v in zip(ages, y, strict=True)
+            ],
+            "hoverinfo": "text",
+        }
+        for name, y, line in each
+    ]
+    level = {
+        "type": "line",
+        "x0": 0,
+        "x1": 1,
+        "xref": "x domain",
+        "y0": 0.5,
+        "y1": 0.5,
+        "line": {"color": ELSEWHERE, "width": 1},
+    }
+    marks = [level] if half_life is None or half_life < 1 else [level, _upright(np.log2(half_life), RAISED, "solid")]
+    axes = (
+        {"title": _title("further tokens"), "tickvals": x, "ticktext": [f"{n}" for n in ages]},
+        {
+            "title": _title("left of what was added"),
+            "tickformat": ".0%",
+            "rangemode": "tozero",
+        },
+    )
+    layout = {"showlegend": len(traces) > 1, "legend": {"orientation": "h", "y": 1.25}}
+    return Drawn(traces, _layout(230, *axes, shapes=marks, **layout))
+
+
 def curves(lines: dict[str, tuple[Sequence[float], Sequence[float]]], name: str, log: bool) -> Drawn:
     """A line per pack, over training tokens."""
     traces = [

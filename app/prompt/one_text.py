@@ -10,7 +10,7 @@ from scope.app.kit import figures, latent_tables, messages
 from scope.app.kit.code import heading, opening, openings
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tokens import row, strips
-from scope.app.prompt import panels
+from scope.app.prompt import panels, remembered
 from scope.app.serve import downloads, models, packs, session
 
 from scope.errors import PackError, ScopeError
@@ -20,6 +20,8 @@ from scope.features.reading.view import ORDERS
 
 MOST = 3
 """Most further SAEs on one text."""
+MOST_REMEMBERED = 6
+"""Most latents that the heat map of a recurrent state offers, beside the one that colours the text."""
 COLOURS = ("latent", "unexplained")
 
 
@@ -59,6 +61,9 @@ def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
         matrix(views, by if by in ORDERS else "surprise", dense)
     with right:
         panels.attribution(store, text)
+    mine = [latent for slug, latent in ([shown] if shown else []) if slug == session.current()]
+    mine += rows.loc[rows["dictionary"] == session.current(), "latent"].astype(int).tolist()[:MOST_REMEMBERED]
+    remembered.draw(store, view, text, list(dict.fromkeys(mine)))
     return settings
 
 

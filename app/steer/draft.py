@@ -45,8 +45,8 @@ def as_sampling(config: SamplingConfig) -> dict[str, Any]:
 
 
 def as_edits(edits: Edits | None) -> list[dict[str, Any]]:
-    """The edits of latents as JSON."""
-    return [edit.to_dict() for edit in edits or () if edit.on_latent]
+    """The edits of latents and of tokens as JSON."""
+    return [edit.to_dict() for edit in edits or () if not edit.on_direction]
 
 
 def keep(draft: Draft, pristine: Draft | None) -> None:
@@ -71,7 +71,7 @@ def restore(text: str, slug: str, store: Pack) -> None:
         sampling = typed(asdict(SamplingConfig()) | draft.sampling, SamplingConfig, "Its sampling", EditError)
         edits = [edit_from(edit) for edit in draft.edits]
         for edit in edits:
-            _ = store[edit.latent]
+            _ = store[edit.latent] if edit.on_latent else None
         for turn in draft.turns or ():
             _ = turn["role"], turn["content"]
     except (ScopeError, KeyError) as problem:

@@ -11,7 +11,7 @@ from scope.app.steer.strengths import UNITS, in_other_units, unit_sizes
 
 from scope.escape import visible_token as glyphs
 from scope.features.face import Pack
-from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, When
+from scope.steering.edits.interventions import KINDS, Direction, Edit, Edits, Forget, Span, When
 
 OPERATIONS = {
     "add": ("Add", "add its direction, whatever its activation"),
@@ -23,6 +23,9 @@ OPERATIONS = {
     "cap": ("Cap", "limit the component along its direction from above"),
     "floor": ("Floor", "limit the component along its direction from below"),
 }
+HOLD = {"hold": ("Hold", "keep the part of the state that it stands for from decaying; 1 prevents all decay")}
+"""For latents and directions of a recurrent state."""
+FORGET = "take what these tokens left out of the states of the recurrent layers; 1 takes all of it"
 RULES = {
     "not_bos": "All but BOS",
     "all": "All, BOS too",
@@ -42,17 +45,19 @@ class Row:
     """A row of the list. Its number never changes, so that removing a row leaves the controls of the others alone."""
 
     number: int
-    target: int | Direction
+    target: int | Direction | Span
+    site: str | None = None
+    """Of tokens: the state from which they are taken; None means those of all recurrent layers."""
 
 
 def rows(slug: str) -> list[Row]:
     return st.session_state.setdefault(f"steer rows {slug}", [])
 
 
-def add(slug: str, target: int | Direction) -> Row:
-    """Add a row for a latent or a direction."""
+def add(slug: str, target: int | Direction | Span, site: str | None = None) -> Row:
+    """Add a row for a latent, a direction, or tokens to forget."""
     st.session_state["steer rows made"] = st.session_state.get("steer rows made", 0) + 1
-    rows(slug).append(Row(st.session_state["steer rows made"], target))
+    rows(slug).append(Row(st.session_state["steer rows made"], target, site))
     return rows(slug)[-1]
 
 
@@ -64,12 +69,11 @@ def set_rows(slug: str, edits: Edits) -> None:
     """Set the rows to the edits of a saved run, each strength in its own unit."""
     rows(slug).clear()
     for edit in edits:
-        if edit.kind not in OPERATIONS:  # forgotten tokens and held latents have no controls here
-            continue
-        row = add(slug, edit.latent)
+        row = add(slug, edit.latent, edit.site if edit.on_tokens else None)
         values = {"operation": edit.kind, "where": edit.positions.kind, "from": min(edit.positions.start, LAST_POSITION)}
         if edit.has_amount:
-            values |= {"unit": edit.unit, _strength_key(edit.unit): float(edit.strength)}
+            values[_strength_key(edit.unit)] = float(edit.strength)
+            values |= {} if edit.unit == "part" else {"unit": edit.unit}
         if edit.kind == "scale":
             values["factor"] = float(edit.factor)
         if edit.when:
@@ -110,24 +114,47 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
             args=(slug, row.number),
             help="Remove this edit",
         )
-    st.caption(_description(store, row.target))
+    st.caption(_description(store, row.target) + (f" At {plain(row.site)}." if row.site else ""))
+    if isinstance(row.target, Span):
+        return _forget(row, on)
+    operations = OPERATIONS | (HOLD if store.site.endswith(".rec.hook_state") else {})
+    if st.session_state.get(_key(row, "operation")) not in (None, *operations):
+        st.session_state[_key(row, "operation")] = "add"
     kind = st.selectbox(
-        "Operation", list(OPERATIONS), format_func=lambda k: OPERATIONS[k][0], **_remembered(row, "operation", "add")
+        "Operation", list(operations), format_func=lambda k: operations[k][0], **_remembered(row, "operation", "add")
     )
     rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_remembered(row, "where", "not_bos"))
     given: dict[str, Any] = {}
-    if KINDS[kind].has_amount:
+    if kind == "hold":
+        given["strength"] = st.slider(
+            "Part", 0.0, 1.0, step=0.05, help=operations[kind][1], **_remembered(row, "strength part", 1.0)
+        )
+    elif KINDS[kind].has_amount:
         given = _strength(store, row, OPERATIONS[kind][1])
     elif kind == "scale":
         end = float(max(8, math.ceil(abs(st.session_state.get(_key(row, "factor"), 2.0)))))
         given["factor"] = st.slider("Factor", -end, end, step=0.25, help=OPERATIONS[kind][1], **_remembered(row, "factor", 2.0))
     else:
         st.caption(OPERATIONS[kind][1])
-    if rule == "from":
-        start = st.number_input("From position (BOS is 0)", 0, LAST_POSITION, step=1, **_remembered(row, "from", 1))
-        rule = f"from:{start}"
-    when = _condition(store, row)
+    rule = _rule(row, rule)
+    when = None if kind == "hold" else _condition(store, row)
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
+
+
+def _rule(row: Row, rule: str) -> str:
+    """A rule of positions; "from" with its position."""
+    if rule != "from":
+        return rule
+    return f"from:{st.number_input('From position (BOS is 0)', 0, LAST_POSITION, step=1, **_remembered(row, 'from', 1))}"
+
+
+def _forget(row: Row, on: bool) -> Edit | None:
+    """The controls of tokens that are forgotten."""
+    rule = st.selectbox("Forgotten at", list(RULES), format_func=RULES.get, **_remembered(row, "where", "last_prompt"))
+    end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, "strength part"), 1.0)))))
+    part = st.slider("Part", -end, end, step=0.05, help=FORGET, **_remembered(row, "strength part", 1.0))
+    rule = _rule(row, rule)
+    return Forget(row.target, part, positions=rule, site=row.site) if on else None
 
 
 def _strength(store: Pack, row: Row, meaning: str) -> dict[str, Any]:
@@ -184,15 +211,17 @@ def _condition(store: Pack, row: Row) -> When | None:
     return When(latent, above)
 
 
-def _name(store: Pack, target: int | Direction) -> str:
-    if isinstance(target, Direction):
+def _name(store: Pack, target: int | Direction | Span) -> str:
+    if isinstance(target, Direction | Span):
         return plain(show_line(str(target), 60))
     return f"\\#{target} {plain(show_line(store[target].label, 48))}"
 
 
-def _description(store: Pack, target: int | Direction) -> str:
+def _description(store: Pack, target: int | Direction | Span) -> str:
     if isinstance(target, Direction):
         return f"a direction, {len(target.vector)} wide, at {plain(target.site)}"
+    if isinstance(target, Span):
+        return FORGET
     feature = store[target]
     promoted = " ".join(glyphs(token.strip(" ") or token) for token, _ in feature.promoted[:6])
     return f"promotes {plain(promoted)} · output score {number(feature.row['out_score'], '+.3f')}"

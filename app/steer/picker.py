@@ -1,4 +1,4 @@
-"""The panel that adds an edit: of a latent, of a direction between prompts, or of a vector from a file."""
+"""The panel that adds an edit: of a latent, a direction between prompts, a vector from a file, or tokens to forget."""
 
 import re
 import tempfile
@@ -11,22 +11,27 @@ from scope.app.steer import edit_list
 
 from scope.errors import EditError
 from scope.features.face import Pack
-from scope.steering.edits.interventions import Direction
+from scope.steering.edits.interventions import Direction, Span
 
 MOST = 30
 SOURCES = ("Latent", "Prompts", "File")
+TOKENS = "Forget"
+"""The source for packs of a recurrent state."""
 
 
 def draw(store: Pack, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
     """Draw the panel. Returns the kind and arguments of a direction that needs the model, else None."""
     with st.popover("Add an edit", icon=":material/add:", width="stretch", key="steer add"):
+        sources = (*SOURCES, TOKENS) if ".rec." in store.site else SOURCES
         source = st.segmented_control(
-            "What to edit", SOURCES, default="Latent", required=True, key="steer source", label_visibility="collapsed"
+            "What to edit", sources, default="Latent", required=True, key="steer source", label_visibility="collapsed"
         )
         if source == "Latent":
             latent(store, slug, presets)
         elif source == "File":
             file(store, slug)
+        elif source == TOKENS:
+            tokens(slug)
         else:
             return prompts(store)
     return None
@@ -69,6 +74,15 @@ def file(store: Pack, slug: str) -> None:
     key = st.text_input("Name in the file", key="steer file key", placeholder="the only vector")
     if st.button("Add", icon=":material/add:", key="steer add file", disabled=given is None):
         edit_list.add(slug, read_vector(given.name, given.getvalue(), store.site, key or None))
+        st.rerun()
+
+
+def tokens(slug: str) -> None:
+    """Tokens of the prompt that are to be forgotten: words, or positions."""
+    help = "Words as they stand in the prompt, or positions, such as 4 or 4:7 (BOS is 0)."
+    words = st.text_input("Tokens of the prompt", key="steer forget", placeholder="apple", help=help)
+    if st.button("Add", icon=":material/add:", key="steer add forget", disabled=not words.strip()):
+        edit_list.add(slug, Span.parsed(words.strip()))
         st.rerun()
 
 

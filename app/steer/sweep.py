@@ -26,7 +26,7 @@ MEASURES = {
     "off_target": "other latents whose activation the edit changes",
     "kl": "KL to plain, nats per token",
 }
-STRENGTHS = {"norm": "Strengths / norm", "raw": "Strengths, raw", "max": "Strengths × largest"}
+STRENGTHS = {"norm": "Strengths / norm", "raw": "Strengths, raw", "max": "Strengths × largest", "part": "Parts"}
 BY = {"share": "promoted tokens", "concept": "the latent's activation"}
 _SHOWN = {"strength": "%.2f", "score": "%.3f", "share": "%.3f", "concept": "%.3f", "relevance": "%.2f", "fluency": "%.2f"}
 
