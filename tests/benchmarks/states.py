@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from scope.activations.corpus.sources import open_corpus
 
 import scope
 from scope.circuits.recall import recall
 from scope.evaluation.random_model import randomised
+from scope.evaluation.report import table
 from scope.features.compare.decay import decay
 from scope.models.checkpoints import find_folder
 from scope.models.load import load_model
@@ -68,7 +70,7 @@ def main() -> None:
         state = trained(a.model, site, a.out / "state", a)
     if "sae" not in a.skip:
         how = {"model": a.model, "recording": a.out / "state" / "recording", "contexts": 64}
-        print(scope.evaluate(str(state), **how, certificate=False), flush=True)
+        Console().print(table(scope.evaluate(str(state), **how, certificate=False)))
     if "decay" not in a.skip:
         drawn = a.out / "redrawn-model"
         if not drawn.exists():
