@@ -5,9 +5,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from scope.errors import TokensError, UnknownSite
+from scope.errors import TokensError
 from scope.models.griffin import recurrent
-from scope.models.griffin.recurrence import recurrence
 from scope.models.load import load_model
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
@@ -273,23 +272,6 @@ def test_a_streamed_model_computes_the_same_and_records_with_early_stop(tmp_path
         assert torch.equal(values, recorded[site])
     sampling = SamplingConfig(max_new_tokens=6, temperature=0.0)
     assert generate(resident, "the dog", sampling) == generate(streamed, "the dog", sampling)
-
-
-def test_a_recurrence_is_read_as_numbers_whose_sum_over_tokens_is_the_state():
-    """With the gates as they are, h_T = sum over t of (product over s > t of a_s) * write_t, in every document of a row."""
-    model = tiny_griffin().double()
-    tokens, mask = some_tokens(2, 20), torch.ones(2, 20, dtype=torch.bool)
-    positions = torch.cat([torch.arange(8), torch.arange(12)]).expand(2, -1)
-    mask[0, 17:] = False
-    for layer in (0, 1, 3):
-        r = recurrence(model, tokens, layer, mask, positions)
-        kept = torch.stack([r.a[:, t + 1 :].prod(1) for t in range(20)], 1)
-        torch.testing.assert_close((kept * r.write).sum(1), r.state[:, -1], rtol=0, atol=1e-12)
-        assert r.starts.nonzero()[:, 1].tolist() == [0, 8, 0, 8]
-        assert kept[:, :8].abs().max() == 0
-        assert (r.gate[:, 8] > 0).all()
-    with pytest.raises(UnknownSite, match="Block 2 has no recurrence; blocks 0, 1, 3 have one"):
-        recurrence(model, tokens, 2)
 
 
 def test_a_hook_on_a_state_is_told_its_last_call(plain):
