@@ -96,7 +96,7 @@ def test_p50_a_page_of_cards_holds_only_our_own_markup_and_fetches_nothing(pack,
 
     Reader().feed(page)
     assert tags <= {"html", "head", "meta", "title", "body", "h1", "p", "section", "div", "span", "b", "bdi"}
-    inert = {"style", "title", "role", "aria-label", "id", "lang", "charset", "http-equiv", "name", "content"}
+    inert = {"style", "dir", "title", "role", "aria-label", "id", "lang", "charset", "http-equiv", "name", "content"}
     assert names <= inert
     assert "default-src 'none'" in page
     assert "url(" not in page
