@@ -106,12 +106,13 @@ def isolate_runs(text: str) -> str:
 
 
 def fold(text: str) -> str:
-    """A text as it is searched: without case, vowel marks and lengthening strokes; letters that are written for each other
-    (أ and ا, ى and ي, ة and ه), and their presentation forms, are one."""
+    """A text as it is searched: without case, vowel marks, lengthening strokes and marks that cannot be seen; letters that are
+    written for each other (أ and ا, ى and ي, ة and ه), and their presentation forms, are one."""
     if not re.search(_RTL, text):
         return text.casefold()
     letters = unicodedata.normalize("NFKC", text).casefold().translate(_ALIKE)
-    return "".join(char for char in letters if char != "ـ" and not unicodedata.combining(char))
+    hidden = {char for char in letters if char == "ـ" or unicodedata.combining(char) or unicodedata.category(char) == "Cf"}
+    return "".join(char for char in letters if char not in hidden)
 
 
 def _glyph(text: str, i: int, keep: str = "") -> str:

@@ -205,9 +205,7 @@ def roles(feature: Feature) -> None:
         st.caption("Control tokens count in this table alone, and in no norm.")
 
 
-LOOKAHEAD = (
-    "Whether it fires in a middle because of the suffix: each middle read with its own suffix, and with other documents'."
-)
+LOOKAHEAD = "Whether it fires in a middle because of the suffix: each middle read with its own suffix, and with others."
 
 
 def suffix_lookahead(feature: Feature) -> None:
@@ -230,7 +228,7 @@ def suffix_lookahead(feature: Feature) -> None:
     if place is None:
         return
     largest = max(place.own + place.others)
-    rows = [(place.own, "with its own suffix"), (place.others, "with suffixes of other documents, mean")]
+    rows = [(place.own, "with its own suffix"), (place.others, f"with {result.exchanged}, mean")]
     strips([token_row(place.tokens, acts, largest, notes=[note]) for acts, note in rows], key=f"lookahead {feature.id}")
     st.caption("Before it and after it:")
     st.code(f"{place.before}⟨…⟩{place.after}", language=None, wrap_lines=True)

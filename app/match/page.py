@@ -41,7 +41,7 @@ def draw(results: dict) -> None:
         panels.spread(result)
     with right:
         heading("Pairs", python + "result.to_frame()", "py pairs", meaning="A click on a row shows examples of both.")
-        picked = panels.pairs(store, other, result)
+        picked = panels.pairs(store, other, result, f"match pairs {name}")
     if other is None:
         st.caption("Labels and examples of the other SAE are shown once a pack of it is open too:")
         st.code(f"scope app {store.folder} OTHER_PACK", language=None)

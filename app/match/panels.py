@@ -61,7 +61,7 @@ def tiles(result: Match) -> list[tuple[str, str, str, str]]:
             "By chance",
             f"{result.share_by_chance:.1%}",
             "documents exchanged",
-            "The same share when everdocument meets another.",
+            "The same share when every document meets another.",
         ),
         ("Ceiling", ceiling, none, "The share in a third SAE, such as another seed on the same model: the most to expect."),
         ("Median correlation", f"{np.median(result.correlation):.2f}", f"by chance {np.median(result.by_chance):.2f}", ""),
@@ -106,7 +106,7 @@ def pack_of(record: Any) -> tuple[Pack | None, str]:
     return None, ""
 
 
-def pairs(store: Pack, other: Pack | None, result: Match) -> tuple[int, int] | None:
+def pairs(store: Pack, other: Pack | None, result: Match, key: str) -> tuple[int, int] | None:
     """Draw the table; returns (latent, partner) of the row that was clicked."""
     rows = result.to_frame()
     labels = store.table["label"]
@@ -129,7 +129,7 @@ def pairs(store: Pack, other: Pack | None, result: Match) -> tuple[int, int] | N
         },
         on_select="rerun",
         selection_mode="single-cell",
-        key="match pairs",
+        key=key,
         alt=f"{len(rows)} latents with their best match",
     )
     if not picked.selection.cells:

@@ -137,7 +137,8 @@ class Diff:
             return self.latents.sort_values("z", key=abs, ascending=False, ignore_index=True)
         if table not in TABLES:
             raise ConfigError(f"There is no table {table!r}; there are latents, {', '.join(TABLES)}.")
-        frame = pd.DataFrame([asdict(row) for row in getattr(self, table)])
+        names = [f.name for f in fields(TABLES[table])]
+        frame = pd.DataFrame([asdict(row) for row in getattr(self, table)], columns=names)
         return frame.assign(delta_loss=[row.delta_loss for row in self.transfer]) if table == "transfer" else frame
 
     def verdict(self) -> list[str]:
@@ -159,12 +160,14 @@ class Diff:
 
     def _activations(self) -> list[str]:
         most = max(self.sites, key=lambda s: s.relative)
+        if not most.relative:
+            return [f"Activations: equal at {len(self.sites)} sites."]
         last = [s for s in self.sites if s.site.endswith("hook_resid_post")] or [self.sites[-1]]
         line = f"Activations: most apart at {most.site}, by {most.relative:.2%} of the norm"
         if last[-1] is not most:
             line += f"; at {last[-1].site} {last[-1].relative:.2%}"
         top = ", ".join(repr(t.token) for t in self.tokens[:5])
-        return [f"{line}. Most apart at the tokens {top}." if top and most.relative > 0 else f"{line}."]
+        return [f"{line}. Most apart at the tokens {top}." if top else f"{line}."]
 
     def _latents(self) -> list[str]:
         if (m := self.moved) is None:
@@ -245,7 +248,8 @@ class Diff:
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
+        for name in WRITTEN:  # those of an earlier comparison
+            (folder / name).unlink(missing_ok=True)
         if self.latents is not None:
             write_whole(folder / LATENTS, _csv(self.to_frame()))
         for table in TABLES:
@@ -276,7 +280,7 @@ class Diff:
         stored = typed(content, Stored, folder / MANIFEST, DiffError, _AGAIN)
         try:
             directions = load_file(folder / DIRECTIONS)
-            latents = pd.read_csv(folder / LATENTS) if stored.moved else None
+            latents = pd.read_csv(folder / LATENTS, **_TEXTS) if stored.moved else None
         except (OSError, ValueError, SafetensorError) as error:
             raise DiffError(f"{folder} is damaged: {error}.\n  {_AGAIN}") from None
         return cls(**{f.name: getattr(stored, f.name) for f in fields(Stored)}, latents=latents, directions=directions)
@@ -305,4 +309,14 @@ def _csv(frame: pd.DataFrame) -> str:
     return cells.to_csv(index=False)
 
 
-TABLES = ("weights", "sites", "groups", "tokens", "transfer", "updates")
+TABLES = {
+    "weights": WeightChange,
+    "sites": SiteChange,
+    "groups": GroupChange,
+    "tokens": TokenChange,
+    "transfer": Transfer,
+    "updates": UpdateLatents,
+}
+_TEXTS = {"dtype": {"promotes": str, "label": str}, "keep_default_na": False}  # an empty cell and the token NA are text
+WRITTEN = (MANIFEST, LATENTS, DIRECTIONS, *(f"{table}.csv" for table in TABLES))
+"""The files of a saved comparison."""

@@ -3,17 +3,19 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope.diffing.config import DiffConfig
+from scope.errors import ConfigError
 from scope.progress import OnProgress
+from scope.provenance import ModelId
 from scope.whole_files import only_writer, refuse_unwritable, write_whole
 from scope.workflows.settings import ModelSettings, resolve
 
-PARTIAL = "partial.safetensors"
+MANIFEST, PARTIAL = "manifest.json", "partial.safetensors"
 _EVERY = 20.0  # seconds between two savings of what has been read
 
 
@@ -77,11 +79,14 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
 
     job = resolve(DiffJob, config, settings if tuned is None else {"tuned": tuned, **settings}, first="model")
     if job.out is not None:
-        refuse_unwritable(job.out / "manifest.json")
+        refuse_unwritable(job.out / MANIFEST)
+        earlier = _earlier(job.out)
     pack = None if job.pack is None else _pack(job.pack)
     folder = _dictionary(job)
     base = job.load_model()
     changed = load_model(job.tuned, device=job.device, dtype=job.tuned_dtype or job.dtype)
+    if job.out is not None and earlier is not None and not _same_pair(earlier, base, changed):
+        raise ConfigError(f"{job.out} holds another comparison: {earlier.title()}. Give another folder, or delete it.")
     sae = None if folder is None else read_sae(folder, str(base.device))
     documents, described = _documents(job)
     text = read_text(
@@ -104,6 +109,31 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
         result.save(job.out)
         partial.file.unlink(missing_ok=True)
     return result
+
+
+def _earlier(folder: Path) -> Any:
+    """The comparison that a folder holds; None where it holds none yet.
+
+    Raises:
+        ConfigError: it holds something else, such as a recording, which has a manifest.json too.
+    """
+    from scope.diffing.result import WRITTEN, Diff, DiffError
+
+    other = sorted(path.name for path in folder.iterdir() if path.name not in {*WRITTEN, PARTIAL, ".lock"})
+    if (folder / MANIFEST).exists():
+        try:
+            return Diff.load(folder)
+        except DiffError:
+            other = other or [MANIFEST]
+    if other:
+        raise ConfigError(f"{folder} holds something else than a comparison: {other[0]}. Give a new folder.")
+    return None
+
+
+def _same_pair(earlier: Any, base: Any, tuned: Any) -> bool:
+    """Whether an earlier comparison is one of the same two models."""
+    pairs = ((earlier.provenance.get("base"), base), (earlier.provenance.get("tuned"), tuned))
+    return all(ModelId.of(known).same_weights(ModelId.of(model.provenance)) is not False for known, model in pairs)
 
 
 def _dictionary(job: DiffJob) -> Path | None:
@@ -147,16 +177,33 @@ def _documents(job: DiffJob) -> tuple[Iterator[Any], dict[str, Any]]:
     corpora = {spec: open_corpus(spec, job.text_field) for spec in job.corpus}
     streams = [(spec, corpus.documents(job.config.seed)) for spec, corpus in corpora.items()]
     balanced = in_balance(streams, 4 * job.config.context)
-    group_of: Callable[[Any, str], str]
     if job.by == "script":
-        group_of = lambda document, spec: script_of(document.text)  # noqa: E731
+
+        def group_of(document: Any, spec: str) -> str:
+            return script_of(document.text)
+
     elif job.by == "corpus":
-        group_of = lambda document, spec: Path(spec).stem or spec  # noqa: E731
+        stems = [Path(spec).stem for spec in corpora]
+        name_of = {spec: stem if stem and stems.count(stem) == 1 else spec for spec, stem in zip(corpora, stems, strict=True)}
+
+        def group_of(document: Any, spec: str) -> str:
+            return name_of[spec]
+
     else:
+        with_fields = [spec for spec, corpus in corpora.items() if "field" in corpus.identity]
+        if not with_fields:
+            raise ConfigError(
+                f"There is no field {job.by!r} in {', '.join(corpora)}, which is text without fields.\n"
+                "  --by takes script, corpus, or a field of JSON lines or a table."
+            )
         values = {
-            (spec, document.name): document.text for spec in corpora for document in open_corpus(spec, job.by).documents()
+            (spec, document.name): document.text for spec in with_fields for document in open_corpus(spec, job.by).documents()
         }
-        group_of = lambda document, spec: values.get((spec, document.name), "none")  # noqa: E731
+
+        def group_of(document: Any, spec: str) -> str:
+            value = values.get((spec, document.name), "none")
+            return "none" if value == document.text else value  # of plain text in a folder, which has no fields
+
     described = {"corpus": [corpus.identity for corpus in corpora.values()], "by": job.by, "seed": job.config.seed}
     return ((document, group_of(document, spec)) for document, spec in balanced), described
 

@@ -1,5 +1,6 @@
 """`scope.match`: which latents of two SAEs do the same on the same text."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,32 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
 
 
 def place_beside(a: Path, b: Path) -> Path | None:
-    """The file for a match of A with B: in the folder for matches beside A's pack, and named for B; None if A has no pack."""
+    """The file for a match of A with B: in the folder for matches beside A's pack, and named for B; None if A has no pack.
+
+    A match with another B of that name keeps its file; this one's name then ends in a hash of B's place."""
     from scope.features.compare.partners import matches_beside
 
     a, b = (Path(place).expanduser().absolute() for place in (a, b))
     pack = next((place for place in (a / "pack", a, a.parent / "pack") if (place / "features.parquet").exists()), None)
     name = b.parent.name if b.name in ("pack", "dictionary") else b.name
-    return matches_beside(pack) / f"{name}.json" if pack else None
+    if pack is None:
+        return None
+    file = matches_beside(pack) / f"{name}.json"
+    if _other_place(file) in (None, str(b)):
+        return file
+    return file.with_stem(f"{name}-{hashlib.sha256(str(b).encode()).hexdigest()[:8]}")
+
+
+def _other_place(file: Path) -> str | None:
+    """Where the SAE lies that a saved match was made with; None where there is none that says so."""
+    from scope.errors import PackError
+    from scope.features.compare.partners import Match as SavedMatch
+
+    try:
+        record = SavedMatch.load(file).provenance.get("b")
+    except PackError:
+        return None
+    return record.get("path") if isinstance(record, dict) else None
 
 
 def _identity(place: Path, encoder: Any) -> dict[str, Any]:

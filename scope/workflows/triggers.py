@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from scope.errors import ConfigError
 from scope.workflows.datacommons import Service, open_service
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
+
+FEWEST = 8
+"""Questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +27,10 @@ class Triggers(ModelSettings):
 
     questions: Path | None = None
     """JSON lines with {"question": ..., "answer": a number, or a word where none is needed}; by default questions about
-    Gapminder's table, half of which need a number."""
+    Gapminder's table, half of which need a number. Half of them choose the detectors and edits, half score them."""
 
     n: int = 160
-    """Questions, by default questions; half choose the detectors and edits, half score them."""
+    """How many questions about Gapminder's table, where --questions names no file."""
 
     ahead: tuple[int, ...] = (1, 2, 3, 4)
     """How many tokens before the call it is to be announced."""
@@ -46,8 +50,8 @@ class Triggers(ModelSettings):
     source: Service = field(default_factory=Service)
 
     def __post_init__(self):
-        if self.n < 8 or not self.ahead or min(self.ahead) < 1:
-            raise ConfigError("n is at least 8, and ahead one or several numbers of at least 1.")
+        if self.n < FEWEST or not self.ahead or min(self.ahead) < 1:
+            raise ConfigError(f"n is at least {FEWEST}, and ahead one or several numbers of at least 1.")
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     from scope.steering.edits.base import When
 
     job = resolve(Triggers, config, settings, first="sae")
+    questions = _read(job.questions) if job.questions else ()
     sae = read_sae(job.sae, job.device)
     model = job.load_model()
     check_fit(model, sae, job.any_model, reconstructs=True)
-    questions = _read(job.questions) if job.questions else _drawn(model, job.n, job.seed)
+    questions = questions or _drawn(model, job.n, job.seed)
     sampling = SamplingConfig(max_new_tokens=job.max_new_tokens, temperature=0.0, repetition_penalty=1.0)
     answers = []
     for start in range(0, len(questions), 40):
@@ -93,7 +98,12 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     found = announcements(model, sae, answers, job.ahead, job.seed)
     steered: list[Any] = []
     if job.steered:
-        latents = list(dict.fromkeys(i for ranks in zip(*(a.latents for a in found), strict=False) for i in ranks))
+        latents = list(dict.fromkeys(i for ranks in zip_longest(*(a.latents for a in found)) for i in ranks if i is not None))
+        if not latents:
+            raise ConfigError(
+                f"No latent of {job.sae} fires before a call, so none can force or hold back calls.\n"
+                "  Train an SAE on answers with calls (scope datacommons corpus), or give --no-steered."
+            )
         with open_service(job.source) as service:
             directions = before_calls(model, _residual_sites(model, sae.site), answers)
             written = written_before_calls(model, sae, answers)
@@ -138,4 +148,8 @@ def _read(file: Path) -> Sequence[Any]:
         answer: float | str
 
     rows = [typed(row, Row, file, ConfigError) for row in json_lines(read_bytes(file, ConfigError), file, ConfigError)]
+    if len(rows) < FEWEST:
+        raise ConfigError(
+            f"{file} holds {len(rows)} questions; at least {FEWEST} are needed, half of which score the other half."
+        )
     return [Question(row.question, row.answer) for row in rows]

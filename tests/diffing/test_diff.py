@@ -153,6 +153,15 @@ def test_a_result_is_read_back_from_its_folder_and_a_damaged_one_is_refused(foun
         Diff.load(folder)
 
 
+def test_texts_that_read_like_missing_numbers_stay_texts_and_no_table_outlives_its_comparison(found, tmp_path):
+    folder = replace(found, latents=found.latents.assign(promotes="NA", label="")).save(tmp_path / "diff")
+    back = Diff.load(folder)
+    assert {*back.latents["promotes"], *back.latents["label"]} == {"NA", ""}
+    replace(found, latents=None, moved=None, weights=(), updates=()).save(folder)
+    assert not {"latents.csv", "weights.csv", "updates.csv"} & {p.name for p in folder.iterdir()}
+    assert list(Diff.load(folder).to_frame("weights").columns[:2]) == ["parameter", "shape"]
+
+
 def test_no_text_of_a_model_is_a_formula_in_the_tables(found, tmp_path):
     tokens = (replace(found.tokens[0], token="=1+1"), *found.tokens[1:])
     folder = replace(found, tokens=tokens, latents=found.latents.assign(promotes="@SUM(A1)")).save(tmp_path / "diff")

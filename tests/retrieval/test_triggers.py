@@ -12,6 +12,7 @@ from scope.retrieval.calls import write_call
 from scope.retrieval.steered_calls import Question, is_right, steer_calls
 from scope.retrieval.triggers import Answer, announcements, before_calls, score, table
 from scope.sae.jumprelu import JumpReLUSAE
+from scope.workflows.triggers import find_triggers
 from tests.retrieval.test_annotate import Canned
 
 SITE, ANNOUNCING, OPENING = "blocks.0.hook_resid_pre", 40, 41
@@ -67,6 +68,15 @@ def test_answers_without_calls_are_refused(tiny_model, sae):
     made = [Answer(a.ids, a.n_prompt, ()) for a in answers(tiny_model)]
     with pytest.raises(ConfigError, match="0 and 0 calls open 1 tokens"):
         announcements(tiny_model, sae, made)
+
+
+def test_questions_too_few_for_two_halves_are_refused_before_anything_is_loaded(tmp_path):
+    (tmp_path / "few.jsonl").write_text('{"question": "How many?", "answer": 5}\n' * 3)
+    with pytest.raises(ConfigError, match="3 questions; at least 8"):
+        find_triggers(tmp_path / "no-sae", questions=tmp_path / "few.jsonl")
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="0 questions"):
+        find_triggers(tmp_path / "no-sae", questions=tmp_path / "none.jsonl")
 
 
 def test_the_first_token_of_a_call_is_found_in_the_answer_and_not_in_the_question(tiny_model):

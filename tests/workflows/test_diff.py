@@ -115,6 +115,49 @@ def test_the_command_says_the_verdict_first_and_writes_folder_and_page(lab, corp
     assert "<h2>Weights</h2>" in (tmp_path / "d.html").read_text()
 
 
+def test_a_model_against_itself_is_said_to_be_the_same_by_the_command(corpus, capsys):
+    flags = ["--contexts", "8", "--context", "48", "--loss-contexts", "0", "--sites", "blocks.0.hook_resid_post"]
+    assert run(["diff", "bundled", "bundled", "--corpus", str(corpus), *flags]) == 0
+    printed = capsys.readouterr().out
+    assert "Weights: none differs." in printed
+    assert "Activations: equal at 1 sites." in printed
+
+
+def test_a_folder_of_something_else_or_of_other_models_is_left_as_it_is(corpus, tmp_path):
+    (tmp_path / "recording").mkdir()
+    (tmp_path / "recording" / "manifest.json").write_text('{"sites": {}}')
+    with pytest.raises(ConfigError, match=r"something else than a comparison: manifest\.json"):
+        scope.diff("bundled", "bundled+rig", corpus=str(corpus), out=tmp_path / "recording", **SMALL)
+    assert (tmp_path / "recording" / "manifest.json").read_text() == '{"sites": {}}'
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.txt|recording"):
+        scope.diff("bundled", "bundled+rig", corpus=str(corpus), out=tmp_path, **SMALL)
+    few = SMALL | {"sites": "blocks.0.hook_resid_post", "loss_contexts": 0}
+    for _ in range(2):  # the same two models may be compared again
+        found = scope.diff("bundled", "bundled", corpus=str(corpus), out=tmp_path / "diff", **few)
+    with pytest.raises(ConfigError, match="holds another comparison: bundled -> bundled"):
+        scope.diff("bundled", "bundled+rig", corpus=str(corpus), out=tmp_path / "diff", **few)
+    assert str(Diff.load(tmp_path / "diff")) == str(found)
+
+
+def test_text_without_the_field_that_it_is_to_be_grouped_by_is_one_group_or_refused(corpus):
+    few = SMALL | {"sites": "blocks.0.hook_resid_post", "loss_contexts": 0}
+    found = scope.diff("bundled", "bundled", corpus=(str(corpus), "bundled"), by="domain", **few)
+    assert {g.group for g in found.groups} == {"facts", "حقائق", "none"}
+    with pytest.raises(ConfigError, match="no field 'domain' in bundled"):
+        scope.diff("bundled", "bundled", by="domain", **few)
+
+
+def test_corpora_of_one_name_are_groups_of_their_own(tmp_path):
+    files = [tmp_path / folder / "train.txt" for folder in ("a", "b")]
+    for file, word in zip(files, ("one", "another"), strict=True):
+        file.parent.mkdir()
+        file.write_text(f"This is {word} text of some words. " * 60)
+    few = SMALL | {"sites": "blocks.0.hook_resid_post", "loss_contexts": 0}
+    found = scope.diff("bundled", "bundled", corpus=tuple(map(str, files)), by="corpus", **few)
+    assert {g.group for g in found.groups} == set(map(str, files))
+
+
 def test_what_cannot_be_compared_is_refused(lab, tmp_path):
     with pytest.raises(ConfigError, match="tuned is missing"):
         scope.diff("bundled")

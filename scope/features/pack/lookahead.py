@@ -129,6 +129,11 @@ class Lookahead:
         return tuple(row for row in self.latents if row.z > self.own.threshold and row.p_held_out < 0.05)
 
     @property
+    def exchanged(self) -> str:
+        """The other suffixes, in words."""
+        return "suffixes of other documents" if self.donors == "documents" else "suffixes from elsewhere in the document"
+
+    @property
     def because_of_it(self) -> tuple[LatentLookahead, ...]:
         """Of these, latents that lose half of their activation when the suffix is exchanged."""
         return tuple(row for row in self.ahead if row.lost >= HALF)
@@ -155,10 +160,10 @@ class Lookahead:
             rows.append((f"own suffix, {self.floor_model}", self.floor))
         if self.more:
             rows.append((f"more than in {self.floor_model}", self.more))
-        whose = "of other documents" if self.donors == "documents" else "from elsewhere in its document"
         lines = [
             f"{self.examples} middles of {self.documents} documents ({self.form}), each with its own suffix and "
-            f"{self.suffixes} {whose}, at {self.site} of {self.model}; {self.tested:,} latents tested.",
+            f"{self.suffixes} {self.exchanged.removeprefix('suffixes ')}, at {self.site} of {self.model}; "
+            f"{self.tested:,} latents tested.",
             f"{'':<26} {'beyond chance':>14} {'confirmed':>10} {'share':>7} {'p < 0.05':>9}",
         ]
         lines += [f"{name:<26} {t.found:>14g} {t.confirmed:>10g} {t.confirmed / n:>7.1%} {t.nominal:>9.1%}" for name, t in rows]
@@ -197,7 +202,7 @@ class Lookahead:
         figure.add_scatter(x=[0, most], y=[0, most], mode="lines", name="equal", line={"dash": "dot", "color": "gray"})
         figure.update_layout(
             xaxis_title="mean activation in the middle, own suffix",
-            yaxis_title="the same, suffixes of other documents",
+            yaxis_title=f"the same, {self.exchanged}",
             template="simple_white",
             height=420,
         )
