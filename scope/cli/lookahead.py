@@ -24,7 +24,6 @@ def flags(argv: Sequence[str]) -> type:
 
 
 def run(parsed: Any) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     from scope.cli.progress import console, progress_bar
@@ -36,7 +35,7 @@ def run(parsed: Any) -> None:
     if config.pack:
         from scope.features.face import Pack
 
-        labels = {i: escape(text) for i, text in Pack.open(config.pack).table["label"].items()}
+        labels = dict(Pack.open(config.pack).table["label"])
     table = Table("latent", "own suffix", "others'", "lost", "z, held out", "floor's z", "more, z", "label", box=None)
     for row in sorted(result.ahead, key=lambda row: -row.lost)[:20]:
         floor, more = ("" if z is None else f"{z:.1f}" for z in (row.floor_z, row.more_z))

@@ -21,7 +21,7 @@ class FindLookahead(ModelSettings):
     """Text as the model was made for, such as a folder of code: as in `scope harvest --corpus`."""
 
     floor: str | None = None
-    """Model that reads the same token ids beside it. By default the base of an adapter; none for a model without adapter."""
+    """Model that reads the same token ids beside it. By default the base of an adapter; "none" for no such model."""
 
     pack: Path | None = None
     """Feature pack of the SAE, whose latents' pages are to show the result."""
@@ -49,6 +49,9 @@ class FindLookahead(ModelSettings):
 
     text_field: str = "text"
     """JSONL field or column that holds the text."""
+
+    any_model: bool = False
+    """Allow an SAE that was trained on other weights than the model's."""
 
     seed: int = 0
     """Random seed for cuts, exchanged suffixes and permutations."""
@@ -109,6 +112,7 @@ def lookahead(
         permutations=job.permutations,
         corpus=job.corpus,
         seed=job.seed,
+        any_model=job.any_model,
         on_progress=on_progress,
     )
     if job.pack:

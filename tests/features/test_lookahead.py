@@ -1,15 +1,18 @@
 """Suffix look-ahead: a planted latent is found and others are not, and there is nothing to find where suffixes mean nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scope.activations.corpus.infill import mark_ids
 
-from scope.errors import ConfigError, PackError, TokensError
+from scope.errors import ConfigError, DictionaryError, PackError, TokensError
 from scope.features.compare.lookahead import draw_examples, lookahead
 from scope.features.face import Pack
 from scope.features.pack.lookahead import FILE, Lookahead
 from scope.features.pack.write import add_file
 from scope.models.gemma.model import Gemma
+from tests.conftest import random_gemma
 from tests.features.test_collect import SITE, toy_sae
 from tests.features.toy_pack import make_toy_pack
 
@@ -84,6 +87,8 @@ def test_a_model_without_look_ahead_has_none(coding_gemma, sae, texts):
 def test_suffixes_from_elsewhere_in_the_document_leave_no_gain_from_its_words_alone(copying, sae, texts):
     result = lookahead(copying, sae, [text * 6 for text in texts], 60, donors="elsewhere", **SMALL)
     assert (result.donors, result.examples) == ("elsewhere", 60)
+    assert "3 from elsewhere in the document" in str(result)
+    assert "from elsewhere in the document" in result.plot().layout.yaxis.title.text
     assert PLANTED not in {row.latent for row in result.ahead}  # the document's two words stand everywhere in it
 
 
@@ -120,5 +125,12 @@ def test_what_cannot_be_tested_is_refused(coding_gemma, tiny_model, sae, texts):
         lookahead(coding_gemma, sae, texts[:4], 60, **SMALL)
     with pytest.raises(TokensError, match="no single token"):
         lookahead(tiny_model, toy_sae(tiny_model), texts, 60, **SMALL)
+    with pytest.raises(DictionaryError, match="any_model"):
+        lookahead(tiny_model, sae, texts, 60, **SMALL)
+    with pytest.raises(TokensError, match="no single token"):
+        lookahead(tiny_model, sae, texts, 60, any_model=True, **SMALL)
+    few = random_gemma(replace(coding_gemma.cfg, d_vocab=coding_gemma.cfg.d_vocab - 1), coding_gemma.tokenizer)
+    with pytest.raises(ConfigError, match="--floor none"):
+        lookahead(coding_gemma, sae, texts, 60, floor=few, **SMALL)
     with pytest.raises(ConfigError, match="no room"):
         lookahead(coding_gemma, sae, texts, 60, context=12, middle=8)

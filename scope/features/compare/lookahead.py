@@ -69,14 +69,16 @@ def lookahead(
     permutations: int = 999,
     corpus: str = "",
     seed: int = 0,
+    any_model: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Lookahead:
     """Test every latent of an SAE on `n` examples cut from some texts, with `suffixes` of other documents each, or, with
     `donors` "elsewhere", of other places in the same one: what a latent then gains, it does not gain from the document's topic.
-    `floor` is the model without its adapter: it reads the same token ids through the same SAE.
+    `floor` is the model without its adapter: it reads the same token ids through the same SAE. `any_model` allows an SAE
+    that was trained on other weights than the model's.
 
     Raises:
-        ConfigError: a setting that cannot be.
+        ConfigError: a setting that cannot be, or a floor that cannot read the model's tokens.
         TokensError: the model was not made for infilling, too little text, or no latent that fires in enough middles.
         DictionaryError: the SAE does not fit the model.
     """
@@ -87,7 +89,14 @@ def lookahead(
             f"form is one of {', '.join(FORMS)}; suffixes is 2 or more, n {4 * FEWEST_EXAMPLES} or more, permutations 99 or "
             "more, middle 2 or more."
         )
-    check_fit(model, sae, reconstructs=True)
+    check_fit(model, sae, any_model, reconstructs=True)
+    if floor is not None:
+        check_fit(floor, sae, any_model=True)
+        if floor.cfg.d_vocab < model.cfg.d_vocab:
+            raise ConfigError(
+                f"The floor has {floor.cfg.d_vocab:,} tokens, too few to read the ids of the model's {model.cfg.d_vocab:,}.\n"
+                "  Give the model without its adapter, or none: --floor none"
+            )
     try:
         marks = mark_ids(model.words)
     except CorpusError as error:
