@@ -42,7 +42,7 @@ def parts_of(prefix: str, suffix: str, middle: str = "", form: str = "psm", file
     """
     if form not in FORMS:
         raise CorpusError(f"The form is {form!r}; it can be {', '.join(FORMS)}.")
-    files = list(files)
+    files = [files] if isinstance(files, str) else list(files)  # a text alone is one file, not a file a letter
     for text in (prefix, suffix, middle, *files):
         if mark := next((mark for mark in MARKS.values() if mark in text), None):
             raise CorpusError(

@@ -1,5 +1,6 @@
 """Suffix look-ahead: a planted latent is found and others are not, and there is nothing to find where suffixes mean nothing."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -125,10 +126,14 @@ def test_what_cannot_be_tested_is_refused(coding_gemma, tiny_model, sae, texts):
         lookahead(coding_gemma, sae, texts[:4], 60, **SMALL)
     with pytest.raises(TokensError, match="no single token"):
         lookahead(tiny_model, toy_sae(tiny_model), texts, 60, **SMALL)
+    foreign = copy.deepcopy(sae)
+    foreign.provenance = {"model": {"model": "other", "weights_sha256": "another"}}
+    named = copy.copy(coding_gemma)
+    named.provenance = {"model": "coding", "weights_sha256": "one"}
     with pytest.raises(DictionaryError, match="any_model"):
-        lookahead(tiny_model, sae, texts, 60, **SMALL)
-    with pytest.raises(TokensError, match="no single token"):
-        lookahead(tiny_model, sae, texts, 60, any_model=True, **SMALL)
+        lookahead(named, foreign, texts, 60, **SMALL)
+    with pytest.raises(TokensError, match="too few"):
+        lookahead(named, foreign, texts[:4], 60, any_model=True, **SMALL)
     few = random_gemma(replace(coding_gemma.cfg, d_vocab=coding_gemma.cfg.d_vocab - 1), coding_gemma.tokenizer)
     with pytest.raises(ConfigError, match="--floor none"):
         lookahead(coding_gemma, sae, texts, 60, floor=few, **SMALL)

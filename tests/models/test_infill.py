@@ -41,6 +41,7 @@ def test_spaces_and_characters_at_the_edges_come_back_byte_for_byte(coder, prefi
 
 
 def test_other_files_come_first_each_ended_by_the_separator(coder):
+    assert infill_ids(coder, "p", "s", files="one") == infill_ids(coder, "p", "s", files=["one"])
     text = coder.decode(infill_ids(coder, "p", "s", files=["one", "two"]), skip_special=False)
     assert text.startswith("<bos>one<|file_separator|>two<|file_separator|><|fim_prefix|>p")
 
