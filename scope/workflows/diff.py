@@ -119,7 +119,8 @@ def _earlier(folder: Path) -> Any:
     """
     from scope.diffing.result import WRITTEN, Diff, DiffError
 
-    other = sorted(path.name for path in folder.iterdir() if path.name not in {*WRITTEN, PARTIAL, ".lock"})
+    names = sorted(path.name for path in folder.iterdir())
+    other = [name for name in names if name not in {*WRITTEN, PARTIAL} and not name.startswith(".")]  # locks, broken-off files
     if (folder / MANIFEST).exists():
         try:
             return Diff.load(folder)
