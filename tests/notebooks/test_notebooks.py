@@ -71,6 +71,11 @@ def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, pl
         sums = re.findall(r": rows (\S+), log-odds (\S+)", said)
         assert [float(rows) for rows, _ in sums] == pytest.approx([float(odds) for _, odds in sums], abs=1e-3)
         assert "strength" in said
+    elif file.stem == "what_the_state_remembers":
+        sums = re.search(r"shares of the last state add up to \{(.*)\}", said)[1]
+        assert [float(part.split(":")[1]) for part in sums.split(",")] == pytest.approx([1, 1, 1], abs=1e-4)
+        assert "neighbouring tokens of about equal share" in said
+        assert "chance" in said
     else:
         assert "FVU" in said
         assert "random" in said
