@@ -11,6 +11,7 @@ Source: LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732; DoRA, arXiv:2402.09353
 """
 
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,18 @@ class Adapter:
     def _token_ids(self) -> tuple[int, ...]:
         ids = self.settings.trainable_token_indices
         return tuple(ids.get("embed_tokens", ()) if isinstance(ids, dict) else ids or ())
+
+    def warn_of_another_base(self, base: str, config: Mapping[str, Any]) -> None:
+        """Warn where the adapter names another base model than the one that it is applied to: two models of one shape, such as
+        a base model and its instruction-tuned form, take each other's adapters. Names are compared without their folders, the
+        base's own and the `_name_or_path` in its config.json."""
+        names = {Path(str(name)).name.lower() for name in (base, config.get("_name_or_path")) if name}
+        if self.base and Path(self.base).name.lower() not in names:
+            warnings.warn(
+                f"The adapter in {self.folder} was made for {self.base}; it is applied to {base}, whose shape is the same. If "
+                "that is another model, what comes out was trained by nobody.",
+                stacklevel=3,
+            )
 
     def _misfit(self, base: str, problem: str) -> str:
         made_for = f"was made for {self.base}" if self.base else "names no base model"

@@ -89,6 +89,7 @@ def load_model(
     if change is not None:
         shapes = {name: tuple(p.shape) for name, p in loaded.named_parameters()}
         change.fit(loaded.tensor_names(config), shapes, found.base_name, loaded.canonical_name)
+        change.warn_of_another_base(found.base_name, raw)
     with _memory_for(files, dtype, device):
         if streamed:
             loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)

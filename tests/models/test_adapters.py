@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,14 @@ def test_an_adapter_for_another_base_is_refused(gemma_2, tmp_path, toy_tokenizer
         other = save_checkpoint(random_gemma(SHAPES[shape]), tmp_path / shape.replace("/", ""), toy_tokenizer)
         with pytest.raises(CheckpointError, match=rf"does not fit {re.escape(str(other))}(.|\n)*made for .*/base; give that"):
             load_model(f"{other}+{adapter}")
+
+
+@pytest.mark.filterwarnings("ignore")  # peft's
+def test_an_adapter_of_another_base_of_the_same_shape_is_applied_with_a_warning(gemma_2, tmp_path):
+    adapter, _ = save_adapter(tmp_path / "adapter", gemma_2, **KINDS["LoRA of all linear layers"])
+    tuned = shutil.copytree(gemma_2, tmp_path / "tuned")
+    with pytest.warns(UserWarning, match=r"was made for .*/base; it is applied to .*/tuned"):
+        load_model(str(tuned), adapter=str(adapter))
 
 
 @pytest.mark.filterwarnings("ignore")
