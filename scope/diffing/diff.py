@@ -234,6 +234,7 @@ def _groups(sums: dict[str, Tensor], text: DiffText, reader: Reader, losses: lis
                 group=name,
                 tokens=int(n),
                 relative=sums["group/relative"][at, i].item() / n,
+                loss_tokens=int(losses[0].tokens[i]),
                 loss_base=losses[0].of_group(i),
                 loss_tuned=losses[1].of_group(i),
                 l0_base=l0[0],

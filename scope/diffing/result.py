@@ -59,6 +59,9 @@ class GroupChange:
     relative: float
     """Mean of |d| / |x| at the site of the SAE, or at the last site."""
 
+    loss_tokens: int = 0
+    """Of the tokens, those of which the loss was read; see `DiffConfig.loss_contexts`."""
+
     loss_base: float | None = None
     """Nats a token."""
 
@@ -209,7 +212,9 @@ class Diff:
     def _groups(self) -> list[str]:
         parts = []
         for g in self.groups:
-            loss = "" if g.loss_base is None or g.loss_tuned is None else f", loss {g.loss_base:.3f} -> {g.loss_tuned:.3f}"
+            loss = ""
+            if g.loss_base is not None and g.loss_tuned is not None:
+                loss = f", loss {g.loss_base:.3f} -> {g.loss_tuned:.3f} on {g.loss_tokens:,} of them"
             parts.append(f"{g.group} ({g.tokens:,} tokens) {g.relative:.2%} apart{loss}")
         return ["Text: " + "; ".join(parts) + "."]
 

@@ -177,6 +177,12 @@ def test_the_page_holds_the_verdict_and_escapes_what_models_are_called(found, tm
     assert (tmp_path / "page.html").read_text() == text
 
 
+def test_the_loss_says_how_many_tokens_it_was_read_on(tiny_model, planted, text):
+    one, all_of_them = (diff(tiny_model, planted.model, text, None, replace(CONFIG, loss_contexts=n)) for n in (1, 10_000))
+    assert 0 < one.groups[0].loss_tokens < all_of_them.groups[0].loss_tokens <= all_of_them.groups[0].tokens
+    assert f"on {one.groups[0].loss_tokens:,} of them" in str(one)
+
+
 def test_without_an_sae_the_rest_is_there_and_latents_are_refused_with_the_way_out(tiny_model, planted, text):
     found = diff(tiny_model, planted.model, text, None, replace(CONFIG, loss_contexts=0))
     assert found.weights
