@@ -60,7 +60,7 @@ class GroupChange:
     """Mean of |d| / |x| at the site of the SAE, or at the last site."""
 
     loss_tokens: int = 0
-    """Of the tokens, those of which the loss was read; see `DiffConfig.loss_contexts`."""
+    """Tokens of which the loss was read, those of the first contexts: `DiffConfig.loss_contexts`."""
 
     loss_base: float | None = None
     """Nats a token."""
