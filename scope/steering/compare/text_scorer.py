@@ -105,7 +105,7 @@ class TextScorer:
         }
         self.measured = [n for n in self.promoted if n in self.forgotten or not in_stream_space(self.targets[n].site)]
         """The targets whose promoted tokens are measured, not read from the weights."""
-        self._fvu = {e.site: FvuSums() for e in edits if e.site in saes}
+        self._fvu = {e.site: FvuSums() for e in self.targets.values() if e.site in saes}
         """Per site, over the texts that nothing edited."""
         self.readers = {
             name: LatentReader(saes[e.site], [e.edit.latent]) for name, e in self.targets.items() if e.edit.on_latent
