@@ -95,8 +95,9 @@ def ask_datacommons(
         model = config.load_model()
         if config.form == "rig":
             return _annotated_answer(model, config, service, on_text)
-        answers = replace(config, model=config.answer_model, adapter=None, revision=None)
-        answering = answers.load_model() if config.answer_model else None
+        answering = None
+        if config.answer_model:
+            answering = replace(config, model=config.answer_model, adapter=None, revision=None).load_model()
         prompt, length = QUESTIONS, len(model.words.encode(QUESTIONS.format(query=config.question)))
         if length + 16 > model.cfg.n_ctx:
             prompt = SHORT_QUESTIONS

@@ -26,6 +26,7 @@ ON_A_LAB = {
     "match": ["LAB", "LAB"],
     "diff": ["bundled", "bundled"],
     "lookahead": ["LAB/dictionary"],
+    "memory": ["the dog runs"],
     "steer": ["--sae", "LAB/dictionary", "--latent", "3"],
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
     "moderate": ["the dog", "--policy", "hate"],

@@ -32,7 +32,7 @@ VALUES = [
     float("nan"),
     "random:" + "9" * 5000,
 ]
-MUTATIONS = 150
+MUTATIONS = 60
 
 
 def places(value, at=()):
