@@ -113,7 +113,7 @@ def test_p50_cards_hold_only_our_own_markup(toy):
         card = pack[f]._repr_html_()
         assert set(re.findall(r"<(/?\w+)", card)) <= {"div", "/div", "span", "/span", "b", "/b", "bdi", "/bdi"}
         tags = re.findall(r"<[^>]*>", card)
-        assert all(re.fullmatch(r'</?\w+(?: (?:style|title|role|aria-label)="[^"]*")*>', tag) for tag in tags)
+        assert all(re.fullmatch(r'</?\w+(?: (?:style|dir|title|role|aria-label)="[^"]*")*>', tag) for tag in tags)
         assert not re.search(r"url\(|@import|expression", " ".join(re.findall(r'style="([^"]*)"', card)))
 
 

@@ -199,7 +199,7 @@ def test_a_rule_holds_at_absolute_positions_with_padding_left_out(rule):
 
 def test_a_row_that_has_ended_is_no_longer_edited():
     tokens, positions = torch.tensor([[1], [9]]), torch.tensor([[7], [7]])
-    run = RunState(tokens, positions, torch.ones(2, 1, dtype=torch.bool), torch.tensor([4, 4]))
+    run = RunState(tokens, positions, torch.ones(2, 1, dtype=torch.bool), prompt_lengths=torch.tensor([4, 4]))
     assert Positions("generated").mask(run, 2, 1).tolist() == [[False], [True]]
 
 
