@@ -19,7 +19,7 @@ def whole(tmp_path_factory):
 def test_after_kill_9_at_random_moments_the_resumed_recording_is_byte_for_byte_the_uninterrupted_one(tmp_path, whole):
     rng = random.Random(0)
     kills = 0
-    while kills < 12:
+    while kills < 6:
         kills += kill_and_resume(tmp_path / "r", rng, most=4).total()
         assert contents(tmp_path / "r") == whole
         shutil.rmtree(tmp_path / "r")

@@ -127,10 +127,10 @@ def test_the_null_is_the_spread_of_random_directions_in_the_latents_place(tiny_m
 def test_without_tokens_the_two_likeliest_are_compared(tiny_model, sae):
     likely = tiny_model(tiny_model.to_tokens(PROMPT))[0, -1].topk(2).indices.tolist()
     pieces = tiny_model.words.pieces(likely)
-    found = attribute(tiny_model, sae, PROMPT)
+    found = attribute(tiny_model, sae, PROMPT, method="gradient")
     assert [found.token, found.other] == pieces
     assert found.logit_difference > 0
-    other = attribute(tiny_model, sae, PROMPT, token=likely[1])
+    other = attribute(tiny_model, sae, PROMPT, token=likely[1], method="gradient")
     assert other.other == pieces[0]
 
 
