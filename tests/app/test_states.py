@@ -221,6 +221,7 @@ def no_model(monkeypatch, tmp_path):
     monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
     monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", lambda store, model, sae: None)
+    monkeypatch.setattr("scope.models.griffin.shares.recurrent_layers", lambda model: [])
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")])

@@ -204,13 +204,19 @@ def test_chat_turns_are_laid_out_by_the_template_and_answered_with_the_reply_alo
     assert whole.prompt_ids.count(tiny_model.cfg.bos) == 1
 
 
-def test_streamed_pieces_are_the_text_in_whole_characters(tiny_model):
+@pytest.mark.parametrize("seed", [0, 7, 13, 19])
+def test_streamed_pieces_are_the_text_in_whole_characters(tiny_model, seed):
     pieces = {0: [], 1: []}
     found = tiny_model.generate(
-        ["the dog", "a"], 60, temperature=3.0, on_text=lambda row, piece: pieces[row].append(piece), return_type="generations"
+        ["the dog", "a"],
+        60,
+        temperature=3.0,
+        seed=seed,
+        on_text=lambda row, piece: pieces[row].append(piece),
+        return_type="generations",
     )
     assert ["".join(pieces[row]) for row in (0, 1)] == [g.text for g in found]
-    assert len(pieces[0]) > 5
+    assert len(pieces[0]) + len(pieces[1]) > 5
 
 
 def test_the_stream_can_be_stopped_by_whoever_listens(tiny_model):

@@ -176,13 +176,18 @@ class _Writer:
     def piece(self, last: bool = False) -> str:
         """The text since the last call; what is spelled in bytes waits until they end, unless this is the `last` call: as long
         as more may come, they may still become other characters."""
-        if self.words is None or not self.ids or (not last and self.words.pieces(self.ids[-1:])[0].startswith("<0x")):
+        if self.words is None or not self.ids or (not last and self._ends_in_bytes()):
             return ""
         text = self.settled + self.words.decode(self.ids[self.settled_ids :])
         if len(self.ids) - self.settled_ids > 64:  # decode only what is new, or a long text would cost its square
             self.settled, self.settled_ids = text, len(self.ids)
         piece, self.n_streamed = text[self.n_streamed :], max(self.n_streamed, len(text))
         return piece
+
+    def _ends_in_bytes(self) -> bool:
+        """Whether the text's end is spelled in bytes: control tokens after them are left out of the text, and end no bytes."""
+        written = next((i for i in reversed(self.ids) if i not in self.words.special_ids), None)
+        return written is not None and self.words.pieces([written])[0].startswith("<0x")
 
     def finish(self, otherwise: str) -> Generation:
         text = self.words.decode(self.ids) if self.words else ""
