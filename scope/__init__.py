@@ -35,6 +35,8 @@ _HOME = {
     "steer": "scope.workflows.steer",
     "memory": "scope.workflows.memory",
     "recall": "scope.circuits.recall",
+    "attribute": "scope.circuits.attribution",
+    "attribute_picture": "scope.circuits.picture_attribution",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",

@@ -17,6 +17,7 @@ from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
 from scope.circuits.memory import memory
 from scope.circuits.memory_result import Memory
+from scope.circuits.picture_attribution import attribute_picture
 from scope.errors import DictionaryError, EditError, PackError, TokensError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
@@ -218,8 +219,15 @@ class Lab:
         **how: Any,
     ) -> Attribution | list[Attribution]:
         """Which latents make the model say `token` rather than `other` after the prompt; for several prompts, a list. See
-        `scope.circuits.attribution`."""
-        return attribute(self.model, self._dictionary(site), prompt, token, other, pack=self._labels(site), **how)
+        `scope.circuits.attribution`.
+
+        With `picture=`, which patch and latent of the picture: see `scope.circuits.picture_attribution`.
+        """
+        how["pack"] = self._labels(site)
+        if "picture" in how:
+            picture = how.pop("picture")
+            return attribute_picture(self.model, self._dictionary(site), picture, prompt, token, other, **how)
+        return attribute(self.model, self._dictionary(site), prompt, token, other, **how)
 
     def effects(
         self, target: Any, prompt: str | Iterable[str], strength: float | None = None, **how: Any

@@ -12,7 +12,15 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {
     *("scope.shapes", "scope.errors", "scope.versions", "scope.null_seeds", "scope.fit", "scope.provenance", "scope.progress"),
-    *("scope.sites", "scope.free_memory", "scope.whole_files", "scope.typed_json", "scope.texts", "scope.escape"),
+    *(
+        "scope.sites",
+        "scope.free_memory",
+        "scope.whole_files",
+        "scope.typed_json",
+        "scope.texts",
+        "scope.escape",
+        "scope.html_page",
+    ),
     *("scope.renamed", "scope.threads", "scope.device"),
 }
 """The ground: types and functions that every room may use, and that know no room."""

@@ -109,7 +109,7 @@ def _explained(
     rest = Rest(model, sae, prompt)
     log_p = rest.log_p(rest.x[None])[0]
     wanted, against = token_pair(model, log_p, log_p, token, other)
-    parts = _Parts(sae, rest)
+    parts = Parts(sae, rest)
     difference = float(rest.difference(rest.x[None], wanted, against)[0])
     whole, before_cap = difference, None
     if method == "direct":
@@ -119,17 +119,17 @@ def _explained(
     elif method == "gradient":
         grad = rest.gradient(rest.x, wanted, against)
         whole = float((grad * rest.x).sum())
-        rows = _linear(parts, grad)
+        rows = linear_rows(parts, grad)
         rows.append(Row(name="bias", value=float((grad * parts.bias()).sum())))
         rows.append(Row(name="special tokens", value=float((grad * parts.special()).sum())))
     else:
         start = float(rest.difference(parts.baseline()[None], wanted, against)[0])
-        grad = _mean_gradient(rest, parts.baseline(), wanted, against, difference - start, steps)
-        rows = [*_linear(parts, grad), Row(name="at b_dec alone", value=start)]
+        grad = mean_gradient(rest, parts.baseline(), wanted, against, difference - start, steps)
+        rows = [*linear_rows(parts, grad), Row(name="at b_dec alone", value=start)]
     gap = whole - sum(row.value for row in rows)
     return Attribution(
         prompt=prompt,
-        pieces=tuple(model.words.pieces(rest.tokens.tolist())),
+        pieces=rest.pieces,
         token=model.words.pieces([wanted])[0],
         other=model.words.pieces([against])[0],
         p_token=float(log_p[wanted].exp()),
@@ -141,7 +141,7 @@ def _explained(
         before_cap=before_cap,
         whole_is=WHOLE[method],
         gap=gap,
-        rows=tuple(_described(row, parts, rest, model, pack) for row in rows),
+        rows=tuple(described(row, parts, rest, pack) for row in rows),
     )
 
 
@@ -151,16 +151,16 @@ class Rest:
     def __init__(self, model: LanguageModel, sae: SAE, prompt: str):
         self.model, self.site = model, sae.site
         self.batch = model.to_tokens(prompt)
-        self.tokens = self.batch[0]
         self.x = model.record(self.batch, [self.site])[self.site][0]
         self.counted = counted_tokens(self.batch, model.special_ids)[0]
+        self.pieces = tuple(model.words.pieces(self.batch[0].tolist()))
 
     def logits(self, streams: Tensor) -> Tensor:
         """[batch vocab] after the last token, for streams [batch pos d_model]."""
         replaced = (self.site, lambda x, hook: streams.to(x.dtype))
         with self.model.hooks([replaced]):
             stream = self.model(self.batch.expand(len(streams), -1), stop_at_layer=self.model.cfg.n_layers)
-        return _wide(self.model.logits_of(stream[:, -1:])[:, 0])
+        return wide(self.model.logits_of(stream[:, -1:])[:, 0])
 
     @torch.no_grad()
     def log_p(self, streams: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Rest:
         leaf = stream.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             logits = self.logits(leaf[None])[0]
-            return _wide(torch.autograd.grad(logits[token] - logits[other], leaf)[0])
+            return wide(torch.autograd.grad(logits[token] - logits[other], leaf)[0])
 
     @torch.no_grad()
     def direct(self, token: int, other: int) -> tuple[Vector, Vector, float]:
@@ -200,8 +200,8 @@ class Rest:
         last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         names = [last, *([scale_name] if scale_name in model.hook_dict else [])]
         _, cache = model.run_with_cache(self.batch, names_filter=names)
-        stream = _wide(cache[last][0, -1])
-        scale = _wide(cache[scale_name].reshape(-1)[-1]) if scale_name in cache else 1.0
+        stream = wide(cache[last][0, -1])
+        scale = wide(cache[scale_name].reshape(-1)[-1]) if scale_name in cache else 1.0
         columns = model.W_U.detach()[:, [token, other]].to(stream)
         passed = model.through_final_norm(torch.eye(len(stream), dtype=stream.dtype)).to(stream) / scale
         scores, push = (stream @ passed) @ columns, passed @ (columns[:, 0] - columns[:, 1])
@@ -238,12 +238,12 @@ def token_pair(
     return ids[0], ids[1]
 
 
-class _Parts:
+class Parts:
     """The stream as its sum, each part [pos d_model]; zero at special tokens, which are a part of their own."""
 
     @torch.no_grad()
     def __init__(self, sae: SAE, rest: Rest):
-        self.x, self.counted = _wide(rest.x), rest.counted[:, None]
+        self.x, self.counted = wide(rest.x), rest.counted[:, None]
         latents = sae.encode(rest.x.to(sae.W_enc.dtype)).to(self.x) * self.counted
         self.ids = latents.amax(0).nonzero().flatten()
         self.values = latents[:, self.ids]
@@ -267,7 +267,7 @@ class _Parts:
         return self.x - self.baseline() - self.values @ self.rows
 
 
-def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
+def linear_rows(parts: Parts, grad: Tensor) -> list[Row]:
     """grad . part of every latent and of the error."""
     pushed = parts.values.T @ grad
     effect = (pushed * parts.rows).sum(1)
@@ -279,13 +279,13 @@ def _linear(parts: _Parts, grad: Tensor) -> list[Row]:
     return [*rows, Row(name="error", value=float((grad * parts.error()).sum()))]
 
 
-def _direct(rest: Rest, parts: _Parts, token: int, other: int) -> tuple[list[Row], float]:
+def _direct(rest: Rest, parts: Parts, token: int, other: int) -> tuple[list[Row], float]:
     """What each part of the stream at the last token adds on the straight way to the logits; the difference before the cap."""
     stream, push, before = rest.direct(token, other)
     grad = torch.zeros_like(parts.x)
     grad[-1] = push
     silent = set(parts.ids[parts.values[-1] == 0].tolist())
-    rows = [row for row in _linear(parts, grad) if row.latent not in silent]
+    rows = [row for row in linear_rows(parts, grad) if row.latent not in silent]
     rows.append(Row(name="bias", value=float(push @ parts.bias()[-1])))
     if not parts.counted[-1]:
         rows.append(Row(name="special tokens", value=float(push @ parts.x[-1])))
@@ -294,10 +294,10 @@ def _direct(rest: Rest, parts: _Parts, token: int, other: int) -> tuple[list[Row
 
 
 def _ablated(
-    rest: Rest, parts: _Parts, token: int, other: int, difference: float, exact: int, nulls: int, seed: int
+    rest: Rest, parts: Parts, token: int, other: int, difference: float, exact: int, nulls: int, seed: int
 ) -> list[Row]:
     """Each of the largest latents ablated alone, the remaining ones together, and what they do only jointly."""
-    first = _linear(parts, rest.gradient(rest.x, token, other))[:-1]
+    first = linear_rows(parts, rest.gradient(rest.x, token, other))[:-1]
     order = sorted(range(len(first)), key=lambda i: -abs(first[i].value))
     alone, together = order[:exact], order[exact:]
     effect = difference - rest.difference([rest.x - parts.latent(i) for i in alone], token, other) if alone else []
@@ -319,7 +319,7 @@ def _ablated(
     return [*rows, Row(name="only together", value=difference - sum(row.value for row in rows))]
 
 
-def _mean_gradient(rest: Rest, base: Tensor, token: int, other: int, rise: float, steps: int | None) -> Tensor:
+def mean_gradient(rest: Rest, base: Tensor, token: int, other: int, rise: float, steps: int | None) -> Tensor:
     """The gradient's mean on the line from `base` to x, so that its product with x - base is `rise`."""
     for n in (32, 64, 128, 256) if steps is None else (steps,):
         grad = sum(w * rest.gradient(base + a * (rest.x - base), token, other) for a, w in _gauss(n))
@@ -328,7 +328,7 @@ def _mean_gradient(rest: Rest, base: Tensor, token: int, other: int, rise: float
     return grad
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In float32, or in float64 if it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -343,7 +343,7 @@ def _gauss(steps: int) -> list[tuple[float, float]]:
     return [(float(p), float(w)) for p, w in zip((points + 1) / 2, weights / 2, strict=True)]
 
 
-def _described(row: Row, parts: _Parts, rest: Rest, model: LanguageModel, pack: Any) -> Row:
+def described(row: Row, parts: Parts, rest: Rest, pack: Any) -> Row:
     """The row with label, largest activation and count of its latent."""
     if row.latent is None:
         return row
@@ -354,6 +354,6 @@ def _described(row: Row, parts: _Parts, rest: Rest, model: LanguageModel, pack: 
         row,
         activation=float(values[at]),
         n_active=int((values > 0).sum()),
-        strongest=model.words.pieces([int(rest.tokens[at])])[0],
+        strongest=rest.pieces[at],
         label=label,
     )

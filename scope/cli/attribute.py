@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from scope.errors import ConfigError
 from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.settings import ModelSettings
 from scope.workflows.steer import DEMO, refuse_missing_demo
@@ -36,6 +37,18 @@ class Command(ModelSettings):
     exact: int = 32
     """Latents to ablate one by one; the rest are ablated together."""
 
+    picture: Path | None = None
+    """A picture, for a PaliGemma: the rows are then (patch, latent) pairs, beside an ablation of the same patches."""
+
+    answer: str = ""
+    """With --picture, the beginning of the answer, after which the token is asked about."""
+
+    png: Path | None = None
+    """With --picture, write the picture here, each patch coloured by its effect."""
+
+    html: Path | None = None
+    """Write the tables here, with --picture under the coloured picture, as a page of its own."""
+
     sae: Path = DEMO
     """Dictionary: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
 
@@ -55,25 +68,53 @@ class Command(ModelSettings):
         from rich.text import Text
 
         from scope.circuits.attribution import attribute
+        from scope.circuits.picture_attribution import attribute_picture
         from scope.cli.progress import console, print_certificate, print_note
-        from scope.features.exports.tables import csv_cell
         from scope.features.pack.data import pack_beside
+        from scope.html_page import html_page
+        from scope.models.pictures.draw import png
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
-        if self.csv:
-            refuse_unwritable(self.csv)
+        self._check_picture()
+        for file in (self.csv, self.png, self.html):
+            if file:
+                refuse_unwritable(file)
         refuse_missing_demo(self.sae)
         sae = read_sae(self.sae, self.device)
         pack = pack_beside(self.sae, sae.site, sae.d_sae, self.pack)
         model = self.load_model(sae.provenance)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
-        settings = {"method": self.method, "steps": self.steps, "exact": self.exact, "any_model": self.any_model}
-        attribution = attribute(model, sae, self.prompt, self.token, self.other, pack=pack, **settings)
+        settings = {"method": self.method, "steps": self.steps, "any_model": self.any_model, "pack": pack}
+        if self.picture is None:
+            attribution = attribute(model, sae, self.prompt, self.token, self.other, exact=self.exact, **settings)
+        else:
+            asked = self.picture, self.prompt, self.token, self.other
+            attribution = attribute_picture(model, sae, *asked, answer=self.answer, **settings)
         console.print(Text(str(attribution)))
-        if self.csv:
-            table = attribution.to_frame()
-            for column in ("name", "strongest", "label"):
-                table[column] = table[column].map(csv_cell)
-            write_whole(self.csv, table.to_csv(index=False))
-            console.print(f"Written to {self.csv}")
+        written = {self.csv: self._table(attribution)} if self.csv else {}
+        if self.png:
+            written[self.png] = png(attribution.draw())
+        if self.html:
+            written[self.html] = html_page("Attribution", attribution._repr_html_())
+        for file, content in written.items():
+            write_whole(file, content)
+            console.print(f"Written to {file}")
+
+    def _check_picture(self) -> None:
+        """
+        Raises:
+            ConfigError: what belongs to a picture is given without one.
+        """
+        alone = [f"--{name}" for name in ("answer", "png") if getattr(self, name)]
+        if self.picture is None and alone:
+            raise ConfigError(f"{', '.join(alone)} belongs to a picture. Give one: --picture FILE")
+
+    def _table(self, attribution: Any) -> str:
+        """Every row as CSV; of a picture, every pair of a patch, or a token, and a latent."""
+        from scope.features.exports.tables import csv_cell
+
+        table = attribution.to_frame() if self.picture is None else attribution.pairs()
+        for column in {"name", "strongest", "label", "where"} & set(table):
+            table[column] = table[column].map(csv_cell)
+        return table.to_csv(index=False)

@@ -6,13 +6,12 @@ from scope.escape import escape
 from scope.features.exports.card import card_html
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
+from scope.html_page import head
 from scope.progress import OnProgress
 
 MOST = 2000
 """Cards on a page; at about 20 kB each, more is more than a browser opens gladly."""
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_BODY = "font-family:sans-serif;margin:24px auto;max-width:960px;padding:0 16px"
 _CARD = "border:1px solid rgba(128,128,128,.4);border-radius:8px;padding:12px 16px;margin:16px 0"
 
 
@@ -36,11 +35,4 @@ def _head(pack: PackData, n: int) -> str:
         f"dictionary {dictionary.kind or ''} {(dictionary.parameters_sha256 or '')[:12]}",
         f"made {made.date} with scope {made.scope}",
     ]
-    title = escape(pack.title)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f'<title>{title}</title></head>\n<body style="{_BODY}"><h1 style="font-size:20px">{title}</h1>'
-        f'<p style="opacity:.7;font-size:13px">{escape(" · ".join(facts))}</p>\n'
-    )
+    return f'{head(pack.title, 960)}<p style="opacity:.7;font-size:13px">{escape(" · ".join(facts))}</p>\n'

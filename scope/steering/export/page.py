@@ -1,18 +1,11 @@
 """A run or a sweep as one HTML page that can be sent to somebody."""
 
 from scope.escape import escape
+from scope.html_page import html_page
 from scope.provenance import without_folders
 from scope.steering.compare import show
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
-
-_HEAD = (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-    '<meta name="viewport" content="width=device-width">\n<title>{title}</title></head>\n'
-    '<body style="font-family:system-ui,sans-serif;line-height:1.5;max-width:1100px;margin:24px auto;padding:0 16px;'
-    'color:#1d1f24;background:#fff">\n'
-)
 
 
 def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
@@ -25,7 +18,7 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     """
     runs = run.runs if isinstance(run, Sweep) else [run]
     title = f"Steering: {runs[0].edits}"
-    body = [_HEAD.format(title=escape(title)), f"<h1 style='font-size:20px'>{escape(title)}</h1>"]
+    body = []
     if isinstance(run, Sweep):
         body.append(run._repr_html_())
     for strength, one in zip(run.strengths if isinstance(run, Sweep) else [None], runs, strict=True):
@@ -35,7 +28,7 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     body.append(_settings(runs[0]))
     if code:
         body.append(f"<h2 style='font-size:17px'>As Python</h2><pre style='white-space:pre-wrap'>{escape(code)}</pre>")
-    return "\n".join([*body, "</body></html>\n"])
+    return html_page(title, "\n".join(body))
 
 
 def _settings(run: SteeringRun) -> str:
