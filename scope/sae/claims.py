@@ -49,6 +49,19 @@ def _check_l0(l0: float | tuple[float, float] | None) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextFrom:
+    """Where the training found its text, provenance["text_from"]: the folder of a recording, or a corpus of a running model."""
+
+    recording: str | None = None
+    corpus: str | None = None
+    text_field: str = "text"
+    fim: str | None = None
+    """Shares of infilling forms that documents were turned into."""
+
+    fim_seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """The entries of `sae.provenance` that are read by name; others are kept as they are."""
 
@@ -59,6 +72,7 @@ class Provenance:
     versions: dict[str, str] | None = None
     model: dict[str, Any] | None = None
     recording: dict[str, Any] | None = None
+    text_from: TextFrom | None = None
     stored: dict[str, str] | None = None
     """Arrays that were stored with less than float32's precision -> their type."""
 

@@ -20,6 +20,9 @@ RUN, CHECKPOINT, LOCK = "training.json", "checkpoint.safetensors", ".lock"
 _FREE = {"save_every", "log_every"}
 """Settings that leave the result alone, so a run may be continued with others."""
 
+_NOT_DESCRIBED = {"training", "versions", "weights_sha256", "preset", "text_from"}
+"""Parts of an SAE's provenance that decide nothing: a recording may have been moved."""
+
 _BESIDE = (LOG, "tensorboard", "wandb")
 """Files that may lie beside a description."""
 
@@ -69,7 +72,7 @@ def read_description(folder: Path) -> tuple[Description, dict[str, Any]]:
 def describe(sae: SAE, config: TrainConfig) -> dict[str, Any]:
     """What decides the outcome of a run; kept in training.json and compared when a run goes on."""
     settings = {k: v for k, v in asdict(config).items() if k not in _FREE}
-    source = {k: v for k, v in sae.provenance.items() if k not in ("training", "versions", "weights_sha256", "preset")}
+    source = {k: v for k, v in sae.provenance.items() if k not in _NOT_DESCRIBED}
     return {
         "preset": sae.provenance.get("preset"),
         "kind": sae.kind,

@@ -1,7 +1,8 @@
 """The source of a training's activations: a recording, or a model with a corpus."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError
@@ -32,6 +33,8 @@ class Source:
     live: Any = None
     maker: Any = None
     """Turns documents into contexts for a running model."""
+    text_from: dict[str, Any] = field(default_factory=dict)
+    """Where the text lies (`scope.sae.claims.TextFrom`)."""
     name: str = ""
 
     @classmethod
@@ -46,7 +49,8 @@ class Source:
                 raise ConfigError(f"{where} holds several sites; say which with --site.\n  It has: {', '.join(sites)}")
             sites = sites if command.site is None else match_sites(command.site, sites, where)
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
-            return cls(sites, dict(store.sites), whole, store, name=where)
+            about = {"recording": _place(command.recording), **_fim(store.manifest.tokenizer)}
+            return cls(sites, dict(store.sites), whole, store, name=where, text_from=about)
         from scope.activations.corpus.sources import open_corpus
         from scope.workflows.text import maker
 
@@ -57,7 +61,9 @@ class Source:
         live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))
         name = f"{command.model} reading {corpus.spec}" + (f" as infilling examples ({command.fim})" if command.fim else "")
         inputs = maker(model.tokenizer, command.fim, command.fim_seed)
-        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, name)
+        about = {"corpus": _place(command.corpus), "text_field": command.text_field}
+        about |= _fim({"fim": command.fim, "fim_seed": command.fim_seed}) if command.fim else {}
+        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, name, about)
 
     def batches(self, sites: list[str], training: TrainConfig, memory: int) -> Any:
         if self.store is None:
@@ -74,8 +80,10 @@ class Source:
 
     def provenance(self, batches: Any, site: str, training: TrainConfig) -> dict[str, Any]:
         if self.store is None:
-            return live_provenance(self.model, batches, site, training.steps * training.batch_size)
-        return recorded_provenance(self.store, site)
+            provenance = live_provenance(self.model, batches, site, training.steps * training.batch_size)
+        else:
+            provenance = recorded_provenance(self.store, site)
+        return provenance | {"text_from": self.text_from}
 
     def text_read(self) -> Any:
         """Hashes of the text that is read; None where it is not known afterwards: from a running model, or a recording without
@@ -140,6 +148,15 @@ class RecordedBatches:
                 return f"row {number:,} of the recording, row {number - entry.rows[0]:,} of its shard {entry.file}"
             at -= len(rows)
         return "a row of the recording"
+
+
+def _place(name: str | Path) -> str:
+    """The whole path of what is a file or a folder; a name or an address as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else str(name)
+
+
+def _fim(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in ("fim", "fim_seed") if name in settings}
 
 
 def recorded_provenance(store: Any, site: str) -> dict[str, Any]:

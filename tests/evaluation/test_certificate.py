@@ -16,6 +16,7 @@ from scope.evaluation.certificate import certify as certificate
 from scope.evaluation.certificate import rules
 from scope.evaluation.certificate.certificate import read
 from scope.evaluation.certificate.certify import certify, examine, record, sample_text
+from scope.evaluation.certificate.training_text import Text
 from scope.evaluation.load import UncheckedWarning
 from scope.evaluation.load import load_sae as load_for
 from scope.models.load import load_model
@@ -310,7 +311,7 @@ def test_a_certificate_of_version_0_1_0_is_found_under_the_hash_that_it_had_and_
     file = tmp_path / "certificate.json"
     content = json.loads(file.read_text())
     (key,) = content["certificates"]
-    earlier = rules.rules_hash_of_0_1_0(certificate.what_decides(model, sae, tokens))[:16]
+    earlier = rules.rules_hash_of_0_1_0(certificate.what_decides(model, sae, Text(tokens)))[:16]
     kept = content["certificates"].pop(key) | {"said": "It fitted, in the words of that version."}
     content["certificates"][f"{key.rsplit('-', 1)[0]}-{earlier}"] = kept
     file.write_text(json.dumps(content))
@@ -371,6 +372,31 @@ def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model
     with pytest.warns(UncheckedWarning, match="was not checked"):
         assert load_for(tmp_path / "wrong", model=model, certify=False).site == wrong.site
     assert load_for(tmp_path / "wrong").site == wrong.site
+
+
+def test_an_sae_of_other_text_is_measured_on_that_text_and_without_it_what_it_declares_is_not_held_against_it(
+    model, tmp_path
+):
+    words = ["مرحبا", "كتاب", "مدينة", "الشمس", "ماء", "بيت", "ليل", "قمر"]
+    text = "\n".join(json.dumps({"text": " ".join(words[i * j % 8] for i in range(60))}) for j in range(1, 60))
+    (tmp_path / "ar.jsonl").write_text(text)
+    acts, sae = tmp_path / "acts", tmp_path / "sae"
+    harvest = ["harvest", "--model", "bundled", "--corpus", str(tmp_path / "ar.jsonl"), "--site", POST, "--out", str(acts)]
+    assert scope([*harvest, "--tokens", "6000", "--context", "64"]) == 0
+    assert scope(["train", str(acts), "--out", str(sae), "--d-sae", "64", "--target-l0", "6", "--steps", "300"]) == 0
+    declared = read_sae(sae)
+    with pytest.raises(DictionaryError, match="declared"):  # as it was before: English against what Arabic declares
+        certify(model, declared, tokens=sample_text(model))
+    found = certify(model, read_sae(sae), sae)
+    assert found.fits
+    assert found.measured["l0"] == pytest.approx(found.declared["l0"], rel=0.3)
+    assert found.line().endswith(f"tokens of {acts.resolve()}")
+    acts.rename(tmp_path / "moved")
+    found = certify(model, read_sae(sae), sae)
+    assert found.fits
+    assert found.measured["fvu"] > 2 * found.declared["fvu"]
+    assert any("trained on ar.jsonl, which is not where" in note for note in found.notes)
+    assert read(sae) == found
 
 
 def test_one_of_the_hubs_cache_is_kept_apart_and_a_damaged_one_is_made_anew(model, made, tokens, tmp_path, monkeypatch):

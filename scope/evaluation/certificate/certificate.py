@@ -34,7 +34,8 @@ class Certificate:
     `declared` are the numbers that its files state: l0 (a number, or the two ends of a range), fvu, and `from` where.
     `null` is the fvu of a random dictionary of equal L0. `tried` are other readings, best first, each with name, site, remedy,
     explains, l0, fvu; `here` is the dictionary as it is on the tokens of these. `notes` are remarks for the reader;
-    `provenance` names model, dictionary, site, rule and versions. On disk, certificate.json is {"schema", "certificates":
+    `provenance` names model, dictionary, site, rule, versions, and the `text` if it is the training's or else, as
+    `text_missing`, the training's that was not to be read. On disk, certificate.json is {"schema", "certificates":
     {key: these fields}}, the one made last at the end; a pack keeps that one, without `tried`, as health["certificate"].
     """
 
@@ -53,9 +54,10 @@ class Certificate:
         m, d = self.measured, self.declared
         l0 = f" (declared {shown(d['l0'])})" if d.get("l0") is not None else ""
         error = f" (declared {d['fvu']:.3f})" if d.get("fvu") is not None else ""
+        place = f" of {self.provenance['text']}" if self.provenance.get("text") else ""
         return (
             f"{self.said} L0 {m['l0']:.1f}{l0}, FVU {m['fvu']:.3f}{error}, {self.null['fvu']:.3f} with a random dictionary of "
-            f"equal L0, on {m['tokens']:,} tokens"
+            f"equal L0, on {m['tokens']:,} tokens{place}"
         )
 
 
@@ -116,7 +118,9 @@ def _checked(record: Any) -> Certificate | None:
         return None
     try:
         found = Certificate(**record)
-        fits, said, _, tried = judge(found.measured, found.declared, found.null, found.tried, found.here)
+        fits, said, _, tried = judge(
+            found.measured, found.declared, found.null, found.tried, found.here, bool(found.provenance.get("text_missing"))
+        )
         found.line()
         whole = isinstance(found.notes, list) and isinstance(found.provenance, dict)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError):

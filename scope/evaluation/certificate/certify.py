@@ -19,6 +19,7 @@ from scope.evaluation.baselines import Moments, RandomDictionary
 from scope.evaluation.certificate.certificate import Certificate, find, keep, key_of
 from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhere, farther, otherwise
 from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
+from scope.evaluation.certificate.training_text import CONTEXT, TOKENS, Text, sample_text, training_text
 from scope.evaluation.certificate.verdict import judge, middle, problems
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.fit import check_fit
@@ -31,8 +32,8 @@ from scope.sae.files import parameters_sha256
 from scope.shapes import Tokens
 from scope.versions import version_of
 
-TOKENS, CONTEXT, SOME = 2048, 128, 512
-"""Tokens of the check, tokens of a context, and tokens on which other readings are tried."""
+SOME = 512
+"""Tokens on which other readings are tried."""
 
 _AT_ONCE = 8  # sites that are held in memory together
 
@@ -54,7 +55,8 @@ def certify(
     """The certificate of `sae` for `model`: the kept one, or a new one, which is then kept beside the dictionary.
 
     `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, by default about 2,000 tokens
-    of the bundled text. `any_model` allows other weights than it was made for, as a fine-tune of the same base.
+    of the text it was trained on where that is on this machine, else of the bundled text. `any_model` allows other weights than
+    it was made for, as a fine-tune of the same base.
 
     Raises:
         DictionaryError: it does not fit: another model, site or width by name; or its numbers here are not the
@@ -62,31 +64,42 @@ def certify(
         ConfigError: no tokens were given and the model has no tokenizer.
     """
     check_fit(model, sae, any_model)
-    depends_on = what_decides(model, sae, tokens)
-    key = key_of(model, sae, rules_hash(depends_on))
-
-    def earlier_key(sampled: bool = False) -> str | None:
-        return key_of(model, sae, rules_hash_of_0_1_0(depends_on), sampled)
-
-    kept, damage = find(where, lambda: key, earlier_key)
-    if kept is None and (kept := find(where, lambda: earlier_key(sampled=True))[0]):
-        ModelId.of(kept.provenance.get("model")).same_weights(ModelId.of(model.provenance))  # warns
+    text = training_text(model, sae) if tokens is None else Text(tokens)
+    kept, damage = _kept(model, sae, where, text)
+    if kept is None and text.missing:  # an earlier version measured it on the bundled text, and it fitted there
+        earlier, _ = _kept(model, sae, where, Text())
+        kept = earlier if earlier is not None and earlier.fits else None
     if kept is None:
-        kept = examine(model, sae, sample_text(model) if tokens is None else tokens, on_progress)
+        kept = examine(model, sae, sample_text(model) if text.tokens is None else text.tokens, on_progress, text)
         if damage:
             kept.notes.append(f"{damage}; it was measured again.")
-        keep(where, key, kept)
+        keep(where, key_of(model, sae, rules_hash(what_decides(model, sae, text))), kept)
     if not kept.fits:
         raise DictionaryError(refusal(kept, sae))
     return kept
 
 
-def what_decides(model, sae: SAE, tokens: Tokens | None = None) -> bytes:
+def _kept(model, sae: SAE, where: Path | str | None, text: Text) -> tuple[Certificate | None, str]:
+    """(the certificate beside the dictionary, or None; why the file was ignored, if it was)."""
+    depends_on = what_decides(model, sae, text)
+
+    def earlier_key(sampled: bool = False) -> str | None:
+        return key_of(model, sae, rules_hash_of_0_1_0(depends_on), sampled)
+
+    kept, damage = find(where, lambda: key_of(model, sae, rules_hash(depends_on)), earlier_key)
+    if kept is None and (kept := find(where, lambda: earlier_key(sampled=True))[0]):
+        ModelId.of(kept.provenance.get("model")).same_weights(ModelId.of(model.provenance))  # warns
+    return kept, damage
+
+
+def what_decides(model, sae: SAE, text: Text = Text()) -> bytes:
     """The bytes on which a certificate depends beside weights and rules: the text, and what the SAE declares. Their form is
     part of the keys of certificates on disk."""
-    tokenizer = getattr(model.tokenizer, "sha256", None)
-    text = ["bundled", TOKENS, CONTEXT, tokenizer] if tokens is None else tokens.int().cpu().numpy().tobytes().hex()
-    return json.dumps([text, OUTLIER, claims_of(sae.provenance), sae.site]).encode()
+    tokens, tokenizer = text.tokens, getattr(model.tokenizer, "sha256", None)
+    identity = ["bundled", TOKENS, CONTEXT, tokenizer, *([text.missing] if text.missing else [])]
+    if tokens is not None:
+        identity = tokens.int().cpu().numpy().tobytes().hex()
+    return json.dumps([identity, OUTLIER, claims_of(sae.provenance), sae.site]).encode()
 
 
 def refusal(certificate: Certificate, sae: SAE) -> str:
@@ -101,9 +114,9 @@ def refusal(certificate: Certificate, sae: SAE) -> str:
 
 
 @torch.no_grad()
-def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None) -> Certificate:
+def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None, text: Text = Text()) -> Certificate:
     """Measure `sae` on contexts of tokens, and other readings where its numbers are wrong. Position 0, special tokens and
-    tokens of huge norm are left out."""
+    tokens of huge norm are left out. `text` says where the tokens are from."""
     sites = model.sites()
     others = elsewhere(sae, sites)
     wanted = {sae.site, *(r.site for r in others)} | ({sae.site_out} if not sae.autoencodes else set())
@@ -114,7 +127,7 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
     own = as_it_stands(sae)
     measured = measure(own, x, y) | {"tokens": len(x), "outliers": outliers}
     null = _null(sae, x, measured["l0"]) if sae.autoencodes else {"fvu": 1.0}
-    wrong = problems(measured, declared, null["fvu"])
+    wrong = problems(measured, {} if text.missing else declared, null["fvu"])
     others = [r for i, r in enumerate(others) if not _known(acts[r.site], [x, *(acts[o.site] for o in others[:i])])]
     trials = others + (otherwise(sae, x, middle(declared.get("l0"))) if wrong else [])
     some = torch.arange(0, len(x), max(1, len(x) // SOME))
@@ -130,8 +143,14 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
     notes = _notes(model, sae, x, outliers)
     if declared.get("l0") is None:
         notes.append("It declares no L0, so thresholds that are all too low or too high cannot be detected.")
-    fits, said, more, tried = judge(measured, declared, null, tried, here)
-    return Certificate(fits, said, measured, declared, null, tried, notes + more, _provenance(model, sae), here)
+    if text.missing:
+        notes.append(
+            f"It was trained on {text.missing}, which is not where its training read it. It was measured on the bundled English "
+            "text, so the numbers that it declares were not held against it."
+        )
+    fits, said, more, tried = judge(measured, declared, null, tried, here, bool(text.missing))
+    about = _provenance(model, sae) | {k: v for k, v in (("text", text.place), ("text_missing", text.missing)) if v}
+    return Certificate(fits, said, measured, declared, null, tried, notes + more, about, here)
 
 
 def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -> list[dict[str, Any]]:
@@ -188,22 +207,6 @@ def record(model, tokens: Tokens, sites: list[str], measured_at: str) -> tuple[d
     norms = acts[measured_at].norm(dim=1)
     usual = norms <= OUTLIER * norms.median()
     return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
-
-
-def sample_text(model, n_tokens: int = TOKENS) -> Tokens:
-    """Contexts of at least so many tokens of the bundled text.
-
-    Raises:
-        ConfigError: the model has no tokenizer.
-    """
-    from scope.activations.corpus.contexts import Packer
-    from scope.activations.corpus.sources import open_corpus
-
-    if model.tokenizer is None:
-        raise ConfigError("The model has no tokenizer, so a certificate needs tokens: certify(model, sae, tokens=...).")
-    context = min(CONTEXT, model.cfg.n_ctx)
-    packed = Packer(open_corpus("bundled").documents(0), model.tokenizer, context).take(-(-n_tokens // (context - 1)))
-    return torch.from_numpy(packed.tokens).long()
 
 
 def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:

@@ -10,19 +10,23 @@ Found = dict[str, Any]
 
 
 def judge(
-    measured: Found, declared: Found, null: Found, tried: list[Found], as_is: Found
+    measured: Found, declared: Found, null: Found, tried: list[Found], as_is: Found, other_text: bool = False
 ) -> tuple[bool, str, list[str], list[Found]]:
     """(whether it fits, in what words, notes, what was tried: best first, each with whether it `explains`).
 
-    `as_is` is the dictionary as it stands on those tokens on which the others were tried.
+    `as_is` is the dictionary as it stands on those tokens on which the others were tried. On `other_text` than it was trained on,
+    what it declares is not held against it, and only another reading that does far better refuses it.
     """
+    declared = {} if other_text else declared
     wrong = problems(measured, declared, null["fvu"])
     judged = [r | {"explains": not problems(r, declared) and _better(r, as_is, wrong, declared)} for r in tried]
     judged.sort(key=lambda r: (not r["explains"], _distance(r, declared, wrong), r["fvu"]))
-    return *_verdict(wrong, judged, measured, declared), judged
+    return *_verdict(wrong, judged, measured, declared, other_text), judged
 
 
-def _verdict(wrong: dict[str, str], tried: list[Found], measured: Found, declared: Found) -> tuple[bool, str, list[str]]:
+def _verdict(
+    wrong: dict[str, str], tried: list[Found], measured: Found, declared: Found, other_text: bool
+) -> tuple[bool, str, list[str]]:
     right = next((r for r in tried if r["explains"]), None)
     if right:
         why = (
@@ -32,6 +36,8 @@ def _verdict(wrong: dict[str, str], tried: list[Found], measured: Found, declare
         return False, f"{right['name']} ({why}). To mend it: {right['remedy']}.", []
     if not wrong:
         return True, "It fits.", []
+    if other_text:
+        return True, "Nothing else fits better, and this is not the text it was trained on.", list(wrong.values())
     l0, expected = measured["l0"], middle(declared.get("l0"))
     far = expected is not None and not expected / 4 <= l0 <= 4 * expected
     bound = declared.get("fvu")
