@@ -374,9 +374,7 @@ def test_loading_for_a_model_certifies_and_what_is_skipped_by_name_is_said(model
     assert load_for(tmp_path / "wrong").site == wrong.site
 
 
-def test_an_sae_of_other_text_is_measured_on_that_text_and_without_it_what_it_declares_is_not_held_against_it(
-    model, tmp_path
-):
+def test_an_sae_of_other_text_is_measured_on_that_text_and_without_it_what_it_declares_is_not_held_against_it(model, tmp_path):
     words = ["مرحبا", "كتاب", "مدينة", "الشمس", "ماء", "بيت", "ليل", "قمر"]
     text = "\n".join(json.dumps({"text": " ".join(words[i * j % 8] for i in range(60))}) for j in range(1, 60))
     (tmp_path / "ar.jsonl").write_text(text)

@@ -145,8 +145,8 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
         notes.append("It declares no L0, so thresholds that are all too low or too high cannot be detected.")
     if text.missing:
         notes.append(
-            f"It was trained on {text.missing}, which is not where its training read it. It was measured on the bundled English "
-            "text, so the numbers that it declares were not held against it."
+            f"It was trained on {text.missing}, which is not where its training read it. It was measured on the bundled "
+            "English text, so the numbers that it declares were not held against it."
         )
     fits, said, more, tried = judge(measured, declared, null, tried, here, bool(text.missing))
     about = _provenance(model, sae) | {k: v for k, v in (("text", text.place), ("text_missing", text.missing)) if v}

@@ -14,8 +14,8 @@ def judge(
 ) -> tuple[bool, str, list[str], list[Found]]:
     """(whether it fits, in what words, notes, what was tried: best first, each with whether it `explains`).
 
-    `as_is` is the dictionary as it stands on those tokens on which the others were tried. On `other_text` than it was trained on,
-    what it declares is not held against it, and only another reading that does far better refuses it.
+    `as_is` is the dictionary as it stands on those tokens on which the others were tried. On `other_text` than it was trained
+    on, what it declares is not held against it, and only another reading that does far better refuses it.
     """
     declared = {} if other_text else declared
     wrong = problems(measured, declared, null["fvu"])
