@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--what", nargs="+", default=["forward", "cache", "decode"])
+    parser.add_argument("--what", nargs="+", default=["forward", "cache", "decode"], choices=["forward", "cache", "decode"])
     parser.add_argument("--seconds", type=float, default=1.5, help="for each row, at least two rounds")
     parser.add_argument("--tokens", type=int, default=1 << 30, help="leave out rows of more tokens than this")
     parser.add_argument("--flex", action="store_true", help="transformers' flex attention too, which is compiled first")

@@ -65,9 +65,9 @@ def certify(
     """
     check_fit(model, sae, any_model)
     text = training_text(model, sae) if tokens is None else Text(tokens)
-    kept, damage = _kept(model, sae, where, text)
+    kept, damage = _beside(model, sae, where, text)
     if kept is None and text.missing:  # an earlier version measured it on the bundled text, and it fitted there
-        earlier, _ = _kept(model, sae, where, Text())
+        earlier, _ = _beside(model, sae, where, Text())
         kept = earlier if earlier is not None and earlier.fits else None
     if kept is None:
         kept = examine(model, sae, sample_text(model) if text.tokens is None else text.tokens, on_progress, text)
@@ -79,7 +79,7 @@ def certify(
     return kept
 
 
-def _kept(model, sae: SAE, where: Path | str | None, text: Text) -> tuple[Certificate | None, str]:
+def _beside(model, sae: SAE, where: Path | str | None, text: Text) -> tuple[Certificate | None, str]:
     """(the certificate beside the dictionary, or None; why the file was ignored, if it was)."""
     depends_on = what_decides(model, sae, text)
 
