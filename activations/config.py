@@ -79,8 +79,8 @@ def _check(config: HarvestConfig | LiveConfig) -> None:
     """Validate the settings that both classes have."""
     if config.batch_contexts < 1:
         raise ActivationsError(f"batch_contexts is {config.batch_contexts}; it must be at least 1.")
-    if config.context < 2:
-        raise ActivationsError(f"context is {config.context}; <bos> and one token of text need at least 2.")
+    if config.context < 1:
+        raise ActivationsError(f"context is {config.context}; it must be at least 1.")
     if config.dtype not in ("bfloat16", "float32"):
         raise ActivationsError(f"dtype is {config.dtype!r}; activations are stored as bfloat16 or float32.")
     check_outlier_times(config.outlier_times)

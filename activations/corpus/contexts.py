@@ -43,10 +43,12 @@ class Packer:
     <bos> and <pad> within a text are removed and counted: they would look like the start of a context and like padding.
 
     Raises:
-        RecordingError: the corpus no longer has the document at the cursor.
+        RecordingError: the corpus no longer has the document at the cursor, or a context has no room for text.
     """
 
     def __init__(self, documents: Iterable[Document], tokenizer: TextTokenizer, context: int, cursor: Cursor = Cursor()):
+        if context < 2:
+            raise RecordingError(f"context is {context}; <bos> and one token of text need at least 2.")
         self.tokenizer, self.context = tokenizer, context
         self.stream = iter(documents)
         self.opened, self.dropped, self.crc32, self.replaced = 0, cursor.dropped, cursor.crc32, cursor.replaced

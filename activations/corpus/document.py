@@ -1,13 +1,17 @@
-"""A document: a text, a chat, or token ids of a set that was tokenised elsewhere."""
+"""A document: a text, a chat, token ids of a set that was tokenised elsewhere, or a picture with the text beside it."""
 
 import re
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from scope.activations.errors import CorpusError
+
+from scope.errors import ScopeError
+from scope.typed_json import read_bytes
 
 REPLACEMENT = "\ufffd"
 """What stands for bytes that are no UTF-8, and for halves of characters."""
@@ -26,21 +30,42 @@ class Turn:
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its name; of a chat also its turns, which the model's chat template lays out, or token ids without a text."""
+    """A text and its name; of a chat also its turns, which the model's chat template lays out; or token ids without a text; or
+    a picture with the text that stands beside it."""
 
     name: str
     text: str
     turns: tuple[Turn, ...] = ()
     ids: tuple[int, ...] | None = None
+    picture: bytes | str | None = None
+    """The bytes of a picture's file, or the file's path, which is read when the picture is needed."""
+    question: str = ""
+    """The question about the picture, if there is one."""
+    answer: str = ""
 
     @property
     def crc32(self) -> int:
         """Checksum by which a changed corpus is noticed."""
         roles = "".join(f"\0{turn.role}" for turn in self.turns)
-        return zlib.crc32(array("q", self.ids or ()).tobytes(), zlib.crc32((self.text + roles).encode(errors="replace")))
+        crc = zlib.crc32(array("q", self.ids or ()).tobytes(), zlib.crc32((self.text + roles).encode(errors="replace")))
+        if self.picture is None:
+            return crc
+        asked = f"\0{self.question}\0{self.answer}".encode(errors="replace")
+        return zlib.crc32(_content(self.picture), zlib.crc32(asked, crc))
 
     def __len__(self) -> int:
-        return len(self.text) + len(self.ids or ())
+        held = len(self.picture) if isinstance(self.picture, bytes) else 0
+        return len(self.text) + len(self.ids or ()) + held
+
+
+def _content(picture: bytes | str) -> bytes:
+    """The bytes of a picture's file; of one that cannot be read, its name."""
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return read_bytes(Path(picture))
+    except ScopeError:
+        return picture.encode(errors="replace")
 
 
 @runtime_checkable
@@ -104,8 +129,6 @@ def _checked(document: Document, tokenizer: TextTokenizer) -> list[int]:
 
 def _laid_out(document: Document, tokenizer: TextTokenizer) -> str:
     """The turns as the model's template lays them out. Where it takes no system turn, that goes before the first user's."""
-    from scope.errors import ScopeError
-
     chat = getattr(tokenizer, "chat", None)
     if chat is None:
         raise CorpusError(f"{document.name} is a chat, and this model has no chat template. Give a corpus of text.")

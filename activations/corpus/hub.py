@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from scope.activations.corpus.document import Document
-from scope.activations.corpus.layouts import document_of
+from scope.activations.corpus.layouts import RecordFields, document_of
 from scope.activations.errors import CorpusError
 
 
-def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Document]]]:
+def open_hub(spec: str, field: str | RecordFields) -> tuple[dict, Callable[[], Iterator[Document]]]:
     """(identity, documents) of owner/name, owner/name:split or owner/name:config:split at its current commit.
 
     Raises:
@@ -28,6 +28,9 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
     try:
         revision = dataset_info(name).sha
         stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
+        for column, feature in (getattr(stream, "features", None) or {}).items():
+            if type(feature).__name__ == "Image":  # its file as it is; pictures are decoded by one rule, elsewhere
+                stream = stream.cast_column(column, type(feature)(decode=False))
     except Exception as error:  # the hub raises many kinds of errors
         raise CorpusError(f"{spec} is no file here, and the hub does not give it: {_why(error, name)}") from None
 
@@ -44,7 +47,8 @@ def open_hub(spec: str, field: str) -> tuple[dict, Callable[[], Iterator[Documen
                 ) from None
             yield replace(document_of(record, field, f"{spec}, record {number}", ""), name=f"{name}:{number}")
 
-    identity = {"kind": "hub", "name": name, "split": split, "revision": revision, "field": field}
+    identity = {"kind": "hub", "name": name, "split": split, "revision": revision}
+    identity |= {"field": field} if isinstance(field, str) else field.identity
     return identity | ({"config": config} if config else {}), source
 
 

@@ -125,6 +125,8 @@ class Cursor:
     """Control tokens that occurred in texts and were removed so far."""
     replaced: int = 0
     """Characters U+FFFD so far, which stand for what is no UTF-8."""
+    skipped: int = 0
+    """Documents so far of which nothing is recorded, such as pictures that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,6 +136,8 @@ class Packed(Inputs):
     names: list[str]
     facts: list[dict] = field(default_factory=list)
     """Metadata of each document, such as the size of an image; JSON objects. Empty if there is none."""
+    pictures: list[bytes] = field(default_factory=list)
+    """A small picture of each document, as the bytes of a file; b"" where there is none. Empty if no document has one."""
     cursor: Cursor
     exhausted: bool
 
@@ -179,20 +183,37 @@ class Recorder(Protocol):
         ...
 
 
+def without_padding(inputs: Inputs) -> Inputs:
+    """Inputs without the columns at their end in which everything is padding, where the model reads an attention mask: what is
+    masked changes nothing."""
+    shape = inputs.tokens.shape
+    if "attention_mask" not in inputs.arguments or not len(inputs):
+        return inputs
+    n = int(np.flatnonzero((np.asarray(inputs.roles) != Role.PADDING).any(0)).max(initial=0)) + 1
+    rows = {name: getattr(inputs, name)[:, :n] for name in _ROWS}
+    arguments = {name: x[:, :n] if x.shape[:2] == shape else x for name, x in inputs.arguments.items()}
+    return Inputs(**rows, arguments=arguments)
+
+
 def record(recorder: Recorder, inputs: Inputs, sites: Sequence[str]) -> dict[str, Tensor]:
     """Activations [batch * pos width] of each site. Inputs that are only token ids are passed as a tensor.
 
     Raises:
         RecordingError: the number of rows of a site differs from the number of positions.
     """
-    batch = inputs.to(getattr(recorder, "device", "cpu"))
+    short = without_padding(inputs)
+    batch = short.to(getattr(recorder, "device", "cpu"))
     with torch.no_grad():
         recorded = recorder.record(batch if inputs.arguments else batch.tokens, sites)
+    n, width = inputs.tokens.shape
+    missing = width - short.tokens.shape[1]
+    if missing:
+        recorded = {site: torch.nn.functional.pad(recorded[site], (0, 0, 0, missing)) for site in sites}
     rows = {site: recorded[site].flatten(0, 1) for site in sites}
     for site, x in rows.items():
-        if len(x) != batch.tokens.numel():
+        if len(x) != n * width:
             raise RecordingError(
-                f"{site} gives {len(x)} rows for {batch.tokens.numel()} positions of these inputs, as a vision tower does "
+                f"{site} gives {len(x)} rows for {n * width} positions of these inputs, as a vision tower does "
                 "beside a language model.\n  Record sites of one kind of rows at a time, each kind into its own folder."
             )
     return rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from scope.activations.corpus.document import Document, Turn, clean
 from scope.activations.errors import CorpusError
@@ -21,6 +21,16 @@ ROLES = {
     "model": "assistant",
 }
 """Other names of roles -> those of chat templates."""
+
+
+@runtime_checkable
+class RecordFields(Protocol):
+    """Reads documents from records in a way of its own, as `scope.activations.pictures.fields.PictureFields` does."""
+
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    def columns(self, there: Collection[str]) -> list[str] | None: ...
+    def document(self, record: Mapping[str, Any], source: str, name: str) -> Document: ...
 
 
 @dataclass(frozen=True)
@@ -77,22 +87,26 @@ def layout_of(fields: Collection[str]) -> Layout | None:
     return next((layout for layout in LAYOUTS if set(layout.fields) <= set(fields)), None)
 
 
-def columns(field: str, there: Collection[str]) -> list[str] | None:
+def columns(field: str | RecordFields, there: Collection[str]) -> list[str] | None:
     """The columns of a table that have to be read; None if it has neither the field nor a known layout."""
+    if not isinstance(field, str):
+        return field.columns(there)
     if field in there:
         return [field]
     layout = layout_of(there) if field == TEXT else None
     return [name for name in (*layout.fields, *layout.more) if name in there] if layout else None
 
 
-def document_of(record: Any, field: str, source: str, name: str) -> Document:
+def document_of(record: Any, field: str | RecordFields, source: str, name: str) -> Document:
     """The document of a record. `source` is what a message calls the record, `name` the document's if it has none itself.
 
     Raises:
         CorpusError: it has no such field and no known layout, or the field holds neither text, nor turns, nor token ids.
     """
     if not isinstance(record, Mapping):
-        raise CorpusError(f'{source}, has no text in a field "{field}". It has a {type(record).__name__}.')
+        raise CorpusError(f"{source}, has no fields. It has a {type(record).__name__}.")
+    if not isinstance(field, str):
+        return field.document(record, source, name)
     value = record.get(field)
     layout = layout_of([key for key, there in record.items() if there is not None]) if field == TEXT and value is None else None
     name = clean(str(record.get("name") or record.get("id") or name)[:_NAME])

@@ -12,7 +12,7 @@ from typing import Any
 
 from scope.activations.corpus.document import Document
 from scope.activations.corpus.files import KNOWN, PLAIN, Form, damage_named, form_of, open_text
-from scope.activations.corpus.layouts import columns, document_of
+from scope.activations.corpus.layouts import RecordFields, columns, document_of
 from scope.activations.errors import CorpusError
 
 from scope.typed_json import parse_json, plain_name, read_typed
@@ -22,18 +22,18 @@ LARGEST = 64 * 2**20
 
 _PIECE = 16_384  # characters; a longer file becomes several documents, so that shuffling can mix it
 _LINE = 4 * _PIECE  # characters; a longer line is cut at white space
-_ROWS = 256  # of a table at once
+_ROWS, _PICTURES = 256, 16  # rows of a table at once
 _SAVED, _SPLITS = "state.json", "dataset_dict.json"
 
 
-def read_file(path: Path, name: str, field: str) -> Iterator[Document]:
+def read_file(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     """The documents of a file, in its order; `field` is the field or the column that holds the text.
 
     Raises:
         CorpusError: unknown suffix, damaged file, or no such field; the message names the line.
     """
     form = known_form(path)
-    readers: dict[str, Callable[[Path, str, str], Iterator[Document]]] = {
+    readers: dict[str, Callable[[Path, str, Any], Iterator[Document]]] = {
         **dict.fromkeys(PLAIN, lambda path, name, _: _read_plain(path, name)),
         ".jsonl": read_jsonl,
         ".ndjson": read_jsonl,
@@ -102,7 +102,7 @@ def _lines(file: TextIOWrapper) -> Iterator[str]:
         yield rest
 
 
-def read_jsonl(path: Path, name: str, field: str) -> Iterator[Document]:
+def read_jsonl(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     with open_text(path) as file:
         number = 0
         while line := file.readline(LARGEST):
@@ -114,12 +114,12 @@ def read_jsonl(path: Path, name: str, field: str) -> Iterator[Document]:
                 yield document_of(record, field, f"{path}, line {number}", f"{name}:{number}")
 
 
-def _read_json(path: Path, name: str, field: str) -> Iterator[Document]:
+def _read_json(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     """The records of a list, one after another as in JSON lines, or in the one list that an object holds."""
     for number, record in enumerate(_json_values(path)):
-        if isinstance(record, dict) and field not in record:
+        if isinstance(record, dict) and columns(field, record) is None:
             lists = [value for value in record.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-            if len(lists) == 1 and columns(field, record) is None:
+            if len(lists) == 1:
                 for i, inner in enumerate(lists[0]):
                     yield document_of(inner, field, f"{path}, record {i}", f"{name}:{i}")
                 continue
@@ -155,19 +155,19 @@ def _json_values(path: Path) -> Iterator[Any]:
             text, at, ended = text[at:] + more, 0, not more
 
 
-def _read_csv(path: Path, name: str, field: str) -> Iterator[Document]:
+def _read_csv(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     with open_text(path, newline="") as file:
         csv.field_size_limit(LARGEST)
         kind = known_form(path).kind
         rows = csv.DictReader(file, delimiter="\t" if kind == ".tsv" else ",", restkey="(more)")
         there = [column for column in rows.fieldnames or () if column]
         if columns(field, there) is None:
-            raise CorpusError(f'{path} has no column "{field}". It has {", ".join(there)[:500]}. Name one with --text-field.')
+            raise CorpusError(_no_column(path, field, there))
         for number, row in enumerate(rows):
             yield document_of(row, field, f"{path}, row {number}", f"{name}:{number}")
 
 
-def _read_parquet(path: Path, name: str, field: str) -> Iterator[Document]:
+def _read_parquet(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(path) as file:
@@ -176,11 +176,11 @@ def _read_parquet(path: Path, name: str, field: str) -> Iterator[Document]:
     texts = [column for column in wanted if str(schema.field(column).type) in ("string", "large_string")]
     # A page may repeat one long text many times; as a dictionary it takes memory once.
     with parquet.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
-        batches = file.iter_batches(batch_size=_ROWS, columns=wanted)
+        batches = file.iter_batches(batch_size=_ROWS if isinstance(field, str) else _PICTURES, columns=wanted)
         yield from _rows(path, name, field, batches)
 
 
-def _read_arrow(path: Path, name: str, field: str) -> Iterator[Document]:
+def _read_arrow(path: Path, name: str, field: str | RecordFields) -> Iterator[Document]:
     import pyarrow as pa
 
     with pa.memory_map(str(path)) as source:
@@ -195,14 +195,19 @@ def _read_arrow(path: Path, name: str, field: str) -> Iterator[Document]:
         yield from _rows(path, name, field, parts)
 
 
-def _wanted(path: Path, field: str, there: list[str]) -> list[str]:
+def _wanted(path: Path, field: str | RecordFields, there: list[str]) -> list[str]:
     wanted = columns(field, there)
     if wanted is None:
-        raise CorpusError(f'{path} has no column "{field}". It has {", ".join(there)[:500]}. Name one with --text-field.')
+        raise CorpusError(_no_column(path, field, there))
     return wanted
 
 
-def _rows(path: Path, name: str, field: str, batches: Iterable[Any]) -> Iterator[Document]:
+def _no_column(path: Path, field: str | RecordFields, there: list[str]) -> str:
+    wanted, flag = (f'"{field}"', "--text-field") if isinstance(field, str) else ("with pictures", "--picture-field")
+    return f"{path} has no column {wanted}. It has {', '.join(there)[:500]}. Name one with {flag}."
+
+
+def _rows(path: Path, name: str, field: str | RecordFields, batches: Iterable[Any]) -> Iterator[Document]:
     """The documents of the rows of some batches; a row without a value is left out."""
     number = 0
     for batch in batches:

@@ -105,6 +105,8 @@ class Manifest:
     left_out: tuple[LeftOut, ...] = ()
     replacement_characters: Count = 0
     """Characters U+FFFD in the text that was recorded, which stand for bytes that are no UTF-8."""
+    skipped_documents: Count = 0
+    """Documents of which nothing was recorded, such as pictures that cannot be read; their facts say why."""
 
     def __post_init__(self):
         missing = [site for site in self.config.sites if site not in self.layout.widths]

@@ -21,6 +21,14 @@ class Norms(NamedTuple):
     max: float
 
 
+class RowsOfKind(NamedTuple):
+    """How many rows of one kind a site has, such as patches of images, their norms, and how many of them are outliers."""
+
+    rows: int
+    norms: Norms
+    outliers: int
+
+
 def lower_median(parts: Callable[[], Iterable[np.ndarray]], n: int) -> float:
     """The exact lower median of n float32 norms, given in parts that are read twice, in 512 kB of memory.
 

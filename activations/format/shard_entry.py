@@ -17,6 +17,7 @@ Count = Annotated[int, Meta(ge=0, le=2**62)]
 Span = tuple[Count, Count]
 """First, and one past the last."""
 
+_OF_BYTES = ("document_names", "document_facts", "document_pictures")
 _FILE = re.compile(r"shard-\d+(-\d+)?\.h5")
 
 
@@ -102,9 +103,10 @@ def layout(
     segment_rows: int,
     sums: str = "uint64",
     facts: int | None = None,
+    pictures: int | None = None,
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """The datasets of a shard in file order, name -> (shape, dtype). `names` and `facts` are bytes of JSON; `facts`, and roles
-    beside them, are in version 3."""
+    beside them, are in version 3; there, `pictures` are bytes of small pictures, if there are any."""
     datasets: dict[str, tuple[tuple[int, ...], str]] = {
         "tokens": ((n_contexts, context), "int32"),
         "documents": ((n_contexts, context), "int32"),
@@ -112,6 +114,8 @@ def layout(
     }
     if facts is not None:
         datasets |= {"roles": ((n_contexts, context), "uint8"), "document_facts": ((facts,), "uint8")}
+    if pictures is not None:
+        datasets["document_pictures"] = ((pictures,), "uint8")
     datasets |= {f"rows/{name}": ((n_rows,), "int32") for name in ("token_id", "position", "context")}
     for site, width in widths.items():
         datasets[f"acts/{site}"] = ((n_rows, width), dtype)
@@ -123,7 +127,7 @@ def layout(
 def misfit(entry: ShardEntry, manifest: Any) -> str:
     """What of a readable shard's entry contradicts itself or the recording's manifest; "" if nothing does."""
     widths, config = manifest.layout.widths, manifest.config
-    lengths = {name: entry.datasets[name].shape for name in ("document_names", "document_facts") if name in entry.datasets}
+    lengths = {name: entry.datasets[name].shape for name in _OF_BYTES if name in entry.datasets}
     expected = layout(
         entry.n_contexts,
         config.context,
@@ -134,6 +138,7 @@ def misfit(entry: ShardEntry, manifest: Any) -> str:
         manifest.layout.segment_rows,
         "uint32" if manifest.version == 1 else "uint64",
         math.prod(lengths.get("document_facts", (0,))) if manifest.has_roles else None,
+        math.prod(lengths["document_pictures"]) if "document_pictures" in lengths and manifest.has_roles else None,
     )
     if expected.keys() != entry.datasets.keys():
         return f"it lists other datasets than the manifest, such as {min(expected.keys() ^ entry.datasets.keys())[:80]}"

@@ -8,6 +8,8 @@
     document_names                       [byte]              JSON list of the documents that start here
     roles                                [context position]  version 3 only: the `corpus.roles.Role` of each position
     document_facts                       [byte]              version 3 only: JSON list of their metadata
+    document_pictures                    [byte]              version 3 only: small pictures of them, as files one after another;
+                                                             "thumbnail" in the metadata says [first byte, number of bytes]
 
 There is no 8-bit form. `python -m tests.benchmarks.precision` trains the same SAE on rows stored in fewer bits and scores
 it on rows as computed. FVU by seed (64,005 rows of the bundled model, width 256, 250 steps, two seeds), as the model computes,

@@ -75,14 +75,16 @@ class Run:
         elif self.ranks.leads:
             self.finished.commit()
         if self.ranks.leads:
-            self._count_replaced()
+            self._write_counts()
         self.finished.clean()
 
-    def _count_replaced(self) -> None:
-        """Put into the manifest how many characters of the text stand for bytes that are no UTF-8."""
+    def _write_counts(self) -> None:
+        """Put into the manifest how many characters of the text stand for bytes that are no UTF-8, and how many documents were
+        skipped."""
         cursor = self.finished.committed[-1].cursor if self.finished.committed else None
-        if cursor and cursor.replaced != self.manifest.replacement_characters:
-            self.manifest = replace(self.manifest, replacement_characters=cursor.replaced)
+        counts = {} if cursor is None else {"replacement_characters": cursor.replaced, "skipped_documents": cursor.skipped}
+        if any(getattr(self.manifest, name) != n for name, n in counts.items()):
+            self.manifest = replace(self.manifest, **counts)
             write_json(self.out / MANIFEST, self.manifest.to_json())
             if self.remote:
                 self.remote.push(self.out / MANIFEST)
@@ -164,14 +166,18 @@ class Run:
     def _writer(self, path: Path, n: int, n_rows: int, packed: Packed, keep: bool) -> ShardWriter:
         context, dtype, version = self.config.context, self.config.dtype, self.manifest.version
         sums = "uint32" if version == 1 else "uint64"  # a recording keeps its version
-        names, facts = _json(packed.names), _json(packed.facts) if self.with_roles else None
+        names, facts = _json(packed.names), _json(_with_thumbnails(packed)) if self.with_roles else None
         widths, n_facts = self.manifest.layout.widths, None if facts is None else len(facts)
-        datasets = layout(n, context, n_rows, len(names), widths, dtype, self.segment_rows, sums, n_facts)
+        pictures = (b"".join(packed.pictures) or None) if self.with_roles else None
+        n_pictures = None if pictures is None else len(pictures)
+        datasets = layout(n, context, n_rows, len(names), widths, dtype, self.segment_rows, sums, n_facts, n_pictures)
         shard = ShardWriter(path, lay_out({"format": FORMAT, "version": version}, datasets), self.segment_rows, keep)
         shard.put("document_names", np.frombuffer(names, np.uint8))
         if facts is not None:
             shard.put("document_facts", np.frombuffer(facts, np.uint8))
             shard.put("roles", packed.roles)
+        if pictures is not None:
+            shard.put("document_pictures", np.frombuffer(pictures, np.uint8))
         return shard
 
     def _put_rows(self, shard: ShardWriter, first: int, packed: Packed, counted: np.ndarray) -> None:
@@ -285,6 +291,15 @@ def _same_inputs(lost: ShardEntry | None, packed: Packed, digest: str) -> None:
         return
     if zlib.crc32(np.ascontiguousarray(tokens, "<i4")) != place.crc32 or (lost.inputs or digest) != digest:
         raise RecordingError(f"The corpus no longer gives the text of {lost.file}. Record into another folder.")
+
+
+def _with_thumbnails(packed: Packed) -> list[dict]:
+    """The facts of each document, with the place of its small picture among those of the shard."""
+    if not packed.pictures:
+        return packed.facts
+    starts = np.cumsum([0, *map(len, packed.pictures)])[:-1].tolist()
+    places = [{"thumbnail": [a, len(data)]} if data else {} for a, data in zip(starts, packed.pictures, strict=True)]
+    return [facts | place for facts, place in zip(packed.facts, places, strict=True)]
 
 
 def _json(value: list) -> bytes:

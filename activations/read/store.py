@@ -17,14 +17,16 @@ from scope.activations.errors import HolesWarning, RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
 from scope.activations.format.manifest import LOCK, Recorded, describe_missing, loose_ends, read_recording, without_missing
-from scope.activations.format.norms import Norms, flagged, lower_median
+from scope.activations.format.norms import Norms, RowsOfKind, flagged, lower_median
 from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import to_float
+from scope.activations.format.shard_entry import Count
 from scope.activations.format.shard_reader import Fault, ShardReader
 from scope.activations.read.rows import Rows
 from scope.activations.read.shuffle import MEMORY_BYTES, Batches
 
 from scope.errors import UnknownSite
+from scope.typed_json import typed
 from scope.whole_files import is_held
 
 _OPEN_SHARDS = 64
@@ -231,6 +233,15 @@ class ActivationStore:
                 facts += self.reader(i).objects("document_facts", dict)
         return facts + [{}] * (len(self.document_names) - len(facts))
 
+    def thumbnail(self, document: int) -> bytes | None:
+        """A small picture of a document, as the bytes of a PNG or JPEG; None where there is none."""
+        index = bisect.bisect_right([entry.documents[0] for entry in self.entries], document) - 1
+        place = self.document_facts[document].get("thumbnail") if 0 <= document < len(self.document_facts) else None
+        if place is None or index < 0 or "document_pictures" not in self.reader(index).places:
+            return None
+        start, n = typed(place, tuple[Count, Count], f"The thumbnail of document {document}", RecordingError)
+        return self.reader(index).small("document_pictures")[start : start + n].tobytes()
+
     @cached_property
     def document_names(self) -> list[str]:
         """Names of the documents in reading order."""
@@ -289,6 +300,20 @@ class ActivationStore:
         largest = max(entry.max_norm[site] for entry in self.entries)
         median = lower_median(lambda: (self.reader(i).small(f"norms/{site}") for i in range(len(self.entries))), self.n_rows)
         return Norms(float(np.average(squares, weights=rows)), median, largest)
+
+    def by_kind(self, site: str) -> dict[str, RowsOfKind]:
+        """Rows, norms and outliers of "image" and "text" rows apart, since patches and tokens differ in size; outliers among
+        patches are those that vision transformers use as registers. {} for a recording of text."""
+        if not self.has_roles:
+            return {}
+        outliers, patches = self.outliers(site), self.row_roles == Role.IMAGE
+        kinds = {"image": patches, "text": ~patches}
+        of = {kind: sorted({Role(role) for role in np.unique(self.row_roles[rows])}) for kind, rows in kinds.items()}
+        return {
+            kind: RowsOfKind(int(rows.sum()), self.norms(site, of[kind]), int(outliers[rows].sum()))
+            for kind, rows in kinds.items()
+            if rows.any()
+        }
 
     def row_norms(self, site: str) -> np.ndarray:
         """float32 [row]: norm of each stored row."""

@@ -206,6 +206,12 @@ def summary(store: "ActivationStore") -> "Table":
             f"width {width}; norm: median {norms.median:.4g}, root mean square {norms.mean_square**0.5:.4g}, "
             f"largest {norms.max:.4g}{above}",
         )
+        for kind, rows in store.by_kind(site).items():
+            table.add_row(
+                "",
+                f"{rows.rows:,} {kind} rows: median {rows.norms.median:.4g}, largest {rows.norms.max:.4g}; "
+                f"{_counted(rows.outliers, 'outlier')}",
+            )
     return table
 
 
@@ -234,6 +240,10 @@ def _text_rows(table: "Table", store: "ActivationStore") -> None:
     dropped = store.journal[-1].cursor.dropped if store.journal[-1].cursor else 0
     if replaced := store.manifest.replacement_characters:
         table.add_row("no UTF-8", f"{replaced:,} characters U+FFFD in the text")
+    if skipped := store.manifest.skipped_documents:
+        named = [n for n, facts in zip(store.document_names, store.document_facts, strict=True) if "skipped" in facts]
+        some = ", ".join(named[:5]) + (f" and {len(named) - 5:,} more" if len(named) > 5 else "")
+        table.add_row(Text("skipped", "yellow"), f"{_counted(skipped, 'document')} that could not be used: {some}")
     if dropped:
         table.add_row("dropped", f"{dropped:,} <bos> or <pad> that the text itself contained")
 

@@ -131,3 +131,11 @@ class VisionModel(Model, Protocol):
     def to_pixels(self, images: Sequence[Any]) -> Tensor:
         """Images, resized and scaled as the model was trained: [batch channel height width]."""
         ...
+
+    def patch_boxes(self, picture_size: Sequence[int]) -> list[tuple[float, float, float, float]]:
+        """(left, top, right, bottom) of each patch in the pixels of a picture of (width, height)."""
+        ...
+
+    def inputs_for(self, sites: Sequence[str], options: Any = ...) -> Any:
+        """What makes the inputs of a recording at some sites (an `InputMaker`): rows are patches, tokens, or both."""
+        ...

@@ -9,7 +9,9 @@ from scope.activations.config import STAGING, HarvestConfig
 from scope.device import find_device
 from scope.progress import OnProgress
 from scope.workflows.settings import ModelPlace, resolve
+from scope.workflows.text import PictureSettings
 
+_PIXEL_BYTES = 256 << 20  # of the pictures of a shard, which are in memory together
 _STREAMED_TOKENS = 16_384  # a batch of a streamed model, if none is given: reading then costs less than computing
 
 
@@ -18,18 +20,22 @@ class Harvest(ModelPlace):
     """What to record, of which model and corpus. Each field is also a flag of `scope harvest`."""
 
     model: str = "bundled"
-    """The model: bundled, a folder with a Hugging Face checkpoint of a Gemma, a hub id, or, for what TransformerLens loads,
-    lens:gpt2 or lens:FOLDER."""
+    """The model: bundled, a folder with a Hugging Face checkpoint of a Gemma, SigLIP, PaliGemma or ColPali, a hub id, or, for
+    what TransformerLens loads, lens:gpt2 or lens:FOLDER."""
 
     corpus: str = "bundled"
     """The text: a .txt, .md, .jsonl, .json, .csv or .parquet file, packed or not, a folder of such files or of
     `datasets.save_to_disk`, docs:numpy,torch, bundled, or a hub data set owner/name, owner/name:split, owner/name:config:split.
-    Chats are laid out by the model's template."""
+    Chats are laid out by the model's template. For a model that reads pictures: a folder of them (with texts beside them, or a
+    metadata.jsonl as `datasets` has it), or records with pictures in one of these forms."""
 
     out: str = "runs/recording"
     """Folder for the recording, or an address such as s3://bucket/recording, to which shards are sent whole."""
 
     config: HarvestConfig = field(default_factory=HarvestConfig)
+
+    context: int | None = None
+    """Rows of a context: <bos>, then text. None: 256; of pictures, the patches of one and 64 rows of text beside them."""
 
     batch_contexts: int | None = None
     """Contexts run at once. None: 16, or as many as hold 16,384 tokens with --streamed."""
@@ -56,6 +62,8 @@ class Harvest(ModelPlace):
     staging: Path = STAGING
     """Folder below which the shards for an address are made before they are sent."""
 
+    pictures: PictureSettings = field(default_factory=PictureSettings)
+
 
 def harvest(
     config: Harvest | str | None = None,
@@ -76,25 +84,28 @@ def harvest(
         ConfigError, CheckpointError: a setting or a model that cannot be.
         ActivationsError: an unknown site, a corpus without text, a disk without room, a recording of something else.
     """
-    from scope.activations.corpus.sources import open_corpus
     from scope.activations.harvest import harvest as room
     from scope.activations.harvest.ranks import ProcessRank
-    from scope.workflows.text import maker
+    from scope.sites import match_sites
+    from scope.workflows.text import corpus_for, inputs_for, reads_pictures
 
     job = resolve(Harvest, config, settings, first="model")
     ranks = ProcessRank.of_environment()
-    corpus = open_corpus(job.corpus, job.text_field)
     if not job.streamed and find_device(job.device).type == "cpu":
         dtype = "float32" if job.compute_dtype == "auto" else job.compute_dtype
         refuse_without_room(job.model, dtype, job.revision, adapter=job.adapter)
-    model = job.load_model(streamed=job.streamed)
-    recorded: dict[str, Any] = {}
-    recorded["sites"] = job.config.sites or (middle_residual(model.sites()),)
+    model = job.load_model(streamed=job.streamed, pictures=True)
+    sites = job.config.sites or (middle_residual(model.sites()),)
+    recorded: dict[str, Any] = {"sites": sites, "context": job.context or job.config.context}
+    matched = match_sites(sites, model.sites())
+    corpus = corpus_for(model, job.corpus, matched, job.text_field, job.pictures)
+    inputs = inputs_for(model, matched, job.pictures, job.fim, job.fim_seed)
+    if reads_pictures(model):
+        recorded |= _picture_sizes(inputs, job)
     if job.batch_contexts is not None:
         recorded["batch_contexts"] = job.batch_contexts
     elif job.streamed:
-        recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // job.config.context)
-    inputs = maker(model.tokenizer, job.fim, job.fim_seed)
+        recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // recorded["context"])
     asked = model, inputs, corpus, replace(job.config, **recorded), job.out, model.provenance
     planned = None
     if ranks.leads:
@@ -104,9 +115,21 @@ def harvest(
     return room.harvest(*asked, on_progress, planned, job.staging)
 
 
+def _picture_sizes(inputs: Any, job: Harvest) -> dict[str, int]:
+    """The rows of a context of pictures, and rows of a shard such that its pictures fit memory."""
+    default = HarvestConfig()
+    asked = job.context or (None if job.config.context == default.context else job.config.context)
+    context, side = inputs.context_for(asked), inputs.identity.get("picture_size", 1)
+    most = max(1, _PIXEL_BYTES // (3 * 4 * side * side)) * context
+    return {"context": context, "shard_rows": min(job.config.shard_rows, most)}
+
+
 def middle_residual(sites: dict[str, int]) -> str:
-    """The residual stream after the middle layer."""
+    """The residual stream after the middle layer: of a language model, or else of the tower that comes first."""
     residuals = [site for site in sites if site.endswith("hook_resid_post")]
+    of_trunk = [site for site in residuals if site.startswith("blocks.")]
+    tower = [site for site in residuals if site.split(".")[0] == residuals[0].split(".")[0]]
+    residuals = of_trunk or tower
     return residuals[len(residuals) // 2]
 
 

@@ -98,11 +98,11 @@ class ModelPlace:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
-    def load_model(self, made_for: Mapping[str, Any] | None = None, streamed: bool = False) -> Any:
+    def load_model(self, made_for: Mapping[str, Any] | None = None, streamed: bool = False, pictures: bool = False) -> Any:
         """The model; where none is named, the one that a provenance `made_for` names, and at last the bundled one.
 
         Raises:
-            ConfigError: the model reads pictures, which commands do not give it.
+            ConfigError: the model reads pictures, and the work is on text alone (`pictures` False).
         """
         from scope.models.face import VisionModel
         from scope.models.load import load_model
@@ -116,10 +116,11 @@ class ModelPlace:
             revision=self.revision or known.revision,
             streamed=streamed,
         )
-        if isinstance(model, VisionModel):
+        if isinstance(model, VisionModel) and not pictures:
             raise ConfigError(
-                f"{self.model or known.name} is a {model.cfg.family_name}, which reads pictures; commands give text alone.\n"
-                "  In Python: scope.load_model(...), then model.record(...) or model.run_with_cache(...)."
+                f"{self.model or known.name} is a {model.cfg.family_name}, which reads pictures; this command reads text.\n"
+                "  scope harvest, train, evaluate, features and demo give it pictures; in Python, model.record(...) and\n"
+                "  model.run_with_cache(...) take them."
             )
         return model
 

@@ -1,9 +1,80 @@
-"""The contexts of text that a workflow runs a model on: of a corpus, of a recording, or held out from one."""
+"""The contexts that a workflow runs a model on, of text or of pictures: of a corpus, of a recording, or held out from one."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scope.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings:
+    """How a corpus of pictures is read. Each field is also a flag of the commands that read one."""
+
+    picture_field: str | None = None
+    """Field or column that holds pictures. None: image, picture, file_name, or the like."""
+
+    question_field: str | None = None
+    """Field or column that holds what is asked of a picture. None: question, prompt, prefix, or the like."""
+
+    answer_field: str | None = None
+    """Field or column that holds the answer. None: answer, suffix, label, or the like."""
+
+    prompt: str = "caption en"
+    """What a PaliGemma is asked of pictures whose corpus has no question; the text beside them is then the answer."""
+
+    bad_pictures: Literal["refuse", "skip"] = "refuse"
+    """Pictures that cannot be read: refuse ends the work there, skip leaves them out, counted and named in the recording."""
+
+
+def reads_pictures(model: Any) -> bool:
+    """Whether a model takes pictures."""
+    from scope.models.face import VisionModel
+
+    return isinstance(model, VisionModel)
+
+
+def corpus_for(model: Any, spec: str, sites: Sequence[str], text_field: str, settings: PictureSettings) -> Any:
+    """The corpus that a model reads for some sites: of pictures where it takes them, else of text.
+
+    Raises:
+        CorpusError: there is none, or it holds no pictures.
+    """
+    from scope.activations.corpus.sources import open_corpus
+    from scope.activations.errors import CorpusError
+    from scope.activations.pictures.fields import PictureFields
+    from scope.activations.pictures.sources import open_pictures
+
+    if not reads_pictures(model):
+        return open_corpus(spec, text_field)
+    fields = PictureFields(
+        picture=settings.picture_field,
+        text=None if text_field == "text" else text_field,
+        question=settings.question_field,
+        answer=settings.answer_field,
+    )
+    try:
+        return open_pictures(spec, fields)
+    except CorpusError:
+        if not all(site.startswith("text.") for site in sites):
+            raise
+        return open_corpus(spec, text_field)  # a text tower reads text without pictures too
+
+
+def inputs_for(model: Any, sites: Sequence[str], settings: PictureSettings, fim: str | None = None, fim_seed: int = 0) -> Any:
+    """What turns the documents of a corpus into a model's inputs for some sites.
+
+    Raises:
+        ConfigError: sites of several kinds of rows, or infilling of a model that reads pictures.
+    """
+    if not reads_pictures(model):
+        return maker(model.tokenizer, fim, fim_seed)
+    from scope.models.pictures.inputs import InputOptions
+
+    if fim:
+        raise ConfigError(f"--fim is for text, and a {model.cfg.family_name} reads pictures. Leave it out.")
+    return model.inputs_for(sites, InputOptions(prompt=settings.prompt, bad_pictures=settings.bad_pictures))
 
 
 def maker(tokenizer: Any, fim: str | None, fim_seed: int = 0) -> Any:

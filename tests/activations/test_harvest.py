@@ -228,7 +228,7 @@ def test_sites_are_named_by_name_glob_or_all_in_the_order_of_the_model():
     ("wrong", "named"),
     [
         ({"tokens": 0}, "tokens is 0"),
-        ({"context": 1}, "context is 1"),
+        ({"context": 0}, "context is 0"),
         ({"dtype": "int8"}, "int8"),
         ({"exclude": ("eos",)}, "eos"),
     ],

@@ -114,7 +114,7 @@ def test_outliers_are_left_out_by_the_rule_of_harvesting(tiny_model, corpus):
     assert norms.max() <= strict._rule.threshold[SITES[0]]
 
 
-@pytest.mark.parametrize("wrong", [{"context": 1}, {"dtype": "int8"}, {"exclude": ("eos",)}, {"outlier_times": 0.5}])
+@pytest.mark.parametrize("wrong", [{"context": 0}, {"dtype": "int8"}, {"exclude": ("eos",)}, {"outlier_times": 0.5}])
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ActivationsError):
         LiveConfig(**wrong)

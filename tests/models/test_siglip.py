@@ -223,7 +223,7 @@ def test_a_checkpoint_that_cannot_be_is_refused(tmp_path, damage):
         load_model(str(folder))
 
 
-def test_a_command_refuses_a_model_that_reads_pictures(tmp_path):
+def test_a_command_that_reads_text_refuses_a_model_that_reads_pictures(tmp_path):
     from scope.workflows.settings import ModelSettings
 
     with pytest.raises(ConfigError, match="is a SigLIP, which reads pictures"):

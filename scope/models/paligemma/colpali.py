@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.hooks import HookPoint
 from scope.models.paligemma.config import PaliGemmaConfig
+from scope.models.paligemma.inputs import PromptMaker
 from scope.models.paligemma.late_interaction import PRODUCTS_AT_ONCE, Scores, max_sim
 from scope.models.paligemma.layout import Row, stacked
 from scope.models.paligemma.model import PaliGemma
 from scope.models.paligemma.weights import canonical_name
 from scope.models.parts.cache import ModelCache
 from scope.models.parts.mask import as_mask
+from scope.models.pictures.inputs import InputOptions, PictureMaker
 from scope.models.text.tokenizer import check_text
 from scope.models.text.tokenizer_names import Side
 from scope.shapes import Mask, MultiVectors, Resid
@@ -169,6 +171,11 @@ class ColPali(PaliGemma):
             "attention_mask": mask.to(self.device),
             "token_type_ids": types.to(self.device),
         }
+
+    def prompt_maker(self, options: InputOptions) -> PictureMaker:
+        """What makes inputs of pages, as `prepare_pages` does."""
+        text = self.cfg.pictures.texts.get("visual_prompt_prefix", PAGE_TEXT)
+        return PromptMaker(options, self.cfg, self.words, self.special_ids, text)
 
     def layers_for(self, names: Sequence[str]) -> int | None:
         """How many blocks must run so that all names are passed; None means all, and the head."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,12 +13,14 @@ from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.gemma.model import Gemma
 from scope.models.hooks import HookPoint
 from scope.models.paligemma.config import PaliGemmaConfig
+from scope.models.paligemma.inputs import PromptMaker
 from scope.models.paligemma.layout import add_locations, lay_out, stacked
 from scope.models.paligemma.prefix import PrefixPositions
 from scope.models.paligemma.weights import canonical_name, tensor_names
 from scope.models.parts.cache import ModelCache
 from scope.models.parts.embedding import next_token_loss
 from scope.models.parts.mask import as_mask
+from scope.models.pictures.inputs import InputOptions, PatchMaker, PictureMaker, other_rows
 from scope.models.pictures.processor import Box, PictureProcessor
 from scope.models.siglip.towers import VisionTower
 from scope.models.text.tokenizer_names import Side
@@ -306,6 +309,27 @@ class PaliGemma(Gemma):
     def reached(self, name: str, stop_at_layer: int) -> bool:
         """Whether a run that stops before block `stop_at_layer` passes this hook point."""
         return name.startswith(_SEES) or super().reached(name, stop_at_layer)
+
+    def inputs_for(self, sites: Sequence[str], options: InputOptions = InputOptions()) -> PictureMaker:
+        """What makes the inputs of a recording at some sites: the patches alone for the tower and the projector, all that the
+        language model reads for its own.
+
+        Raises:
+            ConfigError: sites of several kinds of rows.
+        """
+        names = self.rows_at(sites)
+        seeing = [name for name in names if name.startswith(_SEES)]
+        if not seeing:
+            return self.prompt_maker(options)
+        if len(seeing) < len(names):
+            raise other_rows([seeing[0], next(name for name in names if name not in seeing)])
+        n = self.cfg.n_image_tokens
+        types = {"token_type_ids": np.zeros(n, np.int64)}
+        return PatchMaker(options, self.cfg.pictures, self.cfg.vision.patch_size, token=self.cfg.image_token, arguments=types)
+
+    def prompt_maker(self, options: InputOptions) -> PictureMaker:
+        """What makes inputs of all that the language model reads."""
+        return PromptMaker(options, self.cfg, self.words, self.special_ids)
 
     def patch_grid(self) -> tuple[int, int]:
         """Rows and columns of patches, in the order in which image tokens count them."""

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from scope.errors import ConfigError, PictureError, TokensError
+from scope.models.pictures.inputs import InputOptions, PatchMaker, PictureMaker, other_rows
 from scope.models.pictures.processor import Box, PictureProcessor
 from scope.models.siglip.config import SiglipConfig
+from scope.models.siglip.inputs import TextTowerMaker
 from scope.models.siglip.towers import TextTower, VisionTower
 from scope.models.siglip.weights import canonical_name, tensor_names
 from scope.models.siglip.words import TextTowerTokenizer
@@ -190,6 +192,34 @@ class Siglip(HookApi):
                 "  transformers writes one: AutoTokenizer.from_pretrained(NAME, use_fast=True).save_pretrained(FOLDER)."
             )
         return self.tokenizer
+
+    def inputs_for(self, sites: Sequence[str], options: InputOptions = InputOptions()) -> PictureMaker:
+        """What makes the inputs of a recording at some sites: of pictures or of texts, with a row for each patch or token, or
+        one for the whole.
+
+        Raises:
+            ConfigError: sites of several kinds of rows.
+        """
+        kinds: dict[tuple[str, bool], str] = {}
+        for site in self.rows_at(sites):
+            tower = site.split(".")[0]
+            kinds.setdefault((tower, self._rows_of(site) == 1), site)
+        if len(kinds) > 1:
+            raise other_rows(list(kinds.values()))
+        (tower, pooled), _ = next(iter(kinds.items()))
+        if tower == "text":
+            return TextTowerMaker(options, self.words, pooled)
+        return PatchMaker(options, self.cfg.pictures, self._seeing().cfg.patch_size, pooled)
+
+    @torch.no_grad()
+    def _rows_of(self, site: str) -> int:
+        """How many rows a site has for one picture or one text."""
+        if site.startswith("text."):
+            tokens = torch.zeros(1, self.cfg.text.n_ctx, dtype=torch.long, device=self.device)
+            return self.record({"input_ids": tokens}, [site])[site].shape[1]
+        c = self._seeing().cfg
+        pixels = torch.zeros(1, c.n_channels, c.image_size, c.image_size, device=self.device)
+        return self.record({"pixel_values": pixels}, [site])[site].shape[1]
 
     def _seeing(self) -> VisionTower:
         if self.vision is None:

@@ -1,0 +1,257 @@
+"""Corpora of pictures and their recordings: which files and fields are read, and what a recording says of every row."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scope.activations.config import HarvestConfig
+from scope.activations.corpus.roles import Role
+from scope.activations.errors import CorpusError, CorpusWarning, RecordingError
+from scope.activations.harvest.harvest import harvest
+from scope.activations.pictures.fields import PictureFields
+from scope.activations.pictures.sources import open_pictures
+from scope.activations.read.store import ActivationStore
+
+from scope.errors import ConfigError
+from scope.models.load import load_model
+from scope.models.pictures.inputs import InputOptions
+from tests.activations.toy import contents
+from tests.models.vision_twins import save_with_words, siglip
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers'
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def picture(i: int = 0, size=(30, 20)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(i).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def file_of(i: int = 0, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture(i, **options).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures" / "more").mkdir(parents=True)
+    for i in range(10):
+        name = f"pictures/{'more/' if i > 6 else ''}p{i}.png"
+        (tmp_path / name).write_bytes(file_of(i, size=(30 + i, 20)))
+        (tmp_path / name).with_suffix(".txt").write_text(f"a {COLOURS[i % 5]} picture\n")
+    return tmp_path / "pictures"
+
+
+def read(spec, **fields):
+    return list(open_pictures(str(spec), PictureFields(**fields)).documents())
+
+
+def test_a_folder_gives_its_pictures_with_the_text_beside_them(folder):
+    documents = read(folder)
+    assert [d.name for d in documents][:2] == ["more/p7.png", "more/p8.png"]
+    assert len(documents) == 10
+    assert documents[0].text == "a blue picture"
+    before = open_pictures(str(folder)).identity
+    (folder / "p0.txt").write_text("another text")
+    assert open_pictures(str(folder)).identity != before
+
+
+@pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv"])
+def test_an_image_folder_has_what_its_metadata_says(folder, form):
+    rows = [{"file_name": f"p{i}.png", "question": "which colour?", "answer": COLOURS[i % 5]} for i in (3, 1)]
+    lines = [json.dumps(row) for row in rows]
+    if form.endswith("csv"):
+        lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (folder / form).write_text("\n".join(lines))
+    documents = read(folder)
+    assert [(d.name, d.question, d.answer) for d in documents] == [
+        ("p3.png", "which colour?", "white"),
+        ("p1.png", "which colour?", "green"),
+    ]
+    assert documents[0].picture == str(folder / "p3.png")
+
+
+def test_records_hold_paths_bytes_data_urls_or_base64(folder):
+    plain = base64.b64encode(file_of(1)).decode()
+    values = ["p1.png", plain, f"data:image/png;base64,{plain}", ["p1.png"], {"bytes": None, "path": "p1.png"}, 7, ["a", "b"]]
+    (folder / "set.jsonl").write_text("\n".join(json.dumps({"image": v, "prefix": "ask", "suffix": "say"}) for v in values))
+    documents = read(folder / "set.jsonl")
+    path = str(folder / "p1.png")
+    assert [d.picture for d in documents] == [path, file_of(1), file_of(1), path, path, None, None]
+    assert {(d.question, d.answer) for d in documents} == {("ask", "say")}
+    assert documents[0].crc32 != documents[1].crc32 or documents[0].name != documents[1].name
+
+
+def test_a_chat_about_a_picture_gives_its_first_question_and_answer(tmp_path):
+    turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+    (tmp_path / "chats.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
+    document = read(tmp_path / "chats.json")[0]
+    assert (document.name, document.question, document.answer) == ("a", "What is it?", "A cat.")
+
+
+@pytest.mark.parametrize("form", ["parquet", "save_to_disk"])
+def test_tables_hold_pictures_as_datasets_stores_them(tmp_path, form):
+    import datasets
+
+    data = {"image": [{"bytes": file_of(i), "path": None} for i in range(20)], "caption": ["a", "b"] * 10}
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    table = datasets.Dataset.from_dict(data, features=features)
+    place = tmp_path / "set"
+    if form == "parquet":
+        place = place.with_suffix(".parquet")
+        table.to_parquet(place)
+    else:
+        table.save_to_disk(place)
+    documents = read(place)
+    assert len(documents) == 20
+    assert documents[17].picture == file_of(17)
+    assert documents[17].text == "b"
+
+
+def test_what_holds_no_pictures_is_refused_with_what_there_is(folder, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jsonl").write_text('{"text": "only words"}\n')
+    with pytest.raises(CorpusError, match=r"no field with a picture\. It has: text"):
+        read(tmp_path / "texts")
+    with pytest.raises(CorpusError, match="text alone"):
+        read("bundled")
+    (folder / "x.jsonl").write_text('{"image": "p1.png"}\n')
+    with pytest.raises(CorpusError, match=r'no field "scan"\. There are: image'):
+        read(folder / "x.jsonl", picture="scan")
+    (folder / "x.jsonl").write_text('{"notes": "beside the pictures"}\n')
+    with pytest.warns(CorpusWarning, match="left out: x.jsonl"):
+        assert len(read(folder)) == 10
+
+
+# Recordings.
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    place = tmp_path_factory.mktemp("models")
+    texts = ["a red picture", "a blue picture", "which colour? white", "caption en"] * 40
+    processor = save_with_words(place / "paligemma", texts)
+    return {
+        "siglip": load_model(str(siglip(place / "siglip"))),
+        "paligemma": load_model(str(place / "paligemma")),
+        "processor": processor,
+        "folder": place / "paligemma",
+    }
+
+
+def record(model, folder, out, *sites, options=InputOptions(), tokens=10_000, context=None, batch=4, **config):
+    maker = model.inputs_for(sites, options)
+    context = maker.context_for(context)
+    settings = {"sites": sites, "tokens": tokens, "context": context, "batch_contexts": batch, "dtype": "float32"}
+    config = HarvestConfig(**settings | {"shard_rows": 4 * context} | config)
+    return harvest(model, maker, open_pictures(str(folder)), config, out, model.provenance)
+
+
+def test_rows_of_a_tower_are_the_patches_of_the_pictures_in_their_order(models, folder, tmp_path):
+    model, site = models["siglip"], "vision.blocks.0.hook_resid_post"
+    store = record(model, folder, tmp_path / "r", site)
+    assert store.n_rows == 10 * 16
+    assert set(store.row_roles) == {Role.IMAGE}
+    assert (store.tokens == -1).all()
+    for context in (0, 7):
+        name = store.document_names[store.documents[context, 0]]
+        expected = model.record(model.to_pixels(folder / name), [site])[site][0]
+        torch.testing.assert_close(store[site][store.rows_of_context(context)], expected, rtol=1e-5, atol=1e-5)
+        facts = store.document_facts[store.documents[context, 0]]
+        i = int(name[-5])
+        assert (facts["width"], facts["height"], facts["text"]) == (30 + i, 20, f"a {COLOURS[i % 5]} picture")
+        small = Image.open(io.BytesIO(store.thumbnail(int(store.documents[context, 0]))))
+        assert np.array_equal(small, picture(i, size=(30 + i, 20)))
+    kinds = store.by_kind(site)
+    assert list(kinds) == ["image"]
+    assert kinds["image"].rows == 160
+
+
+def test_pooled_sites_have_one_row_a_picture_and_other_rows_beside_them_are_refused(models, folder, tmp_path):
+    model = models["siglip"]
+    store = record(model, folder, tmp_path / "r", "vision.hook_pooled")
+    name = store.document_names[store.documents[3, 0]]
+    pooled = model.record(model.to_pixels(folder / name), ["vision.hook_pooled"])["vision.hook_pooled"][0]
+    torch.testing.assert_close(store["vision.hook_pooled"][3:4], pooled, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="rows of different kinds"):
+        model.inputs_for(["vision.hook_pooled", "vision.hook_out"])
+    with pytest.raises(ConfigError, match="rows of different kinds"):
+        models["paligemma"].inputs_for(["projector.hook_out", "blocks.0.hook_resid_post"])
+
+
+def test_rows_of_a_paligemma_equal_transformers_with_its_own_processor(models, folder, tmp_path):
+    from transformers import PaliGemmaForConditionalGeneration
+
+    model, site = models["paligemma"], "blocks.1.hook_resid_post"
+    store = record(model, folder, tmp_path / "r", site, options=InputOptions(prompt="caption en"))
+    theirs = PaliGemmaForConditionalGeneration.from_pretrained(models["folder"], attn_implementation="eager").eval()
+    for context in (1, 5):
+        document = int(store.documents[context, 0])
+        text = store.document_facts[document]["text"]
+        image = Image.open(folder / store.document_names[document])
+        inputs = models["processor"](text="<image>caption en", images=image, suffix=text, return_tensors="pt")
+        inputs.pop("labels", None)
+        with torch.no_grad():
+            hidden = theirs(**inputs, output_hidden_states=True).hidden_states[2][0]
+        n = hidden.shape[0]
+        assert store.tokens[context, :n].tolist() == inputs["input_ids"][0].tolist()
+        rows = store.rows_of_context(context)
+        positions = store.positions[rows]
+        torch.testing.assert_close(store[site][rows], hidden[torch.from_numpy(positions).long()], rtol=1e-4, atol=1e-4)
+        roles = store.roles[context]
+        assert (roles[:9] == Role.IMAGE).all()
+        assert roles[9] == Role.BOS
+        assert (roles[n:] == Role.PADDING).all()
+        assert (roles[10:n] == np.where(inputs["token_type_ids"][0, 10:] == 1, Role.ANSWER, Role.PROMPT)).sum() == n - 11
+    kinds = store.by_kind(site)
+    assert kinds["image"].rows == 90
+    assert kinds["image"].norms.median != kinds["text"].norms.median
+    assert store.outlier_rule.image is not None
+
+
+def test_a_broken_picture_is_named_and_nothing_of_what_was_recorded_is_lost(models, folder, tmp_path):
+    model, site, out = models["siglip"], "vision.hook_out", tmp_path / "r"
+    for i in range(10, 30):
+        (folder / f"q{i}.png").write_bytes(file_of(i))
+    names = [d.name for d in open_pictures(str(folder)).documents(0)]
+    (folder / names[22]).write_bytes(file_of(3)[:70])
+    with pytest.raises(CorpusError, match=f"Document 22 of the corpus, {names[22]}, cannot be used.*broken") as refusal:
+        record(model, folder, out, site)
+    assert "--bad-pictures skip" in str(refusal.value)
+    assert len(ActivationStore.open(out).entries) == 5  # four pictures a shard
+    skipping = InputOptions(bad_pictures="skip")
+    store = record(model, folder, out, site, options=skipping)
+    assert store.n_contexts == 29
+    assert store.manifest.skipped_documents == 1
+    assert store.document_names == names
+    assert "broken" in store.document_facts[22]["skipped"]
+    assert store.thumbnail(22) is None
+    once = record(model, folder, tmp_path / "once", site, options=skipping)
+    assert contents(out) == contents(tmp_path / "once")
+    assert once.n_contexts == 29
+
+
+def test_a_recording_that_is_extended_equals_one_made_at_once(models, folder, tmp_path):
+    model, site = models["paligemma"], "blocks.0.hook_resid_post"
+    for tokens in (20, 90, 2000):
+        record(model, folder, tmp_path / "parts", site, tokens=tokens, context=30)
+    record(model, folder, tmp_path / "once", site, tokens=2000, context=30)
+    parts, once = (ActivationStore.open(tmp_path / name) for name in ("parts", "once"))
+    assert torch.equal(parts[site][:], once[site][:])
+    assert parts.document_facts == once.document_facts
+    (folder / "p4.png").write_bytes(file_of(99))
+    with pytest.raises(RecordingError, match="holds another recording"):
+        record(model, folder, tmp_path / "parts", site, tokens=3000, context=30)
+
+
+def test_text_that_does_not_fit_its_context_is_refused_with_the_length_that_it_needs(models, folder, tmp_path):
+    with pytest.raises(CorpusError, match="Give --context"):
+        record(models["paligemma"], folder, tmp_path / "r", "blocks.0.hook_resid_post", context=13)
+    with pytest.raises(ConfigError, match="at least 12"):
+        record(models["paligemma"], folder, tmp_path / "r", "blocks.0.hook_resid_post", context=9)
+    with pytest.raises(ConfigError, match="it is 16"):
+        record(models["siglip"], folder, tmp_path / "r", "vision.hook_out", context=64)
