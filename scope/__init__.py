@@ -16,6 +16,7 @@ if (_CHECKOUT / "activations" / "format").is_dir():
 
 _HOME = {
     "load_model": "scope.models.load",
+    "with_picture": "scope.models.paligemma.pictured",
     "generate": "scope.models.text.generate",
     "SamplingConfig": "scope.models.text.sampling_config",
     "load_sae": "scope.evaluation.load",

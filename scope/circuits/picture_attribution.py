@@ -22,8 +22,9 @@ from torch import Tensor
 from scope.circuits.attribution import WHOLE, Parts, Rest, described, linear_rows, mean_gradient, token_pair, wide
 from scope.circuits.attribution_result import Row
 from scope.circuits.picture_attribution_result import PatchAblation, PictureAttribution
-from scope.errors import ConfigError, EditError
+from scope.errors import EditError
 from scope.fit import check_fit
+from scope.models.paligemma.pictured import check_says_words
 from scope.models.pictures.read import read_picture
 from scope.null_seeds import null_seed
 from scope.sae.base import SAE
@@ -67,9 +68,7 @@ def attribute_picture(
     """
     if method not in ("integrated", "gradient"):
         raise EditError(f"Patches are told apart by the methods integrated and gradient, not {method!r}.")
-    if not hasattr(model, "prepare") or not hasattr(model.cfg, "image_token") or not hasattr(model, "generate"):
-        name = getattr(model.cfg, "family_name", type(model).__name__)
-        raise ConfigError(f"A {name} says no word about a picture. Give a PaliGemma.")
+    check_says_words(model)
     check_fit(model, sae, any_model, reconstructs=True)
     if not prompt.strip():
         raise EditError("The prompt is empty. Give a question or a task, such as 'caption en'.")

@@ -66,6 +66,9 @@ class Steer(ModelSettings):
     prompt: tuple[str, ...] = ("My favourite hobby is",)
     """Texts to continue."""
 
+    picture: Path | None = None
+    """A picture that stands before every prompt, for a PaliGemma. --positions image edits its patches alone, text the rest."""
+
     infill: tuple[str, str] | None = None
     """Write the text between this prefix and this suffix, in place of --prompt. For models with infilling, as CodeGemma."""
 
@@ -156,7 +159,7 @@ def steer(
     sae = None if without else read_sae(job.sae, job.device)
     if saved is not None:
         run = getattr(saved, "runs", [saved])[0]
-        return saved.replay(job.load_model({"model": run.model} if sae is None else sae.provenance), sae)
+        return saved.replay(_pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance)), sae)
     _check_targets(job)
     judge = _judge(job)
     units = None if sae is None else _strength_units(job, sae)
@@ -166,6 +169,7 @@ def steer(
     if sae is not None:
         check_fit(model, sae, job.any_model, reconstructs=True)
         certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
+    model = _pictured(job, model)
     edits = _edits(job, sae, model)
     prompts = (_infill_prompt(job, model),) if job.infill else job.prompt
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
@@ -178,6 +182,25 @@ def steer(
     on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
     swept = sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
     return swept if judge is None else judge(swept)
+
+
+def _pictured(job: Steer, model: Any) -> Any:
+    """The model, with --picture one that reads every prompt after it.
+
+    Raises:
+        EditError: a model that reads pictures without one.
+        ConfigError: a picture for a model that reads none. PictureError: it cannot be read.
+    """
+    from scope.errors import EditError
+    from scope.models.face import VisionModel
+
+    if job.picture is None and isinstance(model, VisionModel):
+        raise EditError(f"A {model.cfg.family_name} continues text about a picture. Give one: --picture FILE")
+    if job.picture is None:
+        return model
+    from scope.models.paligemma.pictured import with_picture
+
+    return with_picture(model, job.picture)
 
 
 def _judge(job: Steer) -> Callable[[Any], Any] | None:

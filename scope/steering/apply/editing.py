@@ -90,6 +90,7 @@ class _SiteEdits:
         self.edits, self.rows, self.typical_norm, self.site = edits, rows, edits[0].typical_norm, edits[0].site
         self.place, self.record = place, record
         self.bos, self.eos = model.cfg.bos, model.cfg.eos[0]
+        self.image = getattr(model.cfg, "image_token", None)
         self.special = model.tokenizer.special_ids if model.tokenizer else frozenset()
         self.true = torch.stack([e.row for e in edits]).to(model.device)
         self.write = self.true
@@ -135,7 +136,7 @@ class _SiteEdits:
         for i, (resolved, projected) in enumerate(zip(self.edits, self.projected, strict=True)):
             edit = resolved.edit
             if edit.positions not in known:
-                known[edit.positions] = edit.positions.mask(run, self.bos, self.eos, self.special)[self.rows]
+                known[edit.positions] = edit.positions.mask(run, self.bos, self.eos, self.special, self.image)[self.rows]
             mask = known[edit.positions]
             rules.append(mask)
             reading = x @ self.probe[i] if projected else x.new_zeros(x.shape[:2])

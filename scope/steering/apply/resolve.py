@@ -52,14 +52,22 @@ def dictionaries(sae: SAE | Sequence[SAE] | None) -> dict[str, SAE]:
 
 
 def check_sites(model: LanguageModel, saes: Mapping[str, SAE], edits: Edits) -> None:
-    """That every edit is as wide as the site that it acts on.
+    """That every edit is as wide as the site that it acts on, and that there are tokens at the site.
 
     Raises:
-        EditError: a direction or a dictionary of another width.
+        EditError: a direction or a dictionary of another width, or a site of a picture's tower.
         UnknownSite: the model has no such site.
     """
     sites = model.sites()
+    for site in (*saes, *(edit.latent.site for edit in edits if edit.on_direction)):
+        if site.startswith(("vision.", "projector.")):
+            raise EditError(
+                f"{site} has patches of a picture and no tokens, and edits act at tokens.\n"
+                "  Edit the picture's patches in the language model: an SAE of blocks.N.hook_resid_post, positions image."
+            )
     for edit in edits:
+        if edit.positions.kind in ("image", "text") and not hasattr(model.cfg, "image_token"):
+            raise EditError(f"There are no positions {edit.positions.kind!r} without a picture, and this model reads none.")
         if not edit.on_direction:
             continue
         width, site = len(edit.latent.vector), edit.latent.site

@@ -41,14 +41,15 @@ class StrengthUnits:
             raise EditError(f"The typical residual norm is {self.typical_norm}, which no strength can be measured against.")
 
     @classmethod
-    def on_prompts(cls, model: LanguageModel, site: str, prompts: Sequence[str]) -> "StrengthUnits":
-        """From the prompts themselves, where no recording is available: a rough figure, and `source` says so."""
-        norms = np.concatenate([_norms(model, site, model.to_tokens(prompt)) for prompt in prompts])
+    def on_prompts(cls, model: LanguageModel, site: str, prompts: Sequence[str], image: bool = False) -> "StrengthUnits":
+        """From the prompts themselves, where no recording is available: a rough figure, and `source` says so. With `image`,
+        from the patches of the picture before them."""
+        norms = np.concatenate([_norms(model, site, model.to_tokens(prompt), image) for prompt in prompts])
         if not len(norms):
             raise EditError(
                 "The prompts hold nothing but <bos>, so the site's typical residual norm cannot be measured on them."
             )
-        return cls(float(np.median(norms)), f"measured on the {len(norms)} prompt tokens only")
+        return cls(float(np.median(norms)), f"measured on the {len(norms)} {'patches' if image else 'prompt tokens'} only")
 
     @classmethod
     def on_contexts(cls, model: LanguageModel, site: str, contexts: Any) -> "StrengthUnits":
@@ -121,13 +122,20 @@ def units_for(
     sites = dict.fromkeys([*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))])
     sites |= dict.fromkeys(e.site for e in edits if e.on_tokens)
     by_site = dict.fromkeys(list(sites)[:1], known) if isinstance(known, StrengthUnits) else dict(known or {})
-    return {site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts) for site in sites}
+    only_image = {site: all(e.positions.kind == "image" for e in edits if e.site in (None, site)) for site in sites}
+    return {
+        site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts, only_image[site] and bool(edits))
+        for site in sites
+    }
 
 
-def _norms(model: LanguageModel, site: str, tokens: Tokens) -> np.ndarray:
-    """Norms at the tokens that count, by the rule of the whole product: neither first, nor special, nor padding."""
+def _norms(model: LanguageModel, site: str, tokens: Tokens, image: bool = False) -> np.ndarray:
+    """Norms at the tokens that count, by the rule of the whole product: neither first, nor special, nor padding; or at the
+    patches of a picture, whose norms are other ones."""
     norms = model.record(tokens, [site])[site].float().norm(dim=-1)
-    return norms[counted_tokens(tokens, model.special_ids)].cpu().numpy()
+    patches = tokens == getattr(model.cfg, "image_token", -1)
+    counted = patches if image else counted_tokens(tokens, model.special_ids) & ~patches
+    return norms[counted].cpu().numpy()
 
 
 def _similar(density: np.ndarray, latent: int) -> tuple[int, ...]:

@@ -55,6 +55,11 @@ class SteeringRun(RunData):
             return bool(on_token and on_token(step, ids)) or (self.stopped_after is not None and step + 1 >= self.stopped_after)
 
         _check_same("model", ModelId.of(self.model), ModelId.of(model.provenance))
+        if self.model.get("picture_sha256") != model.provenance.get("picture_sha256"):
+            raise EditError(
+                f"This run was made {'about another picture' if self.model.get('picture_sha256') else 'without a picture'}.\n"
+                "  Give the model as it was: scope.with_picture(model, FILE), or --picture FILE on the command line."
+            )
         again = steer(
             model,
             sae,

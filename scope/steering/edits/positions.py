@@ -15,6 +15,8 @@ KINDS = {
     "prompt": "the prompt but <bos>",
     "generated": "the tokens that are generated",
     "last_prompt": "the last token of the prompt",
+    "image": "the patches of a picture",
+    "text": "every token but <bos> and the patches of a picture",
     "from": "from position k on (<bos> is 0)",
 }
 
@@ -48,8 +50,9 @@ class Positions:
             return cls("from", int(start))
         return cls(rule if colon else kind)
 
-    def mask(self, run: RunState, bos: int, eos: int, special: frozenset[int] = frozenset()) -> Mask:
-        """Where, in what flows past right now, this rule holds. Outside a generation everything is prompt.
+    def mask(self, run: RunState, bos: int, eos: int, special: frozenset[int] = frozenset(), image: int | None = None) -> Mask:
+        """Where, in what flows past right now, this rule holds. Outside a generation everything is prompt. `image` is the token
+        that stands for a patch, of a model that reads pictures.
 
         Never at padding, and never at the `eos` that a finished row of a batch is fed with while others still write.
         """
@@ -61,7 +64,13 @@ class Positions:
             chosen &= (positions < lengths) | (run.tokens != eos)
         if self.kind != "all":
             chosen &= run.tokens != bos
-        if self.kind == "content":
+        if self.kind in ("image", "text") and image is None:
+            raise EditError(f"There are no positions {self.kind!r} without a picture, and this model reads none.")
+        if self.kind == "image":
+            chosen &= run.tokens == image
+        elif self.kind == "text":
+            chosen &= run.tokens != image
+        elif self.kind == "content":
             chosen &= ~torch.isin(run.tokens, torch.tensor(sorted(special), device=run.tokens.device))
         elif self.kind == "prompt":
             chosen &= positions < lengths
