@@ -11,8 +11,17 @@ from scope.models.stored import AGAIN, read_header
 from scope.typed_json import plain_name, read_json, read_typed
 
 BUNDLED = Path(__file__).parent / "bundled"
-SHIPPED = {"bundled": BUNDLED, "bundled-recurrent": BUNDLED.with_name("bundled_recurrent")}
+PICTURES = BUNDLED.with_name("bundled_pictures")
+SHIPPED = {"bundled": BUNDLED, "bundled-recurrent": BUNDLED.with_name("bundled_recurrent")} | {
+    f"bundled-{name}": PICTURES / name for name in ("siglip", "paligemma", "colpali")
+}
 """The models that come with scope, by name."""
+
+LANGUAGE_MODEL = "language_model_of"
+"""A field of config.json of our own: the name of a shipped model whose weights the language model has. Only the other parts lie
+in the folder, and in its `OWN_ADAPTER` what is added to those weights."""
+
+OWN_ADAPTER = "adapter"
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja")
@@ -179,6 +188,24 @@ def weight_files(folder: Path) -> dict[str, Path]:
                 "  Fetch the checkpoint again into an empty folder."
             )
     return {name: folder / file for name, file in placed.items()}
+
+
+def language_files(raw: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, of a language model whose weights are a shipped model's (`LANGUAGE_MODEL`); empty for a checkpoint
+    that holds its weights itself.
+
+    Raises:
+        CheckpointError: the model that is named does not come with scope.
+    """
+    name = raw.get(LANGUAGE_MODEL)
+    if name is None:
+        return {}
+    if name not in ("bundled", "bundled-recurrent"):
+        raise CheckpointError(
+            f"config.json of {folder} takes its language model from {str(name)[:100]!r} ({LANGUAGE_MODEL}); only that of a "
+            f"shipped model is taken: bundled, bundled-recurrent.\n  {AGAIN}"
+        )
+    return weight_files(SHIPPED[name])
 
 
 @dataclass(frozen=True)

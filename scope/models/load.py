@@ -15,7 +15,7 @@ from scope.device import find_device, find_dtype
 from scope.errors import CheckpointError, ConfigError
 from scope.free_memory import free_memory
 from scope.models.adapters import Adapter, find_model
-from scope.models.checkpoints import SHIPPED, read_config, weight_files
+from scope.models.checkpoints import OWN_ADAPTER, SHIPPED, language_files, read_config, weight_files
 from scope.models.face import Model
 from scope.models.families import family_of
 from scope.models.stored import stored_tensors
@@ -34,9 +34,9 @@ def load_model(
     streamed: bool = False,
     window_convention: str | None = None,
 ) -> Model:
-    """A model in evaluation mode: "bundled", "bundled-recurrent", a checkpoint's folder, or a hub id: a Gemma, RecurrentGemma,
-    SigLIP, PaliGemma or ColPali. "lens:gpt2", or "lens:" and a folder, is whatever TransformerLens loads under that name, with
-    the same face (scope/models/transformer_lens/bridge.py).
+    """A model in evaluation mode: "bundled" or another shipped one (scope/models/checkpoints.py), a checkpoint's folder, or a
+    hub id: a Gemma, RecurrentGemma, SigLIP, PaliGemma or ColPali. "lens:gpt2", or "lens:" and a folder, is whatever
+    TransformerLens loads under that name, with the same face (scope/models/transformer_lens/bridge.py).
 
     A PEFT adapter (LoRA, DoRA) is applied where it is given: `load_model(BASE, adapter=A)`, `load_model("BASE+A")`, or
     `load_model(A)`, whose base is named in it; `model.adapter.updates` keeps its matrices (scope/models/adapters.py).
@@ -65,10 +65,14 @@ def load_model(
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
     found = find_model(str(model), adapter, revision)
     folder, change = found.base, Adapter.read(found.adapter) if found.adapter else None
+    raw = read_config(folder)
+    taken = language_files(raw, folder)
+    if taken and change is not None:
+        raise ConfigError(f"{found.base_name} has an adapter of its own in {folder / OWN_ADAPTER}, and no second is applied.")
+    change = Adapter.read(folder / OWN_ADAPTER) if taken else change
     fetched = folder.parent.name == "snapshots"
     if revision is not None and not fetched:
         raise ConfigError(f"revision is {revision!r}, but {model} is no hub id: what lies in a folder has no revision.")
-    raw = read_config(folder)
     family = family_of(raw, str(model))
     config = family.config_from_hf(raw, str(model))
     if streamed and not family.streams:
@@ -76,8 +80,8 @@ def load_model(
     if window_convention is not None:
         config = _with_window(config, window_convention)
         raw = raw | {"window_convention": window_convention}  # it decides outputs, so the hash of the config has it
-    config, tokenizer = family.read_folder(config, folder, change.folder if change is not None else None)
-    files = weight_files(folder)
+    config, tokenizer = family.read_folder(config, folder, found.adapter)
+    files = weight_files(folder) | taken
     untied = raw.get("tie_word_embeddings") is False and family.has_unembedding
     if untied and not any(name.endswith("lm_head.weight") for name in files):
         raise CheckpointError(
@@ -89,12 +93,13 @@ def load_model(
     if change is not None:
         shapes = {name: tuple(p.shape) for name, p in loaded.named_parameters()}
         change.fit(loaded.tensor_names(config), shapes, found.base_name, loaded.canonical_name)
-        change.warn_of_another_base(found.base_name, raw)
+        if not taken:
+            change.warn_of_another_base(found.base_name, raw)
     with _memory_for(files, dtype, device):
         if streamed:
             loaded = streamed_class(family)(config, tokenizer, files, dtype, device, change)
         else:
-            load_weights(loaded, files, dtype, device)
+            load_weights(loaded, files, dtype, device, rows_follow=bool(taken))
             if change is not None:
                 change.apply(loaded)
                 loaded.on_placed()
@@ -108,14 +113,12 @@ def load_model(
         "dtype": str(dtype).removeprefix("torch."),
     }
     if change is not None:
-        adapter_name = found.adapter_name if found.base_name == "bundled" else _name(found.adapter_name)
         both = f"{loaded.provenance['weights_sha256']} {change.sha256}".encode()
-        loaded.provenance |= {
-            "model": f"{_name(found.base_name)}+{adapter_name}",
-            "adapter": adapter_name,
-            "weights_sha256": hashlib.sha256(both).hexdigest(),
-        }
-    elif sampled := sampled_hash(files.values()):
+        loaded.provenance["weights_sha256"] = hashlib.sha256(both).hexdigest()
+    if found.adapter is not None:
+        adapter_name = found.adapter_name if found.base_name == "bundled" else _name(found.adapter_name)
+        loaded.provenance |= {"model": f"{_name(found.base_name)}+{adapter_name}", "adapter": adapter_name}
+    if change is None and (sampled := sampled_hash(files.values())):
         loaded.provenance["weights_sampled"] = sampled
     return loaded.eval()
 

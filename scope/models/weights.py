@@ -14,8 +14,11 @@ _PIECE = 1 << 22  # numbers looked at together
 _HEAD = "lm_head.weight"  # the unembedding, which some checkpoints store though it is the embedding
 
 
-def matching(model: nn.Module, files: dict[str, Path]) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
-    """(our parameter name -> the tensor in the files, the unembedding if it is stored too). Only headers are read.
+def matching(
+    model: nn.Module, files: dict[str, Path], rows_follow: bool = False
+) -> tuple[dict[str, StoredTensor], StoredTensor | None]:
+    """(our parameter name -> the tensor in the files, the unembedding if it is stored too). Only headers are read. With
+    `rows_follow` the embedding in the files may have fewer rows than the model's.
 
     Raises:
         CheckpointError: a tensor that is missing, unknown or of another shape than config.json asks for.
@@ -28,24 +31,30 @@ def matching(model: nn.Module, files: dict[str, Path]) -> tuple[dict[str, Stored
         raise CheckpointError(f"The checkpoint holds tensors no {model.cfg.family_name} has: {', '.join(unknown[:4])}.")
     for ours, p in model.named_parameters():
         shape = stored[names[ours]].shape
-        if shape != tuple(p.shape):
+        begins = rows_follow and ours == "embed.weight" and shape[1:] == tuple(p.shape)[1:] and shape[0] <= p.shape[0]
+        if shape != tuple(p.shape) and not begins:
             raise CheckpointError(f"{names[ours]} has shape {shape} where config.json asks for {tuple(p.shape)}.")
     return {ours: stored[theirs] for ours, theirs in names.items()}, stored.get(_HEAD)
 
 
-def load_weights(model: nn.Module, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device) -> None:
+def load_weights(
+    model: nn.Module, files: dict[str, Path], dtype: torch.dtype, device: str | torch.device, rows_follow: bool = False
+) -> None:
     """Fill a model built on the meta device, each tensor read from its file into the place where it stays: the weights exist
-    once, and a file that changes later changes nothing.
+    once, and a file that changes later changes nothing. With `rows_follow`, rows of the embedding that the files lack are zeros
+    for an adapter to fill.
 
     Raises:
         CheckpointError: a tensor that is missing, of another shape, not finite, or unknown; nothing half-loaded is returned.
     """
-    stored, head = matching(model, files)
+    stored, head = matching(model, files, rows_follow)
     reader = Reader([*stored.values(), *([head] if head else [])])
     try:
         for name, tensor in stored.items():
             values = reader.read(tensor, torch.empty(tensor.shape, dtype=dtype, device=device))
             check_finite(tensor, values)
+            if missing := model.get_parameter(name).shape[0] - len(values):
+                values = torch.cat([values, values.new_zeros(missing, *values.shape[1:])])
             put(model, name, nn.Parameter(values))
         if head:
             embedding = model.embed.weight.detach()

@@ -89,8 +89,8 @@ class LoraConfig:
 
 
 class Lora(nn.Module):
-    """The matrices A [r d_in] and B [d_out r] of every projection of a model, under our names for the projections, and the
-    trained rows [n d_model] of its embedding."""
+    """The matrices A [r d_in] and B [d_out r] of every projection of a language model, under our names for the projections, and
+    the trained rows [n d_model] of its embedding."""
 
     def __init__(self, model: Gemma, config: LoraConfig):
         super().__init__()
@@ -98,7 +98,7 @@ class Lora(nn.Module):
         self.scale, self.names = config.alpha / config.rank, []
         self.A, self.B = nn.ParameterList(), nn.ParameterList()
         for name, module in model.named_modules():
-            if name.rpartition(".")[2] in PROJECTIONS:
+            if name.startswith("blocks.") and name.rpartition(".")[2] in PROJECTIONS:
                 start = (torch.rand(config.rank, module.in_features, generator=generator) * 2 - 1) * module.in_features**-0.5
                 self.names.append(name)
                 self.A.append(nn.Parameter(start))
