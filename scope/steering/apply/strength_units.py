@@ -122,11 +122,15 @@ def units_for(
     sites = dict.fromkeys([*saes, *(e.latent.site for e in edits if isinstance(e.latent, Direction))])
     sites |= dict.fromkeys(e.site for e in edits if e.on_tokens)
     by_site = dict.fromkeys(list(sites)[:1], known) if isinstance(known, StrengthUnits) else dict(known or {})
-    only_image = {site: all(e.positions.kind == "image" for e in edits if e.site in (None, site)) for site in sites}
     return {
-        site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts, only_image[site] and bool(edits))
-        for site in sites
+        site: by_site.get(site) or StrengthUnits.on_prompts(model, site, prompts, _at_patches(edits, site)) for site in sites
     }
+
+
+def _at_patches(edits: Edits, site: str) -> bool:
+    """Whether all edits of a site act at the patches of a picture."""
+    rules = {edit.positions.kind for edit in edits if edit.site in (None, site)}
+    return rules == {"image"}
 
 
 def _norms(model: LanguageModel, site: str, tokens: Tokens, image: bool = False) -> np.ndarray:
