@@ -11,7 +11,7 @@ from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.hooks import HookPoint
 from scope.models.paligemma.config import PaliGemmaConfig
 from scope.models.paligemma.inputs import PromptMaker
-from scope.models.paligemma.late_interaction import PRODUCTS_AT_ONCE, Scores, max_sim
+from scope.models.paligemma.late_interaction import Scores, max_sim
 from scope.models.paligemma.layout import Row, stacked
 from scope.models.paligemma.model import PaliGemma
 from scope.models.paligemma.weights import canonical_name
@@ -133,7 +133,7 @@ class ColPali(PaliGemma):
         return {"attention_mask": attention_mask, "token_type_ids": None, "pixel_values": pixel_values}
 
     @staticmethod
-    def scores(queries: Any, pages: Any, at_once: int = PRODUCTS_AT_ONCE) -> Scores:
+    def scores(queries: Any, pages: Any, at_once: int | None = None) -> Scores:
         """MaxSim [query page] of vectors padded with zeros [n pos d_embed], or lists of [pos d_embed]; `at_once` bounds the
         similarities that are in memory."""
         return max_sim(queries, pages, at_once)
