@@ -83,7 +83,10 @@ def run(parsed: Any) -> None:
         write_corpus(parsed.out, parsed.n, parsed.seed)
         console.print(f"{parsed.n:,} texts are in {parsed.out}.", soft_wrap=True)
     elif isinstance(parsed, TRIGGERS):
-        console.print(str(find_triggers(config_of(Triggers, parsed), on_note=print_note)), soft_wrap=True)
+        config = config_of(Triggers, parsed)
+        console.print(str(find_triggers(config, on_note=print_note)), markup=False, soft_wrap=True)
+        for file in filter(None, (config.out, config.csv, config.html)):
+            console.print(f"Written: {file}", markup=False, soft_wrap=True)
     else:
         _ask(parsed)
 

@@ -27,6 +27,9 @@ from scope.steering.edits.base import When
 from scope.steering.edits.directions import Direction
 from scope.steering.edits.interventions import Ablate, Add, Edits, ProjectOut
 
+AIMS = {"hold back": True, "force": False}
+"""Aims, and whether the questions that they are for need a number."""
+
 HOLDING_BACK = (("ablate", 1), ("ablate", 4), ("ablate", 16), ("add", -0.25), ("add", -0.5))
 FORCING = (("add", 0.5), ("add", 1.0), ("write", 4), ("write", 16), ("write", 64))
 """Kinds of edit: `ablate` so many latents, `add` a share of the norm along the first, `write` what so many latents write more
@@ -119,7 +122,8 @@ def steer_calls(
         return Outcome(**{name: count / len(some) for name, count in counts.items()})
 
     results = []
-    for aim, needs, kinds in (("hold back", True, HOLDING_BACK), ("force", False, FORCING)):
+    for aim, needs in AIMS.items():
+        kinds = HOLDING_BACK if needs else FORCING
         choosing, scoring = ([q for q in questions[start::2] if q.needs_number is needs] for start in (0, 1))
         if not choosing or not scoring:
             continue

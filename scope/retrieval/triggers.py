@@ -60,8 +60,8 @@ class Answer:
 class Score:
     """How well a detector announces calls on the half of the questions that it was not chosen on."""
 
-    precision: float
-    """Share of its alarms that are right; nan without an alarm."""
+    precision: float | None
+    """Share of its alarms that are right; None without an alarm."""
 
     recall: float
     """Share of the calls that it announces."""
@@ -69,8 +69,9 @@ class Score:
     @property
     def f1(self) -> float:
         """Harmonic mean of both; 0 without a right alarm."""
-        total = self.precision + self.recall
-        return 2 * self.precision * self.recall / total if total > 0 else 0.0
+        precision = self.precision or 0.0
+        total = precision + self.recall
+        return 2 * precision * self.recall / total if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _contrast(answers: Sequence[Answer]) -> tuple[Labels, Labels, str]:
 def score(alarms: Labels, labels: Labels) -> Score:
     """Precision and recall of alarms."""
     right, n = float((alarms & labels).sum()), float(alarms.sum())
-    return Score(right / n if n else float("nan"), right / max(1.0, float(labels.sum())))
+    return Score(right / n if n else None, right / max(1.0, float(labels.sum())))
 
 
 def table(results: Sequence[Announcement]) -> str:
@@ -163,7 +164,8 @@ def table(results: Sequence[Announcement]) -> str:
     head = f"{'k':>2} {'calls':>6} {'latent':>7}  " + "  ".join(f"{name:>16}" for name in DETECTORS)
     rows = [head, f"{'':>17}  " + "  ".join(f"{'prec.  recall':>16}" for _ in DETECTORS)]
     for r in results:
-        cells = (f"{r.scores[name].precision:>8.2f}{r.scores[name].recall:>8.2f}" for name in DETECTORS)
+        scores = [r.scores[name] for name in DETECTORS]
+        cells = (f"{'-' if s.precision is None else format(s.precision, '.2f'):>8}{s.recall:>8.2f}" for s in scores)
         rows.append(f"{r.k:>2} {r.n_calls:>6} {r.latent:>7}  " + "  ".join(cells))
     return "\n".join(rows)
 

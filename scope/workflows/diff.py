@@ -13,7 +13,7 @@ from scope.errors import ConfigError
 from scope.progress import OnProgress
 from scope.provenance import ModelId
 from scope.whole_files import only_writer, refuse_unwritable, write_whole
-from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.settings import ModelSettings, resolve, sae_of_lab
 
 MANIFEST, PARTIAL = "manifest.json", "partial.safetensors"
 _EVERY = 20.0  # seconds between two savings of what has been read
@@ -141,9 +141,10 @@ def _dictionary(job: DiffJob) -> Path | None:
     """The folder of the SAE: the one that is given, dictionary/ in it or beside the pack."""
     if job.sae is None and job.pack is None:
         return None
-    folder = Path(job.sae or job.pack).expanduser()  # type: ignore[arg-type]
-    places = [folder / "dictionary", *([folder.parent / "dictionary"] if job.sae is None else [])]
-    return next((place for place in places if place.is_dir()), folder)
+    if job.sae is not None:
+        return Path(sae_of_lab(job.sae)).expanduser()
+    beside = Path(job.pack).expanduser().parent / "dictionary"  # type: ignore[arg-type]
+    return beside if beside.is_dir() else Path(job.pack).expanduser()  # type: ignore[arg-type]
 
 
 def _pack(folder: Path) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from scope.errors import DictionaryError
 from scope.progress import OnProgress
 from scope.whole_files import refuse_unwritable, write_whole
-from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.settings import ModelSettings, resolve, sae_of_lab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,8 @@ class FindLookahead(ModelSettings):
     """What to test on which text. Each field is also a flag of `scope lookahead`."""
 
     sae: str
-    """SAE of an infilling model: a folder that `scope train` wrote, or any that `scope features` takes."""
+    """SAE of an infilling model: a folder that `scope train` wrote, a lab (a folder with dictionary/), or any that
+    `scope features` takes."""
 
     corpus: str = "bundled"
     """Text as the model was made for, such as a folder of code: as in `scope harvest --corpus`."""
@@ -91,7 +92,7 @@ def lookahead(
     for file in (job.out, job.html, job.csv):
         if file:
             refuse_unwritable(file)
-    sae = read_sae(job.sae, device=job.device)
+    sae = read_sae(sae_of_lab(job.sae), device=job.device)
     if job.pack and PackData.open(job.pack).manifest.owner != parameters_sha256(sae):
         raise DictionaryError(f"{job.pack} shows another SAE than {job.sae}. Give the pack that was made from it.")
     model, floor = job.load_model(sae.provenance), job.floor

@@ -148,3 +148,9 @@ def in_words(settings: Any) -> str:
     dtype = str(find_dtype(dtype_of(settings), device)).removeprefix("torch.")
     name = visible(settings.model or "the dictionary's model")
     return f"{name}{f'+{visible(settings.adapter)}' if settings.adapter else ''} on {device} in {dtype}"
+
+
+def sae_of_lab(place: str | Path) -> str:
+    """The folder of the SAE in a lab (a folder with dictionary/, such as runs/demo); any other place as it is."""
+    folder = Path(place).expanduser() / "dictionary"
+    return str(folder if folder.is_dir() else place)

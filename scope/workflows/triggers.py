@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError
+from scope.whole_files import refuse_unwritable
 from scope.workflows.datacommons import Service, open_service
 from scope.workflows.notes import OnNote, silent
-from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.settings import ModelSettings, resolve, sae_of_lab
 
 FEWEST = 8
 """Questions."""
@@ -20,7 +21,7 @@ class Triggers(ModelSettings):
     """What to measure. Each field is also a flag of `scope datacommons triggers`."""
 
     sae: Path
-    """SAE of the model: a folder that `scope train` wrote."""
+    """SAE of the model: a folder that `scope train` wrote, or a lab (a folder with dictionary/)."""
 
     model: str = "bundled+rig"
     """Model that asks Data Commons: bundled+rig, google/datagemma-rig-27b-it, or a folder."""
@@ -47,6 +48,15 @@ class Triggers(ModelSettings):
     any_model: bool = False
     """Allow an SAE that was trained on other weights than the model's."""
 
+    out: Path | None = None
+    """Write the result here as JSON; `TriggerResult.load` reads it."""
+
+    csv: Path | None = None
+    """Write both tables here, a row per detector and per condition of steering."""
+
+    html: Path | None = None
+    """Write a page with both tables here."""
+
     source: Service = field(default_factory=Service)
 
     def __post_init__(self):
@@ -54,22 +64,9 @@ class Triggers(ModelSettings):
             raise ConfigError(f"n is at least {FEWEST}, and ahead one or several numbers of at least 1.")
 
 
-@dataclass(frozen=True)
-class TriggerResult:
-    """How well calls are announced, and what steering them does."""
-
-    announcements: tuple[Any, ...]
-    steered: tuple[Any, ...]
-
-    def __str__(self) -> str:
-        from scope.retrieval import steered_calls, triggers
-
-        parts = [triggers.table(self.announcements)]
-        return "\n\n".join([*parts, steered_calls.table(self.steered)] if self.steered else parts)
-
-
-def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNote = silent, **settings: Any) -> TriggerResult:
-    """Detectors of calls beside their baselines, and steered calls beside a random direction.
+def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNote = silent, **settings: Any) -> Any:
+    """Detectors of calls beside their baselines, and steered calls beside a random direction. Returns a
+    `scope.retrieval.trigger_result.TriggerResult`.
 
     Raises:
         ConfigError: settings that cannot be, or answers with too few calls.
@@ -78,14 +75,17 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
     from scope.fit import check_fit
     from scope.models.text.generate import generate
     from scope.models.text.sampling_config import SamplingConfig
-    from scope.retrieval.steered_calls import steer_calls
+    from scope.retrieval.steered_calls import AIMS, steer_calls
+    from scope.retrieval.trigger_result import TriggerResult
     from scope.retrieval.triggers import Answer, announcements, before_calls, written_before_calls
     from scope.sae.files import read_sae
     from scope.steering.edits.base import When
 
     job = resolve(Triggers, config, settings, first="sae")
+    for file in filter(None, (job.out, job.csv, job.html)):
+        refuse_unwritable(file)
     questions = _read(job.questions) if job.questions else ()
-    sae = read_sae(job.sae, job.device)
+    sae = read_sae(sae_of_lab(job.sae), job.device)
     model = job.load_model()
     check_fit(model, sae, job.any_model, reconstructs=True)
     questions = questions or _drawn(model, job.n, job.seed)
@@ -95,10 +95,12 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
         batch = generate(model, [q.text for q in questions[start : start + 40]], sampling)
         answers += [Answer.of(model, g.prompt_ids, g.new_ids) for g in batch]
         on_note(f"{len(answers)} of {len(questions)} questions answered")
-    found = announcements(model, sae, answers, job.ahead, job.seed)
+    every = {a.k: a for a in announcements(model, sae, answers, sorted({1, *job.ahead} if job.steered else job.ahead), job.seed)}
+    chosen = [every[k] for k in job.ahead]
     steered: list[Any] = []
+    notes: list[str] = []
     if job.steered:
-        latents = list(dict.fromkeys(i for ranks in zip_longest(*(a.latents for a in found)) for i in ranks if i is not None))
+        latents = list(dict.fromkeys(i for ranks in zip_longest(*(a.latents for a in chosen)) for i in ranks if i is not None))
         if not latents:
             raise ConfigError(
                 f"No latent of {job.sae} fires before a call, so none can force or hold back calls.\n"
@@ -107,11 +109,43 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
         with open_service(job.source) as service:
             directions = before_calls(model, _residual_sites(model, sae.site), answers)
             written = written_before_calls(model, sae, answers)
-            next_ = next((a for a in found if a.k == 1), None)
-            trigger = When(next_.latent, next_.threshold) if next_ else None
-            settings = {"directions": directions, "written": written, "trigger": trigger}
+            settings = {"directions": directions, "written": written, "trigger": When(every[1].latent, every[1].threshold)}
             steered = steer_calls(model, sae, latents, questions, service, sampling, job.seed, **settings)
-    return TriggerResult(tuple(found), tuple(steered))
+        for aim, needs in AIMS.items():
+            if not any(row.aim == aim for row in steered):
+                kind = "a number (a question whose answer is a number)" if needs else "no number (one whose answer is a word)"
+                notes.append(f"No call was {'held back' if needs else 'forced'}: that needs questions with {kind} in both halves.")
+    result = TriggerResult(
+        announcements=tuple(chosen), steered=tuple(steered), notes=tuple(notes), provenance=_provenance(job, model, sae, questions)
+    )
+    if job.out:
+        result.save(job.out)
+    if job.csv:
+        result.to_csv(job.csv)
+    if job.html:
+        result.to_html(job.html)
+    return result
+
+
+def _provenance(job: Triggers, model: Any, sae: Any, questions: Sequence[Any]) -> dict[str, Any]:
+    """What a result depends on: models and SAE by their hashes, and every setting."""
+    import scope
+    from scope.sae.files import parameters_sha256
+    from scope.whole_files import file_sha256
+
+    return {
+        "model": dict(model.provenance),
+        "sae": {"path": str(job.sae), "site": sae.site, "parameters_sha256": parameters_sha256(sae)},
+        "questions": len(questions),
+        "questions_sha256": file_sha256(job.questions) if job.questions else None,
+        "n": job.n,
+        "ahead": list(job.ahead),
+        "steered": job.steered,
+        "max_new_tokens": job.max_new_tokens,
+        "seed": job.seed,
+        "service": job.source.service,
+        "scope": scope.__version__,
+    }
 
 
 def _residual_sites(model: Any, site: str, most: int = 4) -> list[str]:

@@ -1,7 +1,6 @@
 """Suffix look-ahead as a result: which latents fire in a middle because of the suffix. `scope.features.compare.lookahead`
 computes it; a pack may hold it as lookahead.json."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import msgspec
 
 from scope.errors import PackError
 from scope.escape import escape, visible_token
-from scope.typed_json import read_json, typed
+from scope.json_result import JsonResult
 from scope.whole_files import write_whole
 
 FILE = "lookahead.json"
@@ -89,13 +88,15 @@ class LatentLookahead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lookahead:
+class Lookahead(JsonResult):
     """Which latents fire in a middle because of the suffix that the model has read.
 
     The suffix of an example is exchanged for suffixes of other documents, prefix and middle staying as they are. `own` tests
     whether latents fire more with the own suffix; `null` puts one of the others' in its place; `floor` is the same on the model
     without its adapter. Latents are chosen on half of the documents and reported on the other half.
     """
+
+    error, way_out = PackError, "Make it again: scope lookahead DICTIONARY"
 
     schema: int = SCHEMA
     model: str
@@ -223,29 +224,6 @@ class Lookahead:
         if file is not None:
             write_whole(Path(file), text)
         return text
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    def save(self, file: str | Path) -> Path:
-        """Write it as JSON; `Lookahead.load` reads it."""
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, self.to_json())
-        return file
-
-    @classmethod
-    def load(cls, file: str | Path) -> "Lookahead":
-        """Read what `save` wrote.
-
-        Raises:
-            PackError: it cannot be read, is damaged, or was written by a newer version.
-        """
-        file, way_out = Path(file), "Make it again: scope lookahead DICTIONARY"
-        result = typed(read_json(file, PackError, way_out), cls, file, PackError, way_out)
-        if result.schema != SCHEMA:
-            raise PackError(f"{file} has schema {result.schema}; this version reads {SCHEMA}.\n  {way_out}")
-        return result
 
 
 def _row(row: LatentLookahead) -> str:
