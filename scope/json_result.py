@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, TypeVar
 
 from scope.errors import ScopeError
 from scope.typed_json import read_typed
 from scope.whole_files import write_whole
+
+R = TypeVar("R", bound="JsonResult")
 
 
 class JsonResult:
@@ -30,13 +32,13 @@ class JsonResult:
         return file
 
     @classmethod
-    def load(cls, file: str | Path) -> Self:
+    def load(cls: type[R], file: str | Path) -> R:
         """Read what `save` wrote.
 
         Raises:
             ScopeError: it cannot be read, is damaged, or was written by a newer version.
         """
-        result: Any = read_typed(Path(file), cls, cls.error, cls.way_out)
+        result = read_typed(Path(file), cls, cls.error, cls.way_out)
         schema = getattr(cls, "schema", None)
         if getattr(result, "schema", None) != schema:
             raise cls.error(f"{file} has schema {result.schema}; this version reads {schema}.\n  {cls.way_out}")

@@ -20,6 +20,7 @@ BASE = {
         "scope.texts",
         "scope.escape",
         "scope.html_page",
+        "scope.json_result",
     ),
     *("scope.renamed", "scope.threads", "scope.device"),
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from scope.errors import ConfigError
 from scope.escape import escape
+from scope.html_page import html_page
 from scope.json_result import JsonResult
 from scope.retrieval import steered_calls, triggers
 from scope.retrieval.steered_calls import SteeredCalls
@@ -73,12 +74,11 @@ class TriggerResult(JsonResult):
         shown = "".join(t.to_html(index=False, border=0, float_format="{:.2f}".format) for t in tables if len(t))
         notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
         about = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in self.provenance.items())
-        text = (
-            "<!doctype html><meta charset='utf-8'><title>Retrieval triggers</title>"
-            "<style>body{font-family:sans-serif;line-height:1.5}td,th{text-align:left;padding:0 10px}</style>"
-            "<h1>Retrieval triggers</h1><p>Detectors and edits are chosen on half of the questions and scored on the other. "
-            f"Null: the calls of other answers; random: a random direction of equal length.</p>{shown}{notes}<dl>{about}</dl>"
+        head = (
+            "Detectors and edits are chosen on half of the questions and scored on the other. null: the best latent for the "
+            "calls of other answers; random: a random direction of equal length."
         )
+        text = html_page("Retrieval triggers", f"<p>{head}</p>{shown}{notes}<dl>{about}</dl>")
         if file is not None:
             write_whole(Path(file), text)
         return text

@@ -95,7 +95,9 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
         batch = generate(model, [q.text for q in questions[start : start + 40]], sampling)
         answers += [Answer.of(model, g.prompt_ids, g.new_ids) for g in batch]
         on_note(f"{len(answers)} of {len(questions)} questions answered")
-    every = {a.k: a for a in announcements(model, sae, answers, sorted({1, *job.ahead} if job.steered else job.ahead), job.seed)}
+    every = {
+        a.k: a for a in announcements(model, sae, answers, sorted({1, *job.ahead} if job.steered else job.ahead), job.seed)
+    }
     chosen = [every[k] for k in job.ahead]
     steered: list[Any] = []
     notes: list[str] = []
@@ -114,9 +116,14 @@ def find_triggers(config: Triggers | Path | str | None = None, *, on_note: OnNot
         for aim, needs in AIMS.items():
             if not any(row.aim == aim for row in steered):
                 kind = "a number (a question whose answer is a number)" if needs else "no number (one whose answer is a word)"
-                notes.append(f"No call was {'held back' if needs else 'forced'}: that needs questions with {kind} in both halves.")
+                notes.append(
+                    f"No call was {'held back' if needs else 'forced'}: that needs questions with {kind} in both halves."
+                )
     result = TriggerResult(
-        announcements=tuple(chosen), steered=tuple(steered), notes=tuple(notes), provenance=_provenance(job, model, sae, questions)
+        announcements=tuple(chosen),
+        steered=tuple(steered),
+        notes=tuple(notes),
+        provenance=_provenance(job, model, sae, questions),
     )
     if job.out:
         result.save(job.out)

@@ -278,7 +278,15 @@ def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(o
     place = Place(before="def f(", tokens=("a", "<b>"), after="):", own=(1.0, 2.0), others=(0.0, 0.5))
     figures = {"z": 5.0, "z_held_out": 4.5, "p_held_out": 0.001, "own_density": 0.3, "others_density": 0.1}
     row = LatentLookahead(latent=1, examples=40, own=0.8, others=0.2, place=place, **figures)
-    facts = {"model": "toy", "site": "s", "dictionary": "d", "form": "psm", "examples": 60, "documents": 60, "suffixes": 3}
+    facts = {
+        "model": "toy",
+        "site": "s",
+        "dictionary": "toy-dictionary",
+        "form": "psm",
+        "examples": 60,
+        "documents": 60,
+        "suffixes": 3,
+    }
     result = Lookahead(**facts, permutations=99, seed=0, tested=24, own=counts, null=counts, latents=(row,))
     make_toy_pack(tmp_path / "pack", n_contexts=12)
     add_file(tmp_path / "pack", "lookahead.json", result.to_json().encode(), {})

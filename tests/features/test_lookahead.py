@@ -112,6 +112,10 @@ def test_a_result_is_saved_whole_shown_as_table_figure_and_page_and_kept_in_a_pa
     make_toy_pack(tmp_path / "pack", n_contexts=12)
     assert Pack.open(tmp_path / "pack").lookahead is None
     add_file(tmp_path / "pack", FILE, found.to_json().encode(), {})
+    with pytest.raises(PackError, match="is about another SAE than its pack"):
+        assert Pack.open(tmp_path / "pack").lookahead
+    of_it = replace(found, dictionary=Pack.open(tmp_path / "pack").manifest.owner)
+    add_file(tmp_path / "pack", FILE, of_it.to_json().encode(), {})
     pack = Pack.open(tmp_path / "pack")
     assert pack[PLANTED].lookahead == found.of(PLANTED)
     (tmp_path / "look.json").write_text(found.to_json().replace('"schema": 1', '"schema": 2'))

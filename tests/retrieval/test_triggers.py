@@ -1,19 +1,27 @@
 """Latents that announce calls, where the answer is known."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from scope.cli.main import run as scope
 from scope.errors import ConfigError
 from scope.models.text.sampling_config import SamplingConfig
 from scope.retrieval import steered_calls
 from scope.retrieval.annotate import annotate
 from scope.retrieval.calls import write_call
 from scope.retrieval.steered_calls import Question, is_right, steer_calls
+from scope.retrieval.trigger_result import TriggerResult
 from scope.retrieval.triggers import Answer, announcements, before_calls, score, table
+from scope.sae.files import parameters_sha256, save_sae
 from scope.sae.jumprelu import JumpReLUSAE
+from scope.whole_files import file_sha256
 from scope.workflows.triggers import find_triggers
 from tests.retrieval.test_annotate import Canned
+from tests.steering.conftest import random_sae
 
 SITE, ANNOUNCING, OPENING = "blocks.0.hook_resid_pre", 40, 41
 
@@ -121,6 +129,36 @@ def test_steering_is_scored_on_the_questions_that_did_not_choose_it(tiny_model, 
     assert [(r.aim, r.means, r.n) for r in results] == [(aim, by, 2) for aim in aims for by in means]
     assert all(set(r.outcomes) == {"plain", "steered", "random"} for r in results)
     assert results[0].outcomes["plain"].calls == 0
+
+
+def test_the_result_is_written_with_what_makes_it_again_and_says_which_aim_had_no_questions(tmp_path, monkeypatch):
+    monkeypatch.setattr(steered_calls, "HOLDING_BACK", (("ablate", 2),))
+    monkeypatch.setattr(steered_calls, "PUSHES", {"hold back": (-0.5,)})
+    monkeypatch.setattr(steered_calls, "TRIGGERED", (-1.0,))
+    monkeypatch.setattr(steered_calls, "_COMPARED", 1)
+    monkeypatch.setattr("scope.workflows.triggers._residual_sites", lambda model, site: [site])
+    asked = [f"What was the population of {land} in 1952?" for land in ("Chad", "Peru", "Japan", "Italy") * 2]
+    lines = "".join(json.dumps({"question": text, "answer": 1.0}) + "\n" for text in asked)
+    (tmp_path / "asked.jsonl").write_text(lines)
+    sae = random_sae(256, 32, "blocks.2.hook_resid_post")
+    save_sae(sae, tmp_path / "lab" / "dictionary")
+    out = tmp_path / "new" / "triggers.json"
+    files = ["--out", str(out), "--csv", str(tmp_path / "t.csv"), "--html", str(tmp_path / "t.html")]
+    asking = ["--questions", str(tmp_path / "asked.jsonl"), "--ahead", "2", "--max-new-tokens", "20", "--any-model"]
+    assert scope(["datacommons", "triggers", str(tmp_path / "lab"), *asking, *files]) == 0
+    result = TriggerResult.load(out)
+    assert [a.k for a in result.announcements] == [2]
+    assert [(r.aim, r.means) for r in result.steered] == [("hold back", by) for by in ("latents", "direction", "both")]
+    assert "No call was forced: that needs questions with no number" in str(result)
+    about = result.provenance
+    assert (about["model"]["model"], about["sae"]["parameters_sha256"]) == ("bundled+rig", parameters_sha256(sae))
+    assert about["questions_sha256"] == file_sha256(tmp_path / "asked.jsonl")
+    rows = pd.read_csv(tmp_path / "t.csv")
+    assert list(rows["table"].value_counts(sort=False)) == [5, 9]
+    assert "No call was forced" in (tmp_path / "t.html").read_text()
+    out.write_text(out.read_text().replace('"schema": 1', '"schema": 2'))
+    with pytest.raises(ConfigError, match="schema 2; this version reads 1"):
+        TriggerResult.load(out)
 
 
 def test_a_direction_points_from_answers_without_a_call_to_the_token_before_one(tiny_model):

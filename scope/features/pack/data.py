@@ -147,7 +147,7 @@ class PackData:
     @cached_property
     def lookahead(self) -> Lookahead | None:
         """Which latents fire in a middle because of the suffix, where `scope lookahead --pack` put it into the pack."""
-        return Lookahead.load(self._intact(FILE)) if FILE in self.manifest.files else None
+        return Lookahead.of_pack(self._intact(FILE), self.manifest.owner) if FILE in self.manifest.files else None
 
     @cached_property
     def decay(self) -> Decay | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from scope.errors import PackError
 from scope.escape import escape, visible_token
+from scope.html_page import html_page
 from scope.json_result import JsonResult
 from scope.whole_files import write_whole
 
@@ -216,14 +217,25 @@ class Lookahead(JsonResult):
             for name in ("latent", "own suffix", "others'", "lost", "z, held out", "where it gains most")
         )
         body = "".join(_row(row) for row in sorted(self.ahead, key=lambda row: -row.lost)[:n])
-        text = (
-            "<!doctype html><meta charset='utf-8'><title>Suffix look-ahead</title>"
-            f"<div style='font-family:sans-serif;line-height:1.5'><h1>Suffix look-ahead</h1><pre>{escape(self)}</pre>"
-            f"<table><tr>{head}</tr>{body}</table></div>"
-        )
+        text = html_page("Suffix look-ahead", f"<pre>{escape(self)}</pre><table><tr>{head}</tr>{body}</table>")
         if file is not None:
             write_whole(Path(file), text)
         return text
+
+    @classmethod
+    def of_pack(cls, file: Path, owner: str) -> "Lookahead":
+        """The one that a pack holds, whose SAE has the hash `owner`.
+
+        Raises:
+            PackError: see `load`; or it is about another SAE.
+        """
+        result = cls.load(file)
+        if result.dictionary != owner:
+            raise PackError(
+                f"{file} is about another SAE than its pack: it was copied there, or the pack was made anew.\n"
+                "  Make it again: scope lookahead DICTIONARY --pack PACK"
+            )
+        return result
 
 
 def _row(row: LatentLookahead) -> str:
