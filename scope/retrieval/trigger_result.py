@@ -24,7 +24,7 @@ class TriggerResult(JsonResult):
     announcements: tuple[Announcement, ...]
     steered: tuple[SteeredCalls, ...] = ()
     notes: tuple[str, ...] = ()
-    """What was left out, and why."""
+    """Aims and rows that were left out, each with its reason."""
 
     provenance: dict[str, Any]
     """The model, the SAE, the questions and the settings."""
