@@ -82,4 +82,4 @@ def _thing(rng: np.random.Generator, pair: tuple[str, str], place: int, aligned:
 
 
 def _touch(a: Thing, b: Thing) -> bool:
-    return np.hypot(a.x - b.x, a.y - b.y) < a.radius + b.radius + 1
+    return bool(np.hypot(a.x - b.x, a.y - b.y) < a.radius + b.radius + 1)

@@ -37,10 +37,12 @@ class Command:
     samples: int = 0
     """Characters of text that the finished model writes to OUT/samples, as a corpus that may be shipped with it."""
 
-    organism: Literal["arabic", "fim", "rig", "shield"] | None = None
-    """Instead of a model, train one of the small adapters of the bundled model that show what its relatives do, in minutes:
-    arabic (reads another script, as GemmAr), fim (fills in the middle, as CodeGemma), rig (asks Data Commons, as DataGemma),
-    shield (judges texts by a policy, as ShieldGemma). Adapter and card come to OUT/adapter."""
+    organism: Literal["arabic", "fim", "rig", "shield", "siglip", "paligemma", "colpali"] | None = None
+    """Instead of a Gemma, train one of the small models that show what its relatives do, in minutes. Adapters of the bundled
+    model, with their card in OUT/adapter: arabic (reads another script, as GemmAr), fim (fills in the middle, as CodeGemma),
+    rig (asks Data Commons, as DataGemma), shield (judges texts by a policy, as ShieldGemma). Models of synthetic pictures, in
+    OUT/model: siglip (captions and scenes), paligemma (answers about scenes, on the tower of bundled-siglip), colpali (finds
+    pages, from bundled-paligemma)."""
 
     config: tyro.conf.OmitArgPrefixes[PretrainConfig] = field(default_factory=PretrainConfig)
 
@@ -51,15 +53,17 @@ class Command:
 
     def _run_organism(self, name: str) -> None:
         from scope.cli.progress import console, progress_bar
-        from scope.pretrain.organisms.make import make_organism
+        from scope.pretrain.organisms.make import RECIPES, make_organism
+        from scope.pretrain.pictures.make import make_picture_model
 
         steps = None if self.config.steps == PretrainConfig().steps else self.config.steps
+        adapter = name in RECIPES
+        make = make_organism if adapter else make_picture_model
         with progress_bar("Training") as on_progress:
-            made = make_organism(
-                name, self.out, steps, lambda row: on_progress(row["step"], row["steps"], {"loss": row["loss"]})
-            )
-        console.print((made.folder / "README.md").read_text())
-        console.print(f"The adapter is in {made.folder}. To load it: --model bundled+{made.folder}")
+            result = make(name, self.out, steps, lambda row: on_progress(row["step"], row["steps"], {"loss": row["loss"]}))
+        console.print((result.folder / "README.md").read_text())
+        what, model = ("adapter", f"bundled+{result.folder}") if adapter else ("model", result.folder)
+        console.print(f"The {what} is in {result.folder}. To load it: --model {model}")
 
     def _run_model(self) -> None:
         import json

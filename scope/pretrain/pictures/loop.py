@@ -106,14 +106,14 @@ def _train(
     log: Callable[[dict[str, Any]], None],
 ) -> None:
     """The training of a folder that nobody else writes into."""
-    groups = [group for opt in opts for group in opt.param_groups]
-    peaks = [group["lr"] for group in groups]
-    parameters = [p for group in groups for p in group["params"]]
-    step, curve = _resume(config, out, trained, opts)
+    peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
+    step, curve = _resume(config, out, trained, opts)  # which replaces the groups
+    parameters = [p for opt in opts for group in opt.param_groups for p in group["params"]]
     running: list[Tensor] = []
     while step < config.steps:
-        for group, peak in zip(groups, peaks, strict=True):
-            group["lr"] = peak * config.rate(step)
+        for opt, of_groups in zip(opts, peaks, strict=True):
+            for group, peak in zip(opt.param_groups, of_groups, strict=True):
+                group["lr"] = peak * config.rate(step)
         loss = loss_at(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

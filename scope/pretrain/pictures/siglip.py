@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import tokenizers
 import torch
+from jaxtyping import Float
 from tokenizers import normalizers, pre_tokenizers, processors
 from torch import nn
 from torch.nn.functional import logsigmoid, normalize
 
+from scope.activations.scenes.pages import Page
 from scope.activations.scenes.scene import CROP, Scene, crop, scene
 from scope.activations.scenes.words import Caption, random_caption, spoiled, truth
 from scope.activations.scenes.world import COLOURS, GRID, PATCH, SHAPES, SIDE, SIZES
@@ -38,18 +40,28 @@ N_CTX = 20
 class SiglipRecipe(LoopConfig):
     """How the towers are trained."""
 
-    steps: int = 1400
+    steps: int = 1150
     batch: int = 96
     matrix_lr: float = 0.04
 
     aligned_steps: int = 150
     """Steps on crops with the object in the middle, at the beginning."""
 
-    crop_steps: int = 700
+    crop_steps: int = 450
     """Steps on crops, these included."""
+
+    positions_at: int = 700
+    """Step before which waves are added to the vision tower's table of positions: places are then learned in a hundred steps.
+    From small random numbers they are not learned beside shapes; with waves from the beginning, shapes are not."""
+
+    position_std: float = 0.4
+    """Size of these waves."""
 
     stated: tuple[float, float, float, float] = (0.6, 0.9, 0.3, 0.5)
     """Chance that a caption names colour, shape, size and place of an object."""
+
+    stated_with_positions: tuple[float, float, float, float] = (0.6, 0.8, 0.3, 0.8)
+    """The same from `positions_at` on."""
 
     one_fact: float = 0.25
     """Share of the captions that name one fact alone."""
@@ -83,6 +95,15 @@ def build(recipe: SiglipRecipe) -> Siglip:
     return model
 
 
+def waves(grid: int, d: int) -> Float[torch.Tensor, "patch d_model"]:
+    """Sines and cosines of rows and columns with lengths from two grids down to four patches, of mean square 1."""
+    lengths = 2 * grid * (2 / grid) ** torch.linspace(0, 1, d // 4)
+    angles = 2 * math.pi * torch.arange(grid)[:, None] / lengths
+    one = torch.cat([angles.sin(), angles.cos()], 1)
+    table = torch.cat([one[:, None].expand(grid, grid, -1), one[None].expand(grid, grid, -1)], -1)
+    return table.reshape(grid**2, d) / table.square().mean().sqrt()
+
+
 def tokenizer() -> tokenizers.Tokenizer:
     """A token for each word of the captions; letters become small, punctuation is left out, and an end token follows."""
     ids = {"<pad>": 0, PAD: 1, UNKNOWN: 2} | {word: 3 + i for i, word in enumerate(WORDS)}
@@ -100,7 +121,7 @@ class SiglipLessons:
 
     def __init__(self, recipe: SiglipRecipe):
         self.recipe, self.model = recipe, build(recipe)
-        self.places = torch.arange(GRID * GRID).view(GRID, GRID)
+        self.trained = self.model
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
         model = self.model
@@ -114,6 +135,9 @@ class SiglipLessons:
         """The sigmoid loss of a step: the sum over the different captions, mean over pictures."""
         n, seed = self.recipe.batch, self.recipe.seed
         rng = np.random.default_rng([seed, step])
+        if step == self.recipe.positions_at:
+            positions = self.model.vision.W_pos
+            positions.data += self.recipe.position_std * waves(GRID, positions.shape[1])
         if step < self.recipe.crop_steps:
             aligned = step < self.recipe.aligned_steps
             squares, corners = zip(*(crop(seed, step * n + i, aligned=aligned) for i in range(n)), strict=True)
@@ -121,17 +145,18 @@ class SiglipLessons:
         else:
             squares = [scene(seed, step * n + i) for i in range(n)]
             images = normalize(self.model.vision.pool(self.model.vision(pixels(squares))), dim=-1)
-        captions = self._captions([square.things for square in squares], rng, hard=step >= self.recipe.crop_steps)
+        captions = self._captions([square.things for square in squares], rng, step)
         texts = self.model.embed_texts(self.model.to_tokens([caption.text for caption in captions]))
         logits = self.model.logits_of(images, texts)
         labels = 2.0 * torch.from_numpy(truth(captions, [square.things for square in squares])).T - 1
         return -logsigmoid(labels * logits).sum() / n
 
-    def _captions(self, worlds: Sequence[tuple], rng: np.random.Generator, hard: bool) -> list[Caption]:
-        """The different captions of a batch; with `hard`, half of them again with one fact changed."""
+    def _captions(self, worlds: Sequence[tuple], rng: np.random.Generator, step: int) -> list[Caption]:
+        """The different captions of a batch; of whole scenes, half of them again with one fact changed."""
         r = self.recipe
-        captions = [random_caption(things, rng, r.stated, r.one_fact, most=2) for things in worlds]
-        if hard:
+        stated = r.stated if step < r.positions_at else r.stated_with_positions
+        captions = [random_caption(things, rng, stated, r.one_fact, most=2) for things in worlds]
+        if step >= r.crop_steps:
             captions += [spoiled(captions[i], worlds[i], rng) for i in range(0, len(worlds), 2)]
         return list({caption.text: caption for caption in captions}.values())
 
@@ -148,7 +173,7 @@ def as_matrix(filters: nn.Parameter) -> nn.Parameter:
     return matrix
 
 
-def pixels(squares: Sequence[Scene]) -> Pixels:
+def pixels(squares: Sequence[Scene | Page]) -> Pixels:
     """pixel_values of pictures that have the size they are read in."""
     levels = torch.from_numpy(np.stack([square.picture for square in squares]))
     return levels.permute(0, 3, 1, 2).float() / 127.5 - 1
