@@ -79,7 +79,7 @@ def collect_features(
     from scope.features.face import Pack
     from scope.sae.files import read_sae
     from scope.workflows.certificate import certified
-    from scope.workflows.text import inputs_of_corpus
+    from scope.workflows.text import inputs_of_corpus, reads_pictures
 
     job = resolve(CollectFeatures, config, settings, first="dictionary")
     if (job.recording is None) == (job.corpus is None):
@@ -92,7 +92,12 @@ def collect_features(
         sae.site = job.site
     find_health(folder, job.evaluation)  # a report that is not there is refused before the work
     store = None if job.recording is None else ActivationStore.open(job.recording)
-    model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model})
+    model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model}, pictures=True)
+    if store is None and reads_pictures(model):
+        raise ConfigError(
+            f"{model.cfg.family_name} reads pictures: a pack of them is made from a recording.\n"
+            f"  scope harvest --corpus {job.corpus} --site {sae.site} --out RECORDING, then --recording RECORDING."
+        )
     certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None
     described: dict[str, Any] = {}
     if store is None:
@@ -167,7 +172,7 @@ def _in_words(config: CollectConfig, model: Any, sae: Any, store: Any, ranks: An
     n_ctx = int(tokens.shape[1])
     n_tokens = rows if config.tokens is None else min(rows, config.tokens)
     l0 = middle(claims_of(sae.provenance).get("l0"))
-    needs = plan(sae.d_sae, sae.d_in, model.cfg.d_vocab, n_tokens, n_ctx, config, l0)
+    needs = plan(sae.d_sae, sae.d_in, getattr(model.cfg, "d_vocab", 1), n_tokens, n_ctx, config, l0)
     shared = f", shared by {ranks.world} processes" if ranks.world > 1 else ""
     return (
         f"{n_tokens:,} tokens{shared}: at most {size(needs.peak)} of memory beside model and dictionary, "

@@ -71,16 +71,21 @@ def _mix(x: np.ndarray | np.uint64) -> np.ndarray | np.uint64:  # numpy makes sc
         return x ^ (x >> np.uint64(31))
 
 
-def surroundings(contexts: np.ndarray, radius: int) -> np.ndarray:
+def surroundings(contexts: np.ndarray, radius: int, pictures: np.ndarray | None = None, n_patches: int = 0) -> np.ndarray:
     """uint64 [n_contexts context]: equal where the tokens from `radius` before to `radius` after are equal.
 
-    Beyond the ends of a context counts as a token of its own, so a cut text differs from a whole one.
+    Beyond the ends of a context counts as a token of its own, so a cut text differs from a whole one. With `pictures`
+    [n_contexts], hashes of the contexts' pictures, these are to be equal too; the first `n_patches` rows are patches, of which
+    two of equal pictures are equal.
     """
     padded = np.pad(contexts.astype(np.uint64) + np.uint64(1), ((0, 0), (radius, radius)))
     out = np.zeros(contexts.shape, np.uint64)
     with np.errstate(over="ignore"):
         for k in range(2 * radius + 1):
             out = _mix(out * np.uint64(0x100000001B3) + padded[:, k : k + contexts.shape[1]])
+        if pictures is not None:
+            out[:, :n_patches] = 0
+            out = _mix(out + _mix(pictures + np.uint64(1))[:, None])
     return out
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scope.activations.corpus.inputs import Inputs
+from scope.activations.corpus.inputs import NO_TOKEN, Inputs
 from scope.activations.corpus.roles import Role
 from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
@@ -31,7 +31,7 @@ from scope.features.pack.data import PackData
 from scope.features.pack.format import N_BINS
 from scope.features.pack.write import PackArrays, refuse_foreign, write_pack
 from scope.fit import check_fit
-from scope.models.face import LanguageModel
+from scope.models.face import Model
 from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
@@ -40,7 +40,7 @@ from scope.versions import version_of
 
 
 def collect(
-    model: LanguageModel,
+    model: Model,
     sae: SAE,
     store: ActivationStore | Tensor | Inputs,
     config: CollectConfig | None = None,
@@ -99,7 +99,7 @@ def collect(
         statistics = first_pass.gather(
             sae, source, building, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
         )
-        examples, relations, tokens, controls = look_up(sae, source, building, statistics, config)
+        examples, relations, tokens, controls, pictures = look_up(sae, source, building, statistics, config)
         rho = float(np.median(np.concatenate(statistics.norms)))
         directions = sae.W_dec.detach().float()
         effects = _effects(model, next(iter(sae.writes), sae.site), directions)
@@ -114,6 +114,8 @@ def collect(
         manifest = _manifest(model, sae, source, statistics, config, rho, null, weights, dictionary)
         places, facts = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
         manifest |= {"map": facts} if facts else {}
+        if source.pictures is not None:
+            manifest["pictures"] = {name: getattr(source.pictures, name) for name in ("grid", "picture_size", "patch_size")}
         manifest |= {"roles": {role.name.lower(): int(statistics.roles.rows[role]) for role in of_role}} if of_role else {}
         manifest["seconds"] = round(time.monotonic() - began, 1)
         arrays = PackArrays(
@@ -129,13 +131,16 @@ def collect(
             manifest=manifest,
             health=health,
             map=places,
+            pictures=pictures,
         )
         write_pack(out, arrays)
     return PackData.open(out)
 
 
-def _effects(model: LanguageModel, site: str, directions: Tensor) -> TokenEffects | None:
+def _effects(model: Model, site: str, directions: Tensor) -> TokenEffects | None:
     """None where the site does not lie in the residual stream: its directions have no logits."""
+    if not getattr(model, "has_unembedding", True) or site.startswith("vision."):
+        return None
     fits = directions.shape[1] == model.cfg.d_model and in_stream_space(site)
     return token_effects(model, directions) if fits else None
 
@@ -150,7 +155,7 @@ def _outputs(effects: TokenEffects | None, scores: OutputScores | None) -> dict[
     return {name: array for name, array in out.items() if array is not None}
 
 
-def _manifest(model: LanguageModel, sae: SAE, source, statistics, config, rho, null, weights, dictionary) -> dict[str, Any]:
+def _manifest(model: Model, sae: SAE, source, statistics, config, rho, null, weights, dictionary) -> dict[str, Any]:
     norms = np.concatenate(statistics.norms)
     return {
         "site": sae.site,
@@ -166,7 +171,7 @@ def _manifest(model: LanguageModel, sae: SAE, source, statistics, config, rho, n
         "n_tokens": source.n_tokens,
         "n_contexts": len(source.contexts),
         "n_ctx": int(source.contexts.shape[1]),
-        "pad": int(model.cfg.pad),
+        "pad": int(getattr(model.cfg, "pad", NO_TOKEN)),
         "excluded": "<bos>, control tokens and padding: latents are not counted there",
         "window": config.sizes.window,
         "control_half": config.sizes.control_half,

@@ -14,7 +14,7 @@ from scope.errors import DictionaryError
 from scope.features.collect.build_folder import BuildFolder, Chunk
 from scope.features.collect.codes import Codes, lowest_bin, priority, surroundings
 from scope.features.collect.config import Sizes
-from scope.features.collect.source import Source
+from scope.features.collect.source import Pictures, Source
 from scope.features.collect.streams import (
     N_HALVES,
     Entries,
@@ -22,6 +22,7 @@ from scope.features.collect.streams import (
     RoleCounts,
     Shortlist,
     TokenCounts,
+    WordsBeside,
     start_bins,
     strongest_per_context,
 )
@@ -90,14 +91,15 @@ class Statistics:
         self.tokens = TokenCounts(d_vocab, sizes.tokens)
         self.norms: list[np.ndarray] = []
         self.roles = RoleCounts(d_sae, len(Role))
+        self.beside: WordsBeside | None = None
 
     def add_roles(self, chunk: Chunk, roles: np.ndarray, keep: np.ndarray, first_context: int) -> None:
         """`roles` and `keep` are those of the rows of the chunk's contexts."""
         codes, local = chunk.codes, chunk.codes.position - first_context * self.n_ctx
         self.roles.add(codes.feature, codes.value, roles.reshape(-1)[local], np.bincount(roles[keep], minlength=len(Role)))
 
-    def add(self, chunk: Chunk, contexts: np.ndarray, first_context: int) -> None:
-        """`contexts` are the tokens of the chunk's contexts."""
+    def add(self, chunk: Chunk, contexts: np.ndarray, first_context: int, pictures: Pictures | None = None) -> None:
+        """`contexts` are the tokens of the chunk's contexts; `pictures` those of all contexts."""
         codes, local = chunk.codes, chunk.codes.position - first_context * self.n_ctx
         bin_of, half = start_bins(codes, self.low)
         group = codes.feature.astype(np.int64)
@@ -110,7 +112,13 @@ class Statistics:
         self.in_bands.add(Entries(group * N_HALVES + half, drawn, codes.position, codes.value, none))
         best = strongest_per_context(codes, self.n_ctx)
         weaker_first = np.uint64(0xFFFFFFFF) - codes.value[best].view(np.uint32).astype(np.uint64)
-        twin = surroundings(contexts, self.sizes.twin_radius).reshape(-1)[local[best]]
+        seen = (None, 0)
+        if pictures is not None:
+            seen = pictures.hashes[first_context : first_context + len(contexts)], pictures.n_patches
+            self.beside = self.beside or WordsBeside(len(self.moments.count), pictures.texts)
+            strongest = codes.feature[best], codes.position[best] // self.n_ctx, codes.value[best]
+            self.beside.add(*strongest, first_context, len(contexts))
+        twin = surroundings(contexts, self.sizes.twin_radius, *seen).reshape(-1)[local[best]]
         self.top.add(Entries(group[best], weaker_first, codes.position[best], codes.value[best], twin))
 
 
@@ -139,7 +147,7 @@ def gather(
         if statistics is None:
             low = lowest_bin(float(chunk.codes.value.max(initial=0.0)) or 1.0)
             statistics = Statistics(sae.W_dec.shape[0], d_vocab, source.contexts.shape[1], low, sizes, seed)
-        statistics.add(chunk, source.contexts[a:b], a)
+        statistics.add(chunk, source.contexts[a:b], a, source.pictures)
         if source.roles is not None:
             statistics.add_roles(chunk, source.roles[a:b], source.keep[a:b], a)
         done, firings = done + len(chunk.norms), firings + len(chunk.codes)

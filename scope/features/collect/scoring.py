@@ -12,7 +12,7 @@ from scope.activations.harvest.ranks import ProcessRank
 from scope.features.collect.build_folder import BuildFolder, until
 from scope.features.collect.config import NEUTRAL, CollectConfig
 from scope.features.collect.token_effects import OutputScores, TokenEffects, output_scores, token_effects
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, Model, VisionModel
 from scope.null_seeds import generator
 from scope.progress import OnProgress
 from scope.sae.base import SAE
@@ -54,7 +54,7 @@ def score_block(model: LanguageModel, sae: SAE, scoring: Scoring, number: int) -
 class Blocks:
     """Scores in blocks: from an earlier run, from another process, or measured now and kept."""
 
-    def __init__(self, model: LanguageModel, sae: SAE, building: BuildFolder, ranks: ProcessRank):
+    def __init__(self, model: Model, sae: SAE, building: BuildFolder, ranks: ProcessRank):
         self.model, self.sae, self.building, self.ranks = model, sae, building, ranks
 
     def announce(self, scoring: Scoring | None) -> None:
@@ -83,7 +83,7 @@ def _digest(scoring: Scoring) -> str:
 
 
 def measure(
-    model: LanguageModel,
+    model: Model,
     sae: SAE,
     effects: TokenEffects | None,
     rho: float,
@@ -97,8 +97,10 @@ def measure(
 
     `blocks` brings the scores of each block: measured here, by another process, or in an earlier run.
     """
-    if effects is None or config.score_prompts == 0 or model.tokenizer is None:
+    if effects is None or config.score_prompts == 0 or model.tokenizer is None or isinstance(model, VisionModel):
         why = "left out" if not config.score_prompts else "the site is not in the residual stream, or there is no tokenizer"
+        if effects is not None and isinstance(model, VisionModel):
+            why = "they are measured on prompts of text alone, and this model reads pictures"
         blocks.announce(None)
         return None, {"prompts": 0, "why": why}
     length, d_sae = config.score_strength * rho, len(count)

@@ -10,7 +10,7 @@ from scope.features.collect.build_folder import BuildFolder, Chunk
 from scope.features.collect.codes import band_of_bin, edges, priority
 from scope.features.collect.config import CollectConfig, Sizes
 from scope.features.collect.first_pass import Statistics, chunks
-from scope.features.collect.source import Source
+from scope.features.collect.source import Pictures, Source
 from scope.features.collect.streams import (
     N_HALVES,
     Entries,
@@ -29,15 +29,16 @@ _IN_MEMORY = 1 << 28  # bytes of example windows above which they are gathered i
 
 def look_up(
     sae: SAE, source: Source, building: BuildFolder, statistics: Statistics, config: CollectConfig
-) -> tuple[Arrays, Arrays, Arrays, Arrays]:
-    """(examples, co-firing and token relations, token statistics, control windows)."""
+) -> tuple[Arrays, Arrays, Arrays, Arrays, Arrays | None]:
+    """(examples, co-firing and token relations, token statistics, control windows, pictures of the examples if there are
+    any)."""
     sizes, (n_contexts, n_ctx) = config.sizes, source.contexts.shape
     d_sae, n_positions = len(statistics.moments.count), n_contexts * n_ctx
 
     def again():
         return chunks(source, building, config.chunk_tokens, sae)
 
-    chosen = choose(statistics, edges(statistics.low))
+    chosen, pictures = choose(statistics, edges(statistics.low)), None
     tokens = statistics.tokens.result(d_sae)
     candidates = near_candidates(source, tokens["id"], tokens["count"], statistics.moments.count, config.seed)
     middles = control_positions(source, sizes, config.seed)
@@ -49,8 +50,11 @@ def look_up(
     acts = np.memmap(building.folder / "windows", np.float32, "w+", shape=shape) if large else np.zeros(shape, np.float32)
     fill_windows(chosen, sizes, again, n_ctx, n_positions, acts)
     examples = {**vars(chosen), "acts": acts, "histogram": statistics.moments.histogram}
+    if source.pictures is not None:
+        heat = fires_in_pictures(chosen, source.pictures.n_patches, again, n_ctx, n_positions)
+        pictures = {**pictures_of(chosen, source.pictures, n_contexts, n_ctx), **heat}
     relations |= {f"token_{name}": tokens[name] for name in ("id", "count", "sum")}
-    return examples, relations, tokens, controls
+    return examples, relations, tokens, controls, pictures
 
 
 @dataclass(eq=False)
@@ -259,3 +263,43 @@ def fill_windows(
         wanted = f[:, None].astype(np.int64) * n_positions + around
         values = chunk.codes.lookup(chunk.codes.keys(n_positions), wanted)
         acts[f, place[inside]] = np.where(around // n_ctx == where[:, None] // n_ctx, values, 0)
+
+
+def pictures_of(chosen: Chosen, pictures: Pictures, n_contexts: int, n_ctx: int) -> Arrays:
+    """The small pictures of all contexts in which an example lies, and which context has which."""
+    wanted = np.unique(chosen.position[chosen.group > 0] // n_ctx)
+    files = [(context, data) for context in wanted.tolist() if (data := pictures.thumbnail(context)) is not None]
+    of_context = np.full(n_contexts, -1, np.int32)
+    of_context[[context for context, _ in files]] = np.arange(len(files))
+    return {
+        "file": np.frombuffer(b"".join(data for _, data in files), np.uint8),
+        "file_start": np.cumsum([0, *(len(data) for _, data in files)]),
+        "size": pictures.sizes[[context for context, _ in files]].reshape(-1, 2),
+        "of_context": of_context,
+    }
+
+
+def fires_in_pictures(
+    chosen: Chosen, n_patches: int, again: Callable[[], Iterator[tuple[int, int, Chunk]]], n_ctx: int, n_positions: int
+) -> Arrays:
+    """Where in its picture the latent of each example fires: of example e = latent * places + place, patches
+    patch[patch_start[e] : patch_start[e + 1]] with the activations there."""
+    feature, place = np.nonzero(chosen.group)
+    position = chosen.position[feature, place]
+    order = np.argsort(position, kind="stable")
+    feature, place, position = feature[order], place[order], position[order]
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for a, b, chunk in again():
+        inside = slice(*np.searchsorted(position, [a * n_ctx, b * n_ctx]))
+        begins = position[inside] // n_ctx * n_ctx
+        first = feature[inside].astype(np.int64) * n_positions + begins
+        keys = chunk.codes.keys(n_positions)
+        low, high = np.searchsorted(keys, first), np.searchsorted(keys, first + n_patches)
+        lengths = high - low
+        rows = np.repeat(low, lengths) + np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        example = np.repeat(feature[inside] * chosen.group.shape[1] + place[inside], lengths)
+        parts.append((example, chunk.codes.position[rows] - np.repeat(begins, lengths), chunk.codes.value[rows]))
+    example, patch, value = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(example, kind="stable")
+    counts = np.bincount(example, minlength=chosen.group.size)
+    return {"patch_start": np.cumsum([0, *counts]), "patch": patch[order].astype(np.int32), "patch_act": value[order]}

@@ -15,7 +15,7 @@ from scope.features.collect.build_folder import BuildFolder, Chunk, join, until
 from scope.features.collect.first_pass import encode, spans
 from scope.features.collect.scoring import PLAN, Blocks, Scoring
 from scope.features.collect.source import Source
-from scope.models.face import LanguageModel
+from scope.models.face import Model
 from scope.progress import OnProgress
 from scope.sae.base import SAE
 
@@ -49,7 +49,7 @@ def missing_chunk(building: BuildFolder, ranks: ProcessRank) -> Callable[[int, i
 
 
 def assist(
-    model: LanguageModel, sae: SAE, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: ProcessRank
+    model: Model, sae: SAE, source: Source, identity: dict[str, Any], out: Path, chunk_tokens: int, ranks: ProcessRank
 ) -> None:
     """What every process but the first does; returns when its share is done.
 

@@ -13,12 +13,37 @@ from scope.activations.corpus.inputs import NO_TOKEN, Inputs, counted, text_role
 from scope.activations.corpus.roles import Role
 from scope.activations.read.store import ActivationStore
 from scope.errors import ConfigError, PackError, TokensError, UnknownSite
-from scope.models.face import LanguageModel
+from scope.features.pack.manifest import Natural
+from scope.models.face import LanguageModel, Model, VisionModel
 from scope.provenance import ModelId
 from scope.shapes import Acts, Tokens
+from scope.typed_json import typed
 
 _CONTROL_CONTEXTS = 256
 """Contexts whose control tokens are read, where a recording has left them out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The picture of each context. Its patches stand first, row by row; of a pooled site, one row stands for all of it."""
+
+    grid: int
+    """Patches to a row, and rows."""
+    picture_size: int
+    """Pixels of a side of what the model sees."""
+    patch_size: int
+    sizes: np.ndarray
+    """int32 [n_contexts 2]: width and height of each picture as it was, upright."""
+    hashes: np.ndarray
+    """uint64 [n_contexts]: equal for equal pictures."""
+    texts: list[str]
+    """The text beside each picture."""
+    thumbnail: Callable[[int], bytes | None]
+    """The file of a small picture of a context."""
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid**2
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +66,16 @@ class Source:
     """uint8 [n_contexts context]: the `Role` of each row, where roles do not follow from the tokens."""
     control: Callable[[], Acts] | None = None
     """The activations at control tokens, such as the marks of infilling: of all of them where they are known, else of some."""
+    pictures: Pictures | None = None
+    n_pieces: int | None = None
+    """Ids in `contexts` from here on are no tokens, but roles of rows; None: all are tokens."""
 
     @property
     def n_tokens(self) -> int:
         return int(self.keep.sum())
 
 
-def from_recording(store: ActivationStore, site: str, model: LanguageModel, tokens: int | None = None) -> Source:
+def from_recording(store: ActivationStore, site: str, model: Model, tokens: int | None = None) -> Source:
     """The activations of a recording at a site, up to `tokens` of them, in whole contexts.
 
     Raises:
@@ -73,13 +101,14 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
     stored = np.zeros(contexts.shape, bool)
     in_contexts = slice(0, int(first_row[-1]))
     stored[context_of[in_contexts], np.asarray(store.positions[in_contexts])] = True
-    keep, roles, control = stored, None, None
+    keep, roles, control, n_pieces = stored, None, None, len(vocab)
     if store.has_roles:
         roles = np.asarray(store.roles[:n_contexts])
         keep = stored & (roles != Role.CONTROL)
         tokens = np.asarray(contexts)
         # A row that is no token is shown by its role, whose id follows those of the vocabulary.
-        contexts = np.where(contexts == NO_TOKEN, len(vocab) + roles.astype(contexts.dtype), contexts)
+        no_token = (contexts == NO_TOKEN) | (roles == Role.IMAGE)
+        contexts = np.where(no_token, len(vocab) + roles.astype(contexts.dtype), contexts)
         vocab += [f"<{role.name.lower()}>" for role in Role]
 
         def control() -> Acts:
@@ -102,7 +131,50 @@ def from_recording(store: ActivationStore, site: str, model: LanguageModel, toke
         vocab=vocab,
         described={"recording": store.manifest.to_json(), "contexts": n_contexts},
         roles=roles,
-        control=control,
+        control=None if isinstance(model, VisionModel) else control,
+        pictures=_pictures(store, n_contexts),
+        n_pieces=n_pieces,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """What a recording says of where patches lie; of recordings of other things, nothing."""
+
+    picture_size: Natural | None = None
+    patch_size: Natural | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What a recording says of the document of a picture."""
+
+    width: Natural = 0
+    height: Natural = 0
+    crc32: Natural = 0
+    text: str = ""
+    question: str = ""
+    answer: str = ""
+
+
+def _pictures(store: ActivationStore, n_contexts: int) -> Pictures | None:
+    """The pictures of a recording's contexts; None where rows are no patches."""
+    if not store.has_roles:
+        return None
+    places = typed(store.manifest.tokenizer, _Places, f"manifest.json of {store.folder}", PackError)
+    if not places.picture_size or not places.patch_size:
+        return None
+    documents = np.asarray(store.documents[:n_contexts]).max(1)
+    every = [typed(f, _Facts, f"Facts of a document of {store.folder}", PackError) for f in store.document_facts]
+    facts = [every[d] if d >= 0 else _Facts() for d in documents.tolist()]
+    return Pictures(
+        grid=places.picture_size // places.patch_size,
+        picture_size=places.picture_size,
+        patch_size=places.patch_size,
+        sizes=np.array([(f.width, f.height) for f in facts], np.int32).reshape(-1, 2),
+        hashes=np.array([f.crc32 for f in facts], np.uint64),
+        texts=[" ".join(filter(None, (f.text, f.question, f.answer))) for f in facts],
+        thumbnail=lambda context: store.thumbnail(int(documents[context])) if documents[context] >= 0 else None,
     )
 
 
@@ -163,9 +235,10 @@ def from_tokens(
     )
 
 
-def _vocab(model: LanguageModel) -> list[str]:
-    pieces = [] if model.tokenizer is None else model.tokenizer.vocab()
-    return pieces + [f"<{i}>" for i in range(len(pieces), model.cfg.d_vocab)]
+def _vocab(model: Model) -> list[str]:
+    tokenizer = getattr(model, "tokenizer", None)
+    pieces = [] if tokenizer is None else tokenizer.vocab()
+    return pieces + [f"<{i}>" for i in range(len(pieces), getattr(model.cfg, "d_vocab", 0))]
 
 
 def _hash(ids: np.ndarray) -> str:

@@ -4,8 +4,12 @@ Moments     counts, sums, maxima, log histograms, mass per half octave    O(d_sa
 Shortlist   the k best of each group: strongest contexts, uniform samples  O(groups x k)
 TokenCounts firings per (latent, token)                                    up to `capacity` pairs, then the rarest go
 RoleCounts  firings per (latent, role of the row)                          O(d_sae x roles) memory
+WordsBeside correlation of latents with words beside pictures              O((d_sae + pictures) x words) memory
 """
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -253,6 +257,47 @@ class RoleCounts:
         self.count += np.bincount(key, minlength=n).reshape(self.count.shape)
         self.sum += np.bincount(key, value.astype(np.float64), n).reshape(self.sum.shape)
         self.rows += rows
+
+
+class WordsBeside:
+    """The correlation, over pictures, of a latent's strongest activation in each with every frequent word of the texts beside
+    them. A picture in which it is silent counts as 0.
+
+    Memory: 4 bytes x (latents + pictures) x at most `most` words.
+    """
+
+    def __init__(self, d_sae: int, texts: Sequence[str], most: int = 512, least: int = 3):
+        sets = [set(re.findall(r"[^\W_]+", text.lower())) for text in texts]
+        counts = Counter(word for words in sets for word in words)
+        frequent = [w for w, n in counts.most_common() if least <= n <= len(texts) - least]
+        self.words, self.n = sorted(frequent[:most]), len(texts)
+        self.present = np.array([[word in words for word in self.words] for words in sets], np.float32)
+        self.present = self.present.reshape(self.n, len(self.words))
+        self.cross = np.zeros((d_sae, len(self.words)), np.float32)
+        self.sum, self.square = np.zeros(d_sae), np.zeros(d_sae)
+
+    def add(self, feature: np.ndarray, context: np.ndarray, value: np.ndarray, first: int, n: int) -> None:
+        """`value` [firing] is the strongest of a latent in a context of the `n` from `first` on."""
+        if not self.words:
+            return
+        strongest = np.zeros((n, len(self.sum)), np.float32)
+        strongest[context - first, feature] = value
+        self.cross += strongest.T @ self.present[first : first + n]
+        self.sum += strongest.sum(0, dtype=np.float64)
+        self.square += np.square(strongest, dtype=np.float64).sum(0)
+
+    def result(self) -> np.ndarray:
+        """float64 [d_sae words]: correlations; 0 where a latent never or always fires alike."""
+        share, mean = self.present.mean(0, dtype=np.float64), self.sum / max(self.n, 1)
+        spread = np.sqrt(np.maximum(self.square / max(self.n, 1) - mean**2, 0))
+        covariance = self.cross / max(self.n, 1) - mean[:, None] * share
+        scale = spread[:, None] * np.sqrt(share * (1 - share))
+        return np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
+
+    @property
+    def chance(self) -> float:
+        """The largest correlation with any of so many words that fewer than one in twenty latents of no meaning exceed."""
+        return float(np.sqrt(2 * np.log(20 * max(1, len(self.words))) / max(1, self.n)))
 
 
 def start_bins(codes: Codes, low: int) -> tuple[np.ndarray, np.ndarray]:

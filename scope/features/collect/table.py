@@ -8,8 +8,8 @@ import torch
 
 from scope.features.collect.codes import edges
 from scope.features.collect.config import Flags
-from scope.features.collect.streams import Moments
-from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, COLUMNS, UNCLEAR, label, output_label
+from scope.features.collect.streams import Moments, WordsBeside
+from scope.features.pack.table import BY_OUTPUT, BY_TOKENS, BY_WORDS, COLUMNS, UNCLEAR, label, output_label
 from scope.sae.base import SAE
 
 
@@ -22,7 +22,8 @@ def make_table(sae: SAE, source, statistics, tokens, effects, scores, relations,
     nothing = np.full(len(count), np.nan)
     W_enc, W_dec = sae.W_enc.detach().float(), sae.W_dec.detach().float()
     top = tokens["id"][:, 0]
-    labels = [_label(f, tokens, count, vocab, totals) for f in range(len(count))]
+    pieces = len(vocab) if source.n_pieces is None else source.n_pieces  # a row that is no token names nothing
+    labels = [_label(f, tokens, count, vocab[:pieces], totals) for f in range(len(count))]
     columns = {
         "count": count,
         "density": count / max(n, 1),
@@ -52,7 +53,8 @@ def make_table(sae: SAE, source, statistics, tokens, effects, scores, relations,
         "label_score": [score for _, score in labels],
     }
     table = pd.DataFrame(columns)
-    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf))
+    _label_by_words(table, statistics.beside)
+    table["flags"] = flags(table, config.flags, null.get("null_p95", math.inf), top < pieces)
     _label_by_output(table, relations, vocab)
     return table[list(COLUMNS)]
 
@@ -78,9 +80,25 @@ def _label_by_output(table: pd.DataFrame, relations: dict[str, np.ndarray], voca
             table.loc[f, ["label", "label_source"]] = [text, BY_OUTPUT]
 
 
+def _label_by_words(table: pd.DataFrame, beside: WordsBeside | None) -> None:
+    """Where tokens predict little, name the words beside pictures that go with a latent's strongest activation in each."""
+    if beside is None or not beside.words:
+        return
+    correlation = beside.result()
+    best = correlation.max(1)
+    told = (table["label_score"] < UNCLEAR) & (table["count"] > 0) & (best > beside.chance)
+    for f in np.flatnonzero(told.to_numpy(dtype=bool)):
+        near = np.argsort(-correlation[f], kind="stable")[:3]
+        words = [beside.words[k] for k in near if correlation[f, k] > max(beside.chance, best[f] / 2)]
+        text = ", ".join(f"“{word}”" for word in words)
+        table.loc[f, ["label", "label_source", "label_score"]] = [text, BY_WORDS, float(best[f])]
+
+
 def _label(f: int, tokens: dict[str, np.ndarray], count: np.ndarray, vocab: list[str], totals: np.ndarray) -> tuple[str, float]:
     ids, fired = tokens["id"][f], tokens["count"][f]
-    rows = [(vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if t >= 0]
+    rows = [
+        (vocab[t], int(n), int(totals[t])) for t, n in zip(ids.tolist(), fired.tolist(), strict=True) if 0 <= t < len(vocab)
+    ]
     return label(rows, int(count[f]))
 
 
@@ -106,13 +124,14 @@ def percentile(moments: Moments, low: int, q: float) -> np.ndarray:
     return np.where(fired, np.clip(values, least, largest), np.nan)
 
 
-def flags(table: pd.DataFrame, limits: Flags, null_score: float) -> list[str]:
-    """Comma separated flags a latent; `null_score` is what the best twentieth of random directions reach as output score."""
+def flags(table: pd.DataFrame, limits: Flags, null_score: float, token: np.ndarray | bool = True) -> list[str]:
+    """Comma separated flags a latent; `null_score` is what the best twentieth of random directions reach as output score, and
+    `token` says whether the top token is one, and no patch of a picture."""
     tests = {
         "dead": table["count"] == 0,
         "dense": table["density"] >= limits.dense,
         "rare": (table["count"] > 0) & (table["count"] < limits.rare),
-        "single-token": (table["count"] >= limits.rare) & (table["top_token_share"] >= limits.single_token),
+        "single-token": (table["count"] >= limits.rare) & (table["top_token_share"] >= limits.single_token) & token,
         "duplicate": table["nearest_cos"] >= limits.duplicate,
         "output": table["out_score"] > null_score,
     }

@@ -107,9 +107,11 @@ def _chips(name: str, pairs: list[tuple[str, float]], form: str) -> str:
 
 def _examples(feature: Feature, group: str, n: int, window: int) -> str:
     try:
-        found = feature.examples(group, n)
+        pictures, found = feature.pictures(group, n), feature.examples(group, n)
     except PackError as damaged:
         return f"<div>{escape(damaged)}</div>"
+    if pictures:
+        return f'<div style="margin-top:6px"><span style="{_MUTED}">{group} examples</span>{pictures._repr_html_()}</div>'
     rows = "".join(
         f'<div style="border-top:1px solid rgba(128,128,128,.3);padding:2px 0"><span style="{_MUTED};float:right;'
         f'margin-left:8px">{example.value:.3g}</span>{_line(example, feature.row["max"], window)}</div>'

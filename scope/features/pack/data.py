@@ -20,6 +20,8 @@ from scope.features.pack.index import Index
 from scope.features.pack.lookahead import FILE, Lookahead
 from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
+from scope.features.pack.pictures import FILE as PICTURES
+from scope.features.pack.pictures import PackPictures
 from scope.provenance import DictionaryId, ModelId, without_folders
 
 _LABEL_COLUMNS = ("label", "label_source", "label_score")
@@ -153,6 +155,11 @@ class PackData:
     def decay(self) -> Decay | None:
         """How long the latents of a state last; None in a pack of another site, or made before it was measured."""
         return Decay.load(self._intact(DECAY_FILE)) if DECAY_FILE in self.manifest.files else None
+
+    @cached_property
+    def pictures(self) -> PackPictures | None:
+        """The small pictures of the pack and where in them latents fire; None in a pack of text."""
+        return PackPictures(self._intact(PICTURES).parent, self.manifest) if PICTURES in self.manifest.files else None
 
     @cached_property
     def vocab(self) -> list[str]:
@@ -330,6 +337,8 @@ class PackData:
             for file in self._files.values():
                 file.close()
             self._files.clear()
+            if self.__dict__.get("pictures") is not None:
+                self.pictures.close()
 
     def __enter__(self) -> "PackData":
         return self

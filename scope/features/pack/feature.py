@@ -12,6 +12,7 @@ from scope.features.pack.data import PackData
 from scope.features.pack.decay import LatentDecay
 from scope.features.pack.format import GROUPS, NO_BAND
 from scope.features.pack.lookahead import LatentLookahead
+from scope.features.pack.pictures import PictureExample, PictureExamples
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,46 @@ class Feature:
         Raises:
             PackError: an unknown group, or examples damaged on disk (only this latent's).
         """
+        return [self._example(place) for place in self._places(group, n)]
+
+    def pictures(self, group: str = "top", n: int = 12) -> PictureExamples:
+        """Up to `n` examples of a group that have a picture, each with the latent's activation at every patch of it; [] in a
+        pack of text. Groups are those of `examples`.
+
+        Raises:
+            PackError: an unknown group, or pictures or examples that are damaged on disk.
+        """
+        pictures, found = self.pack.pictures, PictureExamples()
+        for place in self._places(group, None):
+            number = (
+                -1 if pictures is None else int(pictures.of_context[int(self._chunk("position")[place]) // self.pack.n_ctx])
+            )
+            if number >= 0 and len(found) < n:
+                found.append(self._picture(place, number))
+        return found
+
+    def _picture(self, place: int, number: int) -> PictureExample:
+        pictures = self.pack.pictures
+        context, offset = divmod(int(self._chunk("position")[place]), self.pack.n_ctx)
+        patch = offset if offset < pictures.grid.n_patches else None
+        band = int(self._chunk("band")[place])
+        return PictureExample(
+            file=pictures.read_file(number),
+            size=tuple(pictures.sizes[number].tolist()),
+            grid=pictures.grid,
+            acts=pictures.acts(self.id * len(self._chunk("position")) + place),
+            peak=patch,
+            value=float(self._chunk("value")[place]),
+            token="" if patch is not None else self.pack.pieces([self.pack.contexts[context, offset]])[0],
+            largest=float(self.row["max"]),
+            band=None if band == NO_BAND else band,
+            document=self.pack.document(context, offset),
+            context=context,
+            offset=offset,
+        )
+
+    def _places(self, group: str, n: int | None) -> list[int]:
+        """The first `n` places of a group's examples in the order in which they are shown."""
         if group not in GROUPS:
             raise PackError(f"There is no group of examples {group!r}; there are {', '.join(GROUPS)}.")
         places = np.flatnonzero(self._chunk("group") == GROUPS.index(group) + 1)
@@ -152,7 +193,7 @@ class Feature:
                 rank[band == b] = np.arange((band == b).sum())
             places = places[np.lexsort((-band, rank))][:n]
             places = places[np.lexsort((-self._chunk("value")[places], -self._chunk("band")[places].astype(int)))]
-        return [self._example(int(p)) for p in places[:n]]
+        return places[:n].tolist()
 
     def _example(self, place: int) -> Example:
         position, half = int(self._chunk("position")[place]), self.pack.window

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, RELATIONS
+from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, PICTURES, RELATIONS
 from scope.features.pack.manifest import Manifest, make_again
 from scope.features.pack.table import COLUMNS, LISTS, SURE, TEXTS
 from scope.typed_json import LARGEST, parse_json, read_bytes, typed
@@ -89,7 +89,7 @@ def read_array(path: Path, shape: tuple[int | None, ...], kinds: str) -> np.ndar
 
 
 def open_hdf5(path: Path, manifest: Manifest) -> h5py.File:
-    """examples.h5 or relations.h5, each of its datasets of the type and shape that the format and the manifest say.
+    """examples.h5, relations.h5 or pictures.h5, its datasets of the types and shapes that the format and the manifest say.
 
     Raises:
         PackError: it cannot be opened, a dataset is missing, lies elsewhere, or is of another type or shape.
@@ -127,6 +127,9 @@ def _datasets(stem: str, file: h5py.File, manifest: Manifest) -> dict[str, tuple
         tables = {name: (dtype, (d_sae, None)) for name, dtype in RELATIONS.items() if name in file or name not in LATER}
         found = {f"control_{name}": (dtype, (None,)) for name, dtype in CONTROLS.items() if "control_position" in file}
         return {**tables, **found, "token_totals": ("i8", (None,))}
+    if stem == "pictures":
+        shapes = {"of_context": (manifest.n_contexts,), "size": (None, 2)}
+        return {name: (dtype, shapes.get(name, (None,))) for name, dtype in PICTURES.items()}
     places, bands = file["position"].shape[1], file["band_count"].shape[1]
     sizes = {
         "acts": (d_sae, places, 2 * manifest.window + 1),

@@ -10,6 +10,7 @@ README.txt        this, at length, for those who read a pack without this progra
 map.npy           (optional) a place on a flat map for each latent
 health.json       (optional) the evaluation report, the certificate and the training curves
 lookahead.json    (optional) which latents fire in a middle because of the suffix; `scope lookahead --pack` adds it
+pictures.h5       (optional) small pictures of the contexts in which examples lie, and where in them latents fire; see PICTURES
 notes.sqlite      (later) labels, notes and stars; the only file that is written after the pack was made
 """
 
@@ -66,3 +67,17 @@ BY_ROLE = ("role_count", "role_sum")
 """Relations that only packs of rows with roles hold."""
 LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", *BY_ROLE)
 """Relations that a pack may lack: earlier ones, and some kinds."""
+
+PICTURES = {
+    "file": "u1",  # [bytes] PNG or JPEG files of small pictures, one after another
+    "file_start": "i8",  # [pictures + 1] where each begins
+    "size": "i4",  # [pictures 2] width and height in pixels of the picture as it was, upright
+    "of_context": "i4",  # [n_contexts] the picture of each context; -1 where no example lies in it
+    "patch_start": "i8",  # [d_sae * places + 1] in patch and patch_act, of example latent * places + place of examples.h5
+    "patch": "i4",  # the patches on which the latent fires in the example's picture, row by row from 0; of a row of text too
+    "patch_act": "f4",  # its activation there
+}
+"""The datasets of pictures.h5. The manifest says under "pictures" how many patches a picture has, and their size: the patches
+stand first in a context, so the peak of an example is patch `position % n_ctx` where that is below grid * grid, and else a
+row of text. A patch is patch_size / picture_size of the width and of the height of a picture, since pictures are resized to a
+square."""

@@ -65,6 +65,20 @@ class MapFidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchGrid:
+    """How pictures are cut into patches: `grid` rows of as many, of `patch_size` pixels of the `picture_size` that a model
+    sees. A grid of 1 is a site with one row for the whole picture."""
+
+    grid: Annotated[int, msgspec.Meta(ge=1, le=2**12)]
+    picture_size: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+    patch_size: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """When the pack was made and by which versions."""
 
@@ -105,6 +119,8 @@ class Manifest:
     map: MapFidelity | None = None
     roles: dict[str, Natural] = field(default_factory=dict)
     """Rows of each role, such as prefix, suffix, middle and control, in the order of the relations by role; empty for text."""
+    pictures: PatchGrid | None = None
+    """How the pictures of the pack are cut into patches; None for a pack of text."""
     seconds: float | None = None
     as_written: dict[str, Any] = field(default_factory=dict, repr=False)
     """The JSON object itself, with what this version does not know."""

@@ -35,5 +35,10 @@ map.npy            (optional) [d_sae 2] a place on a flat map of the decoder dir
                    manifest under "map"
 health.json        (optional) evaluation, certificate, training curve
 lookahead.json     (optional) which latents fire in the middle of an infilling example because of the suffix
+pictures.h5        (optional) file, file_start [n + 1]: PNG and JPEG files of small pictures, one after another; size [n 2] of
+                   the pictures as they were; of_context [n_contexts]: the picture of a context, -1 none; of example
+                   e = latent * places + place of examples.h5, patch[patch_start[e] : patch_start[e + 1]] are the patches, row
+                   by row, on which the latent fires in its picture, patch_act its activations there; "pictures" in the
+                   manifest says how many patches a side has
 notes.sqlite       (later) labels with source, score and time; notes, stars, guesses. The only file that changes.
 """

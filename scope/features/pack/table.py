@@ -14,9 +14,11 @@ out_kl           KL(steered || plain) of the next token there, in nats
 nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
 dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
 label            the tokens that best predict its firing; where those predict little (F1 below 0.2) and the output score
-                 beats random directions, what it promotes; label_source says which
-label_source     "token statistics", or "promoted tokens, weights and measured"
-label_score      F1 of "fires exactly on the label's tokens", of labels that came with the pack; for those that `scope label`
+                 beats random directions, what it promotes; of pictures, the words beside them that go with it; label_source
+                 says which
+label_source     "token statistics", "promoted tokens, weights and measured", or "words beside pictures"
+label_score      F1 of "fires exactly on the label's tokens", of labels that came with the pack; of words beside pictures the
+                 largest correlation, over pictures, with the strongest activation in each; for those that `scope label`
                  made, balanced accuracy of detection on windows that the labeller did not see (0.5 is guessing)
 flags            dead, dense, rare, single-token, duplicate, output; comma separated
 """
@@ -36,6 +38,8 @@ SURE = ("count", "density", "mean", "max")
 """Columns whose numbers are never absent, infinite or negative."""
 
 BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"
+BY_WORDS = "words beside pictures"
+"""Labels whose score is a correlation over pictures: of the strongest activation in each with a word of the text beside it."""
 UNCLEAR = 0.2
 """F1 below which a label from tokens says too little."""
 

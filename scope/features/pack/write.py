@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.pack.format import BY_ROLE, CONTROLS, EXAMPLES, FILES, RELATIONS, SCHEMA
+from scope.features.pack.format import BY_ROLE, CONTROLS, EXAMPLES, FILES, PICTURES, RELATIONS, SCHEMA
 from scope.features.pack.manifest import read_manifest
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
@@ -41,6 +41,8 @@ class PackArrays:
     """Windows of text: "position" [n] of their middles, "latent" [start[i] : start[i + 1]] those that fire in window i."""
     map: np.ndarray | None = None
     """[d_sae 2] where latents lie on a flat map; what it is worth stands in the manifest under "map"."""
+    pictures: dict[str, np.ndarray] | None = None
+    """Small pictures, and where in them latents fire; see `scope.features.pack.format.PICTURES`."""
 
 
 def write_pack(out: Path, arrays: PackArrays) -> None:
@@ -60,15 +62,18 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
         content["health.json"] = json.dumps(arrays.health).encode()
     if arrays.map is not None:
         content["map.npy"] = npy(arrays.map)
+    more = [] if arrays.pictures is None else ["pictures.h5"]
     with whole_folder(out) as aside:
         arrays.table.rename_axis("id").to_parquet(aside / "features.parquet")
         _write_examples(aside / "examples.h5", arrays.examples)
         _write_relations(aside / "relations.h5", arrays)
+        if arrays.pictures is not None:
+            _write_pictures(aside / "pictures.h5", arrays.pictures)
         np.save(aside / "contexts.npy", np.asarray(arrays.contexts).astype(small, copy=False), allow_pickle=False)
         np.save(aside / "documents.npy", np.asarray(arrays.documents).astype(np.int32, copy=False), allow_pickle=False)
         for name, data in content.items():
             (aside / name).write_bytes(data)
-        files = {name: _size_and_hash(aside / name) for name in dict.fromkeys([*FILES, *content])}
+        files = {name: _size_and_hash(aside / name) for name in dict.fromkeys([*FILES, *more, *content])}
         manifest = {"schema": SCHEMA, "d_sae": len(arrays.table), **arrays.manifest, "files": files}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         _copy_notes(out, aside)
@@ -140,6 +145,15 @@ def _write_relations(file: Path, arrays: PackArrays) -> None:
                 f.create_dataset(name, data=array, chunks=True, fletcher32=True, compression="gzip")
             else:
                 f.create_dataset(name, data=array)
+
+
+def _write_pictures(file: Path, pictures: dict[str, np.ndarray]) -> None:
+    with h5py.File(file, "w", libver="v110", locking=False) as f:
+        for name, dtype in PICTURES.items():
+            array = pictures[name].astype(dtype, copy=False)
+            packed = {} if name == "file" else {"compression": "gzip", "shuffle": True}
+            stored = {"chunks": True, "fletcher32": True, **packed} if array.size else {}
+            f.create_dataset(name, data=array, **stored)
 
 
 def _write_dataset(f: h5py.File, name: str, array: np.ndarray, dtype: str, rows: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scope.activations.pictures.patches import Box
 from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.gemma.model import Gemma
 from scope.models.hooks import HookPoint
@@ -21,7 +22,7 @@ from scope.models.parts.cache import ModelCache
 from scope.models.parts.embedding import next_token_loss
 from scope.models.parts.mask import as_mask
 from scope.models.pictures.inputs import InputOptions, PatchMaker, PictureMaker, other_rows
-from scope.models.pictures.processor import Box, PictureProcessor
+from scope.models.pictures.processor import PictureProcessor
 from scope.models.siglip.towers import VisionTower
 from scope.models.text.tokenizer_names import Side
 from scope.shapes import Logits, Mask, PatchRows, Pixels, Positions, Resid, Tokens

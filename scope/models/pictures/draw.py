@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scope.models.pictures.processor import Box
+from scope.activations.pictures.patches import Box
 from scope.models.pictures.read import read_picture
 
 RAISES, LOWERS = (207, 122, 0), (42, 127, 186)

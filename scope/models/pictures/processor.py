@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from scope.activations.pictures.patches import Box, patch_boxes
 from scope.errors import CheckpointError
 from scope.models.pictures.read import read_picture
 from scope.shapes import Pixels
@@ -17,7 +18,6 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 _AGAIN = "Fetch it again."
 _RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 _KNOWN = ("Siglip", "PaliGemma", "ColPali")
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,7 @@ class PictureProcessor:
 
     def patch_boxes(self, patch_size: int, picture_size: Sequence[int]) -> list[Box]:
         """(left, top, right, bottom) of each patch in the pixels of a picture of (width, height), upright, row by row."""
-        width, height = picture_size
-        x, y = width / self.size * patch_size, height / self.size * patch_size
-        n = self.size // patch_size
-        return [(x * column, y * row, x * (column + 1), y * (row + 1)) for row in range(n) for column in range(n)]
+        return patch_boxes(self.size, patch_size, picture_size)
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary of a preprocessor_config.json that transformers reads as the same."""

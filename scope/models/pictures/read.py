@@ -11,12 +11,12 @@ SVG, PDF, EPS            refused: these are no grids of pixels
 
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from scope.errors import PictureError
 from scope.typed_json import read_bytes
@@ -41,7 +41,7 @@ def read_picture(source: Any, name: str | None = None) -> Any:
 
     if isinstance(source, Image.Image):
         return to_rgb(source, name or "The picture")
-    if isinstance(source, np.ndarray | Tensor):
+    if isinstance(source, np.ndarray) or _is_tensor(source):
         return to_rgb(Image.fromarray(_grey_levels(source, name or "The array")), name or "The array")
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -117,7 +117,7 @@ def to_rgb(image: Any, name: str) -> Any:
 
 def _grey_levels(array: Any, name: str) -> np.ndarray:
     """uint8 [height width] or [height width channel]."""
-    array = array.detach().cpu().numpy() if isinstance(array, Tensor) else array
+    array = array.detach().cpu().numpy() if _is_tensor(array) else array
     if array.dtype != np.uint8:
         raise PictureError(
             f"{name} holds {array.dtype}; grey levels are uint8 from 0 to 255.\n"
@@ -130,3 +130,9 @@ def _grey_levels(array: Any, name: str) -> np.ndarray:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
         raise PictureError(f"{name} is {list(array.shape)}; a picture is [height, width] or [height, width, 3 or 4 channels].")
     return np.ascontiguousarray(array)
+
+
+def _is_tensor(source: Any) -> bool:
+    """Whether it is a torch tensor. Importing torch to ask would cost seconds, and where there is one it is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(source, torch.Tensor)

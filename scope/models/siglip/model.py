@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scope.activations.pictures.patches import Box
 from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.pictures.inputs import InputOptions, PatchMaker, PictureMaker, other_rows
-from scope.models.pictures.processor import Box, PictureProcessor
+from scope.models.pictures.processor import PictureProcessor
 from scope.models.siglip.config import SiglipConfig
 from scope.models.siglip.inputs import TextTowerMaker
 from scope.models.siglip.towers import TextTower, VisionTower

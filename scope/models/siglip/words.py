@@ -110,6 +110,10 @@ class TextTowerTokenizer:
         """The text of a row of ids."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
+    def vocab(self) -> list[str]:
+        """The text of every id of the tower."""
+        return self.pieces(range(len(self)))
+
     def pieces(self, ids: Any) -> list[str]:
         """The text of each token."""
         return [(self.backend.id_to_token(int(i)) or f"<{int(i)}>").replace("▁", " ") for i in ids]
