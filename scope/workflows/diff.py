@@ -30,6 +30,9 @@ class DiffJob(ModelSettings):
     tuned: str
     """TUNED, the model after it: a whole checkpoint of the same shape, BASE+ADAPTER, or an adapter that names its base."""
 
+    tuned_revision: str | None = None
+    """Commit or tag of TUNED on the hub; of BASE+ADAPTER it is that of BASE."""
+
     out: Path | None = None
     """Folder for the result: manifest.json, tables as CSV, latents.csv, and the differences' directions. A run that was stopped
     goes on there."""
@@ -84,7 +87,8 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
     pack = None if job.pack is None else _pack(job.pack)
     folder = _dictionary(job)
     base = job.load_model()
-    changed = load_model(job.tuned, device=job.device, dtype=job.tuned_dtype or job.dtype)
+    dtype = job.tuned_dtype or job.dtype
+    changed = load_model(job.tuned, device=job.device, dtype=dtype, revision=job.tuned_revision)
     if job.out is not None and earlier is not None and not _same_pair(earlier, base, changed):
         raise ConfigError(f"{job.out} holds another comparison: {earlier.title()}. Give another folder, or delete it.")
     sae = None if folder is None else read_sae(folder, str(base.device))
@@ -103,6 +107,7 @@ def diff(config: Any = None, tuned: str | None = None, *, on_progress: OnProgres
         result.provenance["command"] = {
             "base": base.provenance["model"],
             "tuned": job.tuned,
+            "tuned_revision": job.tuned_revision,
             "sae": str(folder) if folder else None,
         }
         result.provenance["command"] |= {"corpus": list(job.corpus), "text_field": job.text_field, "by": job.by}

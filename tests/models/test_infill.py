@@ -96,6 +96,16 @@ def test_marks_are_control_tokens_and_texts_stay_whole_however_a_checkpoint_decl
     assert tokenizer.decode([i for i in ids if i not in tokenizer.special_ids]) == "a = 1\n" + prefix + suffix
 
 
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_a_prompt_in_one_text_is_refused_where_a_mark_takes_spaces_away_and_goes_in_where_there_are_none(toy_tokenizer, side):
+    backend = Backend.from_str(toy_tokenizer.backend.to_str())
+    backend.add_tokens([AddedToken(mark, normalized=False, special=True, **{side: True}) for mark in MARKS.values()])
+    tokenizer = Tokenizer(backend)
+    with pytest.raises(TokensError, match=r'set "lstrip" and "rstrip" of the four marks to false'):
+        infill_text(tokenizer, " the dog ", " runs ")
+    assert infill_text(tokenizer, "the dog", "runs") == "<|fim_prefix|>the dog<|fim_suffix|>runs<|fim_middle|>"
+
+
 def test_the_middle_between_files_ends_at_the_separator_and_reads_what_stands_in_them(model):
     hooks = text_alone(model)
     alone, beside = (model.infill(PREFIX, SUFFIX, 8, files=files, fwd_hooks=hooks) for files in ((), ("x = 12\n",)))

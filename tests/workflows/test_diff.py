@@ -165,4 +165,6 @@ def test_what_cannot_be_compared_is_refused(lab, tmp_path):
         scope.diff("bundled", "bundled", contexts=1)
     with pytest.raises(PackError):
         scope.diff("bundled", "bundled", pack=tmp_path, **SMALL)
+    with pytest.raises(ConfigError, match="revision is 'v2', but bundled is no hub id"):
+        scope.diff("bundled", "bundled", tuned_revision="v2")
     assert run(["diff", "bundled", "nowhere"]) == 2

@@ -32,7 +32,11 @@ def infill_text(tokenizer: TextTokenizer, prefix: str, suffix: str, form: str = 
     ids = infill_ids(tokenizer, prefix, suffix, form, files)
     text = "".join(part for _, part in parts_of(prefix, suffix, form=form, files=files))
     if tokenizer.encode(text) != ids:
-        raise TokensError("This tokenizer cuts the prompt in whole otherwise than its parts; give its ids (infill_ids).")
+        raise TokensError(
+            "This tokenizer reads the prompt as one text otherwise than part by part, as where a mark takes away the spaces "
+            "beside it.\n  model.infill(prefix, suffix) reads it part by part and keeps every byte. For prompts in one text, "
+            'as --infill gives to `scope steer`,\n  set "lstrip" and "rstrip" of the four marks to false in tokenizer.json.'
+        )
     return text
 
 
