@@ -38,6 +38,7 @@ _HOME = {
     "recall": "scope.circuits.recall",
     "attribute": "scope.circuits.attribution",
     "attribute_picture": "scope.circuits.picture_attribution",
+    "attribute_match": "scope.circuits.picture_match",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",

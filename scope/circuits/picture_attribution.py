@@ -25,6 +25,7 @@ from scope.circuits.picture_attribution_result import PatchAblation, PictureAttr
 from scope.errors import EditError
 from scope.fit import check_fit
 from scope.models.paligemma.pictured import check_says_words
+from scope.models.pictures.processor import Box
 from scope.models.pictures.read import read_picture
 from scope.null_seeds import null_seed
 from scope.sae.base import SAE
@@ -73,12 +74,40 @@ def attribute_picture(
     if not prompt.strip():
         raise EditError("The prompt is empty. Give a question or a task, such as 'caption en'.")
     rest = PictureRest(model, sae, picture, prompt, answer, rows)
+    log_p = rest.log_p(rest.x[None])[0]
+    wanted, against = token_pair(model, log_p, log_p, token, other)
+    return PictureAttribution(
+        prompt=prompt,
+        answer=answer,
+        token=model.words.pieces([wanted])[0],
+        other=model.words.pieces([against])[0],
+        p_token=float(log_p[wanted].exp()),
+        p_other=float(log_p[against].exp()),
+        **split(rest, sae, wanted, against, method, steps, n_patches, draws, pack, seed),
+    )
+
+
+def split(
+    rest: "PatchRest",
+    sae: SAE,
+    wanted: int,
+    against: int,
+    method: str,
+    steps: int | None,
+    n_patches: int | None,
+    draws: int,
+    pack: Any,
+    seed: int,
+) -> dict[str, Any]:
+    """The fields of an attribution that are sums over rows and latents, by name.
+
+    Raises:
+        EditError: more patches than there are.
+    """
     n_all = len(rest.boxes)
     n_patches = max(1, n_all // 9) if n_patches is None else n_patches
     if not 0 < n_patches < n_all:
         raise EditError(f"{n_patches} patches cannot be ablated beside others: the picture has {n_all}.")
-    log_p = rest.log_p(rest.x[None])[0]
-    wanted, against = token_pair(model, log_p, log_p, token, other)
     parts = Parts(sae, rest)
     difference = float(rest.difference(rest.x[None], wanted, against)[0])
     if method == "gradient":
@@ -94,44 +123,59 @@ def attribute_picture(
         others = [Row(name="at b_dec alone", value=start)]
     table = [*linear_rows(parts, grad), *others]
     effects = parts.values * (grad @ parts.rows.T)
-    errors = (grad * parts.error()).sum(1)
     by_patch = effects.sum(1)[rest.patch_rows]
-    return PictureAttribution(
-        prompt=prompt,
-        answer=answer,
-        pieces=rest.pieces,
-        token=model.words.pieces([wanted])[0],
-        other=model.words.pieces([against])[0],
-        p_token=float(log_p[wanted].exp()),
-        p_other=float(log_p[against].exp()),
-        method=method,
-        site=sae.site,
-        logit_difference=difference,
-        whole=whole,
-        whole_is=WHOLE[method],
-        gap=whole - sum(row.value for row in table),
-        rows=tuple(described(row, parts, rest, pack) for row in table),
-        picture=rest.picture,
-        grid=tuple(model.patch_grid()),
-        boxes=tuple(rest.boxes),
-        latents=tuple(parts.ids.tolist()),
-        patch_rows=tuple(rest.patch_rows.tolist()),
-        effects=_array(effects),
-        activations=_array(parts.values),
-        nulls=_array(parts.values * parts.rows.norm(dim=1) * grad.norm(dim=1)[:, None] / grad.shape[1] ** 0.5),
-        errors=_array(errors),
-        ablation=_ablation(rest, by_patch, wanted, against, difference, n_patches, draws, seed),
-        provenance={
-            "model": model.provenance,
+    return {
+        "pieces": rest.pieces,
+        "method": method,
+        "site": sae.site,
+        "logit_difference": difference,
+        "whole": whole,
+        "whole_is": WHOLE[method],
+        "gap": whole - sum(row.value for row in table),
+        "rows": tuple(described(row, parts, rest, pack) for row in table),
+        "picture": rest.picture,
+        "grid": tuple(rest.model.patch_grid()),
+        "boxes": tuple(rest.boxes),
+        "latents": tuple(parts.ids.tolist()),
+        "patch_rows": tuple(rest.patch_rows.tolist()),
+        "effects": _array(effects),
+        "activations": _array(parts.values),
+        "nulls": _array(parts.values * parts.rows.norm(dim=1) * grad.norm(dim=1)[:, None] / grad.shape[1] ** 0.5),
+        "errors": _array((grad * parts.error()).sum(1)),
+        "ablation": _ablation(rest, by_patch, wanted, against, difference, n_patches, draws, seed),
+        "provenance": {
+            "model": rest.model.provenance,
             "dictionary": {name: sae.provenance.get(name) for name in ("path", "weights_sha256")},
             "picture_sha256": hashlib.sha256(f"{rest.picture.size}".encode() + rest.picture.tobytes()).hexdigest(),
             "rows": rest.rows,
             "seed": seed,
         },
-    )
+    }
 
 
-class PictureRest(Rest):
+class PatchRest(Rest):
+    """The rest of a model that reads one picture, of which some rows are patches."""
+
+    picture: Any
+    boxes: list[Box]
+    patch_rows: Tensor
+    unread, rows = "rows that the SAE does not read", "image"
+
+    def take_patches(self) -> None:
+        """Every row of the site is a patch.
+
+        Raises:
+            EditError: there are other than as many rows as patches.
+        """
+        columns = self.model.patch_grid()[1]
+        if len(self.x) != len(self.boxes):
+            raise EditError(f"{self.site} has {len(self.x)} rows for {len(self.boxes)} patches: it has none of single patches.")
+        self.pieces = tuple(f"patch {i // columns},{i % columns}" for i in range(len(self.boxes)))
+        self.patch_rows = torch.arange(len(self.boxes))
+        self.counted = torch.ones(len(self.boxes), dtype=torch.bool, device=self.x.device)
+
+
+class PictureRest(PatchRest):
     """The rest of a PaliGemma: from a site on, as a function of the rows there, for one picture and its text."""
 
     def __init__(self, model: Any, sae: SAE, picture: Any, prompt: str, answer: str = "", rows: str | None = None):
@@ -144,17 +188,11 @@ class PictureRest(Rest):
         self.batch, self.types, self.pixels = inputs["input_ids"], inputs["token_type_ids"], inputs["pixel_values"]
         self.x = model.record(inputs, [self.site])[self.site][0]
         self.in_trunk = not self.site.startswith(("vision.", "projector."))
+        if not self.in_trunk:
+            self.take_patches()
+            return
         columns = self.model.patch_grid()[1]
         names = [f"patch {i // columns},{i % columns}" for i in range(len(self.boxes))]
-        self.unread, self.rows = "rows that the SAE does not read", "image"
-        if not self.in_trunk:
-            if len(self.x) != len(names):
-                raise EditError(
-                    f"{self.site} has {len(self.x)} rows for {len(names)} patches: it says nothing of single patches."
-                )
-            self.pieces, self.patch_rows = tuple(names), torch.arange(len(names))
-            self.counted = torch.ones(len(names), dtype=torch.bool, device=self.x.device)
-            return
         ids = self.batch[0]
         image = ids == model.cfg.image_token
         self.patch_rows = image.nonzero().flatten().cpu()
@@ -189,7 +227,7 @@ def rows_of(sae: SAE) -> str:
 
 
 def _ablation(
-    rest: PictureRest, by_patch: Tensor, token: int, other: int, difference: float, n: int, draws: int, seed: int
+    rest: PatchRest, by_patch: Tensor, token: int, other: int, difference: float, n: int, draws: int, seed: int
 ) -> PatchAblation:
     """The largest patches replaced by the mean patch, beside random sets of as many."""
     strongest = by_patch.topk(n).indices.tolist()
@@ -204,7 +242,7 @@ def _ablation(
     )
 
 
-def _replaced(rest: PictureRest, patches: Sequence[int], value: Tensor) -> Tensor:
+def _replaced(rest: PatchRest, patches: Sequence[int], value: Tensor) -> Tensor:
     x = rest.x.clone()
     x[rest.patch_rows[list(patches)]] = value
     return x

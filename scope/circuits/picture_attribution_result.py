@@ -70,7 +70,8 @@ class PictureAttribution(Attribution):
     """[row latent], one standard deviation of the effect of a random direction in the latent's place."""
     errors: np.ndarray = field(repr=False)
     """[row], the effect of what the SAE does not reconstruct."""
-    ablation: PatchAblation
+    ablation: PatchAblation | None
+    """None where the rows are no patches."""
     provenance: dict[str, Any]
     """What it was made from: the model, the SAE, the picture's pixels, the seed and the number of random sets."""
 
@@ -108,7 +109,7 @@ class PictureAttribution(Attribution):
     def draw(self, latent: int | None = None) -> Any:
         """The picture as a PIL image with the effect of each patch over it, of one latent or of all: orange speaks for the
         token, blue for the other."""
-        return overlay(self.picture, self.boxes, self.heat(latent))
+        return overlay(self.picture, self.boxes if self.patch_rows else (), self.heat(latent))
 
     def save(self, file: str | Path, latent: int | None = None) -> Path:
         """Write `draw` as a PNG."""
@@ -130,7 +131,7 @@ class PictureAttribution(Attribution):
             f"{visible(self.token)!r} (p {self.p_token:.3f}) rather than {visible(self.other)!r} (p {self.p_other:.3f}) after "
             f"a picture and {after}: logit difference {self.logit_difference:+.3f}; {self.method}, {self.site}"
         )
-        return [title, *self.cautions(), str(self.ablation)]
+        return [title, *self.cautions(), *([str(self.ablation)] if self.ablation else [])]
 
     def _pair_rows(self) -> list[tuple[str, str, str, str]]:
         table = self.pairs(_PAIRS)
@@ -151,3 +152,20 @@ class PictureAttribution(Attribution):
         return "\n".join([*lines, *self._foot()])
 
     __repr__ = __str__
+
+
+class MatchAttribution(PictureAttribution):
+    """The logit of a picture and a text as a sum over latents; see `scope.circuits.picture_match`. `token` is the text, and
+    `other` the one that it is compared with, "" if there is none."""
+
+    def _head(self) -> list[str]:
+        than = f" rather than {visible(self.other)!r} (p {self.p_other:.3f})" if self.other else ""
+        what = "logit difference" if self.other else "logit"
+        title = f"{visible(self.token)!r} (p {self.p_token:.3f}){than} for the picture: {what} {self.logit_difference:+.3f}"
+        return [f"{title}; {self.method}, {self.site}", *self.cautions(), *([str(self.ablation)] if self.ablation else [])]
+
+    def cautions(self) -> list[str]:
+        """What a reader must know of the method before the rows."""
+        if self.method == "direct":
+            return ["The sum is exact with the length of the picture's vector held at its value."]
+        return super().cautions()

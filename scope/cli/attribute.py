@@ -17,7 +17,7 @@ class Command(ModelSettings):
     Every latent stands beside its null: the effect of a random direction in its place.
     """
 
-    prompt: str
+    prompt: str = ""
     """Text after which the next token is asked about."""
 
     token: str | None = None
@@ -38,7 +38,11 @@ class Command(ModelSettings):
     """Latents to ablate one by one; the rest are ablated together."""
 
     picture: Path | None = None
-    """A picture, for a PaliGemma: the rows are then (patch, latent) pairs, beside an ablation of the same patches."""
+    """A picture, for a PaliGemma: the rows are then (patch, latent) pairs, beside an ablation of the same patches. For a SigLIP
+    with --text: the logit of the pair as a sum over latents of the picture's side."""
+
+    text: str = ""
+    """With --picture, for a SigLIP: what the picture may show. --other is then another text to compare it with."""
 
     answer: str = ""
     """With --picture, the beginning of the answer, after which the token is asked about."""
@@ -69,10 +73,9 @@ class Command(ModelSettings):
 
         from scope.circuits.attribution import attribute
         from scope.circuits.picture_attribution import attribute_picture
+        from scope.circuits.picture_match import POOLED, attribute_match
         from scope.cli.progress import console, print_certificate, print_note
         from scope.features.pack.data import pack_beside
-        from scope.html_page import html_page
-        from scope.models.pictures.draw import png
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
@@ -85,13 +88,28 @@ class Command(ModelSettings):
         pack = pack_beside(self.sae, sae.site, sae.d_sae, self.pack)
         model = self.load_model(sae.provenance)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
-        settings = {"method": self.method, "steps": self.steps, "any_model": self.any_model, "pack": pack}
+        settings = {"steps": self.steps, "any_model": self.any_model, "pack": pack}
+        if self.text:
+            method = None if sae.site == POOLED else self.method
+            attribution = attribute_match(model, sae, self.picture, self.text, self.other, method=method, **settings)
+            console.print(Text(str(attribution)))
+            self._write(attribution)
+            return
+        settings["method"] = self.method
         if self.picture is None:
             attribution = attribute(model, sae, self.prompt, self.token, self.other, exact=self.exact, **settings)
         else:
             asked = self.picture, self.prompt, self.token, self.other
             attribution = attribute_picture(model, sae, *asked, answer=self.answer, **settings)
         console.print(Text(str(attribution)))
+        self._write(attribution)
+
+    def _write(self, attribution: Any) -> None:
+        """The files that are asked for."""
+        from scope.cli.progress import console
+        from scope.html_page import html_page
+        from scope.models.pictures.draw import png
+
         written = {self.csv: self._table(attribution)} if self.csv else {}
         if self.png:
             written[self.png] = png(attribution.draw())
@@ -106,7 +124,7 @@ class Command(ModelSettings):
         Raises:
             ConfigError: what belongs to a picture is given without one.
         """
-        alone = [f"--{name}" for name in ("answer", "png") if getattr(self, name)]
+        alone = [f"--{name}" for name in ("answer", "png", "text") if getattr(self, name)]
         if self.picture is None and alone:
             raise ConfigError(f"{', '.join(alone)} belongs to a picture. Give one: --picture FILE")
 
