@@ -1,4 +1,4 @@
-"""Why a SigLIP says that a picture and a text fit: the logit of the pair as a sum over latents of the picture's side.
+"""Splits the logit that a SigLIP gives a picture and a text: a sum over latents of the picture's side.
 
     logit = exp(logit_scale) * (image / |image|) . (text / |text|) + logit_bias
 
