@@ -67,5 +67,14 @@ def check_fit(model: HasSites, dictionary: ReadsSite, any_model: bool = False, r
         raise DictionaryError(
             f"This dictionary was trained on {trained_on}; this model is {given}.\n"
             "  Load the model it was trained on, or say that you mean this one: any_model=True, or --any-model."
+            f"{_of_window(trained_on, given)}"
         )
     return dictionary.site
+
+
+def _of_window(trained_on: ModelId, given: ModelId) -> str:
+    """The way out where only the reading of the window differs."""
+    if trained_on.weights_sha256 != given.weights_sha256:
+        return ""
+    convention = trained_on.window_convention or "as in its config.json"
+    return f"\n  The weights are the same, and windows are read otherwise: --window-convention {convention}."

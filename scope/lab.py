@@ -52,14 +52,15 @@ def open(
     device: str = "auto",
     dtype: str = "auto",
     revision: str | None = None,
+    window_convention: str | None = None,
     certify: bool = True,
 ) -> "Lab":
     """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
 
     `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. `adapter`, `device`,
-    `dtype` and `revision` are as the flags of the commands: by default cuda, else mps, else cpu, and bfloat16 on cuda. With
-    `certify`, the dictionary is checked against the model on about 2,000 tokens when that is loaded (`lab.certificate`);
-    without, the lab says so.
+    `dtype`, `revision` and `window_convention` are as the flags of the commands: by default cuda, else mps,
+    else cpu, and bfloat16 on cuda. With `certify`, the dictionary is checked against the model on about 2,000 tokens when that
+    is loaded (`lab.certificate`); without, the lab says so.
 
     Raises:
         PackError: the folder lacks a pack or a dictionary.
@@ -74,7 +75,7 @@ def open(
         )
     dictionary = folder / "dictionary"
     pack, sae = Pack.open(folder / "pack"), read_sae(dictionary, device)
-    place = {"adapter": adapter, "dtype": dtype, "revision": revision}
+    place = {"adapter": adapter, "dtype": dtype, "revision": revision, "window_convention": window_convention}
     return Lab(pack, sae, model, device, dictionary if certify else None, **place)
 
 
@@ -114,6 +115,7 @@ class Lab:
         adapter: str | None = None,
         dtype: str = "auto",
         revision: str | None = None,
+        window_convention: str | None = None,
     ):
         if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             raise DictionaryError(
@@ -122,7 +124,9 @@ class Lab:
             )
         self.pack, self.sae, self._model, self._certified = pack, sae, model, certified
         device = device or str(next(sae.parameters()).device)
-        self._place = ModelSettings(adapter=adapter, device=device, dtype=dtype, revision=revision)
+        self._place = ModelSettings(
+            adapter=adapter, device=device, dtype=dtype, revision=revision, window_convention=window_convention
+        )
         self.certificate: Certificate | None = None
         self.dictionaries: dict[str, Any] = {sae.site: sae}
         self._strength_units: dict[str, StrengthUnits] = {}

@@ -6,7 +6,7 @@ leaves absent what it lacks, `to_json` writes today's fields.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -56,16 +56,18 @@ class ModelId:
     """Folder or hub id of a PEFT adapter applied to the weights."""
     weights_sampled: str | None = None
     """The hash that version 0.1 gave to weights of a gigabyte or more, from samples; for comparing with its results."""
+    window_convention: str | None = None
+    """How the window of a RecurrentGemma was read, "deepmind" or "hf", where that is not what its checkpoint says."""
 
     @classmethod
     def of(cls, record: Any) -> "ModelId":
         """From the "model" entry of a result; of anything else than an object, a ModelId that knows nothing."""
         record = _object(record)
-        rest = ("revision", "weights_sha256", "config_sha256", "tokenizer_sha256", "dtype", "adapter", "weights_sampled")
+        rest = [f.name for f in fields(cls) if f.name != "name"]
         return cls(name=_text(record, "model"), **{key: _text(record, key) for key in rest})
 
     def to_json(self) -> dict[str, Any]:
-        fields = {
+        always = {
             "model": self.name,
             "revision": self.revision,
             "weights_sha256": self.weights_sha256,
@@ -73,11 +75,11 @@ class ModelId:
             "tokenizer_sha256": self.tokenizer_sha256,
             "dtype": self.dtype,
         }
-        optional = {"adapter": self.adapter, "weights_sampled": self.weights_sampled}
-        return fields | {key: value for key, value in optional.items() if value}
+        optional = {key: getattr(self, key) for key in ("adapter", "weights_sampled", "window_convention")}
+        return always | {key: value for key, value in optional.items() if value}
 
     def same_weights(self, other: "ModelId") -> bool | None:
-        """Whether both have the same weights; None where either's hash is unknown.
+        """Whether both have the same weights, and read windows alike; None where either's hash is unknown.
 
         Warns with SampledHashWarning where samples are equal and the rest of the weights is not known.
         """
@@ -96,11 +98,12 @@ class ModelId:
                 SampledHashWarning,
                 stacklevel=3,
             )
-        return len(hashes) == 1
+        return len(hashes) == 1 and self.window_convention == other.window_convention
 
     def __str__(self) -> str:
-        weights = f" (weights {self.weights_sha256[:12]})" if self.weights_sha256 else ""
-        return f"{self.name or 'an unnamed model'}{weights}"
+        known = [f"weights {self.weights_sha256[:12]}"] if self.weights_sha256 else []
+        known += [f"window_convention {self.window_convention}"] if self.window_convention else []
+        return (self.name or "an unnamed model") + (f" ({', '.join(known)})" if known else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def load(store: Pack) -> tuple["scope.models.face.LanguageModel", Any]:
     """
     from scope.features.reading.read_text import check_same
 
-    model = load_model(store.model.name, store.model.revision)
+    model = load_model(store.model)
     sae = load_dictionary(dictionary_of(store))
     check_same(store, model, sae)
     _loaded()["model"] = model
@@ -179,11 +179,12 @@ def settings() -> ModelSettings:
     return typed(given, ModelSettings, MODEL, ConfigError, "It is set by scope app.")
 
 
-def load_model(name: str | None, revision: str | None) -> Any:
+def load_model(known: ModelId) -> Any:
     """The model that a pack names, or the one of the app's settings; cached until another is loaded or its weights change."""
     chosen = settings()
     if chosen.model is None:
-        chosen = replace(chosen, model=name or "bundled", revision=chosen.revision or revision)
+        place = {name: getattr(chosen, name) or getattr(known, name) for name in ("revision", "window_convention")}
+        chosen = replace(chosen, model=known.name or "bundled", **place)
     return _model(chosen, modified(chosen.model))
 
 

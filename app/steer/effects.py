@@ -63,8 +63,8 @@ def draw(runner: Runner, edits: Edits | None, job: Job | None) -> None:
         latent_tables.attribution(attributed)
     if "effects" not in state and "attribution" not in state:
         st.caption(
-            "No text is generated here: the prompt is run with the edits, without them, and, as the null, with edits of other "
-            "latents."
+            "No text is generated here: the prompt is run with the edits, without them, and, as the null, with the same edits "
+            "of other latents (of other tokens, for Forget)."
         )
 
 
@@ -102,7 +102,7 @@ def effect_tiles(effects: Effects) -> None:
     """The size of the effect, beside the same edit on other latents."""
     nulls, changes = list(effects.null_kl), list(effects.null_change)
     before, after = effects.logit_difference
-    meaning = "Of the next token, in nats. Null: the median over other latents that matter about as much in the prompt."
+    meaning = f"Of the next token, in nats. Null: the median of the same edit on {effects.null_targets}."
     rows = [
         ("KL to plain", number(effects.kl), f"null {np.median(nulls):.3g}" if nulls else "", meaning),
         ("Logit difference", f"{after:+.3f}", f"{effects.change:+.3f}", f"Before the edit {before:+.3f}."),
@@ -116,7 +116,7 @@ def effect_tiles(effects: Effects) -> None:
     )
     if nulls:
         less = sum(effects.kl > n for n in nulls)
-        st.caption(f"The edit changes the next token more than editing {less} of {len(nulls)} other latents does.")
+        st.caption(f"The edit changes the next token more than {less} of {len(nulls)} nulls do: {effects.null_targets}.")
     for note in effects.notes:
         st.warning(plain(note), icon=":material/block:")
 
@@ -138,7 +138,7 @@ def downstream_table(effects: Effects, labels: dict[str, Any]) -> None:
     rows.insert(2, "label", [show_line(str(labels[site][i]), 40) if site in labels else "" for site, i in places])
     forms = {"plain": "%.2f", "edited": "%.2f", "change": "%+.2f", "null": "%.2f"}
     _table(rows, forms, "effects downstream", "Latents of later sites that the edit changes most, at the last token")
-    st.caption("Null: root mean square change when other latents are edited in the same way.")
+    st.caption(f"Null: root mean square change by the same edit on {effects.null_targets}.")
 
 
 def _table(rows: pd.DataFrame, forms: dict[str, str], key: str, alt: str) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import streamlit as st
 from scope.app.kit.plain import number, show_line
+from scope.app.serve import packs
 from scope.app.steer import edit_list
+from scope.app.steer.state import has_state
 
 from scope.errors import EditError
 from scope.features.face import Pack
@@ -16,13 +18,14 @@ from scope.steering.edits.interventions import Direction, Span
 MOST = 30
 SOURCES = ("Latent", "Prompts", "File")
 TOKENS = "Forget"
-"""The source for packs of a recurrent state."""
+"""The source for packs of a recurrent model."""
 
 
 def draw(store: Pack, slug: str, presets: list[int]) -> tuple[str, tuple[Any, ...]] | None:
     """Draw the panel. Returns the kind and arguments of a direction that needs the model, else None."""
     with st.popover("Add an edit", icon=":material/add:", width="stretch", key="steer add"):
-        sources = (*SOURCES, TOKENS) if ".rec." in store.site else SOURCES
+        remembers = ".rec." in store.site or packs.once(store, "has a state", lambda: has_state(store.model.name or "bundled"))
+        sources = (*SOURCES, TOKENS) if remembers else SOURCES
         source = st.segmented_control(
             "What to edit", sources, default="Latent", required=True, key="steer source", label_visibility="collapsed"
         )

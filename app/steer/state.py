@@ -8,7 +8,7 @@ import streamlit as st
 
 from scope.errors import CheckpointError, EditError
 from scope.models.adapters import find_model
-from scope.models.checkpoints import SHIPPED
+from scope.models.checkpoints import SHIPPED, find_folder, read_config
 from scope.models.text.sampling_config import SamplingConfig
 from scope.models.text.tokenizer import Tokenizer
 
@@ -72,6 +72,23 @@ def check_turns(turns: list[dict[str, str]]) -> None:
     if empty is not None:
         who = "model" if turns[empty]["role"] == "assistant" else "user"
         raise EditError(f"Turn {empty + 1}, of the {who}, is empty. Write something or remove it.")
+
+
+def has_state(name: str) -> bool:
+    """Whether a model has recurrent layers, as far as its config.json on this machine says so."""
+    from huggingface_hub import try_to_load_from_cache
+
+    base = name if Path(name).expanduser().is_dir() else name.partition("+")[0]
+    try:
+        if base in SHIPPED or Path(base).expanduser().is_dir():
+            folder = find_folder(base)
+        elif isinstance(file := try_to_load_from_cache(base, "config.json"), str):
+            folder = Path(file).parent
+        else:
+            return False
+        return read_config(folder).get("model_type") == "recurrent_gemma"
+    except (CheckpointError, ValueError):  # no checkpoint, or no id of the hub
+        return False
 
 
 def chat_template(name: str) -> str | None:

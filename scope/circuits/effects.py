@@ -22,6 +22,7 @@ from scope.renamed import old_keywords
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import Resolved, at_each_layer, check_sites, check_tokens, dictionaries, resolve, sheets
+from scope.steering.apply.state_edits import NEAREST
 from scope.steering.apply.strength_units import StrengthUnits, units_for
 from scope.steering.edits.interventions import Direction, Edit, Edits
 from scope.texts import for_each_text
@@ -29,7 +30,8 @@ from scope.texts import for_each_text
 
 @dataclass(frozen=True, kw_only=True)
 class Effects:
-    """Effects of edits on the next token after a prompt, and on later latents. A null is one run with other latents edited."""
+    """Effects of edits on the next token after a prompt, and on later latents. A null is one run with the same edits of other
+    targets: `null_targets`."""
 
     prompt: str
     edits: Edits
@@ -57,6 +59,17 @@ class Effects:
         """Change of the logit difference."""
         return self.logit_difference[1] - self.logit_difference[0]
 
+    @property
+    def null_targets(self) -> str:
+        """What the nulls edit instead, in the plural."""
+        if all(edit.on_tokens for edit in self.edits):
+            return f"spans of other tokens of about equal share (drawn among the nearest {NEAREST})"
+        if all(edit.on_direction for edit in self.edits):
+            return "random directions"
+        if all(edit.on_latent for edit in self.edits):
+            return "other latents with a part of similar size"
+        return "other latents, directions and tokens of similar size"
+
     def to_frame(self):
         """The likeliest tokens as a pandas table."""
         import pandas as pd
@@ -74,7 +87,7 @@ class Effects:
         if self.null_kl:
             less = sum(self.kl > n for n in self.null_kl)
             lines.append(
-                f"KL to plain {self.kl:.4f} nats; the same edit on {len(self.null_kl)} latents with a part of similar size: "
+                f"KL to plain {self.kl:.4f} nats; the same edit on {len(self.null_kl)} {self.null_targets}: "
                 f"median {np.median(self.null_kl):.4f}, {less} of them less."
             )
         else:
@@ -205,7 +218,7 @@ def _measured(
         downstream=tuple(_changed(before, after, [run[1] for run in null_runs], k)),
         null_latents=tuple(tuple(e.latent if e.on_latent else None for e in null) for null in places),
         report=report.line(),
-        notes=() if any(report.edited_per_step) else ("Nothing was edited: the latent is silent here, or the rule is empty.",),
+        notes=() if any(report.edited_per_step) else (f"Nothing was edited: {_idle(edits)}, or the rule is empty.",),
     )
 
 
@@ -252,6 +265,13 @@ def _in_place(edits: Sequence[Resolved], stream: dict[str, Tensor], saes: dict[s
         else:
             others.append(replace(edit, latent=chosen))
     return Edits(others)
+
+
+def _idle(edits: Edits) -> str:
+    """Why an edit may have nothing to change."""
+    if all(edit.on_tokens for edit in edits):
+        return "the state holds nothing of these tokens"
+    return "the latent is silent here" if all(edit.on_latent for edit in edits) else "there is nothing of it here"
 
 
 def _kl(edited: Tensor, plain: Tensor) -> float:

@@ -60,6 +60,8 @@ def load_model(
             raise ConfigError("An adapter is applied to a checkpoint; TransformerLens' models take none.")
         if streamed:
             raise ConfigError("TransformerLens keeps all weights in memory; only a checkpoint can be streamed.")
+        if window_convention is not None:
+            raise ConfigError("TransformerLens' models take no window_convention. Leave it out.")
         from scope.models.transformer_lens.bridge import load
 
         return load(str(model).removeprefix("lens:"), dtype, device, revision)
@@ -77,8 +79,9 @@ def load_model(
     config = family.config_from_hf(raw, str(model))
     if streamed and not family.streams:
         raise ConfigError(f"A {config.family_name} reads pictures, and such a model is not streamed. Load it into memory.")
-    if window_convention is not None:
-        config = _with_window(config, window_convention)
+    another_window = None
+    if window_convention is not None and (with_window := _with_window(config, window_convention)) != config:
+        config, another_window = with_window, window_convention
         raw = raw | {"window_convention": window_convention}  # it decides outputs, so the hash of the config has it
     config, tokenizer = family.read_folder(config, folder, found.adapter)
     files = weight_files(folder) | taken
@@ -112,6 +115,8 @@ def load_model(
         "tokenizer_sha256": "none" if tokenizer is None else tokenizer.sha256,
         "dtype": str(dtype).removeprefix("torch."),
     }
+    if another_window:
+        loaded.provenance["window_convention"] = another_window
     if change is not None:
         both = f"{loaded.provenance['weights_sha256']} {change.sha256}".encode()
         loaded.provenance["weights_sha256"] = hashlib.sha256(both).hexdigest()

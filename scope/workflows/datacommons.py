@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scope.errors import ConfigError
@@ -97,7 +97,7 @@ def ask_datacommons(
             return _annotated_answer(model, config, service, on_text)
         answering = None
         if config.answer_model:
-            answering = replace(config, model=config.answer_model, adapter=None, revision=None).load_model()
+            answering = config.of_another(config.answer_model).load_model()
         prompt, length = QUESTIONS, len(model.words.encode(QUESTIONS.format(query=config.question)))
         if length + 16 > model.cfg.n_ctx:
             prompt = SHORT_QUESTIONS

@@ -95,6 +95,7 @@ def demo(
     began = time.monotonic()
     cfg = job.load_model().cfg
     place = {"model": job.model, "adapter": job.adapter, "device": job.device, "revision": job.revision}
+    place |= {"window_convention": job.window_convention}
     model = place | {"dtype": job.dtype}
     site = job.site or f"blocks.{cfg.n_layers // 2}.hook_resid_post"
     recording, dictionary, folder = job.out / "recording", job.out / "dictionary", job.out / "pack"

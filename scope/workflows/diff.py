@@ -24,8 +24,8 @@ class DiffJob(ModelSettings):
     """What to compare on which text. Each field is also a flag of `scope diff`."""
 
     model: str = field()
-    """BASE, the model before fine-tuning: bundled, a checkpoint's folder, a hub id, or BASE+ADAPTER. --adapter and --revision
-    are this model's."""
+    """BASE, the model before fine-tuning: bundled, a checkpoint's folder, a hub id, or BASE+ADAPTER. --adapter, --revision
+    and --window-convention are this model's."""
 
     tuned: str
     """TUNED, the model after it: a whole checkpoint of the same shape, BASE+ADAPTER, or an adapter that names its base."""

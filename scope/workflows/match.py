@@ -25,7 +25,7 @@ class Match(ModelSettings):
 
     model: str | None = None
     """Model of A, and of --ceiling: bundled, a checkpoint's folder, a hub id or BASE+ADAPTER. By default the one that it was
-    trained on. --adapter and --revision are this model's."""
+    trained on. --adapter, --revision and --window-convention are this model's."""
 
     model_b: str | None = None
     """Model of B."""
@@ -69,7 +69,7 @@ def match(config: Match | None = None, *, on_progress: OnProgress | None = None,
         if file:
             refuse_unwritable(file)
     loaded: dict[str, Any] = {}
-    of_b = replace(job, model=job.model_b, adapter=None, revision=None)
+    of_b = job.of_another(job.model_b)
     a, b = _encoder(job.a, job, loaded), _encoder(job.b, of_b, loaded)
     ceiling = _encoder(job.ceiling, job, loaded) if job.ceiling else None
     corpus = open_corpus(job.corpus, job.text_field)
@@ -138,6 +138,7 @@ def _encoder(folder: Path, settings: ModelSettings, loaded: dict[str, Any]) -> A
     places = (folder / "dictionary", folder.parent / "dictionary" if (folder / "manifest.json").exists() else folder)
     sae = read_sae(next((place for place in places if place.is_dir()), folder), settings.device)
     key = f"{settings.model or ModelId.of(sae.provenance.get('model')).name} {settings.adapter} {settings.revision}"
+    key += f" {settings.window_convention or ModelId.of(sae.provenance.get('model')).window_convention}"
     if key not in loaded:
         loaded[key] = settings.load_model(sae.provenance)
     return Encoder(loaded[key], sae)

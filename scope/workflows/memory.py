@@ -1,6 +1,6 @@
 """`scope.memory`: what a recurrent model remembers of a text, token by token."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def _recalled(job: Remember, on_progress: OnProgress | None) -> Any:
     from scope.activations.corpus.sources import open_corpus
     from scope.circuits.recall import recall
 
-    models = [replace(job, model=name).load_model() for name in dict.fromkeys((job.model, *job.beside))]
+    beside = [name for name in dict.fromkeys(job.beside) if name != job.model]
+    models = [job.load_model(), *(job.of_another(name).load_model() for name in beside)]
     texts = [document.text for _, document in zip(range(400), open_corpus(job.corpus).documents(job.seed), strict=False)]
     how = {"distances": job.distances, "trials": job.trials, "corpus": job.corpus, "seed": job.seed}
     return recall(models, texts, on_progress=on_progress, **how)

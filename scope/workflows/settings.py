@@ -2,9 +2,9 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from scope.device import find_device, find_dtype
 from scope.errors import ConfigError
@@ -12,6 +12,7 @@ from scope.escape import visible
 from scope.provenance import ModelId
 
 T = TypeVar("T")
+P = TypeVar("P", bound="ModelPlace")
 
 
 def from_settings(config: type[T], settings: Mapping[str, Any]) -> T:
@@ -98,6 +99,10 @@ class ModelPlace:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
+    window_convention: Literal["deepmind", "hf"] | None = None
+    """Only for a RecurrentGemma: a window of W shows a token W + 1 keys (deepmind, as the published weights were trained) or W
+    (hf, as transformers computes). None: as the SAE's model or the checkpoint says, else deepmind."""
+
     def load_model(self, made_for: Mapping[str, Any] | None = None, streamed: bool = False, pictures: bool = False) -> Any:
         """The model; where none is named, the one that a provenance `made_for` names, and at last the bundled one.
 
@@ -114,6 +119,7 @@ class ModelPlace:
             dtype=dtype_of(self),
             device=self.device,
             revision=self.revision or known.revision,
+            window_convention=self.window_convention or known.window_convention,
             streamed=streamed,
         )
         if isinstance(model, VisionModel) and not pictures:
@@ -123,6 +129,10 @@ class ModelPlace:
                 "  model.run_with_cache(...) take them."
             )
         return model
+
+    def of_another(self: P, model: str | None) -> P:
+        """The settings of a second model: the same place, without what belongs to the first one alone."""
+        return replace(self, model=model, adapter=None, revision=None, window_convention=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +157,8 @@ def in_words(settings: Any) -> str:
     device = find_device(settings.device)
     dtype = str(find_dtype(dtype_of(settings), device)).removeprefix("torch.")
     name = visible(settings.model or "the dictionary's model")
-    return f"{name}{f'+{visible(settings.adapter)}' if settings.adapter else ''} on {device} in {dtype}"
+    window = f", window_convention {settings.window_convention}" if settings.window_convention else ""
+    return f"{name}{f'+{visible(settings.adapter)}' if settings.adapter else ''} on {device} in {dtype}{window}"
 
 
 def sae_of_lab(place: str | Path) -> str:

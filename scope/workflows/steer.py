@@ -1,7 +1,7 @@
 """`scope.steer`: a dictionary and prompts in, a comparison of steered and unsteered texts out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,7 +220,7 @@ def _judge(job: Steer) -> Callable[[Any], Any] | None:
         raise ModerationError("--moderate judges the texts of a sweep. Give strengths too: --sweep 0.2 0.4 0.6")
     check_budget(job.budget)
     (policy,) = find_policies(job.moderate)
-    moderator = Moderator(replace(job, model=job.moderator, adapter=None, revision=None).load_model())
+    moderator = Moderator(job.of_another(job.moderator).load_model())
     moderator.judge([Item("Hello", "Hello")], policy)
     return lambda swept: moderated_sweep(swept, moderator, policy, job.budget)
 

@@ -9,6 +9,7 @@ from scope.app.serve import models
 
 from scope.errors import DictionaryError
 from scope.features.face import Pack
+from scope.provenance import ModelId
 
 DATA_PACK = Path(__file__).parents[1] / "data" / "version_0_1_0" / "pack"
 HUB = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
@@ -42,7 +43,7 @@ def test_a_dictionary_trained_anew_and_a_model_written_anew_are_loaded_anew(tmp_
     monkeypatch.setattr("scope.sae.files.read_sae", lambda place, device: loads.append(place) or len(loads))
     monkeypatch.setattr("scope.models.load.load_model", lambda name, **how: loads.append(name) or len(loads))
     weights = tmp_path / "model.safetensors"
-    for load in (models.load_dictionary, lambda place: models.load_model(place, None)):
+    for load in (models.load_dictionary, lambda place: models.load_model(ModelId(name=place))):
         weights.write_bytes(b"old")
         os.utime(weights, ns=(1, 1))
         first = load(str(tmp_path))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from scope.app.steer.state import has_state
 
 from scope.circuits.memory import memory
 from scope.features.collect.collect_pack import CollectConfig, collect
@@ -113,3 +114,23 @@ def test_tokens_are_forgotten_and_a_latent_held_on_the_steer_page_and_the_run_op
     again = page("steer", run=kept.stem)
     assert again.slider(key="steer row 2 strength part").value == 0.5
     assert again.selectbox(key="steer row 1 operation").value == "hold"
+
+
+def test_tokens_can_be_forgotten_from_every_pack_of_a_recurrent_model(tmp_path, toy_tokenizer, folder, open_app):
+    model, site = load_model(str(folder / "checkpoint")), "blocks.2.hook_resid_post"
+    sae = random_sae(model.cfg.d_model, 48, site)
+    sae.provenance = {"model": dict(model.provenance), "site": site}
+    save_sae(sae, tmp_path / "dictionary")
+    tokens = torch.tensor([[model.cfg.bos, *range(10, 41)]] * 20)
+    collect(model, sae, tokens, CollectConfig(score_prompts=0), tmp_path / "pack", dictionary=str(tmp_path / "dictionary"))
+    at = open_app("steer", packs=[tmp_path / "pack"], f=3)
+    (source,) = (group for group in at.button_group if group.key == "steer source")
+    assert source.options[-1] == "Forget"
+
+
+def test_a_model_with_a_state_is_known_by_its_config(folder, tmp_path, monkeypatch):
+    assert has_state("bundled-recurrent")
+    assert has_state(str(folder / "checkpoint"))
+    monkeypatch.chdir(folder / "checkpoint")  # where a config.json lies that is no answer to another name
+    for name in ("bundled", "bundled+fim", str(tmp_path), "owner/not-here", "lens:gpt2", "./no such"):
+        assert not has_state(name), name

@@ -176,7 +176,7 @@ def tried(at, text: str = "the dog"):
 
 
 def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(open_app, monkeypatch):
-    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda known: None)
     at = tried(open_app("feature", f=9))
     assert "dictionary of this pack is not where it was" in said(at)
     assert at.metric
@@ -186,7 +186,7 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     def another(store, model, sae):
         raise PackError("The pack was made with something else:\n  model weights: this pack's aa, given bb")
 
-    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda known: None)
     monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
     monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", another)
@@ -217,7 +217,7 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
 @pytest.fixture
 def no_model(monkeypatch, tmp_path):
     """Live actions get this far without a model."""
-    monkeypatch.setattr("scope.app.serve.models.load_model", lambda name, revision: None)
+    monkeypatch.setattr("scope.app.serve.models.load_model", lambda known: None)
     monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
     monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", lambda store, model, sae: None)

@@ -13,7 +13,7 @@ from scope.cli.main import COMMANDS, run
 from scope.errors import ScopeError
 from scope.lab import Lab
 
-GROUP = {"model", "adapter", "device", "dtype", "revision"}
+GROUP = {"model", "adapter", "device", "dtype", "revision", "window_convention"}
 WITHOUT_MODEL = {"recording", "runs", "convert", "map", "export", "pretrain"}
 """Commands that load no model; pretrain makes one."""
 
@@ -92,11 +92,11 @@ def test_the_flags_reach_the_model(command, monkeypatch, capsys, tmp_path):
     if command in TEXT:
         (tmp_path / "text.txt").write_text("the dog runs. " * 50)
         flags += ["--corpus", "text.txt"]
-    flags += ["--device", "cpu", "--adapter", "fim", "--revision", "main"]
+    flags += ["--device", "cpu", "--adapter", "fim", "--revision", "main", "--window-convention", "hf"]
     flags += ["--compute-dtype" if command in ("harvest", "train") else "--dtype", "bfloat16"]
     assert run([*command.split(), *flags, *([] if command in ("label", "diff") else ["--model", "bundled"])]) == 2
     first, *rest = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"(bundled|the dictionary's model)\+fim on cpu in bfloat16", first)
+    assert re.fullmatch(r"(bundled|the dictionary's model)\+fim on cpu in bfloat16, window_convention hf", first)
     assert "stop here" in rest[-1]
     assert seen[0] | {"streamed": ""} == {
         "model": "bundled" if command != "label" else "here",
@@ -104,6 +104,7 @@ def test_the_flags_reach_the_model(command, monkeypatch, capsys, tmp_path):
         "dtype": "bfloat16",
         "device": "cpu",
         "revision": "main",
+        "window_convention": "hf",
         "streamed": "",
     }
 

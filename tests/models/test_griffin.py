@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
-from scope.errors import CheckpointError, ConfigError, TokensError
+from scope.errors import CheckpointError, ConfigError, DictionaryError, TokensError
+from scope.fit import check_fit
 from scope.models.griffin.config import GriffinConfig
 from scope.models.load import load_model
 from scope.pretrain.export import export
+from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.workflows.settings import ModelSettings
 from tests.models.griffin_twins import (
     CLOSE,
     SHAPES,
@@ -143,7 +146,21 @@ def test_deepminds_window_shows_one_key_more_and_is_what_weights_are_read_with(f
     assert torch.equal(a[:, :5], b[:, :5])
     assert not torch.allclose(a[:, 5:], b[:, 5:])
     assert "window_convention='deepmind', which sees 6 keys" in repr(default)
+
+
+def test_an_sae_of_another_window_convention_is_noticed_and_brings_its_own(folder):
+    default, hf = load_model(str(folder)), load_model(str(folder), window_convention="hf")
     assert default.provenance["config_sha256"] != hf.provenance["config_sha256"]
+    assert load_model(str(folder), window_convention="deepmind").provenance == default.provenance
+    assert hf.provenance["window_convention"] == "hf"
+    assert "window_convention" not in default.provenance
+    for made_with, other, way_out in ((hf, default, "--window-convention hf"), (default, hf, r"as in its config\.json")):
+        sae = JumpReLUSAE(JumpReLUConfig(d_in=made_with.cfg.d_model, d_sae=64), "blocks.0.hook_resid_post")
+        sae.provenance = {"model": made_with.provenance}
+        assert check_fit(made_with, sae) == check_fit(other, sae, any_model=True) == sae.site
+        with pytest.raises(DictionaryError, match=way_out):
+            check_fit(other, sae)
+        assert ModelSettings().load_model(sae.provenance).provenance == made_with.provenance
 
 
 def test_a_window_convention_is_for_models_that_have_one(tiny_config, folder):

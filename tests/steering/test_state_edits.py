@@ -197,6 +197,16 @@ def test_edits_of_a_state_are_swept_priced_and_measured_like_others(model, state
     assert cost(model, None, Forget("dog"), texts).n_tokens > 0
     result = effects(model, None, Forget("dog"), TEXT, nulls=2)
     assert len(result.null_kl) == 2
+    assert "the same edit on 2 spans of other tokens of about equal share" in str(result)
+    assert "latent" not in str(result)
+    (note,) = effects(model, None, Forget("dog", positions="from:60"), TEXT, nulls=0).notes
+    assert note == "Nothing was edited: the state holds nothing of these tokens, or the rule is empty."
+
+
+def test_a_forget_without_effect_is_not_told_to_choose_a_latent(model):
+    run = steer(model, None, Forget("dog", 1e-3), [TEXT], GREEDY, conditions=("plain", "steered"))
+    (note,) = (note for note in run.notes if note.startswith("No effect"))
+    assert "latent" not in note
 
 
 def test_an_edit_at_a_state_is_counted_once_a_token(model, state_sae):

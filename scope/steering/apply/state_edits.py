@@ -29,7 +29,7 @@ from scope.steering.edits.spans import Span
 Control = int | Tensor | None
 """Where an edit's amount goes: where it should (None), along a random direction (a seed), along another row (a tensor)."""
 
-_NEAREST = 3
+NEAREST = 3
 """Of the tokens whose share is nearest in length, how many the control is drawn from."""
 
 
@@ -109,7 +109,7 @@ def alike(lengths: Tensor, marks: Tensor, allowed: Tensor, seed: int) -> Tensor:
     if not len(starts):
         return chosen
     totals = lengths.unfold(0, size, 1).sum(1)[starts]
-    nearest = starts[(totals - lengths[marks].sum()).abs().argsort(stable=True)[:_NEAREST]]
+    nearest = starts[(totals - lengths[marks].sum()).abs().argsort(stable=True)[:NEAREST]]
     drawn = torch.randint(len(nearest), (), generator=generator("tokens of equal share", seed))
     start = int(nearest[drawn])
     chosen[start : start + size] = True

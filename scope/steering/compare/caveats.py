@@ -6,6 +6,7 @@ from typing import Any
 from scope.steering.apply.resolve import Resolved
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.run import Condition
+from scope.steering.edits.base import Edit
 
 STRONG = 1.0
 """Beyond this many typical norms texts usually break down; the useful window is narrow and near 0.5."""
@@ -69,9 +70,11 @@ def why(steered: Condition, edits: Sequence[Resolved], same: Sequence[int], fvu:
     if len(reasons) == len(report.edits):
         return " ".join([*reasons, *in_error])
     untouched = [i for i in same if not report.edited_per_row[i]]
+    targets = " and ".join(dict.fromkeys(counts["target"] for counts in report.edits))
     if untouched:
         return (
-            f"Nothing was edited in {len(untouched)} of these: the latent was silent there, or the positions came to nothing."
+            f"Nothing was edited in {len(untouched)} of these: there was nothing of {targets} there, or the positions came to "
+            "nothing."
         )
     if not any(steered.samples[i].new_ids for i in same):
         return "The model ended the text at once, with and without the edit."
@@ -82,7 +85,16 @@ def why(steered: Condition, edits: Sequence[Resolved], same: Sequence[int], fvu:
     if kl < 1e-6:
         return "The edit acted, and the next-token distribution did not move: nothing after this site reads this direction."
     moved = f"The next-token distribution moved (mean KL {kl:.3g} nats a step), but changed no token that was drawn."
-    return " ".join([moved, "Raise the strength, or choose a latent with a higher output score.", *in_error])
+    return " ".join([moved, _stronger([e.edit for e in edits]), *in_error])
+
+
+def _stronger(edits: Sequence[Edit]) -> str:
+    """What may change a token that the edits did not change."""
+    if all(edit.on_tokens for edit in edits):
+        return "Forget more tokens or raise the part; what attention reads of them is not taken away."
+    if all(edit.on_latent for edit in edits):
+        return "Raise the strength, or choose a latent with a higher output score."
+    return "Raise the strength."
 
 
 def _in_error(edits: Sequence[Resolved], fvu: Mapping[str, float]) -> list[str]:

@@ -348,3 +348,7 @@ def _check_same(what: str, expected: ModelId | DictionaryId, actual: ModelId | D
                 f"This run was made with another {what}: {name} {wanted[:12]} there, {str(there)[:12]} here. "
                 f"Load that {what}: {load}."
             )
+    windows = [getattr(identity, "window_convention", None) for identity in (expected, actual)]
+    if windows[0] != windows[1]:
+        said, there = (window or "as its config.json says" for window in windows)
+        raise EditError(f"This run was made with window_convention {said}; this model has {there}. Load it as it was then.")

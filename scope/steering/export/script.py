@@ -41,10 +41,12 @@ def steps(run: SteeringRun, dictionaries: Sequence[str], model: str | None = Non
     identity = ModelId.of(run.model)
     recorded = identity.name or "bundled"
     name, revision = model or place_here(recorded), identity.revision if model is None else None
+    window = identity.window_convention
     load = (
         f"# Of a folder on another machine only the name is written, as {name!r}: give its place.\n" if name[:2] == "./" else ""
     )
-    load += f"model = load_model({literal(name)}{f', revision={literal(revision)}' if revision and '/' in name else ''})\n"
+    load += f"model = load_model({literal(name)}{f', revision={literal(revision)}' if revision and '/' in name else ''}"
+    load += f"{f', window_convention={literal(window)}' if window else ''})\n"
     load += f"dictionaries = [{', '.join(f'load_sae({literal(place)})' for place in dictionaries)}]\n"
     return [_HEAD.format(names=", ".join(_names(run))), load, _edited(run), _written(run), _checked(run)]
 
