@@ -6,7 +6,7 @@ from scope.app.kit import figures
 from scope.app.kit.plain import plain
 
 from scope.escape import visible_token
-from scope.features.pack.decay import LONG, steps
+from scope.features.pack.decay import LONG, MORE_THAN_ALL, steps
 from scope.features.pack.feature import Feature
 
 MEANING = "What is left, after further tokens, of what tokens added to it; with the gates of the text as they are."
@@ -45,13 +45,15 @@ def decay(feature: Feature) -> None:
             "count": [kept.count for kept in row.retained],
         }
     )
-    column = st.column_config.NumberColumn
+    column, meaning = st.column_config.NumberColumn, f"Of what the token added to the latent. {MORE_THAN_ALL}"
+    if frame["left"].max() > 1:
+        st.caption(MORE_THAN_ALL)
     st.dataframe(
         frame,
         hide_index=True,
         alt=f"{len(frame)} tokens of which most is left",
         column_config={
-            "left": column(f"left after {whole.kept_at}", format="percent", help="Of what the token added to the latent."),
+            "left": column(f"left after {whole.kept_at}", format="percent", help=meaning),
             "count": column("writes", format="%d", help="How often the latent fired and was written there."),
         },
     )

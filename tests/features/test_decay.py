@@ -53,6 +53,31 @@ def test_latents_of_a_state_that_halves_in_four_tokens_have_that_half_life(model
     assert all(token.left == pytest.approx(0.5 ** (16 / HALVES), rel=1e-2) for token in retained)
 
 
+def test_more_than_all_is_left_where_what_a_token_takes_from_a_latent_is_forgotten_sooner(model, sae):
+    """Channel 0 keeps 0.995 a token, channel 1 nothing: of x w0 + y w1 then x w0 is left, which is more where y w1 takes."""
+    signs = [(x, y) for x in (1.0, -1.0) for y in (0.05, -0.05)]
+    with torch.no_grad():
+        model.blocks[0].rec.recurrent_param.fill_(20.0)
+        model.blocks[0].rec.recurrent_param[0] = float(np.log(np.expm1(-np.log(0.995) / 4)))
+        sae.W_enc.zero_(), sae.threshold.zero_()
+        sae.b_enc.fill_(1e6)  # fires everywhere
+        sae.W_enc[:2, :4] = torch.tensor(signs).T
+    tokens = contexts(20) % 5 + 7
+    tokens[:, 0] = 2
+    result = decay(model, sae, tokens)
+    write = model.run_with_cache(tokens)[1]["blocks.0.rec.hook_write"].double()
+    parts = []
+    for latent, (x, y) in enumerate(signs):
+        added = x * write[..., 0] + y * write[..., 1]
+        for token in row.retained if (row := result.of(latent)) else ():
+            there = (tokens == token.id) & (added > 0)
+            there[:, -16:] = there[:, 0] = False
+            assert int(there.sum()) == token.count
+            parts.append(token.left)
+            assert token.left == pytest.approx(float(0.995**16 * x * write[..., 0][there].sum() / added[there].sum()), rel=1e-3)
+    assert min(parts) < 1 < max(parts)
+
+
 def test_the_share_of_long_half_lives_stands_beside_that_of_the_redrawn_model(model, sae, toy_tokenizer):
     other = tiny_griffin(toy_tokenizer, seed=5)
     with torch.no_grad():

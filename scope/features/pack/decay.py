@@ -19,6 +19,11 @@ SCHEMA = 1
 LONG = 16
 """Further tokens beyond which a half-life counts as long."""
 
+MORE_THAN_ALL = (
+    "A token adds to a latent in some channels and takes from it in others. Where what it takes is forgotten sooner, more than "
+    "100% is left."
+)
+
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 
 
@@ -31,7 +36,7 @@ class KeptToken:
     count: Count
     """How often it stood where the latent fired and was written, with enough tokens after it."""
     left: float
-    """The part of what it added that is left after `Decay.kept_at` further tokens."""
+    """The part of what it added that is left after `Decay.kept_at` further tokens; above 1 where MORE_THAN_ALL says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
