@@ -264,7 +264,7 @@ def remembered(heat: np.ndarray, tokens: Sequence[str], times: Sequence[str], fo
     }
     axes = []
     for names, title in ((times, "after this token"), (tokens, "of this token")):
-        every = -(-len(names) // (24 if names is times else 48))
+        every = -(-len(names) // (12 if names is times else 48))
         ticks = list(range(0, len(names), every))
         axes.append(
             {

@@ -8,17 +8,13 @@ from scope.app.steer.state import has_state
 
 from scope.circuits.memory import memory
 from scope.features.collect.collect_pack import CollectConfig, collect
-from scope.features.compare.decay import decay
 from scope.features.face import Pack
-from scope.features.pack.decay import FILE
-from scope.features.pack.write import add_file
 from scope.models.load import load_model
-from scope.sae.files import read_sae, save_sae
+from scope.sae.files import read_sae
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Edits, Forget, Hold
-from tests.help.labs import save_checkpoint
+from tests.help.labs import make_lab
 from tests.models.griffin_twins import tiny_griffin
-from tests.steering.conftest import random_sae
 
 TEXT = "the dog runs to the river. a cat looks at the moon."
 SITE = "blocks.1.rec.hook_state"
@@ -27,16 +23,10 @@ SITE = "blocks.1.rec.hook_state"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, toy_tokenizer, toy_text):
     """checkpoint/, dictionary/, and two packs of a state: pack/ with decay profiles, plain/ without."""
-    folder = tmp_path_factory.mktemp("recurrent")
-    model = load_model(str(save_checkpoint(tiny_griffin(toy_tokenizer), folder / "checkpoint")))
-    sae = random_sae(model.sites()[SITE], 48, SITE)
-    sae.provenance = {"model": dict(model.provenance), "site": SITE}
-    save_sae(sae, folder / "dictionary")
-    ids = [i for text in toy_text for i in model.tokenizer.encode(text, bos=False)]
-    tokens = torch.tensor([[model.cfg.bos, *ids[i : i + 31]] for i in range(0, 20 * 31, 31)])
-    for name in ("pack", "plain"):
-        collect(model, sae, tokens, CollectConfig(score_prompts=0), folder / name, dictionary=str(folder / "dictionary"))
-    add_file(folder / "pack", FILE, decay(model, sae, tokens).to_json().encode(), {})
+    folder = make_lab(tmp_path_factory.mktemp("recurrent") / "lab", tiny_griffin(toy_tokenizer), toy_text, SITE)
+    model, sae = load_model(str(folder / "checkpoint")), read_sae(folder / "dictionary")
+    tokens = torch.tensor([[model.cfg.bos, *range(10, 41)]] * 20)
+    collect(model, sae, tokens, CollectConfig(score_prompts=0), folder / "plain", dictionary=str(folder / "dictionary"))
     return folder
 
 
@@ -116,14 +106,9 @@ def test_tokens_are_forgotten_and_a_latent_held_on_the_steer_page_and_the_run_op
     assert again.selectbox(key="steer row 1 operation").value == "hold"
 
 
-def test_tokens_can_be_forgotten_from_every_pack_of_a_recurrent_model(tmp_path, toy_tokenizer, folder, open_app):
-    model, site = load_model(str(folder / "checkpoint")), "blocks.2.hook_resid_post"
-    sae = random_sae(model.cfg.d_model, 48, site)
-    sae.provenance = {"model": dict(model.provenance), "site": site}
-    save_sae(sae, tmp_path / "dictionary")
-    tokens = torch.tensor([[model.cfg.bos, *range(10, 41)]] * 20)
-    collect(model, sae, tokens, CollectConfig(score_prompts=0), tmp_path / "pack", dictionary=str(tmp_path / "dictionary"))
-    at = open_app("steer", packs=[tmp_path / "pack"], f=3)
+def test_tokens_can_be_forgotten_from_every_pack_of_a_recurrent_model(tmp_path, toy_tokenizer, toy_text, open_app):
+    lab = make_lab(tmp_path / "lab", tiny_griffin(toy_tokenizer), toy_text, "blocks.2.hook_resid_post")
+    at = open_app("steer", packs=[lab / "pack"], f=3)
     (source,) = (group for group in at.button_group if group.key == "steer source")
     assert source.options[-1] == "Forget"
 

@@ -48,6 +48,23 @@ def test_no_page_shuts_anybody_out(visit, name, theme):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
+def test_neither_do_the_pages_of_a_state(visit, theme):
+    person = visit(theme=theme, slug="state")
+    page = person.open("feature", f=3)
+    page.get_by_text("Half-life").first.wait_for()
+    assert violations(page) == []
+    page = person.open("prompt", text="the dog runs to the river")
+    page.get_by_role("heading", name="What is remembered").wait_for()
+    assert violations(page) == []
+    page = person.open("steer", f=3)
+    page.get_by_role("button", name="Add an edit").click()
+    page.get_by_role("radio", name="Forget").click()
+    person.settle()
+    page.get_by_role("textbox", name="Tokens of the prompt").wait_for()
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
 def test_neither_do_a_tested_text_an_open_token_and_the_guess_game(visit, theme):
     person = visit(theme=theme)
     page = person.open("feature", f=3)

@@ -9,6 +9,10 @@ from scope.activations.corpus.sources import open_corpus
 from scope.activations.harvest.harvest import harvest
 
 from scope.features.collect.collect_pack import CollectConfig, collect
+from scope.features.compare.decay import decay
+from scope.features.pack.decay import FILE
+from scope.features.pack.write import add_file
+from scope.models.griffin.shares import layer_of
 from scope.models.load import load_model
 from scope.sae.files import save_sae
 from scope.sae.jumprelu import JumpReLUConfig
@@ -17,7 +21,7 @@ from scope.training.config import TrainConfig
 from scope.training.trainer import train
 from scope.workflows.harvest import middle_residual
 from scope.workflows.training_source import recorded_provenance
-from tests.steering.conftest import random_sae
+from tests.steering.conftest import SITE, random_sae
 
 
 def save_checkpoint(model, folder: Path) -> Path:
@@ -33,10 +37,10 @@ def save_checkpoint(model, folder: Path) -> Path:
     return folder
 
 
-def make_lab(folder: Path, tiny_model, texts: list[str]) -> Path:
-    """Checkpoint in checkpoint/, and dictionary/ and pack/ as `scope demo` lays them out."""
+def make_lab(folder: Path, tiny_model, texts: list[str], site: str = SITE) -> Path:
+    """Checkpoint in checkpoint/, and dictionary/ and pack/ as `scope demo` lays them out; of a state with decay profiles."""
     model = load_model(str(save_checkpoint(tiny_model, folder / "checkpoint")))
-    sae = random_sae(model.cfg.d_model, 48)
+    sae = random_sae(model.sites()[site], 48, site)
     sae.provenance = {"model": dict(model.provenance), "site": sae.site}
     save_sae(sae, folder / "dictionary")
     ids = [i for text in texts for i in model.tokenizer.encode(text, bos=False)]
@@ -44,6 +48,8 @@ def make_lab(folder: Path, tiny_model, texts: list[str]) -> Path:
     rows = [[model.cfg.bos, *ids[i : i + width]] for i in range(0, min(len(ids) - width, 40 * width), width)]
     config = CollectConfig(score_prompts=2, score_null=4)
     collect(model, sae, torch.tensor(rows), config, folder / "pack", dictionary=str(folder / "dictionary"))
+    if layer_of(site) is not None:
+        add_file(folder / "pack", FILE, decay(model, sae, torch.tensor(rows)).to_json().encode(), {})
     return folder
 
 

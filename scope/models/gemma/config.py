@@ -6,10 +6,8 @@ from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.config_types import check_types
+from scope.models.parts.config_checks import check_values, common_fields, refuse_quantised, token_ids
 from scope.models.transformer_lens.config_names import ConfigNames, with_switches
-
-_LARGEST = {"n_layers": 1000, "d_vocab": 2**24, "n_ctx": 2**31, "window": 2**31}
-"""Sizes beyond any model's, which only a damaged file asks for; 2^17 where nothing else stands."""
 
 _ATTENTION = {"sliding_attention": "local", "full_attention": "global"}
 
@@ -94,19 +92,8 @@ class GemmaConfig(ConfigNames):
     def __post_init__(self):
         if self.model_type not in _GENERATIONS:
             raise ConfigError(f"model_type is {self.model_type!r}; a Gemma's is {' or '.join(_GENERATIONS)}.")
-        for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_mlp", "d_vocab", "n_ctx", "window"):
-            if not 1 <= getattr(self, name) <= _LARGEST.get(name, 2**17):
-                most = _LARGEST.get(name, 2**17)
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 1 to {most:,}.")
-        for name in ("query_scalar", "attn_cap", "final_cap", "rope_theta", "rope_local_theta", "rope_factor", "eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
-        for name in ("bos", "pad"):
-            if not 0 <= getattr(self, name) < self.d_vocab:
-                raise ConfigError(f"{name} is {getattr(self, name)}, and the vocabulary has the ids 0 to {self.d_vocab - 1}.")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly.")
+        sizes = "d_model n_layers n_heads n_kv_heads d_head d_mlp d_vocab n_ctx window".split()
+        check_values(self, sizes, "query_scalar attn_cap final_cap rope_theta rope_local_theta rope_factor eps".split())
         if self.d_head % 2:
             raise ConfigError(f"d_head is {self.d_head}; rotary positions pair features, so it must be even.")
         if not self.layer_types:
@@ -165,15 +152,10 @@ class GemmaConfig(ConfigNames):
             raise CheckpointError(f"{where} has attention biases, which no {name} has.")
         if raw.get("use_bidirectional_attention"):
             raise CheckpointError(f"{where} asks for attention in both directions; only causal attention is computed.")
-        if raw.get("quantization_config") or raw.get("compression_config"):
-            raise CheckpointError(
-                f"{where} holds quantised weights, which are not read. Give the checkpoint they were made from."
-            )
+        refuse_quantised(raw, where)
         known = [theirs for theirs, ours in _ATTENTION.items() if ours in generation.attention]
         if strange := sorted(set(raw.get("layer_types") or ()) - set(known)):
             raise CheckpointError(f"{where} has layers of type {', '.join(strange)}; a {name} has {', '.join(known)}.")
-        eos = raw.get("eos_token_id")
-        eos = 1 if eos is None else eos
         try:
             d_head = raw["head_dim"]
             return cls(
@@ -193,9 +175,7 @@ class GemmaConfig(ConfigNames):
                 **(_rotary_by_kind if kind == "gemma3_text" else _rotary)(raw, where),
                 eps=raw.get("rms_norm_eps", 1e-6),
                 layer_types=_layer_types(raw),
-                bos=2 if raw.get("bos_token_id") is None else raw["bos_token_id"],
-                eos=tuple(eos) if isinstance(eos, list | tuple) else (eos,),
-                pad=max(0, raw.get("pad_token_id") or 0),  # -1 means none
+                **token_ids(raw),
                 model_name=where,
             )
         except KeyError as missing:
@@ -217,31 +197,13 @@ class GemmaConfig(ConfigNames):
         scaling = {"rope_type": "linear", "factor": self.rope_factor} if self.rope_factor != 1 else None
         local = {"rope_local_base_freq": self.rope_local_theta or self.rope_theta, "rope_scaling": scaling}
         return {
-            "architectures": [self.original_architecture],
-            "model_type": self.model_type,
-            "hidden_size": self.d_model,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.n_kv_heads,
-            "head_dim": self.d_head,
+            **common_fields(self),
             "intermediate_size": self.d_mlp,
-            "vocab_size": self.d_vocab,
-            "max_position_embeddings": self.n_ctx,
             **(later if self.post_norms else {}),
             **(local if self.model_type == "gemma3_text" else {}),
-            "rope_theta": self.rope_theta,
-            "rms_norm_eps": self.eps,
-            "hidden_activation": "gelu_pytorch_tanh",
             "hidden_act": "gelu_pytorch_tanh",
             "attention_bias": False,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": True,
-            "bos_token_id": self.bos,
-            "eos_token_id": self.eos[0] if len(self.eos) == 1 else list(self.eos),
-            "pad_token_id": self.pad,
             "initializer_range": 0.02,
-            "use_cache": True,
-            "dtype": "bfloat16",
         }
 
 

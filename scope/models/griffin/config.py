@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
+from scope.models.parts.config_checks import check_values, common_fields, refuse_quantised, token_ids
 from scope.models.transformer_lens.config_names import ConfigNames, with_switches
 from scope.typed_json import typed
-
-_LARGEST = {"n_layers": 1000, "d_vocab": 2**24, "n_ctx": 2**31, "window": 2**31, "conv_width": 64}
-"""Sizes beyond any model's, which only a damaged file asks for; 2^17 where nothing else stands."""
 
 _KINDS = {"recurrent": "recurrent", "attention": "local"}
 _PATTERN = ("recurrent", "recurrent", "local")
@@ -26,8 +24,6 @@ _UNSAID = {
     "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
     "hidden_activation": "gelu_pytorch_tanh",
-    "bos_token_id": 2,
-    "eos_token_id": 1,
 }
 """What transformers takes where a config.json leaves a field out."""
 
@@ -78,19 +74,7 @@ class GriffinConfig(ConfigNames):
 
     def __post_init__(self):
         sizes = "d_model n_layers n_heads n_kv_heads d_head d_mlp d_vocab lru_width conv_width n_ctx window".split()
-        for name in sizes:
-            if not 1 <= getattr(self, name) <= _LARGEST.get(name, 2**17):
-                most = _LARGEST.get(name, 2**17)
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 1 to {most:,}.")
-        for name in ("final_cap", "rope_theta", "eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} is {value}; it must be above 0.")
-        for name in ("bos", "pad"):
-            if not 0 <= getattr(self, name) < self.d_vocab:
-                raise ConfigError(f"{name} is {getattr(self, name)}, and the vocabulary has the ids 0 to {self.d_vocab - 1}.")
-        if self.n_heads % self.n_kv_heads:
-            raise ConfigError(f"{self.n_heads} query heads cannot share {self.n_kv_heads} key-value heads evenly.")
+        check_values(self, sizes, ("final_cap", "rope_theta", "eps"))
         if self.lru_width % self.n_heads:
             raise ConfigError(
                 f"lru_width is {self.lru_width}; the gates split it into {self.n_heads} blocks, one a head, so it must be a "
@@ -137,7 +121,7 @@ class GriffinConfig(ConfigNames):
         said = {name: value for name, value in raw.items() if value is not None or name == "logits_soft_cap"}
         said |= {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if rope.get(name) is not None}
         raw = _UNSAID | said
-        d_model, n_heads, eos = raw["hidden_size"], raw["num_attention_heads"], raw["eos_token_id"]
+        d_model, n_heads = raw["hidden_size"], raw["num_attention_heads"]
         if n_heads < 1:
             raise CheckpointError(f"{where} has {n_heads} attention heads (num_attention_heads); it needs at least one.")
         d_head = raw.get("head_dim") or d_model // n_heads
@@ -161,9 +145,7 @@ class GriffinConfig(ConfigNames):
                 attention_bias=raw.get("attention_bias", False),
                 eps=raw["rms_norm_eps"],
                 layer_types=_layer_types(raw, where),
-                bos=raw["bos_token_id"],
-                eos=tuple(eos) if isinstance(eos, list) else (eos,),
-                pad=max(0, raw.get("pad_token_id") or 0),  # -1 means none
+                **token_ids(raw),
                 model_name=where,
             )
         except ConfigError as error:
@@ -174,13 +156,7 @@ class GriffinConfig(ConfigNames):
         convention "deepmind", which it does not know."""
         names = {ours: theirs for theirs, ours in _KINDS.items()}
         return {
-            "architectures": [self.original_architecture],
-            "model_type": self.model_type,
-            "hidden_size": self.d_model,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.n_kv_heads,
-            "head_dim": self.d_head,
+            **common_fields(self),
             "intermediate_size": 2 * self.d_mlp,
             "lru_width": self.lru_width,
             "conv1d_width": self.conv_width,
@@ -188,20 +164,8 @@ class GriffinConfig(ConfigNames):
             "attention_window_size": self.window,
             "window_convention": self.window_convention,
             "logits_soft_cap": self.final_cap,
-            "vocab_size": self.d_vocab,
-            "max_position_embeddings": self.n_ctx,
-            "rope_theta": self.rope_theta,
             "partial_rotary_factor": self.d_rotary / self.d_head,
-            "rms_norm_eps": self.eps,
-            "hidden_activation": "gelu_pytorch_tanh",
             "attention_bias": self.attention_bias,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": True,
-            "bos_token_id": self.bos,
-            "eos_token_id": self.eos[0] if len(self.eos) == 1 else list(self.eos),
-            "pad_token_id": self.pad,
-            "use_cache": True,
-            "dtype": "bfloat16",
         }
 
 
@@ -288,5 +252,4 @@ def _refuse_variants(raw: dict[str, Any], rope: dict[str, Any], where: str) -> N
             f"{where} says that embeddings are not multiplied by sqrt(d_model) (embeddings_scale_by_sqrt_dim); transformers "
             "multiplies them all the same.\n  If that is what its logits are meant to be, remove that line."
         )
-    if raw.get("quantization_config") or raw.get("compression_config"):
-        raise CheckpointError(f"{where} holds quantised weights, which are not read. Give the checkpoint they were made from.")
+    refuse_quantised(raw, where)
