@@ -72,9 +72,9 @@ def check_fit(model: HasSites, dictionary: ReadsSite, any_model: bool = False, r
     return dictionary.site
 
 
-def _of_window(trained_on: ModelId, given: ModelId) -> str:
+def _of_window(trained_on: ModelId, loaded: ModelId) -> str:
     """The way out where only the reading of the window differs."""
-    if trained_on.weights_sha256 != given.weights_sha256:
+    if trained_on.weights_sha256 != loaded.weights_sha256:
         return ""
     convention = trained_on.window_convention or "as in its config.json"
     return f"\n  The weights are the same, and windows are read otherwise: --window-convention {convention}."

@@ -1,4 +1,4 @@
-"""What the configs of all text families check alike, and the fields of a config.json that they write alike."""
+"""Checks that the configs of all text families share, and the fields of a config.json that they write alike."""
 
 from collections.abc import Iterable
 from typing import Any
