@@ -28,6 +28,9 @@ _NAMES = {
     "\ufeff": "BOM",
     "\xad": "SHY",
 }
+_FILLERS = re.compile("[\u115f\u1160\u2800\u3164\uffa0]")
+"""Letters and signs that count as printable and draw nothing: the Hangul fillers, and a braille cell without dots."""
+
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # controls, format marks, surrogates, private use, unassigned, separators
 
 _RTL = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]"
@@ -48,12 +51,17 @@ _NO_TEXT = re.compile(r"(?:⟨[0-9A-F]{2}⟩|⟪\w+⟫|</?\w+>|<0x[0-9A-F]{2}>)+
 def escape(text: object) -> str:
     """Plain text for HTML, safe between tags and inside quoted attributes; hidden marks become visible, line breaks stay."""
     text = str(text)
-    return html.escape(text if text.isprintable() else "".join(_glyph(text, i, "\n\t") for i in range(len(text))), quote=True)
+    return html.escape(text if is_seen(text) else "".join(_glyph(text, i, "\n\t") for i in range(len(text))), quote=True)
 
 
 def visible(text: str) -> str:
     """Text on one line with glyphs for what cannot be seen: ↵, ⇥, ⟪RLO⟫. It still has to be escaped for HTML."""
-    return text if text.isprintable() else "".join(_glyph(text, i) for i in range(len(text)))
+    return text if is_seen(text) else "".join(_glyph(text, i) for i in range(len(text)))
+
+
+def is_seen(text: str) -> bool:
+    """Whether every character of a text draws something, or is a space."""
+    return text.isprintable() and not _FILLERS.search(text)
 
 
 def visible_token(token: str, mark_space: bool = False) -> str:
@@ -123,6 +131,6 @@ def _glyph(text: str, i: int, keep: str = "") -> str:
         return _GLYPHS[char]
     if char in "\u200c\u200d" and 0 < i < len(text) - 1 and ord(text[i - 1]) > 0x2FF:
         return char  # inside a Persian word or an emoji these join letters; at an edge they hide
-    if unicodedata.category(char) in _HIDDEN:
+    if unicodedata.category(char) in _HIDDEN or _FILLERS.match(char):
         return f"⟪{_NAMES.get(char, format(ord(char), '04X'))}⟫"
     return char

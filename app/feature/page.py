@@ -139,6 +139,7 @@ def strengths_and_test() -> None:
         label_visibility="collapsed",
         height=90,
     )
+    messages.show_turning_marks(text)
     with st.container(horizontal=True, vertical_alignment="center"):
         help = "Runs the model, which is loaded on first use."
         pressed = st.button("Read", icon=":material/play_arrow:", type="primary", help=help)

@@ -15,6 +15,7 @@ from plotly.basedatatypes import BaseFigure
 from scope.app.kit.palette import ELSEWHERE, LOWERED, MARK, RAISED, SERIES
 from scope.app.kit.plain import show_line
 
+from scope.escape import is_seen
 from scope.features.pack.index import Index
 
 SMALL = {"displayModeBar": False}
@@ -180,7 +181,7 @@ def scatter(
 
 def hover_texts(ids: np.ndarray, labels: Iterable[str]) -> list[str]:
     """Number and label of each latent in one line of literal text; all at once, since there may be ten thousand."""
-    lines = [text if len(text) <= 60 and text.isprintable() else show_line(text) for text in labels]
+    lines = [text if len(text) <= 60 and is_seen(text) else show_line(text) for text in labels]
     literal = _literal("\n".join(lines)).split("\n") if lines else []
     return [f"#{i} {text}" for i, text in zip(ids.tolist(), literal, strict=True)]
 
@@ -392,9 +393,9 @@ def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> Drawn:
         {
             "type": "scatter",
             "mode": "lines",
-            "line": {"shape": "hvh", "color": colour, "width": 2},
-            "x": (edges[1:] + edges[:-1]) / 2,
-            "y": counts / max(counts.sum(), 1),
+            "line": {"shape": "hv", "color": colour, "width": 2},
+            "x": np.concatenate([edges[:1], edges]),  # up from zero at the first edge, and down to it at the last
+            "y": np.concatenate([[0.0], counts / max(counts.sum(), 1), [0.0]]),
             "name": _literal(slug),
             "fill": "tozeroy" if len(each) == 1 else "none",
         }

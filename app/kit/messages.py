@@ -1,5 +1,6 @@
 """Error messages: refusals of the library, damaged parts of a pack, notes that could not be written."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,3 +49,13 @@ def warn_of_poor_fit(fvu: float, text: str) -> None:
     if fvu > 0.5:
         explained = max(0.0, 1 - fvu)
         st.warning(f"The SAE explains only {explained:.0%} of {text}: where a latent is silent, that means little.")
+
+
+_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def show_turning_marks(text: str | None) -> None:
+    """Under a field, its text with the marks that change the reading direction made visible: a browser obeys them in fields,
+    where no style can stop it, so what a field shows may stand in another order than what a model reads."""
+    if text and _TURNING.search(text):
+        st.caption(f"With marks that turn the reading direction, in the order in which it is read: {plain(text)}")

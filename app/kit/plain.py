@@ -3,7 +3,7 @@
 import math
 import re
 
-from scope.escape import visible_token
+from scope.escape import is_seen, visible_token
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _ADDRESS = re.compile(r"(https?(?=:)|www(?=\.)|@)", re.IGNORECASE)
@@ -13,7 +13,7 @@ _JOINER = "\u2060"  # no width, no break: Markdown turns bare addresses into lin
 def plain(text: object) -> str:
     """Text that Markdown shows literally: no link, image, formula, icon or colour, and no invisible control character."""
     lines = (
-        "".join(visible_token(char) if char < " " or not char.isprintable() else char for char in line)
+        "".join(visible_token(char) if char < " " or not is_seen(char) else char for char in line)
         for line in f"{text}".split("\n")
     )
     return "  \n".join(_PUNCTUATION.sub(r"\\\1", _ADDRESS.sub(r"\1" + _JOINER, line)) for line in lines)
@@ -42,5 +42,5 @@ def short_name(model: str) -> str:
 def show_line(text: str, most: int = 60) -> str:
     """One line of visible glyphs, cut to `most`."""
     text = text[: 2 * most]
-    glyphs = text if text.isprintable() else "".join(char if char.isprintable() else visible_token(char) for char in text)
+    glyphs = text if is_seen(text) else "".join(char if is_seen(char) else visible_token(char) for char in text)
     return glyphs if len(glyphs) <= most else glyphs[: most - 1] + "…"

@@ -1,9 +1,9 @@
 // Rows of tokens. Everything that comes from text is set by textContent: markup in a token is shown, never obeyed.
 const element = (tag, className, text) => {
-  const made = document.createElement(tag);
-  made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(tag);
+  node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 };
 
 function strip(row, index, options, setTriggerValue) {
@@ -18,27 +18,27 @@ function strip(row, index, options, setTriggerValue) {
   const spans = row.cells.map(([glyphs, step, value, marks, breaks, start]) => {
     const word = glyphs.replace(/^ +/, "");
     if (text.hasChildNodes()) text.append(glyphs.slice(0, glyphs.length - word.length)); // uncoloured: no stripe at a line's end
-    const made = element("span", "tok", word);
-    if (step) made.classList.add("s" + step);
-    if (marks.includes("p")) made.classList.add("peak");
-    if (marks.includes("d")) made.classList.add("steered");
-    if (marks.includes("x")) made.classList.add("parts");
-    if (marks.includes("c")) made.classList.add("chosen");
-    if (marks.includes("j")) made.classList.add("joins");
-    if (marks.includes("a")) made.classList.add("alone");
-    if (value) made.title = value;
+    const span = element("span", "tok", word);
+    if (step) span.classList.add("s" + step);
+    if (marks.includes("p")) span.classList.add("peak");
+    if (marks.includes("d")) span.classList.add("steered");
+    if (marks.includes("x")) span.classList.add("parts");
+    if (marks.includes("c")) span.classList.add("chosen");
+    if (marks.includes("j")) span.classList.add("joins");
+    if (marks.includes("a")) span.classList.add("alone");
+    if (value) span.title = value;
     if (options.pick) {
-      made.classList.add("pickable");
-      made.addEventListener("click", () => setTriggerValue("picked", [index, start]));
+      span.classList.add("pickable");
+      span.addEventListener("click", () => setTriggerValue("picked", [index, start]));
     }
-    text.append(made);
+    text.append(span);
     if (options.breaks) for (let n = 0; n < breaks; n++) text.append(document.createElement("br"));
-    return made;
+    return span;
   });
-  let here = -1;
+  let shown = -1;
   const show = (n) => {
-    if (here >= 0) spans[here].classList.remove("here");
-    here = n;
+    if (shown >= 0) spans[shown].classList.remove("here");
+    shown = n;
     if (n < 0) { readout.textContent = ""; return; }
     spans[n].classList.add("here");
     readout.replaceChildren(element("bdi", "", row.cells[n][0]), "  " + (row.cells[n][2] || "silent"));
@@ -50,9 +50,9 @@ function strip(row, index, options, setTriggerValue) {
   text.addEventListener("pointerleave", () => show(-1));
   text.addEventListener("blur", () => show(-1));
   text.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && options.pick && here >= 0) {
+    if (event.key === "Enter" && options.pick && shown >= 0) {
       event.preventDefault();
-      setTriggerValue("picked", [index, row.cells[here][5]]);
+      setTriggerValue("picked", [index, row.cells[shown][5]]);
       return;
     }
     const forward = row.direction === "rtl" ? -1 : 1;
@@ -61,7 +61,7 @@ function strip(row, index, options, setTriggerValue) {
     event.preventDefault();
     event.stopPropagation();
     const peak = row.cells.findIndex((cell) => cell[3].includes("p"));
-    show(here < 0 ? Math.max(peak, 0) : Math.min(Math.max(here + move, 0), spans.length - 1));
+    show(shown < 0 ? Math.max(peak, 0) : Math.min(Math.max(shown + move, 0), spans.length - 1));
   });
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");

@@ -40,6 +40,7 @@ def text_of(name: str, label: str) -> str:
     if name in st.query_params and st.session_state.get(f"came {name}") != st.query_params[name]:
         st.session_state[name] = st.session_state[f"came {name}"] = st.query_params[name]
     text = st.text_area(label, key=name, height=90, placeholder="The river runs to the sea.")
+    messages.show_turning_marks(text)
     fits = 0 < len(text) <= readings.LONGEST
     if fits and st.query_params.get(name) != text:
         st.query_params[name] = st.session_state[f"came {name}"] = text

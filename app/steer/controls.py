@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 import streamlit as st
+from scope.app.kit.messages import show_turning_marks
 from scope.app.kit.plain import plain
 from scope.app.steer.state import CONDITION_NAMES, remembered
 
@@ -29,6 +30,7 @@ def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
         st.caption(plain(why_no_chat))
     if not chat or why_no_chat is not None:
         text = st.text_area("Prompt", height=90, **remembered("prompt", PROMPT))
+        show_turning_marks(text)
         return text, None
     return "", _turns()
 
@@ -44,6 +46,7 @@ def _turns() -> list[dict[str, str]]:
         message = st.text_area(
             "User", height=70, **remembered(f"message {i}", "What is your favourite hobby?" if not i else "")
         )
+        show_turning_marks(message)
         turns.append({"role": "user", "content": message})
     with st.container(horizontal=True):
         st.button("Add a turn", icon=":material/add:", type="tertiary", on_click=_exchanges, args=(1,))

@@ -37,9 +37,9 @@ def check_pair(base: LanguageModel, tuned: LanguageModel) -> list[str]:
     """
     sizes = [(m.cfg.n_layers, m.cfg.d_model, m.cfg.d_vocab) for m in (base, tuned)]
     if sizes[0] != sizes[1] or base.sites() != tuned.sites():
-        told = [f"{n} layers of {d} numbers and {v:,} tokens" for n, d, v in sizes]
+        shapes = [f"{n} layers of {d} numbers and {v:,} tokens" for n, d, v in sizes]
         raise ConfigError(
-            f"These models have not the same shape: the base has {told[0]}, the tuned one {told[1]}.\n"
+            f"These models have not the same shape: the base has {shapes[0]}, the tuned one {shapes[1]}.\n"
             "  Latents of two unlike models are compared by: scope match"
         )
     notes = []
@@ -104,7 +104,7 @@ def diff(
     moved, frame, updates, transfer = None, None, [], ()
     if sae is not None:
         firing = [sums[f"{who}/firing"].double() for who in (BASE, TUNED)]
-        found = moved_latents(
+        test = moved_latents(
             sums[f"{BASE}/activation"],
             sums[f"{TUNED}/activation"],
             (firing[0] + firing[1]).sum(0),
@@ -113,15 +113,15 @@ def diff(
             config.level,
             config.seed,
         )
-        frame = _latents(found, firing, sums["group/tokens"], text.names, base, sae)
+        frame = _latents(test, firing, sums["group/tokens"], text.names, base, sae)
         moved = Moved(
             latents=int(frame["moved"].sum()),
             of=len(frame),
-            threshold=found.threshold,
+            threshold=test.threshold,
             level=config.level,
             redraws=config.redraws,
-            by_chance=found.by_chance,
-            any_by_chance=found.any_by_chance,
+            by_chance=test.by_chance,
+            any_by_chance=test.any_by_chance,
         )
         updates = update_latents(base, sae, directions, seed=config.seed)
         transfer = tuple(
@@ -199,11 +199,11 @@ def _sites(state: Reading, sites: list[str], base: LanguageModel) -> tuple[list[
     for site in sites:
         difference, total = state.sums[f"{site}/difference"].item(), state.sums[f"{site}/base"].item()
         mean = (state.sums[f"{site}/mean"] / n).float()
-        values, found = dense(state.sums[f"{site}/rows"].double())
+        values, factors = dense(state.sums[f"{site}/rows"].double())
         share = values.square() / values.square().sum().clamp_min(1e-300)
         promotes: tuple[str, ...] = ()
         if difference:
-            directions |= {f"{site}/mean": mean, f"{site}/first": found.reads[:, 0].clone()}
+            directions |= {f"{site}/mean": mean, f"{site}/first": factors.reads[:, 0].clone()}
             if len(mean) == base.cfg.d_model and not site.endswith(("hook_z", "hook_normalized")):
                 ids = base.direct_logits(mean[None].to(base.device))[0].topk(8).indices.tolist()
                 promotes = tuple(base.words.pieces(ids))

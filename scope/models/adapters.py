@@ -203,8 +203,8 @@ class Adapter:
             raise CheckpointError(f"{self.folder} says use_dora {self.settings.use_dora}, and {module} has other tensors.")
         rank = a.shape[0]
         alpha = _by_pattern(self.settings.alpha_pattern, module, self.settings.lora_alpha)
-        if (said := _by_pattern(self.settings.rank_pattern, module, self.settings.r)) != rank:
-            raise CheckpointError(f"{self.folder}: {ADAPTER_CONFIG} says rank {said} for {module}, its matrices have {rank}.")
+        if (stated := _by_pattern(self.settings.rank_pattern, module, self.settings.r)) != rank:
+            raise CheckpointError(f"{self.folder}: {ADAPTER_CONFIG} says rank {stated} for {module}, its matrices have {rank}.")
         return LowRank(a, b, alpha / (rank**0.5 if self.settings.use_rslora else rank), magnitude)
 
     def _token_ids(self) -> tuple[int, ...]:

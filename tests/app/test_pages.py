@@ -273,6 +273,14 @@ def test_a_latent_of_infilling_examples_is_shown_by_role(open_app, tmp_path, toy
     assert not any("role" in table.value for table in plain.dataframe)
 
 
+def test_under_a_field_stands_its_text_with_the_marks_that_turn_the_reading_direction(open_app):
+    at = open_app("feature", f=1)
+    at.text_area(key="text").set_value("the dog").run()
+    assert not any("turn the reading" in caption.value for caption in at.caption)
+    at.text_area(key="text").set_value("the \u202edog").run()
+    assert any("turn the reading" in caption.value and "the ⟪RLO⟫dog" in caption.value for caption in at.caption)
+
+
 def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(open_app, tmp_path):
     counts = Beyond(threshold=3.5, found=1, confirmed=1, nominal=0.1)
     place = Place(before="def f(", tokens=("a", "<b>"), after="):", own=(1.0, 2.0), others=(0.0, 0.5))

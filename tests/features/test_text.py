@@ -39,6 +39,8 @@ def test_p50_nothing_that_acts_unseen_remains_in_what_is_shown(token):
         (" dog", " dog"),
         ("<0xE2>", "⟨E2⟩"),
         ("\u202e", "⟪RLO⟫"),
+        ("a\u3164b", "a⟪3164⟫b"),
+        ("\u115f\u1160\uffa0\u2800", "⟪115F⟫⟪1160⟫⟪FFA0⟫⟪2800⟫"),
         ("\u200d", "⟪ZWJ⟫"),
         ("\x1b", "⟪001B⟫"),
         ("\u0301", "◌\u0301"),
