@@ -88,8 +88,8 @@ def paligemma_card(recipe: PaliGemmaRecipe, scores: dict[str, Any]) -> str:
 The vision tower of bundled-siglip, a linear projector, and the bundled Gemma 2 of scope with a LoRA adapter (rank
 {recipe.rank}) and {N_NEW:,} new rows of the embedding, for <loc0000> to <loc1023>, <seg000> to <seg127> and <image>.
 The folder holds tower, projector and adapter; the Gemma's own weights are those of the bundled model, which
-`scope.load_model("bundled-paligemma")` puts together. `scope.pretrain.export.export` writes the whole as a checkpoint
-that transformers reads.
+`scope.load_model("bundled-paligemma")` puts together. `scope.pretrain.pictures.folders.write_whole(model, folder)`
+writes the whole as a checkpoint that transformers reads.
 
 ## Training
 

@@ -47,19 +47,55 @@ def write_paligemma(model: PaliGemma, lora: Lora, config: LoraConfig, out: Path,
         names = tuple(name for name in model.tensor_names(model.cfg) if name.startswith(_OTHER_PARTS))
         _write_weights(model, names, aside)
         _write_json(aside / "config.json", model.cfg.to_hf() | {LANGUAGE_MODEL: "bundled", "dtype": "bfloat16"})
-        kind = "ColPaliProcessor" if model.cfg.d_embed is not None else "PaliGemmaProcessor"
-        processor = {"image_seq_length": model.cfg.n_image_tokens, "processor_class": kind}
-        _write_json(aside / "preprocessor_config.json", model.cfg.pictures.to_hf() | processor)
-        save_tokenizer(model.words.backend, aside, model.cfg.n_ctx)
+        _write_processor(model, aside)
         note = "What is added to the language model of the folder above; `load_model` applies it.\n"
         write_adapter(lora, model, config, "bundled", aside / OWN_ADAPTER, note)
         _finish(aside, card)
     return out
 
 
+def write_whole(model: PaliGemma, out: Path) -> Path:
+    """A PaliGemma or ColPali with all its weights in float32, as a checkpoint that transformers reads.
+
+    Raises:
+        CheckpointError: weights that are not finite.
+    """
+    theirs, parameters = model.tensor_names(model.cfg), dict(model.named_parameters())
+    retrieval = model.cfg.d_embed is not None
+    with whole_folder(out) as aside:
+        tensors = {_released_name(theirs[name], retrieval): p.detach().float().contiguous() for name, p in parameters.items()}
+        _save(tensors, aside)
+        _write_json(aside / "config.json", model.cfg.to_hf() | {"dtype": "float32"})
+        _write_processor(model, aside)
+        _finish(aside, "")
+    return out
+
+
+def _released_name(name: str, retrieval: bool) -> str:
+    """The name of a tensor in released checkpoints, from that in `tensor_names`."""
+    if name.startswith("embedding_proj_layer."):
+        return name
+    if name.startswith("vision_tower."):
+        name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    elif name.startswith("model."):
+        name = f"language_model.{name}"
+    return f"vlm.{name}" if retrieval else name
+
+
+def _write_processor(model: PaliGemma, folder: Path) -> None:
+    """The tokenizer's files and the processor's config."""
+    kind = "ColPaliProcessor" if model.cfg.d_embed is not None else "PaliGemmaProcessor"
+    processor = {"image_seq_length": model.cfg.n_image_tokens, "processor_class": kind}
+    _write_json(folder / "preprocessor_config.json", model.cfg.pictures.to_hf() | processor)
+    save_tokenizer(model.words.backend, folder, model.cfg.n_ctx)
+
+
 def _write_weights(model: Any, names: tuple[str, ...], folder: Path) -> None:
     theirs, parameters = model.tensor_names(model.cfg), dict(model.named_parameters())
-    tensors = {theirs[name]: parameters[name].detach().to("cpu", torch.bfloat16).contiguous() for name in names}
+    _save({theirs[name]: parameters[name].detach().to("cpu", torch.bfloat16).contiguous() for name in names}, folder)
+
+
+def _save(tensors: dict[str, torch.Tensor], folder: Path) -> None:
     if broken := next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None):
         raise CheckpointError(f"{broken} holds NaN or infinite values; there is nothing worth writing.")
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
