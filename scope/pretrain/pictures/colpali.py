@@ -34,8 +34,8 @@ from scope.shapes import MultiVectors, Scalar
 class ColPaliRecipe(LoopConfig):
     """How a PaliGemma becomes a ColPali: `matrix_lr` is that of the tower's matrices, `fast_lr` that of the temperature."""
 
-    steps: int = 400
-    batch: int = 32
+    steps: int = 300
+    batch: int = 24
     matrix_lr: float = 0.01
     warmup: int = 20
     decay: float = 0.5

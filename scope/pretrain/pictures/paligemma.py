@@ -35,12 +35,15 @@ from scope.shapes import Scalar
 N_NEW = 1216
 """New rows of the embedding: 1,024 <loc>, 128 <seg>, <image>, and as many as make a multiple of 64."""
 
+LONG = ("detect", "caption")
+"""Kinds of questions whose answer is more than a word or two."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PaliGemmaRecipe(LoopConfig):
     """How projector and adapter are trained: `other_lr` is that of the projector and the rows, `fast_lr` the adapter's."""
 
-    steps: int = 1300
+    steps: int = 750
     batch: int = 16
     fast_lr: float = 3e-3
     warmup: int = 20
@@ -55,8 +58,11 @@ class PaliGemmaRecipe(LoopConfig):
     alpha: int = 16
     """What the adapter adds is multiplied by alpha / rank."""
 
-    kinds: tuple[float, ...] = (1.0, 1.5, 1.0, 1.5, 0.7, 0.8, 0.5, 0.5)
-    """How often each kind of question is asked, in the order of `KINDS`."""
+    kinds: tuple[float, ...] = (1.0, 1.5, 1.0, 1.5, 0.7, 0.8, 1.0, 1.0)
+    """How often each kind of question is asked, in the order of `KINDS`, among those of a step."""
+
+    long_every: int = 8
+    """One step of so many asks for captions and boxes, whose answers are long; the others ask for a word."""
 
 
 def with_new_tokens(words: Tokenizer, n_rows: int) -> Tokenizer:
@@ -120,7 +126,9 @@ class PaliGemmaLessons:
         rng = np.random.default_rng([seed, step])
         counts = (1,) if step < self.recipe.alone * self.recipe.steps else (1, 1, 2, 3)
         batch = [scene(seed, step * n + i, counts) for i in range(n)]
-        queries = [draw_question(s, rng, self.recipe.kinds) for s in batch]
+        long = step % self.recipe.long_every == self.recipe.long_every - 1
+        kinds = [w * ((kind in LONG) == long) for kind, w in zip(KINDS, self.recipe.kinds, strict=True)]
+        queries = [draw_question(s, rng, kinds) for s in batch]
         with self.lora.applied(self.model) as model:
             return question_loss(model, batch, queries)
 

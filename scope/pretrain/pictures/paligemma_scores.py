@@ -11,10 +11,11 @@ from scope.activations.scenes.scene import Scene, scenes
 from scope.activations.scenes.words import KINDS, Question
 from scope.models.paligemma.layout import lay_out, stacked
 from scope.models.paligemma.model import PaliGemma
+from scope.pretrain.pictures.paligemma import LONG
 from scope.pretrain.pictures.siglip import pixels
 from scope.pretrain.pictures.siglip_scores import TEST_SEED
 
-SHORT = tuple(kind for kind in KINDS if kind not in ("detect", "caption"))
+SHORT = tuple(kind for kind in KINDS if kind not in LONG)
 """Kinds of questions whose answer is a word or two."""
 
 _AT_ONCE = 64
