@@ -52,4 +52,4 @@ def draw(
         picture += inside[..., None] * (colour - picture)
         covered[i] = inside.reshape(side // PATCH, PATCH, side // PATCH, PATCH).mean((1, 3))
     picture += NOISE * rng.standard_normal(picture.shape, dtype=np.float32)
-    return picture.clip(0, 255).astype(np.uint8), covered.reshape(len(things), -1)
+    return picture.clip(0, 255).astype(np.uint8), covered.reshape(len(things), (side // PATCH) ** 2)

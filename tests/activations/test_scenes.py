@@ -142,4 +142,7 @@ def test_a_page_answers_what_its_cells_hold():
         dark = (q.picture.astype(int).max(-1) == 20).sum()
         assert (dark > 10 * words) == (words > 0)
     assert all(any(item in HELD_OUT for item in q.items) for q in pages(2, 10, held_out=True))
+    picture, covered = draw([], np.random.default_rng(0))
+    assert picture.shape == (SIDE, SIDE, 3)
+    assert covered.shape == (0, GRID**2)
     assert {item[0] for q in pages(0, 30, words=False) for item in q.items if item} == set(COLOURS)

@@ -112,7 +112,7 @@ class ColPaliLessons:
         """Cross-entropy of a query's page among those of the batch, in nats."""
         n, seed = self.recipe.batch, self.recipe.seed
         rng = np.random.default_rng([seed, step])
-        batch = [p for p in (page(seed, step * 2 * n + i) for i in range(2 * n)) if any(p.items)][:n]
+        batch = [page(seed, step * n + i) for i in range(n)]
         queries = [draw_query(p, rng, self.recipe.words) for p in batch]
         with self.lora.applied(self.model) as model:
             scores = max_sims(embed_queries(model, queries), self.embed_pages(batch)) * self.temperature.exp()
