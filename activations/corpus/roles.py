@@ -1,6 +1,7 @@
 """Kinds of rows, and the rules that leave some of them out. Importing this loads no torch."""
 
 from enum import IntEnum
+from typing import Literal
 
 
 class Role(IntEnum):
@@ -38,3 +39,13 @@ LEAVES_OUT: dict[str, frozenset[Role]] = {
 
 RULES = ("bos", "special", "pad")
 """The rules of the product: recording, training, scores and packs leave out these rows unless they say otherwise."""
+
+KindOfRows = Literal["all", "image", "text"]
+"""Which rows of a recording are read: all, patches of images, or the others."""
+
+
+def left_out_by(kind: KindOfRows) -> tuple[str, ...]:
+    """The rules that leave out what is not of a kind of rows."""
+    if kind == "all":
+        return ()
+    return ("image",) if kind == "text" else tuple(n for n in LEAVES_OUT if n not in ("image", *RULES))

@@ -7,17 +7,22 @@ data.jsonl .json .csv    one picture a record: a path, a data URL or base64
 data.parquet data.arrow  one picture a row: {"bytes", "path"}, as `datasets` has it, or bytes, or a path
 owner/name[[:config]:split]  a data set of the Hugging Face hub, streamed
 picture.png              one picture
+scenes:2000              synthetic scenes whose every factor is known, each with its description and a question
+pages:500                synthetic pages of icons and words
 
 The usual names of fields are found: image, picture, file_name; caption, text; question, prompt, prefix; answer, suffix, label.
 """
 
 import hashlib
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from scope.activations.corpus.document import Document, clean
 from scope.activations.corpus.files import PLAIN, check, form_of
 from scope.activations.corpus.hub import open_hub
@@ -25,13 +30,16 @@ from scope.activations.corpus.readers import known_form, read_file, saved_files
 from scope.activations.corpus.sources import Corpus
 from scope.activations.errors import CorpusError, CorpusWarning
 from scope.activations.pictures.fields import SUFFIXES, PictureFields
+from scope.activations.scenes.pages import pages
+from scope.activations.scenes.scene import Scene, scenes
 
 from scope.typed_json import read_bytes
 from scope.whole_files import file_sha256
 
 KNOWN = "a folder of pictures, a .jsonl, .json, .csv, .parquet or .arrow with pictures, a folder of `datasets.save_to_disk`,\n"
-KNOWN += "  or a hub data set as owner/name"
+KNOWN += "  scenes:N, pages:N, or a hub data set as owner/name"
 _BESIDE = (".txt", ".caption")
+_SEED, _MOST = 1_000_000, 10_000_000  # a seed of its own: no recipe trains on these scenes
 _LONGEST_TEXT = 2**20  # bytes
 
 
@@ -50,6 +58,8 @@ def open_pictures(spec: str, fields: PictureFields | None = None) -> Corpus:
         return _folder(path, spec, fields)
     if path.is_file():
         return _file(path, spec, fields)
+    if spec.startswith(("scenes:", "pages:")):
+        return _synthetic(spec)
     if path.exists():
         raise CorpusError(f"{spec} is a pipe or a device; a corpus is read several times. Write it to a file first.")
     if spec in ("bundled", "docs") or spec.startswith("docs:"):
@@ -57,6 +67,31 @@ def open_pictures(spec: str, fields: PictureFields | None = None) -> Corpus:
     if form_of(path) or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise CorpusError(f"There is no corpus of pictures {spec}.\n  Give {KNOWN}.")
     return Corpus(spec, *open_hub(spec, fields))
+
+
+def _synthetic(spec: str) -> Corpus:
+    kind, _, number = spec.partition(":")
+    if not number.isdecimal() or not 1 <= int(number) <= _MOST:
+        raise CorpusError(f"{spec} cannot be read: give a number from 1 to {_MOST:,}, as in {kind}:2000.")
+    n = int(number)
+
+    def draw() -> Iterator[Document]:
+        for each in scenes(_SEED, n) if kind == "scenes" else pages(_SEED, n):
+            name, picture = f"{kind} {each.seed} {each.index}", _png(each.picture)
+            question, answer = "", ""
+            if isinstance(each, Scene):
+                asked = [q for q in each.questions() if q.kind not in ("detect", "caption")]
+                chosen = asked[each.index % len(asked)]
+                question, answer = chosen.prompt, f" {chosen.answer}"
+            yield Document(name, each.text, picture=picture, question=question, answer=answer)
+
+    return Corpus(spec, {"kind": kind, "name": kind, "n": n, "seed": _SEED}, draw)
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _file(path: Path, spec: str, fields: PictureFields) -> Corpus:

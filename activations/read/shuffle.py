@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from scope.activations.corpus.roles import KindOfRows
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import NUMPY
 from scope.activations.format.row_bytes import read_into, to_tensor
@@ -66,6 +67,7 @@ class Batches:
         epochs: int | None = None,
         memory_bytes: float = MEMORY_BYTES,
         outliers: bool = True,
+        kind: KindOfRows = "all",
     ):
         if batch_size < 1 or (epochs is not None and epochs < 1):
             wrong = f"batch_size is {batch_size}" if batch_size < 1 else f"epochs is {epochs}"
@@ -80,10 +82,11 @@ class Batches:
         self.widths = [store.sites[s] for s in self.sites]
         self.row = 0
         self._ended = False
-        self.plan = Order(store, self.sites, seed, int(memory_bytes), outliers)  # accepts 4e9
+        self.plan = Order(store, self.sites, seed, int(memory_bytes), outliers, kind)  # accepts 4e9
+        self.kind: KindOfRows = kind
         self.n_rows, self.n_pools = self.plan.n_rows, self.plan.n_pools
         self.left_out = self.plan.left_out
-        """Rows that are never returned because the rule of the recording flags them as outliers."""
+        """Rows that are never returned: outliers by the rule of the recording, and those of another kind."""
 
     @property
     def epoch(self) -> int:
@@ -109,7 +112,8 @@ class Batches:
         self.row, self._ended = typed(state.get("row"), Count, "The saved row", RecordingError), False
 
     def _order(self) -> dict:
-        return {"seed": self.seed, "sites": list(self.sites), "n_rows": self.n_rows, "n_pools": self.n_pools}
+        order = {"seed": self.seed, "sites": list(self.sites), "n_rows": self.n_rows, "n_pools": self.n_pools}
+        return order if self.kind == "all" else order | {"rows": self.kind}
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
         if self._ended:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from scope.activations.corpus.roles import KindOfRows
 from scope.activations.errors import RecordingError
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.shard_entry import ShardEntry
@@ -26,6 +27,7 @@ class ShuffleSource(Protocol):
     starts: list[int]
 
     def outlier_rows(self, index: int, sites: tuple[str, ...]) -> np.ndarray: ...
+    def other_rows(self, index: int, kind: KindOfRows) -> np.ndarray: ...
     def reader(self, shard: int) -> ShardReader: ...
 
 
@@ -36,7 +38,15 @@ class Order:
         RecordingError: the memory is too small for two segments, or every row is an outlier.
     """
 
-    def __init__(self, store: ShuffleSource, sites: tuple[str, ...], seed: int, memory_bytes: int, outliers: bool):
+    def __init__(
+        self,
+        store: ShuffleSource,
+        sites: tuple[str, ...],
+        seed: int,
+        memory_bytes: int,
+        outliers: bool,
+        kind: KindOfRows = "all",
+    ):
         self.store, self.seed = store, seed
         in_entry = np.array([entry.n_rows for entry in store.entries])
         counts = -(-in_entry // store.segment_rows)
@@ -46,7 +56,7 @@ class Order:
         """int32 [segment]: its number within the entry."""
         self.rows = np.minimum(store.segment_rows, in_entry[self.shard] - self.segment * store.segment_rows).astype(np.int32)
         """int32 [segment]: number of rows."""
-        self._flagged = {} if outliers else self._find_flagged(sites)
+        self._flagged = {} if outliers and kind == "all" else self._find_flagged(() if outliers else sites, kind)
         self._given = self.rows.copy()  # rows that are not left out
         for segment, rows in self._flagged.items():
             self._given[segment] -= len(rows)
@@ -54,7 +64,10 @@ class Order:
         """Rows of an epoch."""
         self.left_out = store.n_rows - self.n_rows
         if not self.n_rows:
-            raise RecordingError(f"All {store.n_rows} rows are outliers by the rule of the recording; nothing is left to read.")
+            what = "" if kind == "all" else f"no {kind} rows, or "
+            raise RecordingError(
+                f"All {store.n_rows} rows are {what}outliers by the rule of the recording; nothing is left to read."
+            )
         row_bytes = sum(store.sites[site] for site in sites) * ITEM_BYTES[store.dtype]
         whole = store.n_rows * row_bytes <= memory_bytes
         per_pool = memory_bytes // 2 // (row_bytes * store.segment_rows)
@@ -103,12 +116,13 @@ class Order:
         """Number of rows of some segments, without those left out."""
         return int(self._given[segments].sum())
 
-    def _find_flagged(self, sites: tuple[str, ...]) -> dict[int, np.ndarray]:
+    def _find_flagged(self, sites: tuple[str, ...], kind: KindOfRows) -> dict[int, np.ndarray]:
         """Rows that are left out, counted from the first of their segment, by segment."""
         flagged: dict[int, np.ndarray] = {}
         begins = np.searchsorted(self.shard, np.arange(len(self.store.entries)))
         for i in range(len(self.store.entries)):
             rows = self.store.outlier_rows(i, sites)
+            rows = rows if kind == "all" else np.union1d(rows, self.store.other_rows(i, kind))
             segments = rows // self.store.segment_rows
             for segment in np.unique(segments):
                 flagged[int(begins[i] + segment)] = rows[segments == segment] - segment * self.store.segment_rows

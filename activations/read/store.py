@@ -12,7 +12,7 @@ from threading import Lock
 
 import numpy as np
 from scope.activations.corpus.outlier_rule import OutlierRule
-from scope.activations.corpus.roles import Role
+from scope.activations.corpus.roles import KindOfRows, Role
 from scope.activations.errors import HolesWarning, RecordingError
 from scope.activations.format.files import WAY_OUT
 from scope.activations.format.hdf5 import NUMPY
@@ -348,6 +348,17 @@ class ActivationStore:
                 rows.append(np.flatnonzero(flagged(norms, self.outlier_rule, site, roles)))
         return np.unique(np.concatenate(rows))
 
+    def other_rows(self, index: int, kind: KindOfRows) -> np.ndarray:
+        """int64: rows of entry `index`, counted from its first, that are not of a kind.
+
+        Raises:
+            RecordingError: rows of image patches are asked for, and the recording is of text.
+        """
+        roles = self._roles_of(index) if kind != "all" else None
+        if roles is None and kind == "image":
+            raise RecordingError(f"{self.folder} is of text: it holds no rows of image patches. Leave out --rows image.")
+        return np.empty(0, np.int64) if roles is None else np.flatnonzero((roles == Role.IMAGE) != (kind == "image"))
+
     def _roles_of(self, index: int) -> np.ndarray | None:
         """uint8 [row]: roles in entry `index`; None if the recording does not store roles."""
         if not self.has_roles:
@@ -364,15 +375,16 @@ class ActivationStore:
         epochs: int | None = None,
         memory_bytes: float = MEMORY_BYTES,
         outliers: bool = False,
+        kind: KindOfRows = "all",
     ) -> Batches:
         """Batches float32 [batch_size width] in a seeded random order, without end unless `epochs` is given.
 
         With several sites, a batch is a tuple of tensors whose rows belong to the same tokens. Outliers at any of the sites are
-        left out and counted in `left_out`, unless `outliers` is set. See `Batches`.
+        left out and counted in `left_out`, unless `outliers` is set; so are rows of another `kind`. See `Batches`.
         """
         for name in (site,) if isinstance(site, str) else site:
             self.width(name)
-        return Batches(self, site, batch_size, seed, epochs, memory_bytes, outliers)
+        return Batches(self, site, batch_size, seed, epochs, memory_bytes, outliers, kind)
 
     def verify(self, on_progress: Callable[[int, int, dict], None] | None = None) -> list[str]:
         """Read every byte of every shard. Returns a sentence for each failed checksum; empty if all is as written."""

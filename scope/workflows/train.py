@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scope.activations.config import LiveConfig
+from scope.activations.corpus.roles import KindOfRows
 from scope.device import find_device
 from scope.errors import ConfigError
 from scope.progress import OnProgress
@@ -16,6 +17,7 @@ from scope.training.grid import SWEPT, Cell, cells
 from scope.training.presets import PRESETS, resolve
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelPlace, from_settings
+from scope.workflows.text import PictureSettings
 from scope.workflows.training_source import Source, bytes_to_shuffle
 
 TRAINABLE = tuple(name for name, kind in KINDS.items() if kind.trainable)
@@ -38,6 +40,10 @@ class Train(ModelPlace):
 
     kind: Literal[TRAINABLE] = "jumprelu"  # type: ignore[valid-type]
     """Kind of dictionary. --help lists the flags of the one that is given."""
+
+    rows: KindOfRows = "all"
+    """Which rows to train on, where there are rows of image patches and of text: all, image, or text. They differ in norm, so a
+    scale that fits one kind need not fit the other."""
 
     preset: Literal[tuple(PRESETS)] = "small-budget"  # type: ignore[valid-type]
     """Recipe: small-budget converges in a few million tokens, gemma-scope is the paper's, gemma-scope-2 its successor's. Flags
@@ -64,6 +70,8 @@ class Train(ModelPlace):
     compute_dtype: str = "auto"
     """What the model computes in: auto (bfloat16 on cuda, else float32), float32, bfloat16 or float16. --dtype is what is held
     for shuffling."""
+
+    pictures: PictureSettings = field(default_factory=PictureSettings)
 
     shuffle_mb: int = 512
     """MiB of one site's activations that are held for shuffling; several sites take as many times that."""

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scope.activations.config import LiveConfig
+from scope.activations.corpus.roles import KindOfRows, left_out_by
 from scope.errors import ConfigError
 from scope.sites import match_sites
 from scope.training.config import TrainConfig
@@ -36,6 +38,8 @@ class Source:
     text_from: dict[str, Any] = field(default_factory=dict)
     """Where the text lies (`scope.sae.claims.TextFrom`)."""
     name: str = ""
+    rows: KindOfRows = "all"
+    """Which rows of a recording are read."""
 
     @classmethod
     def of(cls, command: Any) -> "Source":
@@ -50,20 +54,27 @@ class Source:
             sites = sites if command.site is None else match_sites(command.site, sites, where)
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             about = {"recording": _place(command.recording), **_fim(store.manifest.tokenizer)}
-            return cls(sites, dict(store.sites), whole, store, name=where, text_from=about)
-        from scope.activations.corpus.sources import open_corpus
-        from scope.workflows.text import maker
+            where += "" if command.rows == "all" else f", {command.rows} rows"
+            return cls(sites, dict(store.sites), whole, store, name=where, text_from=about, rows=command.rows)
+        from scope.workflows.text import corpus_for, inputs_for, reads_pictures
 
-        corpus = open_corpus(command.corpus, command.text_field)
-        model = command.load_model()
+        model = command.load_model(pictures=True)
         known = model.sites()
         sites = match_sites(command.site, known)
-        live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))
+        corpus = corpus_for(model, command.corpus, sites, command.text_field, command.pictures)
+        inputs = inputs_for(model, sites, command.pictures, command.fim, command.fim_seed)
+        if reads_pictures(model):
+            context = None if command.live.context == LiveConfig().context else command.live.context
+            exclude = (*command.live.exclude, *left_out_by(command.rows))
+            live = replace(command.live, context=inputs.context_for(context), exclude=exclude)
+        elif command.rows == "image":
+            raise ConfigError(f"{command.model} reads text: it has no rows of image patches. Leave out --rows image.")
+        else:
+            live = replace(command.live, context=min(command.live.context, model.cfg.n_ctx))
         name = f"{command.model} reading {corpus.spec}" + (f" as infilling examples ({command.fim})" if command.fim else "")
-        inputs = maker(model.tokenizer, command.fim, command.fim_seed)
         about = {"corpus": _place(command.corpus), "text_field": command.text_field}
         about |= _fim({"fim": command.fim, "fim_seed": command.fim_seed}) if command.fim else {}
-        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, name, about)
+        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, about, name)
 
     def batches(self, sites: list[str], training: TrainConfig, memory: int) -> Any:
         if self.store is None:
@@ -76,7 +87,7 @@ class Source:
                 f"batch_size is {training.batch_size}, and {self.store.folder} holds {self.store.n_rows} rows: a batch would "
                 f"hold some of them twice.\n  Give --batch-size {self.store.n_rows} or less, or harvest more --tokens."
             )
-        return RecordedBatches(self.store, sites, training.batch_size, training.order, memory)
+        return RecordedBatches(self.store, sites, training.batch_size, training.order, memory, self.rows)
 
     def provenance(self, batches: Any, site: str, training: TrainConfig) -> dict[str, Any]:
         if self.store is None:
@@ -107,12 +118,20 @@ class Source:
             return [f"The corpus was read {batches.passes} times, each in another order; a longer one would teach more."]
         if self.store is None:
             return []
-        passes = training.steps * training.batch_size / self.store.n_rows
+        passes = training.steps * training.batch_size / batches.n_rows
         notes = [f"Every activation was seen {passes:.0f} times. A longer recording would teach more."] if passes > 10 else []
-        if batches.left_out:
+        kinds = self.store.by_kind(batches.sites[0])
+        read = sum(kind.rows for name, kind in kinds.items() if self.rows in ("all", name)) if kinds else self.store.n_rows
+        if read > batches.n_rows:
             notes.append(
-                f"{batches.left_out:,} of {self.store.n_rows:,} rows are outliers by the recording's rule (norm above "
+                f"{read - batches.n_rows:,} of {read:,} rows are outliers by the recording's rule (norm above "
                 f"{self.store.outlier_rule.times:g} x the median): not trained on, and FVU is that of the others."
+            )
+        if len(kinds) > 1 and self.rows == "all":
+            apart = " and ".join(f"{kind.norms.median:.3g} of {kind.rows:,} {name} rows" for name, kind in kinds.items())
+            notes.append(
+                f"Image and text rows were trained on together, with one scale: their median norms are {apart}. "
+                "--rows image or --rows text trains on one kind."
             )
         return notes
 
@@ -120,14 +139,22 @@ class Source:
 class RecordedBatches:
     """Batches of a recording that know where their rows lie."""
 
-    def __init__(self, store: Any, sites: Sequence[str], batch_size: int, seed: int, memory_bytes: int):
+    def __init__(
+        self, store: Any, sites: Sequence[str], batch_size: int, seed: int, memory_bytes: int, rows: KindOfRows = "all"
+    ):
         self.store, self.sites = store, tuple(sites)
-        self.batches = store.shuffled(self.sites if len(sites) > 1 else sites[0], batch_size, seed, memory_bytes=memory_bytes)
+        one_or_many = self.sites if len(sites) > 1 else sites[0]
+        self.batches = store.shuffled(one_or_many, batch_size, seed, memory_bytes=memory_bytes, kind=rows)
 
     @property
     def left_out(self) -> int:
-        """Rows that the recording's rule flags as outliers."""
+        """Rows that the recording's rule flags as outliers, and those of another kind."""
         return self.batches.left_out
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of a pass."""
+        return self.batches.n_rows
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.batches)
@@ -159,11 +186,12 @@ def _fim(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ("fim", "fim_seed") if name in settings}
 
 
-def recorded_provenance(store: Any, site: str) -> dict[str, Any]:
+def recorded_provenance(store: Any, site: str, rows: KindOfRows = "all") -> dict[str, Any]:
     """Where the activations of a dictionary come from: the model, the recording, the site."""
     manifest = store.manifest.to_json()
     recording = {"corpus": manifest["corpus"], "config": manifest["config"], "tokens": store.n_rows}
     recording |= {key: manifest[key] for key in ("left_out", "imported") if key in manifest}
+    recording |= {} if rows == "all" else {"rows": rows}
     return {"model": manifest["model"], "site": site, "recording": recording}
 
 

@@ -255,3 +255,34 @@ def test_text_that_does_not_fit_its_context_is_refused_with_the_length_that_it_n
         record(models["paligemma"], folder, tmp_path / "r", "blocks.0.hook_resid_post", context=9)
     with pytest.raises(ConfigError, match="it is 16"):
         record(models["siglip"], folder, tmp_path / "r", "vision.hook_out", context=64)
+
+
+def test_rows_of_one_kind_are_read_alone_each_once_an_epoch(models, folder, tmp_path):
+    model, site = models["paligemma"], "blocks.0.hook_resid_post"
+    store = record(model, folder, tmp_path / "r", site)
+    image = store.row_roles == Role.IMAGE
+    for kind, rows in (("image", image), ("text", ~image), ("all", image | True)):
+        batches = store.shuffled(site, 7, epochs=1, kind=kind)
+        read = torch.cat(list(batches))
+        assert batches.n_rows == len(read) == rows.sum()
+        assert torch.equal(read.sum(1).sort().values, store[site][np.flatnonzero(rows)].sum(1).sort().values)
+        state = batches.state_dict()
+        assert state.get("rows", "all") == kind
+    with pytest.raises(RecordingError, match="another order"):
+        store.shuffled(site, 7, kind="image").load_state_dict(state)
+
+
+def test_scenes_and_pages_are_corpora_that_say_what_they_show(models, tmp_path):
+    from scope.activations.scenes.scene import scene
+
+    documents = read("scenes:5")
+    again = read("scenes:5")
+    assert [d.crc32 for d in documents] == [d.crc32 for d in again]
+    _, seed, index = documents[3].name.split()
+    shown = scene(int(seed), int(index))
+    assert np.array_equal(Image.open(io.BytesIO(documents[3].picture)), shown.picture)
+    assert documents[3].text == shown.text
+    assert (documents[3].question, documents[3].answer.strip()) in {(q.prompt, q.answer) for q in shown.questions()}
+    assert len(read("pages:3")) == 3
+    with pytest.raises(CorpusError, match="give a number"):
+        read("scenes:many")
