@@ -39,6 +39,7 @@ _HOME = {
     "attribute": "scope.circuits.attribution",
     "attribute_picture": "scope.circuits.picture_attribution",
     "attribute_match": "scope.circuits.picture_match",
+    "modalities": "scope.workflows.modalities",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
     "demo": "scope.workflows.demo",

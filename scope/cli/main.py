@@ -33,6 +33,7 @@ COMMANDS = {
     "app": "Open the feature browser.",
     "steer": "Generate with a feature pushed up or down, beside plain text and a random direction.",
     "attribute": "Which latents make the model say one token rather than another.",
+    "modalities": "Does a latent of a SigLIP mean a word in pictures and in texts alike?",
     "memory": "What a recurrent model remembers of a text: its state as a sum over tokens.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
     "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",

@@ -27,6 +27,7 @@ ON_A_LAB = {
     "diff": ["bundled", "bundled"],
     "lookahead": ["LAB/dictionary"],
     "memory": ["the dog runs"],
+    "modalities": ["LAB/dictionary"],
     "steer": ["--sae", "LAB/dictionary", "--latent", "3"],
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
     "moderate": ["the dog", "--policy", "hate"],
