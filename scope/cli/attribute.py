@@ -76,6 +76,7 @@ class Command(ModelSettings):
         from scope.circuits.picture_match import POOLED, attribute_match
         from scope.cli.progress import console, print_certificate, print_note
         from scope.features.pack.data import pack_beside
+        from scope.models.face import VisionModel
         from scope.sae.files import read_sae
         from scope.workflows.certificate import certified
 
@@ -86,8 +87,10 @@ class Command(ModelSettings):
         refuse_missing_demo(self.sae)
         sae = read_sae(self.sae, self.device)
         pack = pack_beside(self.sae, sae.site, sae.d_sae, self.pack)
-        model = self.load_model(sae.provenance)
+        model = self.load_model(sae.provenance, pictures=True)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)
+        if self.picture is None and isinstance(model, VisionModel):
+            raise ConfigError(f"A {model.cfg.family_name} is asked about a picture. Give one: --picture FILE")
         settings = {"steps": self.steps, "any_model": self.any_model, "pack": pack}
         if self.text:
             method = None if sae.site == POOLED else self.method

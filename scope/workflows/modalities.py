@@ -67,7 +67,7 @@ def modalities(config: CompareModalities | Any = None, *, on_progress: OnProgres
     for file in filter(None, (job.csv, job.out, job.html)):
         refuse_unwritable(file)
     sae = read_sae(job.sae, job.device)
-    model = job.load_model(sae.provenance)
+    model = job.load_model(sae.provenance, pictures=True)
     corpus = corpus_for(model, job.corpus, [sae.site], job.text_field, job)
     documents = list(islice((d for d in corpus.documents(0) if d.picture is not None), job.pictures))
     pictures, texts = [d.picture for d in documents], [d.text for d in documents]

@@ -125,8 +125,8 @@ class ModelPlace:
         if isinstance(model, VisionModel) and not pictures:
             raise ConfigError(
                 f"{self.model or known.name} is a {model.cfg.family_name}, which reads pictures; this command reads text.\n"
-                "  scope harvest, train, evaluate, features and demo give it pictures; in Python, model.record(...) and\n"
-                "  model.run_with_cache(...) take them."
+                "  scope harvest, train, evaluate, features, attribute and steer take it; in Python, model.record(...) and\n"
+                "  model.run_with_cache(...) take pictures."
             )
         return model
 

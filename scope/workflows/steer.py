@@ -159,13 +159,15 @@ def steer(
     sae = None if without else read_sae(job.sae, job.device)
     if saved is not None:
         run = getattr(saved, "runs", [saved])[0]
-        return saved.replay(_pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance)), sae)
+        return saved.replay(
+            _pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance, pictures=True)), sae
+        )
     _check_targets(job)
     judge = _judge(job)
     units = None if sae is None else _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
-    model = job.load_model({} if sae is None else sae.provenance)
+    model = job.load_model({} if sae is None else sae.provenance, pictures=True)
     if sae is not None:
         check_fit(model, sae, job.any_model, reconstructs=True)
         certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)

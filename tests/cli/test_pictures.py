@@ -67,7 +67,7 @@ def test_a_picture_stands_before_what_is_steered(folder, capsys):
         (["--picture", "PICTURE"], "prompt is empty"),
         (["--picture", "PICTURE", "--prompt", "the dog", "--method", "direct"], "integrated and gradient"),
         (["--picture", "PICTURE", "--text", "a dog"], "no logit of a picture and a text"),
-        (["--prompt", "the dog"], "where a picture stands"),
+        (["--prompt", "the dog"], "asked about a picture"),
     ],
 )
 def test_what_does_not_fit_a_picture_is_refused_in_words(folder, capsys, flags, message):
