@@ -104,6 +104,8 @@ def _of_text(
     times: Sequence[int] | None,
     most: int,
 ) -> Memory:
+    if not text:
+        raise TokensError("The text is empty: there is nothing to remember. Give some text, such as 'The dog runs'.")
     tokens = model.to_tokens(text)
     at = _times(times, tokens.shape[1])
     counted = counted_tokens(tokens, model.special_ids)[0].cpu()
@@ -127,7 +129,7 @@ def _of_text(
 def _times(times: Sequence[int] | None, n: int) -> list[int]:
     if times is None:
         return sorted({*np.linspace(0, n - 1, min(n, MOST_TIMES)).round().astype(int).tolist(), n - 1})
-    wrong = [t for t in times if not 0 <= t < n]
+    wrong = [t for t in times if not 0 <= t < n or t != int(t)]
     if wrong or not len(times):
         what = f"{wrong[0]} is none of them" if wrong else "none was given"
         raise ConfigError(f"Times are positions of tokens, here 0 to {n - 1}; {what}.")

@@ -179,8 +179,11 @@ def test_what_cannot_be_is_refused_with_the_way_out(model, state_sae, tiny_model
         memory(tiny_model, TEXT)
     with pytest.raises(ConfigError, match="Layer 2 has no recurrence"):
         memory(model, TEXT, layers=[2])
-    with pytest.raises(ConfigError, match="positions of tokens"):
-        memory(model, TEXT, times=[99])
+    for time in (99, -1, 1.5):
+        with pytest.raises(ConfigError, match=f"positions of tokens.*{time} is none"):
+            memory(model, TEXT, times=[time])
+    with pytest.raises(TokensError, match="The text is empty"):
+        memory(model, "")
     with pytest.raises(DictionaryError, match="no latent 99"):
         memory(model, TEXT, state_sae, [99])
     elsewhere = random_sae(32, 48, "blocks.1.hook_resid_post")
