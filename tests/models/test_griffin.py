@@ -203,6 +203,11 @@ BAD = {
     "embeddings without their factor": ({"embeddings_scale_by_sqrt_dim": False}, "multiplied by sqrt"),
     "more blocks than weights": ({"num_hidden_layers": 5}, "lacks .* tensors"),
     "fewer blocks than weights": ({"num_hidden_layers": 3}, "tensors no RecurrentGemma has"),
+    "layers without end": ({"num_hidden_layers": 10**30}, "n_layers is 1000.*; it must be from 1 to 1,000"),
+    "no heads of keys": ({"num_key_value_heads": 0}, "n_kv_heads is 0"),
+    "heads of nothing": ({"head_dim": 0}, "d_head is 0"),
+    "no channels": ({"lru_width": 0}, "lru_width is 0"),
+    "a part of a head that is none": ({"rope_parameters": {"partial_rotary_factor": float("inf")}}, "turns inf of each head"),
     "a convention nobody has": ({"window_convention": "jax"}, "deepmind .* or hf"),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
 from scope.models.gemma.config_types import check_types
-from scope.models.parts.config_checks import check_values, common_fields, refuse_quantised, token_ids
+from scope.models.parts.config_checks import LARGEST, check_values, common_fields, refuse_quantised, token_ids
 from scope.models.transformer_lens.config_names import ConfigNames, with_switches
 
 _ATTENTION = {"sliding_attention": "local", "full_attention": "global"}
@@ -228,8 +228,9 @@ def _layer_types(raw: dict[str, Any]) -> tuple[str, ...]:
     """Kinds of attention, by layer; older configs of Gemma 3 say only that every nth layer is global."""
     if raw.get("layer_types"):
         return tuple(_ATTENTION[t] for t in raw["layer_types"])
+    n_layers = min(raw["num_hidden_layers"], LARGEST["n_layers"])  # more are refused by the config
     if nth := raw.get("sliding_window_pattern"):
-        return tuple("local" if (layer + 1) % nth else "global" for layer in range(raw["num_hidden_layers"]))
+        return tuple("local" if (layer + 1) % nth else "global" for layer in range(n_layers))
     return ()
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scope.errors import CheckpointError, ConfigError
-from scope.models.parts.config_checks import check_values, common_fields, refuse_quantised, token_ids
+from scope.models.parts.config_checks import LARGEST, check_values, common_fields, refuse_quantised, token_ids
 from scope.models.transformer_lens.config_names import ConfigNames, with_switches
 from scope.typed_json import typed
 
@@ -124,24 +124,26 @@ class GriffinConfig(ConfigNames):
         d_model, n_heads = raw["hidden_size"], raw["num_attention_heads"]
         if n_heads < 1:
             raise CheckpointError(f"{where} has {n_heads} attention heads (num_attention_heads); it needs at least one.")
-        d_head = raw.get("head_dim") or d_model // n_heads
+        d_head, turned = raw.get("head_dim", d_model // n_heads), raw["partial_rotary_factor"]
+        if not 0 < turned <= 1:
+            raise CheckpointError(f"{where} turns {turned} of each head (partial_rotary_factor), not a part above 0 to 1.")
         try:
             return cls(
                 d_model=d_model,
                 n_layers=raw["num_hidden_layers"],
                 n_heads=n_heads,
-                n_kv_heads=raw.get("num_key_value_heads") or n_heads,
+                n_kv_heads=raw.get("num_key_value_heads", n_heads),
                 d_head=d_head,
                 d_mlp=raw["intermediate_size"] // 2,
                 d_vocab=raw["vocab_size"],
-                lru_width=raw.get("lru_width") or d_model,
+                lru_width=raw.get("lru_width", d_model),
                 conv_width=raw["conv1d_width"],
                 n_ctx=raw["max_position_embeddings"],
                 window=raw["attention_window_size"],
                 window_convention=raw.get("window_convention", "deepmind"),
                 final_cap=raw["logits_soft_cap"],
                 rope_theta=raw["rope_theta"],
-                d_rotary=int(d_head * raw["partial_rotary_factor"]),
+                d_rotary=int(d_head * turned),
                 attention_bias=raw.get("attention_bias", False),
                 eps=raw["rms_norm_eps"],
                 layer_types=_layer_types(raw, where),
@@ -222,7 +224,7 @@ def _layer_types(raw: dict[str, Any], where: str) -> tuple[str, ...]:
         CheckpointError: unknown kinds, an empty pattern, or two spellings that differ.
     """
     now, released = raw.get("block_types"), raw.get("_block_types")
-    n_layers = raw["num_hidden_layers"]
+    n_layers = min(raw["num_hidden_layers"], LARGEST["n_layers"])  # more are refused by the config
     for pattern in (now, released):
         if pattern is not None and (not pattern or set(pattern) - set(_KINDS)):
             strange = ", ".join(sorted(set(pattern) - set(_KINDS))) or "nothing"

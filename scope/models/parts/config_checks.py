@@ -40,9 +40,9 @@ def refuse_quantised(raw: dict[str, Any], where: str) -> None:
 
 
 def token_ids(raw: dict[str, Any]) -> dict[str, Any]:
-    """bos, eos and pad of a config.json, where nothing is said those of all Gemmas; a pad of -1 means none."""
+    """bos, eos and pad of a config.json, where nothing or an empty list is said those of all Gemmas; a pad of -1 means none."""
     bos, eos = raw.get("bos_token_id"), raw.get("eos_token_id")
-    eos = 1 if eos is None else eos
+    eos = 1 if eos is None or eos == [] else eos
     return {
         "bos": 2 if bos is None else bos,
         "eos": tuple(eos) if isinstance(eos, list | tuple) else (eos,),
