@@ -485,6 +485,15 @@ def test_the_gelu_of_a_gemma_1_is_the_tanh_form_whatever_its_config_calls_it(spe
     assert exact > 0.84134
 
 
+def test_layers_without_end_are_refused_before_their_kinds_are_counted():
+    raw = GemmaConfig(
+        model_type="gemma3_text", attn_cap=None, d_model=8, n_layers=2, n_heads=1, n_kv_heads=1, d_head=8, d_mlp=8, d_vocab=8
+    ).to_hf()
+    del raw["layer_types"]
+    with pytest.raises(ConfigError, match=r"n_layers is 10+; it must be from 1 to 1,000"):
+        GemmaConfig.from_hf(raw | {"num_hidden_layers": 10**30, "sliding_window_pattern": 6}, "x")
+
+
 def test_a_gemma_1_with_what_only_a_gemma_2_has_is_refused():
     first = SHAPES["Gemma 1, one kv head"]
     for change in ({"attn_cap": 50.0}, {"final_cap": 30.0}, {"query_scalar": 256.0}, {"layer_types": ("local",) * 3}):
