@@ -9,7 +9,6 @@ Both are read from the logits, so nothing is drawn; each trial has its own text 
 paired: the same trial with another needle. Intervals are 95 %: Wilson's of the accuracy, a bootstrap over trials of the gain.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,12 +21,12 @@ from torch import Tensor
 
 from scope.circuits.tables import html_table
 from scope.errors import ConfigError, TokensError
+from scope.json_result import JsonResult
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.progress import OnProgress
 from scope.shapes import Tokens
 from scope.steering.compare.statistics import interval
-from scope.typed_json import read_json, typed
 from scope.whole_files import write_whole
 
 Task = Literal["needle", "repetition"]
@@ -67,8 +66,10 @@ class RecallRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recall:
+class Recall(JsonResult):
     """What models can say after n tokens, by task and distance."""
+
+    error, way_out = ConfigError, "Make it again: scope memory --needle --save FILE"
 
     rows: tuple[RecallRow, ...]
     words: tuple[str, ...]
@@ -155,23 +156,6 @@ class Recall:
         if file is not None:
             write_whole(Path(file), text)
         return text
-
-    def save(self, file: str | Path) -> Path:
-        """Write it as JSON; `Recall.load` reads it."""
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(asdict(self)))
-        return file
-
-    @classmethod
-    def load(cls, file: str | Path) -> "Recall":
-        """Read what `save` wrote.
-
-        Raises:
-            ConfigError: it cannot be read, or is damaged.
-        """
-        way_out = "Make it again: scope memory --needle --save FILE"
-        return typed(read_json(Path(file), ConfigError, way_out), cls, file, ConfigError, way_out)
 
 
 @torch.no_grad()

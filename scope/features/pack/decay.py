@@ -1,18 +1,15 @@
 """`Decay`: how long the latents of a state last, with decay profiles, half-lives, and the tokens that are retained.
 `scope.features.compare.decay` computes it; a pack may hold it as decay.json."""
 
-import json
 import math
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 
 from scope.errors import PackError
 from scope.escape import visible_token
-from scope.typed_json import read_json, typed
-from scope.whole_files import write_whole
+from scope.json_result import JsonResult
 
 FILE = "decay.json"
 SCHEMA = 1
@@ -62,7 +59,7 @@ class LatentDecay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decay:
+class Decay(JsonResult):
     """How long the latents of a state (or of its writes) last, with the gates of the text as they are.
 
     A token t that fires latent j adds w_t . e_j to it (e_j: the encoder's row), and after n more tokens (a_(t+1) ... a_(t+n)
@@ -70,6 +67,8 @@ class Decay:
     something; starts of documents are left out. `null` is the same on the model with its weights drawn again, at as many
     tokens, those that add most.
     """
+
+    error, way_out = PackError, "Make the pack again: scope features DICTIONARY ..."
 
     schema: int = SCHEMA
     model: str
@@ -147,26 +146,8 @@ class Decay:
         )
         return figure
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    def save(self, file: str | Path) -> Path:
-        """Write it as JSON; `Decay.load` reads it."""
-        write_whole(Path(file), self.to_json())
-        return Path(file)
-
-    @classmethod
-    def load(cls, file: str | Path) -> "Decay":
-        """Read what `save` wrote.
-
-        Raises:
-            PackError: it cannot be read, is damaged, or was written by a newer version.
-        """
-        file, way_out = Path(file), "Make the pack again: scope features DICTIONARY ..."
-        result = typed(read_json(file, PackError, way_out), cls, file, PackError, way_out)
-        if result.schema != SCHEMA or any(len(row.profile) != len(result.ages) for row in result.latents):
-            raise PackError(f"{file} has schema {result.schema} or is damaged; this version reads {SCHEMA}.\n  {way_out}")
-        return result
+    def damage(self) -> str:
+        return "a profile is not of its length" if any(len(row.profile) != len(self.ages) for row in self.latents) else ""
 
 
 def steps(value: float | None, ages: tuple[int, ...]) -> str:
