@@ -203,7 +203,7 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     ],
 )
 def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monkeypatch, told):
-    def cannot(name, revision):
+    def cannot(known):
         raise CheckpointError(told)
 
     monkeypatch.setattr("scope.app.serve.models.load_model", cannot)
