@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 from scope.app.kit import messages
 from scope.app.kit.plain import count, plain, short_name
-from scope.app.serve import demo, models, packs, session
+from scope.app.serve import demo, models, pack_facts, packs, session
 
 from scope.errors import ScopeError
 
@@ -17,7 +17,8 @@ def sidebar() -> None:
     if chosen != slug:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
     store = session.pack()
-    facts = (short_name(store.model_name), store.site, f"{count(store.d_sae)} latents", f"{count(store.n_tokens)} tokens")
+    rows = f"{count(store.n_tokens)} {pack_facts.rows_noun(store)}"
+    facts = (short_name(store.model_name), store.site, f"{count(store.d_sae)} latents", rows)
     st.caption("  \n".join(plain(fact) for fact in facts))
 
 

@@ -1,12 +1,18 @@
-"""Examples of a latent's firings from four samples, and the rank of a value among its firings."""
+"""Examples of a latent's firings from four samples, as texts and as pictures, and the rank of a value among its firings."""
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
+import numpy as np
 import streamlit as st
+from scope.app.kit.pictures import example_card, pictures
 from scope.app.kit.tokens import example_row, first_shown, strips
+from scope.app.serve import packs
 
+from scope.features.pack.data import PackData
 from scope.features.pack.feature import Example, Feature
+from scope.features.pack.pictures import PictureExample
 from scope.models.text.characters import characters
 
 GROUPS = {"top": "Top", "bands": "Bands", "random": "Random", "near": "Near misses"}
@@ -16,14 +22,20 @@ MEANING = {
     "random": "A uniform sample of all its firings: its typical behaviour.",
     "near": "Positions where it did not fire on a token on which it often fires.",
 }
+COUNTED = "Rows and columns of patches count from 0, from the top left."
 
 
 def draw_examples(
-    feature: Feature, on_action: Callable[[str, str], None], token_panel: Callable[[Example, int], None] | None = None
+    feature: Feature,
+    on_action: Callable[[str, str], None],
+    token_panel: Callable[[Example, int], None] | None = None,
+    on_picture: Callable[[PictureExample], None] | None = None,
 ) -> None:
     """Examples in four samples. `on_action` gets the button that was pressed ("test" or "prompt") and the text.
 
     A click on a token draws `token_panel` of the example and the token's index under the example; a second click closes it.
+    Of a pack of pictures, examples are pictures with maps, beside the texts of those that lie in a text; `on_picture` gets the
+    one that is to be opened on the Prompt page.
     """
     groups = [name for name in GROUPS if name in feature.groups]
     if not groups:
@@ -40,16 +52,7 @@ def draw_examples(
             key="group",
             label_visibility="collapsed",
         )
-        window = st.segmented_control(
-            "Window",
-            [8, 32, 0],
-            default=32,
-            required=True,
-            format_func=lambda w: f"±{w}" if w else "all",
-            key="window",
-            label_visibility="collapsed",
-        )
-        breaks = st.toggle("Line breaks", key="breaks", help="Begin a new line at each line break.")
+        window, breaks = _window() if texts_in(feature.pack) else (32, False)
         each_own = st.toggle(
             "Scale to each", key="own", help="Colours are relative to each example's maximum instead of the latent's."
         )
@@ -60,6 +63,15 @@ def draw_examples(
     if further:  # another number of examples is another sample of the bands
         examples = feature.examples(group, most) if group == "bands" else examples[:most]
     bands, chosen = {band["band"]: band for band in feature.bands}, st.session_state.get("chosen token")
+    if feature.pack.pictures is not None:
+        n_patches, shown = feature.pack.pictures.grid.n_patches, examples
+        examples = [_words_of(example, n_patches) for example in examples if example.offset >= n_patches]
+        left, right = st.columns([3, 2], gap="medium") if examples else (st.container(), st.container())
+        with left:
+            draw_pictures(feature, group, shown, each_own, on_picture)
+        drawn_in = right
+    else:
+        drawn_in = st.container()
     places = [(feature.id, group, example.context, example.offset) for example in examples]
     open_at = next((n for n, place in enumerate(places) if chosen and chosen[:4] == place), None)
     rows = []
@@ -78,20 +90,73 @@ def draw_examples(
             rows[begin:stop],
             key=f"examples {feature.id} {group}{part}",
             breaks=breaks,
-            actions=("test", "prompt"),
+            actions=("test", "prompt") if feature.pack.pictures is None else (),
             on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
         )
         if picked is not None and isinstance(picked[1], str) and begin + picked[0] < len(examples):
             on_action(picked[1], text_of(examples[begin + picked[0]]))
 
-    draw(0, None if open_at is None else open_at + 1)
-    if open_at is not None and token_panel is not None:
-        token_panel(examples[open_at], chosen[4])
-        if open_at + 1 < len(rows):
-            draw(open_at + 1, None)
+    with drawn_in:
+        if rows:
+            draw(0, None if open_at is None else open_at + 1)
+        if open_at is not None and token_panel is not None:
+            token_panel(examples[open_at], chosen[4])
+            if open_at + 1 < len(rows):
+                draw(open_at + 1, None)
     if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
         st.session_state.setdefault("most", {})[feature.id, group] = most + 24
         st.rerun(scope="fragment")
+
+
+def _window() -> tuple[int, bool]:
+    """Controls of texts: how many tokens are shown to either side of the peak, and whether lines are broken."""
+    window = st.segmented_control(
+        "Window",
+        [8, 32, 0],
+        default=32,
+        required=True,
+        format_func=lambda w: f"±{w}" if w else "all",
+        key="window",
+        label_visibility="collapsed",
+    )
+    return window, st.toggle("Line breaks", key="breaks", help="Begin a new line at each line break.")
+
+
+def texts_in(pack: PackData) -> bool:
+    """Whether some rows of a pack are tokens of a text, beside the patches of pictures."""
+    return pack.pictures is None or pack.n_ctx > pack.pictures.grid.n_patches
+
+
+def _words_of(example: Example, n_patches: int) -> Example:
+    """An example without the rows of the picture, which stand before the text."""
+    skip = max(0, n_patches - (example.offset - example.peak))
+    cut = {name: getattr(example, name)[skip:] for name in ("tokens", "ids", "acts")}
+    return replace(example, peak=example.peak - skip, **cut)
+
+
+def draw_pictures(
+    feature: Feature,
+    group: str,
+    examples: list[Example],
+    each_own: bool,
+    on_picture: Callable[[PictureExample], None] | None,
+) -> None:
+    """The pictures of these examples, each with the map of the latent; one can be enlarged."""
+    places = {(example.context, example.offset): n for n, example in enumerate(examples)}
+    shown = [e for e in feature.pictures(group, 10**6) if (e.context, e.offset) in places]
+    shown.sort(key=lambda example: places[example.context, example.offset])
+    bands = {band["band"]: band for band in feature.bands}
+
+    def cards() -> list[dict]:
+        units = [rank_line(feature, bands.get(e.band) if group == "bands" else None, e.value) for e in shown]
+        return [example_card(e, unit, each_own) for e, unit in zip(shown, units, strict=True)]
+
+    made = packs.cached_recently(feature.pack, f"cards {group} {each_own} {len(shown)}", np.array([feature.id]), cards)
+    picked = pictures(made, key=f"pictures {feature.id} {group}", action="Open in Prompt" if on_picture else "")
+    if picked is not None and on_picture is not None:
+        on_picture(shown[picked])
+    if len(shown) < len(examples):
+        st.caption(f"{len(examples) - len(shown)} of these examples have no picture.")
 
 
 def text_of(example: Example, stop: int | None = None) -> str:

@@ -12,6 +12,7 @@ from scope.app.serve import models, pack_facts, packs, session
 from scope.errors import ScopeError
 from scope.features.labels.guess import draw_windows
 from scope.features.pack import lookahead
+from scope.features.pack.pictures import PictureExample
 
 LONGEST = 160
 """Most glyphs of a label in the title; its tooltip shows the rest."""
@@ -22,6 +23,7 @@ if asked is None:
     asked = next(iter(packs.once(store, "start here", lambda: pack_facts.start_here(store)).values()), 0)
 feature = store[asked]
 session.remember(feature.id)
+of_pictures, noun = store.pictures is not None, pack_facts.rows_noun(store)
 python = opening(str(store.folder)) + f"feature = pack[{feature.id}]\n"
 with messages.guarded():
     note = store.notes.about(feature.id)
@@ -65,9 +67,15 @@ def on_example(action: str, text: str) -> None:
     st.rerun()
 
 
+def on_picture(example: PictureExample) -> None:
+    """Open an example's picture on the Prompt page."""
+    session.go("prompt", context=example.context, f=feature.id)
+
+
 editing = st.session_state.get("editing") == feature.id
 pressed = keys(
-    {"ArrowLeft": "before", "ArrowRight": "after", "t": "focus Text to test"}
+    {"ArrowLeft": "before", "ArrowRight": "after"}
+    | ({} if of_pictures else {"t": "focus Text to test"})
     | {str(n): name for n, name in enumerate(examples.GROUPS, 1) if not feature.dead},
     key="keys",
     focus=f"Label of #{feature.id}" if editing else "",
@@ -104,8 +112,8 @@ messages.show_write_error()
 
 if feature.dead:
     st.info(
-        f"This latent did not fire in {store.n_tokens:,} tokens, so it fires on less than {feature.density_bound:.1e} of "
-        "tokens (95 % upper bound). What follows comes from its weights alone."
+        f"This latent did not fire in {store.n_tokens:,} {noun}, so it fires on less than {feature.density_bound:.1e} of "
+        f"{noun} (95 % upper bound). What follows comes from its weights alone."
     )
     with messages.guarded():
         living = [j for j, _ in feature.neighbours if store.table["count"].iat[j] > 0][:3]
@@ -114,16 +122,48 @@ if feature.dead:
                 st.caption("Nearest living:", width="content")
                 for j in living:
                     session.link("feature", f"\\#{j} {plain(store.table['label'].iat[j])}", f=j)
-else:
-    panels.numbers(feature)
-    with messages.guarded():
-        panels.counts_line(feature)
 
 
 @st.fragment
 def draw_all_examples() -> None:
     with messages.guarded():
-        examples.draw_examples(feature, on_example, lambda example, token: token_panel.token_panel(feature, example, token))
+        if of_pictures:
+            examples.draw_examples(feature, on_example, on_picture=on_picture)
+        else:
+            examples.draw_examples(feature, on_example, lambda example, token: token_panel.token_panel(feature, example, token))
+
+
+def headed_examples() -> None:
+    method = "pictures" if of_pictures else "examples"
+    what = "example.caption" if of_pictures else 'example.value, "".join(example.tokens)'
+    loop = f'for example in feature.{method}("top", 12):\n    print({what})'
+    heading("Examples", python + loop, "py examples", meaning=examples.COUNTED if of_pictures else None)
+    if feature.dead:
+        st.caption("It never fired in this pack.")
+    else:
+        draw_all_examples()
+
+
+if of_pictures:
+    headed_examples()
+if not feature.dead:
+    panels.numbers(feature)
+    with messages.guarded():
+        panels.counts_line(feature)
+
+
+def draw_histogram(mark: float | None = None) -> None:
+    heading("Activation histogram", python + "edges, counts = feature.histogram", "py histogram")
+    with messages.guarded():
+        panels.histogram(feature, mark)
+
+
+@st.fragment
+def strengths() -> None:
+    """The histogram, and the way to the reader's own pictures."""
+    if not feature.dead:
+        draw_histogram()
+    session.link("prompt", "Try it on a picture of yours", icon=":material/image_search:", f=feature.id)
 
 
 @st.fragment
@@ -155,9 +195,7 @@ def strengths_and_test() -> None:
             messages.show_refusal(refusal)
     if not feature.dead:
         with above:
-            heading("Activation histogram", python + "edges, counts = feature.histogram", "py histogram")
-            with messages.guarded():
-                panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
+            draw_histogram(max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
     if kept:
         chosen = own_texts.draw_results(feature, kept)
         if chosen is not None:
@@ -178,25 +216,30 @@ def over_vocabulary() -> None:
         panels.over_vocabulary(feature)
 
 
-heading("Promoted tokens", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
-with messages.guarded():
-    panels.output(feature)
-    over_vocabulary()
-
-wide, narrow = st.columns([5, 3], gap="medium")
-with wide:
-    loop = 'for example in feature.examples("top", 12):\n    print(example.value, "".join(example.tokens))'
-    heading("Examples", python + loop, "py examples")
-    if feature.dead:
-        st.caption("It never fired in this pack.")
-    else:
-        draw_all_examples()
-with narrow:
-    strengths_and_test()
-    heading("Tokens it fires on", python + "feature.tokens", "py tokens")
+def promoted_tokens() -> None:
+    heading("Promoted tokens", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
     with messages.guarded():
-        panels.tokens(feature)
-    if store.manifest.roles:
+        panels.output(feature)
+        over_vocabulary()
+
+
+with_words = examples.texts_in(store)
+if with_words:
+    promoted_tokens()
+wide, narrow = st.columns([1, 1] if of_pictures else [5, 3], gap="medium")
+with wide:
+    if of_pictures:
+        strengths()
+    else:
+        headed_examples()
+with narrow:
+    if not of_pictures:
+        strengths_and_test()
+    if with_words:
+        heading("Tokens it fires on", python + "feature.tokens", "py tokens")
+        with messages.guarded():
+            panels.tokens(feature)
+    if len(store.manifest.roles) > 1:
         heading("By role", python + "feature.by_role", "py roles", meaning="What part of its context a row is.")
         with messages.guarded():
             panels.roles(feature)
@@ -212,7 +255,7 @@ with narrow:
     related_latents()
     heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
     notes.note_and_lists(feature, note.note, note.lists)
-    if not feature.dead:
+    if not (feature.dead or of_pictures):
         lines = "from scope.features.labels.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
         meaning = "Your own detection score of the label."
         heading("Guessing game", python + lines + f"pack.notes.guessed({feature.id})", "py guess", meaning=meaning)

@@ -12,6 +12,7 @@ from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
 from scope.app.kit.tokens import row as token_row
+from scope.app.serve import pack_facts
 
 from scope.escape import visible_token
 from scope.features.pack.feature import Feature
@@ -23,7 +24,8 @@ def numbers(feature: Feature) -> None:
     half, near = f"half its firings on {row['n_tokens_half']:,}", f"cosine to #{row['nearest']}"
     score = "Measured rise of its promoted tokens' probability when the latent is added; the null is a random direction."
     mean = "Mean activation over its firings; the median is within 9 %."
-    frequency = "Share of the pack's tokens on which it fires."
+    noun = pack_facts.rows_noun(feature.pack)
+    frequency = f"Share of the pack's {noun} on which it fires."
     rows = [
         ("Firing frequency", f"{row['density']:.3%}", f"{row['count']:,} firings", frequency),
         ("Mean when firing", number(row["mean"]), f"median {number(row['p50'])}", mean),
@@ -32,6 +34,8 @@ def numbers(feature: Feature) -> None:
         ("Tokens", f"{row['n_tokens']:,}", half, "Distinct tokens on which it fired."),
         ("Nearest", number(row["nearest_cos"], ".2f"), near, "Largest cosine with another latent's decoder direction."),
     ]
+    if noun in ("patches", "pictures"):  # such rows are no tokens and promote none
+        rows = [row for row in rows if row[0] not in ("Output score", "Tokens")]
     tiles(rows, border=False)
 
 
@@ -238,7 +242,9 @@ def counts_line(feature: Feature) -> None:
     """How concentrated its activation is, and on how much text these numbers were counted, in one line."""
     store, share = feature.pack, feature.mass_of_strongest(0.01)
     without = store.manifest.excluded.split(":")[0]
-    parts = [f"counted on {store.n_tokens:,} tokens" + (f" (left out: {without})" if without else "")]
+    noun = pack_facts.rows_noun(store)
+    left_out = f" (left out: {without})" if without and noun in ("tokens", "rows") else ""
+    parts = [f"counted on {store.n_tokens:,} {noun}{left_out}"]
     if not math.isnan(share):
         parts.insert(0, f"its strongest 1 % of firings hold {share:.1%} of its activation (1 % if all were equal; within 9 %)")
     st.caption(plain("; ".join(parts)[:1].upper() + "; ".join(parts)[1:] + "."))

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
+from scope.app.kit.pictures import preview
 from scope.app.kit.plain import show_line
+from scope.app.serve import packs
+from scope.app.serve.pack_facts import rows_noun
 from scope.app.serve.session import DENSE
 
 from scope.errors import PackError
@@ -184,13 +187,34 @@ def table_rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[
     )
     if not starred:
         del rows["star"]
+    if store.pictures is not None:
+        rows.insert(1, "top picture", previews(store, ids))
+        if rows_noun(store) != "rows":  # patches are no tokens and promote none
+            rows = rows.drop(columns=["top token", "share", "output score", "promotes"])
     for column in beside.columns:
         rows.insert(rows.columns.get_loc("label") + 1, column, beside.loc[ids, column].to_numpy())
     return rows
 
 
+PREVIEW = 60
+"""Pixels of a row with a picture."""
+
+
+def previews(store: Pack, ids: np.ndarray) -> list[str | None]:
+    """Small maps of each latent's strongest example, drawn once per open pack; None without one, or where it is damaged."""
+    drawn = packs.once(store, "previews", dict)
+    for i in ids.tolist():
+        if i not in drawn:
+            try:
+                drawn[i] = preview(store[i])
+            except PackError:  # the latent's own page says what is damaged
+                drawn[i] = None
+    return [drawn[i] for i in ids.tolist()]
+
+
 def column_config(rows: pd.DataFrame) -> dict:
     number, config = st.column_config.NumberColumn, {}
+    config["top picture"] = st.column_config.ImageColumn("top picture", width=90, help="Map of its strongest example.")
     config["id"] = number("latent", format="%d", width=70)
     config["label"] = st.column_config.TextColumn("label", width="medium")
     config["density"] = st.column_config.ProgressColumn(

@@ -215,7 +215,8 @@ elif len(latents) and look == "Table":
         on_select=selected,
         selection_mode=["multi-row", "single-cell", "single-column"],
         key=table_key,
-        height=min(36 * len(rows) + 40, 720),
+        row_height=None if store.pictures is None else listing.PREVIEW,
+        height=min((36 if store.pictures is None else listing.PREVIEW) * len(rows) + 40, 720),
         alt=f"{len(rows)} latents; a click on a cell opens one, boxes at the left choose several",
     ).selection
     if picked.cells:

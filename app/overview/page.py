@@ -12,7 +12,7 @@ from scope.errors import ScopeError
 from scope.steering.compare.json_files import folder_beside, saved_names
 
 store = session.pack()
-table = store.table
+table, noun = store.table, pack_facts.rows_noun(store)
 
 st.title(plain(f"{short_name(store.model_name)} · {store.site}"), anchor=False)
 
@@ -24,6 +24,8 @@ with st.form("search", border=False), st.container(horizontal=True, vertical_ali
         session.go("features", q=words.strip())
 
 tiles(pack_facts.tiles(store))
+for fact in filter(None, (pack_facts.rows_in_words(store), pack_facts.registers(store))):
+    st.caption(plain(fact))
 report = pack_facts.evaluation(store)
 if report is None:
     st.caption(
@@ -43,7 +45,9 @@ if guides:
             session.link("feature", f"{name}: \\#{latent} {plain(table['label'].iat[latent])}", f=latent)
             session.link("steer", "Steer", icon=":material/explore:", f=latent)
     text = packs.once(store, "a text", lambda: pack_facts.example_text(store, list(guides.values())))
-    if text:
+    if store.pictures is not None:
+        session.link("prompt", "Which latents fire on a picture?", icon=":material/image_search:")
+    elif text:
         session.link("prompt", f"Which latents fire on “{plain(text)}”?", icon=":material/science:", text=text)
 
 recent = [("prompt", name, text) for name, text in readings.saved(store.folder, 5)]
@@ -58,7 +62,7 @@ with left:
     heading("How often latents fire", opening(str(store.folder)) + "pack.table['density'].describe()", "py density")
     limit = pack_facts.flag_limits(store).dense
     dead, dense = (int(store.index.flagged((flag,)).sum()) for flag in ("dead", "dense"))
-    summary = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on {figures.percent(limit)} of tokens or more (blue)."
+    summary = f"{dead:,} of {store.d_sae:,} never fired; {dense:,} fire on {figures.percent(limit)} of {noun} or more (blue)."
     figure = packs.once(store, "densities", lambda: figures.density(table["density"].to_numpy(), limit))
     st.plotly_chart(figure, config=figures.SMALL, key="density", alt=summary)
     st.caption(summary)
@@ -114,7 +118,7 @@ with st.expander("How these numbers were made"):
 made = store.manifest.made
 parts = [f"scope {made.scope or '?'}, {made.date[:10]}", f"SAE {pack_facts.digest(store)}"]
 parts += [
-    f"{store.n_tokens:,} tokens of the corpus {pack_facts.corpus_name(store)}",
+    f"{store.n_tokens:,} {pack_facts.rows_noun(store)} of the corpus {pack_facts.corpus_name(store)}",
     "nothing on these pages leaves this machine",
 ]
 st.caption(plain(" · ".join(parts)))

@@ -77,6 +77,46 @@ def example_text(store: Pack, latents: list[int], longest: int = 120) -> str:
     return ""
 
 
+def rows_noun(store: Pack) -> str:
+    """What a row of the pack is, in the plural: tokens, patches, pictures, or rows where several kinds are mixed."""
+    if store.manifest.pictures is None:
+        return "tokens"
+    if store.n_ctx > store.manifest.pictures.n_patches:
+        return "rows"
+    return "pictures" if store.manifest.pictures.grid == 1 else "patches"
+
+
+def rows_in_words(store: Pack) -> str:
+    """Which rows the pack counts, how many of each kind; "" for a pack of text."""
+    grid = store.manifest.pictures
+    if grid is None:
+        return ""
+    if grid.grid == 1:
+        return f"{store.n_tokens:,} pictures, one pooled row for each"
+    n = store.manifest.roles.get("image", store.n_tokens)
+    patches = f"{n:,} patches of {store.manifest.n_contexts or n // grid.n_patches:,} pictures ({grid.grid} × {grid.grid} each)"
+    others = [f"{rows:,} {role}" for role, rows in store.manifest.roles.items() if role not in ("image", "control") and rows]
+    return patches + (f", and rows of text: {', '.join(others)}" if others else "")
+
+
+def registers(store: Pack) -> str:
+    """How many patches of unusual norm, which towers use as registers, the SAE's training left out, by the recording's rule;
+    "" where no rule is known."""
+    if store.manifest.pictures is None:
+        return ""
+    trained = ((store.manifest.dictionary.get("provenance") or {}).get("training") or {}).get("notes")
+    noted = next((note for note in trained or () if "outliers by the recording's rule" in note), None)
+    if noted is not None:
+        return f"Registers: {noted}"
+    rule = (store.manifest.text.get("recording") or {}).get("outliers")
+    if not rule or trained is None:
+        return ""
+    return (
+        f"Registers: none was left out of the SAE's training; no row has a norm above {rule['times']:g} × the median, the "
+        "recording's rule for such patches."
+    )
+
+
 def digest(store: Pack) -> str:
     """The first digits of the SAE's hash."""
     return (store.dictionary.parameters_sha256 or store.dictionary.weights_sha256 or "unknown")[:12]
@@ -89,11 +129,15 @@ def corpus_name(store: Pack) -> str:
 
 def tiles(store: Pack) -> list[tuple[str, str, str, str]]:
     """(name, value, what to compare it with, meaning) for the top of the overview."""
-    read = f"from {store.manifest.n_contexts or 0:,} contexts"
+    noun = rows_noun(store)
+    per = f"Latents that fire per {'patch' if noun == 'patches' else noun[:-1]}, mean over the pack's {noun}."
+    counted = "Positions that the pack was collected from, without special tokens."
+    what = "contexts" if noun == "tokens" else "pictures"
+    read = f"from {store.manifest.n_contexts or 0:,} {what}"
     rows = [
         ("Latents", f"{store.d_sae:,}", f"{dead_share(store):.1%} never fired", "Units of the SAE."),
-        ("L0", number(l0(store)), f"of {store.d_sae:,}", "Latents that fire per token, mean over the pack's tokens."),
-        ("Tokens read", f"{store.n_tokens:,}", read, "Positions that the pack was collected from, without special tokens."),
+        ("L0", number(l0(store)), f"of {store.d_sae:,}", per),
+        (f"{noun.capitalize()} read", f"{store.n_tokens:,}", read, counted),
     ]
     scored = score_tiles(store)
     return rows[:2] + scored if scored else rows
