@@ -46,14 +46,17 @@ def _no_better(scores: dict[str, Any], arms: dict[str, dict[str, Any]]) -> list[
             continue
         if scores["fvu"] >= arms[null]["fvu"]:
             notes.append(f"FVU is no better than that of {name}: {scores['fvu']:.3f} beside {arms[null]['fvu']:.3f}.")
-        if scores["delta_loss"] >= arms[null].get("delta_loss", math.inf):
+        measure = "delta_loss" if "delta_loss" in scores else "output_change"
+        if scores.get(measure, -math.inf) >= arms[null].get(measure, math.inf) and measure == "output_change":
+            notes.append(f"What the model gives changes no less with it than with {name} ({arms[null][measure]:.3f}).")
+        elif scores.get(measure, -math.inf) >= arms[null].get(measure, math.inf):
             notes.append(f"Delta loss is no better with it than with {name} ({arms[null]['delta_loss']:.3f}).")
     return notes
 
 
 def _left_out(scores: dict[str, Any]) -> list[str]:
     notes = []
-    if scores["with_bos"]["fvu"] > 2 * scores["fvu"] + 0.05:
+    if "with_bos" in scores and scores["with_bos"]["fvu"] > 2 * scores["fvu"] + 0.05:
         notes.append(f"With position 0 counted, FVU would be {scores['with_bos']['fvu']:.2f}: it was not trained on <bos>.")
     usual = scores["without_outliers"]
     if usual["left_out"] and not 0.9 < usual.get("fvu", 0.0) / max(scores["fvu"], 1e-12) < 1.1:

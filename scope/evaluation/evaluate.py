@@ -22,7 +22,7 @@ from scope.evaluation.random_model import randomised
 from scope.evaluation.result import EvaluateConfig, Evaluation
 from scope.evaluation.tally import Resampled, Tally, by_unit
 from scope.fit import check_fit
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, Model
 from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
@@ -56,7 +56,7 @@ def evaluate(
     """
     config = config or EvaluateConfig()
     text = Text.draw(tokens, documents, config)
-    return _Run(model, sae, text, config, on_progress or (lambda done, total, numbers: None), dict(beside or {})).go()
+    return Run(model, sae, text, config, on_progress or (lambda done, total, numbers: None), dict(beside or {})).go()
 
 
 class _Condition:
@@ -79,10 +79,12 @@ def _with_l0(replace: Any) -> Apply:
     return apply
 
 
-class _Run:
+class Run:
+    """The passes over the text: moments first, then every condition spliced in, then the model of random weights."""
+
     def __init__(
         self,
-        model: LanguageModel,
+        model: Model,
         sae: SAE,
         text: Text,
         config: EvaluateConfig,
@@ -153,15 +155,20 @@ class _Run:
         for tokens, units in self._batches():
             x, mask, _ = self._record(tokens, self.stop)
             self.moments.add(x[mask])
+            self._first_batch(tokens, x, mask)
             norms.append(x[mask].norm(dim=1).cpu())
-            self.n += by_unit(torch.ones_like(units[mask]), units[mask], self.text.n_units)
-            for name, more in variants_of(self._real(tokens), mask).items():
+            of_rows = units[:, : x.shape[1]]
+            self.n += by_unit(torch.ones_like(of_rows[mask]), of_rows[mask], self.text.n_units)
+            for name, more in variants_of(self._real(tokens)[:, : x.shape[1]], mask).items():
                 sums[name].append((x[more].double().sum(0).cpu(), int(more.sum())))
         if self.moments.n < 2:
             raise ConfigError("No token counts: all are at position 0 or are special tokens.")
         outlier_above = OUTLIER_TIMES * torch.cat(norms).median().item()
         centres = {name: sum(s for s, _ in found) / sum(n for _, n in found) for name, found in sums.items()}
         self.own = SaeBreakdown(self.sae, self.moments.mean, centres, outlier_above, self.text)
+
+    def _first_batch(self, tokens: Any, x: Tensor, mask: Mask) -> None:
+        """Gather more from a batch of the first pass; of text there is nothing more."""
 
     def _arms(self) -> list[_Condition]:
         m, n_units = self.moments, self.text.n_units
@@ -243,7 +250,7 @@ class _Run:
     def _on_random_model(self, arms: dict[str, dict[str, Any]]) -> None:
         """Score the SAE on the same text through a model of random weights, scaled to the norm it was trained on."""
         try:
-            model = randomised(self.model, self.stop, self.config.seed)
+            model = randomised(self.model, self.stop if hasattr(self.model, "blocks") else None, self.config.seed)
         except ConfigError as error:
             self.said.append(f"The random-model baseline was not scored: {error}.")
             return
@@ -251,7 +258,7 @@ class _Run:
         for tokens, units in self._batches():
             x, mask, _ = self._record(tokens, self.stop, model)
             moments.add(x[mask])
-            found.append((x[mask].cpu(), units[mask]))
+            found.append((x[mask].cpu(), units[:, : x.shape[1]][mask]))
         scale = (self._mean_square(self.moments) / self._mean_square(moments)) ** 0.5
         tally = Tally(moments.mean * scale, self.text.n_units)
         apply = _with_l0(self.sae)
@@ -264,6 +271,10 @@ class _Run:
     @staticmethod
     def _mean_square(m: Moments) -> float:
         return (m.products.diagonal().sum() / m.n).item()
+
+    def _positions(self) -> list[dict[str, Any]]:
+        """Scores by position in the context."""
+        return self.own.curve.result(self.resampled)
 
     def _result(self, arms: dict[str, dict[str, Any]]) -> Evaluation:
         c, text = self.config, self.text
@@ -279,7 +290,7 @@ class _Run:
         latents = self.own.firing.result(self.n, c.dense_above, self.resampled) | geometry(self.sae)
         if self.beside:
             latents["shared"] = {name: shared(self.sae, other) for name, other in self.beside.items()}
-        positions = self.own.curve.result(self.resampled)
+        positions = self._positions()
         provenance = {
             "model": dict(self.model.provenance),
             "site": self.site,

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from scope.errors import ConfigError
-from scope.models.face import LanguageModel
+from scope.models.face import Model
 from scope.null_seeds import generator
 
 
 @torch.no_grad()
-def randomised(model: LanguageModel, stop: int | None, seed: int = 0) -> Any:
+def randomised(model: Model, stop: int | None, seed: int = 0) -> Any:
     """A copy of a model with every matrix drawn again from a normal distribution of the same mean and standard deviation. Gains
     and biases stay, so that each layer keeps its scale. Blocks from `stop` on are shared with the model: they are not run.
 

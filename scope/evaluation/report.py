@@ -27,6 +27,7 @@ ROWS = {
     "length_bias": ("length bias", "{:.3f}"),
     "delta_loss": ("delta loss", "{:+.3f}"),
     "kl": ("KL", "{:.3f}"),
+    "output_change": ("output change", "{:.4f}"),
     "recovered_vs_mean": ("kept vs mean", "{:.1%}"),
     "recovered_vs_zero": ("kept vs zero", "{:.1%}"),
 }
@@ -43,7 +44,8 @@ def table(evaluation: Evaluation) -> Group:
     Fits a terminal of 80 columns; further SAEs have a table of their own.
     """
     legend = [text for name, text in LEGEND.items() if name in evaluation.arms]
-    legend += ["losses and KL in nats; kept: loss recovered"]
+    changes = "output_change" in evaluation.arms["sae"]
+    legend += ["output change: 1 - cosine of the model's vectors" if changes else "losses and KL in nats; kept: loss recovered"]
     told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
     told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
     further = [name for name in evaluation.arms if name not in ARMS]
@@ -119,8 +121,8 @@ def lines(evaluation: Evaluation) -> list[str]:
     units = counted.get("units", "contexts")
     low, high = latents["interval"]["never_fired"]
     found = [
-        f"{counted['tokens']:,} tokens of {counted['contexts']} contexts; loss without splice {counted['loss']:.3f} nats; "
-        f"95 % intervals are over {counted[units]} {units}; position 0 and special tokens are left out",
+        f"{counted['tokens']:,} tokens of {counted['contexts']} contexts; {_loss(counted)}"
+        f"95 % intervals are over {counted[units]} {units}; {_rule(evaluation)}",
         f"L0 per token: median {own['l0_median']:.0f} {_interval(own, 'l0_median', '{:.0f}')}, 95th percentile "
         f"{own['l0_p95']:.0f} {_interval(own, 'l0_p95', '{:.0f}')}",
         f"{latents['never_fired']:.1%} of {latents['d_sae']:,} latents never fired here ({low:.1%}..{high:.1%} on much more "
@@ -138,6 +140,16 @@ def lines(evaluation: Evaluation) -> list[str]:
             f"{part['cosine_median_random']:.2f})"
         )
     return found + _training(evaluation.training)
+
+
+def _loss(counted: dict[str, Any]) -> str:
+    return "" if counted["loss"] is None else f"loss without splice {counted['loss']:.3f} nats; "
+
+
+def _rule(evaluation: Evaluation) -> str:
+    """Which rows are left out, in words."""
+    rule = str(evaluation.provenance.get("rule", ""))
+    return rule if rule.startswith("rows left out") else "position 0 and special tokens are left out"
 
 
 def _training(rows: list[dict[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from scope.progress import OnProgress
 from scope.typed_json import typed
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.text import PictureSettings
 
 REPORT = "evaluation.json"
 """Name of the report in the dictionary's folder."""
@@ -42,6 +43,8 @@ class Evaluate(ModelSettings):
 
     config: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    pictures: PictureSettings = field(default_factory=PictureSettings)
+
 
 def evaluate(
     config: Any = None,
@@ -72,18 +75,20 @@ def evaluate(
     from scope.evaluation.evaluate import evaluate as evaluate_on_tokens
     from scope.sae.files import read_sae
     from scope.workflows.certificate import certified
-    from scope.workflows.text import contexts_held_out, contexts_of_corpus, contexts_of_recording
+    from scope.workflows.text import contexts_held_out, contexts_of_corpus, contexts_of_recording, reads_pictures
 
     if job.recording is None and job.corpus is None:
         raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
     store = None if job.recording is None else ActivationStore.open(job.recording)
-    corpus = None if job.corpus is None else open_corpus(job.corpus)
     sae = read_sae(job.dictionary, job.device)
-    model = job.load_model(sae.provenance)
+    model = job.load_model(sae.provenance, pictures=True)
     certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate)
     others = {name: read_sae(name, job.device) for name in job.beside}
     for name, other in others.items():
         certified(model, other, name, job.certificate, on_note, on_certificate)
+    if reads_pictures(model):
+        return _on_pictures(job, model, sae, others, store, on_progress)
+    corpus = None if job.corpus is None else open_corpus(job.corpus)
     if store is not None and store.manifest.tokenizer.get("sha256") != model.tokenizer.sha256:
         raise ConfigError(f"{job.recording} was made with another tokenizer than the model has. Give its --model.")
     if store is not None and corpus is not None:
@@ -99,6 +104,25 @@ def evaluate(
     evaluation.training.extend(training_curve(folder))
     known = notes_on_overlap(sae.provenance.get("recording") or {}, text, store)
     evaluation.notes.extend(known or notes_on_text_read(folder, evaluation, tokens, documents))
+    return evaluation
+
+
+def _on_pictures(job: Evaluate, model: Any, sae: Any, others: dict[str, Any], store: Any, on_progress: Any) -> Any:
+    """The evaluation on pictures of a corpus, held out from a recording where one is given."""
+    from scope.evaluation.pictures.evaluate_pictures import evaluate_pictures
+    from scope.workflows.text import pictures_to_score
+
+    if job.corpus is None:
+        raise ConfigError(
+            "A recording holds no pictures that the model could read again, only small ones.\n"
+            "  Give --corpus too, which it was made from: its pictures behind the recorded ones are then scored, held out."
+        )
+    n = job.config.contexts
+    inputs, text = pictures_to_score(model, sae.site, job.corpus, n, job.config.seed, job.pictures, store)
+    evaluation = evaluate_pictures(model, sae, inputs, job.config, on_progress, beside=others)
+    evaluation.provenance["text"] = text
+    evaluation.training.extend(training_curve(Path(job.dictionary)))
+    evaluation.notes.extend(notes_on_overlap(sae.provenance.get("recording") or {}, text, store))
     return evaluation
 
 

@@ -150,3 +150,35 @@ def contexts_held_out(store: Any, corpus: Any, tokenizer: Any, n: int) -> tuple[
         raise CorpusError(f"{corpus.spec} holds no two contexts of text after the recording's last document.")
     described = {"corpus": corpus.identity, "held_out": "documents after the recording's last", "context": store.context}
     return torch.from_numpy(held_out.tokens).long(), torch.from_numpy(held_out.documents).long(), described
+
+
+def pictures_to_score(
+    model: Any, site: str, spec: str, n: int, seed: int, settings: PictureSettings, store: Any = None
+) -> tuple[Any, dict[str, Any]]:
+    """(contexts of pictures with all that the model reads beside them, what they are) of a corpus; with a recording of it, of
+    documents that follow the recorded ones.
+
+    Raises:
+        CorpusError: the recording is of another corpus, or fewer than two pictures follow it.
+    """
+    from dataclasses import replace
+    from itertools import islice
+
+    from scope.activations.errors import CorpusError
+    from scope.models.pictures.inputs import InputOptions
+
+    corpus = corpus_for(model, spec, [site], "text", settings)
+    described, begin = {"corpus": corpus.identity, "seed": seed}, 0
+    if store is not None:
+        if store.manifest.corpus != corpus.identity:
+            raise CorpusError(f"{store.folder} was made from another corpus than {spec}. Give the one it was made from.")
+        seed, begin = store.manifest.config.seed, store.journal[-1].cursor.documents
+        settings = replace(settings, prompt=str(store.manifest.tokenizer.get("prompt", settings.prompt)))
+        described |= {"seed": seed, "held_out": "documents after the recording's last"}
+    options = InputOptions(prompt=settings.prompt, bad_pictures=settings.bad_pictures)
+    made = model.prompt_maker(options) if hasattr(model, "prompt_maker") else model.inputs_for([site], options)
+    packed = made.stream(islice(corpus.documents(seed), begin, None), made.context).take(n)
+    if len(packed) < 2:
+        after = " after the recording's last document" if begin else ""
+        raise CorpusError(f"{spec} holds no two pictures{after}. Give a corpus with more, or record fewer of its pictures.")
+    return packed, described
