@@ -42,6 +42,8 @@ _HOME = {
     "modalities": "scope.workflows.modalities",
     "moderate": "scope.workflows.moderate",
     "ask_datacommons": "scope.workflows.datacommons",
+    "index_pages": "scope.workflows.pages",
+    "open_index": "scope.workflows.pages",
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",

@@ -37,6 +37,7 @@ COMMANDS = {
     "memory": "What a recurrent model remembers of a text: its state as a sum over tokens.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
     "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",
+    "pages": "Search pages of pictures and PDFs with a ColPali, and say which latents found them.",
     "pretrain": "Train a small Gemma from nothing, as the bundled one was made.",
 }
 

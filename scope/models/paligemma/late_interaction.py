@@ -38,35 +38,40 @@ def max_sim(queries: Any, pages: Any, at_once: int | None = None) -> Scores:
     """
     _check(queries, "query")
     _check(pages, "page")
-    rows = [without_padding(one, "query", i, len(queries)) for i, one in enumerate(queries)]
+    rows = [_without_padding(one, i, len(queries)) for i, one in enumerate(queries)]
     q = torch.cat(rows).float()
+    if q.shape[1] != pages[0].shape[1]:
+        raise ConfigError(
+            f"Vectors of queries have {q.shape[1]} numbers and those of pages {pages[0].shape[1]}: two models made them."
+        )
     at_once = PRODUCTS_AT_ONCE.get(q.device.type, 1 << 20) if at_once is None else at_once
     owner = torch.repeat_interleave(torch.tensor([len(one) for one in rows])).to(q.device)
     scores = torch.zeros(len(rows), len(pages), device=q.device)
     buffer = torch.empty(0, device=q.device)
-    done = 0
+    first = 0
     for block, lengths in _blocks(pages, max(1, min(at_once // len(q), ROWS_AT_ONCE))):
-        if block.shape[1] != q.shape[1]:
-            raise ConfigError(
-                f"Vectors of queries have {q.shape[1]} numbers and those of pages {block.shape[1]}: two models made them."
-            )
-        block = block.to(q.device).float().T
-        parts = q.split(max(1, at_once // block.shape[1]))
-        if buffer.numel() < len(parts[0]) * block.shape[1]:
-            buffer = torch.empty(len(parts[0]) * block.shape[1], device=q.device)
+        block = block.to(q.device).float()
+        parts = q.split(max(1, at_once // len(block)))
+        if buffer.numel() < len(parts[0]) * len(block):
+            buffer = torch.empty(len(parts[0]) * len(block), device=q.device)
         best = [_best(part, block, lengths, buffer) for part in parts]
-        scores[:, done : done + len(lengths)].index_add_(0, owner, best[0] if len(best) == 1 else torch.cat(best))
-        done += len(lengths)
+        if bool((best[0][0] == -torch.inf).any()):
+            i = first + int((best[0][0] == -torch.inf).nonzero()[0])
+            raise ConfigError(f"Item {i} of {len(pages)} is a page without a vector: all of its rows are zero.")
+        scores[:, first : first + len(lengths)].index_add_(0, owner, best[0] if len(best) == 1 else torch.cat(best))
+        first += len(lengths)
     return scores
 
 
 def _best(q: Vectors, block: Vectors, lengths: list[int], buffer: PerToken) -> Float[Tensor, "_ page"]:
-    """The best match of each vector of queries in each page; `block` is [d_out, vectors of pages one after another], and
-    `buffer` is memory for the products."""
+    """The best match of each vector of queries in each page, -inf in a page of padding alone; `block` are the vectors of pages
+    one after another, and `buffer` is memory for the products."""
     if torch.is_grad_enabled() and (q.requires_grad or block.requires_grad):
-        similarity = q @ block
+        similarity = q @ block.T
     else:
-        similarity = torch.mm(q, block, out=buffer[: len(q) * block.shape[1]].view(len(q), -1))
+        similarity = torch.mm(q, block.T, out=buffer[: len(q) * len(block)].view(len(q), -1))
+    if not bool(block[:, 0].all()):  # few vectors begin with 0, and where none does none is padding; by now the block is cached
+        similarity = similarity.masked_fill((block == 0).all(1), -torch.inf)
     if len(lengths) == 1:
         return similarity.amax(1, keepdim=True)
     if len(set(lengths)) == 1:
@@ -81,30 +86,30 @@ def _check(vectors: Any, kind: str) -> None:
         raise ConfigError(
             f"Vectors of a {kind} are [n, pos, d_embed], or a list of [pos, d_embed]. One alone is vectors[None]."
         )
+    if empty := [i for i, one in enumerate(vectors) if not len(one)]:
+        raise ConfigError(f"Item {empty[0]} of {len(vectors)} is a {kind} without a vector.")
 
 
-def without_padding(vectors: Vectors, kind: str = "page", i: int = 0, n: int = 1) -> Vectors:
-    """The vectors that are no padding, of the `kind` that is number `i` of `n`.
+def _without_padding(query: Vectors, i: int, n: int) -> Vectors:
+    """The vectors of query `i` of `n` that are no padding.
 
     Raises:
         ConfigError: none is left.
     """
-    if not bool(vectors[:, 0].all()):  # few real vectors begin with 0, and a page without such is not looked at as a whole
-        vectors = vectors[(vectors != 0).any(1)]
-    if not len(vectors):
-        raise ConfigError(f"Item {i} of {n} is a {kind} without a vector: all of its rows are zero.")
-    return vectors
+    rows = query[(query != 0).any(1)]
+    if not len(rows):
+        raise ConfigError(f"Item {i} of {n} is a query without a vector: all of its rows are zero.")
+    return rows
 
 
 def _blocks(pages: Any, most: int) -> Iterator[tuple[Vectors, list[int]]]:
     """(vectors of some pages one after another, how many each has), with at most `most` vectors, but one page at least."""
     held: list[Vectors] = []
-    for i, page in enumerate(pages):
-        rows = without_padding(page, "page", i, len(pages))
-        if held and sum(map(len, held)) + len(rows) > most:
+    for page in pages:
+        if held and sum(map(len, held)) + len(page) > most:
             yield _joined(held), [len(one) for one in held]
             held = []
-        held.append(rows)
+        held.append(page)
     yield _joined(held), [len(one) for one in held]
 
 
