@@ -77,6 +77,8 @@ class Modalities:
     n_fires_on_texts: int
     """Latents that fire on a text at least, of those that fire on a picture (`n_fires_on_pictures`)."""
     n_fires_on_pictures: int
+    n_too_long: int = 0
+    """Pictures left out, since their text does not fit the text tower."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_frame(self):
@@ -99,6 +101,7 @@ class Modalities:
             f"these latents tell the word in texts too. On {self.n_held_out} held-out pictures.",
             f"{self.n_fires_on_texts} of the {self.n_fires_on_pictures} latents that fire on a picture fire on a text; the "
             f"mean vectors of the two sides have a cosine of {self.cosine:.2f}.",
+            *([f"{self.n_too_long} pictures were left out: their texts do not fit the text tower."] if self.n_too_long else []),
         ]
 
     def _table(self) -> list[tuple[str, ...]]:
@@ -154,6 +157,9 @@ def modalities(
     check_fit(model, sae, any_model, reconstructs=True)
     if len(pictures) != len(texts):
         raise EditError(f"There are {len(pictures)} pictures and {len(texts)} texts; give one text a picture.")
+    fit = [i for i, text in enumerate(texts) if len(model.words.encode(text)) <= model.text.cfg.n_ctx]
+    n_too_long = len(texts) - len(fit)
+    pictures, texts = [pictures[i] for i in fit], [texts[i] for i in fit]
     has = {word: np.array([_has(text, word) for text in texts]) for word in _words(texts, words)}
     order = np.random.default_rng(null_seed("halves of pictures", seed)).permutation(len(texts))
     chosen_on, held_out = order[: len(order) // 2], order[len(order) // 2 :]
@@ -163,7 +169,10 @@ def modalities(
         raise EditError(f"{', '.join(unfit)}: in each half {_FEWEST} texts with the word and {_FEWEST} without are needed.")
     has = {word: h for word, h in has.items() if word not in unfit}
     if not has:
-        raise EditError(f"No word stands in enough of these {len(texts)} texts and is missing in enough. Give more pictures.")
+        left_out = f" ({n_too_long} are too long for the text tower)" if n_too_long else ""
+        raise EditError(
+            f"No word stands in enough of these {len(texts)} texts{left_out} and is missing in enough. Give more pictures."
+        )
     x = _vectors(model, pictures, texts, on_progress)
     of_text = x["text"] * (x["image"].norm(dim=1).mean() / x["text"].norm(dim=1, keepdim=True))
     cosine = float(torch.cosine_similarity(x["image"].mean(0), x["text"].mean(0), dim=0))
@@ -178,6 +187,7 @@ def modalities(
         cosine=cosine,
         n_fires_on_texts=int((on_picture & on_text).sum()),
         n_fires_on_pictures=int(on_picture.sum()),
+        n_too_long=n_too_long,
         provenance={
             "model": dict(model.provenance),
             "dictionary": {name: sae.provenance.get(name) for name in ("path", "weights_sha256")},

@@ -7,6 +7,7 @@ import torch
 from scope.circuits.modalities import aucs, modalities
 from scope.errors import ConfigError, EditError
 from scope.models.load import load_model
+from scope.models.siglip.words import TextTowerTokenizer
 from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
 from tests.models.vision_twins import siglip
 from tests.steering.conftest import random_sae
@@ -35,6 +36,8 @@ def planted(tmp_path):
         return {site: x}
 
     model.record, model.to_pixels, model.to_tokens = vectors, list, list
+    model.tokenizer = object.__new__(TextTowerTokenizer)
+    model.tokenizer.encode = str.split
     sae = JumpReLUSAE(JumpReLUConfig(d_in=d, d_sae=d * 2, target_l0=2), "vision.hook_pooled")
     with torch.no_grad():
         for p in sae.parameters():
@@ -72,6 +75,15 @@ def test_exchanged_pictures_leave_nothing_beyond_chance(planted):
 
 def test_words_are_those_of_the_texts_unless_they_are_given(planted):
     assert [row.word for row in modalities(*planted, draws=2).rows] == ["cat", "dog", "green", "red"]
+
+
+def test_pictures_whose_text_does_not_fit_are_left_out_and_counted(planted):
+    model, sae, pictures, texts = planted
+    texts = [f"{text} and much more than the tower can read" if i < 7 else text for i, text in enumerate(texts)]
+    found = modalities(model, sae, pictures, texts, ["red"], draws=2)
+    assert found.n_too_long == 7
+    assert found.n_held_out == 77
+    assert "7 pictures were left out" in str(found)
 
 
 def test_an_auc_counts_ties_as_half():
