@@ -49,9 +49,10 @@ def answers(model: PaliGemma, queries: Sequence[Asked], longest: int = 4, shuffl
         shown = pixels([queries[(i + shift) % len(queries)][0] for i in part])
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "pixel_values": shown}
         out = model.generate(inputs, longest, do_sample=False, verbose=False, return_type="tokens")
-        for i, row in zip(part, out[:, ids.shape[1] :].tolist(), strict=True):
-            end = row.index(model.cfg.eos[0]) if model.cfg.eos[0] in row else len(row)
-            written[i] = model.words.decode(row[:end], skip_special=False).strip()
+        for i, prompt, row in zip(part, rows, out.tolist(), strict=True):  # rows come back without the padding before them
+            new = row[len(prompt.ids) :]
+            end = next((k for k, token in enumerate(new) if token in (model.cfg.eos[0], model.cfg.pad)), len(new))
+            written[i] = model.words.decode(new[:end], skip_special=False).strip()
     return [written[i] for i in range(len(queries))]
 
 
