@@ -43,7 +43,7 @@ class ColPaliRecipe(LoopConfig):
     d_embed: int = 64
     """Numbers of a vector."""
 
-    words: float = 0.25
+    words: float = 0.1
     """Share of the items of queries that are words, where a page has both."""
 
     rank: int = 8
