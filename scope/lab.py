@@ -23,7 +23,7 @@ from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
 from scope.fit import check_fit
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, VisionModel
 from scope.models.griffin.shares import layer_of
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
@@ -141,9 +141,9 @@ class Lab:
         model = self._model
         if model is None or isinstance(model, str | Path):
             chosen = replace(self._place, model=None if model is None else str(model))
-            model = chosen.load_model({"model": self.pack.model.to_json()})
+            model = chosen.load_model({"model": self.pack.model.to_json()}, pictures=True)
         check_fit(model, self.sae, reconstructs=True)
-        if self._certified is not None:
+        if self._certified is not None and not isinstance(model, VisionModel):  # a certificate is measured on text
             self.certificate = certify(model, self.sae, self._certified)
         return model
 
@@ -202,6 +202,10 @@ class Lab:
     def read(self, text: str | Iterable[str]):
         """Which latents fire where in a text; for several texts, a list."""
         return self.pack.read(text, self.model, self.sae)
+
+    def read_picture(self, picture: Any, text: str | None = None, answer: str | None = None):
+        """Which latents fire on which patch of a picture, and on the text beside it; see `Pack.read_picture`."""
+        return self.pack.read_picture(picture, self.model, self.sae, text, answer)
 
     def steer(self, target: Any, strength: float = 0.5, **how: Any) -> "Steering":
         """Edits that are ready to use. `target` is a latent's number, a Feature, a Direction, or edits made by hand.

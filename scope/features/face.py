@@ -76,6 +76,13 @@ class Pack(PackData):
 
         return read(self, text, model, sae)
 
+    def read_picture(self, picture: Any, model, sae, text: str | None = None, answer: str | None = None):
+        """Which latents fire on which patch of a picture, and on the text beside it: a `PictureView`; see
+        `scope.features.reading.read_picture`. Model and dictionary must be the pack's."""
+        from scope.features.reading.read_picture import read_picture
+
+        return read_picture(self, picture, model, sae, text, answer)
+
     def export(self, to: str, out: str | Path, latents: str | list[int] | None = None, **settings: Any) -> Path:
         """Write latents to parquet, csv, json, html, neuronpedia or saedashboard; see `scope.features.exports.export`.
 

@@ -1,6 +1,7 @@
 """Packs of pictures: heat maps equal the latents of the model on the picture, and nothing of a picture's file but its pixels is
 kept or run."""
 
+import io
 import json
 import shutil
 
@@ -130,3 +131,22 @@ def test_a_damaged_file_of_pictures_is_refused_and_a_pack_without_one_is_of_text
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert Pack.open(folder)[0].pictures() == []
     assert Pack.open(folder)[0].examples()
+
+
+def test_a_picture_of_yours_is_read_as_those_of_the_pack(lab, folder):
+    model, sae, store, pack, _ = lab
+    shown = next(e for f in pack for e in f.pictures("top", 3) if e.peak is not None)
+    latent = next(f.id for f in pack if any(e.file == shown.file and e.value == shown.value for e in f.pictures("top", 3)))
+    text = store.document_facts[int(store.documents[shown.context, 0])]["text"]
+    view = pack.read_picture(folder / shown.document, model, sae, answer=text)
+    np.testing.assert_allclose(view.map(latent), shown.map, rtol=1e-4, atol=1e-5)
+    assert view.values(latent)[shown.peak] == pytest.approx(shown.value, rel=1e-4)
+    again = pack.read_picture(Image.open(folder / shown.document), model, sae, answer=text)
+    assert np.array_equal(view.latents, again.latents)
+    assert list(view.boxes) == model.patch_boxes(view.picture.size)
+    assert view.roles.count("image") == view.n_patches
+    assert Image.open(io.BytesIO(view.png(latent))).size == view.image(latent).size
+    assert "<img" in view._repr_html_()
+    assert len(view.top(3, "value")) == 3
+    with pytest.raises(PackError, match="read_picture"):
+        pack.read("text", model, sae)

@@ -12,7 +12,7 @@ from scope.errors import PackError, TokensError
 from scope.evaluation import metrics
 from scope.features.pack.data import PackData
 from scope.features.reading.view import TokenView
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, Model, VisionModel
 from scope.provenance import DictionaryId, ModelId
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
@@ -22,7 +22,7 @@ from scope.texts import for_each_text
 _TUNINGS = re.compile(r"[-_](it|pt|base|chat|instruct)$")
 
 
-def other_tuning(pack: PackData, model: LanguageModel, sae: SAE) -> str:
+def other_tuning(pack: PackData, model: Model, sae: SAE) -> str:
     """Whether the pack or the dictionary is of another tuning of this model, by their names, in a sentence; "" if of none."""
     given, trained = ModelId.of(model.provenance).name or "", DictionaryId.of(sae.provenance).model.name or ""
     for what, name in (("The pack was made with", pack.model_name), ("The dictionary was trained on", trained)):
@@ -32,7 +32,7 @@ def other_tuning(pack: PackData, model: LanguageModel, sae: SAE) -> str:
     return ""
 
 
-def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = False) -> None:
+def check_same(pack: PackData, model: Model, sae: SAE, tuning: bool = False) -> None:
     """Refuse a model or a dictionary other than the pack's; with `tuning`, not another tuning of the model with its tokenizer.
 
     Raises:
@@ -56,7 +56,7 @@ def check_same(pack: PackData, model: LanguageModel, sae: SAE, tuning: bool = Fa
 
 
 @torch.no_grad()
-def read(pack: PackData, text: str | Iterable[str], model: LanguageModel, sae: SAE) -> TokenView | list[TokenView]:
+def read(pack: PackData, text: str | Iterable[str], model: Model, sae: SAE) -> TokenView | list[TokenView]:
     """Encode a text as the pack's text was encoded, or each of several, which gives a list.
 
     Another tuning of the pack's model is accepted, and `TokenView.tuning` says so.
@@ -65,6 +65,8 @@ def read(pack: PackData, text: str | Iterable[str], model: LanguageModel, sae: S
         PackError: model or dictionary are not the pack's.
         TokensError: no text, or more than the context holds.
     """
+    if isinstance(model, VisionModel):
+        raise PackError(f"A {model.cfg.family_name} reads pictures: pack.read_picture(picture, model, sae, text).")
     check_same(pack, model, sae, tuning=True)
 
     def view(one: str) -> TokenView:
@@ -76,7 +78,7 @@ def read(pack: PackData, text: str | Iterable[str], model: LanguageModel, sae: S
 
 
 @torch.no_grad()
-def read_context(pack: PackData, context: int, model: LanguageModel, sae: SAE) -> TokenView:
+def read_context(pack: PackData, context: int, model: Model, sae: SAE) -> TokenView:
     """One of the pack's own contexts read again: who fires on each of its tokens. The values are those in the pack but for the
     rounding of a recording.
 
@@ -87,7 +89,7 @@ def read_context(pack: PackData, context: int, model: LanguageModel, sae: SAE) -
         raise PackError(f"There is no context {context}; this pack has contexts 0 to {len(pack.contexts) - 1}.")
     check_same(pack, model, sae)
     ids = np.asarray(pack.contexts[context]).astype(np.int64)
-    if ids.max() >= model.cfg.d_vocab:
+    if ids.max() >= getattr(model.cfg, "d_vocab", 0) or isinstance(model, VisionModel):
         raise PackError(f"Context {context} holds more than tokens, such as patches of an image, which a pack does not hold.")
     pads = np.flatnonzero(ids == pack.pad)
     return _view(pack, torch.from_numpy(ids[: pads[0] if len(pads) else None])[None].to(model.device), model, sae)
