@@ -134,6 +134,8 @@ class PictureAttribution(Attribution):
         return [title, *self.cautions(), *([str(self.ablation)] if self.ablation else [])]
 
     def _pair_rows(self) -> list[tuple[str, str, str, str]]:
+        if not self.patch_rows:  # one row alone, of which the table of latents says everything
+            return []
         table = self.pairs(_PAIRS)
         rows = zip(table["where"], table["latent"], table["effect"], table["null"], table["activation"], strict=True)
         drawn = [(f"{visible(where)} x latent {i}", f"{e:+.3f}", f"{n:.3f}", f"fires at {a:.2f}") for where, i, e, n, a in rows]

@@ -66,7 +66,8 @@ def attribute_match(
     if not sae.site.startswith("vision."):
         raise EditError(f"{sae.site} is no site of the picture's side. Take an SAE of {POOLED}, or of the tower's patches.")
     rest = MatchRest(model, sae, picture, texts)
-    logits = rest.logits(rest.x[None])[0]
+    with torch.no_grad():
+        logits = rest.logits(rest.x[None])[0]
     probability = torch.sigmoid(logits).tolist()
     named = {
         "prompt": "",
