@@ -107,9 +107,8 @@ def _train(
 ) -> None:
     """The training of a folder that nobody else writes into."""
     peaks = [[group["lr"] for group in opt.param_groups] for opt in opts]
-    step, curve = _resume(config, out, trained, opts)  # which replaces the groups
+    step, curve, running = _resume(config, out, trained, opts)  # which replaces the groups
     parameters = [p for opt in opts for group in opt.param_groups for p in group["params"]]
-    running: list[Tensor] = []
     while step < config.steps:
         for opt, of_groups in zip(opts, peaks, strict=True):
             for group, peak in zip(opt.param_groups, of_groups, strict=True):
@@ -121,23 +120,23 @@ def _train(
             opt.step()
             opt.zero_grad()
         step += 1
-        running.append(loss.detach())
+        running.append(loss.item())
         if step % 10 == 0 or step == config.steps:
-            mean, running = torch.stack(running).mean().item(), []
+            mean, running = sum(running) / len(running), []
             if not math.isfinite(mean):
                 raise ConfigError(f"The loss is {mean} at step {step}; lower the learning rates. {out} has a checkpoint.")
             curve.append({"step": step, "loss": round(mean, 4)})
             log(curve[-1] | {"steps": config.steps})
         if step % config.save_every == 0 or step == config.steps:
             write_whole(out / "curve.jsonl", "".join(json.dumps(row) + "\n" for row in curve))
-            state = {"step": step, "trained": trained.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
-            write_checkpoint(out / "checkpoint.pt", state)
+            state = {"trained": trained.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
+            write_checkpoint(out / "checkpoint.pt", state | {"step": step, "running": running})
 
 
 def _resume(
     config: LoopConfig, out: Path, trained: nn.Module, opts: list[torch.optim.Optimizer]
-) -> tuple[int, list[dict[str, Any]]]:
-    """The step at which a run goes on, and its loss curve until there."""
+) -> tuple[int, list[dict[str, Any]], list[float]]:
+    """The step at which a run goes on, its loss curve until there, and the losses since the last row of that."""
     file, way_out = out / "recipe.json", "Give another --out, or the same settings."
     now = json.loads(json.dumps(asdict(config)))
     if file.exists():
@@ -147,10 +146,10 @@ def _resume(
             raise ConfigError(f"{out} holds a run with other settings ({', '.join(changed)}).\n  {way_out}")
     write_whole(file, json.dumps(now, indent=1))
     if not (out / "checkpoint.pt").exists():
-        return 0, []
+        return 0, [], []
     saved = read_checkpoint(out / "checkpoint.pt")
     trained.load_state_dict(saved["trained"])
     for opt, state in zip(opts, saved["optimizers"], strict=True):
         opt.load_state_dict(state)
     rows = json_lines(read_bytes(out / "curve.jsonl", CorpusError), out / "curve.jsonl")
-    return saved["step"], [row for row in rows if row["step"] <= saved["step"]]
+    return saved["step"], [row for row in rows if row["step"] <= saved["step"]], saved.get("running", [])
