@@ -3,8 +3,9 @@
 Whatever stops it, finished pages are kept, and the same call goes on with the next one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from scope.pages.format import (
     write_skipped,
 )
 from scope.pages.index import Index, check_model
-from scope.pages.sources import Source, find_sources, is_blank
+from scope.pages.sources import Source, find_sources, is_blank, sources_in
 from scope.progress import OnProgress
 from scope.provenance import ModelId
 from scope.versions import version_of
@@ -68,13 +69,13 @@ def build_index(
     check_model(model)
     if batch < 1 or dpi < 1:
         raise PagesError(f"batch is {batch} and dpi {dpi}; both must be at least 1.")
-    files, _ = find_sources(sources)
+    files, corpora, _ = find_sources(sources)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / INDEX).exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise PagesError(f"{folder} holds other files than a page index. Give a new folder.")
     with only_writer(folder):
-        _Builder(model, folder, dtype, dpi, batch, bad, _origins(sources)).run(files, on_progress)
+        _Builder(model, folder, dtype, dpi, batch, bad, _origins(sources)).run(files, sources_in(corpora), on_progress)
     return Index.open(folder, model)
 
 
@@ -95,6 +96,7 @@ class _Builder:
         for page in (page for shard in shards for page in shard.pages):
             self.known.setdefault(page.file, {})[page.number] = page
         self.skipped = {skip.page: skip for skip in read_skipped(folder)}
+        self.seen: set[str] = set()
         self.waiting: list[tuple[Page, Any]] = []  # pages to embed in the next batch
         self.ready: list[tuple[Page, torch.Tensor, torch.Tensor]] = []  # pages to write in the next shard
 
@@ -135,16 +137,21 @@ class _Builder:
             )
         return replace(there, sources=tuple(dict.fromkeys([*there.sources, *now.sources])))
 
-    def run(self, files: Sequence[Source], on_progress: OnProgress | None) -> None:
+    def run(self, files: Sequence[Source], streamed: Iterable[Source], on_progress: OnProgress | None) -> None:
         write_manifest(self.folder, self.manifest)
         for name in ("shards", "pictures"):
             (self.folder / name).mkdir(exist_ok=True)
         try:
-            for i, file in enumerate(files):
+            for i, file in enumerate(chain(files, streamed)):
+                if file.name in self.seen:
+                    raise PagesError(
+                        f"Two sources are called {file.name}. Index a folder above both, so that their names differ."
+                    )
+                self.seen.add(file.name)
                 self._read(file)
                 if on_progress is not None:
                     numbers = {"pages": self.n_pages + len(self.ready) + len(self.waiting), "skipped": len(self.skipped)}
-                    on_progress(i + 1, len(files), numbers)
+                    on_progress(i + 1, max(len(files), i + 1), numbers)
             self._embed()
         finally:  # after Ctrl-C and after a refusal too: what is embedded is written
             self._write()

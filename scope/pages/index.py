@@ -183,9 +183,7 @@ class Index:
             queries = self.queries([queries] if isinstance(queries, str) else queries)
         if not len(self):
             raise PagesError(f"{self.folder} has no page yet. To go on: the same `scope pages index` as before.")
-        columns = [
-            max_sim(queries, vectors.split([page.vectors for page in shard.pages])) for _, shard, vectors, _ in self.shards()
-        ]
+        columns = [max_sim(queries, vectors.unflatten(0, (len(shard.pages), -1))) for _, shard, vectors, _ in self.shards()]
         return torch.cat(columns, 1)
 
     def search(self, queries: str | Sequence[str], k: int = 5) -> Any:

@@ -1,20 +1,24 @@
-"""The pages of picture files, PDFs and folders of them, one at a time and in a fixed order.
+"""The pages of picture files, PDFs, folders of them and corpora of pictures, one at a time and in a fixed order.
 
 Pictures are opened by the rules of `scope.models.pictures.read`; pages of PDFs are rendered by pypdfium2. A page that cannot be
 read comes as its refusal, so that the pages after it are still reached.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scope.activations.corpus.document import Document
+from scope.activations.errors import CorpusError
+from scope.activations.pictures.sources import open_pictures
 from scope.errors import PictureError
 from scope.models.pictures.read import FORMATS, LARGEST, read_picture
 from scope.pages.errors import PagesError
 from scope.whole_files import file_sha256
 
+_RECORDS = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 POINTS = 72
 """Units of a PDF to an inch."""
 
@@ -44,6 +48,8 @@ class Source:
                 return file_sha256(self.content)
             except OSError as error:
                 raise PictureError(f"{self.name} cannot be read: {error.strerror or error}.") from None
+        if isinstance(self.content, bytes):
+            return hashlib.sha256(self.content).hexdigest()
         image = read_picture(self.content, self.name)
         return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
@@ -59,38 +65,54 @@ class Source:
                 yield 1, error
 
 
-def find_sources(items: Any) -> tuple[list[Source], int]:
-    """(the files of pages in files, folders and pictures; how many other files the folders hold).
+def find_sources(items: Any) -> tuple[list[Source], list[Iterable[Document]], int]:
+    """(files of pages and pictures, documents of corpora of pictures, how many other files the folders hold).
 
-    `items` is one or several paths, PIL images or arrays, or a mapping from names to pictures. Folders are searched to their
-    ends, files sorted by path; hidden files are left out.
+    `items` is one or several paths, names of corpora, PIL images or arrays, or a mapping from names to pictures. Folders are
+    searched to their ends, files sorted by path; hidden files are left out.
 
     Raises:
-        PagesError: a path that is not there, no page at all, or two of one name.
+        PagesError: a path or corpus that is not there, or no page at all.
     """
     if isinstance(items, Mapping):
-        sources, others = [Source(str(name), picture) for name, picture in items.items()], 0
-    else:
-        sources, others = [], 0
-        for i, item in enumerate(items if isinstance(items, list | tuple) else [items]):
-            if not isinstance(item, str | Path):
-                sources.append(Source(f"{i:06d}", item))
-                continue
-            path = Path(item).expanduser()
-            if not path.exists():
-                raise PagesError(f"There is no {item}. Give a folder, pictures or PDFs.")
-            inside, left = _in_folder(path) if path.is_dir() else ([Source(path.name, path)], 0)
+        return [Source(str(name), picture) for name, picture in items.items()], [], 0
+    sources: list[Source] = []
+    corpora: list[Iterable[Document]] = []
+    others = 0
+    for i, item in enumerate(items if isinstance(items, list | tuple) else [items]):
+        if not isinstance(item, str | Path):
+            sources.append(Source(f"{i:06d}", item))
+            continue
+        path = Path(item).expanduser()
+        if path.is_dir():
+            inside, left = _in_folder(path)
             sources += inside
             others += left
-    if not sources:
+        elif path.is_file() and path.suffix.lower() not in _RECORDS:
+            sources.append(Source(path.name, path))
+        else:
+            corpora.append(_corpus(str(item)))
+    if not sources and not corpora:
         held = f" ({others:,} other files)" if others else ""
         raise PagesError(f"There is no page in what is given{held}.\n  These are read: {', '.join(FORMATS)}, and PDF.")
-    names: set[str] = set()
-    for source in sources:
-        if source.name in names:
-            raise PagesError(f"Two files are called {source.name}. Index a folder above both, so that their names differ.")
-        names.add(source.name)
-    return sources, others
+    return sources, corpora, others
+
+
+def sources_in(corpora: Iterable[Iterable[Document]]) -> Iterator[Source]:
+    """The pictures of documents, one at a time."""
+    for documents in corpora:
+        for document in documents:
+            picture = document.picture
+            yield Source(document.name, Path(picture) if isinstance(picture, str) else picture)
+
+
+def _corpus(name: str) -> Iterable[Document]:
+    try:
+        return open_pictures(name).documents(0)
+    except CorpusError as error:
+        raise PagesError(
+            f"There is no {name}: it is neither a folder, a picture or a PDF, nor a corpus of pictures.\n  {error}"
+        ) from None
 
 
 def _in_folder(folder: Path) -> tuple[list[Source], int]:

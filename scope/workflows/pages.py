@@ -13,7 +13,8 @@ class IndexPages(ModelSettings):
     """Which pages to index, and by which model. Each field is also a flag of `scope pages index`."""
 
     sources: tuple[Path, ...]
-    """Folders, pictures and PDFs."""
+    """Folders, pictures, PDFs, and corpora of pictures as in `scope harvest --corpus`: a .parquet or .jsonl with pictures,
+    a hub data set as owner/name, pages:200."""
 
     out: Path = Path("runs/pages")
     """Folder of the index. If it holds one of the same model, new pages are added."""

@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_named_and_left_out_or_stops_the_work_with_nothin
     (pages / "1.png").write_bytes((pages / "0.png").read_bytes()[:60])
     (pages / "2.pdf").write_bytes(b"%PDF-1.4 and nothing")
     (pages / "notes.txt").write_text("no page")
-    assert find_sources(pages)[1] == 1
+    assert find_sources(pages)[2] == 1
     index = build_index(model, pages, tmp_path / "index")
     assert [page.name for page in index.pages] == ["0.png", "3.png"]
     assert [skip.page for skip in index.skipped] == ["1.png", "2.pdf"]
@@ -145,6 +145,19 @@ def test_a_page_too_large_to_render_is_skipped_before_a_pixel_is(model, tmp_path
     (tmp_path / "huge.pdf").write_bytes(pdf("a", size=(14_000, 14_000)))
     with pytest.raises(PagesError, match="at most 89,478,485 are rendered"):
         build_index(model, tmp_path / "huge.pdf", tmp_path / "index", dpi=300)
+
+
+def test_a_corpus_of_pictures_is_indexed_by_the_names_of_its_documents(model, tmp_path):
+    index = build_index(model, "pages:3", tmp_path / "index")
+    assert {page.name for page in index.pages} == {f"pages 1000000 {i}" for i in range(3)}
+    assert (index[0].width, index[0].height) == (64, 64)
+    assert len(build_index(model, "pages:4", tmp_path / "index")) == 4
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder in "ab":
+        picture(0).save(tmp_path / folder / "same.png")
+    with pytest.raises(PagesError, match=r"Two sources are called same\.png"):
+        build_index(model, [tmp_path / "a", tmp_path / "b"], tmp_path / "other")
 
 
 def test_pictures_in_memory_can_be_indexed_under_names(model, tmp_path):

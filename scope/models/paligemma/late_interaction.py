@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scope.errors import ConfigError
@@ -23,11 +23,12 @@ from scope.shapes import PerToken
 
 Vectors = Float[Tensor, "_ _"]  # [pos d_out], and each of a list may have another pos
 Scores = Float[Tensor, "query page"]
+RowMask = Bool[Tensor, "row"]
 PRODUCTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26, "mps": 1 << 26}
 """Similarities that are in memory at one time, by the kind of device: on a CPU, as many as a core's own cache holds."""
 
-ROWS_AT_ONCE = 1024
-"""Vectors of pages up to which small pages are compared together: to lay larger ones side by side costs more than it spares."""
+ROWS_AT_ONCE = 2560
+"""Vectors of pages that are compared together: so many of 128 numbers fit a core's own cache too."""
 
 
 def max_sim(queries: Any, pages: Any, at_once: int | None = None) -> Scores:
@@ -48,30 +49,42 @@ def max_sim(queries: Any, pages: Any, at_once: int | None = None) -> Scores:
     owner = torch.repeat_interleave(torch.tensor([len(one) for one in rows])).to(q.device)
     scores = torch.zeros(len(rows), len(pages), device=q.device)
     buffer = torch.empty(0, device=q.device)
-    first = 0
+    first, columns = 0, []
     for block, lengths in _blocks(pages, max(1, min(at_once // len(q), ROWS_AT_ONCE))):
         block = block.to(q.device).float()
-        parts = q.split(max(1, at_once // len(block)))
+        parts, best, padding = q.split(max(1, at_once // len(block))), [], None
         if buffer.numel() < len(parts[0]) * len(block):
             buffer = torch.empty(len(parts[0]) * len(block), device=q.device)
-        best = [_best(part, block, lengths, buffer) for part in parts]
-        if bool((best[0][0] == -torch.inf).any()):
-            i = first + int((best[0][0] == -torch.inf).nonzero()[0])
+        for i, part in enumerate(parts):
+            similarity = _products(part, block, buffer)
+            padding = _padding(block) if i == 0 else padding  # after a product the block is cached
+            best.append(_maxima(similarity if padding is None else similarity.masked_fill(padding, -torch.inf), lengths))
+        if padding is not None and bool((empty := best[0][0] == -torch.inf).any()):
+            i = first + int(empty.nonzero()[0])
             raise ConfigError(f"Item {i} of {len(pages)} is a page without a vector: all of its rows are zero.")
-        scores[:, first : first + len(lengths)].index_add_(0, owner, best[0] if len(best) == 1 else torch.cat(best))
+        columns.append(best[0] if len(best) == 1 else torch.cat(best))
         first += len(lengths)
+        if first == len(pages) or len(q) * len(columns) >= at_once:
+            some = torch.cat(columns, 1)
+            scores[:, first - some.shape[1] : first].index_add_(0, owner, some)
+            columns = []
     return scores
 
 
-def _best(q: Vectors, block: Vectors, lengths: list[int], buffer: PerToken) -> Float[Tensor, "_ page"]:
-    """The best match of each vector of queries in each page, -inf in a page of padding alone; `block` are the vectors of pages
-    one after another, and `buffer` is memory for the products."""
+def _products(q: Vectors, block: Vectors, buffer: PerToken) -> Vectors:
+    """All similarities, in the memory of `buffer` where no gradient is wanted."""
     if torch.is_grad_enabled() and (q.requires_grad or block.requires_grad):
-        similarity = q @ block.T
-    else:
-        similarity = torch.mm(q, block.T, out=buffer[: len(q) * len(block)].view(len(q), -1))
-    if not bool(block[:, 0].all()):  # few vectors begin with 0, and where none does none is padding; by now the block is cached
-        similarity = similarity.masked_fill((block == 0).all(1), -torch.inf)
+        return q @ block.T
+    return torch.mm(q, block.T, out=buffer[: len(q) * len(block)].view(len(q), -1))
+
+
+def _padding(block: Vectors) -> RowMask | None:
+    """Which vectors are padding; None where none is. Few vectors begin with 0, and only then all are looked at as a whole."""
+    return None if bool(block[:, 0].all()) else (block == 0).all(1)
+
+
+def _maxima(similarity: Vectors, lengths: list[int]) -> Float[Tensor, "_ page"]:
+    """The best match of each vector of queries in each page, whose vectors lie one after another."""
     if len(lengths) == 1:
         return similarity.amax(1, keepdim=True)
     if len(set(lengths)) == 1:
@@ -104,6 +117,10 @@ def _without_padding(query: Vectors, i: int, n: int) -> Vectors:
 
 def _blocks(pages: Any, most: int) -> Iterator[tuple[Vectors, list[int]]]:
     """(vectors of some pages one after another, how many each has), with at most `most` vectors, but one page at least."""
+    if isinstance(pages, Tensor):
+        step = max(1, most // pages.shape[1])
+        yield from ((some.flatten(0, 1), [pages.shape[1]] * len(some)) for some in pages.split(step))
+        return
     held: list[Vectors] = []
     for page in pages:
         if held and sum(map(len, held)) + len(page) > most:
