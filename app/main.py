@@ -1,5 +1,6 @@
 """The script of the app: pages, the choice of a pack, and refusals."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import streamlit as st
@@ -55,7 +56,8 @@ try:
         status = st.empty()
     status.caption(plain(models.status()))
     try:
-        page.run()
+        with suppress(session.PageDrawn):
+            page.run()
     finally:
         status.caption(plain(models.status()))  # the page may have loaded the model
 except ScopeError as refusal:

@@ -216,6 +216,11 @@ def over_vocabulary() -> None:
         panels.over_vocabulary(feature)
 
 
+def notes_panel() -> None:
+    heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
+    notes.note_and_lists(feature, note.note, note.lists)
+
+
 def promoted_tokens() -> None:
     heading("Promoted tokens", python + "feature.promoted, feature.measured, feature.suppressed", "py output")
     with messages.guarded():
@@ -230,6 +235,7 @@ wide, narrow = st.columns([1, 1] if of_pictures else [5, 3], gap="medium")
 with wide:
     if of_pictures:
         strengths()
+        notes_panel()
     else:
         headed_examples()
 with narrow:
@@ -253,8 +259,8 @@ with narrow:
             decay_panel.decay(feature)
     heading("Related latents", python + "feature.neighbours, feature.opposites, feature.co_firing", "py relations")
     related_latents()
-    heading("Notes and lists", python + f"pack.notes.about({feature.id})", "py notes")
-    notes.note_and_lists(feature, note.note, note.lists)
+    if not of_pictures:
+        notes_panel()
     if not (feature.dead or of_pictures):
         lines = "from scope.features.labels.guess import draw_windows\n\ndraw_windows(feature, seed=0)\n"
         meaning = "Your own detection score of the label."

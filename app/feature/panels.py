@@ -8,6 +8,7 @@ import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.bars import signed_bars
 from scope.app.kit.messages import guarded
+from scope.app.kit.pictures import example_card, pictures
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
@@ -105,10 +106,10 @@ RELATIONS = {
 
 def relations(feature: Feature) -> int | None:
     """Tables of related latents: by direction, firing together or on the same token. Returns the one to open, or None."""
-    table = feature.pack.table
+    table, with_words = feature.pack.table, pack_facts.rows_noun(feature.pack) in ("tokens", "rows")
     kind = st.segmented_control(
         "Relation",
-        list(RELATIONS),
+        [kind for kind in RELATIONS if with_words or kind != "same"],
         default="nearest",
         required=True,
         format_func=lambda k: RELATIONS[k][0],
@@ -153,6 +154,9 @@ def relations(feature: Feature) -> int | None:
     other = feature.pack[int(frame["latent"].iat[chosen.rows[0]])]
     st.caption(f"\\#{other.id} {plain(other.label)}")
     with guarded():
+        if feature.pack.pictures is not None:
+            pictures([example_card(e) for e in other.pictures("top", 4)], key=f"pictures of {other.id}", wide=110)
+            return None
         examples = other.examples("top", 3)
         strips([example_row(e, float(other.row["max"]), 12) for e in examples], key=f"examples of {other.id}")
     return None

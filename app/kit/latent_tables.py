@@ -17,7 +17,7 @@ _HELP = {
     "share": "Its activation as a share of its maximum in this pack.",
     "quantile": "Share of its firings that are weaker.",
     "surprise": "-log10 of the share of all tokens on which it fires at least this strongly.",
-    "null": "Standard deviation of the effects of random directions of the same length.",
+    "null": (NULL := "Standard deviation of the effects of random directions of the same length."),
 }
 
 
@@ -26,16 +26,17 @@ def piece(token: str) -> str:
     return show_line(visible_token(token, mark_space=True), 18)
 
 
-def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str) -> int | None:
+def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str, where: str = "token") -> int | None:
     """Draw a table of latents; returns the index of the picked row, None without one.
 
     Args:
         rows: latents by their index or by a column "latent"; with a column "dictionary" where there are several.
+        where: the column of the rows on which they fire, if there is one.
     """
     shown = pd.DataFrame({"latent": rows.get("latent", rows.index)})
     shown = shown.assign(**{name: rows[name].to_numpy() for name in figures})
-    if "token" in rows:
-        shown.insert(1, "token", [piece(token) for token in rows["token"]])
+    if where in rows:
+        shown.insert(1, where, [piece(token) for token in rows[where]])
     if "dictionary" in rows:
         shown.insert(0, "dictionary", [show_line(name, 30) for name in rows["dictionary"]])
     shown.insert(shown.columns.get_loc(figures[0]) + 1, "label", [show_line(text, 40) for text in rows["label"]])
@@ -81,12 +82,9 @@ def attribution(parts: Any, most: int = 12) -> None:
         key="attributed",
         alt="What each part adds to the logit difference",
     )
-    st.caption(
-        plain(
-            f"{visible_token(parts.token)!r} (p {parts.p_token:.3f}) rather than {visible_token(parts.other)!r} "
-            f"(p {parts.p_other:.3f}); logit difference {parts.logit_difference:+.3f}. The sum is {parts.whole_is}."
-        )
-    )
+    than = f" rather than {visible_token(parts.other)!r} (p {parts.p_other:.3f})" if parts.other else ""
+    what = f"logit{' difference' if parts.other else ''} {parts.logit_difference:+.3f}"
+    st.caption(plain(f"{visible_token(parts.token)!r} (p {parts.p_token:.3f}){than}; {what}. The sum is {parts.whole_is}."))
 
 
 def attribution_code(text: str, token: str = "", other: str = "", method: str = METHODS[0]) -> str:

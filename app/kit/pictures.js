@@ -134,10 +134,11 @@ export default function (component) {
     figure.setAttribute("role", "listitem");
     const open = element("button", "open");
     open.type = "button";
-    open.setAttribute("aria-haspopup", "dialog");
-    open.setAttribute("aria-label", `Enlarge ${card.alt}`);
+    if (!data.pick) open.setAttribute("aria-haspopup", "dialog");
+    open.setAttribute("aria-label", `${data.pick ? "Choose" : "Enlarge"} ${card.alt}`);
+    open.classList.toggle("pick", data.pick);
     open.append(picture(card.drawn, card.alt));
-    open.addEventListener("click", () =>
+    open.addEventListener("click", () => data.pick ? setTriggerValue("picked", index) :
       enlarged(dialog, data.cards, index, data.action, (n) => setTriggerValue("picked", n)));
     figure.append(open, words(card));
     return figure;

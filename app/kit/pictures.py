@@ -132,14 +132,15 @@ def example_card(example: PictureExample, unit: str = "", each: bool = False) ->
     )
 
 
-def pictures(cards: Sequence[dict[str, Any]], *, key: str, action: str = "", wide: int = 148) -> int | None:
+def pictures(cards: Sequence[dict[str, Any]], *, key: str, action: str = "", pick: bool = False, wide: int = 148) -> int | None:
     """Draw the cards side by side; a click or Enter enlarges one, with its patches. Returns the index of the card whose button
     `action` was pressed in this run, else None.
 
     Args:
         action: a button in the enlarged picture; "" for none.
+        pick: a click or Enter chooses a card, whose index is returned, and enlarges none.
         wide: pixels that a card takes at least.
     """
-    data = {"cards": list(cards), "action": action, "wide": wide}
+    data = {"cards": list(cards), "action": action, "pick": pick, "wide": wide}
     picked = _mount(key=key, data=data, on_picked_change=lambda: None).picked
     return int(picked) if isinstance(picked, int | float) and 0 <= picked < len(cards) else None

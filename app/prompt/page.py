@@ -1,11 +1,11 @@
-"""The Prompt page: which latents fire on a text, their effect on the next token, and how two texts differ."""
+"""The Prompt page: which latents fire on a text, their effect on the next token, and how two texts differ; or on a picture."""
 
 import streamlit as st
 from scope.app.kit import latent_tables, messages
 from scope.app.kit.code import copy_as_python, heading, opening
 from scope.app.kit.plain import plain
 from scope.app.kit.tokens import row, strips
-from scope.app.prompt import one_text
+from scope.app.prompt import one_text, picture_page
 from scope.app.serve import downloads, models, packs, readings, session
 
 from scope.errors import PackError, ScopeError, TokensError
@@ -60,6 +60,9 @@ def offer_truncation(text: str, name: str) -> None:
         st.button(f"Read the first {most:,} tokens", on_click=lambda: st.session_state.update({name: part}))
 
 
+if store.pictures is not None:
+    picture_page.draw(store)
+    raise session.PageDrawn
 if run := st.query_params.get("run"):
     reopen(run)
 with st.container(horizontal=True):

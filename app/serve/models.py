@@ -143,6 +143,8 @@ def reading(store: Pack, text: str | int) -> Any:
     kept, key = st.session_state.setdefault("readings", {}), (str(store.folder), id(store), text)
     if key not in kept:
         with in_turn(store) as (model, sae), st.spinner("Reading"):
+            if not hasattr(model, "to_str_tokens"):
+                raise ConfigError(f"A {model.cfg.family_name} continues no text, so its packs are browsed and not prompted.")
             view = store.read(text, model, sae) if isinstance(text, str) else _read_context(store, text, model, sae)
         kept[key] = view
         while len(kept) > 1 and sum(each.latents.nbytes for each in kept.values()) > READINGS:
@@ -195,7 +197,7 @@ def load_dictionary(place: str) -> Any:
 
 @st.cache_resource(show_spinner="Loading the model", max_entries=1)
 def _model(chosen: ModelSettings, modified_ns: int) -> Any:
-    return chosen.load_model()
+    return chosen.load_model(pictures=True)
 
 
 @st.cache_resource(show_spinner="Loading the dictionary", max_entries=4)

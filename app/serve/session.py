@@ -22,6 +22,12 @@ PAGES = {
     "match": "match/page.py",
 }
 
+
+class PageDrawn(Exception):
+    """All of a page is drawn, and the rest of its script is for other packs. After `st.stop` nothing could be drawn any more,
+    not even which model is loaded now."""
+
+
 DENSE = "Include dense latents"
 """The toggle by which lists include latents that fire very often."""
 

@@ -146,3 +146,94 @@ def test_a_picture_in_the_page_is_encoded_anew_from_pixels():
     uri = data_uri(read_picture(buffer.getvalue()))
     assert b"script" not in base64.b64decode(uri.partition(",")[2])
     assert decoded(uri).size == (300, 200)
+
+
+def reading_of(at: AppTest):
+    (read,) = at.session_state["picture readings"].values()
+    return read
+
+
+def test_a_picture_of_the_pack_reads_as_in_the_pack(open_app, lab):
+    store = Pack.open(lab / "pack")
+    example = next(e for f in store for e in f.pictures("top", 3) if e.acts.any())
+    latent = next(f.id for f in store for e in f.pictures("top", 3) if e is not None and e.context == example.context)
+    at = open_app("prompt", packs=[lab / "pack"], context=example.context, f=latent)
+    assert not at.exception
+    assert not at.error
+    read = reading_of(at)
+    mine = [(f.id, e.acts) for f in store for e in f.pictures("top", 16) if e.context == example.context]
+    here, there = (np.concatenate(x) for x in ([read.heat(f) for f, _ in mine], [acts for _, acts in mine]))
+    assert np.corrcoef(here, there)[0, 1] > 0.9  # the pack's copy is small, and perhaps a JPEG
+    assert any("copy" in caption.value for caption in at.caption)
+    first, *_ = data_of(at, "cards")
+    assert first["cards"][0]["notes"][0] == f"#{latent}"
+    assert first["cards"][0]["values"] == [f"{v:.3g}" if v else "" for v in read.heat(latent)]
+    ranking = at.dataframe[0].value
+    assert ranking["surprise"].is_monotonic_decreasing
+    maps = data_of(at, "cards")[1]["cards"]
+    assert [card["notes"][0] for card in maps] == [f"#{i}" for i in ranking["latent"][: len(maps)]]
+
+
+def test_an_own_picture_is_read_and_what_is_none_is_refused_in_words(open_app, lab):
+    at = open_app("prompt", packs=[lab / "pack"])
+    assert data_of(at, "cards")[0]["pick"]
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 60), (10, 200, 10)).save(buffer, "PNG")
+    at.session_state["own picture"] = ("<b>mine.png", buffer.getvalue())
+    at.button_group(key="prompt picture source").set_value("own").run()
+    assert not at.exception
+    assert reading_of(at).picture.size == (90, 60)
+    assert data_of(at, "cards")[0]["cards"][0]["alt"].startswith("<b>mine.png")
+    for data, words in ((b"<svg onload=alert(1)>", "SVG"), (b"", "empty"), (buffer.getvalue()[:60], "broken")):
+        at.session_state["own picture"] = ("evil", data)
+        at.run()
+        assert any(words in error.value for error in at.error), words
+        assert not data_of(at, "cards")
+
+
+def test_the_words_of_an_answer_are_attributed_to_patches(open_app, tmp_path):
+    from scope.circuits.picture_attribution import attribute_picture
+    from scope.models.load import load_model
+    from scope.sae.files import read_sae
+
+    lab = make_picture_lab(tmp_path / "lab", "paligemma", n=24)
+    at = open_app("prompt", packs=[lab / "pack"], context=3, ask="caption en")
+    read = reading_of(at)
+    assert read.answer_pieces
+    assert any("The model says" in m.value for m in at.markdown)
+    at.session_state["word"] = (read.key, 0)
+    at.run()
+    assert not at.exception
+    assert not at.error
+    model, sae = load_model(str(lab / "checkpoint")), read_sae(lab / "dictionary")
+    wanted = attribute_picture(model, sae, read.picture, "caption en", read.answer_ids[0])
+    drawn = data_of(at, "cards")[-1]["cards"][0]
+    assert drawn["values"] == [f"{v:+.3f}" if v else "" for v in wanted.patches]
+    assert any(str(wanted.ablation)[:40] in c.value.replace("\\", "") for c in at.caption)
+    pairs = next(frame.value for frame in at.dataframe if "where" in frame.value and "activation" in frame.value)
+    assert pairs["effect"].tolist() == pytest.approx(wanted.pairs(40)["effect"].tolist())
+    at.text_input(key="ask").set_value("two\nlines <image>").run()
+    assert not at.exception
+
+
+def test_a_siglip_says_how_well_texts_fit_and_why(open_app, tmp_path):
+    from scope.circuits.picture_match import attribute_match
+    from scope.models.load import load_model
+    from scope.sae.files import read_sae
+
+    lab = make_picture_lab(tmp_path / "lab", "siglip", n=24)
+    at = open_app("prompt", packs=[lab / "pack"], context=3)
+    at.text_area(key="match texts").set_value("a red circle\n<b>a blue square\na red circle").run()
+    assert not at.exception
+    model, sae, read = load_model(str(lab / "checkpoint")), read_sae(lab / "dictionary"), reading_of(at)
+    texts = ["a red circle", "<b>a blue square"]
+    logits = model(model.to_tokens(texts), pixel_values=model.to_pixels([read.picture]))[0]
+    shown = next(frame.value for frame in at.dataframe if "probability" in frame.value)
+    assert shown["text"].tolist() == texts
+    assert shown["probability"].tolist() == pytest.approx(logits.sigmoid().tolist(), abs=1e-5)
+    at.selectbox(key="match why").select("a red circle").run()
+    assert not at.exception
+    assert not at.error
+    wanted = attribute_match(model, sae, read.picture, "a red circle")
+    drawn = data_of(at, "cards")[-1]["cards"][0]
+    assert drawn["values"] == [f"{v:+.3f}" if v else "" for v in wanted.patches]
