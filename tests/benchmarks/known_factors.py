@@ -132,17 +132,17 @@ def measure(train_rows: Acts, test_rows: Acts, named: dict[str, Fact], half: Fla
     }
 
 
-def run(model: Siglip, site: str, n_train: int, n_test: int, steps: int) -> dict[str, dict[str, Any]]:
-    """The table: raw pixels, a tower with random weights, the trained one."""
+def run(model: Siglip, sites: Sequence[str], n_train: int, n_test: int, steps: int) -> dict[str, dict[str, Any]]:
+    """The table: raw pixels, a tower with random weights at the last site, the trained one at every site."""
     learned, tested = list(scenes(900_001, n_train)), list(scenes(900_002, n_test))
     named, half = facts(tested), np.repeat(np.arange(n_test) % 2 == 0, GRID**2)
     untrained = build(SiglipRecipe(width=model.cfg.vision.d_model, seed=1)).eval()
-    sources = {
-        "raw pixels": (raw_rows(learned), raw_rows(tested)),
-        "random tower": (patch_rows(untrained, learned, site), patch_rows(untrained, tested, site)),
-        "trained tower": (patch_rows(model, learned, site), patch_rows(model, tested, site)),
-    }
-    return {name: measure(a, b, named, half, steps) for name, (a, b) in sources.items()}
+    results = {"raw pixels": measure(raw_rows(learned), raw_rows(tested), named, half, steps)}
+    for name, tower, at in (("random tower", untrained, sites[-1:]), ("trained tower", model, sites)):
+        for site in at:
+            rows = (patch_rows(tower, some, site) for some in (learned, tested))
+            results[f"{name}, {site}"] = measure(*rows, named, half, steps)
+    return results
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
@@ -157,7 +157,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="bundled-siglip")
-    parser.add_argument("--site", default="vision.blocks.3.hook_resid_post")
+    parser.add_argument("--site", nargs="+", default=[f"vision.blocks.{i}.hook_resid_post" for i in (1, 2, 3)])
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--test", type=int, default=800)
     parser.add_argument("--steps", type=int, default=800)
