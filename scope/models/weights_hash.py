@@ -26,11 +26,13 @@ _MOST = 1000  # files that are remembered
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over the sha256 of each file, in the order of their names."""
+    """sha256 over the sha256 of each file, in the order of their names; files of one name, as of a model whose parts lie in
+    several folders, in the order of theirs."""
     files, digest = sorted(set(files), key=lambda f: f.name), hashlib.sha256()
     memory = _Memory() if any(os.path.getsize(f) >= _REMEMBERED_FROM for f in files) else None
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
-        for hexadecimal in pool.map(memory.sha256 if memory else file_sha256, files):
+        named = zip((f.name for f in files), pool.map(memory.sha256 if memory else file_sha256, files), strict=True)
+        for _, hexadecimal in sorted(named):
             digest.update(bytes.fromhex(hexadecimal))
     if memory:
         memory.write()
@@ -40,7 +42,7 @@ def hash_files(files: Iterable[Path]) -> str:
 def sampled_hash(files: Iterable[Path]) -> str | None:
     """The rule of version 0.1 for a gigabyte or more, None for less: name, size, beginning and 256 blocks of each file. Tensors
     between the blocks are not looked at; it only recognises what that version recorded."""
-    files, digest = sorted(set(files), key=lambda f: f.name), hashlib.sha256()
+    files, digest = sorted(set(files), key=lambda f: (f.name, os.path.getsize(f), str(f))), hashlib.sha256()
     if sum(os.path.getsize(f) for f in files) < _SAMPLED_FROM:
         return None
     for file in files:

@@ -132,3 +132,14 @@ def test_a_recording_is_continued_by_its_model_and_refused_to_an_edited_one(tmp_
         recorded = RECORDED if model["weights_sampled"] == "sampled-c" else TODAY
         with pytest.raises(RecordingError, match=r"model\.weights_sha256: recorded"):
             must_continue(tmp_path, manifest(recorded), manifest(model))
+
+
+def test_files_of_one_name_are_hashed_in_the_same_order_wherever_they_lie(tmp_path):
+    hashes = set()
+    for i in range(12):
+        files = [tmp_path / f"{side}{i}" / "model.safetensors" for side in ("tower", "trunk")]
+        for file, content in zip(files, (b"one", b"other"), strict=True):
+            file.parent.mkdir()
+            file.write_bytes(content)
+        hashes.add(hash_files(files))
+    assert len(hashes) == 1
