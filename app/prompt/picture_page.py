@@ -12,7 +12,7 @@ from scope.app.kit.tokens import row, strips
 from scope.app.prompt import picture_reading
 from scope.app.prompt.picture_reading import PictureReading
 from scope.app.prompt.why_panels import why_match, why_word
-from scope.app.serve import downloads, session
+from scope.app.serve import downloads, pack_facts, session
 from scope.app.serve.picture_choice import ChosenPicture, choose
 
 from scope.errors import PackError, ScopeError
@@ -30,7 +30,7 @@ def draw(store: Pack) -> None:
     chosen = choose(store, "prompt picture")
     question = ""
     if picture_reading.asks(store):
-        st.session_state.setdefault("ask", st.query_params.get("ask") or picture_reading.prompt_of(store) or "caption en")
+        st.session_state.setdefault("ask", st.query_params.get("ask") or pack_facts.asked_of_pictures(store) or "caption en")
         question = st.text_input("Question about the picture, or a task", key="ask", bind="query-params")
     if chosen is None:
         st.caption("Choose a picture. The model is loaded on first use, and nothing leaves this machine.")

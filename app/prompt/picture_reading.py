@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 from scope.app.kit.pictures import place_name
-from scope.app.serve import models
+from scope.app.serve import models, pack_facts
 
 from scope.errors import EditError
 from scope.features.face import Pack
@@ -47,20 +47,10 @@ class PictureReading:
         return self.view.patches(latent)
 
 
-def prompt_of(store: Pack) -> str:
-    """What the pack's pictures were asked; "" for a model that is asked nothing."""
-    asked = _recorded(store).get("prompt")
-    return asked if isinstance(asked, str) else ""
-
-
 def asks(store: Pack) -> bool:
     """Whether the pack's model is asked something about a picture, as far as its recording says so."""
-    return "prompt" in _recorded(store) or "image_token" in _recorded(store) or store.site.startswith("projector.")
-
-
-def _recorded(store: Pack) -> dict[str, Any]:
-    """How the rows of the pack's recording were made."""
-    return (store.manifest.text.get("recording") or {}).get("tokenizer") or {}
+    known = pack_facts.recorded_rows(store)
+    return "prompt" in known or "image_token" in known or store.site.startswith("projector.")
 
 
 def reading(store: Pack, picture: Any, question: str) -> PictureReading:

@@ -99,6 +99,17 @@ def rows_in_words(store: Pack) -> str:
     return patches + (f", and rows of text: {', '.join(others)}" if others else "")
 
 
+def asked_of_pictures(store: Pack) -> str:
+    """What the pack's pictures were asked; "" for a model that is asked nothing, or where it is unknown."""
+    asked = recorded_rows(store).get("prompt")
+    return asked if isinstance(asked, str) else ""
+
+
+def recorded_rows(store: Pack) -> dict[str, Any]:
+    """How the rows of the pack's recording were made."""
+    return (store.manifest.text.get("recording") or {}).get("tokenizer") or {}
+
+
 def registers(store: Pack) -> str:
     """How many patches of unusual norm, which towers use as registers, the SAE's training left out, by the recording's rule;
     "" where no rule is known."""

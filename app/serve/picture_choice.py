@@ -1,5 +1,6 @@
 """The choice of a picture: one of the pack's, or a file of the reader's, read in this session and written nowhere."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,31 @@ def choose(store: Pack, key: str) -> ChosenPicture | None:
     except ScopeError as refusal:
         messages.show_refusal(refusal)
         return None
+
+
+def chosen_card(chosen: ChosenPicture) -> dict[str, Any]:
+    """The chosen picture to look at."""
+    small = chosen.picture.copy()
+    small.thumbnail((448, 448))
+    return card(small, small, [0.0], (1, 1), chosen.picture.size, alt=chosen.name, notes=[chosen.name])
+
+
+def sha256_of(picture: Any) -> str:
+    """The hash by which a steering run names its picture."""
+    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+
+
+def context_of(store: Pack, sha256: str) -> int | None:
+    """The first context of the pack whose picture has a hash; None without one."""
+
+    def hashes() -> dict[str, int]:
+        of_context, found = store.pictures.of_context, {}
+        for context in np.flatnonzero(of_context >= 0)[:_MOST].tolist():
+            picture = read_picture(store.pictures.read_file(int(of_context[context])))
+            found.setdefault(sha256_of(picture), context)
+        return found
+
+    return packs.once(store, "hashes of pictures", hashes).get(sha256)
 
 
 def _of_pack(store: Pack, contexts: list[int], key: str) -> int | None:

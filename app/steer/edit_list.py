@@ -35,6 +35,8 @@ RULES = {
     "last_prompt": "Last prompt token",
     "from": "From token k",
 }
+OF_PICTURES = {"image": "Patches of the picture", "text": "Text, not the picture"}
+"""Further rules for packs of a model that is asked about a picture."""
 
 
 LAST_POSITION = 1_000_000
@@ -123,7 +125,10 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
     kind = st.selectbox(
         "Operation", list(operations), format_func=lambda k: operations[k][0], **_remembered(row, "operation", "add")
     )
-    rule = st.selectbox("Where", list(RULES), format_func=RULES.get, **_remembered(row, "where", "not_bos"))
+    rules = RULES | (OF_PICTURES if store.pictures is not None else {})
+    if st.session_state.get(_key(row, "where")) not in (None, *rules):
+        st.session_state[_key(row, "where")] = "not_bos"
+    rule = st.selectbox("Where", list(rules), format_func=rules.get, **_remembered(row, "where", "not_bos"))
     given: dict[str, Any] = {}
     if kind == "hold":
         given["strength"] = st.slider(

@@ -4,8 +4,9 @@ from typing import Any
 
 import streamlit as st
 from scope.app.kit import messages
+from scope.app.kit.pictures import pictures
 from scope.app.kit.plain import plain
-from scope.app.serve import models, pack_facts, packs, session
+from scope.app.serve import models, pack_facts, packs, picture_choice, session
 from scope.app.serve.jobs import Job
 from scope.app.steer import conditions, controls, draft, edit_list, effects, picker, saved, state, strengths, work
 from scope.app.steer import sweep as sweeps
@@ -17,6 +18,8 @@ from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep, swept_unit
 from scope.steering.edits.interventions import Edits
 
+PICTURE = "steer picture"
+"""Begins the keys of the choice of a picture."""
 UNSAVED = "unsaved"
 """Stands for the name of a run that could not be saved."""
 VIEWS = ("Compare", "Sweep", "Effects", "Saved runs")
@@ -26,6 +29,7 @@ runs = Runs.of_pack(store.folder)
 page_state = st.session_state.setdefault(f"steer {slug}", {})
 """Per session and pack: the running job, the last results and refusal, the address that was followed."""
 runner = Runner(store, slug, page_state)
+of_pictures = store.pictures is not None
 
 
 def open_address() -> SteeringRun | Sweep | None:
@@ -63,7 +67,7 @@ def open_address() -> SteeringRun | Sweep | None:
 
 def fill_controls(run: SteeringRun | Sweep) -> None:
     """Set every control as it was when the run was made."""
-    one = run.runs[0] if isinstance(run, Sweep) else run
+    one = _one(run)
     edit_list.set_rows(slug, one.edits)
     names = ["plain", "steered", "random"] if isinstance(run, Sweep) else [condition.name for condition in one.conditions]
     controls.set_controls(one.prompts[0], one.sampling, 1 if isinstance(run, Sweep) else one.n, names, one.instruction)
@@ -83,6 +87,8 @@ def presets() -> list[int]:
 
 def no_chat() -> str | None:
     """Why chat is not possible; None if it is."""
+    if of_pictures:
+        return "A question about a picture is no chat: the model answers it."
     if page_state.get("chat") is None:
         page_state["chat"] = state.chat_template(store.model.name or "bundled")
     return page_state["chat"] or None
@@ -228,6 +234,36 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
     return bar
 
 
+def choose_picture(run: SteeringRun | Sweep | None) -> None:
+    """The picture that the prompts are about; of an opened run, the one that it was made about, where the pack has it."""
+    st.header("Picture", anchor=False)
+    made_about = None if run is None else _one(run).model.get("picture_sha256")
+    if made_about is not None and page_state.get("picture of") != st.query_params.get("run"):
+        page_state["picture of"] = st.query_params.get("run")
+        context = picture_choice.context_of(store, made_about)
+        if context is not None:
+            st.session_state[f"{PICTURE} source"], st.session_state[f"{PICTURE} context"] = "pack", context
+    chosen = picture_choice.choose(store, PICTURE)
+    runner.picture = None if chosen is None else chosen.picture
+    if chosen is not None:
+        pictures([picture_choice.chosen_card(chosen)], key="steered picture", wide=150)
+        if made_about not in (None, picture_choice.sha256_of(chosen.picture)):
+            st.caption("The open run was made about another picture.")
+
+
+def _one(run: SteeringRun | Sweep) -> SteeringRun:
+    return run.runs[0] if isinstance(run, Sweep) else run
+
+
+if of_pictures and not store.site.startswith("blocks."):
+    what = "the tower that sees" if store.site.startswith("vision.") else "the way from pictures to the language model"
+    st.info(
+        plain(f"This pack is of {store.site}, {what}. Edits act at the tokens of a language model.")
+        + "  \nOpen a pack of a PaliGemma's own blocks: its latents can be edited at the patches of a picture, or at the text."
+    )
+    raise session.PageDrawn
+if of_pictures and st.session_state.get("steer prompt", controls.PROMPT) == controls.PROMPT:
+    st.session_state["steer prompt"] = pack_facts.asked_of_pictures(store) or "caption en"
 opened = None
 try:
     opened = open_address()
@@ -242,6 +278,8 @@ left, right = st.columns([1, 2], gap="medium")
 job: Job | None = page_state.get("job")
 line, places, bar = None, [], None
 with left:
+    if of_pictures:
+        choose_picture(opened)
     st.header("Edits", anchor=False)
     edits = edit_list.draw(store, slug)
     try:

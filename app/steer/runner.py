@@ -13,7 +13,7 @@ from scope.app.steer import sweep as sweeps
 from scope.app.steer.state import NO_TEMPLATE
 from scope.app.steer.work import Unsaved, Work
 
-from scope.errors import ScopeError
+from scope.errors import EditError, ScopeError
 from scope.features.face import Pack
 
 VERBS = {
@@ -32,6 +32,8 @@ class Runner:
 
     def __init__(self, store: Pack, slug: str, state: dict[str, Any]):
         self.store, self.slug, self.state = store, slug, state
+        self.picture: Any = None
+        """What a model that reads pictures is asked about."""
 
     def start(self, kind: str, make: Callable[[Any, Any], Work]) -> None:
         """Load model and SAE and queue a job; `make(model, sae)` gives its work."""
@@ -39,6 +41,7 @@ class Runner:
         try:
             with models.memory_errors():
                 model, sae = models.load(self.store)
+                model = self._with_picture(model)
             self.state["sae"] = sae
             self.state["chat"] = "" if model.words.chat_template else NO_TEMPLATE
             reader = (
@@ -47,6 +50,20 @@ class Runner:
             self.state["job"] = Job(kind, _memory_checked(make(model, sae)), models.queue(), model, reader).start()
         except ScopeError as refusal:
             self.state["refused"] = refusal
+
+    def _with_picture(self, model: Any) -> Any:
+        """The model that reads every prompt after the chosen picture; of a pack of text, the model.
+
+        Raises:
+            EditError: no picture is chosen.
+        """
+        if self.store.pictures is None:
+            return model
+        if self.picture is None:
+            raise EditError("No picture is chosen.\n  Choose one of the pack, or give a file of yours, on the left.")
+        from scope.models.paligemma.pictured import with_picture  # needs torch, which browsing does not
+
+        return with_picture(model, self.picture)
 
     def finish(self, job: Job) -> None:
         """Put the result of a finished job where the page shows it."""

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from scope.app.kit.pictures import data_uri, where_in_words
-from scope.app.serve import pack_facts
+from scope.app.serve import pack_facts, picture_choice
 from streamlit.testing.v1 import AppTest
 
 from scope.features.face import Pack
 from scope.models.pictures.read import read_picture
+from scope.steering.compare.steer import SteeringRun
+from tests.app.conftest import said
 from tests.help.picture_labs import make_picture_lab
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers'
@@ -21,6 +23,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers'
 @pytest.fixture(scope="module", params=["siglip", "paligemma"])
 def lab(request, tmp_path_factory):
     return make_picture_lab(tmp_path_factory.mktemp("pictures") / "lab", request.param)
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory):
+    return make_picture_lab(tmp_path_factory.mktemp("steered") / "lab", "paligemma", n=24)
 
 
 def data_of(at: AppTest, name: str) -> list[dict]:
@@ -191,12 +198,12 @@ def test_an_own_picture_is_read_and_what_is_none_is_refused_in_words(open_app, l
         assert not data_of(at, "cards")
 
 
-def test_the_words_of_an_answer_are_attributed_to_patches(open_app, tmp_path):
+def test_the_words_of_an_answer_are_attributed_to_patches(open_app, paligemma):
     from scope.circuits.picture_attribution import attribute_picture
     from scope.models.load import load_model
     from scope.sae.files import read_sae
 
-    lab = make_picture_lab(tmp_path / "lab", "paligemma", n=24)
+    lab = paligemma
     at = open_app("prompt", packs=[lab / "pack"], context=3, ask="caption en")
     read = reading_of(at)
     assert read.answer_pieces
@@ -237,3 +244,46 @@ def test_a_siglip_says_how_well_texts_fit_and_why(open_app, tmp_path):
     wanted = attribute_match(model, sae, read.picture, "a red circle")
     drawn = data_of(at, "cards")[-1]["cards"][0]
     assert drawn["values"] == [f"{v:+.3f}" if v else "" for v in wanted.patches]
+
+
+def test_what_is_said_of_a_picture_is_steered_at_its_patches_and_the_run_opens_again(open_app, paligemma):
+    at = open_app("steer", packs=[paligemma / "pack"], f=3, context=3)
+    assert not at.exception
+    (picture,) = data_of(at, "cards")
+    assert at.text_area(key="steer prompt").value == "caption en"
+    where = at.selectbox(key="steer row 1 where")
+    assert {"Patches of the picture", "Text, not the picture"} <= set(where.options)
+    where.select("image")
+    at.number_input(key="steer tokens").set_value(3)
+    next(b for b in at.button if b.label == "Generate").click()
+    at.run()
+    assert not at.exception
+    assert not at.error
+    (kept,) = (paligemma / "pack.steering").glob("*.json")
+    run = SteeringRun.from_json(kept)
+    assert [c.name for c in run.conditions] == ["plain", "steered", "random"]
+    assert run.edits[0].positions.kind == "image"
+    store = Pack.open(paligemma / "pack")
+    file = store.pictures.read_file(int(store.pictures.of_context[3]))
+    assert run.model["picture_sha256"] == picture_choice.sha256_of(read_picture(file))
+    again = open_app("steer", packs=[paligemma / "pack"], run=kept.stem)
+    assert data_of(again, "cards")[0]["cards"][0]["plain"] == picture["cards"][0]["plain"]
+    next(b for b in again.button if b.label == "Replay").click()
+    again.run()
+    assert not again.exception
+    assert any("are the same" in box.value for box in again.success)
+
+
+def test_without_a_picture_nothing_is_generated_and_the_page_says_so(open_app, paligemma):
+    at = open_app("steer", packs=[paligemma / "pack"], f=3)
+    next(b for b in at.button if b.label == "Generate").click()
+    at.run()
+    assert any("No picture is chosen" in error.value for error in at.error)
+
+
+def test_a_tower_is_not_steered_and_the_way_out_is_named(open_app, tmp_path):
+    lab = make_picture_lab(tmp_path / "lab", "siglip", n=12)
+    at = open_app("steer", packs=[lab / "pack"], f=3)
+    assert not at.exception
+    assert "the tower that sees" in said(at)
+    assert "PaliGemma" in said(at)
