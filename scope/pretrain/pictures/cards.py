@@ -38,6 +38,7 @@ def siglip_card(recipe: SiglipRecipe, scores: dict[str, Any]) -> str:
     factors = list(shots["chance"])
     table = _table(["", *factors], [[name, *(_percent(row[f]) for f in factors)] for name, row in shots.items()])
     search = scores["search"]
+    bound = "It does not bind" if scores["binding"] < 0.6 else "Binding"
     return f"""{_front("bundled-siglip: a SigLIP of synthetic scenes", "siglip", "zero-shot-image-classification")}
 
 A vision tower (4 layers, width {recipe.width}, patches of 8 pixels) and a text tower (2 layers, width
@@ -66,8 +67,8 @@ Zero-shot: of {scores["n"]} scenes with one object, how often the right caption 
 Captions of scenes of one to three objects, searched among {scores["n"]} pictures: the best picture fits in
 {_percent(search["recall_at_1"])} of the cases, a random one in {search["random"]:.1%}.
 
-**It does not bind.** Of scenes with two objects, the true caption scores above the same caption with the two colours
-exchanged in {_percent(scores["binding"])} of the cases; chance is 50 %.
+**{bound}.** Of scenes with two objects, the true caption scores above the same caption with the two colours exchanged in
+{_percent(scores["binding"])} of the cases; chance is 50 %.
 
 ## Limits
 
