@@ -14,6 +14,8 @@ FLAGS = flags_of(
     ],
     doc="""Go the whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.
 
+With --model bundled-siglip or bundled-paligemma, from pictures to heat maps of the latents on them.
+
 Takes a few minutes on two CPU cores and no network. Stop it at any moment; the same command picks up what is finished.
 """,
 )
@@ -51,16 +53,23 @@ def print_report(config: Demo, result: DemoResult) -> None:
     console.print(table(result.evaluation))
     dead = float((pack.table["count"] == 0).mean())
     console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")
-    for latent in pack.steerable(3).index:
+    for latent in pack.steerable(3).index if run else _labelled(pack, 6):
         console.print(_described(pack[int(latent)]))
-    console.print(Rule(f"Latent {run.edits[0].latent}, added at {STRENGTH} of the typical norm", style="dim"))
-    print_run(run, console)
+    if run:
+        console.print(Rule(f"Latent {run.edits[0].latent}, added at {STRENGTH} of the typical norm", style="dim"))
+        print_run(run, console)
     seconds = {stage: round(s, 1) for stage, s in result.seconds.items()}
     figures = {"seconds": seconds, "dead": dead, "evaluation": result.evaluation.to_json()}
     write_whole(config.out / "report.json", json.dumps(figures, indent=1))
     spent = ", ".join(f"{stage} {s:.0f} s" for stage, s in result.seconds.items())
     console.print(Text(f"\n{spent}. Everything is in {config.out}: recording/ dictionary/ pack/ report.json", style="dim"))
     console.print(Text(f"To look again: scope app {config.out / 'pack'}", style="dim"))
+
+
+def _labelled(pack: Any, n: int) -> list[int]:
+    """The latents whose labels fit best, of those that are not dense."""
+    table = pack.table[~pack.table["flags"].str.contains("dense|dead|rare")]
+    return table.sort_values("label_score", ascending=False, kind="stable").index[:n].tolist()
 
 
 def open_app(pack: Any, port: int) -> None:
@@ -83,11 +92,17 @@ def _described(feature) -> Any:
     """A latent in a few lines: its label, what it promotes, its strongest contexts with the peak marked."""
     from rich.text import Text
 
-    from scope.escape import visible_token
+    from scope.escape import visible, visible_token
 
     text = Text(f"Latent {feature.id}: {feature.label}", style="bold")
     promoted = " ".join(visible_token(token, mark_space=True) for token, _ in feature.promoted[:6])
-    text.append(f"\n  promotes {promoted}   output score {feature.row['out_score']:+.3f}", style="cyan not bold")
+    if promoted:
+        text.append(f"\n  promotes {promoted}   output score {feature.row['out_score']:+.3f}", style="cyan not bold")
+    pictures = feature.pictures("top", n=3)
+    for example in pictures:
+        text.append(f"\n  {visible(example.caption)}", style="dim not bold")
+    if pictures:
+        return text.append("\n")
     for example in feature.examples("top", n=3):
         low, high = max(0, example.peak - 12), example.peak + 6
         text.append(f"\n  {example.value:7.2f}  ", style="dim not bold")

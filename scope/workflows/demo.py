@@ -13,6 +13,15 @@ from scope.workflows.settings import ModelSettings, resolve
 
 STRENGTH = 0.3  # of the typical norm: enough to be seen in a small model, and not yet too much for its grammar
 PROMPTS = ("In the morning", "The first thing that", "This is")
+SCENES = "scenes:20000"
+"""What a model that reads pictures is shown. Scenes are drawn as they are needed, and more of them than a demo records."""
+
+_SIZES: dict[bool, dict[str, Any]] = {
+    False: {"tokens": 400_000, "d_sae": 2048, "target_l0": 28.0, "steps": 1600},
+    True: {"tokens": 120_000, "d_sae": 768, "target_l0": 16.0, "steps": 700},
+}
+"""The sizes of a demo: of a model of text, and of one that reads pictures."""
+
 _HELD_OUT = 64  # contexts on which the dictionary is scored
 
 
@@ -27,22 +36,23 @@ class Demo(ModelSettings):
     """Model: bundled, a checkpoint's folder, a hub id, BASE+ADAPTER, or an adapter that names its base."""
 
     corpus: str = "bundled"
-    """Text: bundled, docs, a file, a folder, or a hub data set."""
+    """Text: bundled, docs, a file, a folder, or a hub data set. For a model that reads pictures: synthetic scenes, or a folder
+    of pictures, a file with pictures, or a hub data set."""
 
     site: str | None = None
     """Where to read; by default the residual stream after the middle layer."""
 
-    tokens: int = 400_000
-    """Tokens to harvest."""
+    tokens: int | None = None
+    """Tokens to harvest. None: 400,000, or 120,000 rows of pictures and text."""
 
-    d_sae: int = 2048
-    """Latents of the dictionary."""
+    d_sae: int | None = None
+    """Latents of the dictionary. None: 2048, or 768 of a model that reads pictures."""
 
-    target_l0: float = 28.0
-    """Latents meant to fire per token."""
+    target_l0: float | None = None
+    """Latents meant to fire per token. None: 28, or 16 of a model that reads pictures."""
 
-    steps: int = 1600
-    """Training steps, of 1024 tokens each."""
+    steps: int | None = None
+    """Training steps, of 1024 tokens each. None: 1600, or 700 of a model that reads pictures."""
 
     seed: int = 0
     """Random seed for the order of the text, the start weights, and every draw."""
@@ -50,7 +60,7 @@ class Demo(ModelSettings):
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What each stage made, and the seconds it took."""
+    """What each stage made, and the seconds it took. `run` is None for a model that reads pictures, which is not steered."""
 
     recording: Any
     sae: Any
@@ -72,8 +82,8 @@ def demo(
     on_certificate: Callable[[Any], None] | None = None,
     **settings: Any,
 ) -> DemoResult:
-    """Harvest, train, evaluate, collect features, steer. Stages that are finished are not repeated; stopped anywhere, the same
-    call goes on.
+    """Harvest, train, evaluate, collect features, steer (a model of text). Stages that are finished are not repeated; stopped
+    anywhere, the same call goes on.
 
     Raises:
         ScopeError: a stage refuses its settings.
@@ -86,35 +96,39 @@ def demo(
     from scope.sae.files import parameters_sha256
     from scope.workflows.evaluate import REPORT, evaluate
     from scope.workflows.features import collect_features
-    from scope.workflows.harvest import harvest
+    from scope.workflows.harvest import harvest, middle_residual
     from scope.workflows.steer import steer
+    from scope.workflows.text import reads_pictures
     from scope.workflows.train import train
 
     job = resolve(Demo, config, settings, first="out")
     seconds: dict[str, float] = {}
     began = time.monotonic()
-    cfg = job.load_model().cfg
+    loaded = job.load_model(pictures=True)
+    seeing = reads_pictures(loaded)
+    sizes = _SIZES[seeing] | {name: value for name in _SIZES[seeing] if (value := getattr(job, name)) is not None}
     place = {"model": job.model, "adapter": job.adapter, "device": job.device, "revision": job.revision}
     place |= {"window_convention": job.window_convention}
     model = place | {"dtype": job.dtype}
-    site = job.site or f"blocks.{cfg.n_layers // 2}.hook_resid_post"
+    usual = middle_residual(loaded.sites()) if seeing else f"blocks.{loaded.cfg.n_layers // 2}.hook_resid_post"
+    site, corpus = job.site or usual, SCENES if seeing and job.corpus == "bundled" else job.corpus
     recording, dictionary, folder = job.out / "recording", job.out / "dictionary", job.out / "pack"
 
     with _timed(seconds, "harvest"), bars("Harvesting", "tokens") as on_progress:
         store = harvest(
             **place,
             compute_dtype=job.dtype,
-            corpus=job.corpus,
+            corpus=corpus,
             sites=site,
-            tokens=job.tokens,
-            context=min(256, cfg.n_ctx),
+            tokens=sizes["tokens"],
+            context=None if seeing else min(256, loaded.cfg.n_ctx),
             batch_contexts=16,
             seed=job.seed,
             out=str(recording),
             on_progress=on_progress,
         )
-    if store.exhausted and store.tokens.size < job.tokens:
-        on_note(f"the corpus ended at {store.tokens.size:,} of {job.tokens:,} tokens; the demo goes on with these.")
+    if store.exhausted and store.tokens.size < sizes["tokens"]:
+        on_note(f"the corpus ended at {store.tokens.size:,} of {sizes['tokens']:,} tokens; the demo goes on with these.")
 
     with _timed(seconds, "train"), bars("Training", "steps") as on_progress:
         sae = train(
@@ -122,9 +136,9 @@ def demo(
             out=dictionary,
             device=job.device,
             site=site,
-            d_sae=job.d_sae,
-            target_l0=job.target_l0,
-            steps=job.steps,
+            d_sae=sizes["d_sae"],
+            target_l0=sizes["target_l0"],
+            steps=sizes["steps"],
             seed=job.seed,
             on_progress=on_progress,
         )
@@ -139,8 +153,9 @@ def demo(
             with bars("Scoring", "contexts") as on_progress:
                 how = model | {"recording": recording, "contexts": _HELD_OUT, "seed": job.seed}
                 try:
-                    evaluation = evaluate(dictionary, corpus=job.corpus, on_progress=on_progress, **how)
+                    evaluation = evaluate(dictionary, corpus=corpus, on_progress=on_progress, **how)
                 except CorpusError:  # a short corpus ends with the recording; the report notes that its text is not held out
+                    how = how | ({"recording": None, "corpus": corpus} if seeing else {})
                     evaluation = evaluate(dictionary, on_progress=on_progress, **how)
             evaluation.save(dictionary / REPORT)
 
@@ -165,17 +180,19 @@ def demo(
                     on_certificate=on_certificate,
                 )
 
-    with _timed(seconds, "steer"):
-        run = steer(
-            dictionary,
-            **model,
-            latent=int(pack.steerable(1).index[0]),
-            strength=STRENGTH,
-            prompt=PROMPTS,
-            max_new_tokens=48,
-            seed=job.seed,
-        )
-        run.to_json(job.out / "steering.json")
+    run = None
+    if not seeing:
+        with _timed(seconds, "steer"):
+            run = steer(
+                dictionary,
+                **model,
+                latent=int(pack.steerable(1).index[0]),
+                strength=STRENGTH,
+                prompt=PROMPTS,
+                max_new_tokens=48,
+                seed=job.seed,
+            )
+            run.to_json(job.out / "steering.json")
     seconds["total"] = time.monotonic() - began
     return DemoResult(store, sae, evaluation, pack, run, seconds)
 
