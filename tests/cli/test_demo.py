@@ -178,3 +178,21 @@ def test_a_quick_look_does_not_replace_a_fuller_report_and_a_new_report_reaches_
     assert run([*look, "--json", str(report)]) == 0
     assert demo(given, out) == 0
     assert Pack.open(out / "pack").health["evaluation"] == json.loads(report.read_text())
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers'
+def test_the_demo_of_a_model_that_reads_pictures_ends_in_heat_maps(tmp_path):
+    from tests.models.vision_twins import siglip
+
+    folder = siglip(tmp_path / "siglip")
+    small = ["--tokens", "1500", "--d-sae", "24", "--target-l0", "4", "--steps", "10"]
+    given = ["--model", str(folder), "--corpus", "scenes:120", *small]
+    assert demo(given, tmp_path / "demo") == 0
+    pack = Pack.open(tmp_path / "demo" / "pack")
+    feature = next(f for f in pack if f.pictures())
+    assert feature.pictures()[0].acts.max() > 0
+    report = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert "output_change" in report["evaluation"]["arms"]["sae"]
+    before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "demo" / "pack").iterdir()}
+    assert demo(given, tmp_path / "demo") == 0
+    assert before == {f.name: f.stat().st_mtime_ns for f in (tmp_path / "demo" / "pack").iterdir()}
