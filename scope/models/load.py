@@ -70,7 +70,10 @@ def load_model(
     raw = read_config(folder)
     taken = language_files(raw, folder)
     if taken and change is not None:
-        raise ConfigError(f"{found.base_name} has an adapter of its own in {folder / OWN_ADAPTER}, and no second is applied.")
+        raise ConfigError(
+            f"{found.base_name} has an adapter of its own in {folder / OWN_ADAPTER}, and no second is applied.\n"
+            "  Write it whole (scope.pretrain.pictures.folders.write_whole), and apply the adapter to that."
+        )
     change = Adapter.read(folder / OWN_ADAPTER) if taken else change
     fetched = folder.parent.name == "snapshots"
     if revision is not None and not fetched:

@@ -8,7 +8,8 @@ from scope.activations.scenes.pages import pages
 from scope.activations.scenes.scene import scene, scenes
 
 import scope
-from scope.models.checkpoints import SHIPPED
+from scope.errors import ConfigError
+from scope.models.checkpoints import BUNDLED, SHIPPED
 from scope.pretrain.pictures.colpali_scores import search
 from scope.pretrain.pictures.folders import write_whole
 from scope.pretrain.pictures.paligemma_scores import answers, ask
@@ -95,6 +96,11 @@ def test_the_colpali_finds_the_pages_that_hold_an_icon(colpali):
     found = search(colpali, some, [[item] for item in icons])
     assert found["ndcg5"] > 0.8
     assert found["random"] < 0.4
+
+
+def test_a_second_adapter_is_refused():
+    with pytest.raises(ConfigError, match="no second is applied"):
+        scope.load_model("bundled-paligemma", adapter=str(BUNDLED / "adapters" / "fim"))
 
 
 def test_their_folders_are_small_and_hold_no_weight_of_the_gemma_twice(paligemma):
