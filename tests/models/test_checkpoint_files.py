@@ -195,7 +195,7 @@ def test_the_eos_token_of_the_tokenizer_ends_a_text(folder):
 
 
 def test_what_memory_cannot_hold_is_said_in_numbers(folder, monkeypatch):
-    def full(*args):
+    def full(*args, **options):
         raise MemoryError
 
     monkeypatch.setattr(loading, "load_weights", full)
