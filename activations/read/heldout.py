@@ -40,7 +40,9 @@ def _new(documents: Iterable[Document], recorded: int) -> Iterator[Document]:
     """The recorded documents, then those of the others that repeat no earlier one."""
     seen: set[bytes] = set()
     for number, document in enumerate(documents):
-        digest = hashlib.sha256(" ".join(without_name(document.text).lower().split()).encode()).digest()
+        words = " ".join(without_name(document.text).lower().split())
+        picture = "" if document.picture is None else f"\0{document.crc32}"  # other pictures may share a text
+        digest = hashlib.sha256((words + picture).encode()).digest()
         if number < recorded or digest not in seen:
             yield document
         seen.add(digest)

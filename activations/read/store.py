@@ -4,7 +4,7 @@ import bisect
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from scope.activations.format.remote import Mirror, address
 from scope.activations.format.row_bytes import to_float
 from scope.activations.format.shard_entry import Count
 from scope.activations.format.shard_reader import Fault, ShardReader
+from scope.activations.pictures.patches import Box, patch_boxes
 from scope.activations.read.rows import Rows
 from scope.activations.read.shuffle import MEMORY_BYTES, Batches
 
@@ -30,6 +31,39 @@ from scope.typed_json import typed
 from scope.whole_files import is_held
 
 _OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class RowPlace:
+    """The origin of a row: a patch of a document's picture, or a token."""
+
+    document: str
+    context: int
+    position: int
+    role: str | None
+    """None in a recording of text, whose roles follow from the tokens."""
+    token_id: int | None
+    """None for a patch."""
+    patch: tuple[int, int] | None = None
+    """(row, column) in the picture."""
+    box: Box | None = None
+    """(left, top, right, bottom) in pixels of the picture as it was, upright."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlaces:
+    """The sizes that a recording of pictures states: of what the model sees, and of a patch of it."""
+
+    picture_size: Count | None = None
+    patch_size: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSize:
+    """The size of a document's picture, as its facts state it."""
+
+    width: Count = 0
+    height: Count = 0
 
 
 class ActivationStore:
@@ -232,6 +266,29 @@ class ActivationStore:
             if self.has_roles:
                 facts += self.reader(i).objects("document_facts", dict)
         return facts + [{}] * (len(self.document_names) - len(facts))
+
+    def place_of(self, row: int) -> RowPlace:
+        """What a stored row is: its document, and the patch of its picture with its box, or its token.
+
+        Raises:
+            RecordingError: there is no such row.
+        """
+        if not 0 <= row < self.n_rows:
+            raise RecordingError(f"Row {row} is asked for; {self.folder} holds rows 0 to {self.n_rows - 1}.")
+        context, position = int(self.contexts_of[row]), int(self.positions[row])
+        document = int(self.documents[context, position])
+        name = self.document_names[document] if document >= 0 else ""
+        token, role = int(self.tokens[context, position]), Role(self.roles[context, position]) if self.has_roles else None
+        if role != Role.IMAGE:
+            return RowPlace(name, context, position, None if role is None else role.name.lower(), token)
+        places = typed(self.manifest.tokenizer, PatchPlaces, f"The manifest of {self.folder}", RecordingError)
+        facts = typed(self.document_facts[document], PictureSize, f"Facts of {name}", RecordingError)
+        if not places.patch_size or not places.picture_size:
+            return RowPlace(name, context, position, "image", None)
+        boxes = patch_boxes(places.picture_size, places.patch_size, (facts.width, facts.height))
+        patch = int((self.roles[context, :position] == Role.IMAGE).sum())
+        where = divmod(patch, places.picture_size // places.patch_size)
+        return RowPlace(name, context, position, "image", None, where, boxes[patch])
 
     def thumbnail(self, document: int) -> bytes | None:
         """A small picture of a document, as the bytes of a PNG or JPEG; None where there is none."""

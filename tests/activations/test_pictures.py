@@ -166,6 +166,11 @@ def test_rows_of_a_tower_are_the_patches_of_the_pictures_in_their_order(models, 
         assert (facts["width"], facts["height"], facts["text"]) == (30 + i, 20, f"a {COLOURS[i % 5]} picture")
         small = Image.open(io.BytesIO(store.thumbnail(int(store.documents[context, 0]))))
         assert np.array_equal(small, picture(i, size=(30 + i, 20)))
+    row = store.place_of(16 * 7 + 6)
+    name = store.document_names[store.documents[7, 6]]
+    width = Image.open(folder / name).width
+    assert (row.document, row.context, row.patch, row.role) == (name, 7, (1, 2), "image")
+    assert row.box == pytest.approx((2 * 7 / 29 * width, 7 / 29 * 20, 3 * 7 / 29 * width, 14 / 29 * 20))
     kinds = store.by_kind(site)
     assert list(kinds) == ["image"]
     assert kinds["image"].rows == 160
@@ -211,6 +216,8 @@ def test_rows_of_a_paligemma_equal_transformers_with_its_own_processor(models, f
     assert kinds["image"].rows == 90
     assert kinds["image"].norms.median != kinds["text"].norms.median
     assert store.outlier_rule.image is not None
+    token = store.place_of(10)
+    assert (token.role, token.patch, token.token_id) == ("prompt", None, int(store.tokens[0, 11]))
 
 
 def test_a_broken_picture_is_named_and_nothing_of_what_was_recorded_is_lost(models, folder, tmp_path):

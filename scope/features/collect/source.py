@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scope.activations.corpus.inputs import NO_TOKEN, Inputs, counted, text_roles
 from scope.activations.corpus.roles import Role
-from scope.activations.read.store import ActivationStore
+from scope.activations.read.store import ActivationStore, PatchPlaces, PictureSize
 from scope.errors import ConfigError, PackError, TokensError, UnknownSite
 from scope.features.pack.manifest import Natural
 from scope.models.face import LanguageModel, Model, VisionModel
@@ -138,19 +138,9 @@ def from_recording(store: ActivationStore, site: str, model: Model, tokens: int 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Places:
-    """What a recording says of where patches lie; of recordings of other things, nothing."""
-
-    picture_size: Natural | None = None
-    patch_size: Natural | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
+class _Facts(PictureSize):
     """What a recording says of the document of a picture."""
 
-    width: Natural = 0
-    height: Natural = 0
     crc32: Natural = 0
     text: str = ""
     question: str = ""
@@ -161,7 +151,7 @@ def _pictures(store: ActivationStore, n_contexts: int) -> Pictures | None:
     """The pictures of a recording's contexts; None where rows are no patches."""
     if not store.has_roles:
         return None
-    places = typed(store.manifest.tokenizer, _Places, f"manifest.json of {store.folder}", PackError)
+    places = typed(store.manifest.tokenizer, PatchPlaces, f"manifest.json of {store.folder}", PackError)
     if not places.picture_size or not places.patch_size:
         return None
     documents = np.asarray(store.documents[:n_contexts]).max(1)
