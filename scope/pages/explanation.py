@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from scope.circuits.tables import html_table
 from scope.escape import visible, visible_token
 from scope.models.pictures.draw import img_tag, overlay, png
+from scope.pages.maps import small
 from scope.whole_files import write_whole
 
 BIAS, ERROR = -1, -2
@@ -214,5 +215,5 @@ class Explanation:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        picture = img_tag(self.drawn(), f"the page {self.name} with the patches of the largest pairs")
+        picture = img_tag(small(self.drawn(), 320), f"the page {self.name} with the patches of the largest pairs")
         return picture + html_table(self._head(), self._COLUMNS, self._rows(_SHOWN), self._foot())

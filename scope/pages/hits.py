@@ -61,6 +61,6 @@ class Hits:
         cells = []
         for hit in self.hits:
             text = f"{hit.rank}. {escape(hit.name)}{' (blank)' if hit.blank else ''}<br>{hit.score:.3f}"
-            picture = "" if self.index is None else img_tag(self.index.shown(hit.page, 160), f"page {hit.name}")
+            picture = "" if self.index is None else img_tag(self.index.shown(hit.page, 160).quantize(64), f"page {hit.name}")
             cells.append(f'<td style="text-align:left;vertical-align:top;padding:4px">{picture}<div>{text}</div></td>')
         return f"<div>{escape(self._head())}</div><table><tr>{''.join(cells)}</tr></table>"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 
 from scope.models.paligemma.late_interaction import Scores, Vectors, max_sim
@@ -157,8 +158,9 @@ class Index:
     def shown(self, page: int | str, longest: int = 448) -> Any:
         """A page to be looked at: what the model sees, stretched to the page's own proportions."""
         p = self[page]
-        factor = longest / max(p.width, p.height)
-        return self.picture(page).resize((max(1, round(p.width * factor)), max(1, round(p.height * factor))))
+        factor, picture = longest / max(p.width, p.height), self.picture(page)
+        size = max(1, round(p.width * factor)), max(1, round(p.height * factor))
+        return picture.resize(size, Resampling.NEAREST if min(size) > 2 * max(picture.size) else Resampling.BICUBIC)
 
     @torch.no_grad()
     def queries(self, texts: Sequence[str]) -> list[Vectors]:

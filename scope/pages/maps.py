@@ -15,7 +15,7 @@ from scope.whole_files import write_whole
 
 Maps = Float[np.ndarray, "tok rows columns"]
 PerToken = Float[np.ndarray, "tok"]
-_SHOWN = 12  # pictures in a notebook
+_SHOWN = 10  # pictures in a notebook
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -132,9 +132,15 @@ class SimilarityMaps:
             text = f"{escape(piece)}<br>{self.best[i]:.3f}, {escape(self.places[i])}"
             cells.append(
                 '<div style="display:inline-block;padding:4px;vertical-align:top;max-width:240px;font-size:90%">'
-                f"{img_tag(self.drawn(i).resize((112, 112)), f'where {piece} matches')}<div>{text}</div></div>"
+                f"{img_tag(small(self.drawn(i), 96), f'where {piece} matches')}<div>{text}</div></div>"
             )
         return f"<div>{escape(self._head())}</div>{''.join(cells)}"
+
+
+def small(image: Any, longest: int) -> Any:
+    """An image of at most so many pixels a side and 64 colours, for a notebook that holds many."""
+    image.thumbnail((longest, longest))
+    return image.quantize(64)
 
 
 def similarity_maps(index: Any, query: str, page: int | str) -> SimilarityMaps:

@@ -202,7 +202,8 @@ def _add_latents(
     draws: int,
     seed: int,
 ) -> None:
-    """The conditions in which a vector is what latents rebuild: all of them, those not everywhere, and random ones left out."""
+    """The conditions in which a vector is what latents rebuild: all of them, those not everywhere, and without random
+    ones that fire as often together."""
     decoder, b_dec = sae.W_dec.detach().cpu().double(), sae.b_dec.detach().cpu().double()
     each = 2 + (2 if sae.d_sae <= 2**16 else 4)  # a value in half precision, and the number of a latent
     of = int((acts > 0).sum())
@@ -210,7 +211,9 @@ def _add_latents(
     left_out = [("latents", -1, []), ("latents, not everywhere", -1, rates.everywhere)]
     for draw in range(draws):
         rng = np.random.default_rng(null_seed("latents left out of an index", seed * 1000 + draw))
-        left_out.append(("random latents", draw, rng.choice(alive, min(len(rates.everywhere), len(alive)), replace=False)))
+        order = rng.permutation(alive)
+        as_many = np.cumsum(rates.vectors[order]) <= rates.vectors[rates.everywhere].sum() + 1e-9  # activations, not latents
+        left_out.append(("random latents", draw, order[as_many]))
     for condition, draw, latents in left_out:
         rest = acts.clone()
         rest[:, torch.as_tensor(np.asarray(latents, dtype=np.int64))] = 0
