@@ -103,6 +103,8 @@ class _Builder:
     def _manifest(self, dtype: Dtype, dpi: int, origins: Sequence[str]) -> Manifest:
         size = self.model.cfg.pictures.size
         ids = self.model.prepare_pages([torch.zeros(size, size, 3, dtype=torch.uint8)])["input_ids"][0]
+        image, words = self.model.cfg.image_token, self.model.words  # the image token may lie beyond the vocabulary
+        pieces = ("<image>" if i == image else words.pieces([i])[0] for i in ids.tolist())
         return Manifest(
             schema=SCHEMA,
             model=dict(self.model.provenance),
@@ -110,8 +112,8 @@ class _Builder:
             d_embed=self.model.cfg.d_embed,
             dtype=dtype,
             grid=tuple(self.model.patch_grid()),
-            first_patch=int((ids == self.model.cfg.image_token).nonzero()[0]),
-            pieces=tuple(self.model.words.pieces(ids.tolist())),
+            first_patch=int((ids == image).nonzero()[0]),
+            pieces=tuple(pieces),
             dpi=dpi,
             sources=tuple(origins),
             scope=version_of(),

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from scope.circuits.tables import html_table
 from scope.escape import visible, visible_token
@@ -18,6 +18,7 @@ BIAS, ERROR = -1, -2
 
 Numbers = Int[np.ndarray, "pair"]
 Values = Float[np.ndarray, "pair"]
+Flags = Bool[np.ndarray, "pair"]
 Rounding = Float[np.ndarray, "tok"]
 PatchValues = Float[np.ndarray, "patch"]
 _SHOWN = 12
@@ -96,14 +97,24 @@ class Explanation:
         )
         return table.iloc[np.argsort(-np.abs(self.value), kind="stable")].reset_index(drop=True)
 
-    def pairs(self) -> Any:
+    def _on_patch(self) -> Flags:
+        patch = self.position - self.first_patch
+        return (patch >= 0) & (patch < self.grid[0] * self.grid[1])
+
+    def beside_patches(self) -> float:
+        """What tokens add whose best match is no patch but the text beside every page."""
+        return float(self.value[~self._on_patch()].sum())
+
+    def pairs(self, patches_only: bool = True) -> Any:
         """A row per pair of latents, summed over tokens and positions, largest first.
+
+        By default where tokens match patches: the text beside a page is every page's.
 
         Columns: the pair, its sum, its share of the score, at how many tokens, and the position and token where it adds most.
         """
         import pandas as pd
 
-        kept = (self.query_latent >= 0) & (self.page_latent >= 0)
+        kept = (self.query_latent >= 0) & (self.page_latent >= 0) & (self._on_patch() | (not patches_only))
         columns = {"query_latent": self.query_latent, "page_latent": self.page_latent, "value": self.value}
         table = pd.DataFrame(columns | {"token": self.token, "position": self.position})[kept]
         groups = table.groupby(["query_latent", "page_latent"], sort=True)
@@ -119,11 +130,11 @@ class Explanation:
         order = np.argsort(-pairs["value"].abs().to_numpy(), kind="stable")
         return pairs.reset_index().iloc[order].reset_index(drop=True)
 
-    def page_latents(self) -> Any:
-        """A row per latent of the page: what it adds by way of all parts of the query, largest first."""
+    def page_latents(self, patches_only: bool = True) -> Any:
+        """A row per latent of the page: what it adds by way of all parts of the query, largest first; by default at patches."""
         import pandas as pd
 
-        kept = self.page_latent >= 0
+        kept = (self.page_latent >= 0) & (self._on_patch() | (not patches_only))
         table = pd.DataFrame({"latent": self.page_latent[kept], "value": self.value[kept]})
         return table.groupby("latent")["value"].sum().sort_values(key=np.abs, ascending=False).reset_index()
 
@@ -141,7 +152,7 @@ class Explanation:
     def _values_on_page(self) -> PatchValues:
         """What pairs of latents add at each patch."""
         patch = self.position - self.first_patch
-        kept = (self.query_latent >= 0) & (self.page_latent >= 0) & (patch >= 0) & (patch < self.grid[0] * self.grid[1])
+        kept = (self.query_latent >= 0) & (self.page_latent >= 0) & self._on_patch()
         n = self.grid[0] * self.grid[1]
         return np.bincount(patch[kept], weights=self.value[kept], minlength=n).astype(float)
 
@@ -179,6 +190,9 @@ class Explanation:
     def _foot(self) -> list[str]:
         sums = self.sums()
         lines = [", ".join(f"{name} {value:+.4f}" for name, value in sums.items()) + f"; together {self.total:+.4f}"]
+        lines.append(
+            f"Tokens that match the text beside every page add {self.beside_patches():+.4f}; the table has those at patches."
+        )
         if abs(sums["with an error"]) > 0.5 * abs(sums["latent x latent"]):
             lines.append("The error weighs more than half as much as all pairs of latents: the SAE misses much of this hit.")
         if abs(sums["with a bias"]) > abs(sums["latent x latent"]):

@@ -79,6 +79,13 @@ def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, pl
         sums = re.findall(r": rows (\S+), log-odds (\S+)", said)
         assert [float(rows) for rows, _ in sums] == pytest.approx([float(odds) for _, odds in sums], abs=1e-3)
         assert "strength" in said
+    elif file.stem == "explain_a_hit":
+        rows, score = map(float, re.search(r"rows (\S+), score (\S+)", said).groups())
+        assert rows == pytest.approx(score, abs=2e-6)
+        assert "[True, True, True, True, True] are answers" in said
+        found = re.search(r"moves by (\S+) ranks on average; with random latents of equal rate by (\S+) ", said)
+        moved, null = map(float, found.groups())
+        assert moved > null
     elif file.stem == "what_the_state_remembers":
         sums = re.search(r"shares of the last state add up to \{(.*)\}", said)[1]
         assert [float(part.split(":")[1]) for part in sums.split(",")] == pytest.approx([1, 1, 1], abs=1e-4)

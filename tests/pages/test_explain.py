@@ -110,10 +110,14 @@ def test_both_sides_can_have_saes_of_their_own_and_a_half_index_says_its_roundin
 @torch.no_grad()
 def test_tables_and_pictures_say_the_same_sums(index, model):
     explanation = index.explain(QUERY, 2, random_sae(model, "unembed.hook_in"))
-    table, pairs = explanation.to_frame(), explanation.pairs()
+    table, pairs = explanation.to_frame(), explanation.pairs(patches_only=False)
     assert table["value"].sum() + explanation.rounding.sum() == pytest.approx(explanation.score, abs=1e-6)
     assert pairs["value"].sum() == pytest.approx(explanation.sums()["latent x latent"])
     assert (pairs["value"].abs().diff().dropna() <= 1e-12).all()
+    at_patches = table[table["place"].str.startswith("row")]
+    assert explanation.beside_patches() == pytest.approx(table["value"].sum() - at_patches["value"].sum())
+    numbers = at_patches["query part"].str.isdecimal() & at_patches["page part"].str.isdecimal()
+    assert explanation.pairs()["value"].sum() == pytest.approx(at_patches["value"][numbers].sum())
     first = pairs.iloc[0]
     mine = (explanation.query_latent == first.query_latent) & (explanation.page_latent == first.page_latent)
     assert first.value == pytest.approx(explanation.value[mine].sum())
