@@ -67,9 +67,12 @@ def print_report(config: Demo, result: DemoResult) -> None:
 
 
 def _labelled(pack: Any, n: int) -> list[int]:
-    """The latents whose labels fit best, of those that are not dense."""
+    """The latents whose labels fit best, of those that are not dense; those that go with words beside pictures come first."""
+    from scope.features.pack.table import BY_WORDS
+
     table = pack.table[~pack.table["flags"].str.contains("dense|dead|rare")]
-    return table.sort_values("label_score", ascending=False, kind="stable").index[:n].tolist()
+    table = table.assign(by_words=table["label_source"] == BY_WORDS)
+    return table.sort_values(["by_words", "label_score"], ascending=False, kind="stable").index[:n].tolist()
 
 
 def open_app(pack: Any, port: int) -> None:
@@ -97,7 +100,9 @@ def _described(feature) -> Any:
     text = Text(f"Latent {feature.id}: {feature.label}", style="bold")
     promoted = " ".join(visible_token(token, mark_space=True) for token, _ in feature.promoted[:6])
     if promoted:
-        text.append(f"\n  promotes {promoted}   output score {feature.row['out_score']:+.3f}", style="cyan not bold")
+        score = feature.row["out_score"]
+        measured = "" if score != score else f"   output score {score:+.3f}"  # NaN where it was not measured
+        text.append(f"\n  promotes {promoted}{measured}", style="cyan not bold")
     pictures = feature.pictures("top", n=3)
     for example in pictures:
         text.append(f"\n  {visible(example.caption)}", style="dim not bold")
