@@ -45,17 +45,20 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def packs(tmp_path_factory, tiny_config, toy_tokenizer, toy_text) -> list[Path]:
-    """A pack full of hostile text, one of a tiny model that can read, and one of the state of a recurrent model."""
+    """A pack full of hostile text, one of a tiny model that can read, one of the state of a recurrent model, and one of a model
+    that sees, whose pictures have hostile names."""
     from tests.conftest import random_gemma
     from tests.help.hostile import make_hostile_pack
     from tests.help.labs import make_lab
+    from tests.help.picture_labs import make_picture_lab
     from tests.models.griffin_twins import tiny_griffin
 
     folder = tmp_path_factory.mktemp("browser")
     hostile = make_hostile_pack(folder / "<img src=x onerror=alert(1)> hostile.pack").folder
     lab = make_lab(folder / "tiny", random_gemma(tiny_config, toy_tokenizer), toy_text)
     state = make_lab(folder / "state", tiny_griffin(toy_tokenizer), toy_text, "blocks.1.rec.hook_state")
-    return [hostile, lab / "pack", state / "pack"]
+    seen = make_picture_lab(folder / "pictures", "paligemma", n=16)
+    return [hostile, lab / "pack", state / "pack", seen / "pack"]
 
 
 def free_port() -> int:

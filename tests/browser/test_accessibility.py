@@ -64,6 +64,29 @@ def test_neither_do_the_pages_of_a_state(visit, theme):
     assert violations(page) == []
 
 
+@pytest.mark.filterwarnings("ignore")  # transformers'
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_neither_do_the_pages_of_pictures_nor_an_enlarged_one(visit, theme):
+    person = visit(theme=theme, slug="pictures")
+    pages = (("", {}), ("features", {}), ("prompt", {}), ("prompt", {"context": 3}), ("steer", {"f": 3, "context": 3}))
+    for path, params in pages:
+        assert violations(person.open(path, **params)) == [], path
+    page = person.open("feature", f=3)
+    assert violations(page) == []
+    page.locator("button.open").first.focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.wait_for()
+    assert violations(page) == []
+    dialog.get_by_role("group", name="patches").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert "row 1, column" in dialog.locator(".readout").inner_text()
+    assert person.latent() == 3  # the page did not hear the arrows
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_neither_do_a_tested_text_an_open_token_and_the_guess_game(visit, theme):
     person = visit(theme=theme)
