@@ -103,7 +103,9 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     st.button("Random", icon=":material/casino:", shortcut="a", help=meaning, on_click=show_random)
     st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, disabled=editing)
     notes.star(feature, note.starred)
-    if st.button("Steer", icon=":material/explore:", shortcut="s"):
+    steers = pack_facts.steers(store)
+    why_not = None if steers else "Edits act in a language model, and this pack is of another part."
+    if st.button("Steer", icon=":material/explore:", shortcut="s", disabled=not steers, help=why_not):
         session.go("steer", f=feature.id)
     session.link_popover("feature", f=feature.id)
     copy_as_python(python + "feature  # in a notebook, its card", key="py feature")

@@ -9,7 +9,7 @@ from scope.app.features import listing, views
 from scope.app.kit import figures, messages
 from scope.app.kit.code import copy_as_python, opening
 from scope.app.kit.plain import plain
-from scope.app.serve import downloads, models, packs, session
+from scope.app.serve import downloads, models, pack_facts, packs, session
 
 from scope.errors import PackError, ScopeError
 from scope.escape import visible_token
@@ -131,7 +131,7 @@ def actions(chosen: list[int]) -> None:
     """Buttons for the ticked rows."""
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{len(chosen)}** ticked", width="content")
-        if st.button("Steer these", icon=":material/explore:"):
+        if pack_facts.steers(store) and st.button("Steer these", icon=":material/explore:"):
             session.steer_these(chosen)
         few = len(chosen) <= views.MOST_COMPARED
         limit = None if few else f"At most {views.MOST_COMPARED} latents can be compared."
@@ -184,7 +184,7 @@ if look == "Compare":
         views.comparison_table(store, ids)
         with st.container(horizontal=True, vertical_alignment="center"):
             st.caption(plain(views.in_common(store, ids)), width="content")
-            if st.button("Steer these", icon=":material/explore:"):
+            if pack_facts.steers(store) and st.button("Steer these", icon=":material/explore:"):
                 session.steer_these(ids)
         chosen = views.side_by_side(store, ids)
         if chosen is not None:

@@ -5,6 +5,7 @@ import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.messages import guarded
 from scope.app.kit.palette import ELSEWHERE
+from scope.app.kit.pictures import example_card, pictures
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.kit.tokens import example_row, strips
 
@@ -91,6 +92,10 @@ def side_by_side(store: Pack, latents: list[int]) -> int | None:
             st.markdown(f"**\\#{i}** {plain(show_line(feature.label, 80))}")
             if st.button(f"Open #{i}", icon=":material/open_in_new:", type="tertiary"):
                 opened = i
+            if store.pictures is not None:
+                with guarded():
+                    pictures([example_card(e) for e in feature.pictures("top", 4)], key=f"compare pictures {i}", wide=90)
+                continue
             promoted = " ".join(visible_token(token, mark_space=True) for token, _ in feature.promoted[:8])
             st.caption("promotes " + plain(promoted) if promoted else "This pack does not hold its promoted tokens.")
             with guarded():

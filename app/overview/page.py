@@ -43,7 +43,8 @@ if guides:
     for name, latent in guides.items():
         with st.container(horizontal=True, vertical_alignment="center", gap="small"):
             session.link("feature", f"{name}: \\#{latent} {plain(table['label'].iat[latent])}", f=latent)
-            session.link("steer", "Steer", icon=":material/explore:", f=latent)
+            if pack_facts.steers(store):
+                session.link("steer", "Steer", icon=":material/explore:", f=latent)
     text = packs.once(store, "a text", lambda: pack_facts.example_text(store, list(guides.values())))
     if store.pictures is not None:
         session.link("prompt", "Which latents fire on a picture?", icon=":material/image_search:")

@@ -1,5 +1,6 @@
 """The Prompt page of a pack of pictures: which latents fire where in a picture, what the model says of it, and why."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -20,7 +21,7 @@ from scope.features.face import Pack
 from scope.features.reading.view import ORDERS, ranked
 from scope.models.pictures.draw import overlay
 
-EVERYWHERE = -1
+EVERYWHERE, IN_PICTURE = -1, -2
 MAPS = 6
 """Latents whose maps are drawn."""
 
@@ -45,7 +46,7 @@ def draw(store: Pack) -> None:
         w, h = chosen.picture.size
         st.caption(f"Read from the pack's small copy, {w} × {h}: values differ a little from those of the file itself.")
     if read.says:
-        said = plain(show_line(read.answer, 400)) or "nothing: it ends at once"
+        said = plain(show_line(read.answer.strip(), 400)) or "nothing: it ends at once"
         st.markdown(f"The model says: **{said}**")
     latents(store, read, chosen)
     if read.says:
@@ -59,7 +60,10 @@ def latents(store: Pack, read: PictureReading, chosen: ChosenPicture) -> None:
     """The picture with the map of one latent, beside the latents that fire; below it the maps of the first of them."""
     by, dense, place = controls(store, read)
     try:
-        rows = ranked(read.view, place, by, 20, dense=dense)
+        view, n = read.view, read.n_patches
+        if place == IN_PICTURE:
+            view = replace(view, latents=view.latents[:n], pieces=view.pieces[:n])
+        rows = ranked(view, None if place < 0 else place, by, 20, dense=dense)
     except PackError as refusal:
         messages.show_refusal(refusal)
         return
@@ -69,7 +73,7 @@ def latents(store: Pack, read: PictureReading, chosen: ChosenPicture) -> None:
         heading("The picture", python(store), "py picture", meaning="Enlarge it for the value at each patch.")
         if shown is not None:
             pictures([latent_card(read, shown, chosen.name)], key="read picture", wide=240)
-            links(shown)
+            links(store, shown)
         else:
             pictures([plain_card(read, chosen.name)], key="read picture", wide=240)
         if len(read.view.pieces) > read.n_patches and shown is not None:
@@ -91,8 +95,8 @@ def latents(store: Pack, read: PictureReading, chosen: ChosenPicture) -> None:
         maps(store, read, rows)
 
 
-def controls(store: Pack, read: PictureReading) -> tuple[str, bool, int | None]:
-    """(order, whether dense latents are included, the row that the ranking is of or None for all)."""
+def controls(store: Pack, read: PictureReading) -> tuple[str, bool, int]:
+    """(order, whether dense latents are included, the row that the ranking is of, or EVERYWHERE or IN_PICTURE)."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         by = st.segmented_control(
             "Ranked by",
@@ -104,18 +108,20 @@ def controls(store: Pack, read: PictureReading) -> tuple[str, bool, int | None]:
             help="Surprise: how rarely it fires this strongly. Value: activation. Share: of its maximum in this pack.",
         )
         dense = session.include_dense(store, at_first=True)
-        places = [EVERYWHERE, *(i for i, counts in enumerate(read.view.counted.tolist()) if counts)]
-        place = EVERYWHERE
+        with_words = len(read.view.pieces) > read.n_patches
+        ranges = {IN_PICTURE: "the picture", EVERYWHERE: "picture and text"} if with_words else {IN_PICTURE: "everywhere"}
+        places = [*ranges, *(i for i, counts in enumerate(read.view.counted.tolist()) if counts)]
+        place = IN_PICTURE
         if len(places) > 2:
             place = st.selectbox(
                 "Where",
                 places,
-                format_func=lambda i: "everywhere" if i < 0 else latent_tables.piece(read.view.pieces[i]),
+                format_func=lambda i: ranges.get(i) or latent_tables.piece(read.view.pieces[i]),
                 key=f"seen at {read.key}",
                 width=190,
                 help="Rows and columns of patches count from 0, from the top left.",
             )
-    return by, dense, None if place == EVERYWHERE else place
+    return by, dense, place
 
 
 def latent_shown(store: Pack, rows: pd.DataFrame) -> int | None:
@@ -174,10 +180,12 @@ def maps(store: Pack, read: PictureReading, rows: pd.DataFrame) -> None:
         session.go("feature", f=shown[picked])
 
 
-def links(latent: int) -> None:
+def links(store: Pack, latent: int) -> None:
+    """Links to the other pages of a latent."""
     with st.container(horizontal=True):
         session.link("feature", f"Open \\#{latent}", icon=":material/open_in_new:", f=latent)
-        session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", f=latent)
+        if pack_facts.steers(store):
+            session.link("steer", f"Steer \\#{latent}", icon=":material/explore:", f=latent)
 
 
 def footer(store: Pack, chosen: ChosenPicture, question: str) -> None:

@@ -99,6 +99,11 @@ def rows_in_words(store: Pack) -> str:
     return patches + (f", and rows of text: {', '.join(others)}" if others else "")
 
 
+def steers(store: Pack) -> bool:
+    """Whether the latents of the pack can be edited: those of a language model can, those of a tower or a projector not."""
+    return not store.site.startswith(("vision.", "text.", "projector."))
+
+
 def asked_of_pictures(store: Pack) -> str:
     """What the pack's pictures were asked; "" for a model that is asked nothing, or where it is unknown."""
     asked = recorded_rows(store).get("prompt")

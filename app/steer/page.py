@@ -236,7 +236,6 @@ def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None)
 
 def choose_picture(run: SteeringRun | Sweep | None) -> None:
     """The picture that the prompts are about; of an opened run, the one that it was made about, where the pack has it."""
-    st.header("Picture", anchor=False)
     made_about = None if run is None else _one(run).model.get("picture_sha256")
     if made_about is not None and page_state.get("picture of") != st.query_params.get("run"):
         page_state["picture of"] = st.query_params.get("run")
@@ -255,8 +254,9 @@ def _one(run: SteeringRun | Sweep) -> SteeringRun:
     return run.runs[0] if isinstance(run, Sweep) else run
 
 
-if of_pictures and not store.site.startswith("blocks."):
-    what = "the tower that sees" if store.site.startswith("vision.") else "the way from pictures to the language model"
+if not pack_facts.steers(store):
+    places = {"vision": "the tower that sees", "text": "the tower that reads"}
+    what = places.get(store.site.split(".")[0], "the way from pictures to the language model")
     st.info(
         plain(f"This pack is of {store.site}, {what}. Edits act at the tokens of a language model.")
         + "  \nOpen a pack of a PaliGemma's own blocks: its latents can be edited at the patches of a picture, or at the text."

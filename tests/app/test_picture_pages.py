@@ -287,3 +287,16 @@ def test_a_tower_is_not_steered_and_the_way_out_is_named(open_app, tmp_path):
     assert not at.exception
     assert "the tower that sees" in said(at)
     assert "PaliGemma" in said(at)
+
+
+def test_latents_of_a_tower_offer_no_steering(open_app, lab):
+    steers = pack_facts.steers(Pack.open(lab / "pack"))
+    at = open_app("feature", packs=[lab / "pack"], f=0)
+    assert next(b for b in at.button if b.label == "Steer").disabled == (not steers)
+
+
+def test_latents_are_compared_by_their_pictures(open_app, lab):
+    at = open_app("features", packs=[lab / "pack"], view="Compare", ids="1,2")
+    assert not at.exception
+    assert len(data_of(at, "cards")) == 2
+    assert not data_of(at, "rows")
