@@ -62,7 +62,7 @@ class ShardReader:
             raise RecordingError(f"{self.path} has {nbytes} bytes; {entry.bytes} were sealed. {WAY_OUT}")
 
     def close(self) -> None:
-        if getattr(self, "fd", -1) >= 0:
+        if getattr(self, "fd", -1) >= 0 and os is not None and os.close is not None:  # gone while Python ends
             os.close(self.fd)
             self.fd = -1
 

@@ -223,7 +223,7 @@ class PictureRest(PatchRest):
 
 def rows_of(sae: SAE) -> str:
     """Which rows of a trunk an SAE was trained on: "all", "image" or "text"."""
-    return str((sae.provenance.get("training") or {}).get("rows") or sae.provenance.get("rows") or "all")
+    return str((sae.provenance.get("recording") or {}).get("rows") or "all")
 
 
 def _ablation(

@@ -125,7 +125,7 @@ def test_the_answer_so_far_is_read_before_the_word(model, picture):
 @pytest.mark.parametrize("rows", ["image", "text"])
 def test_rows_that_the_sae_was_not_trained_on_are_one_part(model, picture, rows):
     found = attribute_picture(
-        model, an_sae(model, TRUNK, training={"rows": rows}), picture, PROMPT, WORD, OTHER, steps=24, draws=2
+        model, an_sae(model, TRUNK, recording={"rows": rows}), picture, PROMPT, WORD, OTHER, steps=24, draws=2
     )
     read = np.abs(found.activations).sum(1) > 0
     assert read[list(found.patch_rows)].any() == (rows == "image")
