@@ -134,3 +134,17 @@ def _glyph(text: str, i: int, keep: str = "") -> str:
     if unicodedata.category(char) in _HIDDEN or _FILLERS.match(char):
         return f"⟪{_NAMES.get(char, format(ord(char), '04X'))}⟫"
     return char
+
+
+def csv_cell(value: object) -> str:
+    """A cell that no spreadsheet runs as a formula."""
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "\t" not in text and "\r" not in text

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from scope.errors import ScopeError
+from scope.result import Result
 from scope.typed_json import read_typed
-from scope.whole_files import write_whole
 
 R = TypeVar("R", bound="JsonResult")
 
 
-class JsonResult:
+class JsonResult(Result):
     """Base of a frozen dataclass that is saved as JSON. If it has a field `schema`, its default is the one that is read."""
 
     error: ClassVar[type[ScopeError]]
@@ -24,16 +24,9 @@ class JsonResult:
     def to_json(self) -> str:
         return json.dumps(asdict(self))  # type: ignore[call-overload]
 
-    def save(self, file: str | Path) -> Path:
-        """Write it as JSON; `load` reads it."""
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, self.to_json())
-        return file
-
     @classmethod
     def load(cls: type[R], file: str | Path) -> R:
-        """Read what `save` wrote.
+        """Read what `save` wrote as JSON.
 
         Raises:
             ScopeError: it cannot be read, is damaged, or was written by a newer version.

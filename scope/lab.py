@@ -8,17 +8,22 @@ lab.steer(1208, 0.5).compare("My favourite hobby is", n=3)
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from scope.circuits.attribution import Attribution, attribute
 from scope.circuits.effects import Effects, effects
+from scope.circuits.logit_lens import logit_lens
 from scope.circuits.memory import memory
 from scope.circuits.memory_result import Memory
+from scope.circuits.patching import Patching, patch
 from scope.circuits.picture_attribution import attribute_picture
-from scope.errors import DictionaryError, EditError, PackError, TokensError
+from scope.errors import DictionaryError, PackError, TokensError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
@@ -26,7 +31,7 @@ from scope.fit import check_fit
 from scope.models.face import LanguageModel, VisionModel
 from scope.models.griffin.shares import layer_of
 from scope.models.text.generate import generate
-from scope.models.text.sampling_config import SamplingConfig
+from scope.models.text.sampling_config import sampling_of
 from scope.renamed import old_attribute, old_keywords
 from scope.sae.files import read_sae
 from scope.steering.apply.editing import Editing
@@ -36,7 +41,7 @@ from scope.steering.apply.transformers_hooks import steered_transformers
 from scope.steering.compare.cost import Cost, cost
 from scope.steering.compare.steer import OnToken, SteeringRun, steer
 from scope.steering.compare.sweep import Sweep, estimate, sweep
-from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits
+from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits, ProjectOut
 from scope.texts import list_of_texts
 from scope.workflows.settings import ModelSettings
 
@@ -83,19 +88,6 @@ def _demo() -> Path:
     """runs/demo here, or in a folder above, so that a notebook in its own folder finds it too."""
     here = Path.cwd()
     return next((base / DEMO for base in (here, *here.parents) if (base / DEMO).is_dir()), DEMO)
-
-
-def _sampling(settings: dict[str, Any]) -> SamplingConfig:
-    """How to draw, from keywords.
-
-    Raises:
-        EditError: a keyword that means nothing.
-    """
-    known = [f.name for f in fields(SamplingConfig)]
-    strange = next((name for name in settings if name not in known), None)
-    if strange is not None:
-        raise EditError(f"There is no setting {strange!r}. How texts are drawn is set by {', '.join(known)}.")
-    return SamplingConfig(**settings)
 
 
 class Lab:
@@ -182,7 +174,16 @@ class Lab:
     def direction(self, toward: Sequence[str], away: Sequence[str], probe: bool = False, site: str | None = None) -> Direction:
         """From the prompts of `away` to those of `toward`: a difference of means, or a probe's weights. For `steer`."""
         make = Direction.probe if probe else Direction.between
-        return make(self.model, site or self.sae.site, toward, away)
+        return self._bound(make(self.model, site or self.sae.site, toward, away))
+
+    def probe(self, toward: Sequence[str], away: Sequence[str], site: str | None = None) -> Direction:
+        """A linear probe that tells the prompts of `toward` from those of `away`, as a direction to steer with. Its `accuracy`
+        is on prompts left out in turn, and `chance` what 95 % of probes reach on the same prompts with sides exchanged."""
+        return self.direction(toward, away, probe=True, site=site)
+
+    def _bound(self, direction: Direction) -> Direction:
+        """The direction, with the model and the SAE at its site for `top_tokens()` and `nearest_latents()`."""
+        return direction.of(self.model, self.dictionaries.get(direction.site))
 
     def find(self, text: str):
         """Latents whose label, top token or promoted tokens contain the text."""
@@ -206,6 +207,52 @@ class Lab:
     def read_picture(self, picture: Any, text: str | None = None, answer: str | None = None):
         """Which latents fire on which patch of a picture, and on the text beside it; see `Pack.read_picture`."""
         return self.pack.read_picture(picture, self.model, self.sae, text, answer)
+
+    def activations(
+        self, texts: str | Iterable[str], latents: int | Feature | Iterable[int | Feature] | None = None
+    ) -> pd.DataFrame:
+        """Activations of latents on texts: a row for each text (by its number), position, token, latent and value.
+
+        With `latents`, at every token that counts, silent ones as 0; without, every firing. Special tokens never count, and no
+        text is padded.
+
+        Raises:
+            PackError: a latent that this lab has not. TokensError: no text, or more than the context holds.
+        """
+        if latents is not None:
+            latents = [latents] if isinstance(latents, Feature) or not isinstance(latents, Iterable) else list(latents)
+            latents = [self.pack.latent_id(j.id if isinstance(j, Feature) else j) for j in latents]
+        parts = []
+        for number, view in enumerate(self.read(list_of_texts(texts, TokensError))):
+            if latents is None:
+                position, latent = np.nonzero(view.latents)
+            else:
+                counted = np.flatnonzero(view.counted)
+                position, latent = np.repeat(counted, len(latents)), np.tile(np.array(latents, dtype=int), len(counted))
+            values = view.latents[position, latent].astype(float)
+            columns = {"text": number, "position": position, "token": [view.pieces[i] for i in position]}
+            parts.append(pd.DataFrame(columns | {"latent": latent, "value": values}))
+        return pd.concat(parts, ignore_index=True)
+
+    def logit_lens(self, text: str | Iterable[str], sites: Iterable[str] | str | None = None, k: int = 5) -> Any:
+        """What each layer would predict next, at every token; for several texts, a list. See `scope.circuits.logit_lens`."""
+        return logit_lens(self.model, text, sites, k)
+
+    def patch(self, clean: str, corrupted: str, token: Any = None, other: Any = None, **how: Any) -> Patching:
+        """Which activations of the clean prompt bring its answer back in a run of the corrupted one, by site and position: a
+        heat map. `token` and `other` are the two answers; `sites` a pattern. See `scope.circuits.patching`."""
+        return patch(self.model, clean, corrupted, token, other, **how)
+
+    def ablate(self, *targets: Any, **how: Any) -> "Steering":
+        """Latents (numbers, Features) whose contribution is taken away, or Directions that are projected out; used as what
+        `steer` returns. `how` goes to the edits: positions="generated", when=When(7), ...
+        """
+        flat = [t for target in targets for t in (target if isinstance(target, list | tuple | range) else [target])]
+        edits = [
+            ProjectOut(t, **how) if isinstance(t, Direction) else Ablate(t.id if isinstance(t, Feature) else t, **how)
+            for t in flat
+        ]
+        return Steering(self, Edits.of(edits))
 
     def steer(self, target: Any, strength: float = 0.5, **how: Any) -> "Steering":
         """Edits that are ready to use. `target` is a latent's number, a Feature, a Direction, or edits made by hand.
@@ -269,13 +316,19 @@ class Lab:
         return self.pack if site in (None, self.pack.site) else None
 
     def generate(self, prompts: str | Iterable[str], n: int = 1, **sampling: Any) -> list[str]:
-        """Texts from the model, with whatever edits are at work around the call: the same on each call only with a `seed`."""
-        rows = [prompt for prompt in list_of_texts(prompts, TokensError) for _ in range(n)]
-        return [g.text for g in generate(self.model, rows, _sampling(sampling), seeded="seed" in sampling)]
+        """`scope.generate` with the lab's model and whatever edits are at work around the call; gives the new texts alone, the
+        same on each call only with a `seed`."""
+        rows = list_of_texts(prompts, TokensError)
+        return [g.text for g in generate(self.model, rows, n=n, seeded="seed" in sampling, **sampling)]
 
     def __repr__(self) -> str:
         unchecked = "" if self._certified is not None else ", dictionary not checked against the model"
-        return f"Lab({self.pack.title}{unchecked})"
+        others = [site for site in self.dictionaries if site != self.sae.site]
+        beside = f", beside it SAEs at {', '.join(others)}" if others else ""
+        return (
+            f"Lab({self.pack.title}, {self.pack.n_tokens:,} tokens, {str(self.pack.folder.parent)!r}, "
+            f"model {'loaded' if 'model' in vars(self) else 'not loaded yet'}{beside}{unchecked})"
+        )
 
 
 @dataclass
@@ -309,7 +362,9 @@ class Steering:
         """Plain, steered, and a random direction of the same size, with the same noise; see `scope.steering.compare.steer`."""
         how = {"conditions": tuple(conditions)} if conditions else {}
         how |= {"instruction": instruction, "control_seed": control_seed, "on_token": on_token}
-        return steer(*self._with(prompts), _sampling(sampling), n=n, strength_units=self.lab.strength_units(self.edits), **how)
+        return steer(
+            *self._with(prompts), sampling_of(None, sampling), n=n, strength_units=self.lab.strength_units(self.edits), **how
+        )
 
     @old_keywords(arms="conditions")
     def sweep(
@@ -328,14 +383,18 @@ class Steering:
             "strength_units": self.lab.strength_units(self.edits),
             "on_progress": on_progress,
         }
-        return sweep(*self._with(prompts), strengths, _sampling(sampling), **how)
+        return sweep(*self._with(prompts), strengths, sampling_of(None, sampling), **how)
 
     def estimate(
         self, prompts: str | Iterable[str], strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0), n: int = 1, **sampling: Any
     ) -> float:
         """Seconds that such a sweep will take on this machine."""
         return estimate(
-            *self._with(prompts), strengths, _sampling(sampling), n=n, strength_units=self.lab.strength_units(self.edits)
+            *self._with(prompts),
+            strengths,
+            sampling_of(None, sampling),
+            n=n,
+            strength_units=self.lab.strength_units(self.edits),
         )
 
     def cost(self, texts: str | Iterable[str]) -> Cost:

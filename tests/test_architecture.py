@@ -21,6 +21,7 @@ BASE = {
         "scope.escape",
         "scope.html_page",
         "scope.json_result",
+        "scope.result",
     ),
     *("scope.renamed", "scope.threads", "scope.device"),
 }

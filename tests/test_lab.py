@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import scope
-from scope.errors import DictionaryError, EditError, PackError, ScopeError
+from scope.errors import ConfigError, DictionaryError, EditError, PackError, ScopeError
 from scope.lab import Lab
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
@@ -191,7 +191,7 @@ def test_an_add_made_by_hand_is_taken_as_it_is(lab):
 
 
 def test_a_setting_that_does_not_exist_is_refused_with_those_that_do(lab):
-    with pytest.raises(EditError, match=r"no setting 'warmth'.*temperature"):
+    with pytest.raises(ConfigError, match=r"no setting 'warmth'.*temperature"):
         lab.steer(3).compare("the dog", warmth=1.0)
 
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from scope.circuits.tables import html_table
 from scope.escape import visible
+from scope.result import Result
 
 _SHOWN = 15
 
@@ -26,8 +27,10 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attribution:
+class Attribution(Result):
     """A logit difference as a sum; see `scope.circuits.attribution`. The rows add up to `whole`, but for `gap`."""
+
+    bars = ("name", "value")
 
     prompt: str
     pieces: tuple[str, ...]

@@ -19,6 +19,7 @@ from scope.fit import check_fit
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.renamed import old_keywords
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import Resolved, at_each_layer, check_sites, check_tokens, dictionaries, resolve, sheets
@@ -29,9 +30,11 @@ from scope.texts import for_each_text
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effects:
+class Effects(Result):
     """Effects of edits on the next token after a prompt, and on later latents. A null is one run with the same edits of other
     targets: `null_targets`."""
+
+    bars = ("token", "plain", "edited")
 
     prompt: str
     edits: Edits

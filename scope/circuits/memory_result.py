@@ -13,6 +13,7 @@ from scope.circuits.tables import html_table
 from scope.errors import ConfigError
 from scope.escape import escape, visible_token
 from scope.models.griffin.shares import half_lives
+from scope.result import Result
 from scope.typed_json import read_bytes, typed
 from scope.whole_files import write_whole
 
@@ -75,7 +76,7 @@ class LayerMemory:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Memory:
+class Memory(Result):
     """The state of every recurrent layer as a sum over the tokens of a text; see `scope.circuits.memory`."""
 
     text: str
@@ -266,7 +267,7 @@ class Memory:
             write_whole(Path(file), text)
         return text
 
-    def save(self, file: str | Path) -> Path:
+    def _write(self, file: Path) -> None:
         """Write it as a safetensors file; `Memory.load` reads it."""
         from safetensors.numpy import save
 
@@ -276,10 +277,7 @@ class Memory:
         }
         head = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "layers"}
         head |= {"schema": _SCHEMA, "layers": [one.layer for one in self.layers], "gaps": [one.gap for one in self.layers]}
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, save(arrays, {"memory": json.dumps(head)}))
-        return file
 
     @classmethod
     def load(cls, file: str | Path) -> "Memory":

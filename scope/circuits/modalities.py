@@ -34,6 +34,7 @@ from scope.models.siglip.model import Siglip
 from scope.null_seeds import null_seed
 from scope.progress import OnProgress
 from scope.provenance import without_folders
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.whole_files import write_whole
 
@@ -67,8 +68,10 @@ class WordRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modalities:
+class Modalities(Result):
     """What `modalities` found."""
+
+    bars = ("word", "pictures", "pictures_by_chance", "texts", "texts_by_chance")
 
     rows: tuple[WordRow, ...]
     n_held_out: int

@@ -13,6 +13,7 @@ from scope.escape import visible
 from scope.models.pictures.draw import img_tag, overlay, png
 from scope.models.pictures.processor import Box
 from scope.provenance import without_folders
+from scope.result import heat_figure
 from scope.whole_files import write_whole
 
 _PAIRS = 12  # pairs in the printed table
@@ -112,18 +113,30 @@ class PictureAttribution(Attribution):
         return overlay(self.picture, self.boxes if self.patch_rows else (), self.heat(latent))
 
     def save(self, file: str | Path, latent: int | None = None) -> Path:
-        """Write `draw` as a PNG."""
+        """Write `draw` as a PNG; a table or a page where the file's name says so."""
+        if Path(file).suffix.lower() in (".html", ".csv", ".parquet", ".json", ".svg", ".pdf"):
+            return super().save(file)
         write_whole(Path(file), png(self.draw(latent)))
         return Path(file)
 
-    def to_html(self) -> str:
+    def plot(self) -> Any:
+        """The effect of each patch, as the picture lies, in a Plotly figure."""
+        if not self.patch_rows:
+            return super().plot()
+        rows, columns = self.grid
+        largest = float(np.abs(self.patches).max()) or 1.0
+        figure = heat_figure(
+            self.patches.reshape(rows, columns), [str(i) for i in range(columns)], [str(i) for i in range(rows)],
+            colorscale="PuOr", reversescale=True, zmin=-largest, zmax=largest,
+        )  # fmt: skip
+        return figure.update_yaxes(autorange="reversed", scaleanchor="x")
+
+    def _repr_html_(self) -> str:
         """The drawn picture and the tables; nothing is loaded from elsewhere, and all text is escaped."""
         columns = ("part", "effect, logits", "null (1 sd)", "")
         alt = f"The picture, each patch coloured by its effect on {visible(self.token)}"
         foot = [*self._foot(), f"Made from {json.dumps(without_folders(self.provenance))}"]
         return img_tag(self.draw(), alt) + html_table(self._head(), columns, self._pair_rows() + self._shown(), foot)
-
-    _repr_html_ = to_html
 
     def _head(self) -> list[str]:
         after = f"{visible(self.prompt)!r}" + (f" and the answer {visible(self.answer)!r}" if self.answer else "")

@@ -133,7 +133,7 @@ class Command(ModelSettings):
 
     def _table(self, attribution: Any) -> str:
         """Every row as CSV; of a picture, every pair of a patch, or a token, and a latent."""
-        from scope.features.exports.tables import csv_cell
+        from scope.escape import csv_cell
 
         table = attribution.to_frame() if self.picture is None else attribution.pairs()
         for column in {"name", "strongest", "label", "where"} & set(table):

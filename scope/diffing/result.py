@@ -14,6 +14,7 @@ from scope.diffing.weights import BFLOAT16_ROUNDING, WeightChange
 from scope.errors import ConfigError, ScopeError
 from scope.escape import visible
 from scope.features.exports.tables import safe_cell
+from scope.result import Result
 from scope.typed_json import read_json, typed
 from scope.whole_files import write_json, write_whole
 
@@ -112,7 +113,7 @@ class Moved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diff:
+class Diff(Result):
     """What lies between two models. `latents` has a row for each latent of the SAE, None without one."""
 
     weights: tuple[WeightChange, ...]
@@ -247,11 +248,10 @@ class Diff:
 
         return verdict_html(self)
 
-    def save(self, folder: Path | str) -> Path:
+    def _write(self, folder: Path) -> None:
         """Write the folder: latents.csv, directions.safetensors, a CSV for each table, and manifest.json, which is last."""
         from safetensors.torch import save
 
-        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name in WRITTEN:  # those of an earlier comparison
             (folder / name).unlink(missing_ok=True)
@@ -265,7 +265,6 @@ class Diff:
         plain = {name: [asdict(r) for r in value] if name in TABLES else value for name, value in stored.items()}
         plain["moved"] = asdict(self.moved) if self.moved else None
         write_json(folder / MANIFEST, {"form": FORM, **json.loads(json.dumps(plain))})
-        return folder
 
     @classmethod
     def load(cls, folder: Path | str) -> "Diff":

@@ -1,13 +1,12 @@
 """Settings and result of an evaluation, and the definition of each score."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError
+from scope.result import Result
 from scope.typed_json import read_json, typed
-from scope.whole_files import write_whole
 
 FORM = 2
 """Version of the report on disk; raised when a printed field is added, removed or changes its meaning. The first had none."""
@@ -67,11 +66,13 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """Scores of each condition ("sae" and its baselines; the field is `arms` on disk too), counts, and notes for the reader.
 
     `positions` are the same scores by position in the context, `training` the log of the dictionary's training.
     """
+
+    bars = ("condition", "fvu")
 
     arms: dict[str, dict[str, Any]]
     counted: dict[str, Any]
@@ -85,6 +86,13 @@ class Evaluation:
     def __getitem__(self, name: str) -> Any:
         """A score of the SAE itself: evaluation["fvu"]."""
         return self.arms["sae"][name]
+
+    def to_frame(self):
+        """A row for each condition: the SAE and its baselines, with their scores, as a pandas table."""
+        import pandas as pd
+
+        numbers = {name: {k: v for k, v in scores.items() if isinstance(v, int | float)} for name, scores in self.arms.items()}
+        return pd.DataFrame([{"condition": name, **scores} for name, scores in numbers.items()])
 
     def to_json(self) -> dict[str, Any]:
         return {"form": FORM} | asdict(self)
@@ -116,10 +124,3 @@ class Evaluation:
             return cls.from_json(content)
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-
-    def save(self, file: Path | str) -> Path:
-        """Write the report as JSON."""
-        file = Path(file)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, json.dumps(self.to_json(), indent=1) + "\n")
-        return file

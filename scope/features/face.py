@@ -9,15 +9,53 @@ import pandas as pd
 
 from scope import renamed
 from scope.errors import PackError
+from scope.escape import escape, visible
 from scope.features.exports.card import card_html, card_text
 from scope.features.exports.export import export
 from scope.features.pack import search
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
+from scope.result import Result
 
 
-class FeatureCard(Feature):
+class FeatureCard(Feature, Result):
     """A feature that shows itself: as a card in a notebook, as text in a terminal."""
+
+    def to_frame(self) -> pd.DataFrame:
+        """Its examples: group, activation at the peak, token, text and document, as a pandas table."""
+        return pd.DataFrame(
+            [
+                {
+                    "group": group,
+                    "value": example.value,
+                    "token": example.tokens[example.peak],
+                    "text": "".join(example.tokens),
+                    "document": example.document,
+                }
+                for group in self.groups
+                for example in self.examples(group, n=1000)
+            ],
+            columns=["group", "value", "token", "text", "document"],
+        )
+
+    def plot(self) -> Any:
+        """How often it fires how strongly, and the tokens that it promotes and suppresses, as a Plotly figure."""
+        import plotly.graph_objects as go
+        from plotly.subplots import make_subplots
+
+        figure = make_subplots(1, 2, subplot_titles=["activations when it fires", "logits by the weights"])
+        edges, counts = self.histogram
+        fired = np.flatnonzero(counts)
+        shown = slice(fired[0], fired[-1] + 1) if len(fired) else slice(0, 0)
+        figure.add_trace(go.Bar(x=np.sqrt(edges[:-1] * edges[1:])[shown].tolist(), y=counts[shown].tolist()), 1, 1)
+        figure.update_xaxes(type="log", row=1, col=1)
+        tokens = [*self.suppressed[:8], *reversed(self.promoted[:8])]
+        places = list(range(len(tokens)))
+        figure.add_trace(go.Bar(x=[value for _, value in tokens], y=places, orientation="h"), 1, 2)
+        names = [escape(visible(token)) for token, _ in tokens]
+        figure.update_yaxes(tickmode="array", tickvals=places, ticktext=names, row=1, col=2)
+        title = escape(visible(f"latent {self.id}  {self.label}"))
+        return figure.update_layout(title=title, template="simple_white", height=400, showlegend=False)
 
     def __repr__(self) -> str:
         return card_text(self)

@@ -17,11 +17,12 @@ from scope.escape import visible
 from scope.moderation.moderator import Moderator
 from scope.moderation.policies import Policy, find_policies
 from scope.moderation.prompt import Item, rendered
+from scope.result import Result, bar_figure
 from scope.sae.base import SAE
 
 
 @dataclass(frozen=True, repr=False)
-class Contributions:
+class Contributions(Result):
     """One text: an attribution of the log-odds for each policy."""
 
     item: Item
@@ -49,6 +50,10 @@ class Contributions:
     def labels(self) -> dict[str, str]:
         """The labels of the rows that have one, by name."""
         return {row.name: row.label for found in self.by_policy.values() for row in found.rows if row.label}
+
+    def plot(self):
+        """The largest parts as bars, a colour a policy, in a Plotly figure."""
+        return bar_figure(self.to_frame().rename_axis("part").reset_index(), "part", *self.by_policy)
 
     def to_json(self) -> str:
         found = {

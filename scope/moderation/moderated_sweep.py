@@ -18,6 +18,7 @@ from scope.moderation.moderator import Moderator
 from scope.moderation.policies import Mode, ModerationError, Policy, find_policies
 from scope.moderation.prompt import Item
 from scope.progress import OnProgress
+from scope.result import Result
 from scope.steering.compare import show
 from scope.steering.compare.statistics import by_prompt, by_text, interval, mean
 from scope.steering.compare.sweep import SWEPT_UNITS, Sweep, swept_unit
@@ -27,7 +28,7 @@ _TOLD = ("harm", "concept", "fluency")
 
 
 @dataclass(frozen=True, repr=False)
-class ModeratedSweep:
+class ModeratedSweep(Result):
     """A sweep whose rows also have `harm`, P(Yes) of the text under the policy."""
 
     sweep: Sweep

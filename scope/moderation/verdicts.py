@@ -8,6 +8,7 @@ from typing import Any
 
 from scope.circuits.tables import html_table
 from scope.escape import visible
+from scope.result import Result
 from scope.whole_files import write_whole
 
 _WIDTH = 60
@@ -48,8 +49,10 @@ class Verdict:
 
 
 @dataclass(frozen=True, repr=False)
-class Moderation:
+class Moderation(Result):
     """Verdicts, text by text and policy by policy, and the model that gave them."""
+
+    bars = ("text", "p_yes")
 
     verdicts: tuple[Verdict, ...]
     model: dict[str, Any]

@@ -8,6 +8,7 @@ from scope.errors import ConfigError
 from scope.escape import escape
 from scope.html_page import html_page
 from scope.json_result import JsonResult
+from scope.result import bar_figure
 from scope.retrieval import steered_calls, triggers
 from scope.retrieval.steered_calls import SteeredCalls
 from scope.retrieval.triggers import Announcement
@@ -59,6 +60,10 @@ class TriggerResult(JsonResult):
                 for name, outcome in s.outcomes.items()
             )
         raise ConfigError(f"There is no table {table!r}; there are announcements and steered.")
+
+    def plot(self) -> Any:
+        """F1 of each detector by the distance to the call, as a Plotly figure."""
+        return bar_figure(self.to_frame().assign(where=lambda t: t["detector"] + ", k " + t["k"].astype(str)), "where", "f1")
 
     def to_csv(self, file: str | Path) -> None:
         """Both tables below each other in one CSV; `table` says which one a row is of."""

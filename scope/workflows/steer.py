@@ -55,9 +55,9 @@ class Steer(ModelSettings):
     when: str | None = None
     """Only where another latent is active: its number, or as in 7:2.5 its number and the activation it must exceed."""
 
-    unit: Literal["norm", "raw", "max"] = "norm"
+    unit: Literal["norm", "raw", "max"] | None = None
     """Unit of the strength: fractions of the site's typical residual norm, the latent's own activation, multiples of its
-    maximum."""
+    maximum. By default raw for clamp and at-least of a latent with a --strength, and else norm."""
 
     positions: str | None = None
     """Where: not_bos (the default), all, content, prompt, generated, last_prompt, or from:K. With --forget from where on, by
@@ -307,7 +307,8 @@ def _edits(job: Steer, sae: Any, model: Any) -> Any:
     if kind in (Forget, Hold) or kind.kind == "scale":
         return Edits(kind(t, s, **how) for t, s in zip(targets, strengths, strict=True))
     if kind.has_amount:
-        return Edits(kind(t, s, unit=job.unit, **how) for t, s in zip(targets, strengths, strict=True))
+        unit = job.unit or (None if job.strength else "norm")
+        return Edits(kind(t, s, unit=unit, **how) for t, s in zip(targets, strengths, strict=True))
     return Edits(kind(t, **how) for t in targets)
 
 

@@ -11,10 +11,9 @@ import pytest
 from scope.app.kit.plain import plain
 from scope.app.serve.downloads import export_bytes
 
-from scope.escape import escape, visible_token
+from scope.escape import csv_cell, escape, visible_token
 from scope.features.exports import tables
 from scope.features.exports.strip import strip_html
-from scope.features.exports.tables import csv_cell
 from tests.app.conftest import MAIN
 from tests.help.hostile import HOSTILE, MARKS, make_hostile_pack
 

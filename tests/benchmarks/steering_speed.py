@@ -99,7 +99,7 @@ def main() -> None:
     lab = open_lab(args.lab)
     lens, sae = hooked_transformer(lab.model), SAE.load_from_disk(Path(args.lab) / "dictionary")
     latent = int(lab.best(1).index[0])
-    edits = {"add": Add(latent, 0.3), "clamp": Clamp(latent, 0.3)}
+    edits = {"add": Add(latent, 0.3), "clamp": Clamp(latent, 0.3, unit="norm")}
     result: dict = {"tokens": args.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__, "latent": latent}
     plain = ours(lab, None, args.tokens)
     for name, edit in edits.items():

@@ -41,7 +41,22 @@ def test_arms_are_printed_beside_the_report_and_written_as_json(steer, tmp_path)
 
 def test_a_saved_run_is_replayed_to_the_same_texts(steer, tmp_path):
     file = tmp_path / "run.json"
-    steer("--latent", "3", "5", "--strength", "0.5", "-0.3", "--edit", "clamp", "--prompt", "the dog", "--json", str(file))
+    steer(
+        "--latent",
+        "3",
+        "5",
+        "--strength",
+        "0.5",
+        "-0.3",
+        "--edit",
+        "clamp",
+        "--unit",
+        "norm",
+        "--prompt",
+        "the dog",
+        "--json",
+        str(file),
+    )
     code, out, _ = steer("--replay", str(file))
     assert code == 0
     assert "The texts are the same, token by token" in " ".join(out.split())

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from scope.escape import direction, escape, fold, isolate_runs, visible_token
+from scope.escape import csv_cell, direction, escape, fold, isolate_runs, visible_token
 from scope.features.exports.strip import strength, strip_html, strip_text
-from scope.features.exports.tables import csv_cell
 from scope.models.text.characters import characters
 from tests.features.toy_pack import HOSTILE
 

@@ -54,7 +54,7 @@ def texts_of(theirs, model, prompts, **how):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_transformers_writes_under_the_same_edits_what_ours_does(pair, rule, use_cache):
     ours, theirs = pair
-    edits = Add(3, 0.6, positions=rule) + Clamp(5, 0.3, positions=rule)
+    edits = Add(3, 0.6, positions=rule) + Clamp(5, 0.3, unit="norm", positions=rule)
     made = generate(ours, PROMPTS, GREEDY, fwd_hooks=editing(ours, edits).hooks())
     at_work = editing(ours, edits)
     with steered_transformers(theirs, at_work, ours):

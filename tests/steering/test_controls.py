@@ -42,7 +42,7 @@ def resolved(sae, units, *edits):
 
 def test_the_other_latents_are_like_ones_and_none_of_the_edited(sae):
     units = StrengthUnits(8.0, "given", maximum={3: 4.0, 5: 2.0}, similar={3: (5, 9, 12), 5: (9, 3, 20)})
-    edits = resolved(sae, units, Add(3, 0.5), Clamp(5, 0.2))
+    edits = resolved(sae, units, Add(3, 0.5), Clamp(5, 0.2, unit="norm"))
     assert other_latents(edits, {SITE: sae}, {SITE: units}, 0) == ([9, 20], True)
     assert other_latents(edits, {SITE: sae}, {SITE: units}, 2) == ([12, 20], True)
 
@@ -53,7 +53,7 @@ def test_without_densities_others_are_drawn_from_the_dictionary_and_the_run_says
     assert run.others["other"] != [3]
 
 
-@pytest.mark.parametrize("edit", [Add(3, 0.5), Clamp(3, 0.4), ProjectOut(3)])
+@pytest.mark.parametrize("edit", [Add(3, 0.5), Clamp(3, 0.4, unit="norm"), ProjectOut(3)])
 def test_the_other_condition_writes_as_much_along_another_latents_row(tiny_model, sae, units, edit):
     run = steer(tiny_model, sae, edit, PROMPTS[0], SHORT, ("plain", "steered", "other"), strength_units=units)
     (other,) = run.others["other"]

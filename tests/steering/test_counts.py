@@ -35,7 +35,7 @@ def test_the_counts_are_those_of_a_hook_that_compares_the_stream_before_and_afte
 
 @pytest.mark.parametrize("limit", ["_STEPS", "_POSITIONS"])
 def test_counting_now_and_then_comes_to_the_same_and_keeps_few_steps(tiny_model, sae, units, monkeypatch, limit):
-    both = Add(3, 0.4, site=SITE) + Clamp(5, 0.3, site=LATER)
+    both = Add(3, 0.4, site=SITE) + Clamp(5, 0.3, unit="norm", site=LATER)
 
     def run() -> tuple:
         editing, most = made(tiny_model, [sae, random_sae(site=LATER, seed=2)], both, units), []

@@ -52,7 +52,7 @@ FORMULAS = {
     "add, raw": (Add(3, 2.5, unit="raw"), lambda x, f, d, unit: x + 2.5 * d),
     "add, of the maximum": (Add(3, -1.5, unit="max"), lambda x, f, d, unit: x - 1.5 * 4.0 * d),
     "clamp": (Clamp(3, 1.5, unit="raw"), lambda x, f, d, unit: x + (1.5 - f) * d),
-    "clamp, half the norm": (Clamp(3, 0.5), lambda x, f, d, unit: x + (0.5 * 8.0 / d.norm() - f) * d),
+    "clamp, half the norm": (Clamp(3, 0.5, unit="norm"), lambda x, f, d, unit: x + (0.5 * 8.0 / d.norm() - f) * d),
     "at least": (AtLeast(3, 0.7, unit="raw"), lambda x, f, d, unit: x + (0.7 - f).clamp(min=0) * d),
     "ablate": (Ablate(3), lambda x, f, d, unit: x - f * d),
     "scale": (Scale(3, -1.0), lambda x, f, d, unit: x - 2 * f * d),
@@ -87,7 +87,7 @@ def test_a_clamp_is_decoding_the_changed_latents_and_adding_back_the_error(tiny_
 
 
 def test_the_order_of_edits_does_not_matter_and_each_reads_the_unedited_activation(tiny_model, sae, units, x):
-    edits = [Add(3, 0.9), Clamp(5, 0.4), Scale(9, 3.0), ProjectOut(11)]
+    edits = [Add(3, 0.9), Clamp(5, 0.4, unit="norm"), Scale(9, 3.0), ProjectOut(11)]
     alone = [apply(tiny_model, sae, e, x, units)[0] - x for e in edits]
     for order in itertools.islice(itertools.permutations(edits), 0, 24, 5):
         torch.testing.assert_close(apply(tiny_model, sae, list(order), x, units)[0], x + sum(alone))
@@ -148,7 +148,7 @@ def test_the_report_counts_what_the_hook_did(tiny_model, sae, units, x):
 
 
 def test_the_control_adds_as_much_as_the_edit_in_another_direction(tiny_model, sae, units, x):
-    edits = Add(3, 0.5) + Clamp(5, 0.3) + ProjectOut(9)
+    edits = Add(3, 0.5) + Clamp(5, 0.3, unit="norm") + ProjectOut(9)
     true, random = (apply(tiny_model, sae, edits, x, units, control)[0] - x for control in (None, 7))
     torch.testing.assert_close(random.norm(dim=-1), true.norm(dim=-1))
     cosine = torch.nn.functional.cosine_similarity(true[:, 1:], random[:, 1:], dim=-1)
@@ -216,7 +216,7 @@ def test_a_direction_survives_json():
 
 
 def test_edits_join_with_plus_and_scale_together():
-    joined = Add(1, 0.5) + Ablate(2) + (Clamp(3, 1.0) + AtLeast(4, 0.2))
+    joined = Add(1, 0.5) + Ablate(2) + (Clamp(3, 1.0, unit="norm") + AtLeast(4, 0.2, unit="norm"))
     assert [e.latent for e in joined] == [1, 2, 3, 4]
     assert [getattr(e, "strength", None) for e in joined.scaled(2)] == [1.0, None, 2.0, 0.4]
 

@@ -60,5 +60,5 @@ def test_effects_and_attribution_add_up_on_a_lens_model(model, sae, units):
 
 
 def test_a_saved_run_of_a_lens_model_replays_to_the_same_texts(model, sae, units):
-    run = steer(model, sae, Clamp(3, 0.5), ["the dog", "a cat sat on"], GREEDY, strength_units=units)
+    run = steer(model, sae, Clamp(3, 0.5, unit="norm"), ["the dog", "a cat sat on"], GREEDY, strength_units=units)
     assert type(run).from_json(run.to_json()).replay(model, sae).same_texts(run)

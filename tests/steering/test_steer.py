@@ -23,12 +23,12 @@ PROMPTS = ["the dog runs to the river", "my sister"]
 EDITS = {
     "nothing": None,
     "add": Add(3, 0.5),
-    "clamp": Clamp(5, 0.3),
+    "clamp": Clamp(5, 0.3, unit="norm"),
     "generated only": Add(3, 0.8, positions="generated"),
     "prompt only": Add(3, 0.8, positions="prompt"),
-    "last token of the prompt": Clamp(3, 0.8, positions="last_prompt"),
+    "last token of the prompt": Clamp(3, 0.8, unit="norm", positions="last_prompt"),
     "from a position": Add(3, 0.5, positions="from:4"),
-    "several": Add(3, 0.4) + Scale(5, -1.0) + ProjectOut(7) + AtLeast(9, 0.2, when=When(3, 0.1)),
+    "several": Add(3, 0.4) + Scale(5, -1.0) + ProjectOut(7) + AtLeast(9, 0.2, unit="norm", when=When(3, 0.1)),
 }
 
 
@@ -132,7 +132,7 @@ NO_EFFECT = {
     "was active at 0 of": Ablate(3, positions="last_prompt", when=None),
     "Its condition held at none": Add(3, 0.5, when=When(5, 1e6)),
     "is only 0.00": Add(3, 1e-4),
-    "at least that strong already": AtLeast(3, 0.0),
+    "at least that strong already": AtLeast(3, 0.0, unit="norm"),
 }
 
 

@@ -16,6 +16,7 @@ from scope.errors import ScopeError
 from scope.evaluation.certificate.verdict import judge, shown
 from scope.models.face import LanguageModel
 from scope.provenance import ModelId
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.typed_json import read_json, typed
@@ -27,7 +28,7 @@ ELSEWHERE = Path("runs/certificates")
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Result):
     """Whether a dictionary `fits` a model, the verdict in words (`said`), and the numbers behind it.
 
     `measured` is the dictionary as it is: l0, fvu, cosine, length_bias, tokens, outliers (left out for their norm).
@@ -39,6 +40,8 @@ class Certificate:
     {key: these fields}}, the one made last at the end; a pack keeps that one, without `tried`, as health["certificate"].
     """
 
+    bars = ("name", "fvu")
+
     fits: bool
     said: str
     measured: dict[str, Any]
@@ -48,6 +51,17 @@ class Certificate:
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
     here: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self):
+        """A row for the dictionary as it is, what its files declare, the null, and each other reading, as a pandas table."""
+        import pandas as pd
+
+        rows = [("as it is", self.measured), ("declared", self.declared), ("random dictionary", self.null)]
+        rows += [(str(one.get("name")), one) for one in self.tried]
+        return pd.DataFrame([{"name": name, "l0": one.get("l0"), "fvu": one.get("fvu")} for name, one in rows])
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     def line(self) -> str:
         """One line: measured beside declared and baseline."""

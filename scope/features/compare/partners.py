@@ -20,6 +20,7 @@ from scope.models.face import LanguageModel
 from scope.models.text.characters import characters
 from scope.null_seeds import null_seed
 from scope.progress import OnProgress
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.typed_json import read_typed
 from scope.whole_files import beside, write_json
@@ -58,7 +59,7 @@ class WordActivations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
+class Match(Result):
     """For each latent of A that fires on enough words, the latent of B that it correlates with most.
 
     `by_chance` is the same with B's documents exchanged among each other. A latent has a partner where its correlation exceeds
@@ -83,12 +84,23 @@ class Match:
     provenance: dict[str, Any] = field(default_factory=dict)
     """Of `a`, `b` and `ceiling`, the SAE (`DictionaryId`) with its model; the text, and the seed of the exchanges."""
 
-    def save(self, file: Path) -> Path:
+    def _write(self, file: Path) -> None:
         """Write it as JSON; `Match.load` reads it, and the app shows those in the folder `matches_beside` a pack."""
         value = {"schema": SCHEMA} | {f.name: getattr(self, f.name) for f in fields(self)}
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in value.items()}, indent=None)
-        return file
+
+    def plot(self):
+        """How many latents have which best correlation, beside the same with documents exchanged, as a Plotly figure."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure(
+            [
+                go.Histogram(x=values.tolist(), name=name, opacity=0.6, xbins={"start": -1, "end": 1, "size": 0.05})
+                for name, values in (("best correlation", self.correlation), ("documents exchanged", self.by_chance))
+            ]
+        )
+        figure.add_vline(self.threshold, line_dash="dot", line_color="#888888")
+        return figure.update_layout(barmode="overlay", template="simple_white", height=400, xaxis_title="correlation")
 
     @classmethod
     def load(cls, file: Path) -> "Match":

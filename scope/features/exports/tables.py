@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scope.escape import visible_token
+from scope.escape import csv_cell, visible_token
 
 
 def parquet(table: pd.DataFrame, file: Path) -> None:
@@ -66,20 +66,6 @@ def safe_cell(value: object) -> str:
 @cache
 def _glyphs(text: str) -> str:
     return visible_token(text).encode("utf-8", "replace").decode("utf-8")
-
-
-def csv_cell(value: object) -> str:
-    """A cell that no spreadsheet runs as a formula."""
-    text = str(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "\t" not in text and "\r" not in text
 
 
 def rows(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,12 +11,13 @@ from scope.escape import escape, visible_token
 from scope.features.exports.strip import strip_html, strip_text
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
+from scope.result import Result, heat_figure
 
 ORDERS = ("surprise", "value", "share")
 
 
 @dataclass(frozen=True, eq=False)
-class TokenView:
+class TokenView(Result):
     """Which latents fire where in a text. Tokens that do not count, such as <bos>, have none, as everywhere in a pack."""
 
     pack: PackData
@@ -57,6 +58,25 @@ class TokenView:
         share     activation / the latent's maximum in the pack
         """
         return ranked(self, position, by, k, dense=True)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each firing of a latent on a token: position, token, latent, value, label."""
+        position, latent = np.nonzero(self.latents)
+        return pd.DataFrame(
+            {
+                "position": position,
+                "token": [self.pieces[i] for i in position],
+                "latent": latent,
+                "value": self.latents[position, latent].astype(float),
+                "label": self.pack.table["label"].to_numpy()[latent],
+            }
+        )
+
+    def plot(self):
+        """The foremost latents at each token, in parts of their maximum, as a Plotly heat map."""
+        latents, shares = matrix(self)
+        names = [f"#{i} {self.pack.table['label'].iloc[i]}" for i in latents]
+        return heat_figure(shares, self.pieces, names, colorscale="Oranges")
 
     def strip(self, latent: int) -> str:
         """The text as HTML, coloured by one latent."""

@@ -14,7 +14,7 @@ from scope.models.face import LanguageModel
 from scope.models.parts.mask import as_mask
 from scope.models.text.encodings import read_encoding
 from scope.models.text.sampling import Sampler
-from scope.models.text.sampling_config import SamplingConfig
+from scope.models.text.sampling_config import SamplingConfig, sampling_of
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor | Mapping[str, Any]
 OnToken = Callable[[int, list[int | None]], bool | None]
@@ -38,6 +38,7 @@ def generate(
     prompts: Prompts,
     sampling: SamplingConfig | None = None,
     *,
+    n: int = 1,
     fwd_hooks: Sequence = (),
     on_token: OnToken | None = None,
     on_text: OnText | None = None,
@@ -46,9 +47,12 @@ def generate(
     ends: Sequence[int] | None = None,
     seeded: bool = True,
     beside: Beside | None = None,
+    **settings: Any,
 ) -> list[Generation]:
-    """Continue each prompt (text, or ids with <bos>); hooks act on prompt and new tokens, positions in `hook.run` are absolute.
+    """Continue each prompt (text, or ids with <bos>), `n` times; `settings` are those of `SamplingConfig`, as
+    `generate(model, "Hello", max_new_tokens=20, temperature=0)`. `model.generate` and `lab.generate` take the same and call it.
 
+    Hooks act on prompt and new tokens, positions in `hook.run` are absolute.
     Row i draws its noise from (seed, i % noise_rows): with noise_rows=n, a batch of several conditions of n prompts gives every
     condition the same noise. `on_token(step, ids)` is called at each step (None where a row has ended), `on_text(row, piece)`
     with the text as it grows, in whole characters; either stops all by returning True. `ends` are ids that end a text, in
@@ -57,10 +61,11 @@ def generate(
 
     Raises:
         TokensError: an empty prompt, or one that leaves no room in the context.
+        ConfigError: a setting that does not exist or cannot be.
         EditError: the logits are not finite, as after a far too strong edit.
     """
-    sampling = sampling or SamplingConfig()
-    rows = prompt_ids(model, prompts)
+    sampling = sampling_of(sampling, settings)
+    rows = [row for row in prompt_ids(model, prompts) for _ in range(n)]
     longest = max(map(len, rows))
     if longest >= model.cfg.n_ctx:
         raise TokensError(

@@ -1,7 +1,9 @@
 """Settings for drawing the next token. Nothing here loads torch."""
 
-from dataclasses import dataclass
+import difflib
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
+from typing import Any
 
 from scope.errors import ConfigError
 
@@ -59,3 +61,23 @@ class SamplingConfig:
             raise ConfigError(f"stop is {self.stop!r}; give stop strings as a tuple, such as ({self.stop!r},).")
         if not all(isinstance(stop, str) and stop for stop in self.stop):
             raise ConfigError(f"stop is {self.stop!r}; an empty string, or what is none, cannot end a text.")
+
+
+def sampling_of(sampling: SamplingConfig | None, settings: dict[str, Any]) -> SamplingConfig:
+    """The settings that are given by name, over a `sampling` or the defaults. `do_sample` False means temperature 0.
+
+    Raises:
+        ConfigError: a name that is none.
+    """
+    settings = dict(settings)
+    if not settings.pop("do_sample", True):
+        settings["temperature"] = 0.0
+    known = [f.name for f in fields(SamplingConfig)]
+    strange = next((name for name in settings if name not in known), None)
+    if strange is not None:
+        close = difflib.get_close_matches(strange, known, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"There is no setting {strange!r}.{hint} How texts are drawn is set by {', '.join(known)}.")
+    if isinstance(settings.get("stop"), str):
+        settings["stop"] = (settings["stop"],)
+    return replace(sampling or SamplingConfig(), **settings)

@@ -9,6 +9,7 @@ import torch
 from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.renamed import old_keywords
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import at_each_layer, check_sites, check_tokens, dictionaries, resolve
@@ -19,7 +20,7 @@ from scope.texts import list_of_texts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class Cost(Result):
     """Mean loss of the next token on ordinary texts, nats."""
 
     n_tokens: int
@@ -30,6 +31,17 @@ class Cost:
     low: float
     high: float
     """`low` to `high` is the 95 % interval of steered - plain, over texts."""
+
+    bars = ("condition", "loss")
+
+    def to_frame(self):
+        """The loss of each condition, as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame([{"condition": name, "loss": getattr(self, name)} for name in ("plain", "steered", "random")])
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)

@@ -12,6 +12,7 @@ from scope.models.text.generate import Generation, generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.provenance import DictionaryId, ModelId
 from scope.renamed import old_attribute, old_keywords
+from scope.result import Result, bar_figure
 from scope.sae.base import SAE
 from scope.steering.apply.controls import other_latents, rows_in_place
 from scope.steering.apply.editing import Editing
@@ -37,7 +38,10 @@ SWEPT = ("plain", "steered", "random", "random:1", "random:2", "other", "prompt"
 OnToken = Callable[[int, list[int | None]], bool | None]
 
 
-class SteeringRun(RunData):
+_MEASURED = ("log_prob", "repetition", "distinct", "off_target", "kl")
+
+
+class SteeringRun(RunData, Result):
     """Everything about one comparison. Prints as text, shows as HTML in a notebook, travels as JSON, can be replayed."""
 
     arms, gauges = old_attribute("arms", "conditions"), old_attribute("gauges", "strength_units")
@@ -78,6 +82,31 @@ class SteeringRun(RunData):
         for site, identity in self.dictionaries.items():
             _check_same(f"dictionary at {site}", DictionaryId.of(identity), DictionaryId.of(again.dictionaries.get(site)))
         return again
+
+    def to_frame(self):
+        """A row for each text with its scores, as a pandas table; those of the first target."""
+        import pandas as pd
+
+        target, has_plain = next(iter(self.promoted)), any(c.name == "plain" for c in self.conditions)
+        judged = self.judged(target) if has_plain else {}
+        rows = []
+        for c in self.conditions:
+            for i, s in enumerate(c.samples):
+                row = {"condition": c.name, "prompt": s.prompt, "text": s.text, "stopped_by": s.stopped_by}
+                if s.scores:
+                    row |= {name: getattr(s.scores, name)[target] for name in ("concept", "share", "mass")}
+                    row |= {
+                        name: getattr(s.scores, name) for name in ("log_prob", "repetition", "distinct", "off_target", "kl")
+                    }
+                if judged and judged[c.name][i]:
+                    row |= {name: getattr(judged[c.name][i], name) for name in ("relevance", "fluency", "score")}
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def plot(self):
+        """Concept, promoted tokens and, beside plain texts, fluency and score: means by condition, as a Plotly figure."""
+        means = self.to_frame().groupby("condition", sort=False).mean(numeric_only=True).reset_index()
+        return bar_figure(means, "condition", *(name for name in ("concept", "share", "fluency", "score") if name in means))
 
     def __str__(self) -> str:
         return show.as_text(self)

@@ -13,6 +13,7 @@ from scope.models.face import LanguageModel
 from scope.models.text.sampling_config import SamplingConfig
 from scope.progress import OnProgress
 from scope.renamed import old_attribute, old_keywords
+from scope.result import Result
 from scope.sae.base import SAE
 from scope.steering.apply.resolve import dictionaries
 from scope.steering.compare import show
@@ -42,7 +43,7 @@ def swept_unit(edits: Iterable[Edit] | None) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep:
+class Sweep(Result):
     """One run a strength, and `rows`: one per strength, condition and text. `best` is chosen on half of the prompts."""
 
     strengths: tuple[float, ...]

@@ -1,6 +1,7 @@
 """Base of all edits: latent or direction, positions, strength and its unit, JSON."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,10 @@ UNITS = {
     "raw": "the latent's own activation",
     "max": "multiples of the latent's largest activation",
 }
+
+
+class UnitWarning(FutureWarning):
+    """A strength without a unit that has another meaning than in version 0.1.0."""
 
 
 def number(value: Any, name: str) -> float:
@@ -148,20 +153,28 @@ class WithStrength(Edit):
     """How much, in `unit`s."""
 
     unit: Unit = "norm"
-    """Unit of the strength: "norm" fractions of the site's typical norm, "raw" its activation, "max" parts of its maximum."""
+    """Unit of the strength: "norm" fractions of the site's typical norm, "raw" its activation, "max" parts of its maximum.
+    Where none is given, it is raw for an edit that sets a latent's activation, as Clamp(1208, 5), and else the norm."""
 
     has_amount: ClassVar[bool] = True
+    sets_activation: ClassVar[bool] = False
 
     def __init__(
         self,
         latent: Any,
-        strength: Any = 0.5,
+        strength: Any = None,
         *,
         positions: Positions | str = "not_bos",
         when: When | None = None,
         site: str | None = None,
-        unit: Any = "norm",
+        unit: Any = None,
     ):
+        if unit is None:
+            level = self.sets_activation and strength is not None and not isinstance(latent, Direction)
+            unit = "raw" if level else "norm"
+            if level and 0 < abs(number(strength, "strength")) < 1:
+                _note_unit(type(self).__name__, latent, strength)
+        strength = 0.5 if strength is None else strength
         for name, value in {"latent": latent, "positions": positions, "when": when, "site": site}.items():
             object.__setattr__(self, name, value)
         if unit not in UNITS:
@@ -176,6 +189,16 @@ class WithStrength(Edit):
     def __str__(self) -> str:
         of = {"norm": "of the residual norm", "raw": "activation", "max": "x maximum"}[self.unit]
         return super().__str__().replace(self.target, f"{self.target} {self.strength:+g} {of}", 1)
+
+
+def _note_unit(kind: str, latent: Any, strength: Any) -> None:
+    """A strength below 1 was a fraction of the norm until version 0.1.0, and may still be meant so."""
+    warnings.warn(
+        f"{kind}({latent}, {strength}) sets the activation to {strength}. In version 0.1.0 it was that fraction of the "
+        f'residual norm, which is now {kind}({latent}, {strength}, unit="norm"); with unit="raw" this note does not appear.',
+        UnitWarning,
+        stacklevel=3,
+    )
 
 
 class Edits(tuple):
@@ -201,7 +224,7 @@ class Edits(tuple):
         result = cls((edits,) if isinstance(edits, Edit) else edits)
         strange = next((e for e in result if not isinstance(e, Edit)), None)
         if strange is not None:
-            raise EditError(f"{strange!r} is no edit. Edits are made as Add(1208, 0.5), Clamp(1208, 0.5), Ablate(1208), ...")
+            raise EditError(f"{strange!r} is no edit. Edits are made as Add(1208, 0.5), Clamp(1208, 5), Ablate(1208), ...")
         if not result:
             raise EditError("There is no edit to apply. Give at least one, such as Add(1208, 0.5).")
         return result

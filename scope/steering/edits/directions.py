@@ -2,9 +2,10 @@
 
 import hashlib
 import io
+import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ from torch import Tensor
 from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import EditError
 from scope.models.face import LanguageModel
+from scope.null_seeds import generator
 from scope.sae.base import SAE
 from scope.texts import list_of_texts
 from scope.typed_json import parse_json, read_bytes, typed
+from scope.whole_files import write_whole
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_rec_out")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Direction:
     vector: tuple[float, ...]
     site: str
     name: str = "direction"
+    accuracy: float | None = None
+    """Share of the prompts it was made from that are told apart when each is left out in turn; None where it was not made from
+    two lists, or a side has a single prompt."""
+    chance: float | None = None
+    """The accuracy that 95 % of directions made from the same prompts with their sides exchanged at random stay below."""
 
     def __post_init__(self):
         values = self.vector.tolist() if isinstance(self.vector, Tensor | np.ndarray) else list(self.vector)
@@ -44,6 +53,13 @@ class Direction:
         if not 0 < norm < float("inf"):
             raise EditError(f"{self.name} has norm {norm:g}, so it points nowhere.")
 
+    def of(self, model: LanguageModel | None = None, sae: SAE | None = None) -> "Direction":
+        """The same direction, which knows the model and the SAE that `top_tokens` and `nearest_latents` read."""
+        for name, value in (("_model", model), ("_sae", sae)):
+            if value is not None:
+                object.__setattr__(self, name, value)
+        return self
+
     def unit(self) -> Tensor:
         vector = torch.tensor(self.vector, dtype=torch.float64)
         return (vector / vector.norm()).float()
@@ -55,7 +71,8 @@ class Direction:
         """Mean activation over the prompts of `toward` minus that over `away`: the mean of each prompt's mean."""
         sides = [_means(model, site, prompts) for prompts in (toward, away)]
         difference = sides[0].mean(0) - sides[1].mean(0)
-        return cls(tuple(difference.tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}")
+        accuracy, chance = held_out(sides, _means_apart)
+        return cls(tuple(difference.tolist()), site, name or f"{toward[0]!r} minus {away[0]!r}", accuracy, chance).of(model)
 
     @classmethod
     def probe(
@@ -75,18 +92,22 @@ class Direction:
         if not scale > 0:
             raise EditError("All prompts of the probe are alike at this site, so no probe separates them.")
         inverse = torch.linalg.inv(gram + scale * (1 + ridge * torch.eye(len(x), dtype=torch.float64)))
-        weights = inverse @ y
-        left_out = y - weights / inverse.diagonal()  # what the fit without prompt i says of prompt i
-        right, guess = float((left_out.sign() == y).double().mean()), max(len(side) for side in sides) / len(y)
+        guess = max(len(side) for side in sides) / len(y)
+
+        def left_out(signs: Tensor, gram: Tensor) -> Tensor:
+            return signs - signs @ inverse / inverse.diagonal()  # what the fit without prompt i says of prompt i
+
+        right, chance = held_out(sides, left_out)
         accuracy = f"leave-one-out accuracy {right:.2f}, guessing {guess:.2f}"
-        return cls(tuple((weights @ x).tolist()), site, f"{name or f'probe for {toward[0]!r}'} ({accuracy})")
+        name = f"{name or f'probe for {toward[0]!r}'} ({accuracy})"
+        return cls(tuple((y @ inverse @ x).tolist()), site, name, right, chance).of(model)
 
     @classmethod
     def of_latent(cls, sae: SAE, latent: int) -> "Direction":
         """A latent's decoder row, to be edited as a direction: `Scale` of it rescales the whole component along the row."""
         if not 0 <= latent < sae.d_sae:
             raise EditError(f"There is no latent {latent}: this dictionary's run from 0 to {sae.d_sae - 1}.")
-        return cls(tuple(sae.W_dec[latent].detach().float().tolist()), sae.site, f"row of latent {latent}")
+        return cls(tuple(sae.W_dec[latent].detach().float().tolist()), sae.site, f"row of latent {latent}").of(sae=sae)
 
     @classmethod
     def from_file(cls, file: str | Path, site: str, key: str | None = None) -> "Direction":
@@ -112,12 +133,137 @@ class Direction:
             raise EditError(f"{file} holds an array of shape {values.shape}; a direction has one dimension.")
         return cls(tuple(values.tolist()), site, f"{file.stem}: {key}" if len(arrays) > 1 else file.stem)
 
+    def top_tokens(self, k: int = 10, model: LanguageModel | None = None):
+        """The k tokens whose logits it raises most by the weights alone, per unit of length, as a pandas table; with a negative
+        k those that it lowers most. The model is by default the one it was made with.
+
+        Raises:
+            EditError: no model is known, or the site is no part of the residual stream.
+        """
+        import pandas as pd
+
+        model = model or getattr(self, "_model", None)
+        if model is None:
+            raise EditError("Which model's tokens? Give it: direction.top_tokens(model=lab.model)")
+        if len(self.vector) != model.cfg.d_model or not self.site.endswith(_STREAM):
+            raise EditError(f"{self.site} is no part of the residual stream: a direction there has no logits by the weights.")
+        logits = model.direct_logits(self.unit()[None].to(model.W_U.device))[0]
+        values, ids = logits.topk(min(abs(k), len(logits)), largest=k > 0)
+        return pd.DataFrame({"token": model.words.pieces(ids.tolist()), "logit": values.tolist()})
+
+    def nearest_latents(self, k: int = 10, sae: SAE | None = None):
+        """The k latents whose decoder rows have the largest cosine with it, either way, as a pandas table. `by_chance` is the
+        largest that 95 % of random directions reach among all latents. The SAE is by default the one it was made beside.
+
+        Raises:
+            EditError: no SAE is known, or it writes to another site.
+        """
+        import pandas as pd
+
+        sae = sae or getattr(self, "_sae", None)
+        if sae is None:
+            raise EditError("Which SAE's latents? Give it: direction.nearest_latents(sae=lab.sae)")
+        if self.site not in sae.writes or len(self.vector) != sae.W_dec.shape[1]:
+            raise EditError(f"{self.name} is a direction at {self.site}; this SAE writes to {', '.join(sae.writes)}.")
+        rows = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
+        random = torch.randn(20, rows.shape[1], generator=generator("random directions beside latents")).to(rows)
+        by_chance = (rows @ torch.nn.functional.normalize(random, dim=1).T).abs().amax(0).quantile(0.95)
+        cosines = rows @ self.unit().to(rows)
+        ids = cosines.abs().topk(min(k, len(cosines))).indices
+        return pd.DataFrame({"latent": ids.tolist(), "cosine": cosines[ids].tolist(), "by_chance": float(by_chance)})
+
+    def save(self, file: str | Path) -> Path:
+        """Write it as .safetensors with its site, name and accuracy; `load` and `scope steer --direction` read it.
+
+        Raises:
+            EditError: a file of another kind.
+        """
+        from safetensors.torch import save
+
+        file = Path(file)
+        if file.suffix != ".safetensors":
+            raise EditError(f"A direction is saved as .safetensors, with its site; {file.name} is another kind of file.")
+        about = {"site": self.site, "name": self.name, "accuracy": self.accuracy, "chance": self.chance}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        vector = torch.tensor(self.vector, dtype=torch.float64)
+        write_whole(file, save({"direction": vector}, {"direction": json.dumps(about)}))
+        return file
+
+    @classmethod
+    def load(cls, file: str | Path, site: str | None = None) -> "Direction":
+        """Read what `save` wrote. Other files of a vector hold no site: name it.
+
+        Raises:
+            EditError: see `from_file`; or the site is not known.
+        """
+        about = _about(Path(file))
+        if about is None and site is None:
+            raise EditError(f"{file} does not say which site it is of. Name it: Direction.load(file, site=lab.sae.site)")
+        direction = cls.from_file(file, site or about.site)
+        return direction if about is None else replace(direction, name=about.name, accuracy=about.accuracy, chance=about.chance)
+
     def __repr__(self) -> str:
         digest = hashlib.sha256(np.asarray(self.vector).tobytes()).hexdigest()[:8]
-        return f"Direction({self.name!r}, {len(self.vector)} wide at {self.site}, {digest})"
+        says = ""
+        if self.accuracy is not None:
+            says = f", held-out accuracy {self.accuracy:.2f} (95 % of exchanged sides: {self.chance:.2f})"
+        return f"Direction({self.name!r}, {len(self.vector)} wide at {self.site}, {digest}{says})"
 
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a saved direction says beside its vector."""
+
+    site: str
+    name: str
+    accuracy: float | None = None
+    chance: float | None = None
+
+
+def _about(file: Path) -> _About | None:
+    """What a .safetensors file that `Direction.save` wrote says beside the vector; None in other files."""
+    if file.suffix != ".safetensors":
+        return None
+    data = read_bytes(file, EditError, "Give a file that Direction.save wrote.", LARGEST)
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], file, EditError)
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("direction"), str):
+        return None
+    return typed(parse_json(metadata["direction"], file, EditError), _About, file, EditError)
+
+
+Scorer = Callable[[Tensor, Tensor], Tensor]
+"""From signs [draw prompt] of the sides (+1, -1) and the Gram matrix of the prompts' means to what the direction that is made
+without a prompt says of it, [draw prompt]: above 0 for the first side."""
+
+
+def held_out(sides: Sequence[Tensor], score: Scorer, draws: int = 200) -> tuple[float | None, float | None]:
+    """(leave-one-out accuracy, the 95th percentile of the same with the sides exchanged at random); None where a side has a
+    single prompt, which nothing stands for when it is left out."""
+    if min(map(len, sides)) < 2:
+        return None, None
+    x = torch.cat(list(sides)).double()
+    y = torch.cat([torch.ones(len(sides[0])), -torch.ones(len(sides[1]))]).double()
+    draw = generator("sides of prompts exchanged")
+    signs = torch.stack([y, *(y[torch.randperm(len(y), generator=draw)] for _ in range(draws))])
+    x = x - x.mean(0)
+    right = ((score(signs, x @ x.T) > 0) == (signs > 0)).double().mean(1)
+    return float(right[0]), float(right[1:].quantile(0.95))
+
+
+def _means_apart(signs: Tensor, gram: Tensor) -> Tensor:
+    """Which of the two sides' means, made without a prompt, that prompt lies nearer to: the difference of squared distances."""
+    distances, own = [], gram.diagonal()
+    for side in (signs > 0, signs < 0):
+        side = side.double()
+        sums, square, n = side @ gram, ((side @ gram) * side).sum(1, keepdim=True), side.sum(1, keepdim=True)
+        n = n - side
+        sums, square = sums - side * own, square - side * (2 * sums - own)
+        distances.append(square / n**2 - 2 * sums / n)
+    return distances[1] - distances[0]
 
 
 LARGEST = 64 * 2**20
@@ -172,4 +318,4 @@ def _means(model: LanguageModel, site: str, prompts: Sequence[str]) -> Tensor:
         if not counted.any():
             raise EditError("A prompt of a direction between prompts is empty, or holds special tokens only.")
         means.append(model.record(tokens, [site])[site][counted].float().mean(0))
-    return torch.stack(means)
+    return torch.stack(means).cpu()

@@ -52,9 +52,10 @@ class Add(WithStrength):
 
 
 class Clamp(WithStrength):
-    """x + (c - f) d: the latent contributes exactly c, all other latents and the error what they did."""
+    """x + (c - f) d: the latent contributes exactly c, all other latents and the error what they did. Clamp(1208, 5) sets the
+    activation to 5; another `unit` measures it otherwise."""
 
-    kind = "clamp"
+    kind, sets_activation = "clamp", True
 
     def coefficient(self, reading: Tensor, amount: float) -> Tensor:
         return amount - reading
@@ -63,7 +64,7 @@ class Clamp(WithStrength):
 class AtLeast(WithStrength):
     """x + max(0, c - f) d: like Clamp, but never weakens what is there."""
 
-    kind = "at least"
+    kind, sets_activation = "at least", True
 
     def coefficient(self, reading: Tensor, amount: float) -> Tensor:
         return (amount - reading).clamp(min=0)

@@ -112,7 +112,7 @@ def edit_code(edit: Edit, target: str | None = None) -> str:
     for name in ("strength", "factor"):
         if hasattr(edit, name):
             arguments.append(literal(getattr(edit, name)))
-    if getattr(edit, "unit", "norm") not in ("norm", "part"):
+    if getattr(edit, "unit", "norm") not in ("norm", "part") or getattr(edit, "sets_activation", False):
         arguments.append(f"unit={literal(edit.unit)}")
     if edit.on_tokens or str(edit.positions) != "not_bos":
         arguments.append(f"positions={literal(str(edit.positions))}")
