@@ -78,20 +78,16 @@ def test_ablate_takes_a_latent_away(lab):
 
 
 def test_patching_the_last_layer_s_last_token_brings_the_clean_run_back(lab):
-    patched = lab.patch("the dog runs", "the cat runs") if _equally_long(lab) else lab.patch("the dog", "the moon")
+    patched = lab.patch("the boat", "the moon")
     assert patched.recovered[-1, -1] == pytest.approx(1.0, abs=1e-4)
     assert patched.recovered[-1, :-1] == pytest.approx(0.0, abs=1e-4)
     assert patched.recovered[:, 0] == pytest.approx(0.0, abs=1e-6)  # <bos> is the same in both
     assert (patched.null[:, -1] > 0).all()
 
 
-def _equally_long(lab: Lab) -> bool:
-    return lab.model.to_tokens("the dog runs").shape == lab.model.to_tokens("the cat runs").shape
-
-
 def test_patching_is_what_a_hook_of_one_s_own_would_do(lab):
-    patched = lab.patch("the dog", "the moon", sites="blocks.1.hook_mlp_out", nulls=0)
-    right, wrong = lab.model.to_tokens("the dog"), lab.model.to_tokens("the moon")
+    patched = lab.patch("the boat", "the moon", 20, 21, sites="blocks.1.hook_mlp_out", nulls=0)
+    right, wrong = lab.model.to_tokens("the boat"), lab.model.to_tokens("the moon")
     clean = lab.model.record(right, ["blocks.1.hook_mlp_out"])["blocks.1.hook_mlp_out"]
 
     def hook(x, hook):
@@ -99,8 +95,7 @@ def test_patching_is_what_a_hook_of_one_s_own_would_do(lab):
         return x
 
     logits = lab.model.run_with_hooks(wrong, fwd_hooks=[("blocks.1.hook_mlp_out", hook)])[0, -1]
-    token, other = (lab.model.to_single_token(t) for t in (patched.token, patched.other))
-    assert patched.differences[0, -1] == pytest.approx(float(logits[token] - logits[other]), abs=1e-4)
+    assert patched.differences[0, -1] == pytest.approx(float(logits[20] - logits[21]), abs=1e-4)
 
 
 def test_prompts_of_unequal_length_are_not_patched(lab):
