@@ -1,4 +1,4 @@
-"""What a newcomer types first: one line each, with the names of TransformerLens, SAELens and nnsight, does what its words say."""
+"""What a newcomer types first: one line each, with the names of TransformerLens and SAELens, does what its words say."""
 
 import numpy as np
 import pandas as pd
@@ -95,7 +95,7 @@ def test_patching_is_what_a_hook_of_one_s_own_would_do(lab):
         return x
 
     logits = lab.model.run_with_hooks(wrong, fwd_hooks=[("blocks.1.hook_mlp_out", hook)])[0, -1]
-    assert patched.differences[0, -1] == pytest.approx(float(logits[20] - logits[21]), abs=1e-4)
+    assert patched.differences[0, -1] == pytest.approx(float((logits[20] - logits[21]).detach()), abs=1e-4)
 
 
 def test_prompts_of_unequal_length_are_not_patched(lab):
@@ -194,7 +194,12 @@ def test_clamp_sets_the_activation(lab):
 
 
 def test_units_that_are_named_or_left_out_keep_their_meaning(lab):
-    assert (Clamp(3).unit, Clamp(3, 5, unit="norm").unit, Add(3, 0.5).unit, AtLeast(3, 2).unit) == ("norm", "norm", "norm", "raw")
+    assert (Clamp(3).unit, Clamp(3, 5, unit="norm").unit, Add(3, 0.5).unit, AtLeast(3, 2).unit) == (
+        "norm",
+        "norm",
+        "norm",
+        "raw",
+    )
     assert Clamp(lab.direction(TOWARD, AWAY), 0.5).unit == "norm"
 
 
@@ -215,8 +220,7 @@ def test_find_best_and_getitem_answer(lab):
 
 
 def test_attribute_takes_two_tokens_and_gives_a_table(lab):
-    tokens = lab.model.words.pieces([20, 21])
-    assert {"name", "value", "null", "latent"} <= set(lab.attribute("the dog", *tokens).to_frame())
+    assert {"name", "value", "null", "latent"} <= set(lab.attribute("the dog", " dog", " r").to_frame())
 
 
 def test_a_cache_has_the_stream_by_name(lab):
@@ -227,3 +231,25 @@ def test_a_cache_has_the_stream_by_name(lab):
 def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
     assert command(["stear"]) == 2
     assert "Did you mean steer?" in capsys.readouterr().err
+
+
+def test_info_says_what_a_folder_is_and_what_to_type_next(folder, capsys):
+    assert command(["info", str(folder), str(folder / "pack"), str(folder / "dictionary"), str(folder / "checkpoint")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2].partition(",")[0] for line in lines[::2]] == ["lab", "pack", "SAE", "checkpoint"]
+    assert lines[1] == f'    next: scope app {folder}   or in Python: lab = scope.open("{folder}")'
+
+
+def test_info_names_saved_results(lab, tmp_path, capsys):
+    lab.steer(3, 0.5).compare("the dog", **FEW).save(tmp_path / "run.json")
+    lab.direction(TOWARD, AWAY).save(tmp_path / "dogs.safetensors")
+    assert command(["list", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "saved steering run, add latent 3 +0.5 of the residual norm" in out
+    assert "dogs.safetensors: direction" in out
+
+
+def test_info_of_nothing_names_what_is_beside(tmp_path, capsys):
+    (tmp_path / "pack").mkdir()
+    assert command(["info", str(tmp_path / "pakc")]) == 2
+    assert "holds: pack" in capsys.readouterr().err

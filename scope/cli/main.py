@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command is chosen, so that `scope --help` answers at once.
 """
 
+import difflib
 import errno
 import importlib
 import os
@@ -17,6 +18,8 @@ _COURTESY = 3.0  # seconds in which the first process may say the same, and torc
 
 COMMANDS = {
     "demo": "The whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.",
+    "info": "What is this folder or file, and what to do with it next.",
+    "list": "What lies in runs/, or in another folder.",
     "harvest": "Record activations of a model on a corpus into HDF5 shards.",
     "recording": "Show, verify, repair or convert a recording.",
     "train": "Train sparse dictionaries on a recording, or straight from a running model.",
@@ -61,7 +64,7 @@ def run(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     name, *rest = argv
     if name not in COMMANDS:
-        print(f"scope has no command {name!r}.\n\n{usage()}", file=sys.stderr)
+        print(f"scope has no command {name!r}.{_nearest(name)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
         with _warnings_as_notes():
@@ -104,6 +107,30 @@ def _warnings_as_notes() -> Iterator[None]:
 def _speaks() -> bool:
     """Whether this is the only process or, under torchrun, the first."""
     return os.environ.get("RANK", "0") == "0"
+
+
+_OTHER_WORDS = {
+    "record": "harvest",
+    "collect": "features",
+    "browse": "app",
+    "open": "app",
+    "ui": "app",
+    "generate": "steer",
+    "eval": "evaluate",
+    "ls": "list",
+    "show": "info",
+    "status": "runs",
+    "explain": "attribute",
+}
+"""What people type -> the command that does it."""
+
+
+def _nearest(name: str) -> str:
+    """ " Did you mean ...?" with the command that is most like a name, or ""."""
+    meant = _OTHER_WORDS.get(name) or next(iter(difflib.get_close_matches(name, COMMANDS, 1)), None)
+    if meant is None and (os.sep in name or os.path.exists(name)):
+        meant = f"info {name}"
+    return f" Did you mean {meant}?" if meant else ""
 
 
 def usage() -> str:

@@ -1,0 +1,40 @@
+"""`scope info`: what a folder or file is, and the command to type next."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Command:
+    """Say what a folder or file is (recording, SAE, pack, lab, checkpoint, adapter, saved result) and what to do with it."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders or files."""
+
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> None:
+        from scope.errors import ConfigError
+        from scope.workflows.folders import info
+
+        if not self.paths:
+            raise ConfigError("Say what to look at: scope info PATH. What was made here: scope list")
+        show([info(path) for path in self.paths], self.json)
+
+
+def show(rows: list, as_json: bool) -> None:
+    """Three lines for each: what it is, what is in it, what to type next."""
+    from scope.escape import visible
+
+    if as_json:
+        values = [{"path": str(one.path), "kind": one.kind, "content": one.content, "next": one.next} for one in rows]
+        print(json.dumps(values, indent=1))
+        return
+    for one in rows:
+        print(f"{visible(str(one.path))}: {one.kind}{', ' if one.content else ''}{visible(one.content)}")
+        if one.next:
+            print(f"    next: {visible(one.next)}")
