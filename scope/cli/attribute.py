@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, EditError
+from scope.texts import texts_of_file
 from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.settings import ModelSettings
 from scope.workflows.steer import DEMO, refuse_missing_demo
@@ -19,6 +20,12 @@ class Command(ModelSettings):
 
     prompt: str = ""
     """Text after which the next token is asked about."""
+
+    prompts: Path | None = None
+    """Ask about the texts of this file in place of --prompt: one a line, or .json or .jsonl."""
+
+    chat: bool = False
+    """Each prompt is a user's turn, laid out by the model's chat template; the token is the answer's first."""
 
     token: str | None = None
     """The token to explain, with its leading space; by default the likeliest."""
@@ -100,12 +107,20 @@ class Command(ModelSettings):
             return
         settings["method"] = self.method
         if self.picture is None:
-            attribution = attribute(model, sae, self.prompt, self.token, self.other, exact=self.exact, **settings)
+            attribution = self._attributions(attribute, model, sae, settings)
         else:
             asked = self.picture, self.prompt, self.token, self.other
             attribution = attribute_picture(model, sae, *asked, answer=self.answer, **settings)
-        console.print(Text(str(attribution)))
+        console.print(Text("\n\n".join(map(str, attribution if isinstance(attribution, list) else [attribution]))))
         self._write(attribution)
+
+    def _attributions(self, attribute: Any, model: Any, sae: Any, settings: dict[str, Any]) -> Any:
+        """The attribution of the prompt, or a list with that of each text of the file."""
+        texts = texts_of_file(self.prompts, EditError) if self.prompts else [self.prompt]
+        if self.chat:
+            texts = [model.words.chat([{"role": "user", "content": text}]) for text in texts]
+        each = attribute(model, sae, texts, self.token, self.other, exact=self.exact, **settings)
+        return each if self.prompts else each[0]
 
     def _write(self, attribution: Any) -> None:
         """The files that are asked for."""
@@ -117,7 +132,8 @@ class Command(ModelSettings):
         if self.png:
             written[self.png] = png(attribution.draw())
         if self.html:
-            written[self.html] = html_page("Attribution", attribution._repr_html_())
+            several = attribution if isinstance(attribution, list) else [attribution]
+            written[self.html] = html_page("Attribution", "<hr>".join(one._repr_html_() for one in several))
         for file, content in written.items():
             write_whole(file, content)
             console.print(f"Written to {file}")
@@ -130,12 +146,19 @@ class Command(ModelSettings):
         alone = [f"--{name}" for name in ("answer", "png", "text") if getattr(self, name)]
         if self.picture is None and alone:
             raise ConfigError(f"{', '.join(alone)} belongs to a picture. Give one: --picture FILE")
+        if self.picture is not None and (self.prompts or self.chat):
+            raise ConfigError("--prompts and --chat are for text. Leave them out beside --picture.")
 
     def _table(self, attribution: Any) -> str:
         """Every row as CSV; of a picture, every pair of a patch, or a token, and a latent."""
         from scope.escape import csv_cell
 
-        table = attribution.to_frame() if self.picture is None else attribution.pairs()
-        for column in {"name", "strongest", "label", "where"} & set(table):
+        if isinstance(attribution, list):
+            import pandas as pd
+
+            table = pd.concat([one.to_frame().assign(prompt=one.prompt) for one in attribution], ignore_index=True)
+        else:
+            table = attribution.to_frame() if self.picture is None else attribution.pairs()
+        for column in {"name", "strongest", "label", "where", "prompt"} & set(table):
             table[column] = table[column].map(csv_cell)
         return table.to_csv(index=False)

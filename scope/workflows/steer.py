@@ -66,6 +66,12 @@ class Steer(ModelSettings):
     prompt: tuple[str, ...] = ("My favourite hobby is",)
     """Texts to continue."""
 
+    prompts: Path | None = None
+    """Continue the texts of this file in place of --prompt: one a line, or .json or .jsonl."""
+
+    chat: bool = False
+    """Each prompt is a user's turn, laid out by the model's chat template."""
+
     picture: Path | None = None
     """A picture that stands before every prompt, for a PaliGemma. --positions image edits its patches alone, text the rest."""
 
@@ -173,7 +179,7 @@ def steer(
         certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     model = _pictured(job, model)
     edits = _edits(job, sae, model)
-    prompts = (_infill_prompt(job, model),) if job.infill else job.prompt
+    prompts = _prompts(job, model)
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
     how["any_model"] = job.any_model
     if not job.sweep:
@@ -240,6 +246,22 @@ def refuse_missing_demo(sae: Path) -> None:
             f"There is no SAE in {DEMO.absolute()}, where scope demo leaves one.\n"
             "  Make it: scope demo --no-app\n  Or say which to take: --sae DICTIONARY"
         )
+
+
+def _prompts(job: Steer, model: Any) -> list[str]:
+    """
+    Raises:
+        ConfigError: --chat or --prompts beside --infill. EditError: no text in the file. TokensError: no chat template.
+    """
+    from scope.errors import ConfigError, EditError
+    from scope.texts import texts_of_file
+
+    if job.infill:
+        if job.chat or job.prompts:
+            raise ConfigError("--infill writes between its two texts; leave --prompts and --chat out.")
+        return [_infill_prompt(job, model)]
+    texts = texts_of_file(job.prompts, EditError) if job.prompts else list(job.prompt)
+    return [model.words.chat([{"role": "user", "content": text}]) for text in texts] if job.chat else texts
 
 
 def _infill_prompt(job: Steer, model: Any) -> str:

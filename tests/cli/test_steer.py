@@ -41,22 +41,8 @@ def test_arms_are_printed_beside_the_report_and_written_as_json(steer, tmp_path)
 
 def test_a_saved_run_is_replayed_to_the_same_texts(steer, tmp_path):
     file = tmp_path / "run.json"
-    steer(
-        "--latent",
-        "3",
-        "5",
-        "--strength",
-        "0.5",
-        "-0.3",
-        "--edit",
-        "clamp",
-        "--unit",
-        "norm",
-        "--prompt",
-        "the dog",
-        "--json",
-        str(file),
-    )
+    clamp = ("--edit", "clamp", "--unit", "norm")
+    steer("--latent", "3", "5", "--strength", "0.5", "-0.3", *clamp, "--prompt", "the dog", "--json", str(file))
     code, out, _ = steer("--replay", str(file))
     assert code == 0
     assert "The texts are the same, token by token" in " ".join(out.split())
@@ -193,3 +179,16 @@ def test_whole_numbers_are_read_as_people_write_them_by_every_command():
 
     assert tyro.cli(flags([]), args=["--tokens", "20k", "--d-sae", "1.5K"], registry=PARSERS).tokens == 20_000
     assert tyro.cli(Command, args="pack --with tokens --max 2k".split(), registry=PARSERS).max == 2_000
+
+
+def test_prompts_are_read_from_a_file(steer, tmp_path):
+    file, run_file = tmp_path / "prompts.txt", tmp_path / "run.json"
+    file.write_text("the dog\n\na cat\n")
+    assert steer("--latent", "3", "--prompts", str(file), "--json", str(run_file))[0] == 0
+    assert json.loads(run_file.read_text())["prompts"] == ["the dog", "a cat"]
+
+
+def test_a_chat_turn_of_a_model_without_a_template_is_refused(steer):
+    code, _, err = steer("--latent", "3", "--chat", "--prompt", "the dog")
+    assert code == 2
+    assert "template" in err
