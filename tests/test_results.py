@@ -223,7 +223,9 @@ def _classes() -> dict[str, tuple[set[str], set[str]]]:
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.ClassDef):
                     bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-                    classes[node.name] = bases, {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+                    methods = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+                    known = classes.get(node.name, (set(), set()))  # a command's settings may have a result's name
+                    classes[node.name] = known[0] | bases, known[1] | methods
     return classes
 
 
