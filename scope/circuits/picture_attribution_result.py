@@ -10,6 +10,7 @@ import numpy as np
 from scope.circuits.attribution_result import Attribution
 from scope.circuits.tables import html_table
 from scope.escape import visible
+from scope.html_page import html_page
 from scope.models.pictures.draw import img_tag, overlay, png
 from scope.models.pictures.processor import Box
 from scope.provenance import without_folders
@@ -130,6 +131,13 @@ class PictureAttribution(Attribution):
             colorscale="PuOr", reversescale=True, zmin=-largest, zmax=largest,
         )  # fmt: skip
         return figure.update_yaxes(autorange="reversed", scaleanchor="x")
+
+    def to_html(self, file: str | Path | None = None) -> str:
+        """The drawn picture and the tables as a page without scripts, also written to `file`."""
+        text = html_page("Attribution", self._repr_html_())
+        if file is not None:
+            write_whole(Path(file), text)
+        return text
 
     def _repr_html_(self) -> str:
         """The drawn picture and the tables; nothing is loaded from elsewhere, and all text is escaped."""
