@@ -137,6 +137,7 @@ export default function (component) {
     if (!data.pick) open.setAttribute("aria-haspopup", "dialog");
     open.setAttribute("aria-label", `${data.pick ? "Choose" : "Enlarge"} ${card.alt}`);
     open.classList.toggle("pick", data.pick);
+    if (data.cards.length === 1) open.style.aspectRatio = `${card.size[0]} / ${card.size[1]}`; // alone, it needs no square
     open.append(picture(card.drawn, card.alt));
     open.addEventListener("click", () => data.pick ? setTriggerValue("picked", index) :
       enlarged(dialog, data.cards, index, data.action, (n) => setTriggerValue("picked", n)));

@@ -120,17 +120,16 @@ def registers(store: Pack) -> str:
     "" where no rule is known."""
     if store.manifest.pictures is None:
         return ""
-    trained = ((store.manifest.dictionary.get("provenance") or {}).get("training") or {}).get("notes")
-    noted = next((note for note in trained or () if "outliers by the recording's rule" in note), None)
+    known = store.manifest.dictionary.get("provenance") or {}
+    notes = (known.get("training") or {}).get("notes")
+    noted = next((note for note in notes or () if "outliers by the recording's rule" in note), None)
     if noted is not None:
         return f"Registers: {noted}"
     rule = (store.manifest.text.get("recording") or {}).get("outliers")
-    if not rule or trained is None:
+    if not rule or notes is None or not known.get("recording"):
         return ""
-    return (
-        f"Registers: none was left out of the SAE's training; no row has a norm above {rule['times']:g} × the median, the "
-        "recording's rule for such patches."
-    )
+    times = f"norm above {rule['times']:g} × the median"
+    return f"Registers: the SAE's training left out no row as one, by the rule of recordings ({times})."
 
 
 def digest(store: Pack) -> str:

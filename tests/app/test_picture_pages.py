@@ -131,8 +131,8 @@ def test_hostile_names_and_captions_stay_text(open_app, lab):
 def test_registers_that_training_left_out_are_counted(lab):
     store = Pack.open(lab / "pack")
     assert pack_facts.registers(store) == ""
-    store.manifest.dictionary["provenance"] = {"training": {"notes": []}}
-    assert "none was left out" in pack_facts.registers(store)
+    store.manifest.dictionary["provenance"] = {"training": {"notes": []}, "recording": {"tokens": 1440}}
+    assert "left out no row" in pack_facts.registers(store)
     note = "12 of 1,440 rows are outliers by the recording's rule (norm above 10 x the median): not trained on"
     store.manifest.dictionary["provenance"]["training"]["notes"].append(note)
     assert pack_facts.registers(store) == f"Registers: {note}"
