@@ -47,6 +47,7 @@ _HOME = {
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",
+    "Direction": "scope.steering.edits.interventions",
     "Ablate": "scope.steering.edits.interventions",
     "Forget": "scope.steering.edits.interventions",
     "Hold": "scope.steering.edits.interventions",

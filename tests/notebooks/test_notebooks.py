@@ -79,6 +79,13 @@ def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, pl
         sums = re.findall(r": rows (\S+), log-odds (\S+)", said)
         assert [float(rows) for rows, _ in sums] == pytest.approx([float(odds) for _, odds in sums], abs=1e-3)
         assert "strength" in said
+    elif file.stem == "which_patch_made_this_word":
+        rows, difference = map(float, re.search(r"rows (\S+), logit difference (\S+)", said).groups())
+        assert rows == pytest.approx(difference, abs=0.02)
+        shares = re.findall(r"on the object (\d+)% \(all patches (\d+)%\); beats (\d+)%", said)
+        assert all(int(on) > 3 * int(chance) and int(beaten) > 60 for on, chance, beaten in shares)
+        assert len(shares) == 3
+        assert "'plain': [' blue'], 'steered': [' red'], 'random': [' blue']" in said
     elif file.stem == "explain_a_hit":
         rows, score = map(float, re.search(r"rows (\S+), score (\S+)", said).groups())
         assert rows == pytest.approx(score, abs=2e-6)
