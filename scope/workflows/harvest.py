@@ -89,6 +89,8 @@ def harvest(
     from scope.sites import match_sites
     from scope.workflows.text import corpus_for, inputs_for, reads_pictures
 
+    if "site" in settings:  # as the flag is called
+        settings["sites"] = settings.pop("site")
     job = resolve(Harvest, config, settings, first="model")
     ranks = ProcessRank.of_environment()
     if not job.streamed and find_device(job.device).type == "cpu":

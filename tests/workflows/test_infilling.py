@@ -44,7 +44,7 @@ def test_a_recording_of_examples_is_scored_on_held_out_examples(coder_folder, te
     from scope.models.load import load_model
     from scope.workflows.text import contexts_held_out
 
-    scope.harvest(coder_folder, corpus=text, fim="psm", out=str(tmp_path / "rec"), sites=(SITE,), tokens=2000, context=48)
+    scope.harvest(coder_folder, corpus=text, fim="psm", out=str(tmp_path / "rec"), site=SITE, tokens=2000, context=48)
     tokenizer = load_model(coder_folder).tokenizer
     tokens, _, _ = contexts_held_out(ActivationStore.open(tmp_path / "rec"), open_corpus(text), tokenizer, 10)
     assert (tokens[:, 1] == tokenizer.encode("<|fim_prefix|>", bos=False)[0]).all()
