@@ -27,6 +27,7 @@ from scope.models.paligemma.model import PaliGemma
 from scope.models.siglip.model import Siglip
 from scope.models.siglip.towers import VisionTower
 from scope.models.text.tokenizer import Tokenizer
+from scope.null_seeds import generator
 from scope.pretrain.organisms.lora import Lora, LoraConfig
 from scope.pretrain.pictures.loop import LoopConfig, optimizers
 from scope.pretrain.pictures.siglip import pixels
@@ -76,7 +77,7 @@ def with_new_tokens(words: Tokenizer, n_rows: int) -> Tokenizer:
 def assemble(base: Gemma, tower: VisionTower, n_new: int, seed: int) -> PaliGemma:
     """A PaliGemma of a Gemma and a tower, with `n_new` rows drawn like those of the embedding, and a projector whose rows are
     as long as a word's embedding."""
-    generator = torch.Generator().manual_seed(seed)
+    draw = generator("new rows of an embedding and a projector", seed)  # an SAE of the same seed starts with the other numbers
     n_rows = base.cfg.d_vocab + n_new
     words = with_new_tokens(base.tokenizer, n_rows)
     shared = {field.name: getattr(base.cfg, field.name) for field in fields(GemmaConfig)} | {"d_vocab": n_rows}
@@ -84,13 +85,13 @@ def assemble(base: Gemma, tower: VisionTower, n_new: int, seed: int) -> PaliGemm
     model = PaliGemma(PaliGemmaConfig(**shared, vision=vision, image_token=words.backend.token_to_id(IMAGE)), words)
     state = base.state_dict()
     embedding = state["embed.weight"]
-    drawn = torch.randn(n_new, embedding.shape[1], generator=generator)
+    drawn = torch.randn(n_new, embedding.shape[1], generator=draw)
     state["embed.weight"] = torch.cat([embedding, embedding.mean(0) + embedding.std(0) * drawn])
     state |= {f"vision.{name}": p for name, p in tower.state_dict().items() if not name.startswith("head.")}
     projection = model.projector.weight
     with torch.no_grad():
         rows = tower(pixels(list(scenes(seed, 64))))
-        nn.init.normal_(projection, std=projection.shape[1] ** -0.5, generator=generator)
+        nn.init.normal_(projection, std=projection.shape[1] ** -0.5, generator=draw)
         length = (embedding[_PLAIN_WORDS:].norm(dim=1).mean() * embedding.shape[1] ** 0.5).item()
         projection *= length / (rows @ projection.T).norm(dim=-1).mean()
     state |= {"projector.weight": projection, "projector.bias": torch.zeros(len(projection))}
