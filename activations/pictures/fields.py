@@ -33,6 +33,8 @@ class PictureFields:
     question: str | None = None
     answer: str | None = None
     base: Path = Path()
+    required: bool = True
+    """Whether a record without a field for pictures is refused; otherwise its document has no picture, as with an empty field."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,8 +62,8 @@ class PictureFields:
             CorpusError: the record has no field that could hold a picture.
         """
         known = [key for key, value in record.items() if value is not None]
-        field = self._named(self.picture, PICTURES, record, "--picture-field")
-        if field is None:
+        field = self._named(self.picture, PICTURES, record, "--picture-field" if self.required else "")
+        if field is None and self.required:
             there = ", ".join(map(str, record))[:500]
             raise CorpusError(f"{source}, has no field with a picture. It has: {there}. Name one with --picture-field.")
         text = _text(record.get(self._named(self.text, CAPTIONS, known, "")))
@@ -73,7 +75,7 @@ class PictureFields:
         title = clean(str(name if title is None or title == "" else title)[:_NAME])
         for mark in _MARKS:
             question, text = question.replace(mark, ""), text.replace(mark, "")
-        picture = picture_of(record.get(field), self.base)
+        picture = None if field is None else picture_of(record.get(field), self.base)
         return Document(title, text, picture=picture, question=question, answer=answer)
 
     @staticmethod

@@ -103,13 +103,16 @@ def _file(path: Path, spec: str, fields: PictureFields) -> Corpus:
         raise CorpusError(f"{path} is text alone, and this model reads pictures. Give {KNOWN}.")
     check(path, form)
     fields = replace(fields, base=path.parent)
-    _require_pictures(path, fields)
-    return Corpus(spec, identity | {"kind": "picture file"} | fields.identity, lambda: read_file(path, path.name, fields))
+    read = _records(path, path.name, fields)
+    return Corpus(spec, identity | {"kind": "picture file"} | fields.identity, read)
 
 
-def _require_pictures(path: Path, fields: PictureFields) -> None:
-    if next(read_file(path, path.name, fields), None) is None:
+def _records(path: Path, name: str, fields: PictureFields) -> Callable[[], Iterator[Document]]:
+    """Reads the documents of a file. Its first record has to have a field for pictures; a later one without is a document without
+    a picture, which whoever reads the picture refuses or skips."""
+    if next(read_file(path, name, fields), None) is None:
         raise CorpusError(f"{path} holds no record, so there are no pictures.")
+    return lambda: read_file(path, name, replace(fields, required=False))
 
 
 def _folder(folder: Path, spec: str, fields: PictureFields) -> Corpus:
@@ -121,8 +124,7 @@ def _folder(folder: Path, spec: str, fields: PictureFields) -> Corpus:
         of_file = replace(fields, base=path.parent)
         try:
             check(path, known_form(path))
-            _require_pictures(path, of_file)
-            sources[name] = lambda path=path, name=name, of_file=of_file: read_file(path, name, of_file)
+            sources[name] = _records(path, name, of_file)
         except CorpusError as error:
             problem = error
             others.append(name)
@@ -158,10 +160,12 @@ def _listed(folder: Path) -> tuple[list[str], list[str], list[str]]:
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
-            if name.startswith(".") or not path.is_file():
+            if name.startswith("."):
                 continue
             form, relative = form_of(path), path.relative_to(folder).as_posix()
-            if path.suffix.lower() in SUFFIXES:
+            if not path.is_file():  # a pipe, or a link that leads nowhere
+                others.append(relative)
+            elif path.suffix.lower() in SUFFIXES:
                 loose.append(relative)
             elif form and form.kind not in PLAIN:
                 records.append(relative)

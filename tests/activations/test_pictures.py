@@ -86,6 +86,19 @@ def test_records_hold_paths_bytes_data_urls_or_base64(folder):
     assert documents[0].crc32 != documents[1].crc32 or documents[0].name != documents[1].name
 
 
+@pytest.mark.parametrize("stated", [{}, {"picture": "image"}])
+def test_a_later_record_without_the_field_of_pictures_is_a_document_without_one(folder, stated):
+    rows = [{"image": "p1.png", "text": "a"}, {"text": "b"}, {"image": "p2.png", "text": "c"}]
+    (folder / "set.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [d.picture for d in read(folder / "set.jsonl", **stated)] == [str(folder / "p1.png"), None, str(folder / "p2.png")]
+
+
+def test_links_that_lead_nowhere_are_named_among_what_is_left_out(folder):
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    with pytest.warns(CorpusWarning, match="left out: gone.png"):
+        assert len(read(folder)) == 10
+
+
 def test_a_chat_about_a_picture_gives_its_first_question_and_answer(tmp_path):
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
     (tmp_path / "chats.json").write_text(json.dumps([{"id": "a", "image": "a.png", "conversations": turns}]))
