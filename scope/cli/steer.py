@@ -52,7 +52,8 @@ def run(parsed: Any) -> int | None:
     if parsed.json:
         result.to_json(parsed.json)
         model = [] if config.model == Steer.model else ["--model", config.model]
-        again = shlex.join(["scope", "steer", "--sae", str(config.sae), *model, "--replay", str(parsed.json)])
+        picture = [] if config.picture is None else ["--picture", str(config.picture)]
+        again = shlex.join(["scope", "steer", "--sae", str(config.sae), *model, *picture, "--replay", str(parsed.json)])
         console.print(f"Written to {parsed.json}; to make it again: {again}", soft_wrap=True)
     if parsed.plot and not isinstance(result, SteeringRun):
         write_whole(parsed.plot, result.plot().to_html())

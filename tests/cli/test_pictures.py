@@ -51,9 +51,10 @@ def test_a_word_is_attributed_to_patches_with_picture_table_and_page(folder, cap
 
 def test_a_picture_stands_before_what_is_steered(folder, capsys):
     flags = ["--sae", folder / "sae", "--latent", "5", "--prompt", "the dog", "--max-new-tokens", "4", "--positions", "image"]
-    code, out, err = command(capsys, "steer", *flags, "--picture", folder / "picture.png")
+    code, out, err = command(capsys, "steer", *flags, "--picture", folder / "picture.png", "--json", folder / "run.json")
     assert code == 0, err
     assert "9 of" in out
+    assert f"--picture {folder / 'picture.png'} --replay" in " ".join(out.split())
     code, _, err = command(capsys, "steer", *flags)
     assert code == 2
     assert "--picture FILE" in err
