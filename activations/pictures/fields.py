@@ -34,7 +34,7 @@ class PictureFields:
     answer: str | None = None
     base: Path = Path()
     required: bool = True
-    """Whether a record without a field for pictures is refused; otherwise its document has no picture, as with an empty field."""
+    """Whether a record without a field for pictures is refused; otherwise its document has no picture."""
 
     @property
     def identity(self) -> dict[str, Any]:

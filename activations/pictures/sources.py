@@ -108,8 +108,10 @@ def _file(path: Path, spec: str, fields: PictureFields) -> Corpus:
 
 
 def _records(path: Path, name: str, fields: PictureFields) -> Callable[[], Iterator[Document]]:
-    """Reads the documents of a file. Its first record has to have a field for pictures; a later one without is a document without
-    a picture, which whoever reads the picture refuses or skips."""
+    """What reads the documents of a file, whose first record must have a field for pictures.
+
+    A later record without one is a document without a picture, which whoever reads the picture refuses or skips.
+    """
     if next(read_file(path, name, fields), None) is None:
         raise CorpusError(f"{path} holds no record, so there are no pictures.")
     return lambda: read_file(path, name, replace(fields, required=False))
