@@ -31,7 +31,8 @@ from scope.activations.corpus.inputs import counted_tokens
 from scope.circuits.attribution_result import Attribution, Row
 from scope.errors import EditError
 from scope.fit import check_fit
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, VisionModel
+from scope.models.paligemma.pictured import PicturedPaliGemma
 from scope.null_seeds import generator
 from scope.sae.base import SAE
 from scope.shapes import Vector
@@ -76,13 +77,16 @@ def attribute(
     `pack`.
 
     Raises:
-        EditError: an empty prompt, an unknown method, or "direct" at a site that is no part of the residual stream.
+        EditError: an empty prompt, an unknown method, no picture for a model that reads them, or "direct" at a site that is no
+            part of the residual stream.
         TokensError: a token that is several, a prompt longer than the context.
         DictionaryError: a dictionary of another model or site.
     """
     if method not in WHOLE:
         raise EditError(f"There is no method {method!r}; there are {', '.join(WHOLE)}.")
     check_fit(model, sae, any_model, reconstructs=True)
+    if isinstance(model, VisionModel) and not isinstance(model, PicturedPaliGemma):
+        raise EditError(f"A {model.cfg.family_name} is asked about a picture. Give one: attribute_picture, or picture=FILE")
 
     def explain(one: str) -> Attribution:
         return _explained(model, sae, one, token, other, method, steps, exact, nulls, pack, seed)

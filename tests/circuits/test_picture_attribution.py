@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from scope.circuits.attribution import attribute
 from scope.circuits.picture_attribution import attribute_picture
 from scope.errors import ConfigError, DictionaryError, EditError, PictureError
 from scope.models.load import load_model
@@ -158,6 +159,8 @@ def test_what_cannot_be_told_is_refused(model, picture, tmp_path):
         attribute_picture(model, sae, b"no picture", PROMPT, WORD, OTHER)
     with pytest.raises(DictionaryError):
         attribute_picture(model, random_sae(7, 64, TRUNK), picture, PROMPT, WORD, OTHER)
+    with pytest.raises(EditError, match="picture=FILE"):
+        attribute(model, sae, PROMPT)
     seeing = load_model(str(siglip(tmp_path)))
     with pytest.raises(ConfigError, match="says no word"):
         attribute_picture(seeing, sae, picture, PROMPT)

@@ -20,6 +20,7 @@ from scope.models.face import VisionModel
 from scope.models.pictures.draw import img_tag, overlay, png
 from scope.models.pictures.inputs import InputOptions
 from scope.models.pictures.read import read_picture as decoded
+from scope.models.text.tokenizer import check_text
 from scope.sae.base import SAE
 
 
@@ -93,6 +94,9 @@ def read_picture(
     """
     if not isinstance(model, VisionModel):
         raise PackError("This model reads text: pack.read(text, model, sae).")
+    for given in (text, answer):
+        if given is not None:
+            check_text(given)
     check_same(pack, model, sae, tuning=True)
     recording = pack.manifest.text.get("recording") or {}
     prompt = (recording.get("tokenizer") or {}).get("prompt") or ""

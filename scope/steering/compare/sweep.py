@@ -1,6 +1,7 @@
 """`sweep`: steer at every strength, beside the controls; `Sweep`: the effect by strength as a table, a figure and JSON."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -161,7 +162,7 @@ class Sweep(Result):
             f"{among}{'s' if among else 'S'}trength {best['strength']:g} scores best on {best['chosen_on']} "
             f"of the prompts ({best['score_there']:.3f}); "
             f"on the other {best['told_on']}: {best['score']:.3f}, random {best['random']:.3f}, "
-            f"difference {best['difference']:+.3f} [{best['low']:+.3f}, {best['high']:+.3f}]."
+            f"difference {best['difference']:+.3f} {_interval_text(best['low'], best['high'])}."
         )
 
     def __str__(self) -> str:
@@ -338,3 +339,7 @@ def _conditions(names: Sequence[str] | None, sae: SAE | Sequence[SAE] | None, ed
     saes = dictionaries(sae)
     known = all(e.on_tokens or (e.site or next(iter(saes), None)) in saes for e in edits)
     return tuple(name for name in SWEPT if name != "other" or known)
+
+
+def _interval_text(low: float, high: float) -> str:
+    return "(one prompt alone, so no interval)" if math.isnan(low) else f"[{low:+.3f}, {high:+.3f}]"
