@@ -23,6 +23,7 @@ from scope.models.paligemma.colpali import PAGE_TEXT, ColPali
 from scope.models.paligemma.config import PaliGemmaConfig
 from scope.models.paligemma.layout import IMAGE
 from scope.models.paligemma.model import PaliGemma
+from scope.null_seeds import generator
 from scope.pretrain.organisms.lora import Lora, LoraConfig
 from scope.pretrain.pictures.loop import LoopConfig, optimizers
 from scope.pretrain.pictures.paligemma import with_new_tokens
@@ -55,7 +56,7 @@ class ColPaliRecipe(LoopConfig):
 
 def assemble(start: PaliGemma, base: Gemma, recipe: ColPaliRecipe) -> ColPali:
     """A ColPali for pages of the bundled Gemma and a PaliGemma's tower and projector; its adapter is not in these weights."""
-    generator = torch.Generator().manual_seed(recipe.seed)
+    draw = generator("head of a ColPali", recipe.seed)  # an SAE of the same seed starts with the other numbers
     words = with_new_tokens(base.tokenizer, base.cfg.d_vocab)
     shared = {field.name: getattr(base.cfg, field.name) for field in fields(GemmaConfig)}
     vision = replace(start.cfg.vision, image_size=PAGE)
@@ -66,7 +67,7 @@ def assemble(start: PaliGemma, base: Gemma, recipe: ColPaliRecipe) -> ColPali:
     state |= {f"vision.{name}": p for name, p in start.vision.state_dict().items()}
     state |= {f"projector.{name}": p for name, p in start.projector.state_dict().items()}
     state["vision.W_pos"] = stretched(start.vision.W_pos.detach(), vision.grid)
-    head = torch.randn(recipe.d_embed, config.d_model, generator=generator) * config.d_model**-0.5
+    head = torch.randn(recipe.d_embed, config.d_model, generator=draw) * config.d_model**-0.5
     state |= {"proj.weight": head, "proj.bias": torch.zeros(recipe.d_embed)}
     model.load_state_dict({name: p for name, p in state.items() if name in model.state_dict()})
     return model.requires_grad_(False).eval()
