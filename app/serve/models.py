@@ -143,7 +143,9 @@ def reading(store: Pack, text: str | int) -> Any:
     kept, key = st.session_state.setdefault("readings", {}), (str(store.folder), id(store), text)
     if key not in kept:
         with in_turn(store) as (model, sae), st.spinner("Reading"):
-            if not hasattr(model, "to_str_tokens"):
+            from scope.models.face import VisionModel
+
+            if isinstance(model, VisionModel) and not hasattr(model, "to_str_tokens"):
                 raise ConfigError(f"A {model.cfg.family_name} continues no text, so its packs are browsed and not prompted.")
             view = store.read(text, model, sae) if isinstance(text, str) else _read_context(store, text, model, sae)
         kept[key] = view

@@ -14,7 +14,7 @@ from scope.errors import ScopeError
 from scope.lab import Lab
 
 GROUP = {"model", "adapter", "device", "dtype", "revision", "window_convention"}
-WITHOUT_MODEL = {"recording", "runs", "convert", "map", "export", "pretrain"}
+WITHOUT_MODEL = {"recording", "runs", "convert", "map", "export", "pretrain", "info", "list"}
 """Commands that load no model; pretrain makes one."""
 
 ON_A_LAB = {
@@ -30,6 +30,7 @@ ON_A_LAB = {
     "modalities": ["LAB/dictionary"],
     "steer": ["--sae", "LAB/dictionary", "--latent", "3"],
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
+    "pages index": ["pages:3", "--out", "index"],
     "moderate": ["the dog", "--policy", "hate"],
     "datacommons ask": ["How many?"],
     "datacommons triggers": ["LAB/dictionary"],
