@@ -108,6 +108,8 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     if st.button("Steer", icon=":material/explore:", shortcut="s", disabled=not steers, help=why_not):
         session.go("steer", f=feature.id)
     session.link_popover("feature", f=feature.id)
+    if feature.neuronpedia_url:
+        st.link_button("Neuronpedia", feature.neuronpedia_url, icon=":material/open_in_new:")
     copy_as_python(python + "feature  # in a notebook, its card", key="py feature")
     keys_popover()
 messages.show_write_error()

@@ -50,6 +50,15 @@ def test_an_unknown_latent_is_refused_with_the_range(toy, latent):
         toy[0][latent]
 
 
+def test_a_latent_of_gemma_scope_has_the_address_of_its_page_on_neuronpedia(toy, folder):
+    assert toy[0][3].neuronpedia_url is None
+    manifest = json.loads((folder / "manifest.json").read_text())
+    place = "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+    manifest["dictionary"] = manifest["dictionary"] | {"provenance": {"source": place}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Pack.open(folder)[3].neuronpedia_url == "https://www.neuronpedia.org/gemma-2-2b/12-gemmascope-res-16k/3"
+
+
 def test_numpy_integers_are_latents(toy):
     assert toy[0][np.int64(3)].id == 3
 

@@ -23,6 +23,7 @@ from scope.features.pack.notes import Notes
 from scope.features.pack.pictures import FILE as PICTURES
 from scope.features.pack.pictures import PackPictures
 from scope.provenance import DictionaryId, ModelId, without_folders
+from scope.sae.hub.neuronpedia import neuronpedia_id
 
 _LABEL_COLUMNS = ("label", "label_source", "label_score")
 """Columns of the table that change when somebody labels a latent."""
@@ -62,6 +63,12 @@ class PackData:
     model_name = property(lambda self: without_folders(self.model.name) or "unknown model")
     norm_median = property(lambda self: self.manifest.norm_median)
     title = property(lambda self: f"{self.model_name} · {self.site} · {self.d_sae:,} latents")
+
+    @cached_property
+    def neuronpedia(self) -> str | None:
+        """Neuronpedia's id of the SAE (gemma-2-2b/12-gemmascope-res-16k), whose numbers of latents are those of the pack; None
+        where it has no page there."""
+        return neuronpedia_id(self.manifest.dictionary.get("provenance"))
 
     @cached_property
     def table(self) -> pd.DataFrame:

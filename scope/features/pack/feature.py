@@ -13,6 +13,7 @@ from scope.features.pack.decay import LatentDecay
 from scope.features.pack.format import GROUPS, NO_BAND
 from scope.features.pack.lookahead import LatentLookahead
 from scope.features.pack.pictures import PictureExample, PictureExamples
+from scope.sae.hub.neuronpedia import neuronpedia_url
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class Feature:
     @property
     def label_source(self) -> str:
         return self.row["label_source"]
+
+    @property
+    def neuronpedia_url(self) -> str | None:
+        """The latent's page on Neuronpedia; None where its SAE has none there."""
+        return None if self.pack.neuronpedia is None else neuronpedia_url(self.pack.neuronpedia, self.id)
 
     @property
     def flags(self) -> list[str]:
