@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scope.cli.flags import config_of, flags_of
+from scope.cli.flags import YES, config_of, flags_of
 from scope.whole_files import refuse_unwritable
 from scope.workflows.evaluate import Evaluate, evaluate, save_report
 
@@ -17,7 +17,8 @@ FLAGS = flags_of(
             Path | None,
             None,
             "Where to write all numbers; by default evaluation.json in the dictionary's folder, if that is a folder here.",
-        )
+        ),
+        YES,
     ],
     doc="""Score a dictionary: L0, FVU, cosine, delta loss and KL with its reconstructions spliced into the model.
 
@@ -39,7 +40,7 @@ def run(parsed: Any) -> None:
     config = config_of(Evaluate, parsed)
     if parsed.json:
         refuse_unwritable(parsed.json)
-    with progress_bar("Scoring", unit="contexts") as on_progress:
+    with progress_bar("Scoring", unit="passes", yes=parsed.yes) as on_progress:
         evaluation = evaluate(config, on_progress=on_progress, on_note=print_note, on_certificate=print_certificate)
     console.print(table(evaluation))
     folder = Path(config.dictionary)

@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from scope.cli.flags import config_of, flags_of
+from scope.cli.flags import YES, config_of, flags_of
 from scope.workflows.features import CollectFeatures, collect_features
 
 FLAGS = flags_of(
     CollectFeatures,
     positional=("dictionary",),
+    more=[YES],
     doc="""Collect everything the browser shows about each latent into a pack.
 
 One pass over the activations of a recording, or of a model on a corpus, gathers all latents at once; then each
@@ -27,7 +28,7 @@ def flags(argv: Sequence[str]) -> type:
 def run(parsed: Any) -> None:
     from scope.cli.progress import console, print_certificate, print_note, progress_bar
 
-    with progress_bar("Collecting", unit="tokens") as on_progress:
+    with progress_bar("Collecting", unit="tokens", yes=parsed.yes) as on_progress:
         pack = collect_features(
             config_of(CollectFeatures, parsed),
             on_progress=on_progress,

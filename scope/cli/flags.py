@@ -33,6 +33,9 @@ def count(text: str) -> int:
     return int(number)
 
 
+YES = ("yes", bool, False, "Do not ask before work that will take more than an hour.")
+"""The flag of commands whose work may take hours."""
+
 PARSERS = ConstructorRegistry()
 """How the flags of every command are read."""
 

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColum
 from rich.text import Text
 
 from scope.escape import isolate_runs, visible
-from scope.progress import OnProgress
+from scope.progress import LATER, Forecast, OnProgress, duration
 
 
 class _Console(Console):
@@ -43,11 +43,34 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{_short(speed)} {self.unit}/s", style="dim")
 
 
+_SAY_ABOVE, _ASK_ABOVE = 120.0, 3600.0  # seconds
+
+
+def confirm_time(seconds: float, yes: bool, measured: str = "measured on its first seconds") -> None:
+    """Say how long work will take; before more than an hour, ask, where there is a terminal to ask at.
+
+    Raises:
+        KeyboardInterrupt: the answer was no.
+    """
+    if seconds < _SAY_ABOVE:
+        return
+    console.print(f"About {duration(seconds)}, {measured}. Ctrl-C stops it.", style="dim")
+    if yes or seconds < _ASK_ABOVE or not sys.stdin.isatty():
+        return
+    try:
+        answer = input("Go on? [Y/n] (--yes does not ask) ").strip().lower()
+    except EOFError:  # Ctrl-D
+        answer = "n"
+    if answer not in ("", "y", "yes"):
+        raise KeyboardInterrupt
+
+
 @contextmanager
-def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
+def progress_bar(title: str, unit: str = "steps", yes: bool = False, foretell: bool = True) -> Iterator[OnProgress]:
     """Within the block, call what it yields as (done, total, numbers); the bar stays when the work is done.
 
-    It is drawn with the first call: what is refused before is not said under a bar.
+    It is drawn with the first call: what is refused before is not said under a bar. With `foretell`, what the first seconds
+    show will take minutes is said, and what will take more than an hour is asked about unless `yes`.
     """
     columns = (
         TextColumn("{task.description:<12}", style="bold", markup=False),
@@ -59,15 +82,22 @@ def progress_bar(title: str, unit: str = "steps") -> Iterator[OnProgress]:
     )
     bar = Progress(*columns, console=console, refresh_per_second=4)
     task = bar.add_task(title, total=None, numbers="")
-    drawn = False
+    drawn, forecast, agreed = False, Forecast(), yes
 
     def on_progress(done: int, total: int, numbers: dict | None = None) -> None:
-        nonlocal drawn
+        nonlocal drawn, agreed
         if not drawn:
             drawn = True
             bar.start()
-        shown = "  ".join(f"{name} {_value(value)}" for name, value in (numbers or {}).items())
+        shown = "  ".join(f"{name} {_value(value)}" for name, value in (numbers or {}).items() if name != LATER)
         bar.update(task, completed=done, total=total, numbers=shown)
+        left = forecast.update(done, total) if foretell else None
+        if left is not None:
+            left += (numbers or {}).get(LATER, 0.0)
+            bar.stop()
+            confirm_time(left, agreed)
+            agreed = agreed or left >= _ASK_ABOVE
+            bar.start()
 
     try:
         yield on_progress

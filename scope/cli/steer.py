@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scope.cli.flags import config_of, flags_of
+from scope.cli.flags import YES, config_of, flags_of
 from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.steer import Steer, steer
 
@@ -13,6 +13,7 @@ FLAGS = flags_of(
     Steer,
     more=[
         ("json", Path | None, None, "Write everything here; --replay reads it."),
+        YES,
         ("plot", Path | None, None, "With --sweep: write its figure here, a page that any browser opens."),
     ],
     doc="""Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
@@ -31,7 +32,7 @@ def run(parsed: Any) -> int | None:
     """1 where a replay gives other texts than were saved."""
     from rich.text import Text
 
-    from scope.cli.progress import console, print_certificate, print_note
+    from scope.cli.progress import confirm_time, console, print_certificate, print_note
     from scope.steering.compare.steer import SteeringRun
 
     def on_progress(done: int, total: int, numbers: dict[str, Any]) -> None:
@@ -41,7 +42,12 @@ def run(parsed: Any) -> int | None:
     config = config_of(Steer, parsed)
     for file in filter(None, (parsed.json, parsed.plot)):
         refuse_unwritable(file)
-    tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_plan": console.print}
+    tell = {
+        "on_progress": on_progress,
+        "on_note": print_note,
+        "on_certificate": print_certificate,
+        "on_time": lambda s: confirm_time(s, parsed.yes),
+    }
     result = steer(config, **tell)
     if isinstance(result, SteeringRun):
         print_run(result, console)

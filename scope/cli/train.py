@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from scope.cli.flags import config_of, flags_of, numbers_in, settings_in
+from scope.cli.flags import YES, config_of, flags_of, numbers_in, settings_in
 from scope.training.grid import SWEPT
 from scope.workflows.train import config_for, train
 
@@ -28,7 +28,7 @@ def flags(argv: Sequence[str]) -> type:
         ConfigError: the preset is not one for that kind; --steps and --tokens are both given.
     """
     config = config_for(numbers_in(settings_in(argv), {"d_sae", "tokens", "steps", "batch_size"}))
-    made = flags_of(config, positional=("recording",), commas=(*SWEPT, "*"), doc=_DOC)
+    made = flags_of(config, positional=("recording",), commas=(*SWEPT, "*"), more=[YES], doc=_DOC)
     made.config = config  # type: ignore[attr-defined]
     return made
 
@@ -40,7 +40,7 @@ def run(parsed: Any) -> None:
 
     config = config_of(type(parsed).config, parsed)
     rank, *_ = launched()
-    with progress_bar("Training", unit="steps") if rank == 0 else nullcontext() as on_progress:
+    with progress_bar("Training", unit="steps", yes=parsed.yes) if rank == 0 else nullcontext() as on_progress:
         trained = train(
             config,
             on_progress=on_progress,

@@ -1,5 +1,6 @@
 """Score an SAE on text: each number with its interval over documents, beside those of its baselines."""
 
+import math
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -99,27 +100,36 @@ class Run:
                 raise DictionaryError(f"{name} reads {other.site}; it cannot be scored beside an SAE of {self.site}.")
         self.stop = model.layers_for([self.site])
         self.said: list[str] = []
-        self.passes = 3 if config.nulls and config.random_model else 2
-        self.done = 0
+        part = 1.0 if self.stop is None or not hasattr(model, "blocks") else self.stop / len(model.blocks)
+        arms = 1 + len(beside) + (4 if config.nulls else 0)
+        spliced = 1 - part if self.site.endswith("hook_resid_post") else 1.0
+        self.costs = {"first": part, "second": 1 + arms * spliced}  # of a context, in runs of the whole model
+        if config.nulls and config.random_model:
+            self.costs["random model"] = part
+        self.done = 0.0
 
     def go(self) -> Evaluation:
         self._first_pass()
         self.arms = self._arms()
-        for tokens, units in self._batches():
+        for tokens, units in self._batches("second"):
             self._second_pass(tokens, units)
         self.resampled = Resampled(self.text.n_units, self.config.seed, self.config.resamples)
         arms = self._scores()
-        if self.passes == 3:
+        if "random model" in self.costs:
             self._on_random_model(arms)
         return self._result(arms)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, stage: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Contexts and their units; each batch is reported as progress once it is done."""
-        total = self.passes * len(self.text.tokens)
         for tokens, units in self.text.batches(self.config.batch_contexts):
             yield tokens.to(self.model.device), units.to(self.model.device)
-            self.done = min(total, self.done + len(tokens))
-            self.on_progress(self.done, total, {})
+            self._report(stage, len(tokens), len(self.text.tokens))
+
+    def _report(self, stage: str, contexts: int, of: int) -> None:
+        """Report progress in runs of the model, of which a context of each pass costs a known number."""
+        self.done += contexts * self.costs[stage]
+        total = math.ceil(of * sum(self.costs.values()))
+        self.on_progress(min(total, round(self.done)), total, {})
 
     def _real(self, tokens: Tokens) -> Mask:
         text = tokens != self.model.cfg.pad
@@ -152,7 +162,7 @@ class Run:
         """Gather what scoring needs: moments, the norm of an outlier, the means with <bos> and with special tokens."""
         self.moments = Moments(self.sae.d_in)
         norms, sums, self.n = [], {"with_bos": [], "with_special": []}, torch.zeros(self.text.n_units, dtype=torch.float64)
-        for tokens, units in self._batches():
+        for tokens, units in self._batches("first"):
             x, mask, _ = self._record(tokens, self.stop)
             self.moments.add(x[mask])
             self._first_batch(tokens, x, mask)
@@ -255,7 +265,7 @@ class Run:
             self.said.append(f"The random-model baseline was not scored: {error}.")
             return
         moments, found = Moments(self.sae.d_in, most=0), []
-        for tokens, units in self._batches():
+        for tokens, units in self._batches("random model"):
             x, mask, _ = self._record(tokens, self.stop, model)
             moments.add(x[mask])
             found.append((x[mask].cpu(), units[:, : x.shape[1]][mask]))

@@ -131,14 +131,14 @@ def steer(
     on_progress: OnProgress | None = None,
     on_note: OnNote = silent,
     on_certificate: Callable[[Any], None] | None = None,
-    on_plan: OnNote = silent,
+    on_time: Callable[[float], None] | None = None,
     **settings: Any,
 ) -> Any:
     """Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
     `scope.steer("runs/demo/dictionary", latent=12, strength=0.3, prompt="In the morning")` says what `scope steer` says with
     flags. Returns a `SteeringRun`; with `sweep`, a `Sweep`, with `moderate` too a `ModeratedSweep`; with `replay`, the run made
-    again.
+    again. `on_time` is called with the seconds that a sweep will probably take, measured on short texts before it begins.
 
     `scope.steer(model, sae, edits, prompts)` steers with objects in memory; see `scope.steering.compare.steer.steer`.
 
@@ -187,7 +187,8 @@ def steer(
     usual = Steer.__dataclass_fields__["conditions"].default
     how["conditions"] = None if job.conditions == usual else job.conditions
     seconds = estimate(model, sae, edits, prompts, job.sweep, job.sampling, **how)
-    on_plan(f"{len(job.sweep)} strengths, about {max(1, round(seconds))} s")
+    if on_time is not None:
+        on_time(seconds)
     swept = sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
     return swept if judge is None else judge(swept)
 

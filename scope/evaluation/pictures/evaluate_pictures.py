@@ -72,13 +72,12 @@ class PictureRun(Run):
         self.norms: dict[str, list[Tensor]] = {"image": [], "text": []}
         self.sums = {kind: torch.zeros(sae.d_in, dtype=torch.float64) for kind in self.norms}
 
-    def _batches(self) -> Iterator[tuple[Any, Tensor]]:
-        total, size = self.passes * len(self.inputs), self.config.batch_contexts
+    def _batches(self, stage: str) -> Iterator[tuple[Any, Tensor]]:
+        size = self.config.batch_contexts
         for a in range(0, len(self.inputs), size):
             batch = self.inputs[slice(a, a + size)].to(self.model.device)
             yield batch, self.text.units[a : a + size].to(self.model.device)
-            self.done = min(total, self.done + len(batch))
-            self.on_progress(self.done, total, {})
+            self._report(stage, len(batch), len(self.inputs))
 
     def _roles(self, batch: Inputs, x: Tensor) -> Tensor:
         """The role of each row of activations: the tower's are patches, which stand first."""

@@ -22,7 +22,7 @@ from scope.features.collect import first_pass, share
 from scope.features.collect.build_folder import begin
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
-from scope.features.collect.scoring import Blocks, measure
+from scope.features.collect.scoring import Blocks, measure, seconds_for_scores
 from scope.features.collect.second_pass import look_up
 from scope.features.collect.source import from_inputs, from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
@@ -32,7 +32,7 @@ from scope.features.pack.format import N_BINS
 from scope.features.pack.write import PackArrays, refuse_foreign, write_pack
 from scope.fit import check_fit
 from scope.models.face import Model
-from scope.progress import OnProgress
+from scope.progress import LATER, OnProgress
 from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.sites import in_stream_space
@@ -96,8 +96,9 @@ def collect(
         if ranks.world > 1:
             share.encode_share(sae, source, building, config.chunk_tokens, ranks, on_progress)
         missing = share.missing_chunk(building, ranks)
+        reading = None if on_progress is None else _with_later(on_progress, seconds_for_scores(model, sae, config))
         statistics = first_pass.gather(
-            sae, source, building, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, on_progress, missing
+            sae, source, building, config.sizes, config.chunk_tokens, len(source.vocab), config.seed, reading, missing
         )
         examples, relations, tokens, controls, pictures = look_up(sae, source, building, statistics, config)
         rho = float(np.median(np.concatenate(statistics.norms)))
@@ -135,6 +136,11 @@ def collect(
         )
         write_pack(out, arrays)
     return PackData.open(out)
+
+
+def _with_later(on_progress: OnProgress, seconds: float) -> OnProgress:
+    """Progress of a first part of the work, after which another takes about so many seconds."""
+    return lambda done, total, numbers: on_progress(done, total, numbers | {LATER: seconds})
 
 
 def _effects(model: Model, site: str, directions: Tensor) -> TokenEffects | None:

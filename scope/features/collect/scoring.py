@@ -1,6 +1,7 @@
 """Output scores in blocks of latents, saved as they are finished and shared by processes."""
 
 import hashlib
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from scope.models.face import LanguageModel, Model, VisionModel
 from scope.null_seeds import generator
 from scope.progress import OnProgress
 from scope.sae.base import SAE
+from scope.sites import in_stream_space
 
 PLAN = "plan"
 BLOCK = 512
 """Directions of a block."""
+_TIMED = 8  # directions
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,21 @@ def measure(
             done = min((number + 1) * BLOCK, len(chosen))
             on_progress(done, len(chosen), {"output scores": done})
     return every, null
+
+
+def seconds_for_scores(model: Model, sae: SAE, config: CollectConfig) -> float:
+    """Seconds that `measure` will probably take, from a few random directions; 0 where nothing will be measured."""
+    site = next(iter(sae.writes), sae.site)
+    if not (config.score_prompts and in_stream_space(site)) or isinstance(model, VisionModel) or model.tokenizer is None:
+        return 0.0
+    n = min(sae.d_sae, config.score_latents or sae.d_sae) + config.score_null
+    directions = torch.randn(_TIMED, model.cfg.d_model, generator=generator("directions to time", config.seed))
+    directions = directions.to(sae.W_dec.device)
+    prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
+    promoted = np.zeros((_TIMED, 10), np.int64)
+    begun = time.monotonic()
+    output_scores(model, site, directions, promoted, 1.0, prompts)
+    return (time.monotonic() - begun) / _TIMED * n
 
 
 def _of_random_directions(model: LanguageModel, sae: SAE, length: float, config: CollectConfig) -> dict[str, float]:
