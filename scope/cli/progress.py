@@ -46,15 +46,14 @@ class _Rate(ProgressColumn):
 _SAY_ABOVE, _ASK_ABOVE = 120.0, 3600.0  # seconds
 
 
-def confirm_time(seconds: float, yes: bool, measured: str = "measured on its first seconds") -> None:
-    """Say how long work will take; before more than an hour, ask, where there is a terminal to ask at.
+def confirm_time(seconds: float, yes: bool, text: str = "") -> None:
+    """Say how long work will take, in `text` if given; before more than an hour, ask, where there is a terminal to ask at.
 
     Raises:
         KeyboardInterrupt: the answer was no.
     """
-    if seconds < _SAY_ABOVE:
-        return
-    console.print(f"About {duration(seconds)}, {measured}. Ctrl-C stops it.", style="dim")
+    if text or seconds >= _SAY_ABOVE:
+        console.print(text or f"About {duration(seconds)}, measured on its first seconds. Ctrl-C stops it.", style="dim")
     if yes or seconds < _ASK_ABOVE or not sys.stdin.isatty():
         return
     try:
