@@ -4,10 +4,13 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from scope.activations.corpus.document import Document
 from scope.activations.corpus.layouts import RecordFields, document_of
 from scope.activations.errors import CorpusError
+
+from scope.typed_json import LARGEST
 
 
 def open_hub(spec: str, field: str | RecordFields) -> tuple[dict, Callable[[], Iterator[Document]]]:
@@ -28,9 +31,10 @@ def open_hub(spec: str, field: str | RecordFields) -> tuple[dict, Callable[[], I
     try:
         revision = dataset_info(name).sha
         stream = load_dataset(name, config, split=split, revision=revision, streaming=True)
-        for column, feature in (getattr(stream, "features", None) or {}).items():
-            if type(feature).__name__ == "Image":  # its file as it is; pictures are decoded by one rule, elsewhere
-                stream = stream.cast_column(column, type(feature)(decode=False))
+        features = getattr(stream, "features", None) or {}
+        images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
+        for column in images:  # its file as it is; pictures are decoded by one rule, elsewhere
+            stream = stream.cast_column(column, type(features[column])(decode=False))
     except Exception as error:  # the hub raises many kinds of errors
         raise CorpusError(f"{spec} is no file here, and the hub does not give it: {_why(error, name)}") from None
 
@@ -38,7 +42,7 @@ def open_hub(spec: str, field: str | RecordFields) -> tuple[dict, Callable[[], I
         records = iter(stream)
         for number in itertools.count():
             try:
-                record = next(records)
+                record = _with_bytes(next(records), images)
             except StopIteration:
                 return
             except Exception as error:  # broken connection, damaged file
@@ -50,6 +54,18 @@ def open_hub(spec: str, field: str | RecordFields) -> tuple[dict, Callable[[], I
     identity = {"kind": "hub", "name": name, "split": split, "revision": revision}
     identity |= {"field": field} if isinstance(field, str) else field.identity
     return identity | ({"config": config} if config else {}), source
+
+
+def _with_bytes(record: dict[str, Any], images: list[str]) -> dict[str, Any]:
+    """A record whose pictures are files of the data set's repository, with their bytes."""
+    from datasets.download.streaming_download_manager import xopen
+
+    for column in images:
+        picture = record[column] or {}
+        if picture.get("bytes") is None and picture.get("path"):
+            with xopen(picture["path"], "rb") as file:
+                record = record | {column: picture | {"bytes": file.read(LARGEST)}}
+    return record
 
 
 def _why(error: Exception, name: str) -> str:

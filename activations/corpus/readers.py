@@ -208,12 +208,13 @@ def _no_column(path: Path, field: str | RecordFields, there: list[str]) -> str:
 
 
 def _rows(path: Path, name: str, field: str | RecordFields, batches: Iterable[Any]) -> Iterator[Document]:
-    """The documents of the rows of some batches; a row without a value is left out."""
+    """The documents of the rows of some batches. Of texts, a row without a value is left out; where a picture belongs, it is a
+    document without one."""
     number = 0
     for batch in batches:
         for i in range(batch.num_rows):
             row = {column: batch.column(column)[i].as_py() for column in batch.schema.names}
-            if any(value is not None for value in row.values()):
+            if not isinstance(field, str) or any(value is not None for value in row.values()):
                 if any(isinstance(value, str) and len(value) > LARGEST for value in row.values()):
                     raise CorpusError(f"{path}, row {number}, holds a text of more than {LARGEST:,} characters.")
                 yield document_of(row, field, f"{path}, row {number}", f"{name}:{number}")

@@ -15,8 +15,9 @@ from scope.activations.format.continuing import contexts_for, continues
 from scope.activations.format.hdf5 import ITEM_BYTES
 from scope.activations.format.remote import Remote, address, folder_for
 from scope.activations.harvest.ranks import ProcessRank, n_readable
+from scope.activations.harvest.scan import Scan, TriesDocuments, scan
 
-from scope.progress import size
+from scope.progress import OnProgress, size
 from scope.sites import match_sites
 from scope.typed_json import as_json
 from scope.whole_files import is_held, only_writer
@@ -43,6 +44,8 @@ class Plan:
 
     context: int
     ranks: int = 1
+    scan: Scan | None = None
+    """What was found in the documents that are still to be recorded; None where they were not tried."""
 
     @property
     def seconds(self) -> float | None:
@@ -60,12 +63,16 @@ def plan(
     provenance: dict,
     timed: bool = True,
     staging: Path = STAGING,
+    on_scan: OnProgress | None = None,
 ) -> Plan:
     """Sites, size, disk space and time of a harvest. Everything that can be checked before work begins is checked here.
 
+    Where `timed`, documents that may be unusable, such as pictures, are tried too; `on_scan` reports how far that is. Those of
+    the hub are not: they would be fetched twice.
+
     Raises:
         UnknownSite: a pattern matches no site.
-        CorpusError: the corpus holds no text.
+        CorpusError: the corpus holds no text, or documents that cannot be used where such are to be refused.
         RecordingError: the context is too long for the model, the disk is too small, `out` holds something else, or
             activations are NaN or Inf.
         FolderInUse: another process is writing there.
@@ -94,6 +101,11 @@ def plan(
     tokens = max(tokens, done) if again else tokens
     free = _room(folder, remote, left, per_token, config.shard_rows)
     look = left and (timed or not exists)
+    tried = None
+    if left and timed and isinstance(maker, TriesDocuments) and corpus.identity.get("kind") != "hub":
+        cursor = recorded.entries[-1].cursor if recorded and recorded.entries else None
+        documents, first = corpus.documents(config.seed), cursor.documents if cursor else 0
+        tried = scan(maker, documents, config.context, -(-left // config.context), first, on_progress=on_scan)
     return Plan(
         sites=sites,
         tokens=tokens,
@@ -104,6 +116,7 @@ def plan(
         survey=survey(recorder, maker, corpus, tuple(sites), config, config.seed, timed) if look else None,
         context=config.context,
         ranks=ProcessRank.of_environment().world,
+        scan=tried,
     )
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +20,29 @@ TURNS = ("conversations", "messages")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2", ".tga", ".ico")
 """Names of pictures end so."""
 
+ADDRESSES = ("http://", "https://")
 _NAME, _LONGEST_PATH = 1000, 4096  # characters
 _MARKS = ("<image>\n", "\n<image>", "<image>")  # where a chat or a question says that its picture stands
+
+
+class OutsideFolder(CorpusError):
+    """The metadata of a folder of pictures names a file that is not below it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFields:
     """The fields of a corpus's records, by name; None: the first of the usual names that a record has. Relative paths of
-    pictures are those below `base`."""
+    pictures are those below `base`; without one, paths name no files of this machine."""
 
     picture: str | None = None
     text: str | None = None
     question: str | None = None
     answer: str | None = None
-    base: Path = Path()
+    base: Path | None = Path()
     required: bool = True
     """Whether a record without a field for pictures is refused; otherwise its document has no picture."""
+    confined: bool = False
+    """Whether files outside `base` are refused."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -60,6 +68,7 @@ class PictureFields:
 
         Raises:
             CorpusError: the record has no field that could hold a picture.
+            OutsideFolder: it names a file outside `base`, and `confined`.
         """
         known = [key for key, value in record.items() if value is not None]
         field = self._named(self.picture, PICTURES, record, "--picture-field" if self.required else "")
@@ -76,6 +85,11 @@ class PictureFields:
         for mark in _MARKS:
             question, text = question.replace(mark, ""), text.replace(mark, "")
         picture = None if field is None else picture_of(record.get(field), self.base)
+        if self.confined and isinstance(picture, str) and not _is_below(picture, self.base):
+            raise OutsideFolder(
+                f"{source}, names {str(record[field])[:200]!r}, which lies outside its folder. The metadata of a folder of "
+                "pictures names files below it.\n  Move the picture there, or give the records another name than metadata."
+            )
         return Document(title, text, picture=picture, question=question, answer=answer)
 
     @staticmethod
@@ -87,7 +101,12 @@ class PictureFields:
         return stated if stated in there else None
 
 
-def picture_of(value: Any, base: Path) -> bytes | str | None:
+def _is_below(path: str, base: Path | None) -> bool:
+    top = os.path.abspath(base or "")
+    return path.startswith(ADDRESSES) or os.path.commonpath([top, os.path.abspath(path)]) == top
+
+
+def picture_of(value: Any, base: Path | None) -> bytes | str | None:
     """The bytes of a picture's file, or the file's path: from bytes, {"bytes", "path"}, a path, a data URL or base64, or a list
     with one of these. None where it is none of them."""
     if isinstance(value, list | tuple):
@@ -101,11 +120,11 @@ def picture_of(value: Any, base: Path) -> bytes | str | None:
         return None
     if value.startswith("data:"):
         return _decoded(value.partition(",")[2])
-    if value.startswith(("http://", "https://")):
+    if value.startswith(ADDRESSES):
         return value
     if len(value) > 64 and not value.lower().endswith(SUFFIXES) and (data := _decoded(value)) is not None:
         return data
-    return str(base / value) if len(value) < _LONGEST_PATH and "\0" not in value else None
+    return str(base / value) if base is not None and len(value) < _LONGEST_PATH and "\0" not in value else None
 
 
 def _decoded(text: str) -> bytes | None:

@@ -29,7 +29,7 @@ from scope.activations.corpus.hub import open_hub
 from scope.activations.corpus.readers import known_form, read_file, saved_files
 from scope.activations.corpus.sources import Corpus
 from scope.activations.errors import CorpusError, CorpusWarning
-from scope.activations.pictures.fields import SUFFIXES, PictureFields
+from scope.activations.pictures.fields import SUFFIXES, OutsideFolder, PictureFields
 from scope.activations.scenes.pages import pages
 from scope.activations.scenes.scene import Scene, scenes
 
@@ -66,7 +66,7 @@ def open_pictures(spec: str, fields: PictureFields | None = None) -> Corpus:
         raise CorpusError(f"{spec} is text alone, and this model reads pictures. Give {KNOWN}.")
     if form_of(path) or spec.startswith((".", "/", "~")) or spec.count("/") != 1:
         raise CorpusError(f"There is no corpus of pictures {spec}.\n  Give {KNOWN}.")
-    return Corpus(spec, *open_hub(spec, fields))
+    return Corpus(spec, *open_hub(spec, replace(fields, base=None)))
 
 
 def _synthetic(spec: str) -> Corpus:
@@ -102,9 +102,14 @@ def _file(path: Path, spec: str, fields: PictureFields) -> Corpus:
     if form.kind in PLAIN:
         raise CorpusError(f"{path} is text alone, and this model reads pictures. Give {KNOWN}.")
     check(path, form)
-    fields = replace(fields, base=path.parent)
+    fields = _below(path, fields)
     read = _records(path, path.name, fields)
     return Corpus(spec, identity | {"kind": "picture file"} | fields.identity, read)
+
+
+def _below(path: Path, fields: PictureFields) -> PictureFields:
+    """The fields of a file; relative paths are those beside it; an ImageFolder's metadata names none outside its folder."""
+    return replace(fields, base=path.parent, confined=path.name.partition(".")[0] == "metadata")
 
 
 def _records(path: Path, name: str, fields: PictureFields) -> Callable[[], Iterator[Document]]:
@@ -123,10 +128,11 @@ def _folder(folder: Path, spec: str, fields: PictureFields) -> Corpus:
     problem: CorpusError | None = None
     for name in records:
         path = folder / name
-        of_file = replace(fields, base=path.parent)
         try:
             check(path, known_form(path))
-            sources[name] = _records(path, name, of_file)
+            sources[name] = _records(path, name, _below(path, fields))
+        except OutsideFolder:
+            raise
         except CorpusError as error:
             problem = error
             others.append(name)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _ASK_ABOVE, _ASK_AFTER = 2_000_000_000, 600  # bytes, seconds
+_UNUSABLE = 5  # documents that are named in the plan; the recording names all
 
 FLAGS = flags_of(
     Harvest,
@@ -33,21 +34,28 @@ def flags(argv: Sequence[str]) -> type:
 
 
 def run(parsed: Any) -> None:
-    from contextlib import nullcontext
+    from contextlib import ExitStack, nullcontext
 
     from scope.activations.harvest.ranks import ProcessRank
     from scope.cli.progress import console, print_note, progress_bar
     from scope.cli.recording import summary
     from scope.workflows.harvest import harvest
 
+    scanning = ExitStack()
+
     def confirm(planned: Any) -> bool:
+        scanning.close()
         console.print(describe(planned, config.out))
         return agreed(planned, parsed.yes)
 
     leave_in_order()
     config = config_of(Harvest, parsed)
-    with progress_bar("Harvesting", unit="tokens") if ProcessRank.of_environment().leads else nullcontext() as on_progress:
-        store = harvest(config, on_progress=on_progress, confirm=confirm)
+    with (
+        scanning,
+        progress_bar("Harvesting", unit="tokens") if ProcessRank.of_environment().leads else nullcontext() as on_progress,
+    ):
+        on_scan = scanning.enter_context(progress_bar("Trying", unit="documents"))
+        store = harvest(config, on_progress=on_progress, on_scan=on_scan, confirm=confirm)
     if store is None:
         return
     console.print(summary(store))
@@ -96,6 +104,10 @@ def describe(planned: Any, out: str) -> "Table":
         )
     elif planned.recorded >= planned.tokens:
         table.add_row("time", "none: all of it is there")
+    if planned.scan is not None:
+        table.add_row("tried", str(planned.scan))
+        for named in planned.scan.named[:_UNUSABLE]:
+            table.add_row("left out", named)
     return table
 
 

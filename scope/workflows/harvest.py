@@ -69,6 +69,7 @@ def harvest(
     config: Harvest | str | None = None,
     *,
     on_progress: OnProgress | None = None,
+    on_scan: OnProgress | None = None,
     confirm: Callable[[Any], bool] | None = None,
     **settings: Any,
 ) -> Any:
@@ -77,8 +78,9 @@ def harvest(
     Stopped at any moment, the same call continues, and the recording is byte for byte that of an uninterrupted run. With more
     `tokens` it extends the recording. Without `sites` the residual stream after the middle layer is recorded.
 
-    `confirm` is called with the plan (sites, size, time) before work begins; if it returns False nothing is done and the result
-    is None. Under torchrun only the first process plans and returns the recording.
+    Pictures are tried first, for up to a minute, of which `on_scan` reports. `confirm` is called with the plan (sites, size,
+    time, pictures that cannot be used) before work begins; if it returns False nothing is done and the result is None. Under
+    torchrun only the first process plans and returns the recording.
 
     Raises:
         ConfigError, CheckpointError: a setting or a model that cannot be.
@@ -111,7 +113,7 @@ def harvest(
     asked = model, inputs, corpus, replace(job.config, **recorded), job.out, model.provenance
     planned = None
     if ranks.leads:
-        planned = room.plan(*asked, staging=job.staging)
+        planned = room.plan(*asked, staging=job.staging, on_scan=on_scan)
         if confirm is not None and not confirm(planned):
             return None
     return room.harvest(*asked, on_progress, planned, job.staging)

@@ -25,7 +25,9 @@ class PictureSettings:
     """What a PaliGemma is asked of pictures whose corpus has no question; the text beside them is then the answer."""
 
     bad_pictures: Literal["refuse", "skip"] = "refuse"
-    """Pictures that cannot be read: refuse ends the work there, skip leaves them out, counted and named in the recording."""
+    """Pictures that cannot be read: refuse names them and does not begin, or ends the work at one that is found later; skip
+    leaves them out, counted and named in the recording. They are tried before the model runs: decoded for half a minute, then
+    for another only their headers; what that does not reach, and what is streamed from the hub, is tried when it is read."""
 
 
 def reads_pictures(model: Any) -> bool:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from scope.activations.config import HarvestConfig
+from scope.activations.corpus.hub import _with_bytes
 from scope.activations.corpus.roles import Role
 from scope.activations.errors import CorpusError, CorpusWarning, RecordingError
 from scope.activations.harvest.harvest import harvest
+from scope.activations.harvest.plan import plan
+from scope.activations.harvest.scan import scan
 from scope.activations.pictures.fields import PictureFields
 from scope.activations.pictures.sources import open_pictures
 from scope.activations.read.store import ActivationStore
@@ -306,3 +309,73 @@ def test_scenes_and_pages_are_corpora_that_say_what_they_show(models, tmp_path):
     assert len(read("pages:3")) == 3
     with pytest.raises(CorpusError, match="give a number"):
         read("scenes:many")
+
+
+def planned(model, folder, out, options=InputOptions(), **more):
+    site = "vision.hook_out"
+    config = HarvestConfig(sites=(site,), tokens=100_000, context=16, batch_contexts=4, dtype="float32", shard_rows=64)
+    maker = model.inputs_for([site], options)
+    return plan(model, maker, open_pictures(str(folder)), config, out, model.provenance, **more)
+
+
+def test_broken_pictures_of_a_large_corpus_are_all_named_before_the_model_runs(models, folder, tmp_path):
+    model = models["siglip"]
+    for i in range(10, 30):
+        (folder / f"q{i}.png").write_bytes(file_of(i, size=(4, 4)))
+    names = [d.name for d in open_pictures(str(folder)).documents(0)]
+    for i in (20, 27):
+        (folder / names[i]).write_bytes(file_of(3)[:70])
+    with pytest.raises(CorpusError, match="30 documents tried before the model runs: 2 cannot be used") as refusal:
+        planned(model, folder, tmp_path / "r")
+    assert f"Document 20, {names[20]}: " in str(refusal.value)
+    assert f"Document 27, {names[27]}: " in str(refusal.value)
+    skipping = InputOptions(bad_pictures="skip")
+    scanned = planned(model, folder, tmp_path / "r", skipping).scan
+    assert (scanned.whole, scanned.partly, scanned.ended, scanned.unusable) == (30, 0, True, 2)
+    record(model, folder, tmp_path / "r", "vision.hook_out", options=skipping, tokens=8 * 16)
+    assert planned(model, folder, tmp_path / "r", skipping).scan.whole == 22  # those that are still to be recorded
+
+
+def test_what_the_time_for_trying_pictures_did_not_reach_is_said(models, folder):
+    maker = models["siglip"].inputs_for(["vision.hook_out"], InputOptions(bad_pictures="skip"))
+    corpus = open_pictures(str(folder))
+    assert str(scan(maker, corpus.documents(), 16, 10, seconds=0)).startswith(
+        "0 documents tried before the model runs; the rest"
+    )
+    (folder / "p3.png").write_bytes(b"no picture")
+    (folder / "p4.png").write_bytes(file_of(4)[:70])
+    problems = [maker.problem_of(d, 16, whole=False) is not None for d in corpus.documents()]
+    assert sum(problems) == 1  # a file that was cut short has its header
+
+
+def test_a_row_of_nulls_is_a_document_that_cannot_be_used(models, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = {"image": pa.array([{"bytes": file_of(1)}, None, {"bytes": None, "path": None}, {"bytes": file_of(2)}], kind)}
+    parquet.write_table(pa.table(rows | {"text": ["a", None, "b", "c"]}), tmp_path / "set.parquet")
+    assert [d.picture is None for d in read(tmp_path / "set.parquet")] == [False, True, True, False]
+    store = record(
+        models["siglip"], tmp_path / "set.parquet", tmp_path / "r", "vision.hook_out", options=InputOptions(bad_pictures="skip")
+    )
+    assert (store.n_contexts, store.manifest.skipped_documents) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "more/../../secret.png", "/etc/secret.png"])
+@pytest.mark.parametrize("form", ["metadata.jsonl", "metadata.csv"])
+def test_metadata_of_a_folder_names_no_file_outside_it(folder, form, name):
+    (folder / form).write_text(f"file_name\n{name}\n" if form.endswith("csv") else json.dumps({"file_name": name}))
+    for spec in (folder, folder / form):
+        with pytest.raises(CorpusError, match="lies outside its folder"):
+            read(spec)
+    (folder / form).write_text("file_name\nmore/../p1.png\n" if form.endswith("csv") else '{"file_name": "more/../p1.png"}')
+    assert len(read(folder)) == 1
+
+
+def test_records_of_the_hub_name_no_files_of_this_machine(tmp_path):
+    (tmp_path / "p.png").write_bytes(file_of(1))
+    fields = PictureFields(base=None)
+    assert fields.document({"image": str(tmp_path / "p.png")}, "a set", "").picture is None
+    with_bytes = _with_bytes({"image": {"bytes": None, "path": str(tmp_path / "p.png")}, "text": "a"}, ["image"])
+    assert fields.document(with_bytes, "a set", "").picture == file_of(1)

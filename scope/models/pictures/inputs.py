@@ -20,6 +20,9 @@ from scope.models.pictures.processor import PictureProcessor
 from scope.models.pictures.read import read_picture
 
 BadPictures = Literal["refuse", "skip"]
+UNUSABLE = (PictureError, TokensError, CorpusError)
+"""Errors that concern one document."""
+
 THUMBNAIL = 224
 """Pixels of the longer side of a small picture."""
 
@@ -59,6 +62,7 @@ class PictureMaker:
     packing = "one document a context, padded at the end"
     rows = ""
     """What rows are, in a word."""
+    reads_pictures = True
 
     def __init__(self, options: InputOptions, context: int, least: int | None = None):
         self.options, self.context, self.least = options, context, context if least is None else least
@@ -91,6 +95,22 @@ class PictureMaker:
             PictureError, TokensError: it cannot be used.
         """
         raise NotImplementedError
+
+    @property
+    def skips(self) -> bool:
+        """Whether documents that cannot be used are left out."""
+        return self.options.bad_pictures == "skip"
+
+    def problem_of(self, document: Document, context: int, whole: bool = True) -> str | None:
+        """Why a document cannot be used, or None. Not `whole`: only whether its picture's header can be read."""
+        try:
+            if whole:
+                self.example(document, context)
+            elif self.reads_pictures:
+                picture_in(document, whole=False)
+        except UNUSABLE as error:
+            return str(error)
+        return None
 
 
 class PictureStream:
@@ -125,8 +145,8 @@ class PictureStream:
             names.append(document.name)
             try:
                 example = self.maker.example(document, self.context)
-            except (PictureError, TokensError, CorpusError) as error:
-                if self.maker.options.bad_pictures == "refuse":
+            except UNUSABLE as error:
+                if not self.maker.skips:
                     raise CorpusError(self._refusal(document, error)) from None
                 self.skipped += 1
                 facts.append({"skipped": str(error).splitlines()[0]})
@@ -212,8 +232,8 @@ def processor_identity(processor: PictureProcessor, patch_size: int) -> dict[str
     return {"picture_size": processor.size, "patch_size": patch_size, "processor": json.dumps(values)}
 
 
-def picture_in(document: Document) -> Any:
-    """The picture of a document, decoded.
+def picture_in(document: Document, whole: bool = True) -> Any:
+    """The picture of a document, decoded; not `whole`: only its header is read.
 
     Raises:
         PictureError: it has none, or it cannot be read.
@@ -222,7 +242,7 @@ def picture_in(document: Document) -> Any:
         raise PictureError(f"{document.name} has no picture, or several where one is read.")
     if isinstance(document.picture, str) and document.picture.startswith(("http://", "https://")):
         raise PictureError(f"{document.name} is an address, and pictures are not fetched. Download it first.")
-    return read_picture(document.picture, document.name)
+    return read_picture(document.picture, document.name, whole)
 
 
 def facts_of(document: Document, picture: Any) -> dict[str, Any]:

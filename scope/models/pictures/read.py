@@ -30,9 +30,10 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "I
 _STARTS = {b"%PDF": "a PDF", b"%!PS": "PostScript", b"<svg": "an SVG", b"<?xml": "XML, perhaps an SVG", b"<!DOC": "HTML"}
 
 
-def read_picture(source: Any, name: str | None = None) -> Any:
+def read_picture(source: Any, name: str | None = None, whole: bool = True) -> Any:
     """A PIL image in RGB, from a path, the bytes of a file, a PIL image, or an array [height width], [height width channel] or
-    [channel height width] of 8-bit grey levels. `name` is what refusals call it.
+    [channel height width] of 8-bit grey levels. `name` is what refusals call it. Not `whole`: of a file only
+    the header is read, and the image holds no pixels yet.
 
     Raises:
         PictureError: it is no picture, is broken, or is of a kind that is refused.
@@ -50,17 +51,17 @@ def read_picture(source: Any, name: str | None = None) -> Any:
                 f"A picture is expected, and {str(source)[:60]!r} is text that names no file.\n"
                 "  Give a file, its bytes, a PIL image or an array; text goes where tokens belong."
             )
-        return _decoded(read_bytes(path, PictureError, "Give a picture's file."), name or str(path))
+        return _decoded(read_bytes(path, PictureError, "Give a picture's file."), name or str(path), whole)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _decoded(bytes(source), name or "The picture")
+        return _decoded(bytes(source), name or "The picture", whole)
     if isinstance(source, os.PathLike):
-        return read_picture(os.fspath(source), name)
+        return read_picture(os.fspath(source), name, whole)
     raise PictureError(
         f"A picture is expected, and this is a {type(source).__name__}. Give a file, its bytes, a PIL image or an array."
     )
 
 
-def _decoded(data: bytes, name: str) -> Any:
+def _decoded(data: bytes, name: str, whole: bool) -> Any:
     from PIL import Image
 
     if other := next((kind for start, kind in _STARTS.items() if data[:512].lstrip().startswith(start)), None):
@@ -70,7 +71,10 @@ def _decoded(data: bytes, name: str) -> Any:
             warnings.simplefilter("ignore")
             Image.init()
             image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
-            return to_rgb(image, name)
+            if whole:
+                return to_rgb(image, name)
+            _check(image, name)
+            return image
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -83,14 +87,8 @@ def _decoded(data: bytes, name: str) -> Any:
         raise PictureError(f"{name} is broken or was cut short: {reason}.") from None
 
 
-def to_rgb(image: Any, name: str) -> Any:
-    """A PIL image by the rules of this module.
-
-    Raises:
-        PictureError: it is too large, empty, or has several frames.
-    """
-    from PIL import Image, ImageOps
-
+def _check(image: Any, name: str) -> None:
+    """Refuse an image that is too large, empty, or has several frames, by its header."""
     width, height = image.size
     if not width or not height:
         raise PictureError(f"{name} is {width} x {height}: it has no pixels.")
@@ -104,6 +102,17 @@ def to_rgb(image: Any, name: str) -> Any:
             f"{name} has {frames} frames or pages, and one picture is meant.\n"
             "  Save the one that you mean: image.seek(0); image.copy() with pillow."
         )
+
+
+def to_rgb(image: Any, name: str) -> Any:
+    """A PIL image by the rules of this module.
+
+    Raises:
+        PictureError: it is too large, empty, or has several frames.
+    """
+    from PIL import Image, ImageOps
+
+    _check(image, name)
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N"):  # pillow's own conversion would cut everything above 255
         image = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))

@@ -16,6 +16,8 @@ class TextTowerMaker(PictureMaker):
     """Rows are the tokens of a text, padding left out, or one row for all of it. Texts that are too long are cut, as they were
     in training."""
 
+    reads_pictures = False
+
     def __init__(self, options: InputOptions, words: TextTowerTokenizer, pooled: bool = False):
         self.words, self.pooled, self.rows = words, pooled, "texts" if pooled else "tokens of texts"
         super().__init__(options, 1 if pooled else words.cfg.n_ctx)
