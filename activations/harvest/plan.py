@@ -45,7 +45,7 @@ class Plan:
     context: int
     ranks: int = 1
     scan: Scan | None = None
-    """What was found in the documents that are still to be recorded; None where they were not tried."""
+    """The result of trying the documents that are still to be recorded; None where they were not tried."""
 
     @property
     def seconds(self) -> float | None:

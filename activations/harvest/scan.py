@@ -37,7 +37,7 @@ class TriesDocuments(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What was found in the `whole` documents that were tried in full, and the `partly` that were checked by their headers."""
+    """The result for `whole` documents that were tried in full, and `partly` whose header alone was checked."""
 
     whole: int
     partly: int
