@@ -33,21 +33,20 @@ def run(parsed: Any) -> int | None:
     from rich.text import Text
 
     from scope.cli.progress import confirm_time, console, print_certificate, print_note
+    from scope.progress import duration
     from scope.steering.compare.steer import SteeringRun
 
     def on_progress(done: int, total: int, numbers: dict[str, Any]) -> None:
         left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
         console.print(f"  strength {numbers['strength']:g} done{left}")
 
+    def on_time(seconds: float) -> None:
+        confirm_time(seconds, parsed.yes, f"{len(config.sweep)} strengths, about {duration(seconds)}")
+
     config = config_of(Steer, parsed)
     for file in filter(None, (parsed.json, parsed.plot)):
         refuse_unwritable(file)
-    tell = {
-        "on_progress": on_progress,
-        "on_note": print_note,
-        "on_certificate": print_certificate,
-        "on_time": lambda s: confirm_time(s, parsed.yes),
-    }
+    tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_time": on_time}
     result = steer(config, **tell)
     if isinstance(result, SteeringRun):
         print_run(result, console)
