@@ -22,6 +22,7 @@ BASE = {
         "scope.html_page",
         "scope.json_result",
         "scope.result",
+        "scope.hub_files",
     ),
     *("scope.renamed", "scope.threads", "scope.device"),
 }

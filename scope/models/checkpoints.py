@@ -1,12 +1,12 @@
 """Finds a checkpoint (the bundled one, a folder, or a hub id) and reads its config and its list of tensors."""
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scope.errors import CheckpointError
+from scope.hub_files import fetch
 from scope.models.stored import AGAIN, read_header
 from scope.typed_json import plain_name, read_json, read_typed
 
@@ -48,7 +48,7 @@ def find_folder(name: str, revision: str | None = None) -> Path:
         raise CheckpointError(
             f"There is no folder {path}.\n  Give a checkpoint's folder, a hub id (owner/name), or {' or '.join(SHIPPED)}."
         )
-    return _from_hub(name, revision)
+    return fetch(name, FILES, CheckpointError, "give a local folder, or use --model bundled", revision=revision)
 
 
 def find_checkpoint(name: str, revision: str | None = None) -> Path:
@@ -72,49 +72,6 @@ def find_checkpoint(name: str, revision: str | None = None) -> Path:
             f"{folder} has no config.json, so it is no checkpoint. A checkpoint holds config.json, "
             "tokenizer.json and *.safetensors."
         )
-    return folder
-
-
-def _from_hub(name: str, revision: str | None) -> Path:
-    """Raises CheckpointError for whatever the hub, or the way to it, answers but the files."""
-    from huggingface_hub import constants, is_offline_mode, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    if not hub.startswith(("https://", "http://")):
-        raise CheckpointError(f"HF_ENDPOINT is {hub!r}, which is no address. Give it in full, such as https://{hub}.")
-    way_out = "  Check the network (HF_ENDPOINT names a mirror), give a local folder, or use --model bundled."
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), endpoint=hub))
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{name} is gated: accept its licence on {hub}/{name}, then run `hf auth login` or set HF_TOKEN."
-        ) from None
-    except RevisionNotFoundError:
-        raise CheckpointError(f"{name} has no branch, tag or commit {revision!r} on {hub}.") from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"There is no folder {name} here, and no such repository on {hub}, or it is private and HF_TOKEN is not set."
-        ) from None
-    except HFValidationError as error:
-        raise CheckpointError(f"There is no folder {name} here, and the hub takes no such name: {error}") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        if is_offline_mode():
-            raise CheckpointError(
-                f"{name} is no folder here, was not fetched before, and the hub is switched off (HF_HUB_OFFLINE).\n"
-                "  Unset HF_HUB_OFFLINE to fetch it, give a local folder, or use --model bundled."
-            ) from None
-        raise CheckpointError(f"{name} is no folder here, and {hub} cannot be reached.\n{way_out}") from None
-    except Exception as error:  # of the hub, of what it sends requests with, of the system
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{name} is no folder here and cannot be fetched from {hub}: {reason}\n{way_out}") from None
     return folder
 
 

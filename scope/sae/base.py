@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scope.errors import ConfigError
 from scope.sae.claims import claims_of
 from scope.sae.configs.base import SAEConfig
+from scope.sae.hub.neuronpedia import neuronpedia_id
 from scope.shapes import Latents
 
 _NO_LENGTH = 1e-12
@@ -47,7 +48,7 @@ class SaeLensNames:
             model_name=model.get("model") or "",
             context_size=(recording.get("config") or {}).get("context"),
             prepend_bos=True,
-            neuronpedia_id=None,
+            neuronpedia_id=neuronpedia_id(self.provenance),
         )
         return SimpleNamespace(
             d_in=self.d_in,

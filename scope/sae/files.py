@@ -2,9 +2,8 @@
 `formats/`, from folders, files and the hub."""
 
 import copy
-import errno
 import hashlib
-import os
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,12 +13,16 @@ import torch
 
 from scope.device import find_device
 from scope.errors import ConfigError, DictionaryError
+from scope.hub_files import fetch
 from scope.renamed import warn
 from scope.sae.base import SAE
 from scope.sae.claims import Provenance
 from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
 from scope.sae.formats.arrays import fill, refuse_other_sizes
 from scope.sae.formats.files import read_config
+from scope.sae.hub.names import find_name, is_name, near_folders
+from scope.sae.hub.neuronpedia import neuronpedia_id
+from scope.sae.hub.releases import size_of
 from scope.sae.kinds import KINDS
 from scope.sae.topk import TopKSAE
 from scope.whole_files import file_sha256, write_json
@@ -38,6 +41,10 @@ FORMATS: dict[str, tuple[str, _Reader]] = {
 """File that holds the weights -> (name of the format, what reads a folder and the name that it goes by)."""
 
 _BESIDE = ("cfg.json", "config.json", MANIFEST, sae_lens.SPARSITY, sae_lens.SCALER, "eval_results.json")
+
+
+class LocalFolderWarning(UserWarning):
+    """A folder was read whose path is also the name of a published SAE."""
 
 
 def save_sae(sae: SAE, folder: Path | str) -> Path:
@@ -73,8 +80,9 @@ def _competed(sae: SAE) -> SAE:
 
 def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SAE:
     """A dictionary in float32: from a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma
-    Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or from a hub id followed by the
-    folder within its repository (google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82).
+    Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or by name: a release of SAELens and
+    the id in it (gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical), a hub id and the folder in its repository, or
+    an id of Neuronpedia (gemma-2-2b/12-gemmascope-res-16k); see `scope.sae.hub.names`.
 
     Whatever the format did beside its arrays is folded into them: it reads the site's activations as the model makes them.
 
@@ -95,8 +103,17 @@ def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SA
     elif path.exists():
         raise DictionaryError(f"{path} is no dictionary. Give a folder, or one of {', '.join(FORMATS)}.")
     else:
-        sae = _from_hub(str(folder_or_id))
+        sae = _from_name(str(folder_or_id))
+    if path.exists() and not path.is_absolute() and is_name(str(folder_or_id)):
+        warnings.warn(
+            f"{folder_or_id} is a folder here and the name of a published SAE; the folder is read. To fetch the published one, "
+            "give the command where no such folder is.",
+            LocalFolderWarning,
+            stacklevel=2,
+        )
     sae.loaded_from = str(folder_or_id)
+    if (source := neuronpedia_id(sae.provenance)) is not None:
+        sae.provenance["neuronpedia"] = source
     return sae.to(find_device(device)).eval()
 
 
@@ -190,62 +207,23 @@ def config_from(kind: str, values: dict[str, Any], where: Path | str):
         raise DictionaryError(f"The settings in {where} cannot be: {error}") from None
 
 
-def _from_hub(name: str) -> SAE:
-    parts = name.strip("/").split("/")
-    if len(parts) < 3 or name.startswith((".", "/", "~")):
+def _from_name(text: str) -> SAE:
+    """An SAE by a name that `scope.sae.hub.names` knows, from the hub or its cache."""
+    name = find_name(text)
+    wanted = [f"{name.folder}/{file}" for file in (*FORMATS, *_BESIDE)]
+    way_out = "give a folder that holds the files"
+    size = size_of(name.repo, name.folder)
+    root = fetch(name.repo, wanted, DictionaryError, way_out, name=name.place, revision=name.revision, size=size)
+    if not (root / name.folder).is_dir():
         raise DictionaryError(
-            f"There is no folder {name}.\n"
-            "  Give a folder that `scope train` wrote or one in the format of "
-            f"{', '.join(whose for whose, _ in FORMATS.values())},\n  or a hub id and the folder in it: "
-            "google/gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82"
+            f"There is no folder {text} here, and {name.repo} has no dictionary in {name.folder}, or it was never fetched here "
+            f"and the hub cannot be reached.{near_folders(name)}"
         )
-    repo, inside = "/".join(parts[:2]), "/".join(parts[2:])
-    if parts[-1] == "canonical":
-        raise DictionaryError(
-            f"{name} is a name that SAELens keeps for the dictionary with an L0 nearest 100; the hub has no such folder.\n"
-            "  Give the folder itself, e.g. average_l0_82 for layer 12 of width_16k."
-        )
-    fetched = _fetched(repo, inside)
-    if not fetched.is_dir():
-        raise DictionaryError(
-            f"There is no folder {name} here, and {repo} has no dictionary in {inside}, or it was never fetched here and the "
-            "hub cannot be reached."
-        )
-    sae = _from_folder(fetched, name)
-    sae.provenance |= {"source": name, "revision": fetched.parents[len(parts) - 3].name}
+    sae = _from_folder(root / name.folder, name.place)
+    sae.provenance |= {"source": name.place, "revision": root.name}
+    if name.published is not None:
+        sae.provenance |= {"model": {"model": name.published.model}, "release": name.published.name}
     return sae
-
-
-def _fetched(repo: str, inside: str) -> Path:
-    """The folder `inside` a repository, in the hub's cache.
-
-    Raises:
-        DictionaryError: whatever the hub, or the way to it, answers but the files.
-    """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    hub = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
-    wanted = [f"{inside}/{file}" for file in (*FORMATS, *_BESIDE)]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, endpoint=hub)) / inside
-    except GatedRepoError:
-        raise DictionaryError(
-            f"{repo} is gated: accept its licence on {hub}/{repo}, then run `hf auth login` or set HF_TOKEN."
-        ) from None
-    except RepositoryNotFoundError:
-        raise DictionaryError(
-            f"There is no folder {repo}/{inside} here, and no such repository on {hub}, or it is private and HF_TOKEN is not "
-            "set."
-        ) from None
-    except Exception as error:  # whatever breaks on the way: of the hub's library, of its transport, of the disk
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DictionaryError(
-            f"There is no folder {repo}/{inside} here, and it could not be fetched from {hub}: {reason}\n"
-            "  Where the network broke off, give the same command again: it goes on from what came."
-        ) from None
 
 
 def parameters_sha256(sae: SAE) -> str:

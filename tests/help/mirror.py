@@ -2,11 +2,12 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 """The commit of what is served."""
@@ -19,9 +20,12 @@ REFUSED = {
 
 
 class Mirror(BaseHTTPRequestHandler):
-    """`cut` is how many bytes of a file come before the line breaks; None sends all."""
+    """`cut` says how many bytes come before the line breaks, by the byte from which on a file was asked for; None for all.
+    `wait` are seconds before a file comes. `ranges` collects from which byte on files were asked for."""
 
-    cut: int | None = None
+    cut: Callable[[int], int] | None = None
+    wait = 0.0
+    ranges: ClassVar[list[int]] = []
 
     def __init__(self, repo: str, folder: Path, *args):
         self.repo, self.folder = repo, folder
@@ -48,7 +52,15 @@ class Mirror(BaseHTTPRequestHandler):
         if "/revision/" in path:
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
         file = files[path.removeprefix(f"{self.repo}/resolve/{SHA}/")]
-        return self.answer(200, file.read_bytes(), {"ETag": f'"{file.name}"', "X-Repo-Commit": SHA}, Mirror.cut)
+        content, begin = file.read_bytes(), 0
+        if self.command == "GET":
+            threading.Event().wait(Mirror.wait)
+            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+            Mirror.ranges.append(begin)
+        headers = {"ETag": f'"{file.name}"', "X-Repo-Commit": SHA}
+        if begin:
+            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
+        return self.answer(206 if begin else 200, content[begin:], headers, Mirror.cut and Mirror.cut(begin))
 
     def tell(self, what) -> None:
         self.answer(200, json.dumps(what).encode())
@@ -72,11 +84,13 @@ def mirrored(repo: str, folder: Path, cache: Path, monkeypatch) -> Iterator[None
     from huggingface_hub import constants
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, repo, folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(Mirror, "cut", None)
+    monkeypatch.setattr(Mirror, "wait", 0.0)
+    Mirror.ranges.clear()
     try:
         yield
     finally:

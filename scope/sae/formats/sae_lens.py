@@ -18,6 +18,7 @@ from scope.sae.base import SAE
 from scope.sae.formats.arrays import build, need, refuse_not_finite, renamed, subtract_b_dec
 from scope.sae.formats.files import read_config, read_safetensors, write_safetensors
 from scope.sae.gated import GatedSAE
+from scope.sae.hub.releases import hub_model
 from scope.sae.topk import BatchTopKSAE, TopKSAE
 from scope.sae.transcoder import Transcoder
 from scope.whole_files import write_json
@@ -228,7 +229,7 @@ def read(folder: Path) -> SAE:
     _fold(sae, factor, scale, config.apply_b_dec_to_input is not False, bool(config.rescale_acts_by_decoder_norm))
     refuse_not_finite(sae, where)
     sae.provenance |= {
-        "model": {"model": next((p.model_name for p in places if p.model_name), "")},
+        "model": {"model": hub_model(next((p.model_name for p in places if p.model_name), ""))},
         "site": sae.site,
         "format": "sae_lens",
         "source": where,
