@@ -9,15 +9,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; before
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-# Shapes and types of every signature are checked while the tests run. Before the first import of what is checked; the
-# plugin's command-line flag cannot take a checker with arguments.
-install_import_hook(["scope"], "tests.help.checking.beartype_on_first_call")
+from tests.help.checking import check_signatures
 
-import tests.help.checking  # noqa: E402, F401 - the hook looks it up by name
+check_signatures()  # before the first import of what is checked
+
 from scope.models.gemma.config import GemmaConfig  # noqa: E402
 from scope.models.gemma.model import Gemma  # noqa: E402
 from scope.models.text.tokenizer import Tokenizer  # noqa: E402
