@@ -3,6 +3,7 @@
 Streamlit reads .streamlit/config.toml from the working directory only, so all settings are passed here.
 """
 
+import os
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -47,7 +48,7 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
     @asynccontextmanager
     async def lifespan(app: st.App) -> AsyncIterator[None]:
         if browser:
-            open_browser(f"http://127.0.0.1:{port}")
+            open_browser(f"http://127.0.0.1:{port}/{os.environ.get('SCOPE_PAGE', '')}")
         yield
         demo.stop_all()
 

@@ -51,9 +51,9 @@ def check_fit(model: HasSites, dictionary: ReadsSite, any_model: bool = False, r
         if not site:
             reads = dictionary.provenance.get("reads")
             raise DictionaryError(
-                f"This dictionary does not say which site it {verb}{f', only: {reads}' if reads else ''}. "
-                "Set sae.site, e.g. blocks.2.hook_resid_post,\n"
-                "  or write it so: scope convert DICTIONARY OUT --to scope --site blocks.2.hook_resid_post"
+                f"This dictionary does not say which site it {verb}{f', only: {reads}' if reads else ''}.\n"
+                "  evaluate, features, steer and attribute take --site blocks.2.hook_resid_post, scope.load_sae takes site=.\n"
+                "  Or write it into a copy, once: scope convert DICTIONARY OUT --to scope --site blocks.2.hook_resid_post"
             )
         if site not in sites:
             raise DictionaryError(f"This dictionary {verb} {site}, which this model does not have.{nearest(site, list(sites))}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
 import numpy as np
 import pandas as pd
@@ -32,8 +33,11 @@ from scope.models.face import LanguageModel, VisionModel
 from scope.models.griffin.shares import layer_of
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import sampling_of
+from scope.progress import OnProgress
+from scope.provenance import ModelId
 from scope.renamed import old_attribute, old_keywords
 from scope.sae.files import read_sae
+from scope.sae.hub.names import name_where_no_folder_is
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import at_each_layer, check_sites, resolve
 from scope.steering.apply.strength_units import StrengthUnits
@@ -43,10 +47,15 @@ from scope.steering.compare.steer import OnToken, SteeringRun, steer
 from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits, ProjectOut
 from scope.texts import list_of_texts
+from scope.workflows.published import published_pack
 from scope.workflows.settings import ModelSettings
 
 _CONTEXTS = 8  # of a pack, on which the typical norm of a further site is measured
 DEMO = Path("runs/demo")
+
+
+class CollectingWarning(UserWarning):
+    """A pack is collected before a lab opens, which takes time."""
 
 
 def open(
@@ -59,8 +68,13 @@ def open(
     revision: str | None = None,
     window_convention: str | None = None,
     certify: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> "Lab":
     """A lab from a folder that holds dictionary/ and pack/. "bundled" is runs/demo, made by `scope demo`, here or further up.
+
+    Also from the name of a published SAE: scope.open("gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"), a hub id
+    and the folder in it, or Neuronpedia's gemma-2-2b/12-gemmascope-res-16k. Where runs/ has no pack of it, that is collected
+    first, with a CollectingWarning; `on_progress` is told how far it is.
 
     `model` is a model, a checkpoint's folder or a hub id; without it, the one that the dictionary names. `adapter`, `device`,
     `dtype`, `revision` and `window_convention` are as the flags of the commands: by default cuda, else mps,
@@ -70,6 +84,13 @@ def open(
     Raises:
         PackError: the folder lacks a pack or a dictionary.
     """
+    place = {"adapter": adapter, "dtype": dtype, "revision": revision, "window_convention": window_convention}
+    if str(folder) != "bundled" and name_where_no_folder_is(str(folder)) is not None:
+        known = model if isinstance(model, str | Path | None) else ModelId.of(model.provenance).name
+        name, where = str(folder), ModelSettings(model=None if known is None else str(known), device=device, **place)
+        ways = {"on_progress": on_progress, "on_note": lambda note: warn(note, CollectingWarning, stacklevel=4)}
+        ready = published_pack(name, where, certificate=certify, **ways)
+        return Lab(Pack.open(ready), read_sae(name, device), model, device, name if certify else None, **place)
     folder = _demo() if str(folder) == "bundled" else Path(folder).expanduser()
     missing = [name for name in ("dictionary", "pack") if not (folder / name).is_dir()]
     if missing:
@@ -80,7 +101,6 @@ def open(
         )
     dictionary = folder / "dictionary"
     pack, sae = Pack.open(folder / "pack"), read_sae(dictionary, device)
-    place = {"adapter": adapter, "dtype": dtype, "revision": revision, "window_convention": window_convention}
     return Lab(pack, sae, model, device, dictionary if certify else None, **place)
 
 
@@ -93,7 +113,7 @@ def _demo() -> Path:
 class Lab:
     """`lab.model` is loaded on first use; `lab.sae` and `lab.pack` are there at once.
 
-    Given `certified`, the folder of the dictionary, the dictionary is checked against the model as that is loaded.
+    Given `certified`, the folder or name of the dictionary, the dictionary is checked against the model as that is loaded.
     """
 
     def __init__(
@@ -102,7 +122,7 @@ class Lab:
         sae: Any,
         model: Any = None,
         device: str | None = None,
-        certified: Path | None = None,
+        certified: Path | str | None = None,
         *,
         adapter: str | None = None,
         dtype: str = "auto",

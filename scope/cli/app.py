@@ -18,7 +18,9 @@ class Command(ModelSettings):
     """
 
     packs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Packs to open, or folders that hold one in pack/. Without any, those found in runs/ of this folder."""
+    """Packs to open, or folders that hold one in pack/. Without any, those found in runs/ of this folder. Or the name of a
+    published SAE, as gemma-2-2b/12-gemmascope-res-16k: its pack is collected first where there is none. With the number of a
+    latent behind the name, or its address on Neuronpedia, the app opens at that latent."""
 
     port: int = 8501
     """Port to serve on, at 127.0.0.1."""
@@ -29,6 +31,9 @@ class Command(ModelSettings):
     allow_host: tuple[str, ...] = ()
     """Further names under which a browser may reach the app, as through the proxy of a notebook server: hub.example.org. Other
     names than localhost are refused, so that no web site can read the app."""
+
+    yes: bool = False
+    """Do not ask before collecting a pack that takes more than an hour."""
 
     model: str | None = None
     """Model for reading texts and steering, if it lies elsewhere now than each pack says; it must be the same one."""
@@ -49,20 +54,40 @@ class Command(ModelSettings):
         from scope.errors import ConfigError
         from scope.features.pack.manifest import read_manifest
 
-        folders = [pack_folder(folder) for folder in self.packs]
-        for folder in folders:
-            read_manifest(folder)
         names = {text: host_name(text) for text in self.allow_host}
         if strange := [text for text, name in names.items() if name is None]:
             raise ConfigError(f"{strange[0]!r} is no name of a host. Give it as in --allow-host hub.example.org")
         refuse_taken(self.port)
+        folders = [self._collected(pack) or pack_folder(pack) for pack in self.packs]
+        for folder in folders:
+            read_manifest(folder)
         root = Path(__file__).resolve().parents[2]
         path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
         given = json.dumps([str(folder.absolute()) for folder in folders])
         launch = Path(scope.app.__file__).with_name("launch.py")
         server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet", *names.values()]
         model = json.dumps({f.name: getattr(self, f.name) for f in fields(ModelSettings)})
-        become(server, {**os.environ, "PYTHONPATH": path, "SCOPE_PACKS": given, "SCOPE_MODEL": model})
+        place = {"SCOPE_PACKS": given, "SCOPE_MODEL": model, "SCOPE_PAGE": self._page()}
+        become(server, {**os.environ, "PYTHONPATH": path, **place})
+
+    def _collected(self, pack: Path) -> Path | None:
+        """The pack of a published SAE, collected where there is none; None for what is no name of one."""
+        from scope.cli.progress import console, print_certificate, print_note, progress_bar
+        from scope.sae.hub.names import name_where_no_folder_is
+        from scope.workflows.published import published_pack
+
+        if name_where_no_folder_is(str(pack)) is None:
+            return None
+        with progress_bar("Collecting", unit="tokens", yes=self.yes) as on_progress:
+            ways = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate}
+            return published_pack(str(pack), self, **ways, on_plan=lambda text: console.print(text, style="dim"))
+
+    def _page(self) -> str:
+        """Where the app opens: at the latent that the first name says, else at its first page."""
+        from scope.sae.hub.names import name_where_no_folder_is
+
+        name = name_where_no_folder_is(str(self.packs[0])) if self.packs else None
+        return "" if name is None or name.latent is None else f"feature?f={name.latent}"
 
 
 def become(command: list[str], environment: dict[str, str]) -> None:

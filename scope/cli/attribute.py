@@ -61,7 +61,10 @@ class Command(ModelSettings):
     """Write the tables here, with --picture under the coloured picture, as a page of its own."""
 
     sae: Path = DEMO
-    """Dictionary: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
+    """SAE: a folder that `scope train` wrote, a SAELens folder, a params.npz, or the name of a published SAE."""
+
+    site: str | None = None
+    """Where it reads, e.g. blocks.12.hook_resid_post, for a file that does not say, as a params.npz. None: as it says."""
 
     pack: Path | None = None
     """Feature pack, for labels; by default the folder pack/ beside the dictionary, if it is there."""
@@ -92,7 +95,7 @@ class Command(ModelSettings):
             if file:
                 refuse_unwritable(file)
         refuse_missing_demo(self.sae)
-        sae = read_sae(self.sae, self.device)
+        sae = read_sae(self.sae, self.device, self.site)
         pack = pack_beside(self.sae, sae.site, sae.d_sae, self.pack)
         model = self.load_model(sae.provenance, pictures=True)
         certified(model, sae, self.sae, self.certificate, print_note, print_certificate, self.any_model)

@@ -78,7 +78,7 @@ def _competed(sae: SAE) -> SAE:
     return unit
 
 
-def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SAE:
+def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu", site: str | None = None) -> SAE:
     """A dictionary in float32: from a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma
     Scope 2, dictionary_learning or sparsify; from the file in it that holds the weights; or by name: a release of SAELens and
     the id in it (gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical), a hub id and the folder in its repository, or
@@ -86,7 +86,8 @@ def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SA
 
     Whatever the format did beside its arrays is folded into them: it reads the site's activations as the model makes them.
 
-    `device` may be "auto": cuda, else mps, else cpu.
+    `device` may be "auto": cuda, else mps, else cpu. `site` is where it reads, for sources that do not say, as a params.npz
+    outside of its release, or say what is wrong.
 
     Raises:
         DictionaryError: nothing there, a damaged, torn or unfinished folder, a form that cannot be read, pickled objects.
@@ -111,6 +112,8 @@ def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu") -> SA
             LocalFolderWarning,
             stacklevel=2,
         )
+    if site is not None:
+        sae.site = sae.provenance["site"] = site
     sae.loaded_from = str(folder_or_id)
     if (source := neuronpedia_id(sae.provenance)) is not None:
         sae.provenance["neuronpedia"] = source

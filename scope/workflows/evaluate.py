@@ -22,7 +22,11 @@ class Evaluate(ModelSettings):
     """Which dictionary to score, on which text. Each field is also a flag of `scope evaluate`."""
 
     dictionary: str
-    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id and the folder in it."""
+    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or the name of a published SAE: SAELens' release with
+    the id in it, a hub id with the folder in it, or Neuronpedia's id."""
+
+    site: str | None = None
+    """Where it reads, e.g. blocks.12.hook_resid_post, for a file that does not say, as a params.npz. None: as it says."""
 
     recording: Path | None = None
     """Take the text from this recording (its contexts, not its activations)."""
@@ -80,10 +84,10 @@ def evaluate(
     if job.recording is None and job.corpus is None:
         raise ConfigError("Say where the text comes from: --recording FOLDER, --corpus SPEC, or both for held-out text.")
     store = None if job.recording is None else ActivationStore.open(job.recording)
-    sae = read_sae(job.dictionary, job.device)
+    sae = read_sae(job.dictionary, job.device, job.site)
     model = job.load_model(sae.provenance, pictures=True)
     certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate)
-    others = {name: read_sae(name, job.device) for name in job.beside}
+    others = {name: read_sae(name, job.device, job.site) for name in job.beside}
     for name, other in others.items():
         certified(model, other, name, job.certificate, on_note, on_certificate)
     if reads_pictures(model):

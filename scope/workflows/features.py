@@ -1,7 +1,7 @@
 """`scope.collect_features`: a dictionary and a recording (or text) in, a feature pack out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,11 @@ from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
 
-_TOKENS = 500_000  # of a corpus, if no number is given
+TOKENS = 500_000
+"""Tokens of a corpus that are read, if no number is given."""
+
+TEXT = "bundled"
+"""The corpus on which a published SAE is read, if none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,19 +23,22 @@ class CollectFeatures(ModelSettings):
     """Which dictionary's features to collect, on which text. Each field is also a flag of `scope features`."""
 
     dictionary: str
-    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or a hub id with the folder in it."""
+    """Folder that `scope train` wrote, a SAELens folder, a params.npz, or the name of a published SAE: SAELens' release with
+    the id in it, a hub id with the folder in it, or Neuronpedia's id."""
 
     recording: Path | None = None
     """Recording to read, as `scope harvest` wrote it. Or give --corpus."""
 
     corpus: str | None = None
-    """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set."""
+    """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set. Of a published SAE by default
+    bundled."""
 
     site: str | None = None
     """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
 
-    out: Path = Path("runs/pack")
-    """Folder for the pack; an older pack there is replaced when the new one is complete."""
+    out: Path | None = None
+    """Folder for the pack; an older pack there is replaced when the new one is complete. None: runs/pack, or of a published
+    SAE a folder by its name, runs/NAME/pack."""
 
     context: int = 256
     """Tokens of a context, <bos> included, when a corpus is read."""
@@ -78,18 +85,21 @@ def collect_features(
     from scope.features.collect.health import find_health
     from scope.features.face import Pack
     from scope.sae.files import read_sae
+    from scope.sae.hub.names import find_name
     from scope.workflows.certificate import certified
     from scope.workflows.text import inputs_of_corpus, reads_pictures
 
     job = resolve(CollectFeatures, config, settings, first="dictionary")
+    name = find_name(job.dictionary) if not Path(job.dictionary).expanduser().exists() else None
+    if name is not None and job.recording is None and job.corpus is None:
+        job = replace(job, corpus=TEXT)
+    out = job.out or (Path("runs/pack") if name is None else name.lab / "pack")
     if (job.recording is None) == (job.corpus is None):
         raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
     if job.fim and job.corpus is None:
         raise ConfigError("--fim is for a --corpus; a recording has the form in which `scope harvest --fim` made it.")
-    ranks, folder = ProcessRank.of_environment(), Path(job.dictionary)
-    sae = read_sae(job.dictionary, job.device)
-    if job.site:
-        sae.site = job.site
+    ranks, folder = ProcessRank.of_environment(), Path(job.dictionary).expanduser()
+    sae = read_sae(job.dictionary, job.device, job.site)
     find_health(folder, job.evaluation)  # a report that is not there is refused before the work
     store = None if job.recording is None else ActivationStore.open(job.recording)
     model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model}, pictures=True)
@@ -101,7 +111,7 @@ def collect_features(
     certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None
     described: dict[str, Any] = {}
     if store is None:
-        n = -(-(job.config.tokens or _TOKENS) // job.context)
+        n = -(-(job.config.tokens or TOKENS) // job.context)
         text = model, open_corpus(job.corpus), job.context, n, job.config.seed, job.fim, job.fim_seed
         inputs, described = inputs_of_corpus(*text)
         store = inputs if job.fim else inputs.to("cpu").tokens
@@ -112,11 +122,11 @@ def collect_features(
         sae,
         store,
         job.config,
-        job.out,
+        out,
         on_progress if ranks.leads else None,
         health=find_health(folder, job.evaluation, certificate),
         corpus=described,
-        dictionary=str(folder.resolve()) if folder.exists() else job.dictionary,
+        dictionary=str(folder.resolve()) if name is None else name.place + (f"@{name.revision}" if name.revision else ""),
         ranks=ranks,
     )
     if made is None:

@@ -19,7 +19,10 @@ class Steer(ModelSettings):
     """What to edit and what to write. Each field is also a flag of `scope steer`."""
 
     sae: Path = DEMO
-    """SAE: a folder that `scope train` wrote, a SAELens folder, or Gemma Scope's params.npz."""
+    """SAE: a folder that `scope train` wrote, a SAELens folder, a params.npz, or the name of a published SAE."""
+
+    site: str | None = None
+    """Where it reads, e.g. blocks.12.hook_resid_post, for a file that does not say, as a params.npz. None: as it says."""
 
     latent: tuple[int, ...] = ()
     """Latents to edit. Without any, the best candidates of the pack are listed."""
@@ -162,7 +165,7 @@ def steer(
     without = job.sae == DEMO and (bool(job.forget) if saved is None else not made_with)
     if not without:
         refuse_missing_demo(job.sae)
-    sae = None if without else read_sae(job.sae, job.device)
+    sae = None if without else read_sae(job.sae, job.device, job.site)
     if saved is not None:
         run = getattr(saved, "runs", [saved])[0]
         return saved.replay(

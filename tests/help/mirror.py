@@ -1,9 +1,9 @@
-"""A hub on this machine, as huggingface_hub speaks to one: it serves one repository and refuses others as a real one does."""
+"""A hub on this machine, as huggingface_hub speaks to one: it serves repositories and refuses others as a real one does."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,8 +27,8 @@ class Mirror(BaseHTTPRequestHandler):
     wait = 0.0
     ranges: ClassVar[list[int]] = []
 
-    def __init__(self, repo: str, folder: Path, *args):
-        self.repo, self.folder = repo, folder
+    def __init__(self, served: dict[str, Path], *args):
+        self.served = served
         super().__init__(*args)
 
     def do_HEAD(self):
@@ -37,21 +37,21 @@ class Mirror(BaseHTTPRequestHandler):
     def do_GET(self):
         path = self.path.split("?")[0].removeprefix("/api/models/").strip("/")
         asked, files = "/".join(path.split("/")[:2]), {}
-        for file in self.folder.rglob("*"):
-            if file.is_file():
-                files[file.relative_to(self.folder).as_posix()] = file
-        if asked in REFUSED:
-            status, code = REFUSED[asked]
+        if asked not in self.served:
+            status, code = REFUSED.get(asked, (401, "RepoNotFound"))
             return self.answer(status, b"", {"X-Error-Code": code})
-        if path == f"{self.repo}/revision/main":
-            return self.tell({"id": self.repo, "sha": SHA, "siblings": [{"rfilename": name} for name in files]})
-        if path.startswith(f"{self.repo}/tree/"):
+        for file in self.served[asked].rglob("*"):
+            if file.is_file():
+                files[file.relative_to(self.served[asked]).as_posix()] = file
+        if path in (f"{asked}/revision/main", f"{asked}/revision/{SHA}"):
+            return self.tell({"id": asked, "sha": SHA, "siblings": [{"rfilename": name} for name in files]})
+        if path.startswith(f"{asked}/tree/"):
             return self.tell(
                 [{"type": "file", "path": name, "size": f.stat().st_size, "oid": f.name} for name, f in files.items()]
             )
         if "/revision/" in path:
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        file = files[path.removeprefix(f"{self.repo}/resolve/{SHA}/")]
+        file = files[path.removeprefix(f"{asked}/resolve/{SHA}/")]
         content, begin = file.read_bytes(), 0
         if self.command == "GET":
             threading.Event().wait(Mirror.wait)
@@ -71,7 +71,8 @@ class Mirror(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body[:cut])
+            with suppress(ConnectionError):  # of who does not wait
+                self.wfile.write(body[:cut])
             self.close_connection = cut is not None
 
     def log_message(self, *args):
@@ -79,11 +80,12 @@ class Mirror(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def mirrored(repo: str, folder: Path, cache: Path, monkeypatch) -> Iterator[None]:
-    """Within the block the hub is this machine's and has one repository, what lies in `folder`; fetched files go to `cache`."""
+def mirrored(repo: str, folder: Path, cache: Path, monkeypatch, **more: Path) -> Iterator[None]:
+    """Within the block the hub is this machine's and has a repository, what lies in `folder`, and `more`; fetched files go to
+    `cache`."""
     from huggingface_hub import constants
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, repo, folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Mirror, {repo: folder, **more}))
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -23,6 +23,7 @@ from scope.features.pack.notes import Notes
 from scope.features.pack.pictures import FILE as PICTURES
 from scope.features.pack.pictures import PackPictures
 from scope.provenance import DictionaryId, ModelId, without_folders
+from scope.sae.hub.names import name_where_no_folder_is
 from scope.sae.hub.neuronpedia import neuronpedia_id
 
 _LABEL_COLUMNS = ("label", "label_source", "label_score")
@@ -362,12 +363,14 @@ class PackData:
 
 
 def pack_beside(dictionary: Path, site: str, d_sae: int, stated: Path | None = None) -> PackData | None:
-    """The pack of a dictionary: the one that is stated, else pack/ beside the dictionary's folder; None without one there.
+    """The pack of a dictionary: the one that is stated, else pack/ beside the dictionary's folder, of a published SAE that in
+    runs/; None without one there.
 
     Raises:
         PackError: no pack, a damaged one, or one about other latents.
     """
-    folder = stated or dictionary.parent / "pack"
+    name = name_where_no_folder_is(str(dictionary)) if stated is None else None
+    folder = stated or (dictionary.parent / "pack" if name is None else name.lab / "pack")
     if stated is None and not (folder / "manifest.json").exists():
         return None
     pack = PackData.open(folder)

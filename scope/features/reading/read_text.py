@@ -43,7 +43,7 @@ def check_same(pack: PackData, model: Model, sae: SAE, tuning: bool = False) -> 
     pairs = [
         ("model weights", pack.model.weights_sha256, same or given.weights_sha256),
         ("tokenizer", pack.model.tokenizer_sha256, given.tokenizer_sha256),
-        ("site", pack.site, sae.site),
+        ("site", pack.site, sae.site or pack.site),  # a params.npz may say none
         ("dictionary parameters", pack.dictionary.parameters_sha256, parameters_sha256(sae)),
     ]
     wrong = [

@@ -13,6 +13,7 @@ import difflib
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from scope.errors import DictionaryError
@@ -58,6 +59,16 @@ class SaeName:
         """The hub id with the folder in it."""
         return f"{self.repo}/{self.folder}"
 
+    @property
+    def lab(self) -> Path:
+        """Where the pack of this SAE is kept, whichever of its names is given."""
+        words = "-".join(filter(None, (self.repo.rpartition("/")[2], self.folder, self.revision)))
+        return Path("runs") / re.sub(r"[^\w.-]+", "-", words)
+
+
+class NoSuchName(DictionaryError):
+    """A text is no name of an SAE, nor like one."""
+
 
 def is_name(text: str) -> bool:
     """Whether a text names a published SAE of SAELens' table."""
@@ -65,6 +76,21 @@ def is_name(text: str) -> bool:
         return find_name(text).published is not None
     except DictionaryError:
         return False
+
+
+def name_where_no_folder_is(text: str) -> SaeName | None:
+    """What a text says where nothing lies at it as a path and it names a published SAE; else None.
+
+    Raises:
+        DictionaryError: it begins as such a name, or is like one; see `find_name`.
+    """
+    if Path(text).expanduser().exists():
+        return None
+    try:
+        name = find_name(text)
+    except NoSuchName:
+        return None
+    return name if name.published is not None or (name.lab / "pack").is_dir() else None
 
 
 def find_name(text: str) -> SaeName:
@@ -96,9 +122,9 @@ def _path_of(text: str) -> tuple[str, str | None]:
     """(what follows the host, a revision in it), of an address; any other text as it is."""
     text = text.strip()
     bare = re.match(r"(www\.)?neuronpedia\.org/|huggingface\.co/|hf\.co/", text, re.IGNORECASE)
-    if not bare and not re.match(r"https?://", text, re.IGNORECASE):
+    if not bare and not re.match(r"https?:/", text, re.IGNORECASE):
         return text, None
-    parts = urlsplit(f"https://{text}" if bare else text)
+    parts = urlsplit(f"https://{text}" if bare else re.sub(r":/+", "://", text, count=1))  # a Path has one slash there
     host, path = (parts.hostname or "").lower().removeprefix("www."), unquote(parts.path).strip("/")
     if host == "neuronpedia.org":
         return path.removeprefix("api/feature/"), None
@@ -258,7 +284,7 @@ def _ways() -> str:
 
 def _nothing(text: str, near: list[str] | None = None) -> DictionaryError:
     names = "\n    ".join(EXAMPLES)
-    return DictionaryError(
+    return (DictionaryError if near else NoSuchName)(
         f"There is no folder {text or '(an empty name)'}, and no published SAE has that name.{_meant(near or [])}\n"
         f"  Give a folder that `scope train` wrote or one in the format of SAELens, Gemma Scope, Gemma Scope 2, sparsify or "
         f"dictionary_learning, or a name:\n    {names}\n{_ways()}"
