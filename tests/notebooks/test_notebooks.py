@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom on the bundled model and a small lab of it, in a kernel of its own."""
+"""Every notebook runs from top to bottom on the bundled model and a small lab of it, in a kernel that forgets the one before."""
 
 import json
 import os
@@ -25,15 +25,30 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def execute(file: Path, place: Path, monkeypatch) -> list:
+@pytest.fixture(scope="module")
+def kernel(place):
+    """One kernel for all: torch is imported once."""
+    from jupyter_client.manager import KernelManager
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        manager = KernelManager(kernel_name="python3")
+        yield manager
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
+
+
+def execute(file: Path, place: Path, kernel) -> list:
     """The outputs of a notebook that is run in a folder."""
     import nbformat
     from nbclient import NotebookClient
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(place)}}).execute()
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
+    client = NotebookClient(notebook, km=kernel, timeout=120, resources={"metadata": {"path": str(place)}})
+    client.execute()
+    client.kc.stop_channels()
     return [out for cell in notebook.cells if cell.cell_type == "code" for out in cell.outputs]
 
 
@@ -43,8 +58,8 @@ def printed(outputs: list) -> str:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.stem)
-def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, place, monkeypatch):
-    outputs = execute(file, place, monkeypatch)
+def test_a_notebook_runs_on_the_bundled_model_and_says_what_it_promises(file, place, kernel):
+    outputs = execute(file, place, kernel)
     assert not any(out.output_type == "error" for out in outputs)
     assert len(json.dumps(outputs)) < 150_000
     said = printed(outputs)

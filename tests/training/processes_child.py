@@ -1,4 +1,4 @@
-"""What torchrun starts in test_processes: trains the grid in one way after the other, and may kill one of its processes."""
+"""What each process of test_processes does: trains the grid in one way after the other, and may be killed."""
 
 import os
 import signal
@@ -38,9 +38,17 @@ def _die_at_step(step: int) -> None:
     Learner.advance = until
 
 
+def rank(number: int, world: int, port: int, out: Path, modes: list[str], die_at: int) -> None:
+    """One of the processes, with the surroundings that torchrun would give it."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= meeting | {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number)}
+    torch.set_num_threads(1)
+    main(out, modes, die_at, torch.device("cpu"))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    where = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if sys.argv[4] == "cuda" else "cpu")
+    where = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if sys.argv[3] == "cuda" else "cpu")
     if where.type == "cuda":
         torch.cuda.set_device(where)
-    main(Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3]), where)
+    main(Path(sys.argv[1]), sys.argv[2].split(","), 0, where)

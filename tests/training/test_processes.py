@@ -1,6 +1,13 @@
-"""Several processes, really started by torchrun: what they train together equals what one trains, and survives any end."""
+"""Several processes, really started by torchrun: what they train together equals what one trains, and survives any end.
 
+Those that are killed are forked from a server that has imported torch, and find each other as torchrun's processes do.
+"""
+
+import multiprocessing
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 
@@ -15,15 +22,31 @@ from scope.training.config import TrainConfig
 from scope.training.processes import ProcessGroup
 from scope.training.trainer import CHECKPOINT, Job, train_all
 from tests.training.planted import ROOT, SMALL, TwoSites, grid, job, same
+from tests.training.processes_child import rank
 
 GPUS = torch.cuda.device_count()
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(GPUS < 2, reason="needs two GPUs"))]
 
 
-def torchrun(out, modes: str, processes: int = 2, die_at: int = 0, device: str = "cpu") -> int:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command += ["-m", "tests.training.processes_child", str(out), modes, str(die_at), device]
+def torchrun(out, modes: str, device: str = "cpu") -> int:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.training.processes_child", str(out), modes, device]
     return subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=280).returncode
+
+
+def start_two(out, mode: str, die_at: int = 0) -> list[int]:
+    """How two processes end that train in one way; the second is killed at a step, if one is named."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training.processes_child"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [context.Process(target=rank, args=(r, 2, port, out, [mode], die_at)) for r in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -33,41 +56,58 @@ def alone(tmp_path_factory):
     return train_all(grid(out, revive_after=64), TwoSites(), out)
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def together(tmp_path_factory, request):
+    """(what two processes of torchrun make in each of the three ways, on which device)."""
+    out = tmp_path_factory.mktemp("together")
+    assert torchrun(out, "data,width,site", request.param) == 0
+    return out, request.param
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What two processes leave of which one was killed at step 24."""
+    out = tmp_path_factory.mktemp("killed")
+    first, second = start_two(out, "width", die_at=24)
+    assert first != 0
+    assert second == -signal.SIGKILL
+    return out
+
+
 def gap(a, b) -> float:
     """The largest difference of two dictionaries' parameters, as a share of the parameter's largest number."""
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return max(float((p - q).detach().abs().max() / p.detach().abs().max()) for p, q in pairs)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_two_processes_equal_one_up_to_the_order_of_sums_and_dealt_dictionaries_to_the_bit(tmp_path, alone, device):
-    assert torchrun(tmp_path, "data,width,site", device=device) == 0
+def test_two_processes_equal_one_up_to_the_order_of_sums_and_dealt_dictionaries_to_the_bit(together, alone):
+    out, device = together
     for name, one in zip("abc", alone, strict=True):
-        assert gap(read_sae(tmp_path / "data" / name), one) < 1e-5
-        assert gap(read_sae(tmp_path / "width" / name), one) < 1e-5
+        assert gap(read_sae(out / "data" / name), one) < 1e-5
+        assert gap(read_sae(out / "width" / name), one) < 1e-5
         if device == "cpu":
-            assert same(read_sae(tmp_path / "site" / name), one)
-    assert not list(tmp_path.rglob("checkpoint*"))
-    assert read_sae(tmp_path / "width" / "a").provenance["training"]["processes"] == 2
+            assert same(read_sae(out / "site" / name), one)
+    assert not list(out.rglob("checkpoint*"))
+    assert read_sae(out / "width" / "a").provenance["training"]["processes"] == 2
 
 
-def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_ends_in_the_same_bits(tmp_path):
-    assert torchrun(tmp_path / "whole", "width") == 0
-    assert torchrun(tmp_path / "killed", "width", die_at=24) != 0
-    state = load_state(tmp_path / "killed" / "width" / CHECKPOINT)
+def test_p36_after_one_process_was_killed_the_others_end_and_the_same_command_ends_in_the_same_bits(killed, tmp_path):
+    state = load_state(killed / "width" / CHECKPOINT)
     assert state["step"] == 21
     for kept in state["learners"]["0"]["adam"].values():  # of all latents, each process's own: not one share twice
         assert kept["exp_avg"].shape in [(24, 64), (64, 24), (64,), (24,)]
     W = state["learners"]["0"]["adam"]["W_dec"]["exp_avg"]
     assert not torch.equal(W[:32], W[32:])
-    assert torchrun(tmp_path / "killed", "width") == 0
+    assert start_two(tmp_path / "whole", "width") == [0, 0]
+    again = shutil.copytree(killed, tmp_path / "again")
+    assert start_two(again, "width") == [0, 0]
     for name in "abc":
-        assert same(read_sae(tmp_path / "killed" / "width" / name), read_sae(tmp_path / "whole" / "width" / name))
+        assert same(read_sae(again / "width" / name), read_sae(tmp_path / "whole" / "width" / name))
 
 
-def test_p36_what_two_processes_began_one_can_finish(tmp_path, alone):
-    assert torchrun(tmp_path, "width", die_at=24) != 0
-    finished = train_all(grid(tmp_path / "width", revive_after=64), TwoSites(), tmp_path / "width")
+def test_p36_what_two_processes_began_one_can_finish(killed, tmp_path, alone):
+    out = shutil.copytree(killed, tmp_path / "finished") / "width"
+    finished = train_all(grid(out, revive_after=64), TwoSites(), out)
     assert max(gap(a, b) for a, b in zip(finished, alone, strict=True)) < 1e-5
 
 
