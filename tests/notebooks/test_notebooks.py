@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom on the bundled model and a small lab of it, in a kernel that forgets the one before."""
+"""Every notebook runs from top to bottom on the bundled model and a small lab of it; one kernel serves all and forgets each."""
 
 import json
 import os
