@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import streamlit as st
+from scope.app.frame import menu, search
 from scope.app.kit import messages
 from scope.app.kit.plain import count, plain, short_name
 from scope.app.serve import demo, models, pack_facts, packs, session
@@ -36,24 +37,19 @@ def watch(slug: str) -> None:
 
 
 st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
-st.html(Path(__file__).with_name("frame.css"))
-# Pages without icons: the browser would fetch them from a font server.
-page = st.navigation(
-    [
-        st.Page("overview/page.py", title="Overview", default=True),
-        st.Page("features/page.py", title="Features", url_path="features"),
-        st.Page("feature/page.py", title="Feature", url_path="feature"),
-        st.Page("prompt/page.py", title="Prompt", url_path="prompt"),
-        st.Page("steer/page.py", title="Steer", url_path="steer"),
-        st.Page("health/page.py", title="Health", url_path="health"),
-        st.Page("match/page.py", title="Match", url_path="match"),
-    ],
-    position="top",
-)
+st.html(Path(__file__).parent / "frame" / "frame.css")
+page = menu.navigation()
+name = page.url_path or "overview"
+menu.history()
 try:
     with st.sidebar:
         sidebar()
         status = st.empty()
+    menu.complete_address()
+    st.set_page_config(page_title=menu.tab_title(name))
+    with st.container(key="frame search"):
+        search.search_box()
+    menu.phone_bar(name)
     status.caption(plain(models.status()))
     try:
         with suppress(session.PageDrawn):

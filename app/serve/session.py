@@ -72,10 +72,23 @@ def asked_latent(store: Pack) -> int | None:
     """
     text = st.query_params.get("f")
     if text is None:
-        return st.session_state.get("latents", {}).get(current())
+        return last_latent()
     if not re.fullmatch(r"-?\d{1,18}", text.strip()):
         raise PackError(f"{text!r} is not a latent: latents are whole numbers from 0 to {store.d_sae - 1:,}.")
     return store[int(text)].id
+
+
+def last_latent() -> int | None:
+    """The latent of the current pack that was shown last."""
+    return st.session_state.get("latents", {}).get(current())
+
+
+def went_back() -> bool:
+    """Whether this run shows an address of the browser's history, by Back or Forward."""
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+    context = get_script_run_ctx()
+    return context is not None and context.is_history_navigation
 
 
 def steer_these(latents: list[int]) -> None:
@@ -131,8 +144,10 @@ def link(page: str, label: str, *, icon: str | None = None, help: str | None = N
 def address(page: str, **more: Any) -> str:
     """The whole address of a page, to copy."""
     parts = urlsplit(st.context.url or "http://localhost:8501/")
+    base, _, last = parts.path.rstrip("/").rpartition("/")
+    base = base if last in PAGES else f"{base}/{last}".rstrip("/")  # what a proxy puts before the pages stays
     path = "" if page == "overview" else page
-    return f"{parts.scheme}://{parts.netloc}/{path}?{urlencode(params(**more))}"
+    return f"{parts.scheme}://{parts.netloc}{base}/{path}?{urlencode(params(**more))}"
 
 
 def link_popover(page: str, **more: Any) -> None:

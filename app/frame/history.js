@@ -1,0 +1,43 @@
+// Makes every state of a page a step of the browser's history. Streamlit replaces the address when a control that is bound to it
+// changes, and pushes two addresses when a script opens another page; Back then skips the first, and needs two steps for the second.
+const SOON = 1500; // milliseconds within which two changes are one step
+
+function install() {
+  const push = history.pushState.bind(history);
+  const replace = history.replaceState.bind(history);
+  let last = { at: performance.now(), href: location.href, of: "" };
+  const parameters = (address) => new URLSearchParams(address.search);
+  const changed = (from, to) => {
+    const [old, now] = [parameters(from), parameters(to)];
+    return [...new Set([...old.keys(), ...now.keys()])].filter((k) => `${old.getAll(k)}` !== `${now.getAll(k)}`).sort();
+  };
+  const done = (of) => { last = { at: performance.now(), href: location.href, of }; };
+
+  history.pushState = (state, title, url) => {
+    const to = new URL(url, location.href);
+    const soon = performance.now() - last.at < SOON && last.href === location.href;
+    const opensPage = to.pathname !== location.pathname && to.search === location.search && last.of === "pushed";
+    const only = changed(location, to);
+    const completes = to.pathname === location.pathname && only.every((k) => !parameters(location).has(k));
+    if (soon && (opensPage || (completes && last.of !== "pushed"))) replace(state, title, url);
+    else push(state, title, url);
+    done(to.pathname === location.pathname && only.length ? "pushed" : "opened");
+  };
+
+  history.replaceState = (state, title, url) => {
+    const to = new URL(url ?? location.href, location.href);
+    const byControl = /^https?:/.test(`${url}`) && to.pathname === location.pathname && to.search !== location.search;
+    if (!byControl) return replace(state, title, url);
+    const of = changed(location, to).join();
+    const goesOn = last.of === of && performance.now() - last.at < SOON && last.href === location.href; // as a slider that is drawn
+    (goesOn ? replace : push)(state, title, url);
+    done(of);
+  };
+  addEventListener("popstate", () => done("opened"), true);
+}
+
+export default function () {
+  if (window.scopeHistory) return;
+  window.scopeHistory = true;
+  install();
+}
