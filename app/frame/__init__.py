@@ -1,1 +1,1 @@
-"""What stands around every page: history, the tab's title, the search box, and the pages' menu."""
+"""The parts around every page: history, the title of the tab, the search box, and the menu of pages."""

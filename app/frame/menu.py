@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import streamlit as st
-from scope.app.kit.plain import show_line, short_name
+from scope.app.kit.plain import short_name, show_line
 from scope.app.serve import packs, session
 
 from scope.errors import ScopeError

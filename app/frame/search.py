@@ -17,12 +17,7 @@ from scope.features.face import Pack
 _HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "scope_search",
-    html=(
-        '<div class="search" role="search"><input type="text" role="combobox" aria-label="Search everything" autocomplete="off" '
-        'spellcheck="false" aria-autocomplete="list" aria-expanded="false" aria-controls="found" '
-        'placeholder="Search  /  latents, tokens, pages, text"><div id="found" role="listbox" aria-label="Results" hidden></div>'
-        "</div>"
-    ),
+    html=_HERE.joinpath("search.html").read_text(encoding="utf-8"),
     css=(_HERE / "search.css").read_text(encoding="utf-8"),
     js=(_HERE / "search.js").read_text(encoding="utf-8"),
 )
@@ -83,7 +78,9 @@ def _latents(store: Pack, text: str) -> list[Result]:
     def opening(latent: int) -> Callable[[], None]:
         return lambda: session.go("feature", f=latent)
 
-    return [Result(f"#{latent} {store.table['label'].iat[latent]}", why, opening(latent)) for latent, why in hits[:MOST_LATENTS]]
+    return [
+        Result(f"#{latent} {store.table['label'].iat[latent]}", why, opening(latent)) for latent, why in hits[:MOST_LATENTS]
+    ]
 
 
 def _commands(store: Pack, text: str) -> list[Result]:
@@ -99,13 +96,13 @@ def _commands(store: Pack, text: str) -> list[Result]:
         return lambda: session.go("steer", f=latent)
 
     every = [Result(title, "page", opening(page)) for page, title in TITLES.items()]
-    every.append(
-        Result("Random latent", "command", lambda: session.go("feature", f=store.random(np.random.default_rng()).id))
-    )
+    every.append(Result("Random latent", "command", lambda: session.go("feature", f=store.random(np.random.default_rng()).id)))
     latent = session.last_latent()
     if latent is not None and pack_facts.steers(store):
         every.append(Result(f"Steer with #{latent}", "command", steer_with(latent)))
-    every += [Result(f"Pack {slug}", "other pack", opening_pack(slug)) for slug in packs.registry() if slug != session.current()]
+    every += [
+        Result(f"Pack {slug}", "other pack", opening_pack(slug)) for slug in packs.registry() if slug != session.current()
+    ]
     wanted = text.lower()
     return [one for one in every if any(one.name.lower()[at:].startswith(wanted) for at in _word_starts(one.name))]
 

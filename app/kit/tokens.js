@@ -23,6 +23,7 @@ function strip(row, index, options, setTriggerValue) {
     if (marks.includes("p")) span.classList.add("peak");
     if (marks.includes("d")) span.classList.add("steered");
     if (marks.includes("x")) span.classList.add("parts");
+    if (marks.includes("w")) span.classList.add("changed");
     if (marks.includes("c")) span.classList.add("chosen");
     if (marks.includes("j")) span.classList.add("joins");
     if (marks.includes("a")) span.classList.add("alone");
@@ -65,6 +66,13 @@ function strip(row, index, options, setTriggerValue) {
   });
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");
+  for (const [name, value, meaning] of row.scores ?? []) {
+    const score = element("button", "score", `${name} `);
+    score.append(element("b", "", value));
+    score.setAttribute("aria-label", `${name} ${value}: ${meaning}`);
+    score.dataset.meaning = meaning;
+    foot.append(score);
+  }
   for (const note of row.notes) foot.append(element("bdi", "note", note));
   foot.append(readout);
   if (options.actions.length) {

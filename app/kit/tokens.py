@@ -46,6 +46,8 @@ def row(
     steered: Sequence[bool] = (),
     parts: int | None = None,
     chosen: int | None = None,
+    changed: Sequence[bool] = (),
+    scores: Sequence[tuple[str, str, str]] = (),
 ) -> dict[str, Any]:
     """One strip. Bytes that make up a character become that character, with the largest of their values.
 
@@ -56,18 +58,22 @@ def row(
         steered: which tokens are underlined with dots: where an edit acted.
         parts: the first token that differs from another text's; marked by a bar.
         chosen: a token with a frame around it.
+        changed: which tokens another text does not have; underlined.
+        scores: (name, value, meaning) of numbers below the text; the meaning is shown on hover and focus.
     """
     cells, pieces = [], characters(tokens)
     for start, stop, text in pieces:
         high = max((float(v) for v in values[start:stop]), default=0.0)
         marks = ("p" if peak is not None and start <= peak < stop else "") + ("d" if any(steered[start:stop]) else "")
         marks += "x" if parts is not None and start <= parts < stop else ""
+        marks += "w" if any(changed[start:stop]) else ""
         marks += "c" if chosen is not None and start <= chosen < stop else ""
         glyphs, breaks = visible_token(text), text.count("\n")
         marks += ("j" if joins(text) else "") + ("a" if stands_alone(glyphs) else "")
         cells.append([glyphs, strength(high, largest, STEPS), f"{high:.3g}" if high > 0 else "", marks, breaks, start])
     way = direction("".join(text for *_, text in pieces))
-    return {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes], "direction": way}
+    shown = {"cells": cells, "value": value, "notes": [visible_token(note) for note in notes], "direction": way}
+    return shown | ({"scores": [list(score) for score in scores]} if scores else {})
 
 
 def example_row(example: Example, largest: float, window: int, unit: str = "", chosen: int | None = None) -> dict[str, Any]:

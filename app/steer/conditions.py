@@ -1,20 +1,33 @@
 """A run's conditions side by side: coloured texts, where each differs from plain, scores, and warnings about the run."""
 
+import re
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
+import numpy as np
 import streamlit as st
 from scope.app.kit.plain import number, plain
 from scope.app.kit.tokens import row, strips
 from scope.app.steer.state import condition_name
 
+from scope.models.text.characters import characters
 from scope.steering.compare import show
 from scope.steering.compare.run import Condition, Sample
 from scope.steering.compare.scores import Judged
 from scope.steering.compare.steer import SteeringRun
 
-PER_ROW = 3
 KL = "KL to plain"
+_MEANINGS = {
+    "concept": "Mean activation of the edited latent on this text, read by the model without the edit.",
+    "promoted": "Share of the new tokens that are among those that the latent promotes.",
+    "relevance": "How much the prompt foretells this text, beside plain: 1 is as much, 0 is not at all.",
+    "fluency": "How likely and how little repeated the text is, beside plain: 1 is as fluent.",
+    "score": "Harmonic mean of promoted tokens added, relevance and fluency: 1 is best, and 0 where one of the three is 0.",
+    "repetition": "Share of the text's sequences of four tokens that occurred in it before.",
+    "off target": "How many other latents the edit moves on this text; the random direction shows what is usual.",
+}
+"""What each number under a text says, in a sentence."""
 
 
 def colours(run: SteeringRun) -> list[str]:
@@ -23,24 +36,41 @@ def colours(run: SteeringRun) -> list[str]:
 
 
 def draw(run: SteeringRun, by: str, key: str) -> None:
-    """Every text of every condition, at most three in a row."""
+    """Every text of every condition: side by side where the page is wide enough for lines to read, else one below another."""
     judged = run.judged() if any(condition.name == "plain" for condition in run.conditions) else {}
     largest = _largest(run, by)
+    verdict(run, judged)
     for i, sample in enumerate(run["steered"].samples):
         _prompt(run, i, sample.prompt)
-        for first in range(0, len(run.conditions), PER_ROW):
-            in_row = run.conditions[first : first + PER_ROW]
-            columns = st.columns(PER_ROW if len(run.conditions) > PER_ROW else len(run.conditions))
-            for column, condition in zip(columns, in_row, strict=False):
-                with column:
-                    _text(condition, i, by, largest, f"{key} {condition.name} {i}")
-                    _score_line(condition.samples[i], judged.get(condition.name, [None] * (i + 1))[i], next(iter(run.promoted)))
+        plainly = next((c.samples[i].pieces for c in run.conditions if c.name == "plain"), None)
+        with st.container(key=f"steer texts {key} {i}"), st.container(key=f"steer row of texts {key} {i}"):
+            for condition in run.conditions:
+                with st.container(border=True, gap=None, key=f"steer text {key} {i} {condition.name}"):
+                    scores = _scores(
+                        condition.samples[i], judged.get(condition.name, [None] * (i + 1))[i], next(iter(run.promoted))
+                    )
+                    _text(condition, i, by, largest, plainly, scores, f"{key} {condition.name} {i}")
     what = "change of the next token by the edit there, KL in nats" if by == KL else f"{by}, read by the unsteered model"
     st.caption(
         plain(
-            f"Colour: {what}; darkest at {largest:.3g}. Dotted: tokens at which the edit acted. "
-            "Bar: the first difference from plain."
+            f"Underlined: words that plain does not have; the bar is the first difference. Colour: {what}; darkest at "
+            f"{largest:.3g}. Dotted: tokens at which the edit acted. Each number explains itself under the pointer."
         )
+    )
+
+
+def verdict(run: SteeringRun, judged: dict[str, list[Judged]]) -> None:
+    """Whether the edit did more than a random direction, in a sentence, and how little a text proves."""
+    mean = {name: [one.score for one in scores if one] for name, scores in judged.items() if name.partition(":")[0] != "plain"}
+    means = {name: sum(scores) / len(scores) for name, scores in mean.items() if scores}
+    nulls = [means[name] for name in means if name.partition(":")[0] == "random"]
+    if "steered" not in means or not nulls:
+        return
+    steered, null, n = means["steered"], max(nulls), len(mean["steered"])
+    than = "more than" if steered > null else "no more than"
+    st.markdown(
+        plain(f"Steered scores {number(steered, '.2f')}, {than} a random direction of the same length ({number(null, '.2f')}).")
+        + f" :gray[{'One text proves' if n == 1 else f'{n} texts prove'} little: a sweep compares many.]"
     )
 
 
@@ -56,7 +86,15 @@ def _prompt(run: SteeringRun, place: int, prompt: str) -> None:
     st.caption(plain(f"{which}{prompt} …") + plain(edited))
 
 
-def _text(condition: Condition, place: int, by: str, largest: float, key: str) -> None:
+def _text(
+    condition: Condition,
+    place: int,
+    by: str,
+    largest: float,
+    plainly: Sequence[str] | None,
+    scores: list[tuple[str, str, str]],
+    key: str,
+) -> None:
     sample = condition.samples[place]
     st.markdown(f"**{plain(condition_name(condition.name))}**")
     if not sample.new_ids:
@@ -64,9 +102,29 @@ def _text(condition: Condition, place: int, by: str, largest: float, key: str) -
         return
     readings = _readings(sample, by) or [0.0] * len(sample.pieces)
     touched = condition.report.touched(place, len(sample.pieces)) if condition.report else []
-    at = None if condition.name == "plain" else sample.diverges_at
-    notes = [] if condition.name == "plain" else [_difference(sample)]
-    strips([row(sample.pieces, readings, largest, notes=notes, steered=touched, parts=at)], key=key, breaks=True)
+    is_plain = condition.name == "plain" or plainly is None
+    notes = [] if is_plain else [_difference(sample)]
+    differs = [] if is_plain else words_changed(plainly, sample.pieces)
+    at = None if is_plain else sample.diverges_at
+    marks = {"steered": touched, "parts": at, "changed": differs, "scores": scores, "notes": notes}
+    strips([row(sample.pieces, readings, largest, **marks)], key=key, breaks=True)
+
+
+def words_changed(before: Sequence[str], after: Sequence[str]) -> list[bool]:
+    """Which tokens of a text belong to words that another text does not have in their place."""
+    pieces = characters(after)
+    old, new = "".join(text for *_, text in characters(before)), "".join(text for *_, text in pieces)
+    words = list(re.finditer(r"\S+", new))
+    blocks = SequenceMatcher(None, old.split(), [word[0] for word in words], autojunk=False).get_matching_blocks()
+    same = {n for block in blocks for n in range(block.b, block.b + block.size)}
+    is_new = np.zeros(len(new), bool)
+    for n, word in enumerate(words):
+        is_new[word.start() : word.end()] = n not in same
+    changed, at = [False] * len(after), 0
+    for start, stop, text in pieces:
+        changed[start:stop] = [bool(is_new[at : at + len(text)].any())] * (stop - start)
+        at += len(text)
+    return changed
 
 
 def _readings(sample: Sample, by: str) -> Sequence[float]:
@@ -87,18 +145,24 @@ def _difference(sample: Sample) -> str:
     return "same as plain" if at is None else f"differs from token {at + 1}"
 
 
-def _score_line(sample: Sample, judged: Judged | None, target: str) -> None:
-    """The scores of one text in a line; the table below explains them."""
+def _scores(sample: Sample, judged: Judged | None, target: str) -> list[tuple[str, str, str]]:
+    """The scores of one text, each with its meaning; the table below has all."""
     if sample.scores is None:
-        return
+        return []
     s = sample.scores
-    parts = [f"concept {s.concept[target]:.2f}"]
+    values = {"concept": f"{s.concept[target]:.2f}"}
+    if target in s.share:
+        values["promoted"] = f"{s.share[target]:.0%}"
     if judged is not None:
-        parts += [f"relevance {number(judged.relevance, '.2f')}", f"fluency {judged.fluency:.2f}", f"score {judged.score:.2f}"]
-    parts.append(f"repetition {s.repetition:.0%}")
+        values |= {
+            "relevance": number(judged.relevance, ".2f"),
+            "fluency": f"{judged.fluency:.2f}",
+            "score": f"{judged.score:.2f}",
+        }
+    values["repetition"] = f"{s.repetition:.0%}"
     if s.off_target is not None:
-        parts.append(f"off-target latents {s.off_target}")
-    st.caption(plain(" · ".join(parts)))
+        values["off target"] = f"{s.off_target}"
+    return [(name, value, _MEANINGS[name]) for name, value in values.items()]
 
 
 def figures(run: SteeringRun) -> None:
@@ -136,3 +200,13 @@ def streamed(names: Sequence[str], texts: list[list[str]], places: list[Any]) ->
     for name, own_texts, place in zip(names, texts, places, strict=True):
         body = "  \n\n".join(plain(text) or "…" for text in own_texts)
         place.markdown(f"**{plain(condition_name(name))}**  \n{body}")
+
+
+def places_for(names: Sequence[str]) -> list[Any]:
+    """The placeholders of `streamed`, laid out as the finished texts will be."""
+    places = []
+    with st.container(key="steer texts live"), st.container(key="steer row of texts live"):
+        for name in names:
+            with st.container(border=True, key=f"steer text live {name}"):
+                places.append(st.empty())
+    return places

@@ -11,15 +11,15 @@ from scope.app.steer.state import CONDITION_NAMES, remembered
 from scope.models.text.sampling_config import SamplingConfig
 from scope.steering.compare.steer import CONDITIONS
 
-PROMPT = "My favourite hobby is"
+PROMPT = "In the morning"
 LONGEST_TEXT = 4096
 MOST_TOKENS = 1_000_000
 _SPELLED = {"n": "\n", "r": "\r", "t": "\t", "s": " ", "\\": "\\"}
 FIRST_CONDITIONS = {"plain", "steered", "random"}
 
 
-def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
-    """(the text to continue, None) or ("", turns). `why_no_chat` is the reason why chat is disabled, if it is."""
+def chats(why_no_chat: str | None) -> bool:
+    """The switch between a text and a chat. `why_no_chat` is the reason why chat is disabled, if it is."""
     chat = st.toggle(
         "Chat",
         disabled=why_no_chat is not None,
@@ -28,11 +28,16 @@ def prompt(why_no_chat: str | None) -> tuple[str, list[dict[str, str]] | None]:
     )
     if why_no_chat is not None:
         st.caption(plain(why_no_chat))
-    if not chat or why_no_chat is not None:
-        text = st.text_area("Prompt", height=90, **remembered("prompt", PROMPT))
-        show_turning_marks(text)
-        return text, None
-    return "", _turns()
+    return chat and why_no_chat is None
+
+
+def prompt(chat: bool, question: bool = False) -> tuple[str, list[dict[str, str]] | None]:
+    """(the text to continue, None) or ("", turns). `question`: the text is asked about a picture."""
+    if chat:
+        return "", _turns()
+    text = st.text_area("Question about the picture" if question else "Prompt", height=90, **remembered("prompt", PROMPT))
+    show_turning_marks(text)
+    return text, None
 
 
 def _turns() -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from scope.app.steer import controls, edit_list
 from scope.errors import EditError, ScopeError
 from scope.features.face import Pack
 from scope.models.text.sampling_config import SamplingConfig
+from scope.steering.compare.steer import USUAL
 from scope.steering.edits.interventions import Edits, edit_from
 from scope.typed_json import parse_json, typed
 
@@ -26,6 +27,7 @@ class Draft:
     """What a reader has set. Directions are left out: their vectors are too long for an address."""
 
     view: Literal["Compare", "Sweep"] = "Compare"
+    """Also in the address on its own; here for addresses of earlier versions."""
     prompt: str = ""
     turns: list[dict[str, str]] | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -60,27 +62,32 @@ def keep(draft: Draft, pristine: Draft | None) -> None:
         st.query_params[PARAMETER] = text
 
 
-def restore(text: str, slug: str, store: Pack) -> None:
-    """Set the controls to a draft from an address.
+def read(text: str, store: Pack) -> Draft:
+    """The draft in an address.
 
     Raises:
-        EditError: it is none; nothing is set then.
+        EditError: it is none.
     """
     try:
         draft = typed(parse_json(text, "It", EditError), Draft, "It", EditError)
-        sampling = typed(asdict(SamplingConfig()) | draft.sampling, SamplingConfig, "Its sampling", EditError)
-        edits = [edit_from(edit) for edit in draft.edits]
-        for edit in edits:
+        typed(asdict(SamplingConfig()) | draft.sampling, SamplingConfig, "Its sampling", EditError)
+        for edit in map(edit_from, draft.edits):
             _ = store[edit.latent] if edit.on_latent else None
         for turn in draft.turns or ():
             _ = turn["role"], turn["content"]
     except (ScopeError, KeyError) as problem:
         raise EditError(f"The settings in this address cannot be read, so they were not set: {problem}") from None
-    controls.set_controls(draft.prompt, sampling, max(1, draft.n), list(draft.conditions), draft.instruction)
+    return draft
+
+
+def restore(draft: Draft, slug: str) -> None:
+    """Set the controls to a draft."""
+    sampling = typed(asdict(SamplingConfig()) | draft.sampling, SamplingConfig, "Its sampling", EditError)
+    names, n = list(draft.conditions) or list(USUAL), max(1, draft.n)
+    controls.set_controls(draft.prompt or controls.PROMPT, sampling, n, names, draft.instruction)
     if draft.turns:
         controls.set_turns(draft.turns)
-    if edits:
-        edit_list.set_rows(slug, Edits(edits))
+    if draft.edits:
+        edit_list.set_rows(slug, Edits([edit_from(edit) for edit in draft.edits]))
     if draft.sweep is not None:
         st.session_state["steer sweep prompts"], st.session_state["steer sweep strengths"] = draft.sweep
-    st.session_state["steer view"] = draft.view

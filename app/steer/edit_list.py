@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 from scope.app.kit.plain import number, plain, show_line
 from scope.app.steer.state import remembered
-from scope.app.steer.strengths import UNITS, in_other_units, unit_sizes
+from scope.app.steer.strengths import SAFE, UNITS, draw_scale, in_other_units, unit_sizes
 
 from scope.escape import visible_token as glyphs
 from scope.features.face import Pack
@@ -84,12 +84,16 @@ def set_rows(slug: str, edits: Edits) -> None:
             st.session_state[_key(row, name)] = value
 
 
-def draw(store: Pack, slug: str) -> Edits | None:
-    """Draw the rows; returns the edits that are switched on, None if there are none."""
+def draw(store: Pack, slug: str, instrument: Any) -> Edits | None:
+    """Draw the rows; returns the edits that are switched on, None if there are none.
+
+    Args:
+        instrument: the container for the amount of the first row, which stands outside the list.
+    """
     edits: list[Edit] = []
     for row in list(rows(slug)):
         with st.container(border=True):
-            edit = _row(store, slug, row)
+            edit = _row(store, slug, row, instrument if row is rows(slug)[0] else st.container())
         if edit is not None:
             edits.append(edit)
     return Edits(edits) if edits else None
@@ -103,7 +107,8 @@ def _remembered(row: Row, name: str, default: Any) -> dict[str, Any]:
     return remembered(f"row {row.number} {name}", default)
 
 
-def _row(store: Pack, slug: str, row: Row) -> Edit | None:
+def _row(store: Pack, slug: str, row: Row, place: Any) -> Edit | None:
+    """The controls of a row; `place` is the container for its amount."""
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         st.markdown(f"**{_name(store, row.target)}**", width="stretch")
         on = st.toggle("On", label_visibility="collapsed", help="Whether this edit is applied", **_remembered(row, "on", True))
@@ -118,7 +123,7 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
         )
     st.caption(_description(store, row.target) + (f" At {plain(row.site)}." if row.site else ""))
     if isinstance(row.target, Span):
-        return _forget(row, on)
+        return _forget(row, on, place)
     operations = OPERATIONS | (HOLD if store.site.endswith(".rec.hook_state") else {})
     if st.session_state.get(_key(row, "operation")) not in (None, *operations):
         st.session_state[_key(row, "operation")] = "add"
@@ -130,17 +135,17 @@ def _row(store: Pack, slug: str, row: Row) -> Edit | None:
         st.session_state[_key(row, "where")] = "not_bos"
     rule = st.selectbox("Where", list(rules), format_func=rules.get, **_remembered(row, "where", "not_bos"))
     given: dict[str, Any] = {}
-    if kind == "hold":
-        given["strength"] = st.slider(
-            "Part", 0.0, 1.0, step=0.05, help=operations[kind][1], **_remembered(row, "strength part", 1.0)
-        )
-    elif KINDS[kind].has_amount:
-        given = _strength(store, row, OPERATIONS[kind][1])
-    elif kind == "scale":
-        end = float(max(8, math.ceil(abs(st.session_state.get(_key(row, "factor"), 2.0)))))
-        given["factor"] = st.slider("Factor", -end, end, step=0.25, help=OPERATIONS[kind][1], **_remembered(row, "factor", 2.0))
-    else:
-        st.caption(OPERATIONS[kind][1])
+    meaning = operations[kind][1]
+    if kind != "hold" and KINDS[kind].has_amount:
+        given = _strength(store, row, meaning, place)
+    with place:
+        if kind == "hold":
+            given["strength"] = st.slider("Part", 0.0, 1.0, step=0.05, help=meaning, **_remembered(row, "strength part", 1.0))
+        elif kind == "scale":
+            end = float(max(8, math.ceil(abs(st.session_state.get(_key(row, "factor"), 2.0)))))
+            given["factor"] = st.slider("Factor", -end, end, step=0.25, help=meaning, **_remembered(row, "factor", 2.0))
+        elif not given:
+            st.caption(f"{operations[kind][0]} has no strength: {meaning}.")
     rule = _rule(row, rule)
     when = None if kind == "hold" else _condition(store, row)
     return KINDS[kind](row.target, positions=rule, when=when, **given) if on else None
@@ -153,23 +158,23 @@ def _rule(row: Row, rule: str) -> str:
     return f"from:{st.number_input('From position (BOS is 0)', 0, LAST_POSITION, step=1, **_remembered(row, 'from', 1))}"
 
 
-def _forget(row: Row, on: bool) -> Edit | None:
+def _forget(row: Row, on: bool, place: Any) -> Edit | None:
     """The controls of tokens that are forgotten."""
     rule = st.selectbox("Forgotten at", list(RULES), format_func=RULES.get, **_remembered(row, "where", "last_prompt"))
     end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, "strength part"), 1.0)))))
-    part = st.slider("Part", -end, end, step=0.05, help=FORGET, **_remembered(row, "strength part", 1.0))
+    part = place.slider("Part", -end, end, step=0.05, help=FORGET, **_remembered(row, "strength part", 1.0))
     rule = _rule(row, rule)
     return Forget(row.target, part, positions=rule, site=row.site) if on else None
 
 
-def _strength(store: Pack, row: Row, meaning: str) -> dict[str, Any]:
-    """The controls of a strength: unit and value, with the value in the other units below."""
+def _strength(store: Pack, row: Row, meaning: str, place: Any) -> dict[str, Any]:
+    """The controls of a strength: its unit, and in `place` its value with the safe range and the value in the other units."""
     sizes = unit_sizes(store, row.target)
     known = ["norm", "raw", *(["max"] if sizes["max"] else [])]
     if st.session_state.get(_key(row, "unit")) not in (None, *known):  # from a run whose pack had more units
         st.session_state[_key(row, "unit")] = "norm"
     unit = st.selectbox(
-        "Unit",
+        "Unit of strength",
         known,
         format_func=UNITS.get,
         help="Raw: the latent's activation, or a direction's length. × largest: multiples of the pack's largest activation.",
@@ -178,13 +183,17 @@ def _strength(store: Pack, row: Row, meaning: str) -> dict[str, Any]:
         **_remembered(row, "unit", "norm"),
     )
     name = _strength_key(unit)
-    if unit == "norm":
-        end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, name), 0.5)))))
-        strength = st.slider("Strength / typical norm", -end, end, step=0.05, help=meaning, **_remembered(row, name, 0.5))
-    else:
-        label = "Strength × its largest activation" if unit == "max" else "Strength, raw"
-        strength = st.number_input(label, step=0.25, format="%.4g", help=meaning, **_remembered(row, name, 1.0))
-    st.caption(in_other_units(store, row.target, strength, unit))
+    meaning = f"{meaning[0].upper()}{meaning[1:]}. 1 is the length of a typical activation of the model here."
+    with place:
+        if unit == "norm":
+            end = float(max(2, math.ceil(abs(st.session_state.get(_key(row, name), SAFE)))))
+            strength = st.slider("Strength", -end, end, step=0.05, help=meaning, **_remembered(row, name, SAFE))
+            draw_scale(end)
+        else:
+            label = "Strength × its largest activation" if unit == "max" else "Strength, raw"
+            strength = st.number_input(label, step=0.25, format="%.4g", help=meaning, **_remembered(row, name, 1.0))
+        safe = f"Safe to ±{SAFE:g} (thick line) · " if unit == "norm" else ""
+        st.caption(safe + in_other_units(store, row.target, strength, unit))
     return {"strength": strength, "unit": unit}
 
 
@@ -214,6 +223,15 @@ def _condition(store: Pack, row: Row) -> When | None:
     feature = store[latent]
     st.caption(f"{plain(show_line(feature.label, 40))}; largest {number(feature.row['max'])}")
     return When(latent, above)
+
+
+def title(store: Pack, slug: str) -> str:
+    """What the page steers with, for its heading: the first edit, and how many more there are."""
+    listed = rows(slug)
+    if not listed:
+        return "Steer"
+    more = f" and {len(listed) - 1} more" if len(listed) > 1 else ""
+    return f"Steer with {_name(store, listed[0].target)}{more}"
 
 
 def _name(store: Pack, target: int | Direction | Span) -> str:

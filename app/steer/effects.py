@@ -24,9 +24,9 @@ from scope.steering.edits.interventions import Edits
 from scope.steering.export.script import edit_code
 
 
-def draw(runner: Runner, edits: Edits | None, job: Job | None) -> None:
-    """Controls and results: the effect of the edits on the next token, and the attribution of the unedited one."""
-    store, state = runner.store, runner.state
+def controls() -> tuple[Pack, str, tuple[str, str], str, list[str]]:
+    """(pack, prompt, tokens, method of attribution, slugs of packs at later sites) as they are set."""
+    store = session.pack()
     prompt = st.text_area("Prompt", height=80, **remembered("prompt", PROMPT))
     with st.container(horizontal=True, vertical_alignment="bottom"):
         token = st.text_input("Token", key="steer token", placeholder="the likeliest", width=150, persist_state="session")
@@ -34,18 +34,35 @@ def draw(runner: Runner, edits: Edits | None, job: Job | None) -> None:
         method = st.selectbox("Attribution by", latent_tables.METHODS, key="steer method", width=150, persist_state="session")
     others = later_packs(store)
     places = st.multiselect("SAEs at later sites", others, key="steer later", format_func=plain) if others else []
-    with st.container(horizontal=True):
-        if st.button(
-            "Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None
-        ):
-            state.pop("effects", None)
-            later = [models.load_dictionary(models.dictionary_of(session.pack(place))) for place in places]
-            runner.start("effects", lambda model, sae: work.effect(store, model, sae, edits, prompt, (token, other), later))
-            st.rerun()
-        if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
-            state.pop("attribution", None)
-            runner.start("attribution", lambda model, sae: work.attribution(store, model, sae, prompt, (token, other), method))
-            st.rerun()
+    return store, prompt, (token, other), method, places
+
+
+def start(
+    runner: Runner,
+    edits: Edits | None,
+    job: Job | None,
+    store: Pack,
+    prompt: str,
+    tokens: tuple[str, str],
+    method: str,
+    places: list[str],
+) -> None:
+    """The buttons that measure and attribute."""
+    state = runner.state
+    if st.button("Measure the edits", icon=":material/play_arrow:", type="primary", disabled=edits is None or job is not None):
+        state.pop("effects", None)
+        later = [models.load_dictionary(models.dictionary_of(session.pack(place))) for place in places]
+        runner.start("effects", lambda model, sae: work.effect(store, model, sae, edits, prompt, tokens, later))
+        st.rerun()
+    if st.button("Attribute to latents", icon=":material/functions:", disabled=job is not None):
+        state.pop("attribution", None)
+        runner.start("attribution", lambda model, sae: work.attribution(store, model, sae, prompt, tokens, method))
+        st.rerun()
+
+
+def draw(runner: Runner, places: list[str]) -> None:
+    """Results: the effect of the edits on the next token, and the attribution of the unedited one."""
+    store, state = runner.store, runner.state
     if "effects" in state:
         measured = state["effects"]
         heading("Effect on the next token", opening(str(store.folder)) + effects_code(measured), "py effects")

@@ -1,4 +1,4 @@
-"""The Steer page: edits on the left; on the right a comparison of conditions, a sweep, effects, or saved runs."""
+"""The Steer page: prompt, strength and the texts of a comparison; or a sweep, effects, saved runs. All else is in a drawer."""
 
 from typing import Any
 
@@ -37,13 +37,16 @@ def open_address() -> SteeringRun | Sweep | None:
     given = st.session_state.setdefault("stacks", {}).pop(slug, None)
     name, latent, settings = (st.query_params.get(key) for key in ("run", "f", draft.PARAMETER))
     followed, page_state["followed"] = page_state.get("followed"), (name, latent)
+    fresh, page_state["started"] = not page_state.get("started"), True
+    returned = session.went_back()
     opened = None
+    state.follow_view(VIEWS, fresh or returned)
     if followed not in (None, (name, latent)):
         page_state.pop("pristine", None)  # another run is the one to compare with
     if name is not None:
         opened = runs.load(name)
         page_state.pop("unsaved", None)
-        if followed != (name, latent) and page_state.pop("new run", None) != name:
+        if (followed != (name, latent) or returned) and page_state.pop("new run", None) != name:
             fill_controls(opened)
     elif given:
         page_state["handed"] = True
@@ -51,17 +54,22 @@ def open_address() -> SteeringRun | Sweep | None:
         edit_list.rows(slug).clear()
         for one in given:
             edit_list.add(slug, store[one].id)
-    elif latent is not None and followed != (name, latent):
+    elif latent is not None and (followed != (name, latent) or returned):
         asked = session.asked_latent(store)
         edit_list.rows(slug).clear()
         edit_list.add(slug, asked)
-    if not edit_list.rows(slug) and not page_state.get("started"):
+    if not edit_list.rows(slug) and fresh:
         asked = session.asked_latent(store)
-        edit_list.add(slug, presets()[0] if asked is None else asked)
-    fresh, page_state["started"] = not page_state.get("started"), True
-    if settings is not None and fresh:  # a reload, or another server than the one before
-        page_state["pristine"] = None
-        draft.restore(settings, slug, store)
+        edit_list.add(slug, example() if asked is None else asked)
+    if settings is not None and (fresh or returned):  # a reload, another server, or Back
+        if fresh:
+            page_state["pristine"] = None
+        wanted = draft.read(settings, store)
+        draft.restore(wanted, slug)
+        if "tab" not in st.query_params:
+            st.session_state["steer view"] = wanted.view
+    elif returned and name is None and isinstance(page_state.get("pristine"), draft.Draft):
+        draft.restore(page_state["pristine"], slug)
     return opened
 
 
@@ -76,13 +84,24 @@ def fill_controls(run: SteeringRun | Sweep) -> None:
         st.session_state["steer sweep strengths"] = ", ".join(f"{s:g}" for s in run.strengths)
         st.session_state["steer sweep n"] = min(one.n, 16)
         st.session_state["steer sweep by"] = run.by
-    st.session_state["steer view"] = "Sweep" if isinstance(run, Sweep) else "Compare"
+    if "tab" not in st.query_params:
+        st.session_state["steer view"] = "Sweep" if isinstance(run, Sweep) else "Compare"
 
 
 def presets() -> list[int]:
     """The latents with the highest output scores; those of the Overview page if the pack holds no scores."""
     best = packs.once(store, "steerable", lambda: [int(i) for i in store.steerable(picker.MOST).index])
     return best or list(packs.once(store, "start here", lambda: pack_facts.start_here(store)).values()) or [0]
+
+
+def example() -> int:
+    """The latent to begin with: of those with the highest output scores, the first that promotes whole words."""
+
+    def readable(latent: int) -> bool:
+        words = [token for token, _ in store[latent].promoted[:8]]
+        return sum(word[:1] == " " and word[1:].isalpha() and len(word) > 3 for word in words) >= 6
+
+    return packs.once(store, "steering example", lambda: next(filter(readable, presets()), presets()[0]))
 
 
 def no_chat() -> str | None:
@@ -94,29 +113,54 @@ def no_chat() -> str | None:
     return page_state["chat"] or None
 
 
-def compare(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> list[Any]:
+def compare(run: SteeringRun | Sweep | None, job: Job | None) -> list[Any]:
     """One prompt under every condition. While texts are generated: the placeholders for them."""
-    prompt, turns = controls.prompt(no_chat())
-    sampling, n = controls.sampling()
-    names, instruction = controls.conditions()
+    with settings:
+        edits, more = edits_and(job)
+        with more:
+            chat = controls.chats(no_chat())
+            sampling, n = controls.sampling()
+            names, instruction = controls.conditions()
+    with written:
+        prompt, turns = controls.prompt(chat, of_pictures)
     comparison = state.Comparison(prompt, turns, sampling, n, names, instruction)
     asked = {"conditions": names, "instruction": instruction}
     keep_draft(edits, prompt=prompt, turns=turns, sampling=draft.as_sampling(sampling), n=n, **asked)
     off = edits is None or job is not None
-    if st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=off, shortcut="g"):
+    with buttons:
+        pressed = st.button("Generate", icon=":material/play_arrow:", type="primary", disabled=off, shortcut="g")
+        st.caption(f"{sampling.max_new_tokens} tokens, temperature {sampling.temperature:g}", width="content")
+    if pressed:
         runner.start("compare", lambda model, sae: work.compare(store, model, sae, edits, comparison))
         st.rerun()
-    if job is not None and job.kind in ("compare", "replay"):
-        return streaming(job, names)
-    if isinstance(run, SteeringRun):
-        draw_run(run, open_name())
-    elif run is None:
-        st.caption(
-            "Every condition uses the same random numbers, so the texts differ only by the effect of the edit. The model is "
-            "loaded on first use. Prompt, settings and edits of latents stand in this page's address, so a reload keeps them; "
-            "a direction is lost by it, unless a saved run is open."
-        )
+    with results.container():
+        if job is not None and job.kind in ("compare", "replay"):
+            return conditions.places_for(job.progress.get("conditions", names))
+        if isinstance(run, SteeringRun):
+            draw_run(run, open_name())
+        elif run is None:
+            st.caption(
+                "Every condition uses the same random numbers, so the texts differ only by the edit. The model is loaded on "
+                "first use. Prompt, settings and edits of latents stand in this page's address, so a reload keeps "
+                "them; a direction is lost by it, unless a saved run is open."
+            )
     return []
+
+
+def edits_and(job: Job | None) -> tuple[Edits | None, Any]:
+    """The edits, drawn in the left half of the settings, and the container of the right half."""
+    left, right = st.columns(2, gap="medium")
+    with left:
+        edits = edit_list.draw(store, slug, amount)
+        try:
+            wanted = picker.draw(store, slug, presets())
+            if wanted is not None and job is None:
+                runner.start("direction", lambda model, sae: work.direction(model, wanted[0], *wanted[1]))
+                st.rerun()
+        except ScopeError as refusal:
+            messages.show_refusal(refusal)
+        strengths.draw_total(edits, store, page_state.get("sae"))
+    return edits, right
 
 
 def keep_draft(edits: Edits | None, **settings: Any) -> None:
@@ -128,33 +172,20 @@ def keep_draft(edits: Edits | None, **settings: Any) -> None:
     draft.keep(now, page_state["pristine"])
 
 
-def streaming(job: Job, names: tuple[str, ...]) -> list[Any]:
-    names = tuple(job.progress.get("conditions", names))
-    places: list[Any] = []
-    for first in range(0, len(names), conditions.PER_ROW):
-        columns = st.columns(min(len(names), conditions.PER_ROW))
-        places += [column.empty() for column, _ in zip(columns, names[first : first + conditions.PER_ROW], strict=False)]
-    return places
-
-
 def draw_run(run: SteeringRun, name: str) -> None:
     """Draw a run: warnings, texts, scores, downloads."""
     conditions.warnings(run)
     replay_result()
-    by = st.segmented_control(
-        "Colour by",
-        conditions.colours(run),
-        default=conditions.colours(run)[0],
-        required=True,
-        key=f"colour {name}",
-        format_func=plain,
-    )
-    conditions.draw(run, by, name)
-    conditions.self_check(run)
+    key = f"colour {name}"
+    conditions.draw(run, st.session_state.get(key) or conditions.colours(run)[0], name)
     files(run, name)
+    st.segmented_control(
+        "Colour by", conditions.colours(run), default=conditions.colours(run)[0], required=True, key=key, format_func=plain
+    )
     with st.expander("All scores, mean over the texts of each condition", on_change="rerun", key=f"figures {name}") as details:
         if details.open:
             conditions.figures(run)
+    conditions.self_check(run)
 
 
 def open_name() -> str:
@@ -189,48 +220,53 @@ def files(run: SteeringRun | Sweep, name: str) -> None:
 
 def delete(name: str) -> None:
     runs.forget(name)
-    st.query_params.from_dict(session.params())
+    st.query_params.from_dict(session.params(**state.in_address()))
     page_state["message"] = "The run was deleted."
 
 
-def sweep(run: SteeringRun | Sweep | None, edits: Edits | None, job: Job | None) -> Any:
+def sweep(run: SteeringRun | Sweep | None, job: Job | None) -> Any:
     """Strengths x prompts x seeds, beside the controls. Returns the progress bar of a running sweep."""
-    grid = sweeps.grid(swept_unit(edits))
-    sampling, _ = controls.sampling(several=False)
+    with settings:
+        edits, more = edits_and(job)
+        with more:
+            sampling, _ = controls.sampling(several=False)
+    with written:
+        grid = sweeps.grid(swept_unit(edits))
     texts = tuple(st.session_state[f"steer sweep {name}"] for name in ("prompts", "strengths"))
     keep_draft(edits, view="Sweep", sampling=draft.as_sampling(sampling), sweep=texts)
-    settings = (str(edits), grid, sampling)
+    asked = (str(edits), grid, sampling)
     measured, seconds = page_state.get("measured", (None, None))
     if "measure" in page_state:
         measured, seconds = page_state["measured"] = (page_state.pop("measuring"), page_state.pop("measure"))
-    sweeps.cost(grid, sampling.max_new_tokens, seconds if measured == settings else None)
     off = edits is None or job is not None
-    with st.container(horizontal=True):
+    with buttons:
+        if st.button("Sweep", icon=":material/play_arrow:", type="primary", disabled=off):
+            known = seconds if measured == asked else None
+            runner.start("sweep", lambda model, sae: work.dose_response(store, model, sae, edits, grid, sampling, known))
+            st.rerun()
         if st.button(
             "Estimate time", icon=":material/timer:", disabled=off, help="Takes about a tenth of the time of one strength"
         ):
-            page_state["measuring"] = settings
+            page_state["measuring"] = asked
             runner.start("measure", lambda model, sae: work.measure(store, model, sae, edits, grid, sampling))
             st.rerun()
-        if st.button("Sweep", icon=":material/play_arrow:", type="primary", disabled=off):
-            known = seconds if measured == settings else None
-            runner.start("sweep", lambda model, sae: work.dose_response(store, model, sae, edits, grid, sampling, known))
-            st.rerun()
     bar = None
-    if job is not None and job.kind == "sweep":
-        bar = st.empty()
-        bar.progress(*sweeps.progress(job.progress))
-        if "sweep" in job.progress:
-            sweeps.result(job.progress["sweep"], f"live {id(job)} {len(job.progress['sweep'].runs)}")
-    elif isinstance(run, Sweep):
-        replay_result()
-        sweeps.result(run, open_name())
-        files(run, open_name())
-        with st.expander("Self-check, strength by strength"):
-            for strength, one in zip(run.strengths, run.runs, strict=True):
-                st.caption(f"**Strength {strength:g}**")
-                conditions.warnings(one)
-                conditions.self_check(one)
+    with results.container():
+        sweeps.cost(grid, sampling.max_new_tokens, seconds if measured == asked else None)
+        if job is not None and job.kind == "sweep":
+            bar = st.empty()
+            bar.progress(*sweeps.progress(job.progress))
+            if "sweep" in job.progress:
+                sweeps.result(job.progress["sweep"], f"live {id(job)} {len(job.progress['sweep'].runs)}")
+        elif isinstance(run, Sweep):
+            replay_result()
+            sweeps.result(run, open_name())
+            files(run, open_name())
+            with st.expander("Self-check, strength by strength"):
+                for strength, one in zip(run.strengths, run.runs, strict=True):
+                    st.caption(f"**Strength {strength:g}**")
+                    conditions.warnings(one)
+                    conditions.self_check(one)
     return bar
 
 
@@ -274,38 +310,42 @@ except ScopeError as refusal:
     messages.show_refusal(refusal)
     if not edit_list.rows(slug) and "run" not in st.query_params:
         st.stop()
-left, right = st.columns([1, 2], gap="medium")
 job: Job | None = page_state.get("job")
-line, places, bar = None, [], None
-with left:
-    if of_pictures:
-        choose_picture(opened)
-    st.header("Edits", anchor=False)
-    edits = edit_list.draw(store, slug)
-    try:
-        wanted = picker.draw(store, slug, presets())
-        if wanted is not None and job is None:
-            runner.start("direction", lambda model, sae: work.direction(model, wanted[0], *wanted[1]))
-            st.rerun()
-    except ScopeError as refusal:
-        messages.show_refusal(refusal)
-    strengths.draw_total(edits, store, page_state.get("sae"))
-with right:
-    st.session_state.setdefault("steer view", "Compare")
-    view = st.segmented_control(
-        "View", VIEWS, required=True, key="steer view", label_visibility="collapsed", persist_state="session"
-    )
+with st.container(horizontal=True, vertical_alignment="center", key="steer head"):
+    st.title(edit_list.title(store, slug), anchor=False, width="content")
+    state.choose_view(VIEWS)
+view = st.session_state["steer view"]
+asks = view in ("Compare", "Effects")
+column, beside = st.columns([3, 2], gap="medium") if asks else (st.container(), st.container())
+written, amount = column.container(), beside.container()
+buttons = (column if asks else st).container(horizontal=True, vertical_alignment="center", key="steer buttons")
+settings = state.drawer() if view != "Saved runs" else st.container()
+status = st.container()
+results = st.empty()
+places, bar = [], None
+with status:
     line = runner.status_line()
-    try:
-        if view == "Compare":
-            places = compare(opened, edits, job)
-        elif view == "Sweep":
-            bar = sweep(opened, edits, job)
-        elif view == "Effects":
-            effects.draw(runner, edits, job)
-        else:
+if of_pictures and view != "Saved runs":
+    with written:
+        choose_picture(opened)
+try:
+    if view == "Compare":
+        places = compare(opened, job)
+    elif view == "Sweep":
+        bar = sweep(opened, job)
+    elif view == "Effects":
+        with settings:
+            edits, more = edits_and(job)
+        with written:
+            asked = effects.controls()
+        with buttons:
+            effects.start(runner, edits, job, *asked)
+        with results.container():
+            effects.draw(runner, asked[-1])
+    else:
+        with results.container():
             saved.listed(runs, st.query_params.get("run"), lambda label, name: session.link("steer", label, run=name))
-    except ScopeError as refusal:
-        messages.show_refusal(refusal)
+except ScopeError as refusal:
+    messages.show_refusal(refusal)
 if job is not None:
     runner.show_progress(job, line, places, bar)

@@ -10,7 +10,7 @@ from scope.app.serve import models, session
 from scope.app.serve.jobs import Job
 from scope.app.steer import conditions, edit_list
 from scope.app.steer import sweep as sweeps
-from scope.app.steer.state import NO_TEMPLATE
+from scope.app.steer.state import NO_TEMPLATE, in_address
 from scope.app.steer.work import Unsaved, Work
 
 from scope.errors import EditError, ScopeError
@@ -73,11 +73,11 @@ class Runner:
         elif job.state == "done" and job.result is not None:
             if isinstance(job.result, Unsaved):
                 self.state["unsaved"] = job.result
-                st.query_params.from_dict(session.params())
+                st.query_params.from_dict(session.params(**in_address()))
             elif job.kind in ("compare", "sweep"):
                 self.state.pop("unsaved", None)
                 self.state["new run"] = job.result
-                st.query_params.from_dict(session.params(run=job.result))
+                st.query_params.from_dict(session.params(run=job.result, **in_address()))
             elif job.kind == "direction":
                 edit_list.add(self.slug, job.result)
             elif job.kind == "replay":

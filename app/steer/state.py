@@ -1,5 +1,6 @@
 """State that the parts of the Steer page share: the settings of a comparison and of a sweep, names, keys of controls."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,47 @@ def chat_template(name: str) -> str | None:
         return "" if Tokenizer.from_folder(find_model(name).base).chat_template else NO_TEMPLATE
     except CheckpointError as refusal:
         return f"No chat: {str(refusal).splitlines()[0]}"
+
+
+_VIEW, _DRAWER = "steer view", "steer drawer"
+
+
+def choose_view(views: Sequence[str]) -> None:
+    """The control of the view, which the address names."""
+    st.segmented_control(
+        "View",
+        views,
+        required=True,
+        key=_VIEW,
+        label_visibility="collapsed",
+        persist_state="session",
+        on_change=_write,
+        width="content",
+    )
+
+
+def drawer() -> Any:
+    """The drawer of all settings but prompt and strength. Whether it is open stands in the address."""
+    return st.expander(
+        "Settings: edits, sampling, conditions", icon=":material/tune:", key=_DRAWER, on_change=_write, expanded=False
+    )
+
+
+def follow_view(views: Sequence[str], follow: bool) -> None:
+    """Set view and drawer as the address says, on arrival and after Back."""
+    st.session_state.setdefault(_VIEW, views[0])
+    if follow:
+        st.session_state[_VIEW] = tab if (tab := st.query_params.get("tab")) in views else views[0]
+        st.session_state[_DRAWER] = "drawer" in st.query_params
+
+
+def in_address() -> dict[str, str]:
+    """What the address says of view and drawer, where that is not the usual."""
+    shown = {} if st.session_state.get(_VIEW, "Compare") == "Compare" else {"tab": st.session_state[_VIEW]}
+    return shown | ({"drawer": "open"} if st.session_state.get(_DRAWER) else {})
+
+
+def _write() -> None:
+    now = in_address()
+    rest = {name: value for name, value in st.query_params.to_dict().items() if name not in ("tab", "drawer")}
+    st.query_params.from_dict(rest | now)

@@ -14,6 +14,8 @@ from scope.steering.edits.interventions import Direction, Edits
 UNITS = {"norm": "Typical norm", "raw": "Raw", "max": "× largest"}
 STRONG = 1.0
 """Fraction of the typical norm beyond which texts usually become incoherent."""
+SAFE = 0.3
+"""Fraction of the typical norm up to which they usually stay readable; a new edit begins there."""
 
 
 def unit_sizes(store: Pack, target: int | Direction) -> dict[str, float | None]:
@@ -40,6 +42,16 @@ def in_other_units(store: Pack, target: int | Direction, strength: float, unit: 
     elif unit == "raw":
         parts.append("the typical norm at its site is unknown until the model has read the prompt")
     return " · ".join([*parts, *(["texts usually become incoherent beyond 1 norm"] if abs(norms or 0) > STRONG else [])])
+
+
+def draw_scale(end: float) -> None:
+    """The safe range under a slider from -end to end: colours, and the same in words."""
+    stops = ((-STRONG, "break"), (-SAFE, "strong"), (SAFE, "safe"), (STRONG, "strong"), (end, "break"))
+    parts, before = [], -end
+    for stop, kind in stops:
+        parts.append(f'<span class="{kind}" style="flex: {max(0.0, min(stop, end) - before):.3f}"></span>')
+        before = max(before, min(stop, end))
+    st.html(f'<div class="steer-scale" aria-hidden="true">{"".join(parts)}</div>')
 
 
 def total_length(edits: Edits, sae: Any = None, store: Pack | None = None) -> tuple[float, str]:
@@ -86,7 +98,7 @@ def draw_total(edits: Edits | None, store: Pack, sae: Any = None) -> None:
     summary = f"{total:.2f} of the typical norm, {exactness}" if total else f"Length of the edit: {exactness}"
     st.progress(min(total / 2, 1.0), summary)
     if total > STRONG:
-        st.caption(":orange[Beyond 1, texts usually become incoherent; 0.5 is a good start.]")
+        st.caption(":orange[Beyond 1, texts usually become incoherent; 0.3 is a good start.]")
 
 
 def parse_strengths(text: str) -> list[float]:

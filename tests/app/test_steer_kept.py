@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from scope.app.steer import draft
+from scope.app.steer import controls, draft
 
 from scope.steering.compare.run import write_file
 from scope.steering.compare.saved_runs import Runs
@@ -93,7 +93,7 @@ def test_an_address_of_somebody_else_sets_nothing_that_cannot_be(page, text):
     at = page(draft=text)
     assert not at.exception
     assert "The settings in this address cannot be read" in said(at)
-    assert at.text_area(key="steer prompt").value == "My favourite hobby is"
+    assert at.text_area(key="steer prompt").value == controls.PROMPT
 
 
 def test_a_draft_that_is_too_long_for_an_address_is_left_out(page):

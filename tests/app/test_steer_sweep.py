@@ -145,7 +145,7 @@ def test_the_effects_are_the_librarys(page, store, lab):
     press(at, "Measure the edits")
     assert not at.error
     model, sae = lab
-    edits = Edits([Add(3, 0.5)])
+    edits = Edits([Add(3, 0.3)])
     wanted = effects(model, sae, edits, "the dog", strength_units=work.strength_units(store, edits))
     tiles = {m.label: m.value for m in at.metric}
     assert float(tiles["KL to plain"]) == pytest.approx(wanted.kl, abs=1e-4)
