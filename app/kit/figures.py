@@ -221,31 +221,6 @@ def sample(x: np.ndarray, y: np.ndarray, most: int = 10_000) -> np.ndarray:
     return np.sort(np.argpartition(keys, most)[:most])
 
 
-def matrix(shares: np.ndarray, names: Sequence[str], tokens: Sequence[str], labels: Iterable[str]) -> Drawn:
-    """Heat map of latents by tokens, 0 to 1, with each latent's name at its row and its label under the pointer."""
-    heat = {
-        "type": "heatmap",
-        "z": shares,
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": [[0, "rgba(207,122,0,0.0)"], [0.02, "rgba(207,122,0,0.25)"], [1, MARK]],
-        "showscale": False,
-        "customdata": [[_literal(show_line(label))] * len(tokens) for label in labels],
-        "hovertemplate": "%{customdata}<br>%{z:.0%} of its maximum<extra></extra>",
-        "xgap": 1,
-        "ygap": 1,
-    }
-    x = {"tickvals": list(range(len(tokens))), "ticktext": [_literal(t) for t in tokens], "tickangle": -60, "showgrid": False}
-    y = {
-        "tickvals": list(range(len(names))),
-        "ticktext": list(names),
-        "autorange": "reversed",
-        "showgrid": False,
-        "zeroline": False,
-    }
-    return _figure(heat, 110 + 20 * max(len(names), 1), x, y)
-
-
 def remembered(heat: np.ndarray, tokens: Sequence[str], times: Sequence[str], form: str, signed: bool) -> Drawn:
     """Heat map of tokens by time, empty before a token; `signed` values are blue above 0 and red below."""
     most = float(np.nanmax(np.abs(heat))) or 1.0

@@ -9,7 +9,7 @@ from scope.app.overview import packs_table
 from scope.app.serve import pack_facts, packs, readings, session
 
 from scope.errors import ScopeError
-from scope.steering.compare.json_files import folder_beside, saved_names
+from scope.steering.compare.json_files import runs_folders, saved_names
 
 store = session.pack()
 table, noun = store.table, pack_facts.rows_noun(store)
@@ -52,7 +52,7 @@ if guides:
         session.link("prompt", f"Which latents fire on “{plain(text)}”?", icon=":material/science:", text=text)
 
 recent = [("prompt", name, text) for name, text in readings.saved(store.folder, 5)]
-recent += [("steer", name, f"steering run {name}") for name in saved_names(folder_beside(store.folder))[:5]]
+recent += [("steer", name, f"steering run {name}") for name in saved_names(*runs_folders(store.folder))[:5]]
 if recent:
     st.header("Recent runs", anchor=False)
     for page, name, text in recent:

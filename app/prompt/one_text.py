@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import streamlit as st
-from scope.app.kit import figures, latent_tables, messages
+from scope.app.kit import latent_tables, messages
 from scope.app.kit.code import heading, opening, openings
-from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.heat import heat, heat_row
+from scope.app.kit.plain import number, plain
 from scope.app.kit.tokens import row, strips
 from scope.app.prompt import panels, remembered
 from scope.app.serve import downloads, models, packs, session
@@ -42,6 +43,7 @@ def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
         return settings
     shown = latent_shown(rows)
     strip(views, place, shown, towards)
+    strips_of_latents(views, by if by in ORDERS else "surprise", dense, place)
     left, right = st.columns([3, 2], gap="medium")
     with left:
         latents(views, rows, place, by, shown, key=f"ranked {hash(text)} {place} {by} {dense} {least} {len(views)}")
@@ -56,11 +58,7 @@ def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
             st.caption(plain(f"{named(shown, views)} {of[latent].label}"))
             latent_links(slug, latent)
             panels.ablation(of, text, latent)
-    left, right = st.columns([3, 2], gap="medium")
-    with left:
-        matrix(views, by if by in ORDERS else "surprise", dense)
-    with right:
-        panels.attribution(store, text)
+    panels.attribution(store, text)
     mine = [latent for slug, latent in ([shown] if shown else []) if slug == session.current()]
     mine += rows.loc[rows["dictionary"] == session.current(), "latent"].astype(int).tolist()[:MOST_REMEMBERED]
     remembered.draw(store, view, text, list(dict.fromkeys(mine)))
@@ -204,7 +202,8 @@ def latents(
     if by == "direct effect":
         call = f"from scope.features.reading.direct_effects import direct_effects\ndirect_effects(view, model, sae, {place})"
     heading("Latents", (together(views) if len(views) > 1 else python(store)) + call, "py ranked")
-    columns = ("direct", "value", "share", "surprise") if by == "direct effect" else (by, *_OTHERS[by])
+    every = ("direct", "value", "share", "surprise") if by == "direct effect" else (by, *_OTHERS[by])
+    columns = every if st.session_state.get("all columns") else tuple(dict.fromkeys((every[0], "value")))
     picked = latent_tables.table(rows if len(views) > 1 else rows.drop(columns="dictionary"), columns, key=key)
     if picked is not None:
         chosen = (str(rows["dictionary"].iat[picked]), int(rows["latent"].iat[picked]))
@@ -212,6 +211,7 @@ def latents(
         if chosen != shown:
             st.rerun()
     with st.container(horizontal=True):
+        st.toggle("All columns", key="all columns")
         downloads.csv_button("CSV", rows.set_index("latent"), "latents.csv", key="csv latents")
         mine = rows.loc[rows["dictionary"] == session.current(), "latent"].astype(int).tolist()
         if mine and st.button("Steer the top three", icon=":material/explore:", type="tertiary"):
@@ -221,22 +221,21 @@ def latents(
 _OTHERS = {by: tuple(name for name in ("value", "share", "quantile", "surprise") if name != by) for by in ORDERS}
 
 
-def matrix(views: Mapping[str, Any], by: str, dense: bool) -> None:
-    """Heat map of the top latents by tokens; a click opens a latent."""
+def strips_of_latents(views: Mapping[str, Any], by: str, dense: bool, place: int | None) -> None:
+    """The foremost latents as heat strips over the tokens, one a row; a name opens its latent."""
     view = next(iter(views.values()))
     lines = python(view.pack) + "from scope.features.reading.view import matrix\nmatrix(view)"
     if len(views) > 1:
         lines = together(views) + "from scope.features.reading.several_saes import matrix_together\nmatrix_together(views)"
-    heading("Heat map", lines, "py matrix", meaning="Share of each latent's maximum; click a cell to open the latent.")
+    heading("Latents by tokens", lines, "py matrix", meaning="Colour: share of each latent's maximum in this pack.")
     top, shares = matrix_together(views, 20, by, dense=dense)
-    labels = [views[slug].pack.table["label"].iat[latent] for slug, latent in top]
-    names = [show_line(named(latent, views), 24) for latent in top]
-    figure = figures.matrix(shares, names, [latent_tables.piece(p) for p in view.pieces], labels)
-    chosen = st.plotly_chart(
-        figure, config=figures.SMALL, key="matrix", on_select="rerun", selection_mode="points", alt="Latents by tokens"
-    )
-    if chosen.selection.points:
-        slug, latent = top[int(chosen.selection.points[0]["y"])]
+    rows = [
+        heat_row(named(one, views), views[one[0]].pack.table["label"].iat[one[1]], views[one[0]].values(one[1]), share)
+        for one, share in zip(top, shares, strict=True)
+    ]
+    picked = heat(rows, view.pieces, key="matrix", chosen=place)
+    if picked is not None:
+        slug, latent = top[picked]
         session.go("feature", pack=slug, f=latent)
 
 

@@ -39,7 +39,7 @@ def text_of(name: str, label: str) -> str:
     """A text area whose content is in the address while it is short enough."""
     if name in st.query_params and st.session_state.get(f"came {name}") != st.query_params[name]:
         st.session_state[name] = st.session_state[f"came {name}"] = st.query_params[name]
-    text = st.text_area(label, key=name, height=90, placeholder="The river runs to the sea.")
+    text = st.text_area(label, key=name, height=72, placeholder="The river runs to the sea.")
     messages.show_turning_marks(text)
     fits = 0 < len(text) <= readings.LONGEST
     if fits and st.query_params.get(name) != text:
@@ -65,7 +65,8 @@ if store.pictures is not None:
     raise session.PageDrawn
 if run := st.query_params.get("run"):
     reopen(run)
-with st.container(horizontal=True):
+with st.container(horizontal=True, vertical_alignment="center"):
+    st.title("Read a text", anchor=False, width="content")
     two = st.toggle("Compare two texts", key="two", bind="query-params")
     chat = st.toggle("As a chat turn", key="chat", bind="query-params", help="Formats the text by the model's chat template.")
 columns = st.columns(2) if two else [st.container()]
@@ -112,7 +113,7 @@ def footer(settings: dict) -> None:
     """Buttons: save the reading, its link, and the Python lines."""
     with st.container(horizontal=True, vertical_alignment="center"):
         if st.button(
-            "Save reading", icon=":material/bookmark:", help="Saves texts and settings beside the pack, under a permanent link."
+            "Save reading", icon=":material/bookmark:", help="Saves texts and settings in the pack, under a permanent link."
         ):
             made_with = {"model": store.manifest.model, "dictionary": store.manifest.dictionary}
             name = readings.save(store.folder, texts, settings, made_with)

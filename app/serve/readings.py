@@ -1,4 +1,4 @@
-"""Readings of the Prompt page that were saved beside the pack: texts and settings, by the hash of what they hold."""
+"""Readings of the Prompt page that were saved in the pack: texts and settings, by the hash of what they hold."""
 
 import hashlib
 import json
@@ -19,11 +19,12 @@ LONGEST = 1500
 
 
 def save(folder: Path, texts: list[str], settings: dict[str, Any], made_with: dict[str, Any]) -> str:
-    """Save a reading's texts and settings beside the pack; its name is the hash of its content."""
+    """Save a reading's texts and settings in the pack; its name is the hash of its content."""
     content = {"texts": texts, "settings": settings, "made_with": made_with}
     name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-    folder_of(folder).mkdir(exist_ok=True)
-    write_json(folder_of(folder) / f"{name}.json", content)
+    place = folders_of(folder)[0]
+    place.mkdir(exist_ok=True)
+    write_json(place / f"{name}.json", content)
     return name
 
 
@@ -31,11 +32,12 @@ def load(folder: Path, name: str) -> dict[str, Any]:
     """The texts and settings of a saved reading.
 
     Raises:
-        PackError: there is no such reading beside this pack, or it cannot be read.
+        PackError: there is no such reading in this pack, or it cannot be read.
     """
-    file = folder_of(folder) / f"{name}.json"
-    if not re.fullmatch(r"[0-9a-f]{12}", name) or not file.exists():
-        raise PackError(f"There is no saved reading {name!r} beside this pack.\n  Readings are saved in {folder_of(folder)}")
+    files = [place / f"{name}.json" for place in folders_of(folder)]
+    file = next((file for file in files if file.exists()), None) if re.fullmatch(r"[0-9a-f]{12}", name) else None
+    if file is None:
+        raise PackError(f"There is no saved reading {name!r} in this pack.\n  Readings are saved in {folders_of(folder)[0]}")
     reading = read_typed(file, _Reading, PackError, "Remove it.")
     return {"texts": reading.texts[:2], "settings": reading.settings}
 
@@ -48,9 +50,8 @@ class _Reading:
 
 def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:
     """(name, beginning of the text) of the saved readings, newest first."""
-    files = (
-        sorted(folder_of(folder).glob("*.json"), key=lambda f: -f.stat().st_mtime)[:most] if folder_of(folder).is_dir() else []
-    )
+    every = [file for place in folders_of(folder) if place.is_dir() for file in place.glob("*.json")]
+    files = sorted(every, key=lambda f: -f.stat().st_mtime)[:most]
     readings = []
     for file in files:
         with suppress(PackError):
@@ -58,6 +59,6 @@ def saved(folder: Path, most: int = 20) -> list[tuple[str, str]]:
     return readings
 
 
-def folder_of(pack: Path) -> Path:
-    """Where readings are saved: beside the pack, whose own files are never changed."""
-    return beside(pack, ".prompts")
+def folders_of(pack: Path) -> tuple[Path, Path]:
+    """(where readings are saved: in the pack, so that they move with it; where earlier versions did: beside it)."""
+    return pack / "prompts", beside(pack, ".prompts")

@@ -8,7 +8,7 @@ from scope.app.kit.plain import plain, show_line
 from scope.app.serve import session
 
 from scope.provenance import ModelId
-from scope.steering.compare.saved_runs import Runs
+from scope.steering.compare.saved_runs import Runs, read_saved
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
 from scope.steering.export.page import as_page
@@ -18,6 +18,7 @@ from scope.steering.export.script import as_notebook, as_python
 
 def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], most: int = 20) -> None:
     """The newest runs as links. `link(label, name)` draws one; labels are plain already."""
+    _open_file(runs)
     found, damaged = runs.newest(most)
     if not found and not damaged:
         st.caption("There are no saved runs yet. Every comparison and sweep is saved when it ends.")
@@ -34,8 +35,23 @@ def listed(runs: Runs, opened: str | None, link: Callable[[str, str], None], mos
     rest = len(runs.names()) - most
     if rest > 0:
         st.caption(plain(f"{rest} older runs are in {runs.folder}."))
+    if beside := runs.beside:
+        st.info(
+            plain(
+                f"{beside} runs lie beside the pack, in {', '.join(map(str, runs.older))}, where earlier versions put them. "
+                f"They are read; to move them with the pack, put the files into {runs.folder}."
+            )
+        )
     if damaged:
         st.warning(plain(f"These cannot be read: {', '.join(damaged)} in {runs.folder}."), icon=":material/healing:")
+
+
+def _open_file(runs: Runs) -> None:
+    """A field for a run that was exported as JSON, here or elsewhere: it is saved in this pack and opened."""
+    given = st.file_uploader("Open an exported run", ["json"], key="steer run file", help="The JSON of a run or a sweep.")
+    if given is not None and st.session_state.get("steer run opened") != given.file_id:
+        st.session_state["steer run opened"] = given.file_id
+        session.go("steer", run=runs.save(read_saved(given.getvalue().decode(errors="replace"))))
 
 
 def downloads(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], delete: Callable[[], None]) -> None:

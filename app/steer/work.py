@@ -25,14 +25,14 @@ Work = Callable[[Job], Any]
 
 @dataclass(frozen=True)
 class Unsaved:
-    """A run or sweep that could not be saved beside the pack, and why."""
+    """A run or sweep that could not be saved in the pack, and why."""
 
     run: SteeringRun | Sweep
     reason: str
 
 
 def save(store: Pack, run: SteeringRun | Sweep) -> str | Unsaved:
-    """Save a run beside the pack; what was computed is returned where that fails, as on a read-only disk."""
+    """Save a run in the pack; what was computed is returned where that fails, as on a read-only disk."""
     runs = Runs.of_pack(store.folder)
     try:
         return runs.save(run)

@@ -198,7 +198,8 @@ def drawn(figure: figures.Drawn) -> go.Figure:
 
 def test_figures_show_tokens_as_they_stand():
     """Plotly reads a little HTML in its texts, and of the entities only some."""
-    names = drawn(figures.matrix(np.zeros((1, 3)), ["#1"], ["<b>", '."', "&lt;"], ["a label"])).layout.xaxis.ticktext
+    figure = figures.remembered(np.zeros((1, 3)), ["#1"], ["<b>", '."', "&lt;"], ".2f", signed=False)
+    names = drawn(figure).layout.xaxis.ticktext
     assert names == ("&lt;b&gt;", '."', "&amp;lt;")
 
 

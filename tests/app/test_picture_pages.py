@@ -259,7 +259,7 @@ def test_what_is_said_of_a_picture_is_steered_at_its_patches_and_the_run_opens_a
     at.run()
     assert not at.exception
     assert not at.error
-    (kept,) = (paligemma / "pack.steering").glob("*.json")
+    (kept,) = (paligemma / "pack" / "steering").glob("*.json")
     run = SteeringRun.from_json(kept)
     assert [c.name for c in run.conditions] == ["plain", "steered", "random"]
     assert run.edits[0].positions.kind == "image"

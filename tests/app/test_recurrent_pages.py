@@ -98,7 +98,7 @@ def test_tokens_are_forgotten_and_a_latent_held_on_the_steer_page_and_the_run_op
     at.run()
     assert not at.exception
     assert not at.error
-    (kept,) = (folder / "pack.steering").glob("*.json")
+    (kept,) = (folder / "pack" / "steering").glob("*.json")
     wanted = Edits([Hold(3), Forget("dog", 0.5)])
     assert SteeringRun.from_json(kept).edits == wanted
     again = page("steer", run=kept.stem)

@@ -15,7 +15,7 @@ from tests.app.conftest import said
 
 @pytest.fixture(autouse=True)
 def no_runs(folder):
-    shutil.rmtree(folder / "pack.steering", ignore_errors=True)
+    shutil.rmtree(folder / "pack" / "steering", ignore_errors=True)
 
 
 @pytest.fixture
@@ -121,3 +121,21 @@ def test_the_files_of_a_run_name_no_folder_of_this_machine(page, folder, monkeyp
         assert str(folder) not in text
     assert SteeringRun.from_json(files["JSON"]).same_texts(run)
     assert "load_sae('./dictionary')" in files["Python"]
+
+
+def test_runs_move_with_their_pack_and_those_of_earlier_versions_are_read_and_named(page, folder, open_app, tmp_path):
+    at = page()
+    at.number_input(key="steer tokens").set_value(2)
+    press(at, "Generate")
+    name = parameter(at, "run")
+    moved = shutil.copytree(folder / "pack", tmp_path / "moved" / "pack")
+    again = open_app("steer", packs=[moved], run=name)
+    assert not again.error
+    old = moved.with_name("pack.steering")
+    (moved / "steering").rename(old)
+    again = open_app("steer", packs=[moved], run=name)
+    assert not again.error
+    again.segmented_control(key="steer view").set_value("Saved runs").run()
+    assert f"1 runs lie beside the pack, in {old}" in said(again)
+    Runs.of_pack(moved).forget(name)
+    assert not list(old.iterdir())

@@ -25,7 +25,7 @@ HOSTILE = "<img src=x onerror=alert(1)> [a](http://b)"
 @pytest.fixture(autouse=True)
 def no_runs(folder):
     """Each test begins without kept runs."""
-    shutil.rmtree(folder / "pack.steering", ignore_errors=True)
+    shutil.rmtree(folder / "pack" / "steering", ignore_errors=True)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_generating_shows_the_conditions_keeps_the_run_and_puts_it_into_the_addr
     assert not at.exception
     assert not at.error
     assert {"**Plain**", "**Steered**", "**Random direction**"} <= heads(at)
-    (kept,) = (folder / "pack.steering").glob("*.json")
+    (kept,) = (folder / "pack" / "steering").glob("*.json")
     assert opened_run(at) == kept.stem
     run = SteeringRun.from_json(kept)
     assert run.prompts == ["the dog"]
@@ -215,7 +215,7 @@ def test_a_run_can_be_forgotten(page, folder):
     at = written(page(f=3))
     press(at, "Delete this run")
     assert not at.exception
-    assert not list((folder / "pack.steering").glob("*.json"))
+    assert not list((folder / "pack" / "steering").glob("*.json"))
 
 
 def test_kept_runs_are_listed_and_taken_away_as_files(page):

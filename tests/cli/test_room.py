@@ -10,7 +10,7 @@ from scope.cli.main import run
 from scope.errors import ConfigError, PackError
 from scope.features.pack.write import refuse_foreign
 from scope.models.checkpoints import BUNDLED
-from scope.steering.compare.json_files import folder_beside
+from scope.steering.compare.json_files import runs_folders
 from scope.workflows.harvest import refuse_without_room
 
 
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monk
 
 def test_a_pack_may_be_called_by_the_dot_of_its_own_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert folder_beside(".") == folder_beside(tmp_path)
+    assert runs_folders(".")[1] == runs_folders(tmp_path)[1]
     assert run(["export", ".", "--to", "csv"]) == 2
     assert "is no feature pack" in capsys.readouterr().err
     with pytest.raises(PackError, match="the one you are in"):

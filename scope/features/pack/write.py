@@ -20,6 +20,9 @@ from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
 from scope.whole_files import file_sha256, whole_folder, write_whole
 
+SAVED = ("steering", "prompts")
+"""Folders of a pack that hold people's saved runs and readings."""
+
 
 @dataclass(kw_only=True)
 class PackArrays:
@@ -77,6 +80,9 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
         manifest = {"schema": SCHEMA, "d_sae": len(arrays.table), **arrays.manifest, "files": files}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         _copy_notes(out, aside)
+        for name in SAVED:
+            if (out / name).is_dir():
+                shutil.copytree(out / name, aside / name)
 
 
 def npy(array: np.ndarray) -> bytes:

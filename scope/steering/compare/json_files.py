@@ -66,9 +66,10 @@ def checked(value: Any) -> Any:
     return value
 
 
-def folder_beside(pack: str | Path) -> Path:
-    """Where the runs of a pack are saved: beside it, so that it is not changed. runs/demo/pack has runs/demo/pack.steering."""
-    return beside(Path(pack), ".steering")
+def runs_folders(pack: str | Path) -> tuple[Path, Path]:
+    """(where the runs of a pack are saved: in it, so that they move with it; where earlier versions saved them: beside it, as
+    runs/demo/pack.steering, which is still read)."""
+    return Path(pack) / "steering", beside(Path(pack), ".steering")
 
 
 def is_name(name: str) -> bool:
@@ -76,10 +77,10 @@ def is_name(name: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{12}", name) is not None
 
 
-def saved_names(folder: Path) -> list[str]:
-    """Names of the runs in a folder, the newest first."""
-    files = [f for f in folder.glob("*.json") if is_name(f.stem)] if folder.is_dir() else []
-    return [f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)]
+def saved_names(*folders: Path) -> list[str]:
+    """Names of the runs in some folders, the newest first."""
+    files = [f for folder in folders if folder.is_dir() for f in folder.glob("*.json") if is_name(f.stem)]
+    return list(dict.fromkeys(f.stem for f in sorted(files, key=lambda f: -f.stat().st_mtime_ns)))
 
 
 def check_schema(raw: Any, known: Sequence[int], what: str) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from scope.errors import EditError, ScopeError
-from scope.steering.compare.json_files import content, folder_beside, is_name, read_stored, saved_names, write_file
+from scope.steering.compare.json_files import content, is_name, read_stored, runs_folders, saved_names, write_file
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
 
@@ -25,13 +25,20 @@ class Entry:
 class Runs:
     """Runs and sweeps in a folder. A name is the beginning of the contents' SHA-256, so the same run is kept once."""
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *older: Path):
         self.folder = Path(folder)
+        self.older = older
+        """Further folders, which are read and not written."""
 
     @classmethod
     def of_pack(cls, pack: str | Path) -> "Runs":
-        """The runs beside a pack; see `folder_beside`."""
-        return cls(folder_beside(pack))
+        """The runs of a pack; see `runs_folders`."""
+        return cls(*runs_folders(pack))
+
+    @property
+    def beside(self) -> int:
+        """How many runs lie in folders of earlier versions, and would not move with the pack."""
+        return len(set(saved_names(*self.older)) - set(saved_names(self.folder)))
 
     def save(self, run: SteeringRun | Sweep) -> str:
         """Save a run; returns its name."""
@@ -56,10 +63,12 @@ class Runs:
             EditError: there is no such run.
         """
         self._file(name).unlink()
+        for folder in self.older:
+            (folder / f"{name}.json").unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """All of them, the newest first."""
-        return saved_names(self.folder)
+        return saved_names(self.folder, *self.older)
 
     def newest(self, most: int = 20) -> tuple[list[Entry], list[str]]:
         """What a list of them shows, and the names of those that cannot be read."""
@@ -76,10 +85,11 @@ class Runs:
 
     def _file(self, name: str) -> Path:
         """Names come from addresses, so nothing but a name is ever taken for one."""
-        file = self.folder / f"{name}.json"
-        if not is_name(name) or not file.is_file():
-            raise EditError(f"No saved run {name!r} lies beside this pack.\n  Runs are saved in {self.folder}")
-        return file
+        files = [folder / f"{name}.json" for folder in (self.folder, *self.older)]
+        found = next((file for file in files if file.is_file()), None) if is_name(name) else None
+        if found is None:
+            raise EditError(f"No saved run {name!r} lies in this pack.\n  Runs are saved in {self.folder}")
+        return found
 
 
 @lru_cache(maxsize=64)
