@@ -1,8 +1,6 @@
 // Makes every state of a page a step of the browser's history. Streamlit replaces the address when a control that is bound to it
 // changes, and pushes two addresses when a script opens another page; Back then skips the first, and needs two steps for the second.
-const SOON = 1500; // milliseconds within which two changes are one step
-
-function install() {
+function install(SOON) { // milliseconds within which two changes are one step
   const push = history.pushState.bind(history);
   const replace = history.replaceState.bind(history);
   let last = { at: performance.now(), href: location.href, of: "" };
@@ -36,8 +34,8 @@ function install() {
   addEventListener("popstate", () => done("opened"), true);
 }
 
-export default function () {
+export default function ({ data }) {
   if (window.scopeHistory) return;
   window.scopeHistory = true;
-  install();
+  install(data.soon);
 }

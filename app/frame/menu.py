@@ -29,7 +29,7 @@ def navigation() -> st.Page:
 def history() -> None:
     """Let Back and Forward step through the states of pages, too."""
     with st.container(key="frame history"):
-        _HISTORY(key="history")
+        _HISTORY(key="history", data={"soon": 1500})
 
 
 def phone_bar(page: str) -> None:

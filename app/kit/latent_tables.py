@@ -34,7 +34,8 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str, where: str = "
         where: the column of the rows on which they fire, if there is one.
     """
     shown = pd.DataFrame({"latent": rows.get("latent", rows.index)})
-    shown = shown.assign(**{name: rows[name].to_numpy() for name in figures})
+    shares = [name for name in figures if _FORMS.get(name) == "percent"]
+    shown = shown.assign(**{name: rows[name].to_numpy() for name in figures}).round(dict.fromkeys(shares, 3))
     if where in rows:
         shown.insert(1, where, [piece(token) for token in rows[where]])
     if "dictionary" in rows:

@@ -28,8 +28,9 @@ COLOURS = ("latent", "unexplained")
 
 def draw(store: Pack, view: Any, text: str) -> dict[str, Any]:
     """Draw all panels of one text; returns the settings to save with the reading."""
-    views = {session.current(): view, **read_with_others(store, view, text)}
-    settings, dense, least = controls(store, several=len(views) > 1)
+    with st.expander("Options: order, dense latents, other SAEs", icon=":material/tune:", key="options"):
+        views = {session.current(): view, **read_with_others(store, view, text)}
+        settings, dense, least = controls(store, several=len(views) > 1)
     settings["also"] = [slug for slug in views if slug != session.current()]
     place, by = token_chosen(view), settings["by"]
     if len(views) > 1:
@@ -155,7 +156,7 @@ def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | 
     """The text, coloured by a latent, or a strip per SAE coloured by what it leaves unexplained of each token."""
     view, store = next(iter(views.values())), next(iter(views.values())).pack
     heading("The text", python(store) + "view.pieces, view.latents, view.fvu_at", "py text", meaning="Click a token.")
-    colour = st.segmented_control("Colour", COLOURS, default="latent", required=True, key="colour", bind="query-params")
+    colour = st.session_state.get("colour") or st.query_params.get("colour", COLOURS[0])
     drawn = []
     if colour == "unexplained":
         for slug, each in views.items():
@@ -183,6 +184,9 @@ def strip(views: Mapping[str, Any], place: int | None, shown: tuple[str, int] | 
             error = view.fvu if place is None else view.fvu_at[place]
             parts.append(f"unexplained there (FVU): {number(float(error), '.0%')}")
         st.caption("; ".join(parts) + "." + plain(towards), width="content")
+        st.segmented_control(
+            "Colour", COLOURS, default="latent", required=True, key="colour", bind="query-params", label_visibility="collapsed"
+        )
         if place is not None and st.button("All tokens", type="tertiary"):
             st.session_state["at"] = None
             st.rerun()

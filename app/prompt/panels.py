@@ -34,7 +34,7 @@ def dictionaries_table(rows: pd.DataFrame, key: str) -> None:
 
 def next_tokens_table(tokens: pd.DataFrame, key: str) -> None:
     """Table of the likeliest next tokens with their probabilities."""
-    shown = pd.DataFrame({"token": [piece(token) for token in tokens["token"]], "p": tokens["p"].to_numpy()})
+    shown = pd.DataFrame({"token": [piece(token) for token in tokens["token"]], "p": tokens["p"].to_numpy().round(3)})
     config = {"p": st.column_config.ProgressColumn("p", format="percent", min_value=0.0, max_value=1.0)}
     st.dataframe(shown, hide_index=True, column_config=config, key=key, alt="The likeliest next tokens")
 
