@@ -17,7 +17,7 @@ from scope.features.exports.strip import strip_html
 from tests.app.conftest import MAIN
 from tests.help.hostile import HOSTILE, MARKS, make_hostile_pack
 
-FRAME = MAIN.with_name("frame.css")
+FRAME = MAIN.parent / "frame" / "frame.css"
 SAFE_TAGS = {"html", "head", "meta", "title", "body", "h1", "p", "section", "div", "span", "b", "bdi"}
 LITERAL = {"code", "text", "dataframe", "arrow_data_frame", "bidi_component", "text_area", "text_input", "plotly_chart", "json"}
 """Elements whose contents Streamlit shows letter by letter, or that are held against text of their own below."""
