@@ -15,6 +15,7 @@ from scope.features.exports.export import export
 from scope.features.pack import search
 from scope.features.pack.data import PackData
 from scope.features.pack.feature import Feature
+from scope.features.search import hits
 from scope.result import Result
 
 
@@ -85,8 +86,13 @@ class Pack(PackData):
         return FeatureCard(self.latent_id(latent), self)
 
     def find(self, text: str) -> pd.DataFrame:
-        """Latents whose label, top token or promoted tokens contain `text`, the likeliest first."""
-        return search.find(self, text)
+        """`search` as a table: rows of all latents that match, best first, with where the text was found and the score."""
+        return hits.find(self, text)
+
+    def search(self, text: str, limit: int | None = 20) -> list[hits.Hit]:
+        """Latents that fire on a text, are named by it or promote it, the best first, as (latent, why, score); see
+        `scope.features.search.hits`. None gives all that match."""
+        return hits.search(self, text, limit)
 
     def fires_on(self, token: str) -> pd.DataFrame:
         """Latents that fire on this token, with P(fires | token), P(token | fires) and lift, most telling first."""

@@ -82,9 +82,36 @@ def test_finding_looks_in_labels_and_promoted_tokens(toy):
     pack, _ = toy
     assert 1 in pack.find("DOGS").index
     hits = pack.find("river")
-    assert set(hits["found_in"]) <= {"label", "promotes"}
+    assert set(hits["found_in"]) <= {"fires on", "label", "promotes", "part of a token"}
+    assert (np.diff(hits["score"]) <= 0).all()
     with pytest.raises(PackError, match="empty"):
         pack.find("  ")
+
+
+def test_a_search_returns_first_the_latent_that_fires_most_on_the_text(toy):
+    pack, _ = toy
+    for token in (" river", " dogs"):
+        hits = pack.search(token.strip())
+        assert hits[0].latent == pack.fires_on(token).index[0]
+        assert hits[0].why.startswith(f"fires on “{token.strip()}”: ")
+        assert 0.5 <= hits[0].score <= 1
+    assert len(pack.search("dogs", limit=2)) == 2
+    assert len(pack.search("dogs", limit=None)) == len(pack.find("dogs"))
+
+
+def test_a_search_finds_words_that_are_split_into_several_tokens(toy):
+    pack, _ = toy
+    latent, example = next((f.id, e) for f in pack if not f.dead for e in f.examples("random") if e.peak > 0)
+    text = "".join(example.tokens[example.peak - 1 : example.peak + 1])
+    assert latent in [hit.latent for hit in pack.search(text, limit=None)]
+
+
+def test_a_search_takes_a_number_and_refuses_an_empty_text(toy):
+    pack, _ = toy
+    assert pack.search("#7")[0].latent == 7
+    assert pack.search("hippopotamus") == []
+    with pytest.raises(PackError, match="empty"):
+        pack.search(" ")
 
 
 def test_finding_by_token_gives_both_conditional_probabilities(toy):

@@ -23,7 +23,7 @@ from scope.features.collect.build_folder import begin
 from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
 from scope.features.collect.scoring import Blocks, measure, seconds_for_scores
-from scope.features.collect.second_pass import look_up
+from scope.features.collect.second_pass import firing_positions, look_up
 from scope.features.collect.source import from_inputs, from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
@@ -106,7 +106,7 @@ def collect(
         effects = _effects(model, next(iter(sae.writes), sae.site), directions)
         count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
-        relations |= {**neighbours(directions), **_outputs(effects, scores)}
+        relations |= {"firing": firing_positions(statistics), **neighbours(directions), **_outputs(effects, scores)}
         of_role = [role for role in Role if statistics.roles.rows[role]]
         by_role = {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
         relations |= by_role if of_role else {}

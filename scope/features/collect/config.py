@@ -45,6 +45,9 @@ class Sizes:
     """Windows of text, the same for all latents, stored with the latents that fire in them; labels are tested on them."""
     cofiring_sample: int = 64
     """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
+    firings: int = 256
+    """Uniformly drawn firings whose positions alone are stored: rules for labels are searched on half of them and tested on the
+    other, and texts are searched among them."""
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -56,6 +59,11 @@ class Sizes:
     def control_half(self) -> int:
         """Tokens on either side of a control window's middle."""
         return min(16, self.window)
+
+    @property
+    def uniform(self) -> int:
+        """Uniformly drawn firings that the first pass keeps."""
+        return max(self.random, self.cofiring_sample, self.firings)
 
     @property
     def places(self) -> int:

@@ -38,10 +38,10 @@ def plan(
     """Upper estimates for `n_tokens` tokens in contexts of `n_ctx`. `l0` is the mean number of latents that fire on a token."""
     sizes, firings = config.sizes, n_tokens * (l0 or _LATENTS_FIRING)
     chunk = min(config.chunk_tokens, n_tokens)
-    entries = sizes.top + max(sizes.random, sizes.cofiring_sample) + N_HALVES * sizes.per_band
+    entries = sizes.top + sizes.uniform + N_HALVES * sizes.per_band
     shortlists = int(min(entries * d_sae, 3 * firings)) * _ENTRY * _SORTING
     windows = d_sae * sizes.places * (2 * sizes.window + 1) * 4
-    relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42)
+    relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42 + 2 * sizes.firings)
     memory = {
         "latents of a stretch": 4 * 4 * min(first_pass.DENSE, chunk * d_sae),
         "activations and firings of a chunk": chunk * (4 * d_in + 100 * int(l0 or _LATENTS_FIRING)),

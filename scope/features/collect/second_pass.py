@@ -157,6 +157,17 @@ def near_candidates(source: Source, token_id: np.ndarray, token_count: np.ndarra
     return Entries(group, priority(group, position, seed + 2), position, value, np.zeros(len(group), np.uint64))
 
 
+def firing_positions(statistics: Statistics) -> np.ndarray:
+    """Int[d_sae firings] positions of uniformly drawn firings of each latent, in rising order; -1 is an empty place."""
+    drawn, k = statistics.uniform.result(), statistics.sizes.firings
+    positions = np.full((len(statistics.moments.count), k), -1, np.int64)
+    starts, lengths = runs(drawn.group)
+    nth = np.arange(len(drawn)) - np.repeat(starts, lengths)
+    few = nth < k
+    positions[drawn.group[few], nth[few]] = drawn.position[few]
+    return np.sort(positions, 1)
+
+
 def control_positions(source: Source, sizes: Sizes, seed: int) -> np.ndarray:
     """Middles of the control windows: a uniform draw of the positions that count, in rising order."""
     flat = np.flatnonzero(source.keep)

@@ -15,8 +15,8 @@ from scope.escape import fold
 from scope.features.pack.decay import FILE as DECAY_FILE
 from scope.features.pack.decay import Decay
 from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
-from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, NO_BAND, RELATIONS
-from scope.features.pack.index import Index
+from scope.features.pack.format import CONTROLS, EXAMPLES, GROUPS, LATER, NO_BAND, RELATIONS
+from scope.features.pack.index import ContextTexts, Index
 from scope.features.pack.lookahead import FILE, Lookahead
 from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
@@ -138,6 +138,27 @@ class PackData:
         return Index(self.table)
 
     @cached_property
+    def texts(self) -> ContextTexts:
+        """The text of all contexts, ready to be searched; made on first use."""
+        return ContextTexts(self.contexts, self.folded)
+
+    @property
+    def labelled_by_people(self) -> list[int]:
+        """Latents whose label in the table was given by a person."""
+        return [i for i, label in self._labels.items() if label.source == "you"] if len(self.table) else []
+
+    @cached_property
+    def firing_sample(self) -> np.ndarray:
+        """Int[d_sae n] positions of firings of each latent, drawn uniformly from all of them; -1 is an empty place. In packs of
+        earlier versions the uniform sample among the examples."""
+        if (stored := self.relation("firing")).shape[1]:
+            return stored
+        position, group = self._whole_examples("position"), self._whole_examples("group")
+        uniform = group == GROUPS.index("random") + 1
+        sample = np.where(uniform, position, -1)
+        return sample[:, uniform.any(0)]
+
+    @cached_property
     def health(self) -> dict[str, Any] | None:
         """The evaluation report and the training curves, where they were given."""
         return read_value(self._intact("health.json"), dict[str, Any]) if "health.json" in self.manifest.files else None
@@ -222,7 +243,7 @@ class PackData:
     def words_with(self, text: str) -> np.ndarray:
         """Ids of the pieces that hold a text, whatever its case."""
         wanted = fold(text)
-        return np.array([i for i, piece in enumerate(self._folded) if wanted in piece], int)
+        return np.array([i for i, piece in enumerate(self.folded) if wanted in piece], int)
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
@@ -232,10 +253,11 @@ class PackData:
     @cached_property
     def loose_ids_of(self) -> dict[str, list[int]]:
         """Ids by piece, without regard to case and outer spaces."""
-        return _places([piece.strip() for piece in self._folded])
+        return _places([piece.strip() for piece in self.folded])
 
     @cached_property
-    def _folded(self) -> list[str]:
+    def folded(self) -> list[str]:
+        """The pieces of the vocabulary as texts are searched."""
         return [fold(piece) for piece in self.vocab]
 
     def __len__(self) -> int:
@@ -272,7 +294,9 @@ class PackData:
 
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         """A relation whose ids are those of latents or tokens, and whose numbers are numbers."""
-        if name.endswith("_id"):
+        if name == "firing":
+            whole = _within(values, -1, self.contexts.size)
+        elif name.endswith("_id"):
             among = self.d_sae if name in ("neighbour_id", "opposite_id", "cofiring_id") else len(self.vocab)
             whole = _within(values, -1, among)
         else:
@@ -320,6 +344,18 @@ class PackData:
                 f"The examples of latent {latent} are damaged in {self.folder / 'examples.h5'}; its figures are not,\n"
                 f"  nor are other latents. {make_again(self.folder)}"
             )
+        return values
+
+    def _whole_examples(self, name: str) -> np.ndarray:
+        """A whole dataset of examples.h5, which costs a read for each latent."""
+        with self._lock:
+            try:
+                values = self._open("examples.h5")[name][()]
+                whole = name != "position" or _within(values, -1, self.contexts.size)
+            except (OSError, KeyError, RuntimeError, ValueError, TypeError):
+                whole = False
+        if not whole:
+            raise PackError(f"{self.folder / 'examples.h5'} is damaged.\n  {make_again(self.folder)}")
         return values
 
     def _read(self, name: str) -> np.ndarray:

@@ -60,12 +60,13 @@ RELATIONS = {
     "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
     "logit_ends": "f4",  # [d_sae 2]
     "role_count": "i8",  # firings by role of the row; the manifest names the roles in order, with the rows of each
+    "firing": "i8",  # positions, as of examples, of firings drawn uniformly from all of a latent's; -1 is an empty place
     "role_sum": "f8",  # summed activation of these firings
 }
 CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
 BY_ROLE = ("role_count", "role_sum")
 """Relations that only packs of rows with roles hold."""
-LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", *BY_ROLE)
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", "firing", *BY_ROLE)
 """Relations that a pack may lack: earlier ones, and some kinds."""
 
 PICTURES = {

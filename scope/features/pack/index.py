@@ -113,6 +113,38 @@ class Pieces:
         return matches[self.codes]
 
 
+MOST_TOKENS = 8_000_000
+"""Tokens of a pack's text that are searched; the first ones of a longer text."""
+MOST_PLACES = 50_000
+"""Occurrences of a text that are looked at."""
+
+
+class ContextTexts:
+    """The contexts of a pack as one folded text, to be searched for words that are split into several tokens."""
+
+    def __init__(self, contexts: np.ndarray, pieces: Sequence[str]):
+        some = np.asarray(contexts[: max(1, MOST_TOKENS // max(contexts.shape[1], 1))])
+        texts = [pieces[i] if i < len(pieces) else "" for i in some.reshape(-1).tolist()]
+        self.start = np.zeros(len(texts) + 1, np.int64)
+        """[tokens + 1] where each token begins in the text."""
+        np.cumsum([len(text) for text in texts], out=self.start[1:])
+        self.text = "".join(texts)
+
+    def places(self, wanted: str) -> tuple[int, np.ndarray]:
+        """(occurrences, positions of the tokens that they touch, rising) of a folded text."""
+        begins, at = [], self.text.find(wanted)
+        while at >= 0 and len(begins) < MOST_PLACES:
+            begins.append(at)
+            at = self.text.find(wanted, at + max(len(wanted), 1))
+        if not begins:
+            return 0, np.zeros(0, np.int64)
+        begin = np.array(begins)
+        first = np.searchsorted(self.start, begin, "right") - 1
+        stop = np.searchsorted(self.start, begin + len(wanted), "left")
+        touched = first[:, None] + np.arange(int((stop - first).max()))
+        return len(begins), np.unique(touched[touched < stop[:, None]])
+
+
 def order_of(values: np.ndarray) -> np.ndarray:
     """The order that sorts `values` upwards, equal ones by place, NaN last: np.argsort(values, kind="stable"), faster.
 

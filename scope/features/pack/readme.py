@@ -23,6 +23,7 @@ examples.h5        HDF5, one chunk a latent, gzip, each chunk with its own check
                    histogram  160 bins, 8 an octave; bin k begins at the float32 of bits (low + k) << 20, low in the manifest
                    band_edges, band_count, band_mass
 relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, opposite_id/cos, cofiring_id/p/lift,
+                   firing: positions of firings, drawn uniformly from all of a latent's;
                    token_id/count/sum, promoted_id/logit, suppressed_id/logit, measured_id/rise,
                    logit_histogram with logit_ends; role_count/sum: firings and summed activation by role of the row, the
                    roles and the rows of each in the manifest under "roles";

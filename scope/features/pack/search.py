@@ -1,4 +1,4 @@
-"""Finding latents: by words in their labels and tokens, by the token they fire on or promote, by numbers and columns."""
+"""Finding latents: by the token they fire on or promote, by numbers and columns. `scope.features.search` searches texts."""
 
 import re
 
@@ -10,40 +10,16 @@ from scope.errors import PackError
 from scope.escape import fold
 from scope.features.pack.data import PackData
 
-_SHOWN = ["label", "label_source", "density", "max", "top_token", "top_token_share", "promotes", "out_score", "flags"]
+SHOWN = ["label", "label_source", "density", "max", "top_token", "top_token_share", "promotes", "out_score", "flags"]
 
 
-def find(pack: PackData, text: str) -> pd.DataFrame:
-    """Rows of the table that hold `text`, as `fold` compares texts, in label, top token or promoted tokens.
-
-    Ranked: top token or a word of the label equal to the text, then contained in them, then promoted. Within a rank the
-    latent with the larger share of its top token comes first. `found_in` says where.
-    """
-    wanted = fold(_text(text).strip())
-    if not wanted:
-        raise PackError("Nothing to look for: the text is empty. Give a word, as in find('dogs').")
-    table, index = pack.table, pack.index
-    label, token = index.text("label"), index.text("top_token")
-    exact = token.equal(wanted) | label.with_word(wanted)
-    inside = label.containing(wanted) | token.containing(wanted)
-    promoted = _among(pack.relation("promoted_id"), pack.words_with(wanted), len(pack.vocab))
-    rank = np.select([exact, inside, promoted], [0, 1, 2], 3)
-    latents = np.flatnonzero(rank < 3)
-    order = np.lexsort((-index.column("top_token_share")[latents], rank[latents]))
-    latents = latents[order]
-    where = np.where(rank[latents] < 2, "label", "promotes")
-    hits = table.iloc[latents][_SHOWN]
-    hits.insert(0, "found_in", where)
-    return hits
-
-
-def _text(text: object) -> str:
+def text_of(text: object) -> str:
     if not isinstance(text, str):
         raise PackError(f"Latents are found by one text at a time, such as 'dogs'; this is {str(text)[:60]!r}.")
     return text
 
 
-def _among(ids: np.ndarray, wanted: np.ndarray, d_vocab: int) -> np.ndarray:
+def among(ids: np.ndarray, wanted: np.ndarray, d_vocab: int) -> np.ndarray:
     """[d_sae] whether one of the latent's ids is wanted."""
     listed = np.zeros(d_vocab + 1, bool)
     listed[wanted] = True
@@ -67,7 +43,7 @@ def steerable(pack: PackData, n: int, words: bool = True) -> pd.DataFrame:
         common = set(pack.pieces(np.argsort(-pack.token_totals, kind="stable")[:_COMMON]))
         dull = [sum(map(str.isalpha, piece)) < 2 or piece in common for piece in pack.vocab]
         five = pack.relation("promoted_id")[:, :5]
-        chosen &= (five >= 0).any(1) & ~_among(five, np.flatnonzero(dull), len(pack.vocab))
+        chosen &= (five >= 0).any(1) & ~among(five, np.flatnonzero(dull), len(pack.vocab))
     chosen = chosen if chosen.any() else fired
     best = index.order("out_score")
     best = best[chosen[best] & ~np.isnan(index.column("out_score")[best])]
@@ -80,7 +56,7 @@ def token_ids(pack: PackData, token: str) -> np.ndarray:
     Raises:
         PackError: no piece of the vocabulary is this token.
     """
-    exact = pack.ids_of.get(_text(token), [])
+    exact = pack.ids_of.get(text_of(token), [])
     if exact and token != token.strip():
         return np.array(exact)
     loose = pack.loose_ids_of.get(fold(token.strip()), []) if token.strip() else []
@@ -95,7 +71,7 @@ def fires_on(pack: PackData, token: str) -> pd.DataFrame:
     """Latents with this token among their most frequent ones, ranked by P(fires | token) x P(token | fires)."""
     ids, counts = pack.relation("token_id"), pack.relation("token_count")
     wanted = token_ids(pack, token)
-    some = np.flatnonzero(_among(ids, wanted, len(pack.vocab)))
+    some = np.flatnonzero(among(ids, wanted, len(pack.vocab)))
     firings = np.zeros(pack.d_sae, counts.dtype)
     firings[some] = np.where(np.isin(ids[some], wanted), counts[some], 0).sum(1)
     latents = np.flatnonzero(firings)
@@ -104,7 +80,7 @@ def fires_on(pack: PackData, token: str) -> pd.DataFrame:
     given_fires = firings[latents] / np.maximum(table["count"].to_numpy(), 1)
     given_token = firings[latents] / stood
     lift = given_fires / (stood / max(pack.n_tokens, 1))
-    hits = table[_SHOWN].assign(p_fires_given_token=given_token, p_token_given_fires=given_fires, lift=lift)
+    hits = table[SHOWN].assign(p_fires_given_token=given_token, p_token_given_fires=given_fires, lift=lift)
     return hits.iloc[np.argsort(-given_fires * given_token, kind="stable")]
 
 
@@ -114,14 +90,14 @@ def promotes(pack: PackData, token: str) -> pd.DataFrame:
     logits = _best(pack, "promoted_id", "promoted_logit", wanted)
     rises = _best(pack, "measured_id", "measured_rise", wanted)
     latents = np.flatnonzero(~np.isnan(logits) | ~np.isnan(rises))
-    hits = pack.table.iloc[latents][_SHOWN].assign(logit=logits[latents], measured=rises[latents])
+    hits = pack.table.iloc[latents][SHOWN].assign(logit=logits[latents], measured=rises[latents])
     return hits.sort_values(["logit", "measured"], ascending=False, kind="stable", na_position="last")
 
 
 def _best(pack: PackData, ids: str, values: str, wanted: np.ndarray) -> np.ndarray:
     """[d_sae] the largest value at a wanted id, NaN where there is none."""
     ids, values = pack.relation(ids), pack.relation(values)
-    some = np.flatnonzero(_among(ids, wanted, len(pack.vocab)))
+    some = np.flatnonzero(among(ids, wanted, len(pack.vocab)))
     best = np.full(pack.d_sae, np.nan)
     best[some] = np.where(np.isin(ids[some], wanted), values[some], -np.inf).max(1, initial=-np.inf)
     return best

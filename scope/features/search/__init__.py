@@ -1,0 +1,1 @@
+"""Searching a pack: by what latents fire on, what they are called and what they promote."""
