@@ -1,4 +1,4 @@
-"""`scope label`: labels by a language model, each tested on text that it has not seen."""
+"""`scope label`: labels by rules or by a language model, each tested on text that it has not seen."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,9 @@ _FOREMOST = 100
 class Command(ModelSettings):
     """Have latents labelled from their examples, and each label tested by detection on others.
 
+    With rules, each latent gets the short rule (token, class of token, what stands before, place in the line, domain, or two of
+    them) that best predicts its firings in half of the text; its score is F1 in the other half, beside the best single token's
+    and that of a rule for shuffled activations. A latent that no rule predicts shows its strongest contexts instead.
     A label is kept in the pack with who wrote it, when and how, and with its score: the balanced accuracy with which the same
     writer tells firing from silent windows that it was not shown, beside that of another latent's label on the same windows.
     Examples of the pack's text are sent to the address given, and nowhere else. Stopped, the same command goes on.
@@ -25,7 +28,7 @@ class Command(ModelSettings):
 
     by: Annotated[str, tyro.conf.arg(name="with")]
     """Who writes: the address of an OpenAI-compatible server (http://127.0.0.1:11434/v1), a model as `scope harvest` takes it,
-    transformers:NAME, or tokens (the rule of token statistics, tested without any model)."""
+    transformers:NAME; or, without any model, rules, or tokens (the older labels from token statistics)."""
 
     model: str | None = None
     """Name of the model at that address; a local model is named by --with."""
@@ -34,7 +37,8 @@ class Command(ModelSettings):
     """Environment variable that holds the key, where one is needed."""
 
     latents: str | None = None
-    """Which: numbers and ranges (3,17,40-60), starred, COLUMN:N for the foremost N. None: out_score:100; with tokens, all."""
+    """Which: numbers and ranges (3,17,40-60), starred, COLUMN:N for the foremost N. None: out_score:100; with rules or tokens,
+    all."""
 
     max: int | None = None
     """Requests to make at most: one a label, two for its test. None: as many as it takes."""
@@ -65,7 +69,10 @@ class Command(ModelSettings):
         if self.at_once < 1 or self.per_minute < 0 or (self.max is not None and self.max < 1):
             raise ConfigError("at_once and max must be at least 1, and per_minute not below 0.")
         store = Pack.open(pack_folder(self.pack))
-        latents = chosen(store, self.latents or (None if self.by == "tokens" else _foremost(store)))
+        latents = chosen(store, self.latents or (None if self.by in ("rules", "tokens") else _foremost(store)))
+        if self.by == "rules":
+            self._by_rules(console, store, latents)
+            return
         writer = self._writer()
         todo = open_latents(store, latents, writer, self.again)
         _plan(console, store, writer, self, len(latents), len(todo))
@@ -78,6 +85,14 @@ class Command(ModelSettings):
                     on_progress(len(made), len(todo), _means(made))
         finally:
             _report(console, store, made, len(todo))
+
+    def _by_rules(self, console, store, latents: list[int]) -> None:
+        from scope.cli.progress import progress_bar
+        from scope.features.labels.rule_labels import label_by_rules
+
+        with progress_bar("Searching rules", unit="properties") as on_progress:
+            labelled = label_by_rules(store, latents, again=self.again, seed=self.seed, on_progress=on_progress)
+        _report_rules(console, store, labelled)
 
     def _writer(self):
         from scope.errors import ConfigError
@@ -102,6 +117,29 @@ class Command(ModelSettings):
             raise ConfigError("--adapter is applied to models that scope computes. Give --with MODEL without transformers:.")
         device = find_device(self.device)
         return Transformers(name, device, find_dtype(self.dtype, device), self.revision)
+
+
+def _report_rules(console, store, labelled: list[dict]) -> None:
+    from rich.table import Table
+
+    from scope.escape import visible_token
+
+    if not labelled:
+        console.print("Nothing is left to label; --again makes labels anew.")
+        return
+    shown = Table("latent", "rule", "F1", "single token", "shuffled", box=None)
+    for one in sorted(labelled, key=lambda one: -one["score"])[:12]:
+        numbers = [f"{one[name]:.2f}" for name in ("score", "single_token", "null")]
+        shown.add_row(str(one["latent"]), visible_token(one["text"]), *numbers)
+    console.print(shown)
+    middle = {name: sorted(one[name] for one in labelled)[len(labelled) // 2] for name in ("score", "single_token", "null")}
+    named = sum(one["named"] for one in labelled)
+    console.print(
+        f"{len(labelled):,} latents, {named:,} of them with a rule, the others with their strongest contexts. Median F1 on "
+        f"text that did not choose the rule {middle['score']:.3f}; of the best single token {middle['single_token']:.3f}; of "
+        f"rules for shuffled activations {middle['null']:.3f}."
+    )
+    console.print(f"They are kept in {store.notes.file}; scope app {store.folder} shows them.")
 
 
 def _foremost(store) -> str:

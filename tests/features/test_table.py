@@ -14,7 +14,7 @@ from scope.features.pack.table import label, output_label
     [
         ([(" dog", 50, 50), (" dogs", 50, 50)], 100, "“dog”, “dogs”", 1.0),
         ([(" the", 100, 10000)], 100, "often “the”", 200 / 10100),
-        ([("a", 1, 1)] * 30, 100, "no token stands out", 0.0),
+        ([("a", 1, 1)] * 30, 100, "on “a” among others", 0.0),
         ([], 0, "never fired", 0.0),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -27,6 +28,9 @@ from scope.features.collect.second_pass import firing_positions, look_up
 from scope.features.collect.source import from_inputs, from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
+from scope.features.labels.properties import Text, TextProperties
+from scope.features.labels.rule_labels import collected_contexts, label_columns, rules_table, unclear_latents
+from scope.features.labels.rule_search import search_rules
 from scope.features.pack.data import PackData
 from scope.features.pack.format import N_BINS
 from scope.features.pack.write import PackArrays, refuse_foreign, write_pack
@@ -106,12 +110,16 @@ def collect(
         effects = _effects(model, next(iter(sae.writes), sae.site), directions)
         count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
         scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
-        relations |= {"firing": firing_positions(statistics), **neighbours(directions), **_outputs(effects, scores)}
+        relations |= {**neighbours(directions), **_outputs(effects, scores)}
         of_role = [role for role in Role if statistics.roles.rows[role]]
         by_role = {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
         relations |= by_role if of_role else {}
         totals = np.bincount(source.contexts[source.keep].astype(np.int64), minlength=len(source.vocab))
         table = make_table(sae, source, statistics, tokens, effects, scores, relations, source.vocab, totals, null, config)
+        firings = firing_positions(statistics)
+        rules = None
+        if source.pictures is None:
+            rules, table = _rules(source, firings, examples, relations, totals, table, config.seed)
         manifest = _manifest(model, sae, source, statistics, config, rho, null, weights, dictionary)
         places, facts = map_directions(directions, relations["neighbour_id"], config.map, config.seed) or (None, None)
         manifest |= {"map": facts} if facts else {}
@@ -133,6 +141,8 @@ def collect(
             health=health,
             map=places,
             pictures=pictures,
+            firings=firings,
+            rules=rules,
         )
         write_pack(out, arrays)
     return PackData.open(out)
@@ -141,6 +151,16 @@ def collect(
 def _with_later(on_progress: OnProgress, seconds: float) -> OnProgress:
     """Progress of a first part of the work, after which another takes about so many seconds."""
     return lambda done, total, numbers: on_progress(done, total, numbers | {LATER: seconds})
+
+
+def _rules(source, firings, examples, relations, totals, table, seed) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rules of all latents, and the table with labels by them."""
+    text = TextProperties(Text(source.contexts, source.vocab, totals, source.documents, source.document_names))
+    scores = search_rules(text, firings, table["count"].to_numpy(), relations.get("promoted_id"), seed)
+    rules = rules_table(scores)
+    unclear = unclear_latents(table, rules)
+    contexts = collected_contexts(unclear, examples, source.contexts, source.vocab)
+    return rules, label_columns(table, rules, contexts)
 
 
 def _effects(model: Model, site: str, directions: Tensor) -> TokenEffects | None:

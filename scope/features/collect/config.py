@@ -45,9 +45,9 @@ class Sizes:
     """Windows of text, the same for all latents, stored with the latents that fire in them; labels are tested on them."""
     cofiring_sample: int = 64
     """Uniformly drawn firings on which co-firing is counted; the standard error of a share p is sqrt(p (1 - p) / sample)."""
-    firings: int = 256
-    """Uniformly drawn firings whose positions alone are stored: rules for labels are searched on half of them and tested on the
-    other, and texts are searched among them."""
+    firings: int = 1024
+    """Uniformly drawn firings whose positions alone are stored, fewer of more than 16,384 latents: rules for labels are
+    searched on half of them and tested on the other, and texts are searched among them."""
 
     def __post_init__(self):
         for name, value in vars(self).items():
@@ -60,10 +60,13 @@ class Sizes:
         """Tokens on either side of a control window's middle."""
         return min(16, self.window)
 
-    @property
-    def uniform(self) -> int:
-        """Uniformly drawn firings that the first pass keeps."""
-        return max(self.random, self.cofiring_sample, self.firings)
+    def firings_of(self, d_sae: int) -> int:
+        """Firings of each latent whose positions are stored: together at most 2^24, but 64 a latent."""
+        return min(self.firings, max(64, (1 << 24) // max(d_sae, 1)))
+
+    def uniform(self, d_sae: int) -> int:
+        """Uniformly drawn firings of each latent that the first pass keeps."""
+        return max(self.random, self.cofiring_sample, self.firings_of(d_sae))
 
     @property
     def places(self) -> int:

@@ -87,7 +87,7 @@ class Statistics:
         self.moments = Moments(d_sae, low)
         self.top = Shortlist(d_sae, sizes.top, unique=True)
         self.in_bands = Shortlist(d_sae * N_HALVES, sizes.per_band)
-        self.uniform = Shortlist(d_sae, sizes.uniform)
+        self.uniform = Shortlist(d_sae, sizes.uniform(d_sae))
         self.tokens = TokenCounts(d_vocab, sizes.tokens)
         self.norms: list[np.ndarray] = []
         self.roles = RoleCounts(d_sae, len(Role))

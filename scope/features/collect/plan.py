@@ -38,10 +38,10 @@ def plan(
     """Upper estimates for `n_tokens` tokens in contexts of `n_ctx`. `l0` is the mean number of latents that fire on a token."""
     sizes, firings = config.sizes, n_tokens * (l0 or _LATENTS_FIRING)
     chunk = min(config.chunk_tokens, n_tokens)
-    entries = sizes.top + sizes.uniform + N_HALVES * sizes.per_band
+    entries = sizes.top + sizes.uniform(d_sae) + N_HALVES * sizes.per_band
     shortlists = int(min(entries * d_sae, 3 * firings)) * _ENTRY * _SORTING
     windows = d_sae * sizes.places * (2 * sizes.window + 1) * 4
-    relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42 + 2 * sizes.firings)
+    relations = d_sae * 4 * (40 + 3 * sizes.cofiring + 5 * sizes.tokens + 60 + 42 + 2 * sizes.firings_of(d_sae))
     memory = {
         "latents of a stretch": 4 * 4 * min(first_pass.DENSE, chunk * d_sae),
         "activations and firings of a chunk": chunk * (4 * d_in + 100 * int(l0 or _LATENTS_FIRING)),
@@ -56,5 +56,5 @@ def plan(
         "program": _BASE,
     }
     building = int(firings * _CODE) + (windows if windows > 1 << 28 else 0)
-    pack = d_sae * (len(RELATIONS) * 8 * 16 + 1000) + int(windows * 0.12) + n_tokens * 8
+    pack = d_sae * (len(RELATIONS) * 8 * 16 + 1000 + 4 * sizes.firings_of(d_sae)) + int(windows * 0.12) + n_tokens * 8
     return Plan(memory, building, pack)

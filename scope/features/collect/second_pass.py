@@ -159,8 +159,9 @@ def near_candidates(source: Source, token_id: np.ndarray, token_count: np.ndarra
 
 def firing_positions(statistics: Statistics) -> np.ndarray:
     """Int[d_sae firings] positions of uniformly drawn firings of each latent, in rising order; -1 is an empty place."""
-    drawn, k = statistics.uniform.result(), statistics.sizes.firings
-    positions = np.full((len(statistics.moments.count), k), -1, np.int64)
+    d_sae = len(statistics.moments.count)
+    drawn, k = statistics.uniform.result(), statistics.sizes.firings_of(d_sae)
+    positions = np.full((d_sae, k), -1, np.int64)
     starts, lengths = runs(drawn.group)
     nth = np.arange(len(drawn)) - np.repeat(starts, lengths)
     few = nth < k

@@ -1,1 +1,1 @@
-"""Labels by language models: written from examples, tested by detection on others, stored with their source."""
+"""Labels by rules and by language models, each tested on text that it was not made from, and stored with its source."""

@@ -14,14 +14,15 @@ from scope.errors import DictionaryError, PackError
 from scope.escape import fold
 from scope.features.pack.decay import FILE as DECAY_FILE
 from scope.features.pack.decay import Decay
-from scope.features.pack.files import open_hdf5, read_array, read_table, read_value, require_intact
-from scope.features.pack.format import CONTROLS, EXAMPLES, GROUPS, LATER, NO_BAND, RELATIONS
+from scope.features.pack.files import open_hdf5, read_array, read_rules, read_table, read_value, require_intact
+from scope.features.pack.format import CONTROLS, EXAMPLES, FIRINGS, GROUPS, LATER, NO_BAND, RELATIONS, RULES, RULES_FILE
 from scope.features.pack.index import ContextTexts, Index
 from scope.features.pack.lookahead import FILE, Lookahead
 from scope.features.pack.manifest import Manifest, make_again, read_manifest, verify
 from scope.features.pack.notes import Notes
 from scope.features.pack.pictures import FILE as PICTURES
 from scope.features.pack.pictures import PackPictures
+from scope.features.pack.table import NO_TOKEN, among_others
 from scope.provenance import DictionaryId, ModelId, without_folders
 from scope.sae.hub.names import name_where_no_folder_is
 from scope.sae.hub.neuronpedia import neuronpedia_id
@@ -104,9 +105,20 @@ class PackData:
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with the labels that people and models gave in place of those that came with the pack."""
-        self._notes_read, self._columns = self.notes.version(), table[list(_LABEL_COLUMNS)]
-        self._labels = self.notes.labels()
+        self._notes_read, self._columns = self.notes.version(), self._renamed(table[list(_LABEL_COLUMNS)])
+        self._labels = self.notes.labels(details=False)
         return table.assign(**self._label_columns())
+
+    def _renamed(self, columns: pd.DataFrame) -> pd.DataFrame:
+        """The label columns, without the name that earlier versions gave to latents that no token predicts."""
+        nameless = np.flatnonzero(columns["label"].to_numpy() == NO_TOKEN)
+        if not len(nameless):
+            return columns
+        label, ids = columns["label"].to_numpy(object, copy=True), self.relation("token_id")
+        text = self.manifest.pictures is None or self.n_ctx > self.manifest.pictures.n_patches
+        for i in nameless.tolist():
+            label[i] = among_others(self.pieces([t for t in ids[i, :6] if t >= 0]) if text else [])
+        return columns.assign(label=label)
 
     def _label_columns(self) -> dict[str, np.ndarray]:
         """The columns that labels change, with the labels in them."""
@@ -124,7 +136,7 @@ class PackData:
             version = self.notes.version()
             if "table" not in self.__dict__ or version == self._notes_read:
                 return
-            labels = self.notes.labels()
+            labels = self.notes.labels(details=False)
             self._notes_read = version
             if labels != self._labels:  # a star or a note changes no table
                 self._labels = labels
@@ -151,12 +163,31 @@ class PackData:
     def firing_sample(self) -> np.ndarray:
         """Int[d_sae n] positions of firings of each latent, drawn uniformly from all of them; -1 is an empty place. In packs of
         earlier versions the uniform sample among the examples."""
-        if (stored := self.relation("firing")).shape[1]:
+        if FIRINGS in self.manifest.files:
+            stored = np.array(read_array(self._intact(FIRINGS), (self.d_sae, None), "i"))
+            if not _within(stored, -1, self.contexts.size):
+                way_out = make_again(self.folder)
+                raise PackError(f"{self.folder / FIRINGS} is damaged: it holds positions outside the text.\n  {way_out}")
             return stored
         position, group = self._whole_examples("position"), self._whole_examples("group")
         uniform = group == GROUPS.index("random") + 1
         sample = np.where(uniform, position, -1)
         return sample[:, uniform.any(0)]
+
+    @cached_property
+    def rule_scores(self) -> pd.DataFrame | None:
+        """A row a latent: F1 of its rule, of the best single token, and of the null; None in a pack without rules."""
+        if RULES_FILE not in self.manifest.files:
+            return None
+        names = [name for name, kind in RULES.items() if kind is not str]
+        return read_rules(self._intact(RULES_FILE), self.d_sae, names)
+
+    def rule(self, latent: int) -> dict[str, Any] | None:
+        """The rule of a latent that came with the pack: its data, words and scores; None without one."""
+        if RULES_FILE not in self.manifest.files:
+            return None
+        row = read_rules(self._intact(RULES_FILE), self.d_sae, list(RULES), latent)
+        return row if row["rule"] else None
 
     @cached_property
     def health(self) -> dict[str, Any] | None:
@@ -200,7 +231,8 @@ class PackData:
         return read_array(self._intact("contexts.npy"), (self.manifest.n_contexts, self.n_ctx), "iu")
 
     @cached_property
-    def _documents(self) -> tuple[np.ndarray, list[str]]:
+    def documents(self) -> tuple[np.ndarray, list[str]]:
+        """(index of each token's document [n_contexts context], -1 where unknown; names of the documents)."""
         names = read_value(self._intact("documents.json"), list[str])
         return read_array(self._intact("documents.npy"), self.contexts.shape, "iu"), names
 
@@ -233,7 +265,7 @@ class PackData:
         return controls
 
     def document(self, context: int, offset: int) -> str:
-        indices, names = self._documents
+        indices, names = self.documents
         index = int(indices[context, offset])
         return names[index] if 0 <= index < len(names) else "unknown document"
 
@@ -294,9 +326,7 @@ class PackData:
 
     def _checked(self, name: str, values: np.ndarray) -> np.ndarray:
         """A relation whose ids are those of latents or tokens, and whose numbers are numbers."""
-        if name == "firing":
-            whole = _within(values, -1, self.contexts.size)
-        elif name.endswith("_id"):
+        if name.endswith("_id"):
             among = self.d_sae if name in ("neighbour_id", "opposite_id", "cofiring_id") else len(self.vocab)
             whole = _within(values, -1, among)
         else:

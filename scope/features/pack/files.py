@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, PICTURES, RELATIONS
+from scope.features.pack.format import CONTROLS, EXAMPLES, LATER, PICTURES, RELATIONS, RULES
 from scope.features.pack.manifest import Manifest, make_again
 from scope.features.pack.table import COLUMNS, LISTS, SURE, TEXTS
 from scope.typed_json import LARGEST, parse_json, read_bytes, typed
@@ -166,6 +166,35 @@ def read_table(path: Path, rows: int, columns: list[str] | None = None) -> pd.Da
     except Exception as problem:  # pyarrow raises many kinds
         raise PackError(f"{path} is damaged: {next(iter(str(problem).splitlines()), '')}.\n  {way_out}") from None
     return table.set_axis(pd.RangeIndex(rows, name="id"))
+
+
+def read_rules(path: Path, rows: int, columns: list[str], latent: int | None = None) -> Any:
+    """Columns of rules.parquet as a table, or one latent's row as a dictionary, of which only its group of rows is read.
+
+    Raises:
+        PackError: it is damaged, has another number of rows, or a column holds something else.
+    """
+    import pyarrow.parquet as parquet
+    from pyarrow import types
+
+    tests = {str: _is_text, int: types.is_integer, float: types.is_floating}
+    try:
+        file = parquet.ParquetFile(path)
+        first, group = 0, None
+        if latent is not None:
+            for group in range(file.num_row_groups):
+                if latent < first + file.metadata.row_group(group).num_rows:
+                    break
+                first += file.metadata.row_group(group).num_rows
+        cells = file.read(columns) if group is None else file.read_row_group(group, columns)
+        wrong = file.metadata.num_rows != rows or any(
+            name not in cells.column_names or not tests[RULES[name]](cells.schema.field(name).type) for name in columns
+        )
+    except Exception as problem:  # pyarrow raises many kinds
+        raise _damaged(path, next(iter(str(problem).splitlines()), "")) from None
+    if wrong:
+        raise _damaged(path, "a column or a row is missing, or a column holds something else")
+    return cells.to_pandas(ignore_metadata=True) if latent is None else cells.slice(latent - first, 1).to_pylist()[0]
 
 
 def _holds(cells: Any, name: str) -> bool:

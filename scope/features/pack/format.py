@@ -8,6 +8,8 @@ contexts.npy      token ids [n_contexts context]        documents.npy, documents
 vocab.json.gz     the piece of every id, so that no tokenizer is needed to read the pack
 README.txt        this, at length, for those who read a pack without this program
 map.npy           (optional) a place on a flat map for each latent
+firings.npy       (optional) positions of firings, drawn uniformly from all of a latent's [d_sae n]; -1 is an empty place
+rules.parquet     (optional) of each latent the rule that best predicts its firing, with its scores; see RULES
 health.json       (optional) the evaluation report, the certificate and the training curves
 lookahead.json    (optional) which latents fire in a middle because of the suffix; `scope lookahead --pack` adds it
 pictures.h5       (optional) small pictures of the contexts in which examples lie, and where in them latents fire; see PICTURES
@@ -28,6 +30,19 @@ FILES = (
     "documents.json",
     "vocab.json.gz",
 )
+FIRINGS = "firings.npy"
+"""An optional file; see above."""
+RULES = {
+    "rule": str,  # JSON: properties of a token and the values that they must have; see scope.features.labels.rules
+    "words": str,  # the rule as a phrase
+    "score": float,  # F1 of "fires exactly where the rule holds" on the half of the contexts that did not choose it
+    "chosen": float,  # the same on the half that chose it
+    "single_token": float,  # that of the best single token, scored like `score`
+    "null": float,  # that of a rule chosen for as many firings at positions drawn uniformly
+    "firings": int,  # sampled firings of the half that scores
+}
+"""The columns of rules.parquet, a row a latent in order of id; a latent without a rule has an empty one."""
+RULES_FILE = "rules.parquet"
 
 EXAMPLES = {
     "position": "i8",  # context * n_ctx + offset of the peak; -1 is an empty place
@@ -60,13 +75,12 @@ RELATIONS = {
     "logit_histogram": "u4",  # [d_sae 40] tokens by logit, in bins of equal width between logit_ends
     "logit_ends": "f4",  # [d_sae 2]
     "role_count": "i8",  # firings by role of the row; the manifest names the roles in order, with the rows of each
-    "firing": "i8",  # positions, as of examples, of firings drawn uniformly from all of a latent's; -1 is an empty place
     "role_sum": "f8",  # summed activation of these firings
 }
 CONTROLS = {"position": "i8", "start": "i8", "latent": "i4"}
 BY_ROLE = ("role_count", "role_sum")
 """Relations that only packs of rows with roles hold."""
-LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", "firing", *BY_ROLE)
+LATER = ("logit_histogram", "logit_ends", "opposite_id", "opposite_cos", *BY_ROLE)
 """Relations that a pack may lack: earlier ones, and some kinds."""
 
 PICTURES = {

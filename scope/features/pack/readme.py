@@ -23,7 +23,6 @@ examples.h5        HDF5, one chunk a latent, gzip, each chunk with its own check
                    histogram  160 bins, 8 an octave; bin k begins at the float32 of bits (low + k) << 20, low in the manifest
                    band_edges, band_count, band_mass
 relations.h5       [d_sae k], -1 where a place is empty: neighbour_id/cos, opposite_id/cos, cofiring_id/p/lift,
-                   firing: positions of firings, drawn uniformly from all of a latent's;
                    token_id/count/sum, promoted_id/logit, suppressed_id/logit, measured_id/rise,
                    logit_histogram with logit_ends; role_count/sum: firings and summed activation by role of the row, the
                    roles and the rows of each in the manifest under "roles";
@@ -34,6 +33,9 @@ contexts.npy       token ids [n_contexts n_ctx]          vocab.json.gz   the pie
 documents.npy      index into documents.json for each token, -1 unknown
 map.npy            (optional) [d_sae 2] a place on a flat map of the decoder directions; what it is worth stands in the
                    manifest under "map"
+firings.npy        (optional) [d_sae n] positions of firings, drawn uniformly from all of a latent's; -1 is an empty place
+rules.parquet      (optional) a row a latent: rule (JSON: a token's properties, and values that they must have together), words;
+                   score: F1 on the half of the contexts that did not choose it; chosen, single_token, null, firings
 health.json        (optional) evaluation, certificate, training curve
 lookahead.json     (optional) which latents fire in the middle of an infilling example because of the suffix
 pictures.h5        (optional) file, file_start [n + 1]: PNG and JPEG files of small pictures, one after another; size [n 2] of

@@ -13,11 +13,13 @@ out_score        rise of the summed probability of its ten promoted tokens when 
 out_kl           KL(steered || plain) of the next token there, in nats
 nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
 dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
-label            the tokens that best predict its firing; where those predict little (F1 below 0.2) and the output score
-                 beats random directions, what it promotes; of pictures, the words beside them that go with it; label_source
-                 says which
-label_source     "token statistics", "promoted tokens, weights and measured", or "words beside pictures"
-label_score      F1 of "fires exactly on the label's tokens", of labels that came with the pack; of words beside pictures the
+label            the rule that best predicts its firing (scope.features.labels.rules); where rules predict little (F1 below
+                 0.2) and the output score beats random directions, what it promotes, and else its strongest contexts; of
+                 pictures, the words beside them that go with it; label_source says which
+label_source     "rule", "strongest contexts", "promoted tokens, weights and measured", "words beside pictures"; of packs that
+                 were made before there were rules "token statistics", the tokens that best predict its firing
+label_score      F1 of "fires exactly where the rule holds" on the half of the contexts that did not choose the rule; of token
+                 statistics F1 of "fires exactly on the label's tokens"; of words beside pictures the
                  largest correlation, over pictures, with the strongest activation in each; for those that `scope label`
                  made, balanced accuracy of detection on windows that the labeller did not see (0.5 is guessing)
 flags            dead, dense, rare, single-token, duplicate, output; comma separated
@@ -37,6 +39,8 @@ LISTS = ("promotes", "suppresses")
 SURE = ("count", "density", "mean", "max")
 """Columns whose numbers are never absent, infinite or negative."""
 
+BY_RULES, BY_CONTEXTS = "rule", "strongest contexts"
+"""Labels of `scope.features.labels.rule_labels`: a rule, or the contexts of a latent that no rule predicts."""
 BY_TOKENS, BY_OUTPUT = "token statistics", "promoted tokens, weights and measured"
 BY_WORDS = "words beside pictures"
 """Labels whose score is a correlation over pictures: of the strongest activation in each with a word of the text beside it."""
@@ -54,9 +58,19 @@ def label(tokens: list[tuple[str, int, int]], count: int, covered: float = 0.05,
         return "never fired", 0.0
     chosen, best = label_tokens(tokens, count, covered, most)
     if not chosen:
-        return "no token stands out", 0.0
+        return among_others([token for token, _, _ in tokens]), 0.0
     words = ", ".join(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in chosen))
     return (words if best >= 0.5 else f"often {words}"), best
+
+
+NO_TOKEN = "no token stands out"
+"""What earlier versions called a latent that no token predicts."""
+
+
+def among_others(tokens: list[str]) -> str:
+    """What a latent that no token predicts is called: by the tokens on which it fires most often; patches have none."""
+    words = list(dict.fromkeys(f"“{visible_token(t.strip(' ') or t)}”" for t in tokens))[:3]
+    return f"on {', '.join(words)} among others" if words else "see its pictures"
 
 
 def label_tokens(tokens: list[tuple[Any, int, int]], count: int, covered: float = 0.05, most: int = 4) -> tuple[list, float]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.features.pack.format import BY_ROLE, CONTROLS, EXAMPLES, FILES, PICTURES, RELATIONS, SCHEMA
+from scope.features.pack.format import BY_ROLE, CONTROLS, EXAMPLES, FILES, FIRINGS, PICTURES, RELATIONS, RULES_FILE, SCHEMA
 from scope.features.pack.manifest import read_manifest
 from scope.features.pack.notes import FILE, Notes
 from scope.features.pack.readme import TEXT
@@ -44,6 +44,10 @@ class PackArrays:
     """Windows of text: "position" [n] of their middles, "latent" [start[i] : start[i + 1]] those that fire in window i."""
     map: np.ndarray | None = None
     """[d_sae 2] where latents lie on a flat map; what it is worth stands in the manifest under "map"."""
+    firings: np.ndarray | None = None
+    """[d_sae n] positions of firings, drawn uniformly from all of a latent's; -1 is an empty place."""
+    rules: pd.DataFrame | None = None
+    """The rule that best predicts each latent's firing, with its scores; see `scope.features.pack.format.RULES`."""
     pictures: dict[str, np.ndarray] | None = None
     """Small pictures, and where in them latents fire; see `scope.features.pack.format.PICTURES`."""
 
@@ -65,6 +69,11 @@ def write_pack(out: Path, arrays: PackArrays) -> None:
         content["health.json"] = json.dumps(arrays.health).encode()
     if arrays.map is not None:
         content["map.npy"] = npy(arrays.map)
+    if arrays.firings is not None:
+        whole = arrays.contexts.size <= np.iinfo(np.int32).max
+        content[FIRINGS] = npy(arrays.firings.astype(np.int32 if whole else np.int64))
+    if arrays.rules is not None:
+        content[RULES_FILE] = parquet(arrays.rules)
     more = [] if arrays.pictures is None else ["pictures.h5"]
     with whole_folder(out) as aside:
         arrays.table.rename_axis("id").to_parquet(aside / "features.parquet")
@@ -89,6 +98,13 @@ def npy(array: np.ndarray) -> bytes:
     """An array as the bytes of a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def parquet(table: pd.DataFrame) -> bytes:
+    """A table as the bytes of a Parquet file, in groups of rows that can be read alone."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, row_group_size=2048, index=False)
     return buffer.getvalue()
 
 
