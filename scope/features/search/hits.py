@@ -69,7 +69,7 @@ def rank(pack: PackData, text: str) -> Ranking:
     wanted = fold(text_of(text).strip())
     if not wanted:
         raise PackError("Nothing to look for: the text is empty. Give a word, as in search('dogs').")
-    best = _Best(pack.d_sae)
+    best = _Best(len(pack.table))  # whose number of rows was checked
     ids = _equal_ids(pack, text)
     if len(ids):
         _add_firing(best, pack, ids)
