@@ -26,7 +26,8 @@ def source(feature: Feature, label) -> str:
         return f"label from {who}, F1 {number(row.get('label_score'), '.2f')}"
     author = label.detail.get("author") if isinstance(label.detail, dict) else None
     by = plain(visible_token(author)) if isinstance(author, str) and label.source == "you" else who
-    score = f" · detection score {label.score:.2f}" if label.score is not None else ""
+    measure = label.detail.get("measure", "") if label.source.startswith("Neuronpedia") else "detection score"
+    score = f" · {plain(visible_token(str(measure)))} {label.score:.2f}" if label.score is not None else ""
     return f"label by {by} · {moment(label.made)}{score}"
 
 

@@ -13,7 +13,8 @@ _FOREMOST = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Command(ModelSettings):
-    """Have latents labelled from their examples, and each label tested by detection on others.
+    """Have latents labelled from their examples, and each label tested by detection on others. (Published labels are taken in
+    by `scope label import PACK`; see `scope label import --help`.)
 
     With rules, each latent gets the short rule (token, class of token, what stands before, place in the line, domain, or two of
     them) that best predicts its firings in half of the text; its score is F1 in the other half, beside the best single token's

@@ -28,7 +28,7 @@ COMMANDS = {
     "convert": "Write a dictionary in another format: SAELens, Gemma Scope, or this project's.",
     "features": "Collect everything the browser shows about each latent into a pack.",
     "map": "Lay a pack's directions out on a flat map.",
-    "label": "Have a language model say what latents mean, and test each label on text it has not seen.",
+    "label": "Have a language model say what latents mean, each label tested on unseen text; or import published labels.",
     "export": "Write latents as tables, JSON, cards, or for Neuronpedia and SAEDashboard.",
     "match": "Find for each latent of an SAE the latent of another that does the same, in the same or another model.",
     "lookahead": "Find latents of an infilling model that fire in the middle because of the suffix.",
@@ -63,6 +63,7 @@ def run(argv: list[str]) -> int:
         if hasattr(stream, "reconfigure"):  # a path may hold bytes that are no UTF-8, and a terminal may speak ASCII
             stream.reconfigure(errors="backslashreplace")
     name, *rest = argv
+    name = _ALIASES.get(name, name)
     if name not in COMMANDS:
         print(f"scope has no command {name!r}.{_nearest(name)}\n\n{usage()}", file=sys.stderr)
         return 2
@@ -109,6 +110,12 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+_ALIASES = {"labels": "label"}
+"""Another spelling of a command, which runs it: scope labels import."""
+
+_PARTS = {("label", "import"): "import_labels"}
+"""A command of two words -> its file."""
+
 _OTHER_WORDS = {
     "record": "harvest",
     "collect": "features",
@@ -150,11 +157,14 @@ def _parse(name: str, argv: list[str]):
 
     from scope.cli.flags import PARSERS
 
-    module = importlib.import_module(f"scope.cli.{name}")
+    file, name = name, f"scope {name}"
+    if (file, *argv[:1]) in _PARTS:
+        file, name, argv = _PARTS[file, argv[0]], f"{name} {argv[0]}", argv[1:]
+    module = importlib.import_module(f"scope.cli.{file}")
     if hasattr(module, "flags"):
-        given = tyro.cli(module.flags(argv), prog=f"scope {name}", args=argv, registry=PARSERS)
+        given = tyro.cli(module.flags(argv), prog=name, args=argv, registry=PARSERS)
         return lambda: _announce(given) or module.run(given)
-    command = tyro.cli(module.Command, prog=f"scope {name}", args=argv, registry=PARSERS)
+    command = tyro.cli(module.Command, prog=name, args=argv, registry=PARSERS)
     return lambda: _announce(command) or command.run()
 
 
