@@ -1,5 +1,7 @@
-"""`scope.collect_features`: a dictionary and a recording (or text) in, a feature pack out."""
+"""`scope.collect_features`: a dictionary and a recording (or a corpus) in, a feature pack out."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,9 +12,10 @@ from scope.features.collect.config import CollectConfig
 from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.text import PictureSettings
 
-TOKENS = 500_000
-"""Tokens of a corpus that are read, if no number is given."""
+TOKENS, CONTEXT = 500_000, 256
+"""Tokens of a corpus that are read, and tokens of a context, if no numbers are given."""
 
 TEXT = "bundled"
 """The corpus on which a published SAE is read, if none is given."""
@@ -30,8 +33,9 @@ class CollectFeatures(ModelSettings):
     """Recording to read, as `scope harvest` wrote it. Or give --corpus."""
 
     corpus: str | None = None
-    """Text to run the model on instead: a file, a folder, docs, bundled, or a hub data set. Of a published SAE by default
-    bundled."""
+    """Text, or pictures for a model that reads them, to run the model on instead: a file, a folder, docs, bundled, or a hub
+    data set. Of a published SAE by default bundled. Pictures are recorded first, into a folder beside the pack that is removed
+    when the pack is complete."""
 
     site: str | None = None
     """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
@@ -40,8 +44,9 @@ class CollectFeatures(ModelSettings):
     """Folder for the pack; an older pack there is replaced when the new one is complete. None: runs/pack, or of a published
     SAE a folder by its name, runs/NAME/pack."""
 
-    context: int = 256
-    """Tokens of a context, <bos> included, when a corpus is read."""
+    context: int | None = None
+    """Rows of a context, when a corpus is read. None: 256 tokens of text, <bos> included; of pictures, the patches of one and
+    64 rows of text beside them."""
 
     fim: str | None = None
     """With --corpus: read its documents as infilling examples, as in psm:0.45,spm:0.45; the pack then has figures by role
@@ -57,6 +62,8 @@ class CollectFeatures(ModelSettings):
     """First check on about 2,000 tokens that the dictionary fits this model and site; kept beside it, so made once."""
 
     config: CollectConfig = field(default_factory=CollectConfig)
+
+    pictures: PictureSettings = field(default_factory=PictureSettings)
 
 
 def collect_features(
@@ -104,15 +111,15 @@ def collect_features(
     store = None if job.recording is None else ActivationStore.open(job.recording)
     model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model}, pictures=True)
     if store is None and reads_pictures(model):
-        raise ConfigError(
-            f"{model.cfg.family_name} reads pictures: a pack of them is made from a recording.\n"
-            f"  scope harvest --corpus {job.corpus} --site {sae.site} --out RECORDING, then --recording RECORDING."
-        )
+        if ranks.world > 1:
+            raise ConfigError(_RECORD_FIRST.format(corpus=job.corpus, site=sae.site))
+        store = _recorded(model, sae.site, job, out, on_progress)
     certificate = certified(model, sae, job.dictionary, job.certificate, on_note, on_certificate) if ranks.leads else None
     described: dict[str, Any] = {}
     if store is None:
-        n = -(-(job.config.tokens or TOKENS) // job.context)
-        text = model, open_corpus(job.corpus), job.context, n, job.config.seed, job.fim, job.fim_seed
+        context = job.context or CONTEXT
+        n = -(-(job.config.tokens or TOKENS) // context)
+        text = model, open_corpus(job.corpus), context, n, job.config.seed, job.fim, job.fim_seed
         inputs, described = inputs_of_corpus(*text)
         store = inputs if job.fim else inputs.to("cpu").tokens
     if ranks.leads:
@@ -131,8 +138,38 @@ def collect_features(
     )
     if made is None:
         return None
+    if job.corpus is not None:
+        for aside in out.absolute().parent.glob(f"{_aside(out)}*"):
+            shutil.rmtree(aside, ignore_errors=True)
     _add_decay(model, sae, made, on_note, on_progress)
     return Pack.open(made.folder)
+
+
+_RECORD_FIRST = """Several processes make a pack of pictures from a recording:
+  torchrun ... -m scope.cli harvest --corpus {corpus} --site {site} --out RECORDING
+  torchrun ... -m scope.cli features ... --recording RECORDING"""
+
+
+def _aside(out: Path) -> str:
+    """The beginning of the names of folders with pictures that are recorded for the pack alone."""
+    return f".{out.name}.recording-"
+
+
+def _recorded(model: Any, site: str, job: CollectFeatures, out: Path, on_progress: OnProgress | None) -> Any:
+    """A recording of the corpus of pictures at a site, in float32.
+
+    Raises:
+        ActivationsError, ConfigError: the corpus cannot be recorded.
+    """
+    from scope.activations.config import HarvestConfig
+    from scope.workflows.harvest import Harvest, harvest_of
+
+    if job.fim:
+        raise ConfigError(f"--fim is for text, and a {model.cfg.family_name} reads pictures. Leave it out.")
+    config = HarvestConfig(sites=(site,), tokens=job.config.tokens or TOKENS, dtype="float32", seed=job.config.seed)
+    harvest = Harvest(corpus=str(job.corpus), config=config, context=job.context, pictures=job.pictures)
+    known = hashlib.sha256(repr((model.provenance, harvest)).encode()).hexdigest()[:12]
+    return harvest_of(model, replace(harvest, out=str(out.with_name(f"{_aside(out)}{known}"))), on_progress)
 
 
 def _add_decay(model: Any, sae: Any, pack: Any, on_note: OnNote, on_progress: OnProgress | None) -> None:

@@ -86,19 +86,33 @@ def harvest(
         ConfigError, CheckpointError: a setting or a model that cannot be.
         ActivationsError: an unknown site, a corpus without text, a disk without room, a recording of something else.
     """
+    if "site" in settings:  # as the flag is called
+        settings["sites"] = settings.pop("site")
+    job = resolve(Harvest, config, settings, first="model")
+    if not job.streamed and find_device(job.device).type == "cpu":
+        dtype = "float32" if job.compute_dtype == "auto" else job.compute_dtype
+        refuse_without_room(job.model, dtype, job.revision, adapter=job.adapter)
+    model = job.load_model(streamed=job.streamed, pictures=True)
+    return harvest_of(model, job, on_progress, on_scan, confirm)
+
+
+def harvest_of(
+    model: Any,
+    job: Harvest,
+    on_progress: OnProgress | None = None,
+    on_scan: OnProgress | None = None,
+    confirm: Callable[[Any], bool] | None = None,
+) -> Any:
+    """`harvest` of a model that is loaded.
+
+    Raises:
+        ConfigError, ActivationsError: as there.
+    """
     from scope.activations.harvest import harvest as room
     from scope.activations.harvest.ranks import ProcessRank
     from scope.sites import match_sites
     from scope.workflows.text import corpus_for, inputs_for, reads_pictures
 
-    if "site" in settings:  # as the flag is called
-        settings["sites"] = settings.pop("site")
-    job = resolve(Harvest, config, settings, first="model")
-    ranks = ProcessRank.of_environment()
-    if not job.streamed and find_device(job.device).type == "cpu":
-        dtype = "float32" if job.compute_dtype == "auto" else job.compute_dtype
-        refuse_without_room(job.model, dtype, job.revision, adapter=job.adapter)
-    model = job.load_model(streamed=job.streamed, pictures=True)
     sites = job.config.sites or (middle_residual(model.sites()),)
     recorded: dict[str, Any] = {"sites": sites, "context": job.context or job.config.context}
     matched = match_sites(sites, model.sites())
@@ -112,7 +126,7 @@ def harvest(
         recorded["batch_contexts"] = max(1, _STREAMED_TOKENS // recorded["context"])
     asked = model, inputs, corpus, replace(job.config, **recorded), job.out, model.provenance
     planned = None
-    if ranks.leads:
+    if ProcessRank.of_environment().leads:
         planned = room.plan(*asked, staging=job.staging, on_scan=on_scan)
         if confirm is not None and not confirm(planned):
             return None

@@ -77,6 +77,19 @@ def test_a_heat_map_is_the_latent_at_every_patch_of_the_picture(lab, folder):
     assert checked > 20
 
 
+def test_a_pack_made_from_a_corpus_equals_one_of_a_recording_of_it(lab, folder, tmp_path):
+    from scope.workflows.features import collect_features
+
+    *_, pack, place = lab
+    settings = {"corpus": str(folder), "certificate": False, "score_prompts": 0, "seed": 0, "bad_pictures": "skip"}
+    made = collect_features(str(place / "dictionary"), out=tmp_path / "pack", tokens=10**6, **settings)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["pack"]  # its recording is gone
+    assert made.table["density"].tolist() == pack.table["density"].tolist()
+    shown, before = (next(f for f in each if f.pictures()).pictures("top", 3) for each in (made, pack))
+    assert [e.file for e in shown] == [e.file for e in before]
+    np.testing.assert_array_equal(shown[0].map, before[0].map)
+
+
 def test_of_equal_pictures_one_is_a_top_example_and_every_picture_can_be_one(lab):
     *_, pack, _ = lab
     for feature in list(pack)[:8]:
