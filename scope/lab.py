@@ -29,7 +29,7 @@ from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
 from scope.fit import check_fit
-from scope.models.face import LanguageModel, VisionModel
+from scope.models.face import LanguageModel
 from scope.models.griffin.shares import layer_of
 from scope.models.text.generate import generate
 from scope.models.text.sampling_config import sampling_of
@@ -155,7 +155,7 @@ class Lab:
             chosen = replace(self._place, model=None if model is None else str(model))
             model = chosen.load_model({"model": self.pack.model.to_json()}, pictures=True)
         check_fit(model, self.sae, reconstructs=True)
-        if self._certified is not None and not isinstance(model, VisionModel):  # a certificate is measured on text
+        if self._certified is not None:
             self.certificate = certify(model, self.sae, self._certified)
         return model
 

@@ -59,6 +59,8 @@ class TextFrom:
     """Shares of infilling forms that documents were turned into."""
 
     fim_seed: int = 0
+    prompt: str | None = None
+    """What a model that reads pictures was asked of those without a question."""
 
 
 @dataclass(frozen=True, kw_only=True)

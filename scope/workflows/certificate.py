@@ -22,15 +22,9 @@ def certified(
         DictionaryError: the dictionary does not fit.
     """
     from scope.evaluation.certificate.certify import certify
-    from scope.models.face import VisionModel
 
     if not wanted:
         on_note("without certificate: that this dictionary fits this model and site was not checked.")
-        return None
-    if isinstance(model, VisionModel):
-        on_note(
-            "without certificate: that is measured on text, and this model reads pictures. scope evaluate measures its SAE."
-        )
         return None
     certificate = certify(model, sae, where, any_model=any_model)
     if on_certificate is not None:

@@ -39,7 +39,7 @@ class Source:
     """Where the text lies (`scope.sae.claims.TextFrom`)."""
     name: str = ""
     rows: KindOfRows = "all"
-    """Which rows of a recording are read."""
+    """Which rows are read."""
 
     @classmethod
     def of(cls, command: Any) -> "Source":
@@ -74,7 +74,9 @@ class Source:
         name = f"{command.model} reading {corpus.spec}" + (f" as infilling examples ({command.fim})" if command.fim else "")
         about = {"corpus": _place(command.corpus), "text_field": command.text_field}
         about |= _fim({"fim": command.fim, "fim_seed": command.fim_seed}) if command.fim else {}
-        return cls(sites, {s: known[s] for s in sites}, 1 << 62, None, model, corpus, live, inputs, about, name)
+        about |= {"prompt": command.pictures.prompt} if reads_pictures(model) else {}
+        widths = {s: known[s] for s in sites}
+        return cls(sites, widths, 1 << 62, None, model, corpus, live, inputs, about, name, command.rows)
 
     def batches(self, sites: list[str], training: TrainConfig, memory: int) -> Any:
         if self.store is None:
@@ -94,6 +96,8 @@ class Source:
             provenance = live_provenance(self.model, batches, site, training.steps * training.batch_size)
         else:
             provenance = recorded_provenance(self.store, site)
+        if self.rows != "all":
+            provenance["recording"] |= {"rows": self.rows}
         return provenance | {"text_from": self.text_from}
 
     def text_read(self) -> Any:
@@ -186,12 +190,11 @@ def _fim(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in ("fim", "fim_seed") if name in settings}
 
 
-def recorded_provenance(store: Any, site: str, rows: KindOfRows = "all") -> dict[str, Any]:
+def recorded_provenance(store: Any, site: str) -> dict[str, Any]:
     """Where the activations of a dictionary come from: the model, the recording, the site."""
     manifest = store.manifest.to_json()
     recording = {"corpus": manifest["corpus"], "config": manifest["config"], "tokens": store.n_rows}
     recording |= {key: manifest[key] for key in ("left_out", "imported") if key in manifest}
-    recording |= {} if rows == "all" else {"rows": rows}
     return {"model": manifest["model"], "site": site, "recording": recording}
 
 

@@ -4,15 +4,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scope.activations.config import HarvestConfig
 from scope.activations.corpus.document import Document
 from scope.activations.corpus.roles import Role
+from scope.activations.harvest.harvest import harvest
+from scope.activations.pictures.sources import open_pictures
 
-from scope.errors import ConfigError
+from scope.errors import ConfigError, DictionaryError
 from scope.evaluation import metrics
+from scope.evaluation.certificate.certify import certify
 from scope.evaluation.pictures.evaluate_pictures import evaluate_pictures
 from scope.evaluation.result import EvaluateConfig
 from scope.models.load import load_model
 from scope.models.pictures.inputs import InputOptions
+from scope.sae.jumprelu import JumpReLUConfig, JumpReLUSAE
+from scope.workflows.training_source import recorded_provenance
 from tests.models.vision_twins import save_with_words, siglip
 from tests.steering.conftest import random_sae
 
@@ -20,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # transformers'
 CONFIG = EvaluateConfig(contexts=6, batch_contexts=4, resamples=20)
 
 
-def documents(tmp_path, answers=True):
-    for i in range(6):
+def documents(tmp_path, answers=True, n=6):
+    for i in range(n):
         file = tmp_path / f"p{i}.png"
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(file)
         yield Document(file.name, "a red circle" * answers, picture=str(file))
@@ -86,3 +92,46 @@ def test_a_siglip_is_scored_by_the_change_of_its_vectors(tmp_path):
     assert scores["output_change"] == pytest.approx(float(change.mean()), rel=1e-4, abs=1e-6)
     assert "delta_loss" not in scores.arms["sae"]
     assert scores.arms["zero"]["output_change"] > 0
+
+
+def components(x, site):
+    """An SAE of both ends of each principal component of rows, which are most of them."""
+    mean, n = x.mean(0), x.shape[1] - 4
+    axes = torch.linalg.svd(x - mean, full_matrices=False).Vh[:n]
+    sae = JumpReLUSAE(JumpReLUConfig(d_in=x.shape[1], d_sae=2 * n), site)
+    both = torch.cat([axes, -axes])
+    with torch.no_grad():
+        values = {"W_enc": both.T, "W_dec": both, "b_dec": mean, "b_enc": -both @ mean, "threshold": torch.zeros(2 * n)}
+        for name, value in values.items():
+            getattr(sae, name).copy_(value)
+    return sae.requires_grad_(False)
+
+
+@pytest.mark.parametrize("site", ["blocks.1.hook_resid_post", "vision.blocks.1.hook_resid_post"])
+def test_an_sae_of_pictures_is_certified_on_those_of_its_recording(paligemma, site, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for document in documents(tmp_path / "pictures", n=12):
+        (tmp_path / "pictures" / document.name).with_suffix(".txt").write_text(document.text)
+    maker = paligemma.inputs_for([site], InputOptions(prompt="caption en"))
+    config = HarvestConfig(sites=(site,), context=maker.context_for(None), dtype="float32", tokens=10**6)
+    corpus = open_pictures(str(tmp_path / "pictures"))
+    store = harvest(paligemma, maker, corpus, config, tmp_path / "recording", paligemma.provenance)
+    image = torch.from_numpy(store.row_roles == Role.IMAGE)
+    sae = components(store[site][:][image], site)
+    made = recorded_provenance(store, site)
+    made["recording"]["rows"] = "image"
+    made |= {"text_from": {"recording": str(tmp_path / "recording")}, "training": {"l0": 28.0, "fvu": 0.1}}
+    sae.provenance = made
+    certificate = certify(paligemma, sae)
+    assert certificate.measured["tokens"] == int(image.sum())
+    x = store[site][:][image]
+    assert certificate.measured["fvu"] == pytest.approx(float(metrics.fvu(x, sae(x))), abs=1e-4)
+    assert certificate.measured["fvu"] < certificate.null["fvu"]
+    assert f"rows of {tmp_path / 'recording'}" in certificate.line()
+    sae.site = site.replace(".1.", ".0.")
+    with pytest.raises(DictionaryError, match=f"it reads {site}, not"):
+        certify(paligemma, sae)
+    sae.site, made["text_from"] = site, {}
+    elsewhere = certify(paligemma, sae)
+    assert elsewhere.provenance["text_missing"] == "pictures"
+    assert "synthetic scenes" in elsewhere.notes[-1]

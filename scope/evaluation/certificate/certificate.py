@@ -14,7 +14,7 @@ from typing import Any
 
 from scope.errors import ScopeError
 from scope.evaluation.certificate.verdict import judge, shown
-from scope.models.face import LanguageModel
+from scope.models.face import Model
 from scope.provenance import ModelId
 from scope.result import Result
 from scope.sae.base import SAE
@@ -71,11 +71,11 @@ class Certificate(Result):
         place = f" of {self.provenance['text']}" if self.provenance.get("text") else ""
         return (
             f"{self.said} L0 {m['l0']:.1f}{l0}, FVU {m['fvu']:.3f}{error}, {self.null['fvu']:.3f} with a random dictionary of "
-            f"equal L0, on {m['tokens']:,} tokens{place}"
+            f"equal L0, on {m['tokens']:,} {self.provenance.get('unit', 'tokens')}{place}"
         )
 
 
-def key_of(model: LanguageModel, sae: SAE, rules: str | None, sampled: bool = False) -> str | None:
+def key_of(model: Model, sae: SAE, rules: str | None, sampled: bool = False) -> str | None:
     """The key of a certificate: model, dictionary, site and rules. None without rules or without a hash of the model's weights;
     then nothing is kept. `sampled` takes the hash that version 0.1 gave to large models."""
     identity = ModelId.of(model.provenance)

@@ -7,23 +7,27 @@ that explains it. The result is kept beside the dictionary under the hashes of b
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scope.activations.corpus.inputs import counted_tokens
+from scope.activations.corpus.inputs import Inputs, counted_tokens
+from scope.activations.corpus.inputs import record as record_rows
+from scope.activations.corpus.roles import RULES
 from scope.errors import ConfigError, DictionaryError
 from scope.evaluation.baselines import Moments, RandomDictionary
 from scope.evaluation.certificate.certificate import Certificate, find, keep, key_of
 from scope.evaluation.certificate.readings import Reading, as_it_stands, elsewhere, farther, otherwise
 from scope.evaluation.certificate.rules import rules_hash, rules_hash_of_0_1_0
+from scope.evaluation.certificate.training_pictures import training_pictures
 from scope.evaluation.certificate.training_text import CONTEXT, TOKENS, Text, sample_text, training_text
 from scope.evaluation.certificate.verdict import judge, middle, problems
 from scope.evaluation.metrics import cosine, fvu, length_bias
 from scope.fit import check_fit
-from scope.models.face import LanguageModel
+from scope.models.face import Model, VisionModel
 from scope.progress import OnProgress
 from scope.provenance import ModelId
 from scope.sae.base import SAE
@@ -44,19 +48,20 @@ _ROUNDING = {"bfloat16": 2.0**-9, "float16": 2.0**-12}
 
 
 def certify(
-    model: LanguageModel,
+    model: Model,
     sae: SAE,
     where: Path | str | None = None,
-    tokens: Tokens | None = None,
+    tokens: Tokens | Inputs | None = None,
     *,
     any_model: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Certificate:
     """The certificate of `sae` for `model`: the kept one, or a new one, which is then kept beside the dictionary.
 
-    `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, by default about 2,000 tokens
-    of the text it was trained on where that is on this machine, else of the bundled text. `any_model` allows other weights than
-    it was made for, as a fine-tune of the same base.
+    `where` is what it was loaded from; `tokens` are contexts [batch pos] that begin with <bos>, or inputs whose rows have
+    roles, as of pictures; by default about 2,000 tokens or rows of what it was trained on where that is on this machine, else
+    of the bundled text or of synthetic scenes. `any_model` allows other weights than it was made for, as a fine-tune of the
+    same base.
 
     Raises:
         DictionaryError: it does not fit: another model, site or width by name; or its numbers here are not the
@@ -64,9 +69,12 @@ def certify(
         ConfigError: no tokens were given and the model has no tokenizer.
     """
     check_fit(model, sae, any_model)
-    text = training_text(model, sae) if tokens is None else Text(tokens)
+    trained_on = training_pictures if isinstance(model, VisionModel) else training_text
+    text = trained_on(model, sae) if tokens is None else Text(tokens)
     kept, damage = _beside(model, sae, where, text)
-    if kept is None and text.missing:  # an earlier version measured it on the bundled text, and it fitted there
+    if (
+        kept is None and text.missing and text.tokens is None
+    ):  # an earlier version measured it on the bundled text, and it fitted there
         earlier, _ = _beside(model, sae, where, Text())
         kept = earlier if earlier is not None and earlier.fits else None
     if kept is None:
@@ -97,7 +105,9 @@ def what_decides(model, sae: SAE, text: Text = Text()) -> bytes:
     part of the keys of certificates on disk."""
     tokens, tokenizer = text.tokens, getattr(model.tokenizer, "sha256", None)
     identity = ["bundled", TOKENS, CONTEXT, tokenizer, *([text.missing] if text.missing else [])]
-    if tokens is not None:
+    if isinstance(tokens, Inputs):
+        identity = ["inputs", tokens.digest(), sorted(text.rules), text.missing]
+    elif tokens is not None:
         identity = tokens.int().cpu().numpy().tobytes().hex()
     return json.dumps([identity, OUTLIER, claims_of(sae.provenance), sae.site]).encode()
 
@@ -114,13 +124,15 @@ def refusal(certificate: Certificate, sae: SAE) -> str:
 
 
 @torch.no_grad()
-def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = None, text: Text = Text()) -> Certificate:
+def examine(
+    model, sae: SAE, tokens: Tokens | Inputs, on_progress: OnProgress | None = None, text: Text = Text()
+) -> Certificate:
     """Measure `sae` on contexts of tokens, and other readings where its numbers are wrong. Position 0, special tokens and
     tokens of huge norm are left out. `text` says where the tokens are from."""
     sites = model.sites()
     others = elsewhere(sae, sites)
     wanted = {sae.site, *(r.site for r in others)} | ({sae.site_out} if not sae.autoencodes else set())
-    acts, outliers = record(model, tokens, sorted(wanted), sae.site)
+    acts, outliers = record(model, tokens, sorted(wanted), sae.site, text.rules)
     x = acts[sae.site]
     y = None if sae.autoencodes else acts[sae.site_out]
     declared = claims_of(sae.provenance)
@@ -139,34 +151,40 @@ def examine(model, sae: SAE, tokens: Tokens, on_progress: OnProgress | None = No
         if on_progress:
             on_progress(done + 1, len(trials), {})
     if "fvu" in wrong and sae.autoencodes:
-        tried += _far(model, sae, tokens, sites, some)
-    notes = _notes(model, sae, x, outliers)
+        tried += _far(model, sae, tokens, sites, some, text.rules)
+    notes = _notes(model, sae, x, outliers, text.unit)
     if declared.get("l0") is None:
         notes.append("It declares no L0, so thresholds that are all too low or too high cannot be detected.")
     if text.missing:
         notes.append(
-            f"It was trained on {text.missing}, which is not where its training read it. It was measured on the bundled "
-            "English text, so the numbers that it declares were not held against it."
+            f"It was trained on {text.missing}, which is not where its training read it. It was measured on {text.instead}, "
+            "so the numbers that it declares were not held against it."
         )
     fits, said, more, tried = judge(measured, declared, null, tried, here, bool(text.missing))
     about = _provenance(model, sae) | {k: v for k, v in (("text", text.place), ("text_missing", text.missing)) if v}
+    if isinstance(tokens, Inputs):
+        left_out = f"{', '.join(text.rules)} and norms above {OUTLIER:g} medians are left out"
+        about |= {"unit": text.unit, "pictures": len(tokens), "rule": left_out}
     return Certificate(fits, said, measured, declared, null, tried, notes + more, about, here)
 
 
-def _far(model, sae: SAE, tokens: Tokens, sites: dict[str, int], some: Tensor) -> list[dict[str, Any]]:
+def _far(
+    model, sae: SAE, tokens: Tokens | Inputs, sites: dict[str, int], some: Tensor, rules: Sequence[str]
+) -> list[dict[str, Any]]:
     """Measure the SAE at the sites of all other blocks, a few sites at a time to bound memory."""
     found, far = [], farther(sae, sites)
     for start in range(0, len(far), _AT_ONCE):
         few = far[start : start + _AT_ONCE]
-        acts, _ = record(model, tokens, sorted({sae.site, *(r.site for r in few)}), sae.site)
+        acts, _ = record(model, tokens, sorted({sae.site, *(r.site for r in few)}), sae.site, rules)
         for r in few:
             found.append({"name": r.name, "site": r.site, "remedy": r.remedy} | measure(r, acts[r.site][some]))
     return found
 
 
 def _known(x: Tensor, others: list[Tensor]) -> bool:
-    """Whether x equals one of the others: the stream after a block is the stream before the next."""
-    return any(torch.equal(x, other) for other in others)
+    """Whether x equals one of the others, as the stream after a block is the stream before the next; or all its rows are equal,
+    as those of image tokens are before their patches come in."""
+    return bool((x == x[0]).all()) or any(torch.equal(x, other) for other in others)
 
 
 def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, Any]:
@@ -187,8 +205,31 @@ def measure(reading: Reading, x: Tensor, y: Tensor | None = None) -> dict[str, A
     }
 
 
-def record(model, tokens: Tokens, sites: list[str], measured_at: str) -> tuple[dict[str, Tensor], int]:
-    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at that site)."""
+def record(
+    model, tokens: Tokens | Inputs, sites: list[str], measured_at: str, rules: Sequence[str] = RULES
+) -> tuple[dict[str, Tensor], int]:
+    """(activations [tok width] of each site at the tokens that count, how many were left out for their norm at that site). Of
+    inputs, `rules` say which rows do not count."""
+    unit = "rows" if isinstance(tokens, Inputs) else "tokens"
+    acts = _record_inputs(model, tokens, sites, rules) if unit == "rows" else _record_tokens(model, tokens, sites)
+    if len(acts[measured_at]) < 64:
+        raise ConfigError(f"Only {len(acts[measured_at])} {unit} count; a certificate needs 64 at least. Give more text.")
+    norms = acts[measured_at].norm(dim=1)
+    usual = norms <= OUTLIER * norms.median()
+    return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
+
+
+def _record_inputs(model, inputs: Inputs, sites: list[str], rules: Sequence[str]) -> dict[str, Tensor]:
+    kept: dict[str, list[Tensor]] = {site: [] for site in sites}
+    for start in range(0, len(inputs), 4):
+        batch = inputs[slice(start, start + 4)]
+        mask = torch.from_numpy(batch.counted(rules).reshape(-1))
+        for site, x in record_rows(model, batch, sites).items():
+            kept[site].append(x[mask.to(x.device)].float())
+    return {site: torch.cat(rows) for site, rows in kept.items()}
+
+
+def _record_tokens(model, tokens: Tokens, sites: list[str]) -> dict[str, Tensor]:
     kept: dict[str, list[Tensor]] = {site: [] for site in sites}
     tokens = tokens.to(model.device).long()
     for batch in tokens.split(4):
@@ -201,12 +242,7 @@ def record(model, tokens: Tokens, sites: list[str], measured_at: str) -> tuple[d
         mask = counted_tokens(batch, model.special_ids, model.run.positions, real)
         for site in sites:
             kept[site].append(found[site][mask])
-    acts = {site: torch.cat(rows) for site, rows in kept.items()}
-    if len(acts[measured_at]) < 64:
-        raise ConfigError(f"Only {len(acts[measured_at])} tokens count; a certificate needs 64 at least. Give more text.")
-    norms = acts[measured_at].norm(dim=1)
-    usual = norms <= OUTLIER * norms.median()
-    return {site: rows[usual] for site, rows in acts.items()}, int((~usual).sum())
+    return {site: torch.cat(rows) for site, rows in kept.items()}
 
 
 def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:
@@ -218,10 +254,10 @@ def _null(sae: SAE, x: Tensor, l0: float) -> dict[str, float]:
     return {"fvu": fvu(x, random(x)).item()}
 
 
-def _notes(model, sae: SAE, x: Tensor, outliers: int) -> list[str]:
+def _notes(model, sae: SAE, x: Tensor, outliers: int, unit: str) -> list[str]:
     notes = []
     if outliers:
-        notes.append(f"{outliers} tokens of more than {OUTLIER:g} times the median norm were left out.")
+        notes.append(f"{outliers} {unit} of more than {OUTLIER:g} times the median norm were left out.")
     named = str((sae.provenance.get("model") or {}).get("model") or "")
     have = ModelId.of(model.provenance).name or ""
     same = named.rstrip("/").rsplit("/", 1)[-1] == have.rstrip("/").rsplit("/", 1)[-1]

@@ -18,6 +18,10 @@ from scope.shapes import Acts
 Apply = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
+_IN_BLOCK = r"(?P<tower>vision\.|text\.|)blocks\.(?P<layer>\d+)\.(?P<end>.+)"
+_APART = ("vision.", "text.", "projector.", "proj.", "hook_embeddings")
+
+
 @dataclass(frozen=True)
 class Reading:
     """`apply` takes the activations of `site` to (latents, what they reconstruct); `name` says what is wrong if it fits."""
@@ -51,9 +55,12 @@ def elsewhere(sae: SAE, sites: dict[str, int]) -> list[Reading]:
 
 def farther(sae: SAE, sites: dict[str, int]) -> list[Reading]:
     """The same dictionary in all other blocks: at the like of its site, and at the stream after each."""
-    end = re.sub(r"blocks\.\d+\.", "", sae.site).replace("resid_pre", "resid_post")  # two names of one stream
+    found = re.fullmatch(_IN_BLOCK, sae.site)
+    tower, end = (found["tower"], found["end"]) if found else ("", sae.site)
+    end = end.replace("resid_pre", "resid_post")  # two names of one stream
     beside = {sae.site, *near(sae.site, sites)}
-    like = [site for site in sites if re.fullmatch(rf"blocks\.\d+\.({re.escape(end)}|hook_resid_post)", site)]
+    of_tower = re.escape(tower)
+    like = [site for site in sites if re.fullmatch(rf"{of_tower}blocks\.\d+\.({re.escape(end)}|hook_resid_post)", site)]
     return _at(sae, [site for site in like if site not in beside and sites[site] == sae.d_in])
 
 
@@ -68,8 +75,10 @@ def _at(sae: SAE, names: list[str]) -> list[Reading]:
 
 def near(site: str, sites: dict[str, int]) -> list[str]:
     """Sites that are easily taken for this one: what stands beside it in its block, and the like of the blocks around it."""
-    found = re.fullmatch(r"blocks\.(\d+)\.(.+)", site)
-    layer, end = (int(found[1]), found[2]) if found else (0, "")
+    found = re.fullmatch(_IN_BLOCK, site)
+    if found is None and site.startswith(_APART):
+        return []  # no block's rows are this site's
+    tower, layer, end = (found["tower"], int(found["layer"]), found["end"]) if found else ("", 0, "")
     beside = (
         *("hook_resid_post", "hook_resid_mid", "hook_mlp_out", "mlp.hook_out", "hook_attn_out", "attn.hook_out"),
         *("attn.hook_z", "ln2.hook_normalized", "rec.hook_state", "rec.hook_write", "rec.hook_rec_out"),
@@ -78,7 +87,7 @@ def near(site: str, sites: dict[str, int]) -> list[str]:
     wanted += [f"blocks.{layer + step}.{end}" for step in (-1, 1)] if end else []
     # The same stream has two names: after the last block and before this one. The first of a pair is tried.
     wanted += [f"blocks.{layer - 1}.hook_resid_post", "hook_embed", f"blocks.{layer}.hook_resid_pre"]
-    return [name for name in dict.fromkeys(wanted) if name in sites]
+    return [name for name in dict.fromkeys(tower + name for name in wanted) if name in sites]
 
 
 def _why(right: str, wrong: str) -> str:

@@ -15,6 +15,8 @@ import torch
 
 from scope.activations.corpus.contexts import Packer, maker_of
 from scope.activations.corpus.infill import FimMaker, FimShares
+from scope.activations.corpus.inputs import Inputs
+from scope.activations.corpus.roles import RULES
 from scope.activations.corpus.sources import open_corpus
 from scope.activations.read.store import ActivationStore
 from scope.errors import ConfigError, ScopeError
@@ -33,12 +35,25 @@ _FEWEST = 256  # tokens of a training's text that are worth a measurement
 class Text:
     """Contexts to measure an SAE on; without `tokens`, the bundled text."""
 
-    tokens: Tokens | None = None
+    tokens: Tokens | Inputs | None = None
+    """Token ids, or inputs whose rows have roles."""
+
     place: str = ""
     """The recording or corpus that the tokens are from."""
 
     missing: str = ""
     """What the SAE was trained on, where that is another text and not to be read here."""
+
+    instead: str = "the bundled English text"
+    """What it is measured on then."""
+
+    rules: tuple[str, ...] = RULES
+    """Which rows of inputs are left out."""
+
+    @property
+    def unit(self) -> str:
+        """What a row is called."""
+        return "rows" if isinstance(self.tokens, Inputs) else "tokens"
 
 
 def training_text(model: LanguageModel, sae: SAE) -> Text:
