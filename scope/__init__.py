@@ -44,6 +44,7 @@ _HOME = {
     "ask_datacommons": "scope.workflows.datacommons",
     "index_pages": "scope.workflows.pages",
     "open_index": "scope.workflows.pages",
+    "remove_pages": "scope.pages.derive",
     "demo": "scope.workflows.demo",
     "Add": "scope.steering.edits.interventions",
     "Clamp": "scope.steering.edits.interventions",

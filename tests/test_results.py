@@ -187,6 +187,68 @@ def _picture(name: str):
     )  # fmt: skip
 
 
+class _Index:
+    """What a result of `scope.pages` draws itself with."""
+
+    @staticmethod
+    def shown(page: int, longest: int = 448):
+        from PIL import Image
+
+        return Image.new("RGB", (16, 16))
+
+    class model:
+        @staticmethod
+        def patch_boxes(size):
+            return [(x, y, x + 8, y + 8) for y in (0, 8) for x in (0, 8)]
+
+
+def _hits(lab: Lab):
+    from scope.pages.hits import Hit, Hits
+
+    hits = tuple(Hit(rank=i + 1, page=i, name=MARKUP, score=2.0 - i) for i in range(2))
+    return Hits(query=MARKUP, hits=hits, n_pages=2, asked=5, median=1.0, index=_Index)
+
+
+def _maps(lab: Lab):
+    from scope.pages.maps import SimilarityMaps
+
+    values, text = np.arange(8.0).reshape(2, 2, 2), np.ones((2, 1))
+    names = {"query": MARKUP, "pieces": (MARKUP, "dog"), "page": 0, "name": MARKUP, "text_pieces": ("<bos>",)}
+    return SimilarityMaps(values=values, text=text, **names, index=_Index)
+
+
+def _explanation(lab: Lab):
+    from scope.pages.explanation import Explanation
+
+    pairs = {"token": [0, 0, 1], "position": [0, 0, 3], "query_latent": [3, -1, 4], "page_latent": [5, 6, -2]}
+    names = {"query": MARKUP, "pieces": (MARKUP, "dog"), "page": 0, "name": MARKUP, "site": "s", "query_site": "s"}
+    return Explanation(
+        **{name: np.array(value) for name, value in pairs.items()}, **names, value=np.array([1.0, 0.5, 0.25]), score=1.75,
+        rounding=np.zeros(2), smaller=0.0, grid=(2, 2), first_patch=0, page_pieces=("<image>",) * 4, index=_Index,
+    )  # fmt: skip
+
+
+def _suppressed(lab: Lab):
+    from scope.pages.suppress import Suppressed
+
+    ranks = {"random_ranks": np.array([[1, 2]]), "random_latents": ((4,),), "rates": (0.1,), "seed": 0}
+    scores = {"before": np.array([2.0, 1.0]), "after": np.array([1.0, 2.0])}
+    return Suppressed(query=MARKUP, latents=(3,), site="s", names=(MARKUP, "b"), **scores, **ranks)
+
+
+def _firing(lab: Lab):
+    from scope.pages.firing import Firing
+
+    return Firing(site=MARKUP, n_pages=2, n_vectors=9, pages=np.ones(3), vectors=np.ones(3), mean=np.ones(3))
+
+
+def _weights(lab: Lab):
+    from scope.pages.weigh import Weight, Weights
+
+    rows = (Weight(condition=MARKUP, share=0.5, nbytes=9, ndcg=0.5, random=(0.4, 0.3)),)
+    return Weights(rows=rows, chance=0.1, n_pages=2, n_queries=1, unanswered=0, everywhere=(), dead=0, seed=0)
+
+
 SAMPLES: dict[str, Callable[[Lab], Any]] = {
     "Attribution": lambda lab: lab.attribute("the dog", method="gradient"),
     "Certificate": _certificate,
@@ -196,7 +258,10 @@ SAMPLES: dict[str, Callable[[Lab], Any]] = {
     "Diff": _diff,
     "Effects": lambda lab: lab.effects(3, "the dog", nulls=1),
     "Evaluation": _evaluation,
+    "Explanation": _explanation,
     "FeatureCard": lambda lab: lab[int(lab.best(1, words=False).index[0])],
+    "Firing": _firing,
+    "Hits": _hits,
     "LogitLens": lambda lab: lab.logit_lens("the dog"),
     "Lookahead": _lookahead,
     "Match": _match,
@@ -208,10 +273,13 @@ SAMPLES: dict[str, Callable[[Lab], Any]] = {
     "Patching": lambda lab: lab.patch("the boat", "the moon", nulls=1),
     "PictureAttribution": lambda lab: _picture("PictureAttribution"),
     "Recall": _recall,
+    "SimilarityMaps": _maps,
     "SteeringRun": lambda lab: lab.steer(3).compare("the dog", **FEW),
+    "Suppressed": _suppressed,
     "Sweep": _sweep,
     "TokenView": lambda lab: lab.read("the dog"),
     "TriggerResult": _triggers,
+    "Weights": _weights,
 }
 
 
@@ -219,7 +287,7 @@ def _classes() -> dict[str, tuple[set[str], set[str]]]:
     """Class -> (its bases, its methods), of every module of scope but the command line and the rooms that have their own."""
     root, classes = Path(scope.__file__).parent, {}
     for file in root.rglob("*.py"):
-        if file.relative_to(root).parts[0] not in ("cli", "pages", "pretrain"):
+        if file.relative_to(root).parts[0] not in ("cli", "pretrain"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.ClassDef):
                     bases = {base.id for base in node.bases if isinstance(base, ast.Name)}

@@ -16,6 +16,7 @@ from scope.workflows.pages import (
     IndexPages,
     MapQuery,
     OpenIndex,
+    RemovePages,
     SearchPages,
     SuppressLatents,
     WeighIndex,
@@ -82,6 +83,17 @@ WEIGH = flags_of(
 )
 
 
+REMOVE = flags_of(
+    RemovePages,
+    positional=("index", "names"),
+    doc="""Take pages out of an index, with their vectors and pictures.
+
+Stopped at any moment the index is as it was, and the same command does it. `scope pages index` of a folder that still holds
+them adds them again.
+""",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Show:
     """What an index holds: its model, its pages, and which were blank or could not be read."""
@@ -101,6 +113,7 @@ _ACTIONS = {
     "suppress": (SUPPRESS, SuppressLatents),
     "latents": (LATENTS, CountLatents),
     "weigh": (WEIGH, WeighIndex),
+    "remove": (REMOVE, RemovePages),
 }
 
 
@@ -114,7 +127,19 @@ def run(parsed: Any) -> None:
         _show(parsed)
         return
     config = next(config_of(config, parsed) for kind, config in _ACTIONS.values() if isinstance(parsed, kind))
-    _index(config) if isinstance(config, IndexPages) else _ask(config)
+    if isinstance(config, RemovePages):
+        _remove(config)
+    else:
+        _index(config) if isinstance(config, IndexPages) else _ask(config)
+
+
+def _remove(config: RemovePages) -> None:
+    from scope.cli.progress import console
+    from scope.pages.derive import remove_pages
+    from scope.pages.index import Index
+
+    n = remove_pages(config.index, config.names)
+    console.print(f"Removed: {n:,} page{'s' * (n != 1)}. {Index.open(config.index)!r}", soft_wrap=True)
 
 
 def _index(config: IndexPages) -> None:
@@ -136,7 +161,7 @@ def _ask(config: OpenIndex) -> None:
         top = getattr(config, "top", getattr(config, "k", None))
         text = result.text(top) if hasattr(result, "text") and callable(result.text) else str(result)
         console.print(text, soft_wrap=True)
-    for file in filter(None, (getattr(config, "csv", None), getattr(config, "png", None))):
+    for file in filter(None, (getattr(config, name, None) for name in ("csv", "png", "out"))):
         console.print(f"Written: {file}", soft_wrap=True)
 
 
@@ -160,4 +185,4 @@ def _print_odd_pages(index: Any) -> None:
         if page.blank:
             print_note(f"{page.name} has nothing on it")
     for skip in index.skipped:
-        print_note(f"skipped: {skip.reason}")
+        print_note(f"skipped: {' '.join(skip.reason.split())}")

@@ -125,6 +125,11 @@ class _Builder:
         Raises:
             PagesError: it was made by another model or with other settings.
         """
+        if there.trimmed is not None:
+            raise PagesError(
+                f"{self.folder} has {there.trimmed.share:.0%} of each page's vectors, and no pages are added to it.\n"
+                f"  Add them to {there.trimmed.of}, and trim that again: scope pages weigh ... --out NEW_FOLDER."
+            )
         now, names = self.manifest, ("d_embed", "dtype", "grid", "pieces", "dpi")
         if ModelId.of(there.model).same_weights(ModelId.of(now.model)) is False:
             raise PagesError(
@@ -172,7 +177,7 @@ class _Builder:
         if any(page.sha256 != sha256 for page in known.values()):
             raise PagesError(
                 f"{file.name} has changed since {self.folder} was made, and pages of an index are not replaced.\n"
-                "  Give another --out, or the new file another name."
+                f"  Remove its pages first: scope pages remove {self.folder} {file.name}; or give another --out."
             )
         for number, image in file.pages(self.manifest.dpi, lambda number: number not in known):
             page = Page(
@@ -194,7 +199,7 @@ class _Builder:
                 f"{error}\n  Pages before it are indexed; mend or remove it and give the same command, or leave such pages out "
                 "with --bad skip."
             )
-        self.skipped[name] = Skipped(page=name, reason=str(error))
+        self.skipped[name] = Skipped(page=name, reason=" ".join(str(error).split()))
 
     @torch.no_grad()
     def _embed(self) -> None:

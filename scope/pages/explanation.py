@@ -11,6 +11,7 @@ from scope.circuits.tables import html_table
 from scope.escape import visible, visible_token
 from scope.models.pictures.draw import img_tag, overlay, png
 from scope.pages.maps import small
+from scope.result import Result, bar_figure
 from scope.whole_files import write_whole
 
 BIAS, ERROR = -1, -2
@@ -31,7 +32,7 @@ def part_name(latent: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Explanation:
+class Explanation(Result):
     """Pairs of parts, one of the query and one of the page, and what each adds to the score.
 
     Pairs, `rounding` and `smaller` add up to `score`.
@@ -175,8 +176,18 @@ class Explanation:
                 draw.text((left + 3, upper + 1), ",".join(numbers), fill=_INK)
         return image
 
+    def plot(self) -> Any:
+        """The largest pairs of latents as bars, in a Plotly figure."""
+        table = self.pairs()
+        names = [f"{query} x {page}" for query, page in zip(table["query_latent"], table["page_latent"], strict=True)]
+        return bar_figure(table.assign(pair=names), "pair", "value")
+
     def save(self, file: Path | str, top: int = 5) -> Path:
-        """Write `drawn` as a PNG."""
+        """As every result's; a PNG is what `drawn` gives."""
+        return self.save_drawn(file, top) if Path(file).suffix.lower() == ".png" else super().save(file)
+
+    def save_drawn(self, file: Path | str, top: int = 5) -> Path:
+        """Write `drawn` as a PNG, whatever the file's name is."""
         write_whole(Path(file), png(self.drawn(top)))
         return Path(file)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scope.circuits.tables import html_table
 from scope.pages.head import check_sae, encode, rows_of_pages
 from scope.progress import OnProgress
+from scope.result import Result
 from scope.sae.base import SAE
 
 PerLatent = Float[np.ndarray, "d_sae"]
@@ -18,8 +19,10 @@ EVERYWHERE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Firing:
+class Firing(Result):
     """How often the latents of an SAE fire in an index."""
+
+    bars = ("latent", "pages")
 
     site: str
     n_pages: int

@@ -6,7 +6,8 @@
     pictures/000000.png             each page as the model sees it: resized to the model's square
     skipped.json                    pages that could not be read, with the reason
 
-A shard is never written twice; pages are numbered in the order of the shards.
+A shard is never written twice; pages are numbered in the order of the shards. Where pages are removed, or a part of every
+page's vectors is left out, a new folder is written (`scope.pages.derive`).
 """
 
 from collections.abc import Sequence
@@ -54,6 +55,18 @@ class Page:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trimmed:
+    """Which part of each page's vectors an index has."""
+
+    share: float
+    by: str
+    """By what they were chosen: "mean" or "latents"."""
+
+    of: str
+    """The folder of the whole index."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """index.json."""
 
@@ -74,6 +87,8 @@ class Manifest:
     dpi: int
     sources: tuple[str, ...]
     scope: str
+    trimmed: Trimmed | None = None
+    """None: every page has all of its vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +120,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     if not (folder / INDEX).is_file():
         what = "is no folder" if not folder.is_dir() else "holds no page index: index.json is missing"
+        if old := next(folder.absolute().parent.glob(f".{folder.name}.*.old"), None):  # a crash between two renames
+            raise PagesError(
+                f"{folder} was being replaced when the machine stopped. It is {old} now: give that its name again."
+            )
         raise PagesError(f"{folder} {what}.\n  To make one: scope pages index SOURCES --model MODEL --out {folder}")
     manifest = read_typed(folder / INDEX, Manifest, PagesError, _WAY_OUT)
     if manifest.schema != SCHEMA:
@@ -150,7 +169,10 @@ def read_shards(folder: Path, manifest: Manifest) -> list[Shard]:
     shards = [read_typed(file, Shard, PagesError, _WAY_OUT) for file in files]
     for file, shard in zip(files, shards, strict=True):
         for page in shard.pages:
-            if page.vectors != len(manifest.pieces) or min(page.width, page.height, page.number) < 1:
+            fits = (
+                page.vectors == len(manifest.pieces) if manifest.trimmed is None else 0 < page.vectors <= len(manifest.pieces)
+            )
+            if not fits or min(page.width, page.height, page.number) < 1:
                 raise PagesError(f"{file} is damaged: page {page.name} has {page.vectors} vectors. {_WAY_OUT}")
     return shards
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from scope.escape import escape, visible
 from scope.models.pictures.draw import img_tag
+from scope.result import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,10 @@ class Hit:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Hits:
+class Hits(Result):
     """The pages with the highest scores for a query."""
+
+    bars = ("name", "score")
 
     query: str
     hits: tuple[Hit, ...]

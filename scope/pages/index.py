@@ -63,11 +63,13 @@ class Index:
 
     def __repr__(self) -> str:
         blank = sum(page.blank for page in self.pages)
+        trimmed = self.manifest.trimmed
+        part = "" if trimmed is None else f", {trimmed.share:.0%} of each page's"
         more = [f"{blank:,} blank"] * bool(blank) + [f"{len(self.skipped):,} more skipped"] * bool(self.skipped)
         odd = f" ({', '.join(more)})" if more else ""
         return (
             f"Index of {len(self):,} pages{odd} by "
-            f"{ModelId.of(self.manifest.model).name}: {self.manifest.d_embed} numbers a vector in {self.manifest.dtype}"
+            f"{ModelId.of(self.manifest.model).name}: {self.manifest.d_embed} numbers a vector in {self.manifest.dtype}{part}"
         )
 
     def _check(self, model: Any) -> None:
@@ -188,6 +190,17 @@ class Index:
         columns = [max_sim(queries, vectors.unflatten(0, (len(shard.pages), -1))) for _, shard, vectors, _ in self.shards()]
         return torch.cat(columns, 1)
 
+    def require_whole(self) -> None:
+        """
+        Raises:
+            PagesError: the index has a part of each page's vectors alone.
+        """
+        if (trimmed := self.manifest.trimmed) is not None:
+            raise PagesError(
+                f"{self.folder} has {trimmed.share:.0%} of each page's vectors: it is searched alone.\n"
+                f"  Where and why a page matches is asked of the whole index, {trimmed.of}."
+            )
+
     def search(self, queries: str | Sequence[str], k: int = 5) -> Any:
         """The `k` pages that score highest for a query, as `Hits`; of several queries, a list of them.
 
@@ -214,19 +227,23 @@ class Index:
 
     def maps(self, query: str, page: int | str) -> Any:
         """Where on a page each token of a query finds its match: `scope.pages.maps.SimilarityMaps`."""
+        self.require_whole()
         return similarity_maps(self, query, page)
 
     def explain(self, query: str, page: int | str, sae: Any, query_sae: Any = None, any_model: bool = False) -> Any:
         """The score of a query with a page as a sum over pairs of latents; see `scope.pages.explain.explain`."""
+        self.require_whole()
         return explain(self, query, page, sae, query_sae, any_model)
 
     def firing(self, sae: Any, **options: Any) -> Any:
         """On which share of pages and vectors each latent fires; see `scope.pages.firing.firing`."""
+        self.require_whole()
         return firing(self, sae, **options)
 
     def suppress(self, queries: str | Sequence[str], latents: int | Sequence[int], sae: Any, **options: Any) -> Any:
         """The ranks of all pages with latents taken out of the pages, beside random latents of equal firing rate, as
         `scope.pages.suppress.Suppressed`; of several queries, a list of them."""
+        self.require_whole()
         chosen = [latents] if isinstance(latents, int) else list(latents)
         results = suppress(self, [queries] if isinstance(queries, str) else list(queries), chosen, sae, **options)
         return results[0] if isinstance(queries, str) else results
@@ -237,4 +254,5 @@ class Index:
 
     def weigh(self, judged: Any, sae: Any = None, **options: Any) -> Any:
         """nDCG@5 beside bytes, with patches or latents left out; see `scope.pages.weigh.weigh`."""
+        self.require_whole()
         return weigh(self, judged, sae, **options)

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from scope.escape import escape, visible, visible_token
 from scope.models.pictures.draw import img_tag, overlay, png
 from scope.pages.errors import PagesError
+from scope.renamed import old_attribute
+from scope.result import Result
 from scope.whole_files import write_whole
 
 Maps = Float[np.ndarray, "tok rows columns"]
@@ -19,7 +21,7 @@ _SHOWN = 10  # pictures in a notebook
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class SimilarityMaps:
+class SimilarityMaps(Result):
     """Similarities of each token of a query with each patch of a page."""
 
     query: str
@@ -77,11 +79,17 @@ class SimilarityMaps:
         return overlay(picture, self.index.model.patch_boxes(picture.size), np.maximum(values - values.mean(), 0).ravel())
 
     def save(self, file: Path | str, token: int | str | None = None) -> Path:
-        """Write `drawn` as a PNG."""
+        """As every result's; a PNG is what `drawn` gives."""
+        return self.save_drawn(file, token) if Path(file).suffix.lower() == ".png" else super().save(file)
+
+    def save_drawn(self, file: Path | str, token: int | str | None = None) -> Path:
+        """Write `drawn` as a PNG, whatever the file's name is."""
         write_whole(Path(file), png(self.drawn(token)))
         return Path(file)
 
-    def figure(self, token: int | str | None = None) -> Any:
+    figure = old_attribute("figure", "plot")
+
+    def plot(self, token: int | str | None = None) -> Any:
         """The similarities over the page as a Plotly figure, with the numbers where the pointer is."""
         import plotly.graph_objects as go
 

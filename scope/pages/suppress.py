@@ -18,6 +18,7 @@ from scope.pages.errors import PagesError
 from scope.pages.firing import Firing, firing
 from scope.pages.head import check_sae, encode, rows_of_pages
 from scope.progress import OnProgress
+from scope.result import Result
 from scope.sae.base import SAE
 
 Ranks = Int[np.ndarray, "page"]
@@ -26,8 +27,10 @@ DrawnRanks = Int[np.ndarray, "draw page"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Suppressed:
+class Suppressed(Result):
     """Ranks and scores of all pages for a query, as they are and with latents taken out of the pages."""
+
+    bars = ("name", "score", "score after")
 
     query: str
     latents: tuple[int, ...]

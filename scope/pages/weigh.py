@@ -18,13 +18,14 @@ from jaxtyping import Float
 from scope.circuits.tables import html_table
 from scope.models.paligemma.late_interaction import Vectors, max_sim
 from scope.null_seeds import generator, null_seed
+from scope.pages.derive import far_from_mean, largest, rarity_of
 from scope.pages.errors import PagesError
 from scope.pages.firing import EVERYWHERE, Firing, firing
 from scope.pages.head import check_sae, encode, rows_of_pages
 from scope.pages.judgements import Judgements
 from scope.progress import OnProgress, size
+from scope.result import Result
 from scope.sae.base import SAE
-from scope.shapes import PerToken
 
 _DRAWS_OF_CHANCE = 20
 Keys = Float[np.ndarray, "draw"]
@@ -45,8 +46,10 @@ class Weight:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Weights:
+class Weights(Result):
     """nDCG@5 beside bytes."""
+
+    bars = ("condition", "ndcg@5", "random")
 
     rows: tuple[Weight, ...]
     chance: float
@@ -159,17 +162,15 @@ def weigh(
         vectors, n = index.vectors(page), index.pages[page].vectors
         each = index.manifest.d_embed * (2 if index.manifest.dtype == "float16" else 4)
         sums("all vectors").add(page, queries, vectors, n * each, n, n)
-        keys = {"far from the mean": -(vectors @ torch.nn.functional.normalize(vectors.mean(0), dim=0))}
+        keys = {"far from the mean": far_from_mean(vectors)}
         if streams is not None:
             x = next(streams)[1]
-            acts = encode(sae, x)
-            rarity = -torch.log(torch.from_numpy(rates.pages).clamp_min(1 / max(1, len(index))))
-            keys["rare latents"] = (acts @ rarity).float()
-            _add_latents(sums, page, queries, head, sae, acts, rates, draws, seed)
+            keys["rare latents"] = rarity_of(sae, rates, len(index), x)
+            _add_latents(sums, page, queries, head, sae, encode(sae, x), rates, draws, seed)
         for share in keep:
             n_kept = max(1, round(share * n))
             for condition, key in keys.items():
-                sums(condition, share).add(page, queries, vectors[_largest(key, n_kept)], n_kept * each, n_kept, n)
+                sums(condition, share).add(page, queries, vectors[largest(key, share)], n_kept * each, n_kept, n)
             for draw in range(draws):
                 chosen = torch.randperm(n, generator=numbers)[:n_kept]
                 sums("random", share, draw).add(page, queries, vectors[chosen], n_kept * each, n_kept, n)
@@ -185,10 +186,6 @@ def weigh(
         dead=0 if rates is None else len(rates.dead),
         seed=seed,
     )
-
-
-def _largest(key: PerToken, n: int) -> torch.Tensor:
-    return torch.sort(key, descending=True, stable=True).indices[:n].sort().values
 
 
 def _add_latents(

@@ -184,6 +184,21 @@ class WeighIndex(OpenIndex):
     csv: Path | None = None
     """Write the table here."""
 
+    out: Path | None = None
+    """Write an index that has the vectors of --keep alone, here, to be searched: with --sae those whose latents are rare, else
+    those far from their page's mean. Give one share to --keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemovePages:
+    """Which pages to take out of an index. Each field is also a flag of `scope pages remove`."""
+
+    index: Path
+    """Folder that `scope pages index` wrote."""
+
+    names: tuple[str, ...]
+    """Pages, such as plan.png or report.pdf#3, or files, such as report.pdf for all of its pages."""
+
 
 def index_pages(sources: Any = None, *, model: Any = None, on_progress: OnProgress | None = None, **settings: Any) -> Any:
     """Index pages with a ColPali; returns the `scope.pages.index.Index`.
@@ -241,7 +256,7 @@ def ask_index(config: OpenIndex, *, on_progress: OnProgress | None = None) -> An
     if getattr(config, "csv", None):
         write_whole(config.csv, _table(result).to_csv(index=False))
     if getattr(config, "png", None):
-        result.save(config.png, config.token if isinstance(config, MapQuery) else config.top)
+        result.save_drawn(config.png, config.token if isinstance(config, MapQuery) else config.top)
     return result
 
 
@@ -258,7 +273,10 @@ def _search(job: SearchPages, index: Any, on_progress: OnProgress | None) -> Any
 
 
 def _map(job: MapQuery, index: Any, on_progress: OnProgress | None) -> Any:
-    return index.maps(job.query, job.page)
+    maps = index.maps(job.query, job.page)
+    if job.token is not None:
+        maps.token(job.token)  # refuses one that the query does not have
+    return maps
 
 
 def _explain(job: ExplainHit, index: Any, on_progress: OnProgress | None) -> Any:
@@ -276,11 +294,21 @@ def _latents(job: CountLatents, index: Any, on_progress: OnProgress | None) -> A
 
 
 def _weigh(job: WeighIndex, index: Any, on_progress: OnProgress | None) -> Any:
+    from scope.pages.derive import trim
+    from scope.pages.errors import PagesError
     from scope.sae.files import read_sae
 
-    judged = index.judgements(job.judgements, job.queries)
+    if job.out is not None and len(job.keep) != 1:
+        raise PagesError(f"--out writes one index, and --keep has {len(job.keep)} shares. Give one, such as --keep 0.25.")
+    if job.out is not None and job.out.exists():
+        raise PagesError(f"{job.out} exists already, and a trimmed index is written to a new folder.")
+    judged, sae = index.judgements(job.judgements, job.queries), read_sae(job.sae, job.device) if job.sae else None
     options = {name: getattr(job, name) for name in ("keep", "everywhere", "draws", "seed", "any_model")}
-    return index.weigh(judged, read_sae(job.sae, job.device) if job.sae else None, **options, on_progress=on_progress)
+    weights = index.weigh(judged, sae, **options, on_progress=on_progress)
+    if job.out is not None:
+        rates = None if sae is None else index.firing(sae, any_model=job.any_model)
+        trim(index, job.out, job.keep[0], sae, rates, on_progress)
+    return weights
 
 
 _ANSWERS = {

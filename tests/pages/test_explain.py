@@ -145,7 +145,7 @@ def test_a_map_is_the_similarity_of_a_token_with_each_patch(index, tmp_path):
     assert changed[top + 2 : bottom - 2, left + 2 : right - 2].mean() > 1.5 * changed.mean()
     assert maps.save(tmp_path / "map.png", "dog").read_bytes()[:4] == b"\x89PNG"
     assert "<b>" not in index.maps("<b>", 2)._repr_html_()
-    assert np.asarray(maps.figure("dog").data[0].z).shape == (3, 3)
+    assert np.asarray(maps.plot("dog").data[0].z).shape == (3, 3)
 
 
 def test_an_sae_that_cannot_take_a_hit_apart_is_refused_with_the_way_out(index, model):
