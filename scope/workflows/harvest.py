@@ -166,18 +166,23 @@ def refuse_without_room(
     from scope.errors import ConfigError
     from scope.free_memory import free_memory
     from scope.models.adapters import find_model
-    from scope.models.checkpoints import weight_files
+    from scope.models.checkpoints import language_files, read_config, weight_files
+    from scope.models.families import family_of
     from scope.models.stored import stored_tensors
 
     item_bytes = {"float32": 4, "bfloat16": 2, "float16": 2}
     free = free_memory() if free is None else free
     if free is None or model.startswith("lens:") or dtype not in item_bytes:
         return
-    tensors = stored_tensors(weight_files(find_model(model, adapter, revision).base)).values()
+    folder = find_model(model, adapter, revision).base
+    raw = read_config(folder)
+    tensors = stored_tensors(weight_files(folder) | language_files(raw, folder)).values()
     needed = sum(math.prod(t.shape) for t in tensors if t.name != "lm_head.weight") * item_bytes[dtype]
     if needed > free:
-        smaller = "" if dtype != "float32" else ", --compute-dtype bfloat16 for half of it"
+        ways = ["--streamed to keep them on disk and read one block at a time"] if family_of(raw, model).streams else []
+        ways += ["--compute-dtype bfloat16 for half of it"] if dtype == "float32" else []
+        way_out = f"Add {', or '.join(ways)}." if ways else "A model that reads pictures is not streamed: take a smaller one."
         raise ConfigError(
             f"The weights of {model} take {needed / 1e9:.1f} GB as {dtype}; {free / 1e9:.1f} GB of memory are free.\n"
-            f"  Add --streamed to keep them on disk and read one block at a time{smaller}."
+            f"  {way_out}"
         )

@@ -22,6 +22,15 @@ def test_weights_that_memory_does_not_hold_are_refused_with_the_way_out():
     refuse_without_room(str(BUNDLED), "bfloat16", free=weights // 2 + 2**20)
 
 
+@pytest.mark.parametrize("model", ["bundled-paligemma", "bundled-colpali"])
+def test_the_trunk_that_a_small_model_takes_from_another_counts_too(model):
+    with pytest.raises(ConfigError, match=r"as float32(.|\n)*bfloat16 for half of it\.$"):
+        refuse_without_room(model, "float32", free=5_831_424 * 4)
+    with pytest.raises(ConfigError, match="is not streamed"):
+        refuse_without_room(model, "bfloat16", free=5_831_424 * 2)
+    refuse_without_room(model, "float32", free=5_831_424 * 4 + 2**23)
+
+
 def test_a_streamed_recording_holds_what_the_resident_one_does(tmp_path):
     given = "--site blocks.0.hook_resid_post --tokens 1024 --context 64 --dtype float32 --batch-contexts 8".split()
     for name, more in {"resident": [], "streamed": ["--streamed"]}.items():
