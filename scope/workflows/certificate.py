@@ -16,7 +16,7 @@ def certified(
     on_certificate: Callable[[Any], None] | None = None,
     any_model: bool = False,
 ) -> Any:
-    """The dictionary's certificate for the model, made or found beside it; None where it is not wanted, which is a note.
+    """The certificate of a dictionary for a model of text or of pictures; None where none is wanted, which is a note.
 
     Raises:
         DictionaryError: the dictionary does not fit.
