@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from scope.pages.errors import PagesError
-from scope.pages.firing import Firing
+from scope.pages.firing import Firing, far_from_mean, largest
 from scope.pages.format import (
     Manifest,
     Shard,
@@ -28,10 +28,9 @@ from scope.pages.format import (
     write_shard,
     write_skipped,
 )
-from scope.pages.head import encode, rows_of_pages
+from scope.pages.head import rows_of_pages
 from scope.progress import OnProgress
 from scope.sae.base import SAE
-from scope.shapes import Acts, PerToken
 from scope.whole_files import only_writer, whole_folder
 
 TrimBy = Literal["mean", "latents"]
@@ -97,23 +96,6 @@ def _take(file: Path, new: Path) -> None:
         shutil.copyfile(file, new)
 
 
-def far_from_mean(vectors: Acts) -> PerToken:
-    """For each vector of a page, how little it is like the page's mean."""
-    return -(vectors @ torch.nn.functional.normalize(vectors.mean(0), dim=0))
-
-
-def rarity_of(sae: SAE, rates: Firing, n_pages: int, x: Acts) -> PerToken:
-    """For each row of a page, the sum over its latents of activation x log 1 / share of the pages on which they fire."""
-    rarity = -torch.log(torch.from_numpy(rates.pages).clamp_min(1 / max(1, n_pages)))
-    return (encode(sae, x) @ rarity).float()
-
-
-def largest(key: PerToken, share: float) -> torch.Tensor:
-    """The places of the share of a page's vectors with the largest keys, in their order."""
-    n = max(1, round(share * len(key)))
-    return torch.sort(key, descending=True, stable=True).indices[:n].sort().values
-
-
 @torch.no_grad()
 def trim(
     index: Any,
@@ -142,7 +124,7 @@ def trim(
             for offset, page in enumerate(shard.pages):
                 own = vectors[at : at + page.vectors].float()
                 x = None if streams is None else next(streams)[1]
-                key = far_from_mean(own) if x is None or rates is None else rarity_of(sae, rates, len(index), x)
+                key = far_from_mean(own) if sae is None or rates is None else rates.rarity(sae, x)
                 kept = largest(key, share)
                 pages.append(replace(page, vectors=len(kept)))
                 rows.append(kept + at)

@@ -12,6 +12,7 @@ from scope.pages.head import check_sae, encode, rows_of_pages
 from scope.progress import OnProgress
 from scope.result import Result
 from scope.sae.base import SAE
+from scope.shapes import Acts, PerToken
 
 PerLatent = Float[np.ndarray, "d_sae"]
 EVERYWHERE = 0.95
@@ -66,6 +67,11 @@ class Firing(Result):
             sets.append(chosen)
         return sets
 
+    def rarity(self, sae: SAE, x: Acts) -> PerToken:
+        """For each row of a page, the sum over its latents of activation x log 1 / share of the pages on which they fire."""
+        weights = -torch.log(torch.from_numpy(self.pages).clamp_min(1 / max(1, self.n_pages)))
+        return (encode(sae, x) @ weights).float()
+
     def to_frame(self) -> Any:
         """A row per latent."""
         import pandas as pd
@@ -96,6 +102,17 @@ class Firing(Result):
 
     def _repr_html_(self) -> str:
         return html_table(self._lines(), self._COLUMNS, self._rows(), [])
+
+
+def far_from_mean(vectors: Acts) -> PerToken:
+    """For each vector of a page, how little it is like the page's mean."""
+    return -(vectors @ torch.nn.functional.normalize(vectors.mean(0), dim=0))
+
+
+def largest(key: PerToken, share: float) -> torch.Tensor:
+    """The places of the share of a page's vectors with the largest keys, in their order."""
+    n = max(1, round(share * len(key)))
+    return torch.sort(key, descending=True, stable=True).indices[:n].sort().values
 
 
 def firing(

@@ -18,9 +18,8 @@ from jaxtyping import Float
 from scope.circuits.tables import html_table
 from scope.models.paligemma.late_interaction import Vectors, max_sim
 from scope.null_seeds import generator, null_seed
-from scope.pages.derive import far_from_mean, largest, rarity_of
 from scope.pages.errors import PagesError
-from scope.pages.firing import EVERYWHERE, Firing, firing
+from scope.pages.firing import EVERYWHERE, Firing, far_from_mean, firing, largest
 from scope.pages.head import check_sae, encode, rows_of_pages
 from scope.pages.judgements import Judgements
 from scope.progress import OnProgress, size
@@ -165,7 +164,7 @@ def weigh(
         keys = {"far from the mean": far_from_mean(vectors)}
         if streams is not None:
             x = next(streams)[1]
-            keys["rare latents"] = rarity_of(sae, rates, len(index), x)
+            keys["rare latents"] = rates.rarity(sae, x)
             _add_latents(sums, page, queries, head, sae, encode(sae, x), rates, draws, seed)
         for share in keep:
             n_kept = max(1, round(share * n))

@@ -35,7 +35,7 @@ _SCENES = f"scenes:{MOST}"
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Pictures:
     documents: Iterator[Document]
     place: str
     prompt: str | None = None
@@ -54,12 +54,12 @@ def training_pictures(model: VisionModel, sae: SAE) -> Text:
     corpus, rules = recording.get("corpus"), (*RULES, *left_out_by(recording.get("rows", "all")))
     if isinstance(corpus, Mapping):
         with contextlib.suppress(ScopeError, OSError):
-            found = _recorded(model, corpus, source) if source.recording else _read(model, sae, corpus, source)
-            inputs = None if found is None else _rows(model, sae, found, rules)
-            if found is not None and inputs is not None:
-                return Text(inputs, found.place, found.missing, found.place if found.missing else "", rules)
+            pictures = _recorded(model, corpus, source) if source.recording else _read(corpus, source)
+            inputs = None if pictures is None else _rows(model, sae, pictures, rules)
+            if pictures is not None and inputs is not None:
+                return Text(inputs, pictures.place, pictures.missing, pictures.place if pictures.missing else "", rules)
     name = str(corpus.get("name") or corpus.get("kind") or "") if isinstance(corpus, Mapping) else ""
-    inputs = _rows(model, sae, _Found(open_pictures(_SCENES).documents(), _SCENES), rules)
+    inputs = _rows(model, sae, _Pictures(open_pictures(_SCENES).documents(), _SCENES), rules)
     if inputs is None:
         raise ConfigError(
             f"Hardly any row of synthetic scenes counts at {sae.site}, so there is nothing to measure a certificate on.\n"
@@ -68,13 +68,15 @@ def training_pictures(model: VisionModel, sae: SAE) -> Text:
     return Text(inputs, _SCENES, name or "pictures that its files do not name", "synthetic scenes", rules)
 
 
-def _rows(model: VisionModel, sae: SAE, found: _Found, rules: tuple[str, ...]) -> Inputs | None:
+def _rows(model: VisionModel, sae: SAE, pictures: _Pictures, rules: tuple[str, ...]) -> Inputs | None:
     """Inputs of as many pictures as have `TOKENS` rows that count, at most `MOST`; None if hardly any counts."""
     options = (
-        InputOptions(bad_pictures="skip") if found.prompt is None else InputOptions(prompt=found.prompt, bad_pictures="skip")
+        InputOptions(bad_pictures="skip")
+        if pictures.prompt is None
+        else InputOptions(prompt=pictures.prompt, bad_pictures="skip")
     )
     maker = model.inputs_for([sae.site, *(() if sae.autoencodes else (sae.site_out,))], options)
-    stream = maker.stream(found.documents, maker.context_for(None))
+    stream = maker.stream(pictures.documents, maker.context_for(None))
     parts: list[Inputs] = []
     rows = n = 0
     while rows < TOKENS and n < MOST:
@@ -87,7 +89,7 @@ def _rows(model: VisionModel, sae: SAE, found: _Found, rules: tuple[str, ...]) -
     return Inputs.joined(parts) if rows >= _FEWEST else None
 
 
-def _read(model: VisionModel, sae: SAE, corpus: Mapping[str, Any], source: TextFrom) -> _Found | None:
+def _read(corpus: Mapping[str, Any], source: TextFrom) -> _Pictures | None:
     """The corpus of a training beside a running model; None if it is another by now, or one of the hub."""
     if source.corpus is None or corpus.get("kind") == "hub":
         return None
@@ -98,10 +100,10 @@ def _read(model: VisionModel, sae: SAE, corpus: Mapping[str, Any], source: TextF
         opened = open_corpus(source.corpus, source.text_field)
     if json.loads(json.dumps(opened.identity)) != corpus:
         return None
-    return _Found(opened.documents(0), source.corpus, source.prompt)
+    return _Pictures(opened.documents(0), source.corpus, source.prompt)
 
 
-def _recorded(model: VisionModel, corpus: Mapping[str, Any], source: TextFrom) -> _Found | None:
+def _recorded(model: VisionModel, corpus: Mapping[str, Any], source: TextFrom) -> _Pictures | None:
     """The pictures of a recording: drawn again if they are synthetic, else the small ones that it holds."""
     if not Path(source.recording or "").is_dir():
         return None
@@ -112,13 +114,13 @@ def _recorded(model: VisionModel, corpus: Mapping[str, Any], source: TextFrom) -
     if corpus.get("kind") in ("scenes", "pages"):
         opened = open_pictures(f"{corpus['kind']}:{corpus['n']}")
         if json.loads(json.dumps(opened.identity)) == corpus:
-            return _Found(opened.documents(store.manifest.config.seed), str(source.recording), prompt)
+            return _Pictures(opened.documents(store.manifest.config.seed), str(source.recording), prompt)
     facts = store.document_facts[: 2 * MOST]
     shrunk = any(max(f.get("width", 0), f.get("height", 0)) > THUMBNAIL for f in facts)
     sees_less = shrunk and model.cfg.pictures.size > THUMBNAIL
     missing = f"{corpus.get('name') or corpus.get('kind')} in full size" if sees_less else ""
     place = f"small pictures of {source.recording}" if shrunk else str(source.recording)
-    return _Found(_small(store), place, prompt, missing)
+    return _Pictures(_small(store), place, prompt, missing)
 
 
 def _small(store: ActivationStore) -> Iterator[Document]:
