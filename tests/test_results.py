@@ -156,6 +156,20 @@ def _moderated_sweep(lab: Lab):
     return ModeratedSweep(swept, Policy("hate", "No hate.", "No hate."), 0.5, "response", tuple([0.1] * len(swept.rows)), {})
 
 
+def _monitor(lab: Lab):
+    texts = [{"text": f"{MARKUP} the {'dog' if i % 2 else 'moon'} counts {i}", "label": i % 2} for i in range(80)]
+    return scope.fit_monitor(
+        texts, difference=True, aggregation="max", nulls=1, fpr=0.1, model=lab.pack.model.name, site=lab.pack.site
+    )
+
+
+def _monitor_run(lab: Lab):
+    from scope.monitor.run import MonitorRun, Scored
+
+    row = {"text": MARKUP, "threshold": 0.5, "probability": 0.7, "token": "the", "position": 1, "pieces": ("<bos>", MARKUP)}
+    return MonitorRun((Scored(score=1.0, alarm=True, values=(None, 1.0), **row),), _monitor(lab))
+
+
 def _picture(name: str):
     from PIL import Image
 
@@ -270,6 +284,8 @@ SAMPLES: dict[str, Callable[[Lab], Any]] = {
     "Modalities": _modalities,
     "ModeratedSweep": _moderated_sweep,
     "Moderation": _moderation,
+    "Monitor": _monitor,
+    "MonitorRun": _monitor_run,
     "Patching": lambda lab: lab.patch("the boat", "the moon", nulls=1),
     "PictureAttribution": lambda lab: _picture("PictureAttribution"),
     "Recall": _recall,

@@ -19,6 +19,7 @@ PAGES = {
     "prompt": "prompt/page.py",
     "steer": "steer/page.py",
     "health": "health/page.py",
+    "monitor": "monitor/page.py",
     "match": "match/page.py",
 }
 

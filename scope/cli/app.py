@@ -28,6 +28,9 @@ class Command(ModelSettings):
     browser: bool = True
     """Open a browser window. With --no-browser the address is only printed."""
 
+    monitor: tuple[Path, ...] = ()
+    """Monitors to show, as `scope monitor fit` wrote them. Without any, those that lie beside each pack."""
+
     allow_host: tuple[str, ...] = ()
     """Further names under which a browser may reach the app, as through the proxy of a notebook server: hub.example.org. Other
     names than localhost are refused, so that no web site can read the app."""
@@ -42,7 +45,7 @@ class Command(ModelSettings):
         """Serve until stopped.
 
         Raises:
-            PackError: a folder that was given is no pack.
+            PackError: a folder that was given is no pack. MonitorError: or no monitor.
             ConfigError: the port is in use, or no port at all; a host that is none.
         """
         import json
@@ -53,7 +56,11 @@ class Command(ModelSettings):
         from scope.cli.packs import pack_folder
         from scope.errors import ConfigError
         from scope.features.pack.manifest import read_manifest
+        from scope.workflows.monitor import open_monitor
 
+        monitors = [str(folder.expanduser().absolute()) for folder in self.monitor]
+        for folder in monitors:
+            open_monitor(folder)
         names = {text: host_name(text) for text in self.allow_host}
         if strange := [text for text, name in names.items() if name is None]:
             raise ConfigError(f"{strange[0]!r} is no name of a host. Give it as in --allow-host hub.example.org")
@@ -67,7 +74,7 @@ class Command(ModelSettings):
         launch = Path(scope.app.__file__).with_name("launch.py")
         server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet", *names.values()]
         model = json.dumps({f.name: getattr(self, f.name) for f in fields(ModelSettings)})
-        place = {"SCOPE_PACKS": given, "SCOPE_MODEL": model, "SCOPE_PAGE": self._page()}
+        place = {"SCOPE_PACKS": given, "SCOPE_MODEL": model, "SCOPE_PAGE": self._page(), "SCOPE_MONITORS": json.dumps(monitors)}
         become(server, {**os.environ, "PYTHONPATH": path, **place})
 
     def _collected(self, pack: Path) -> Path | None:

@@ -39,6 +39,7 @@ COMMANDS = {
     "modalities": "Does a latent of a SigLIP mean a word in pictures and in texts alike?",
     "memory": "What a recurrent model remembers of a text: its state as a sum over tokens.",
     "moderate": "How likely texts violate a policy, by a ShieldGemma, and which latents make it say so.",
+    "monitor": "Fit an alarm on a model's activations to labelled texts, score texts with it, hand it over.",
     "datacommons": "Ask a model that asks Data Commons for numbers, or serve a table as Data Commons does.",
     "pages": "Search pages of pictures and PDFs with a ColPali, and say which latents found them.",
     "pretrain": "Train a small Gemma from nothing, as the bundled one was made.",

@@ -108,6 +108,10 @@ def _of_folder(path: Path) -> Described | None:
         return Described(path, "checkpoint", f"{kind}{sizes}", f"scope harvest --model {path} --out runs/recording")
     if "training.json" in names:
         return Described(path, "training", "not finished: it has no weights yet", f"scope runs {path.parent}")
+    if {"monitor.json", "weights.safetensors"} <= names:
+        monitor = _object(path / "monitor.json")
+        content = f"{monitor.get('method')} for {monitor.get('positive')!r} at {monitor.get('site')}"
+        return Described(path, "monitor", content, f'scope monitor run {path} --text "a text"')
     if path.suffix == ".steering":
         n = sum(name.endswith(".json") for name in names)
         return Described(path, "saved runs", f"{n} steering runs of {path.stem}", f"scope app {path.with_suffix('')}")

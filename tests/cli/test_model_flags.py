@@ -12,6 +12,7 @@ import scope
 from scope.cli.main import COMMANDS, run
 from scope.errors import ScopeError
 from scope.lab import Lab
+from tests.monitor.conftest import rows, write
 
 GROUP = {"model", "adapter", "device", "dtype", "revision", "window_convention"}
 WITHOUT_MODEL = {"recording", "runs", "convert", "map", "export", "pretrain", "info", "list"}
@@ -32,6 +33,7 @@ ON_A_LAB = {
     "attribute": ["--sae", "LAB/dictionary", "--prompt", "the dog"],
     "pages index": ["pages:3", "--out", "index"],
     "moderate": ["the dog", "--policy", "hate"],
+    "monitor fit": ["labelled.jsonl", "--probe", "--fpr", "0.1", "--out", "monitor"],
     "datacommons ask": ["How many?"],
     "datacommons triggers": ["LAB/dictionary"],
     "label": ["LAB/pack", "--with", "here"],
@@ -91,6 +93,8 @@ def test_the_flags_reach_the_model(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("scope.models.load.load_model", load)
     monkeypatch.chdir(tmp_path)
     flags = [flag.replace("LAB", str(LAB)) for flag in ON_A_LAB[command]]
+    if command == "monitor fit":
+        write(tmp_path / "labelled.jsonl", rows(100))
     if command in TEXT:
         (tmp_path / "text.txt").write_text("the dog runs. " * 50)
         flags += ["--corpus", "text.txt"]

@@ -1,0 +1,41 @@
+"""score.py of a monitor's folder: the same numbers without this project, in a process of its own."""
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+import scope
+from tests.monitor.conftest import rows
+
+TEXTS = [r["text"] for r in rows(6)] + ["the river " * 90]
+
+
+def test_the_scorer_gives_the_same_numbers_where_scope_cannot_be_imported(folder, checkpoint):
+    program = (
+        "import sys, json, runpy\n"
+        "for name in ('scope', 'app', 'activations'): sys.modules[name] = None\n"
+        f"Scorer = runpy.run_path({str(folder / 'score.py')!r})['Scorer']\n"
+        f"scorer = Scorer({str(folder)!r})\n"
+        f"print(json.dumps([scorer.score(text) for text in {TEXTS!r}]))\n"
+    )
+    process = subprocess.run([sys.executable, "-P", "-W", "ignore", "-c", program], capture_output=True, text=True, cwd=folder)
+    assert process.returncode == 0, process.stderr[-2000:]
+    theirs = json.loads(process.stdout.splitlines()[-1])
+    ours = scope.run_monitor(folder, texts=TEXTS).rows
+    scale = max(abs(row.score) for row in ours)
+    for one, two in zip(theirs, ours, strict=True):
+        assert one["score"] == pytest.approx(two.score, rel=1e-5, abs=1e-5 * scale)
+        assert one["alarm"] == two.alarm
+        values = [v for v in two.values if v is not None]
+        assert [v for _, v in one["tokens"]] == pytest.approx(values, rel=1e-5, abs=2e-5 * max(map(abs, values)))
+
+
+def test_the_scorer_imports_nothing_but_torch_transformers_and_safetensors(folder):
+    modules = set()
+    for node in ast.walk(ast.parse((folder / "score.py").read_text())):
+        modules |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        modules |= {str(node.module).split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+    assert modules - set(sys.stdlib_module_names) == {"torch", "transformers", "safetensors"}
