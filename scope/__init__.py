@@ -34,6 +34,8 @@ _HOME = {
     "lookahead": "scope.workflows.lookahead",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
+    "export_intervention": "scope.steering.export.intervention",
+    "load_intervention": "scope.steering.export.intervention",
     "memory": "scope.workflows.memory",
     "recall": "scope.circuits.recall",
     "attribute": "scope.circuits.attribution",

@@ -9,13 +9,11 @@ Both are read from the logits, so nothing is drawn; each trial has its own text 
 paired: the same trial with another needle. Intervals are 95 %: Wilson's of the accuracy, a bootstrap over trials of the gain.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +24,7 @@ from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.progress import OnProgress
 from scope.shapes import Tokens
-from scope.steering.compare.statistics import interval
+from scope.steering.compare.statistics import interval, wilson
 from scope.whole_files import write_whole
 
 Task = Literal["needle", "repetition"]
@@ -297,10 +295,3 @@ def _scores(model: LanguageModel, tokens: Tokens, follow: Tensor, places: Tensor
         log_p = model.logits_of(stream[:, places]).float().log_softmax(-1).cpu()
         parts.append(log_p.gather(2, wanted))
     return torch.cat(parts)
-
-
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of n trials."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return float(np.clip(middle - half, 0, 1)), float(np.clip(middle + half, 0, 1))

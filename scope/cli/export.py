@@ -13,12 +13,14 @@ class Command:
 
     parquet, csv: the table, a row a latent. json: all that the pack knows. html: cards on a page that needs nothing else.
     neuronpedia: a source as it lies in its public data. saedashboard: the JSON that SaeVisData.load_json reads.
+
+    hook, gguf: of an intervention that `scope steer --export` wrote, its program for transformers or its control vector.
     """
 
     pack: tyro.conf.Positional[Path]
-    """Pack that `scope features` wrote."""
+    """Pack that `scope features` wrote, or an intervention."""
 
-    to: Literal["parquet", "csv", "json", "html", "neuronpedia", "saedashboard"]
+    to: Literal["parquet", "csv", "json", "html", "neuronpedia", "saedashboard", "hook", "gguf"]
     """The format."""
 
     out: Path | None = None
@@ -38,6 +40,12 @@ class Command:
         from scope.features.pack.search import chosen
         from scope.progress import size
 
+        if self.to in ("hook", "gguf"):
+            from scope.steering.export.forms import copy_form
+
+            for file in copy_form(self.pack, self.to, self.out):
+                console.print(f"Written: {file}", soft_wrap=True)
+            return
         store = Pack.open(pack_folder(self.pack))
         latents = chosen(store, self.latents)
         folder = store.folder.absolute()

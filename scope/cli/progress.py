@@ -1,8 +1,8 @@
 """Output of the commands: a console that reads nothing as markup, notes, and a progress bar."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -103,6 +103,13 @@ def progress_bar(title: str, unit: str = "steps", yes: bool = False, foretell: b
     finally:
         if drawn:
             bar.stop()
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], OnProgress]]:
+    """Within the block, call what it yields with the title of a stage for that stage's `on_progress`; each has a bar."""
+    with ExitStack() as bars:
+        yield lambda title: bars.enter_context(progress_bar(title, unit="units"))
 
 
 def _value(value) -> str:

@@ -1,7 +1,7 @@
 """`scope steer`: one comparison, printed condition beside condition, or a sweep over strengths."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from scope.workflows.steer import Steer, steer
 
 FLAGS = flags_of(
     Steer,
+    commas=("tasks",),
     more=[
         ("json", Path | None, None, "Write everything here; --replay reads it."),
         YES,
@@ -19,7 +20,8 @@ FLAGS = flags_of(
     doc="""Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
 Every condition draws the same noise, so texts differ only by what the edit does. Below them stands what was edited, and how
-the texts score: by the feature itself, by the tokens that it promotes, and as language.
+the texts score: by the feature itself, by the tokens that it promotes, and as language. The first lines are the three numbers
+that decide. --evaluate, --tasks and --refusals measure what the edit breaks, --export hands it over.
 """,
 )
 
@@ -32,9 +34,10 @@ def run(parsed: Any) -> int | None:
     """1 where a replay gives other texts than were saved."""
     from rich.text import Text
 
-    from scope.cli.progress import confirm_time, console, print_certificate, print_note
+    from scope.cli.progress import confirm_time, console, print_certificate, print_note, stages
     from scope.progress import duration
     from scope.steering.compare.steer import SteeringRun
+    from scope.workflows.side_effects import SideEffects
 
     def on_progress(done: int, total: int, numbers: dict[str, Any]) -> None:
         left = f", about {numbers['seconds_left']:.0f} s left" if done < total else ""
@@ -46,21 +49,30 @@ def run(parsed: Any) -> int | None:
     config = config_of(Steer, parsed)
     for file in filter(None, (parsed.json, parsed.plot)):
         refuse_unwritable(file)
-    tell = {"on_progress": on_progress, "on_note": print_note, "on_certificate": print_certificate, "on_time": on_time}
-    result = steer(config, **tell)
-    if isinstance(result, SteeringRun):
-        print_run(result, console)
+    later: list[tuple[Callable[[Any], None], Any]] = []  # printed below the numbers that decide
+    tell = {"on_note": lambda note: later.append((print_note, note)), "on_time": on_time}
+    tell["on_certificate"] = lambda certificate: later.append((print_certificate, certificate))
+    with stages() as on_stage:
+        result = steer(config, on_progress=on_progress, on_stage=on_stage, **tell)
+    run = result.run if isinstance(result, SideEffects) else result
+    if isinstance(run, SteeringRun):
+        print_run(run, console, getattr(result, "cost", None))
+        for line in result.lines() if isinstance(result, SideEffects) else ():
+            console.print(Text(line))
     else:
         console.print(Text(str(result)))
+    for show, what in later:
+        show(what)
     if config.replay:
         return _print_replay(config.replay, result, console)
     if parsed.json:
         result.to_json(parsed.json)
         model = [] if config.model == Steer.model else ["--model", config.model]
         picture = [] if config.picture is None else ["--picture", str(config.picture)]
-        again = shlex.join(["scope", "steer", "--sae", str(config.sae), *model, *picture, "--replay", str(parsed.json)])
+        sae = [] if config.intervention else ["--sae", str(config.sae)]
+        again = shlex.join(["scope", "steer", *sae, *model, *picture, "--replay", str(parsed.json)])
         console.print(f"Written to {parsed.json}; to make it again: {again}", soft_wrap=True)
-    if parsed.plot and not isinstance(result, SteeringRun):
+    if parsed.plot and not isinstance(run, SteeringRun):
         write_whole(parsed.plot, result.plot().to_html())
         console.print(f"Figure written to {parsed.plot}", soft_wrap=True)
     return None
@@ -86,16 +98,18 @@ def _print_replay(file: Path, again: Any, console: Any) -> int:
     return 1
 
 
-def print_run(run, console) -> None:
-    """Conditions in columns, then the scores, then what the hooks counted."""
+def print_run(run, console, cost: Any = None) -> None:
+    """The three numbers that decide, conditions in columns, then the scores, then what the hooks counted."""
     from rich.table import Table
     from rich.text import Text
 
     from scope.escape import visible
     from scope.steering.compare import show
 
-    for line in show.edit_lines(run):
+    for line in show.decisive(run, cost):
         console.print(Text(line, style="bold"))
+    for line in show.edit_lines(run):
+        console.print(Text(line))
     texts = Table(show_lines=True, expand=True)
     texts.add_column("prompt", ratio=1)
     for condition in run.conditions:

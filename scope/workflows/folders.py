@@ -42,7 +42,7 @@ def info(path: str | Path) -> Described:
         holds = f" It holds: {', '.join(names)}." if names else ""
         raise ConfigError(
             f"{path} is no {what} that scope knows.{holds}\n  Known are recordings, SAEs, packs, labs, checkpoints, adapters, "
-            "indexes of pages, trainings and saved results.\n  What lies below a folder: scope list FOLDER"
+            "indexes of pages, interventions, trainings and saved results.\n  What lies below a folder: scope list FOLDER"
         )
     return found
 
@@ -88,6 +88,13 @@ def _of_folder(path: Path) -> Described | None:
         return Described(path, "lab", "; ".join(parts), f'scope app {path}   or in Python: lab = scope.open("{path}")')
     if "manifest.json" in names and (found := _of_manifest(path, _object(path / "manifest.json"))) is not None:
         return found
+    if "intervention.json" in names:
+        about = _object(path / "intervention.json")
+        edits = ", ".join(str(row.get("edit")) for row in about.get("sheet") or [] if isinstance(row, dict)) or "edits"
+        model = (about.get("model") or {}).get("model") if isinstance(about.get("model"), dict) else None
+        forms = [name for name in ("hook.py", "control_vector.gguf") if name in names]
+        content = f"{edits}, of {model}; with {', '.join(forms) or 'no further form'}"
+        return Described(path, "intervention", content, f"scope steer --intervention {path}   to read: {path / 'card.md'}")
     if "index.json" in names and "shards" in names:
         return Described(path, "index of pages", _pages(_object(path / "index.json")), f"scope pages search {path} QUESTION")
     if "scope.json" in names or ("cfg.json" in names and "sae_weights.safetensors" in names):

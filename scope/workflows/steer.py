@@ -9,6 +9,7 @@ from scope.models.text.sampling_config import SamplingConfig
 from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
+from scope.workflows.side_effects import SideEffectSettings
 
 DEMO = Path("runs/demo/dictionary")
 """Where `scope demo` leaves its SAE: the default of commands that need one."""
@@ -45,6 +46,9 @@ class Steer(ModelSettings):
     forget: tuple[str, ...] = ()
     """Edit the state of a recurrent model: take out what these tokens of the prompt left in it. Words as they stand in the
     prompt, or positions as in 4 or 4:7 (<bos> is 0). Needs no SAE; --strength is the part."""
+
+    intervention: Path | None = None
+    """Steer with an intervention that --export wrote, in place of latents or a direction. Needs no SAE."""
 
     strength: tuple[float, ...] = ()
     """One for all latents, or one for each, in --unit; by default 0.5. Below 0 pushes the other way. With --edit scale, the
@@ -102,7 +106,8 @@ class Steer(ModelSettings):
     others."""
 
     moderate: str | None = None
-    """With --sweep: judge every text by this policy too, such as harassment, and name the largest strength within --budget."""
+    """Judge by this policy, such as harassment: with --sweep every text, to name the largest strength within --budget; with
+    --refusals every answer."""
 
     moderator: str = "google/shieldgemma-2b"
     """Model that judges: a ShieldGemma by folder or hub id, or bundled+shield."""
@@ -112,6 +117,12 @@ class Steer(ModelSettings):
 
     pack: Path | None = None
     """Feature pack, for the typical norm and the maxima; by default the folder pack/ beside the SAE, if it is there."""
+
+    export: Path | None = None
+    """Write the edit into this folder, to be handed over: vectors, test texts with recorded outputs, a hook for transformers
+    that needs no scope, a control vector for llama.cpp where that can carry it, and a card."""
+
+    side_effects: SideEffectSettings = field(default_factory=SideEffectSettings)
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
@@ -135,13 +146,16 @@ def steer(
     on_note: OnNote = silent,
     on_certificate: Callable[[Any], None] | None = None,
     on_time: Callable[[float], None] | None = None,
+    on_stage: Callable[[str], Any] | None = None,
     **settings: Any,
 ) -> Any:
     """Generate with latents or a direction pushed up or down, beside plain text and a random direction of the same size.
 
     `scope.steer("runs/demo/dictionary", latent=12, strength=0.3, prompt="In the morning")` says what `scope steer` says with
-    flags. Returns a `SteeringRun`; with `sweep`, a `Sweep`, with `moderate` too a `ModeratedSweep`; with `replay`, the run made
-    again. `on_time` is called with the seconds that a sweep will probably take, measured on short texts before it begins.
+    flags. Returns a `SteeringRun`; with `evaluate`, `tasks` or `refusals` the run with its `SideEffects`; with `sweep`, a
+    `Sweep`, with `moderate` too a `ModeratedSweep`; with `replay`, the run made again. `on_stage(title)` gives the
+    `on_progress` of one measurement of side effects. `on_time` is called with the seconds that a sweep will probably take,
+    measured on short texts before it begins.
 
     `scope.steer(model, sae, edits, prompts)` steers with objects in memory; see `scope.steering.compare.steer.steer`.
 
@@ -162,7 +176,8 @@ def steer(
 
     saved = read_saved(job.replay) if job.replay else None
     made_with = {} if saved is None else getattr(saved, "runs", [saved])[0].dictionaries
-    without = job.sae == DEMO and (bool(job.forget) if saved is None else not made_with)
+    needs_none = bool(job.forget) or job.intervention is not None
+    without = job.sae == DEMO and (needs_none if saved is None else not made_with)
     if not without:
         refuse_missing_demo(job.sae)
     sae = None if without else read_sae(job.sae, job.device, job.site)
@@ -171,29 +186,84 @@ def steer(
         return saved.replay(
             _pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance, pictures=True)), sae
         )
+    handed_over = _handed_over(job)
     _check_targets(job)
+    job.side_effects.check()
     judge = _judge(job)
     units = None if sae is None else _strength_units(job, sae)
     if job.latent:
         _edits(job, sae, None)  # refuses before the model is loaded
-    model = job.load_model({} if sae is None else sae.provenance, pictures=True)
+    made_for = handed_over.provenance if handed_over else {} if sae is None else sae.provenance
+    model = job.load_model(made_for, pictures=True)
+    if handed_over and not job.any_model:
+        handed_over.check(model)
     if sae is not None:
         check_fit(model, sae, job.any_model, reconstructs=True)
         certified(model, sae, job.sae, job.certificate, on_note, on_certificate, job.any_model)
     model = _pictured(job, model)
-    edits = _edits(job, sae, model)
+    edits = handed_over.edits if handed_over else _edits(job, sae, model)
+    units = handed_over.strength_units if handed_over else units
     prompts = _prompts(job, model)
     how = {"n": job.n, "strength_units": units, "control_seed": job.control_seed, "instruction": job.instruction}
     how["any_model"] = job.any_model
     if not job.sweep:
-        return steer_in_memory(model, sae, edits, prompts, job.sampling, job.conditions, **how)
+        run = steer_in_memory(model, sae, edits, prompts, job.sampling, job.conditions, **how)
+        return _measured_and_exported(job, run, model, sae, judge, on_note, on_stage)
     usual = Steer.__dataclass_fields__["conditions"].default
     how["conditions"] = None if job.conditions == usual else job.conditions
     seconds = estimate(model, sae, edits, prompts, job.sweep, job.sampling, **how)
     if on_time is not None:
         on_time(seconds)
     swept = sweep(model, sae, edits, prompts, job.sweep, job.sampling, on_progress=on_progress, **how)
-    return swept if judge is None else judge(swept)
+    return swept if judge is None else _judged_sweep(job, swept, judge)
+
+
+def _handed_over(job: Steer) -> Any:
+    """The intervention of a folder, None where none is named.
+
+    Raises:
+        EditError: the folder holds none; or flags that cannot go together.
+    """
+    from scope.errors import EditError
+
+    if job.sweep and (job.export or job.side_effects.any):
+        raise EditError(
+            "--export, --evaluate, --tasks and --refusals take one strength. Leave --sweep out and give --strength."
+        )
+    if job.intervention is None:
+        return None
+    from scope.steering.export.intervention import load_intervention
+
+    changed = [name for name in ("strength", "when", "unit", "positions") if getattr(job, name)]
+    if changed or job.edit != "add":
+        raise EditError(f"An intervention brings its strength and positions with it; leave --{(changed or ['edit'])[0]} out.")
+    return load_intervention(job.intervention)
+
+
+def _measured_and_exported(
+    job: Steer, run: Any, model: Any, sae: Any, judge: Any, on_note: OnNote, on_stage: Callable[[str], Any] | None
+) -> Any:
+    """The run, with what was measured beside it if anything was; with --export it is written into a folder too."""
+    from scope.workflows.side_effects import side_effects
+
+    result = run
+    if job.side_effects.any:
+        result = side_effects(run, model, sae, job.side_effects, chat=job.chat, judge=judge, on_progress=on_stage)
+    if job.export is not None:
+        from scope.steering.export.intervention import effect_of, export_run
+
+        measured = effect_of(run) | (result.measured() if job.side_effects.any else {})
+        watch = on_stage("Recording texts") if on_stage else None
+        made = export_run(run, model, sae, job.export, measured=measured, on_progress=watch)
+        for form, why in made.forms.items():
+            on_note(f"{job.export}: no {form}, since {why}." if why else f"{job.export}: {form} written.")
+    return result
+
+
+def _judged_sweep(job: Steer, swept: Any, judge: tuple[Any, Any]) -> Any:
+    from scope.moderation.moderated_sweep import moderated_sweep
+
+    return moderated_sweep(swept, *judge, job.budget)
 
 
 def _pictured(job: Steer, model: Any) -> Any:
@@ -215,26 +285,29 @@ def _pictured(job: Steer, model: Any) -> Any:
     return with_picture(model, job.picture)
 
 
-def _judge(job: Steer) -> Callable[[Any], Any] | None:
-    """From a sweep to one whose texts are judged; the moderator is loaded before anything is written.
+def _judge(job: Steer) -> tuple[Any, Any] | None:
+    """A moderator and the policy that it judges by; it is loaded before anything is written.
 
     Raises:
-        ModerationError: no sweep, a budget that is no probability, an unknown policy, or a model that is no moderator.
+        ModerationError: nothing to judge, a budget that is no probability, an unknown policy, or a model that is no moderator.
     """
     if job.moderate is None:
         return None
-    from scope.moderation.moderated_sweep import check_budget, moderated_sweep
+    from scope.moderation.moderated_sweep import check_budget
     from scope.moderation.moderator import Moderator
     from scope.moderation.policies import ModerationError, find_policies
     from scope.moderation.prompt import Item
 
-    if not job.sweep:
-        raise ModerationError("--moderate judges the texts of a sweep. Give strengths too: --sweep 0.2 0.4 0.6")
+    if not job.sweep and not job.side_effects.refusals:
+        raise ModerationError(
+            "--moderate judges the texts of a sweep, or the answers to --refusals. Give strengths: --sweep 0.2 0.4 0.6, or "
+            "prompts: --refusals FILE"
+        )
     check_budget(job.budget)
     (policy,) = find_policies(job.moderate)
     moderator = Moderator(job.of_another(job.moderator).load_model())
     moderator.judge([Item("Hello", "Hello")], policy)
-    return lambda swept: moderated_sweep(swept, moderator, policy, job.budget)
+    return moderator, policy
 
 
 def refuse_missing_demo(sae: Path) -> None:
@@ -291,12 +364,16 @@ def _check_targets(job: Steer) -> None:
     from scope.errors import EditError
 
     targets = [bool(job.latent), job.direction is not None, bool(job.toward or job.away), bool(job.forget)]
+    targets.append(job.intervention is not None)
     if job.forget and job.edit != "add":
         raise EditError("--forget is an edit by itself; leave --edit out.")
     if not any(targets):
         raise EditError(f"Say which latent to edit, as in --latent 12.{_candidates(job)}")
     if sum(targets) > 1:
-        raise EditError("Give --latent, or --direction, or --toward and --away, or --forget: one run edits one kind of target.")
+        raise EditError(
+            "Give --latent, or --direction, or --toward and --away, or --forget, or --intervention: one run edits one kind of "
+            "target."
+        )
     if bool(job.toward) != bool(job.away):
         raise EditError("A difference of means needs prompts on both sides: --toward and --away.")
     if job.probe and not job.toward:

@@ -152,15 +152,20 @@ def prompt_ids(model: LanguageModel, prompts: Prompts) -> list[list[int]]:
     return rows
 
 
+def end_ids(model: LanguageModel) -> set[int | None]:
+    """The tokens that end a text, where no others are named: <eos>, and the end of a turn or of the middle of a file in a model
+    that has these marks."""
+    words, marks = model.tokenizer, ("<end_of_turn>", *MARKS.values())
+    return {*model.cfg.eos, *({words.backend.token_to_id(mark) for mark in marks} if words else set())}
+
+
 class _Writer:
     """One row of the batch: its prompt, its text so far, and why it ended."""
 
     def __init__(self, model: LanguageModel, prompt: list[int], sampling: SamplingConfig, ends: Sequence[int] | None = None):
         self.prompt, self.stop, self.ids, self.stopped_by = prompt, sampling.stop, [], ""
         self.words = model.tokenizer
-        marks = ("<end_of_turn>", *MARKS.values())  # a model that has them ends a turn, or the middle of a file, with them
-        known = {self.words.backend.token_to_id(mark) for mark in marks} if self.words else set()
-        usual = {*model.cfg.eos, *known} if ends is None else set(ends)
+        usual = end_ids(model) if ends is None else set(ends)
         self.ends = usual if sampling.stop_at_eos else set()
         self.tail = 8 + 4 * max(map(len, sampling.stop), default=0)  # tokens: a character may be four of them
         self.n_streamed = 0  # characters that on_text was given

@@ -99,9 +99,9 @@ class _SiteEdits:
         elif control is not None:
             self.write = random_frame(self.true, control, self.site)
         self.probe = self.true / self.true.square().sum(1, keepdim=True)  # x . d / |d|^2: the projection in units of d
-        self.projected = [e.edit.reads == "projection" or e.edit.on_direction for e in edits]
+        self.projected = [e.edit.reads == "projection" or (e.edit.on_direction and not e.edit.reads_own_latent) for e in edits]
         self.reader = LatentReader(sae, [e.edit.latent for e in edits if not e.edit.on_direction]) if sae else None
-        conditions = [e.edit.when.latent for e in edits if e.edit.when]
+        conditions = [e.edit.when.latent for e in edits if e.edit.when and isinstance(e.edit.when.latent, int)]
         self.conditions = LatentReader(sae, conditions) if conditions else None
 
     def hooks(self) -> list[tuple[str, Any]]:
@@ -140,13 +140,17 @@ class _SiteEdits:
             mask = known[edit.positions]
             rules.append(mask)
             reading = x @ self.probe[i] if projected else x.new_zeros(x.shape[:2])
+            if edit.reads_own_latent and not projected:
+                reading = edit.latent.encoder(x)
             if not edit.on_direction:
                 if not projected and latents is not None:
                     reading = latents[..., n_latent]
                 n_latent += 1
-            if edit.when:
+            if edit.when and isinstance(edit.when.latent, int):
                 mask = mask & (held[..., n_when] > edit.when.above)
                 n_when += 1
+            elif edit.when:
+                mask = mask & (edit.when.latent.encoder(x) > edit.when.above)
             columns.append(torch.where(mask, edit.coefficient(reading, resolved.amount), 0.0))
             readings.append(reading)
             masks.append(mask)

@@ -132,7 +132,7 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, St
     if edit.on_tokens:
         row, maximum = torch.zeros(0), None
     elif edit.on_direction:
-        row, maximum = edit.latent.unit(), None
+        row, maximum = edit.latent.row(), edit.latent.encoder and edit.latent.encoder.maximum
     else:
         row = saes[site].W_dec[_known(edit.latent, saes[site])].detach().float()
         maximum = units.maximum.get(edit.latent)
@@ -140,7 +140,7 @@ def resolve(edit: Edit, saes: Mapping[str, SAE], strength_units: Mapping[str, St
             raise EditError(
                 f"The decoder row of latent {edit.latent} is zero: adding it changes nothing. It is dead; take another."
             )
-    if edit.when:
+    if edit.when and isinstance(edit.when.latent, int):
         if site not in saes:
             raise EditError(f"{edit.when} needs a dictionary at {site}; none was given.")
         _known(edit.when.latent, saes[site])

@@ -10,10 +10,40 @@ from scope.steering.compare.run import RunData, Sample
 from scope.steering.compare.statistics import by_prompt, by_text, interval, mean
 
 _SHOWN = 8
+_TOP = 10
 _SHADES = ("#FBCB8B", "#F2A444", "#CF7A00")  # legible with #111 on light and dark pages alike
 _BAR = "border-left:3px solid #0072B2;padding-left:2px"
 
 _COLOURS = {"steered": "#0072B2", "random": "#888888", "other": "#D55E00", "prompt": "#009E73"}
+
+
+def decisive(run: RunData, cost: Any = None) -> list[str]:
+    """The three numbers that decide, a line each: what the edit does to its target, what a random direction of the same size
+    does to it, and what it costs: on ordinary texts where that was measured (a `Cost`), else how much less likely the written
+    texts are under the unsteered model.
+    """
+    target, names = next(iter(run.promoted)), [c.name for c in run.conditions]
+    shares = {name: run[name].mean("share", target) for name in ("plain", "steered", "random") if name in names}
+
+    def effect(name: str) -> str:
+        if name not in shares:
+            return f"not measured: the condition {name} is not among {', '.join(names)}"
+        apart = f" ({shares[name] - shares['plain']:+.1%} against plain)" if "plain" in shares else ""
+        return f"{shares[name]:.1%} of the new tokens are among the {_TOP} that {target} promotes{apart}"
+
+    if cost is not None:
+        low, high = cost.beyond_random
+        told = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+        price = f"{cost.steered - cost.plain:+.3f} nats a token on ordinary texts ({cost.n_tokens:,} tokens); "
+        price += f"beyond a random direction {cost.steered - cost.random:+.3f}{told}"
+    elif "plain" in shares:
+        change = run["steered"].mean("log_prob") - run["plain"].mean("log_prob")
+        price = (
+            f"{-change:+.2f} nats a token by which its own texts are less likely than plain ones; --evaluate: on ordinary texts"
+        )
+    else:
+        price = "not measured: the condition plain is missing; --evaluate measures it on ordinary texts"
+    return [f"Effect on the target: {effect('steered')}", f"Random direction: {effect('random')}", f"Cost: {price}"]
 
 
 def figures(run: RunData) -> list[tuple[str, str, list[float]]]:
@@ -91,7 +121,7 @@ def self_check(run: RunData) -> list[str]:
 
 def as_text(run: RunData) -> str:
     """Without markup: for terminals, logs and `print`."""
-    lines, steered = edit_lines(run), run["steered"].samples
+    lines, steered = [*decisive(run), "", *edit_lines(run)], run["steered"].samples
     for i, first in enumerate(steered[:_SHOWN]):
         lines += ["", f"{visible(first.prompt)} ..."]
         for condition in run.conditions:

@@ -72,3 +72,25 @@ def interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[floa
     picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
     return float(low), float(high)
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
+    """95 % bootstrap interval of sum(sums) / sum(counts), rows drawn anew together; (nan, nan) for fewer than two rows."""
+    if len(sums) < 2:
+        return math.nan, math.nan
+    picks = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
+    low, high = np.quantile(sums[picks].sum(1) / counts[picks].sum(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % interval of a share of n trials, by Wilson's score."""
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return float(np.clip(middle - half, 0, 1)), float(np.clip(middle + half, 0, 1))
+
+
+def paired_p(only_first: int, only_second: int) -> float:
+    """Two-sided p of McNemar's exact test, from the pairs in which one alone holds; 1 where there are none."""
+    n, k = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n) if n else 1.0

@@ -182,6 +182,8 @@ class TextScorer:
     def _reading(self, name: str, edit: Resolved, x: Tensor) -> Tensor:
         if name in self.readers:
             return self.readers[name](x)[:, 0]
+        if edit.edit.reads_own_latent and edit.edit.latent.encoder.weights is not None:
+            return edit.edit.latent.encoder(x)
         return x @ edit.row.to(x.device) / edit.typical_norm
 
     def _still_there(self, edits: Sequence[Resolved], prompt: Sequence[int], tokens: Tokens) -> Tensor:

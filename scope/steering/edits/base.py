@@ -43,13 +43,17 @@ def number(value: Any, name: str) -> float:
 
 @dataclass(frozen=True)
 class When:
-    """Restricts an edit to positions where `latent` is more active than `above` (in the latent's own units)."""
+    """Restricts an edit to positions where `latent` is more active than `above` (in the latent's own units).
 
-    latent: int
+    A latent that was handed over without its SAE is a `Direction` with an encoder.
+    """
+
+    latent: int | Direction
     above: float = 0.0
 
     def __post_init__(self):
-        object.__setattr__(self, "latent", whole(self.latent))
+        if not (isinstance(self.latent, Direction) and self.latent.encoder is not None):
+            object.__setattr__(self, "latent", whole(self.latent))
         object.__setattr__(self, "above", number(self.above, "above"))
 
     @classmethod
@@ -61,7 +65,8 @@ class When:
         return cls(int(latent), number(above or 0.0, "above"))
 
     def __str__(self) -> str:
-        return f"where latent {self.latent} > {self.above:g}"
+        name = self.latent if isinstance(self.latent, Direction) else f"latent {self.latent}"
+        return f"where {name} > {self.above:g}"
 
 
 def whole(latent: Any) -> int:
@@ -131,6 +136,11 @@ class Edit(ABC):
         return isinstance(self.latent, Span)
 
     @property
+    def reads_own_latent(self) -> bool:
+        """Whether its direction is a latent's decoder row that was handed over with what the latent reads."""
+        return isinstance(self.latent, Direction) and self.latent.encoder is not None
+
+    @property
     def on_latent(self) -> bool:
         return not self.on_direction and not self.on_tokens
 
@@ -170,7 +180,7 @@ class WithStrength(Edit):
         unit: Any = None,
     ):
         if unit is None:
-            level = self.sets_activation and strength is not None and not isinstance(latent, Direction)
+            level = self.sets_activation and strength is not None and getattr(latent, "encoder", latent) is not None
             unit = "raw" if level else "norm"
             if level and 0 < abs(number(strength, "strength")) < 1:
                 _note_unit(type(self).__name__, latent, strength)
@@ -212,7 +222,8 @@ class Edits(tuple):
 
     def latents(self) -> list[int]:
         """The latents that are edited, and those that a `when` reads."""
-        return [e.latent for e in self if e.on_latent] + [e.when.latent for e in self if e.when]
+        conditions = [e.when.latent for e in self if e.when and isinstance(e.when.latent, int)]
+        return [e.latent for e in self if e.on_latent] + conditions
 
     @classmethod
     def of(cls, edits: "Edit | Edits | tuple | list") -> "Edits":

@@ -17,6 +17,7 @@ from scope.errors import EditError
 from scope.models.face import LanguageModel
 from scope.null_seeds import generator
 from scope.sae.base import SAE
+from scope.steering.edits.encoders import LatentEncoder
 from scope.texts import list_of_texts
 from scope.typed_json import parse_json, read_bytes, typed
 from scope.whole_files import write_whole
@@ -40,6 +41,9 @@ class Direction:
     two lists, or a side has a single prompt."""
     chance: float | None = None
     """The accuracy that 95 % of directions made from the same prompts with their sides exchanged at random stay below."""
+    encoder: LatentEncoder | None = None
+    """Of a latent that was handed over without its SAE: then the vector is its decoder row, whose length counts too, and
+    strengths and readings are in its own units."""
 
     def __post_init__(self):
         values = self.vector.tolist() if isinstance(self.vector, Tensor | np.ndarray) else list(self.vector)
@@ -63,6 +67,10 @@ class Direction:
     def unit(self) -> Tensor:
         vector = torch.tensor(self.vector, dtype=torch.float64)
         return (vector / vector.norm()).float()
+
+    def row(self) -> Tensor:
+        """What an edit of amount 1 adds: the unit vector, or the decoder row of a latent."""
+        return self.unit() if self.encoder is None else torch.tensor(self.vector)
 
     @classmethod
     def between(
