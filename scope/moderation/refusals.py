@@ -72,7 +72,7 @@ WAY_OUT = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledPrompt:
     """A prompt, and whether an answer to it would do harm."""
 
     prompt: str
@@ -187,7 +187,7 @@ def refuses(answer: str) -> bool:
     return any(rule in beginning for rule in RULES)
 
 
-def read_asked(files: Sequence[Path]) -> list[Asked]:
+def read_labelled_prompts(files: Sequence[Path]) -> list[LabelledPrompt]:
     """Prompts with their kinds from one .jsonl file, or from two, of harmful prompts and of harmless ones.
 
     Raises:
@@ -195,20 +195,20 @@ def read_asked(files: Sequence[Path]) -> list[Asked]:
     """
     if not 1 <= len(files) <= 2:
         raise ModerationError(f"{len(files)} files of prompts were given; it takes one or two.\n  {WAY_OUT}")
-    asked = []
+    prompts = []
     for file, kind in zip(files, ("harmful", "harmless") if len(files) == 2 else (None,), strict=True):
         for row in json_lines(read_bytes(file, ModerationError, WAY_OUT), file, ModerationError, WAY_OUT):
             entry = row | {"kind": kind} if kind and isinstance(row, dict) else row
-            asked.append(typed(entry, Asked, file, ModerationError, WAY_OUT))
-    if not asked or any(not one.prompt.strip() for one in asked):
-        raise ModerationError(f"{', '.join(map(str, files))}: there is {'an empty' if asked else 'no'} prompt.\n  {WAY_OUT}")
-    return asked
+            prompts.append(typed(entry, LabelledPrompt, file, ModerationError, WAY_OUT))
+    if not prompts or any(not one.prompt.strip() for one in prompts):
+        raise ModerationError(f"{', '.join(map(str, files))}: there is {'an empty' if prompts else 'no'} prompt.\n  {WAY_OUT}")
+    return prompts
 
 
 def compare_refusals(
     model: LanguageModel,
     conditions: Mapping[str, Sequence],
-    asked: Sequence[Asked],
+    prompts: Sequence[LabelledPrompt],
     *,
     chat: bool = False,
     max_new_tokens: int = 64,
@@ -223,12 +223,12 @@ def compare_refusals(
         ModerationError: a moderator that is none. TokensError: no chat template, or a prompt longer than the context.
     """
     greedy = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.0, repetition_penalty=1.0)
-    texts = [model.words.chat([{"role": "user", "content": one.prompt}]) if chat else one.prompt for one in asked]
+    texts = [model.words.chat([{"role": "user", "content": one.prompt}]) if chat else one.prompt for one in prompts]
     answers: list[Answer] = []
     for name, hooks in conditions.items():
         for start in range(0, len(texts), batch):
             written = generate(model, texts[start : start + batch], greedy, fwd_hooks=list(hooks))
-            for one, made in zip(asked[start : start + batch], written, strict=True):
+            for one, made in zip(prompts[start : start + batch], written, strict=True):
                 answers.append(Answer(name, one.prompt, one.kind, made.text, refuses(made.text)))
             if on_progress:
                 on_progress(len(answers), len(texts) * len(conditions), {})

@@ -1,4 +1,4 @@
-"""What does an edit break? Loss on texts, tasks of lm-evaluation-harness, refusals: plain, steered, a random direction."""
+"""Side effects of an edit: loss on texts, tasks of lm-evaluation-harness and refusals, beside a random direction."""
 
 import json
 from collections.abc import Callable
@@ -62,9 +62,9 @@ class SideEffectSettings:
 
             require_harness()
         if self.refusals:
-            from scope.moderation.refusals import read_asked
+            from scope.moderation.refusals import read_labelled_prompts
 
-            read_asked(self.refusals)
+            read_labelled_prompts(self.refusals)
 
     @property
     def any(self) -> bool:
@@ -179,12 +179,12 @@ def side_effects(
         how |= {"counts_as": counts_as(edits), "on_progress": watch("Tasks")}
         measured["tasks"] = compare_on_tasks(model, conditions(), settings.tasks, **how)
     if settings.refusals:
-        from scope.moderation.refusals import compare_refusals, read_asked
+        from scope.moderation.refusals import compare_refusals, read_labelled_prompts
 
         moderator, policy = judge or (None, None)
         how = {"chat": chat, "max_new_tokens": run.sampling.max_new_tokens, "on_progress": watch("Answering")}
-        asked = read_asked(settings.refusals)
-        measured["refusals"] = compare_refusals(model, conditions(), asked, moderator=moderator, policy=policy, **how)
+        prompts = read_labelled_prompts(settings.refusals)
+        measured["refusals"] = compare_refusals(model, conditions(), prompts, moderator=moderator, policy=policy, **how)
     return SideEffects(run=run, **measured)
 
 

@@ -12,7 +12,7 @@ from scope.steering.apply.resolve import resolve
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.edits.interventions import Add, Clamp
 from scope.steering.harness.language_model import harness_model
-from scope.steering.harness.tasks import TaskComparison, compare_on_tasks
+from scope.steering.harness.tasks import TaskComparison, _refuse_unknown, compare_on_tasks
 from tests.models.twins import SHAPES, twins
 from tests.steering.conftest import SITE, random_sae
 
@@ -172,7 +172,7 @@ def test_tasks_of_a_folder_are_compared_sample_by_sample(both, tmp_path):
     assert seen[-1] == (90, 90)  # 6 samples: 3 choices, a text, a generation; three conditions
     scores = {score.task: score for score in made.scores}
     assert list(scores) == names
-    manager = TaskManager(include_path=str(folder), verbosity="ERROR")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     reference = evaluate(theirs, manager.load(names), limit=6, bootstrap_iters=0)["results"]
     assert scores["toy_choice"].values["plain"] == reference["toy_choice"]["acc,none"]
     assert scores["toy_rolling"].values["plain"] == pytest.approx(reference["toy_rolling"]["word_perplexity,none"], rel=1e-5)
@@ -187,6 +187,6 @@ def test_tasks_of_a_folder_are_compared_sample_by_sample(both, tmp_path):
     made.save(tmp_path / "tasks.json")
     assert str(TaskComparison.load(tmp_path / "tasks.json")) == str(made)
     with pytest.raises(ConfigError, match=r"no task 'toy_choise'. Nearest: toy_choice"):
-        compare_on_tasks(ours, arms, ["toy_choise"], include_path=folder)
+        _refuse_unknown(["toy_choise"], manager)
     with pytest.raises(ConfigError, match="There is no folder"):
         compare_on_tasks(ours, arms, ["toy_choice"], include_path=tmp_path / "none")

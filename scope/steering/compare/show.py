@@ -23,20 +23,20 @@ def decisive(run: RunData, cost: Any = None) -> list[str]:
     texts are under the unsteered model.
     """
     target, names = next(iter(run.promoted)), [c.name for c in run.conditions]
-    shares = {name: run[name].mean("share", target) for name in ("plain", "steered", "random") if name in names}
+    mass = {name: run[name].mean("mass", target) for name in ("plain", "steered", "random") if name in names}
 
     def effect(name: str) -> str:
-        if name not in shares:
+        if name not in mass:
             return f"not measured: the condition {name} is not among {', '.join(names)}"
-        apart = f" ({shares[name] - shares['plain']:+.1%} against plain)" if "plain" in shares else ""
-        return f"{shares[name]:.1%} of the new tokens are among the {_TOP} that {target} promotes{apart}"
+        apart = f", plain {mass['plain']:.2%}" if "plain" in mass else ""
+        return f"{mass[name]:.2%} of the probability goes to the {_TOP} tokens that {target} promotes{apart}"
 
     if cost is not None:
         low, high = cost.beyond_random
         told = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
         price = f"{cost.steered - cost.plain:+.3f} nats a token on ordinary texts ({cost.n_tokens:,} tokens); "
         price += f"beyond a random direction {cost.steered - cost.random:+.3f}{told}"
-    elif "plain" in shares:
+    elif "plain" in mass:
         change = run["steered"].mean("log_prob") - run["plain"].mean("log_prob")
         price = (
             f"{-change:+.2f} nats a token by which its own texts are less likely than plain ones; --evaluate: on ordinary texts"

@@ -42,8 +42,8 @@ class Direction:
     chance: float | None = None
     """The accuracy that 95 % of directions made from the same prompts with their sides exchanged at random stay below."""
     encoder: LatentEncoder | None = None
-    """Of a latent that was handed over without its SAE: then the vector is its decoder row, whose length counts too, and
-    strengths and readings are in its own units."""
+    """Reads the latent, where the direction is that of a latent which was handed over without its SAE: then the vector is its
+    decoder row, whose length counts too, and strengths and readings are in its own units."""
 
     def __post_init__(self):
         values = self.vector.tolist() if isinstance(self.vector, Tensor | np.ndarray) else list(self.vector)

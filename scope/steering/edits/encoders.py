@@ -1,4 +1,4 @@
-"""What a latent of an SAE reads, without the SAE: for a latent that is handed over with its own rows."""
+"""`LatentEncoder` reads one latent without its SAE, for latents that are handed over with their own rows."""
 
 from dataclasses import dataclass
 

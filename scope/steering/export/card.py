@@ -18,32 +18,32 @@ ERROR_TERM = (
 )
 
 
-def card(made: Any) -> str:
+def card(intervention: Any) -> str:
     """The card of an `Intervention`. Text of models and prompts stands in code blocks."""
     parts = [
         "# Intervention",
         "",
-        *(f"* {_code(row['edit'])} at {_code(row['site'])}{_strength(row)}" for row in made.sheet),
+        *(f"* {_code(row['edit'])} at {_code(row['site'])}{_strength(row)}" for row in intervention.sheet),
         "",
     ]
-    parts += ["## Model and SAE", "", *_identities(made), ""]
+    parts += ["## Model and SAE", "", *_identities(intervention), ""]
     parts += ["## What it does", ""]
-    parts += [f"* {_code(name)} promotes {_code(' '.join(tokens))}" for name, tokens in made.promoted.items()]
-    parts += [*_measured(made.measured), ""]
+    parts += [f"* {_code(name)} promotes {_code(' '.join(tokens))}" for name, tokens in intervention.promoted.items()]
+    parts += [*_measured(intervention.measured), ""]
     parts += ["## Forms", "", f"* {CARRIES['folder']}"]
-    for form, why in made.forms.items():
+    for form, why in intervention.forms.items():
         parts.append(f"* {CARRIES[form]}" if why is None else f"* No {form}: {visible(why)}.")
-    parts += [f"* {ERROR_TERM}", *(f"* {line}" for line in _adapter(made)), ""]
+    parts += [f"* {ERROR_TERM}", *(f"* {line}" for line in _adapter(intervention)), ""]
     parts += ["## Use", "", "```python", "import scope", "", 'made = scope.load_intervention("THIS FOLDER")']
     parts += [
         "model = scope.load_model(MODEL)",
-        "scope.steer(model, None, made.edits, PROMPTS, strength_units=made.strength_units)",
+        "scope.steer(model, None, intervention.edits, PROMPTS, strength_units=intervention.strength_units)",
     ]
     parts += ["```", ""]
-    if made.hook is not None:
+    if intervention.hook is not None:
         parts += ["Without scope:", "", "```python", "from hook import steer", "", "with steer(model):  # of transformers"]
         parts += ['    model.generate(**tokenizer(PROMPT, return_tensors="pt"), do_sample=False)', "```", ""]
-    if made.forms.get("GGUF control vector", "") is None:
+    if intervention.forms.get("GGUF control vector", "") is None:
         parts += ["    llama-cli -m MODEL.gguf --control-vector control_vector.gguf -p PROMPT", ""]
     parts += [
         "## Recorded texts",
@@ -51,7 +51,7 @@ def card(made: Any) -> str:
         "Greedy, each prompt alone. `lead` is the smallest lead of a written token, in logits.",
         "",
     ]
-    for text in made.texts:
+    for text in intervention.texts:
         parts += [f"    prompt   {visible(text.prompt)}"]
         for name in ("plain", "steered"):
             one = getattr(text, name)
@@ -69,15 +69,17 @@ def _strength(row: dict[str, Any]) -> str:
     return f": {row['strength']:+.4g} of the typical norm = raw {row['raw']:+.5g} = {of_maximum}"
 
 
-def _identities(made: Any) -> list[str]:
-    identity = ModelId.of(made.model)
+def _identities(intervention: Any) -> list[str]:
+    identity = ModelId.of(intervention.model)
     lines = [f"* model: {_code(identity.name)}, revision {_code(identity.revision)}, weights {_code(identity.weights_sha256)}"]
-    lines.append(f"* computed in {identity.dtype}; versions: {_code(', '.join(f'{k} {v}' for k, v in made.versions.items()))}")
-    for site, sae in made.dictionaries.items():
+    lines.append(
+        f"* computed in {identity.dtype}; versions: {_code(', '.join(f'{k} {v}' for k, v in intervention.versions.items()))}"
+    )
+    for site, sae in intervention.dictionaries.items():
         lines.append(
             f"* SAE at {_code(site)}: {sae.get('kind')}, {sae.get('d_sae')} latents, weights {_code(sae.get('weights_sha256'))}"
         )
-    for site, units in made.strength_units.items():
+    for site, units in intervention.strength_units.items():
         lines.append(f"* typical norm at {_code(site)}: {units.typical_norm:.5g} ({_code(units.source)})")
     return lines
 
@@ -94,8 +96,8 @@ def _measured(measured: dict[str, Any]) -> list[str]:
     return lines or ["* Nothing was measured beside it: scope steer --evaluate measures what it breaks."]
 
 
-def _adapter(made: Any) -> list[str]:
-    adapter = ModelId.of(made.model).adapter
+def _adapter(intervention: Any) -> list[str]:
+    adapter = ModelId.of(intervention.model).adapter
     if not adapter:
         return []
     return [

@@ -106,9 +106,9 @@ def read(file: Path) -> tuple[dict[str, str | int], dict[int, np.ndarray]]:
     return known, {int(match[1]): tensors[name] for name, match in names.items()}
 
 
-def _check(found: Mapping[int, np.ndarray], meant: Mapping[int, np.ndarray]) -> None:
-    same = found.keys() == meant.keys() and all(
-        found[layer].dtype == np.float32 and found[layer].tobytes() == meant[layer].tobytes() for layer in meant
+def _check(read_back: Mapping[int, np.ndarray], meant: Mapping[int, np.ndarray]) -> None:
+    same = read_back.keys() == meant.keys() and all(
+        read_back[layer].dtype == np.float32 and read_back[layer].tobytes() == meant[layer].tobytes() for layer in meant
     )
     if not same:
         raise EditError("The control vector that was written is read back with other numbers, so it was not kept.")

@@ -1,4 +1,4 @@
-"""What the exported hook.py reads, and which edits it cannot carry."""
+"""Describes edits to the exported hook.py, and refuses those that it cannot carry."""
 
 import re
 from collections.abc import Sequence

@@ -181,22 +181,22 @@ def refuse_other_folder(folder: Path) -> None:
         raise EditError(f"{folder} is there and holds no exported intervention, so it is not replaced. Give another folder.")
 
 
-def _write(made: Intervention, resolved: Sequence[Resolved], model: LanguageModel, folder: Path) -> None:
+def _write(intervention: Intervention, resolved: Sequence[Resolved], model: LanguageModel, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file(_tensors(made.edits, resolved), folder / VECTORS, {"format": "pt"})
-    lines = (json.dumps(asdict(text), ensure_ascii=False) for text in made.texts)
+    save_file(_tensors(intervention.edits, resolved), folder / VECTORS, {"format": "pt"})
+    lines = (json.dumps(asdict(text), ensure_ascii=False) for text in intervention.texts)
     (folder / TEXTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    if made.hook is not None:
+    if intervention.hook is not None:
         source = Path(__file__).with_name("transformers_hook.py").read_text(encoding="utf-8")
         (folder / HOOK).write_text(source, encoding="utf-8")
-    if made.forms["GGUF control vector"] is None:
+    if intervention.forms["GGUF control vector"] is None:
         control_vector.write(folder / GGUF, model, resolved)
     as_they_are = ("sheet", "promoted", "model", "dictionaries", "versions", "hook", "forms", "measured")
-    about = {"format": FORMAT, "schema": SCHEMA, "edits": [_without_vectors(edit) for edit in made.edits]}
-    about |= {"strength_units": {site: units.to_dict() for site, units in made.strength_units.items()}}
-    write_json(folder / ABOUT, about | {name: getattr(made, name) for name in as_they_are})
-    (folder / CARD).write_text(card(made), encoding="utf-8")
+    about = {"format": FORMAT, "schema": SCHEMA, "edits": [_without_vectors(edit) for edit in intervention.edits]}
+    about |= {"strength_units": {site: units.to_dict() for site, units in intervention.strength_units.items()}}
+    write_json(folder / ABOUT, about | {name: getattr(intervention, name) for name in as_they_are})
+    (folder / CARD).write_text(card(intervention), encoding="utf-8")
 
 
 def load_intervention(folder: str | Path) -> Intervention:

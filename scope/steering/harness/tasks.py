@@ -115,7 +115,11 @@ def compare_on_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if include_path is not None and not Path(include_path).is_dir():
         raise ConfigError(f"There is no folder {include_path} with tasks. Give one that holds their YAML files.")
-    manager = TaskManager(include_path=None if include_path is None else str(include_path), verbosity="ERROR")
+    manager = None
+    if include_path is not None:  # the harness' own thousands take seconds to list, so they are listed only where needed
+        manager = TaskManager(include_path=str(include_path), include_defaults=False)
+    if manager is None or not all(name in manager.all_tasks for name in tasks):
+        manager = TaskManager(include_path=None if include_path is None else str(include_path))
     _refuse_unknown(tasks, manager)
     loaded = _guarded(lambda: manager.load(list(tasks)), tasks)
     for task in loaded["tasks"].values():
