@@ -141,6 +141,31 @@ def _moderation(lab: Lab):
     return Moderation((Verdict(0, MARKUP, None, "hate", 1.0, 0.0, 9), Verdict(0, MARKUP, None, "sex", 0.0, 1.0, 9)), {})
 
 
+def _tasks(lab: Lab):
+    from scope.steering.harness.tasks import TaskComparison, TaskScore
+
+    values, apart = {"plain": 0.5, "steered": 0.4, "random": 0.5}, {"steered - plain": (-0.1, -0.2, 0.0)}
+    told = {"task": MARKUP, "metric": "acc", "filter": "none", "higher_is_better": True}
+    score = TaskScore(**told, n=9, values=values, differences=apart)
+    return TaskComparison(scores=(score,), limit=9, shots=0, harness="0.4", counts_as="prompt")
+
+
+def _refusals(lab: Lab):
+    from scope.moderation.refusals import Answer, Refusals
+
+    answers = [Answer(c, MARKUP, "harmful", MARKUP, c == "plain", 0.7) for c in ("plain", "steered", "random")]
+    return Refusals(answers=tuple(answers), chat=False, policy=MARKUP, moderator="tiny", notes=(MARKUP,))
+
+
+def _side_effects(lab: Lab):
+    from scope.workflows.side_effects import SideEffects
+
+    steered = lab.steer(3)
+    cost = steered.cost("the dog looks at the river")
+    run = steered.compare("the dog", **FEW)
+    return SideEffects(run=run, cost=cost, tasks=_tasks(lab), refusals=_refusals(lab), text=MARKUP)
+
+
 def _contributions(lab: Lab):
     from scope.moderation.contributions import Contributions
     from scope.moderation.prompt import Item
@@ -290,9 +315,12 @@ SAMPLES: dict[str, Callable[[Lab], Any]] = {
     "PictureAttribution": lambda lab: _picture("PictureAttribution"),
     "Recall": _recall,
     "SimilarityMaps": _maps,
+    "Refusals": _refusals,
+    "SideEffects": _side_effects,
     "SteeringRun": lambda lab: lab.steer(3).compare("the dog", **FEW),
     "Suppressed": _suppressed,
     "Sweep": _sweep,
+    "TaskComparison": _tasks,
     "TokenView": lambda lab: lab.read("the dog"),
     "TriggerResult": _triggers,
     "Weights": _weights,

@@ -1,6 +1,6 @@
 """`scope evaluate`: a dictionary's scores beside their baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ FLAGS = flags_of(
     ],
     doc="""Score a dictionary: L0, FVU, cosine, delta loss and KL with its reconstructions spliced into the model.
 
-Each number stands beside what a random dictionary of equal L0, PCA with as many components, the dictionary itself on the
-model with random weights, and mean- and zero-ablation reach, with a 95 % interval over documents. Also with and without
-position 0, special tokens and tokens of huge norm, and by position in the context.
+The first line judges them in words, by the rules in scope/evaluation/verdict.py. Each number stands beside what a random
+dictionary of equal L0, PCA with as many components, the dictionary itself on the model with random weights, and mean- and
+zero-ablation reach, with a 95 % interval over documents. Also with and without position 0, special tokens and tokens of huge
+norm, and by position in the context.
 """,
 )
 
@@ -40,9 +41,14 @@ def run(parsed: Any) -> None:
     config = config_of(Evaluate, parsed)
     if parsed.json:
         refuse_unwritable(parsed.json)
+    later: list[tuple[Callable[[Any], None], Any]] = []  # printed below the verdict
+    tell = {"on_note": lambda note: later.append((print_note, note))}
+    tell["on_certificate"] = lambda certificate: later.append((print_certificate, certificate))
     with progress_bar("Scoring", unit="passes", yes=parsed.yes) as on_progress:
-        evaluation = evaluate(config, on_progress=on_progress, on_note=print_note, on_certificate=print_certificate)
+        evaluation = evaluate(config, on_progress=on_progress, **tell)
     console.print(table(evaluation))
+    for show, what in later:
+        show(what)
     folder = Path(config.dictionary)
     if parsed.json:
         file = evaluation.save(parsed.json)

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scope.evaluation.result import Evaluation
+from scope.evaluation.verdict import verdict
 
 ARMS = {"sae": "SAE", "random": "random", "pca": "PCA", "random_model": "rnd-model", "mean": "mean", "zero": "zero"}
 
@@ -40,8 +41,8 @@ VARIANTS = {
 
 
 def table(evaluation: Evaluation) -> Group:
-    """Scores in rows, the SAE beside its baselines in columns, then variants of what counts, positions, latents, and notes.
-    Fits a terminal of 80 columns; further SAEs have a table of their own.
+    """The verdict in a line; scores in rows, the SAE beside its baselines in columns; then variants of what counts, positions,
+    latents, and notes. Fits a terminal of 80 columns; further SAEs have a table of their own.
     """
     legend = [text for name, text in LEGEND.items() if name in evaluation.arms]
     changes = "output_change" in evaluation.arms["sae"]
@@ -49,7 +50,7 @@ def table(evaluation: Evaluation) -> Group:
     told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
     told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
     further = [name for name in evaluation.arms if name not in ARMS]
-    parts: list[RenderableType] = [Text(heading(evaluation), "bold"), Text()]
+    parts: list[RenderableType] = [Text(verdict(evaluation), "bold"), Text(heading(evaluation)), Text()]
     parts += [_scores(evaluation, [name for name in ARMS if name in evaluation.arms])]
     parts += [Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
     for i in range(0, len(further), 4):

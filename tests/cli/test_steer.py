@@ -107,7 +107,46 @@ def test_control_arms_are_named_on_the_command_line(steer):
     assert 'began with "the river. "' in out
 
 
+def test_the_three_numbers_that_decide_are_printed_first(steer):
+    code, out, _ = steer("--latent", "3", "--prompt", "the dog", "--positions", "prompt")
+    assert code == 0
+    starts = ("Effect on the target: ", "Random direction: ", "Cost: ")
+    lines = [line for line in out.splitlines() if line.startswith(starts)]
+    assert [line.split(":")[0] + ": " for line in lines] == list(starts)
+    assert out.splitlines()[0] == lines[0]
+
+
+def test_side_effects_are_measured_and_an_intervention_is_handed_over_and_taken_up(steer, tmp_path, toy_text):
+    (tmp_path / "texts.txt").write_text("\n\n".join(toy_text[:12]))
+    rows = [{"prompt": text[:30], "kind": kind} for text, kind in zip(toy_text[:4], ["harmful", "harmless"] * 2, strict=True)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edit = ["--latent", "3", "--strength", "0.5", "--positions", "all", "--prompt", "the dog", "--max-new-tokens", "3"]
+    measure = ["--evaluate", "--corpus", f"{tmp_path}/texts.txt", "--tokens", "200", "--context", "32", "--draws", "2"]
+    out_folder, file = str(tmp_path / "handed over"), tmp_path / "run.json"
+    more = ["--refusals", f"{tmp_path}/asked.jsonl", "--export", out_folder, "--json", str(file)]
+    code, out, _ = steer(*edit, *measure, *more)
+    assert code == 0
+    flat = " ".join(out.split())
+    for said in ("nats a token on ordinary texts", "steered - random", "over-refusal of harmless prompts", "hook written"):
+        assert said in flat
+    found = json.loads(file.read_text())["side_effects"]
+    assert found["cost"]["draws"] == 2
+    assert len(found["refusals"]["answers"]) == 12
+    assert "KL from plain" in (tmp_path / "handed over" / "card.md").read_text()
+    assert run(["info", out_folder]) == 0
+    assert run(["export", out_folder, "--to", "gguf"]) == 0
+    assert (tmp_path / "handed over.gguf").stat().st_size > 128
+    code, again, _ = steer("--intervention", out_folder, "--prompt", "the dog", "--max-new-tokens", "3")
+    assert code == 0
+    assert "add latent 3 +0.5 of the residual norm, at every token" in " ".join(again.split())
+    assert steer("--intervention", out_folder, "--strength", "2")[0] == 2
+
+
 REFUSED = {
+    "one strength. Leave --sweep out": ["--latent", "3", "--sweep", "0.1", "0.2", "--evaluate"],
+    "their loss says nothing": ["--latent", "3", "--positions", "last_prompt", "--evaluate"],
+    "or prompts: --refusals": ["--latent", "3", "--moderate", "hate"],
+    "There is no exported intervention": ["--intervention", "nowhere"],
     "one run edits one kind of target": ["--latent", "3", "--toward", "a", "--away", "b"],
     "prompts on both sides": ["--toward", "a"],
     "give them with --toward and --away": ["--latent", "3", "--probe"],

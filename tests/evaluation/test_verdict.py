@@ -1,6 +1,10 @@
-"""Numbers in, a verdict out: no reading is named as the right one that explains little."""
+"""Numbers in, a verdict out: no reading is named as the right one that explains little, and one line judges an evaluation."""
+
+import pytest
 
 from scope.evaluation.certificate.verdict import judge
+from scope.evaluation.result import Evaluation
+from scope.evaluation.verdict import verdict
 
 
 def said(left: float, **declared: float) -> str:
@@ -28,3 +32,35 @@ def test_on_other_text_only_another_reading_refuses_a_dictionary_and_its_numbers
         fits, words, notes, _ = judge(measured, declared, {"fvu": 0.97}, tried, measured, other_text=True)
         assert fits is fitting
         assert "FVU is 0.95" in " ".join([words, *notes])
+
+
+def evaluation(zero: float | None = 0.97, mean: float = 0.9, fvu: float = 0.1, dead: float = 0.03, **arms) -> Evaluation:
+    own = {"fvu": fvu, "l0": 64.4, "recovered_vs_zero": zero, "recovered_vs_mean": mean, "interval": {}}
+    nulls = {"random": {"fvu": 0.6}, "pca": {"fvu": 0.3}, "zero": {"fvu": 1.2}, "mean": {"fvu": 1.0}} | arms
+    return Evaluation({"sae": own} | nulls, {}, {"never_fired": dead, "dense": 0.0, "dense_above": 0.1}, [], {})
+
+
+WORDS = {
+    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired": {},
+    "Weak: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired": {"mean": 0.79},
+    "Weak: keeps 89% of the loss that zero ablation costs, L0 64, 3% never fired": {"zero": 0.89},
+    "Not usable: keeps 69% of the loss that zero ablation costs, L0 64, 3% never fired": {"zero": 0.69},
+    "Not usable: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired; but PCA with as many components "
+    "explains as much": {"fvu": 0.6},
+    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 40% never fired; but 40% of the latents were silent": {
+        "dead": 0.4
+    },
+    "Not judged: FVU 0.100, L0 64, 3% never fired": {"zero": None},
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_same_numbers_are_always_judged_in_the_same_words(words):
+    assert verdict(evaluation(**WORDS[words])) == words
+
+
+def test_vectors_are_judged_by_how_much_less_they_change_than_under_ablation():
+    changed = evaluation(zero=None, random={"fvu": 0.6}, pca={"fvu": 0.3}, mean={"fvu": 1, "output_change": 0.4})
+    changed.arms["sae"]["output_change"] = 0.02
+    changed.arms["zero"]["output_change"] = 0.8
+    assert verdict(changed).startswith("Usable: keeps 98% of the output that zero ablation changes")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scope.errors import EditError
-from scope.models.face import LanguageModel
+from scope.models.face import LanguageModel, VisionModel
 from scope.progress import OnProgress
 from scope.provenance import ModelId, without_folders
 from scope.sae.base import SAE
@@ -127,6 +127,11 @@ def export_intervention(
     """
     folder = Path(folder).expanduser()
     refuse_other_folder(folder)
+    if isinstance(model, VisionModel) or model.provenance.get("picture_sha256"):
+        raise EditError(
+            f"A {model.cfg.family_name} writes about a picture, and no exported form holds one.\n"
+            "  To hand the edit over, save the run with --json: scope steer --replay makes it again with the same picture."
+        )
     prompts = list_of_texts(prompts, EditError)
     edits, saes = Edits.of(edits), dictionaries(sae)
     check_sites(model, saes, edits)
@@ -135,7 +140,6 @@ def export_intervention(
     resolved = [resolve(edit, {}, units) for edit in edits]
     texts = record_texts(model, {}, resolved, prompts, max_new_tokens, on_progress)
     scorer = TextScorer(model, {}, resolved, units, prompts)
-    hook = hook_of.about_hook(model, resolved)
     why_no_hook = hook_of.refusal(model, resolved, texts)
     why_no_gguf = control_vector.refusal(model, resolved)
     made = Intervention(
@@ -147,7 +151,7 @@ def export_intervention(
         dictionaries={site: without_folders(_identity(one)) for site, one in saes.items()},
         versions={"torch": torch.__version__, "scope": version_of()},
         texts=texts,
-        hook=None if why_no_hook else hook,
+        hook=None if why_no_hook else hook_of.about_hook(model, resolved),
         forms={"transformers hook": why_no_hook, "GGUF control vector": why_no_gguf},
         measured=dict(measured or {}),
     )
