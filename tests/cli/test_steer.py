@@ -117,15 +117,15 @@ def test_the_three_numbers_that_decide_are_printed_first(steer):
 
 
 def test_side_effects_are_measured_and_an_intervention_is_handed_over_and_taken_up(steer, tmp_path, toy_text):
-    (tmp_path / "texts.txt").write_text("\n\n".join(toy_text[:12]))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in toy_text[:12]))
     rows = [{"prompt": text[:30], "kind": kind} for text, kind in zip(toy_text[:4], ["harmful", "harmless"] * 2, strict=True)]
     (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     edit = ["--latent", "3", "--strength", "0.5", "--positions", "all", "--prompt", "the dog", "--max-new-tokens", "3"]
-    measure = ["--evaluate", "--corpus", f"{tmp_path}/texts.txt", "--tokens", "200", "--context", "32", "--draws", "2"]
+    measure = ["--evaluate", "--corpus", f"{tmp_path}/texts.jsonl", "--tokens", "200", "--context", "32", "--draws", "2"]
     out_folder, file = str(tmp_path / "handed over"), tmp_path / "run.json"
     more = ["--refusals", f"{tmp_path}/asked.jsonl", "--export", out_folder, "--json", str(file)]
-    code, out, _ = steer(*edit, *measure, *more)
-    assert code == 0
+    code, out, error = steer(*edit, *measure, *more)
+    assert code == 0, error
     flat = " ".join(out.split())
     for said in ("nats a token on ordinary texts", "steered - random", "over-refusal of harmless prompts", "hook written"):
         assert said in flat
