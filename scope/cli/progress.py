@@ -106,10 +106,16 @@ def progress_bar(title: str, unit: str = "steps", yes: bool = False, foretell: b
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], OnProgress]]:
-    """Within the block, call what it yields with the title of a stage for that stage's `on_progress`; each has a bar."""
-    with ExitStack() as bars:
-        yield lambda title: bars.enter_context(progress_bar(title, unit="units"))
+def stages(yes: bool = False) -> Iterator[Callable[[str], OnProgress]]:
+    """Within the block, call what it yields with the title of a stage for the `on_progress` of that stage; the bar of the one
+    before ends there."""
+    with ExitStack() as current:
+
+        def begin(title: str) -> OnProgress:
+            current.close()
+            return current.enter_context(progress_bar(title, unit="units", yes=yes))
+
+        yield begin
 
 
 def _value(value) -> str:

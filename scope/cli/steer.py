@@ -52,7 +52,7 @@ def run(parsed: Any) -> int | None:
     later: list[tuple[Callable[[Any], None], Any]] = []  # printed below the numbers that decide
     tell = {"on_note": lambda note: later.append((print_note, note)), "on_time": on_time}
     tell["on_certificate"] = lambda certificate: later.append((print_certificate, certificate))
-    with stages() as on_stage:
+    with stages(parsed.yes) as on_stage:
         result = steer(config, on_progress=on_progress, on_stage=on_stage, **tell)
     run = result.run if isinstance(result, SideEffects) else result
     if isinstance(run, SteeringRun):
