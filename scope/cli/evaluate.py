@@ -22,7 +22,7 @@ FLAGS = flags_of(
     ],
     doc="""Score a dictionary: L0, FVU, cosine, delta loss and KL with its reconstructions spliced into the model.
 
-The first line judges them in words, by the rules in scope/evaluation/verdict.py. Each number stands beside what a random
+The first line judges them in words, by the rules in scope.evaluation.caveats.verdict. Each number stands beside what a random
 dictionary of equal L0, PCA with as many components, the dictionary itself on the model with random weights, and mean- and
 zero-ablation reach, with a 95 % interval over documents. Also with and without position 0, special tokens and tokens of huge
 norm, and by position in the context.

@@ -1,4 +1,4 @@
-"""Notes on an evaluation: findings that a reader of its table could overlook."""
+"""The verdict on an evaluation in words, and notes on it: findings that a reader of its table could overlook."""
 
 import math
 from typing import Any
@@ -87,3 +87,62 @@ def _declared(scores: dict[str, Any], sae: SAE) -> list[str]:
         if isinstance(then, list | tuple) and not then[0] / 1.3 <= now <= then[1] * 1.3:
             notes.append(f"{name} is {now:.3g} here; {when} {then[0]:g} to {then[1]:g}.")
     return notes
+
+
+USABLE, WEAK = (0.9, 0.8), (0.7, 0.5)
+"""Shares kept of what zero and mean ablation lose."""
+DEAD, DENSE = 0.2, 0.1
+
+
+def verdict(arms: dict[str, dict[str, Any]], latents: dict[str, Any]) -> str:
+    """One line of words on an evaluation, decided by how much is kept of the loss that an ablation costs (or, of a model that
+    gives vectors, of the change that it makes), and by whether the SAE beats its baselines:
+
+        Usable       at least 90 % of what zero ablation loses is kept and 80 % of what mean ablation loses
+        Weak         at least 70 % and 50 %
+        Not usable   less, or FVU no better than that of a random dictionary of equal L0, or FVU at least 1
+        Not judged   scored without baselines (--no-nulls), so there is nothing to judge by
+
+    Behind the colon are the numbers themselves; "but" adds what limits them: FVU no better than PCA's with as many components,
+    more than 20 % of the latents that never fired, more than 10 % that fire on a tenth of the tokens. Nothing is said about
+    whether latents are interpretable.
+    """
+    scores = arms["sae"]
+    zero, mean = (_share_kept(arms, name) for name in ("zero", "mean"))
+    numbers = [f"FVU {scores['fvu']:.3f}"] if zero is None else [f"keeps {zero:.0%} of {_lost(scores)}"]
+    numbers += [f"L0 {scores['l0']:.0f}"] if scores.get("l0") is not None else []
+    numbers += [f"{latents['never_fired']:.0%} never fired"] if "never_fired" in latents else []
+    limits = []
+    if "pca" in arms and scores["fvu"] >= arms["pca"]["fvu"]:
+        limits.append("PCA with as many components explains as much")
+    if latents.get("never_fired", 0.0) > DEAD:
+        limits.append(f"{latents['never_fired']:.0%} of the latents were silent")
+    if latents.get("dense", 0.0) > DENSE:
+        limits.append(f"{latents['dense']:.0%} fire on more than {latents.get('dense_above', 0.1):.0%} of the tokens")
+    judged = f"{_word(scores, arms, zero, mean)}: {', '.join(numbers)}"
+    return f"{judged}; but {', and '.join(limits)}" if limits else judged
+
+
+def _word(scores: dict[str, Any], arms: dict[str, dict[str, Any]], zero: float | None, mean: float | None) -> str:
+    if "random" not in arms or zero is None:
+        return "Not judged"
+    if scores["fvu"] >= 1 or scores["fvu"] >= arms["random"]["fvu"]:
+        return "Not usable"
+    for word, (of_zero, of_mean) in (("Usable", USABLE), ("Weak", WEAK)):
+        if zero >= of_zero and (mean is None or mean >= of_mean):
+            return word
+    return "Not usable"
+
+
+def _share_kept(arms: dict[str, dict[str, Any]], ablation: str) -> float | None:
+    """The share of what an ablation loses that is kept; None where it was not measured or lost nothing."""
+    scores = arms["sae"]
+    if "output_change" in scores:
+        lost = arms.get(ablation, {}).get("output_change") or math.nan
+        kept = 1 - scores["output_change"] / lost
+        return None if math.isnan(kept) else kept
+    return scores.get(f"recovered_vs_{ablation}")
+
+
+def _lost(scores: dict[str, Any]) -> str:
+    return "the output that zero ablation changes" if "output_change" in scores else "the loss that zero ablation costs"

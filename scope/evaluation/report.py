@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from scope.evaluation.caveats import verdict
 from scope.evaluation.result import Evaluation
-from scope.evaluation.verdict import verdict
 
 ARMS = {"sae": "SAE", "random": "random", "pca": "PCA", "random_model": "rnd-model", "mean": "mean", "zero": "zero"}
 
@@ -50,7 +50,11 @@ def table(evaluation: Evaluation) -> Group:
     told: list[RenderableType] = [Text(line) for line in lines(evaluation)]
     told += [Text(f"note: {note}", "yellow") for note in evaluation.notes]
     further = [name for name in evaluation.arms if name not in ARMS]
-    parts: list[RenderableType] = [Text(verdict(evaluation), "bold"), Text(heading(evaluation)), Text()]
+    parts: list[RenderableType] = [
+        Text(verdict(evaluation.arms, evaluation.latents), "bold"),
+        Text(heading(evaluation)),
+        Text(),
+    ]
     parts += [_scores(evaluation, [name for name in ARMS if name in evaluation.arms])]
     parts += [Text("; ".join(legend), "dim"), Text(), _variants(evaluation), Text()]
     for i in range(0, len(further), 4):

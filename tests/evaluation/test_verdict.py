@@ -2,9 +2,8 @@
 
 import pytest
 
+from scope.evaluation.caveats import verdict
 from scope.evaluation.certificate.verdict import judge
-from scope.evaluation.result import Evaluation
-from scope.evaluation.verdict import verdict
 
 
 def said(left: float, **declared: float) -> str:
@@ -34,10 +33,11 @@ def test_on_other_text_only_another_reading_refuses_a_dictionary_and_its_numbers
         assert "FVU is 0.95" in " ".join([words, *notes])
 
 
-def evaluation(zero: float | None = 0.97, mean: float = 0.9, fvu: float = 0.1, dead: float = 0.03, **arms) -> Evaluation:
-    own = {"fvu": fvu, "l0": 64.4, "recovered_vs_zero": zero, "recovered_vs_mean": mean, "interval": {}}
-    nulls = {"random": {"fvu": 0.6}, "pca": {"fvu": 0.3}, "zero": {"fvu": 1.2}, "mean": {"fvu": 1.0}} | arms
-    return Evaluation({"sae": own} | nulls, {}, {"never_fired": dead, "dense": 0.0, "dense_above": 0.1}, [], {})
+def scored(zero: float | None = 0.97, mean: float = 0.9, fvu: float = 0.1, dead: float = 0.03, **more) -> tuple[dict, dict]:
+    """Conditions and latents of an evaluation, as far as they are judged."""
+    sae = {"fvu": fvu, "l0": 64.4, "recovered_vs_zero": zero, "recovered_vs_mean": mean}
+    nulls = {"random": {"fvu": 0.6}, "pca": {"fvu": 0.3}, "zero": {"fvu": 1.2}, "mean": {"fvu": 1.0}}
+    return {"sae": sae} | nulls | more, {"never_fired": dead, "dense": 0.0, "dense_above": 0.1}
 
 
 WORDS = {
@@ -56,11 +56,11 @@ WORDS = {
 
 @pytest.mark.parametrize("words", WORDS)
 def test_the_same_numbers_are_always_judged_in_the_same_words(words):
-    assert verdict(evaluation(**WORDS[words])) == words
+    assert verdict(*scored(**WORDS[words])) == words
 
 
 def test_vectors_are_judged_by_how_much_less_they_change_than_under_ablation():
-    changed = evaluation(zero=None, random={"fvu": 0.6}, pca={"fvu": 0.3}, mean={"fvu": 1, "output_change": 0.4})
-    changed.arms["sae"]["output_change"] = 0.02
-    changed.arms["zero"]["output_change"] = 0.8
-    assert verdict(changed).startswith("Usable: keeps 98% of the output that zero ablation changes")
+    arms, latents = scored(zero=None)
+    for name, change in {"sae": 0.02, "zero": 0.8, "mean": 0.4}.items():
+        arms[name]["output_change"] = change
+    assert verdict(arms, latents).startswith("Usable: keeps 98% of the output that zero ablation changes")
