@@ -19,7 +19,7 @@ _COURTESY = 3.0  # seconds in which the first process may say the same, and torc
 COMMANDS = {
     "demo": "The whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.",
     "info": "What is this folder or file, and what to do with it next.",
-    "list": "What lies in runs/, or in another folder.",
+    "list": "What lies in runs/ or another folder, or which SAEs are published: scope list releases.",
     "harvest": "Record activations of a model on a corpus into HDF5 shards.",
     "recording": "Show, verify, repair or convert a recording.",
     "train": "Train sparse dictionaries on a recording, or straight from a running model.",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.errors import ConfigError, ScopeError
+from scope.sae.hub.releases import published_at
 from scope.typed_json import parse_json, read_bytes
 
 _LARGEST = 4 * 2**20
@@ -162,9 +163,13 @@ def _sae(path: Path, names: set[str]) -> Described:
 
 
 def _npz(path: Path) -> Described:
-    return Described(
-        path, "SAE", "Gemma Scope's params.npz, which names neither model nor site", f"scope evaluate {path} --help"
-    )
+    known = published_at(str((path if path.is_dir() else path.parent).absolute()))
+    if known is not None:
+        content = f"Gemma Scope's params.npz, by its path {known.name} of {known.model}"
+        return Described(path, "SAE", content, f"scope features {path} --corpus bundled")
+    content = "Gemma Scope's params.npz, which names neither model nor site"
+    way_on = f"scope evaluate {path} --model MODEL --site blocks.LAYER.hook_resid_post --corpus bundled"
+    return Described(path, "SAE", content, way_on)
 
 
 def _of_file(path: Path) -> Described | None:

@@ -112,6 +112,12 @@ def _by_release(paths: list[str]) -> _Place:
     return _Place(site=site, site_out=out, model=model)
 
 
+def sites_by_name(place: str) -> tuple[str, str | None]:
+    """(site, what a transcoder predicts, else None) of a place in a release of Gemma Scope or Gemma Scope 2; "" elsewhere."""
+    found = _by_release([place])
+    return (found.site, found.site_out) if found.model else gemma_scope_2.sites_by_release([place])
+
+
 def write(sae: SAE, folder: Path) -> list[str]:
     """Write params.npz and a config.json that says what it is, and return a list of what they have no place for.
 

@@ -65,7 +65,7 @@ def read(folder: Path, named: str | None = None) -> SAE:
         )
     arrays = renamed(stored, _NAMES, folder / WEIGHTS)
     paths = [named] if named else [str(folder.absolute()), str(folder.resolve())]
-    site, out = config.sites() if config.hf_hook_point_in else _by_release(paths)
+    site, out = config.sites() if config.hf_hook_point_in else sites_by_release(paths)
     if "W_skip" in arrays:
         out = out or ""
         if arrays["W_skip"].dim() != 2:
@@ -98,7 +98,7 @@ def site_of(hook: str | None) -> str:
     return f"blocks.{found[1]}.{_SITES[found[2]]}" if found and found[2] in _SITES else ""
 
 
-def _by_release(paths: list[str]) -> tuple[str, str | None]:
+def sites_by_release(paths: list[str]) -> tuple[str, str | None]:
     """(site, what a transcoder predicts) by the release's layout, relative to its root; nothing elsewhere."""
     found = next((match for path in paths if (match := _RELEASE.fullmatch(path.rstrip("/")))), None)
     if not found:

@@ -95,6 +95,12 @@ def model_of(release: str) -> str:
     return _model(_head(release, "model"), _head(release, "repo_id"))
 
 
+def summary(release: str) -> tuple[int, str, str | None]:
+    """(SAEs of a release, their repository, what they are if scope does not read them), without parsing the list."""
+    n = len(re.findall(r"^ *- id:", _sections()[release], re.MULTILINE))
+    return n, _head(release, "repo_id"), not_read(_head(release, "conversion_func"))
+
+
 @cache
 def published(release: str) -> tuple[Published, ...]:
     """The SAEs of a release.
