@@ -1,11 +1,12 @@
-"""Harvests in processes of their own, forked from a server that has imported everything: each starts at once."""
+"""Harvests in processes of their own."""
 
-import multiprocessing
 import os
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from tests.activations import toy
+from tests.help.forked import code, forked
 
 
 class Mortal(toy.Arithmetic):
@@ -29,32 +30,18 @@ def harvest(out: str, tokens: str | int = 12_000, deed: str = "", **settings) ->
     toy.record(out, tokens=int(tokens), model=Mortal(deed, Path(out).parent / "died"), **settings)
 
 
-def server() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.activations.processes"])
-    return context
-
-
-class Started:
-    """Processes at work."""
-
-    def __init__(self, processes: list):
-        self.processes = processes
-        for process in processes:
-            process.start()
-
-    def codes(self) -> list[int]:
-        """How each ended, once all have."""
-        for process in self.processes:
-            process.join(120)
-        return [process.exitcode for process in self.processes]
-
-
-def start_ranks(world: int, out: Path | str, tokens: int = 12_000, deed: str = "", only: list[int] | None = None, **settings):
+def start_ranks(
+    world: int, out: Path | str, tokens: int = 12_000, deed: str = "", only: list[int] | None = None, **settings
+) -> list[BaseProcess]:
     """Start the ranks of a harvest, all or `only` some."""
     arguments = str(out), tokens, deed
     ranks = range(world) if only is None else only
-    return Started([server().Process(target=_rank, args=(rank, world, arguments, settings)) for rank in ranks])
+    return [forked(_rank, rank, world, arguments, settings) for rank in ranks]
+
+
+def codes(ranks: list[BaseProcess]) -> list[int | None]:
+    """How each ended, once all have."""
+    return [code(rank) for rank in ranks]
 
 
 def _rank(rank: int, world: int, arguments: tuple, settings: dict) -> None:

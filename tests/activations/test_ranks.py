@@ -14,7 +14,7 @@ from scope.activations.harvest.ranks import ProcessRank
 from scope.activations.read.store import ActivationStore
 
 from scope.whole_files import FolderInUse, only_writer
-from tests.activations.processes import start_ranks
+from tests.activations.processes import codes, start_ranks
 from tests.activations.toy import Arithmetic, contents, record
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def ranked(monkeypatch, rank: int, world: int) -> None:
 
 
 def test_two_ranks_make_byte_for_byte_the_recording_of_one_process(tmp_path, whole):
-    assert start_ranks(2, tmp_path / "r").codes() == [0, 0]
+    assert codes(start_ranks(2, tmp_path / "r")) == [0, 0]
     assert contents(tmp_path / "r") == whole
 
 
@@ -66,7 +66,7 @@ def test_under_torchrun_a_rank_that_is_killed_is_started_again_and_no_byte_diffe
 
 
 def test_a_rank_that_dies_without_a_restart_ends_the_run_and_one_process_goes_on(tmp_path, whole):
-    assert start_ranks(2, tmp_path / "r", deed="die").codes() == [1, -9]
+    assert codes(start_ranks(2, tmp_path / "r", deed="die")) == [1, -9]
     model = Arithmetic()
     record(tmp_path / "r", model=model)
     assert contents(tmp_path / "r") == whole
@@ -74,9 +74,9 @@ def test_a_rank_that_dies_without_a_restart_ends_the_run_and_one_process_goes_on
 
 
 def test_a_recording_of_three_ranks_is_extended_by_one_and_again_by_two(tmp_path, whole):
-    assert start_ranks(3, tmp_path / "r", tokens=3000).codes() == [0, 0, 0]
+    assert codes(start_ranks(3, tmp_path / "r", tokens=3000)) == [0, 0, 0]
     record(tmp_path / "r", tokens=7000)
-    assert start_ranks(2, tmp_path / "r").codes() == [0, 0]
+    assert codes(start_ranks(2, tmp_path / "r")) == [0, 0]
     assert contents(tmp_path / "r") == whole
 
 
@@ -88,7 +88,7 @@ def test_sigterm_to_torchrun_leaves_what_another_number_of_ranks_continues(tmp_p
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert contents(tmp_path / "r") != whole
-    assert start_ranks(3, tmp_path / "r").codes() == [0, 0, 0]
+    assert codes(start_ranks(3, tmp_path / "r")) == [0, 0, 0]
     assert contents(tmp_path / "r") == whole
 
 
@@ -148,6 +148,6 @@ def test_the_bar_of_rank_0_counts_what_the_others_have_done(tmp_path, monkeypatc
     ranked(monkeypatch, 0, 2)
     told = []
     record(tmp_path / "r", on_progress=lambda done, total, numbers: told.append((done, total, numbers["ranks"])))
-    assert other.codes() == [0]
+    assert codes(other) == [0]
     assert told[-1] == (188 * 64, 188 * 64, 2)
     assert all(a[0] <= b[0] for a, b in pairwise(told))

@@ -15,7 +15,7 @@ from scope.activations.harvest.plan import plan
 from scope.activations.harvest.repair import examine, repair
 from scope.activations.read.store import ActivationStore
 
-from tests.activations.processes import start_ranks
+from tests.activations.processes import codes, start_ranks
 from tests.activations.toy import Arithmetic, ByteTokenizer, config, contents, numbers, record
 
 
@@ -206,5 +206,5 @@ def test_a_plan_for_a_store_asks_for_room_to_stage_and_not_for_all(tmp_path):
 
 def test_two_ranks_send_to_one_store_what_one_process_would(tmp_path, whole):
     ranks = start_ranks(2, f"file://{tmp_path}/there", staging=tmp_path / "staging")
-    assert ranks.codes() == [0, 0]
+    assert codes(ranks) == [0, 0]
     assert stored(f"file://{tmp_path}/there") == whole

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from scope.activations.harvest import run
 
-from tests.activations.processes import server
 from tests.activations.toy import contents, record
+from tests.help.forked import server
 
 BATCHES, BATCH_TOKENS = 47, 256  # of the toy's recording
 NOTED = 0.005  # seconds from one note of the open shard to the next

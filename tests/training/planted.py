@@ -1,8 +1,5 @@
 """Small trainings that the tests of this room share: planted features, two sites, children that can be killed."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,12 +61,6 @@ def grid(out: Path, revive_after: int | None = None) -> list[Job]:
     reseeded = TrainConfig(**{**vars(SMALL), "seed": 3, "order_seed": 0})
     second = job(out / "b", d_sae=96, target_l0=8.0, revive_after=revive_after)
     return [job(out / "a"), second, job(out / "c", SITES[1], reseeded)]
-
-
-def python(code: str, *args: Any, **environment: str) -> subprocess.Popen:
-    """A child that runs `code` with one thread, from the root of the tree."""
-    surroundings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], env=surroundings, cwd=ROOT)
 
 
 def same(a, b) -> bool:

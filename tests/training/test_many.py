@@ -18,7 +18,9 @@ from scope.training.grid import cells
 from scope.training.plan import plan, refuse_what_does_not_fit
 from scope.training.progress import read_log
 from scope.training.trainer import CHECKPOINT, Job, TensorBatches, train, train_all
-from tests.training.planted import SITES, SMALL, TwoSites, grid, job, planted, python, same
+from tests.help.forked import code, forked
+from tests.training import children
+from tests.training.planted import SITES, SMALL, TwoSites, grid, job, planted, same
 
 
 @pytest.fixture(scope="module")
@@ -60,59 +62,26 @@ def test_p36_many_that_were_stopped_end_in_the_same_bits(whole, tmp_path):
     assert not list(tmp_path.glob("checkpoint*"))
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests.training.planted import TwoSites, grid
-from scope.training.trainer import train_all
-out = Path(sys.argv[1])
-train_all(grid(out, revive_after=64), TwoSites(), out, lambda *a: time.sleep(0.15))
-"""
-
-
 def test_p36_killed_again_and_again_at_any_moment_they_end_in_the_same_bits(whole, tmp_path):
     chance, kills = random.Random(time.time()), 0
     for _ in range(12):
-        process, before = python(CHILD, tmp_path), (tmp_path / CHECKPOINT).exists()
+        process, before = forked(children.many, tmp_path, 0.15), (tmp_path / CHECKPOINT).exists()
         limit = time.monotonic() + 100
-        while not (tmp_path / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < limit:
+        while not (tmp_path / CHECKPOINT).exists() and process.is_alive() and time.monotonic() < limit:
             time.sleep(0.01)
         time.sleep(chance.uniform(2.0, 3.5) if before else chance.uniform(0.0, 0.3))
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait(timeout=100) == -9
-        if kills == 3 or process.returncode == 0:
+        process.kill()
+        kills += code(process) == -signal.SIGKILL
+        if kills == 3 or process.exitcode == 0:
             break
     assert kills >= 1
     resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)
     assert all(same(a, b) for a, b in zip(whole[0], resumed, strict=True))
 
 
-AMID = """
-import os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from scope.training import checkpoint
-from tests.training.planted import TwoSites, grid
-from scope.training.trainer import train_all
-written, calls, place = checkpoint._Hashed.write, [0], int(sys.argv[2])
-def write(hashed, data):
-    calls[0] += 1
-    if calls[0] == place:
-        written(hashed, memoryview(data).cast("B")[: len(data) // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-    written(hashed, data)
-checkpoint._Hashed.write = write
-out = Path(sys.argv[1])
-train_all(grid(out, revive_after=64), TwoSites(), out)
-"""
-
-
 @pytest.mark.parametrize("place", [1, 90, 165])
 def test_p36_killed_in_the_middle_of_a_checkpoint_the_one_before_counts(whole, tmp_path, place):
-    assert python(AMID, tmp_path, place).wait(timeout=100) == -9
+    assert code(forked(children.many_until, tmp_path, place)) == -signal.SIGKILL
     assert list(tmp_path.glob("*.tmp"))
     assert (tmp_path / CHECKPOINT).exists() == (place > 1)
     resumed = train_all(grid(tmp_path, revive_after=64), TwoSites(), tmp_path)

@@ -3,7 +3,6 @@
 Those that are killed are forked from a server that has imported torch, and find each other as torchrun's processes do.
 """
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from scope.training.checkpoint import load_state
 from scope.training.config import TrainConfig
 from scope.training.processes import ProcessGroup
 from scope.training.trainer import CHECKPOINT, Job, train_all
+from tests.help.forked import code, forked
 from tests.training.planted import ROOT, SMALL, TwoSites, grid, job, same
 from tests.training.processes_child import rank
 
@@ -36,17 +36,10 @@ def torchrun(out, modes: str, device: str = "cpu") -> int:
 
 def start_two(out, mode: str, die_at: int = 0) -> list[int]:
     """How two processes end that train in one way; the second is killed at a step, if one is named."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.processes_child"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=rank, args=(r, 2, port, out, [mode], die_at)) for r in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(100)
-    return [process.exitcode for process in processes]
+    return [code(process) for process in [forked(rank, r, 2, port, out, [mode], die_at) for r in range(2)]]
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,7 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +21,7 @@ from scope.sae.topk import BatchTopKConfig
 from scope.training.progress import read_log
 from scope.training.trainer import CHECKPOINT, TensorBatches, TrainConfig, train
 from scope.whole_files import FolderInUse
+from tests.help.forked import code, forked
 
 SITE = "blocks.1.hook_resid_post"
 SMALL = TrainConfig(steps=40, batch_size=64, save_every=7, log_every=5, calibration=512)
@@ -171,29 +169,18 @@ def test_p36_a_run_in_which_latents_start_anew_ends_in_the_same_bits_when_it_was
         assert torch.equal(a, b), name
 
 
-CHILD = """
-import sys, time
-from pathlib import Path
-from tests.training.test_trainer import SMALL, batches, fresh, train
-train(fresh(), batches(), SMALL, Path(sys.argv[1]), on_progress=lambda *a: time.sleep(float(sys.argv[2])))
-"""
-
-
-def child(out: Path, pause: float) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(out), str(pause)], env=environment, cwd=Path(__file__).parents[2])
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_p36_killed_interrupted_or_terminated_the_same_command_ends_in_the_same_bits(tmp_path, number):
-    process = child(tmp_path / "killed", 0.5)
+    from tests.training import children
+
+    process = forked(children.one, tmp_path / "killed", 0.5)
     limit = time.monotonic() + 300
-    while not (tmp_path / "killed" / CHECKPOINT).exists() and process.poll() is None and time.monotonic() < limit:
+    while not (tmp_path / "killed" / CHECKPOINT).exists() and process.is_alive() and time.monotonic() < limit:
         time.sleep(0.02)
-    process.send_signal(number)
-    code = process.wait(timeout=300)
-    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143}.get(number, code)
-    assert code != 0
+    os.kill(process.pid, number)
+    ended = code(process)
+    assert ended == {signal.SIGKILL: -9, signal.SIGTERM: 143}.get(number, ended)
+    assert ended != 0
     assert (tmp_path / "killed" / CHECKPOINT).exists()
     with pytest.raises(DictionaryError, match="has not finished"):
         read_sae(tmp_path / "killed")
