@@ -59,7 +59,7 @@ def downloads(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], 
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
         download_buttons(run, name, dictionaries)
         session.link_popover("steer", run=name)
-        if isinstance(run, SteeringRun) and not _about_picture(run):
+        if isinstance(run, SteeringRun) and not _lacks_picture(run):
             with st.popover("Code", icon=":material/code:", type="tertiary", on_change="rerun", key=f"code {name}") as opened:
                 if opened.open:
                     st.code(as_python(run, dictionaries, ModelId.of(run.model).name), language="python")
@@ -83,9 +83,9 @@ def download_buttons(run: SteeringRun | Sweep, name: str, dictionaries: Sequence
     ]
 
     def code() -> list[str]:
-        return [as_python(run, places)] if isinstance(run, SteeringRun) and not _about_picture(run) else []
+        return [as_python(run, places)] if isinstance(run, SteeringRun) and not _lacks_picture(run) else []
 
-    if isinstance(run, SteeringRun) and not _about_picture(run):
+    if isinstance(run, SteeringRun) and not _lacks_picture(run):
         notebook = (lambda: as_notebook(run, places)), "ipynb", "application/x-ipynb+json"
         files.append(("Python", lambda: code()[0], "py", "text/x-python", "A script that generates the same texts"))
         files.append(("Notebook", *notebook, "The same script in cells"))
@@ -95,9 +95,9 @@ def download_buttons(run: SteeringRun | Sweep, name: str, dictionaries: Sequence
         st.download_button(label, make, file, media, key=f"file {file}", help=meaning, **usual)
 
 
-def _about_picture(run: SteeringRun) -> bool:
-    """Whether it was made about a picture, which no script of ours holds."""
-    return "picture_sha256" in run.model
+def _lacks_picture(run: SteeringRun) -> bool:
+    """Whether it was made about a picture of which it holds no copy, as runs of earlier versions."""
+    return "picture_sha256" in run.model and not run.picture
 
 
 def replayed(before: SteeringRun | Sweep, again: SteeringRun | Sweep) -> tuple[bool, str]:

@@ -11,7 +11,6 @@ patches, so that replacing them there may do less than the sum says; then the ch
 Source: integrated gradients, arXiv:1703.01365; of dictionaries, with the error as a node of its own, arXiv:2403.19647.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from scope.circuits.picture_attribution_result import PatchAblation, PictureAttr
 from scope.errors import EditError
 from scope.fit import check_fit
 from scope.models.paligemma.pictured import check_says_words
+from scope.models.pictures.copies import copy_of, pixels_sha256
 from scope.models.pictures.processor import Box
 from scope.models.pictures.read import read_picture
 from scope.null_seeds import null_seed
@@ -76,6 +76,8 @@ def attribute_picture(
     rest = PictureRest(model, sae, picture, prompt, answer, rows)
     log_p = rest.log_p(rest.x[None])[0]
     wanted, against = token_pair(model, log_p, log_p, token, other)
+    fields = split(rest, sae, wanted, against, method, steps, n_patches, draws, pack, seed)
+    fields["provenance"]["settings"] |= {"token": wanted, "other": against, "rows": rows}
     return PictureAttribution(
         prompt=prompt,
         answer=answer,
@@ -83,7 +85,7 @@ def attribute_picture(
         other=model.words.pieces([against])[0],
         p_token=float(log_p[wanted].exp()),
         p_other=float(log_p[against].exp()),
-        **split(rest, sae, wanted, against, method, steps, n_patches, draws, pack, seed),
+        **fields,
     )
 
 
@@ -134,6 +136,7 @@ def split(
         "gap": whole - sum(row.value for row in table),
         "rows": tuple(described(row, parts, rest, pack) for row in table),
         "picture": rest.picture,
+        "picture_copy": copy_of(rest.picture, rest.model.cfg.pictures),
         "grid": tuple(rest.model.patch_grid()),
         "boxes": tuple(rest.boxes),
         "latents": tuple(parts.ids.tolist()),
@@ -146,9 +149,10 @@ def split(
         "provenance": {
             "model": rest.model.provenance,
             "dictionary": {name: sae.provenance.get(name) for name in ("path", "weights_sha256")},
-            "picture_sha256": hashlib.sha256(f"{rest.picture.size}".encode() + rest.picture.tobytes()).hexdigest(),
+            "picture_sha256": pixels_sha256(rest.picture),
             "rows": rest.rows,
             "seed": seed,
+            "settings": {"steps": steps, "n_patches": n_patches, "draws": draws, "seed": seed},
         },
     }
 

@@ -76,6 +76,8 @@ class PictureAttribution(Attribution):
     """None where the rows are no patches."""
     provenance: dict[str, Any]
     """What it was made from: the model, the SAE, the picture's pixels, the seed and the number of random sets."""
+    picture_copy: str = field(default="", repr=False)
+    """A PNG as base64 of which the model reads what it reads of the picture."""
 
     @property
     def patches(self) -> np.ndarray:

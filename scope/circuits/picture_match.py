@@ -9,7 +9,6 @@ by ablation, as in `scope.circuits.picture_attribution`, through the rest of the
 Compared with another text, the difference of the two logits is split.
 """
 
-import hashlib
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from scope.circuits.picture_attribution import PatchRest, split
 from scope.circuits.picture_attribution_result import MatchAttribution
 from scope.errors import ConfigError, EditError
 from scope.fit import check_fit
+from scope.models.pictures.copies import copy_of, pixels_sha256
 from scope.models.pictures.read import read_picture
 from scope.models.siglip.model import Siglip
 from scope.sae.base import SAE
@@ -106,6 +106,7 @@ def _exact(rest: "MatchRest", sae: SAE, difference: float, pack: Any) -> dict[st
         "gap": difference - sum(row.value for row in rows),
         "rows": tuple(described(row, parts, rest, pack) for row in rows),
         "picture": rest.picture,
+        "picture_copy": copy_of(rest.picture, rest.model.cfg.pictures),
         "grid": tuple(rest.model.patch_grid()),
         "boxes": tuple(rest.boxes),
         "latents": tuple(parts.ids.tolist()),
@@ -118,7 +119,7 @@ def _exact(rest: "MatchRest", sae: SAE, difference: float, pack: Any) -> dict[st
         "provenance": {
             "model": rest.model.provenance,
             "dictionary": {name: sae.provenance.get(name) for name in ("path", "weights_sha256")},
-            "picture_sha256": hashlib.sha256(f"{rest.picture.size}".encode() + rest.picture.tobytes()).hexdigest(),
+            "picture_sha256": pixels_sha256(rest.picture),
         },
     }
 

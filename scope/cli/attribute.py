@@ -60,6 +60,9 @@ class Command(ModelSettings):
     html: Path | None = None
     """Write the tables here, with --picture under the coloured picture, as a page of its own."""
 
+    python: Path | None = None
+    """With --picture, write a program here that makes the attribution again, with the picture in it."""
+
     sae: Path = DEMO
     """SAE: a folder that `scope train` wrote, a SAELens folder, a params.npz, or the name of a published SAE."""
 
@@ -91,7 +94,7 @@ class Command(ModelSettings):
         from scope.workflows.certificate import certified
 
         self._check_picture()
-        for file in (self.csv, self.png, self.html):
+        for file in (self.csv, self.png, self.html, self.python):
             if file:
                 refuse_unwritable(file)
         refuse_missing_demo(self.sae)
@@ -127,7 +130,9 @@ class Command(ModelSettings):
 
     def _write(self, attribution: Any) -> None:
         """The files that are asked for."""
+        from scope.circuits.picture_script import as_python
         from scope.cli.progress import console
+        from scope.escape import escape
         from scope.html_page import html_page
         from scope.models.pictures.draw import png
 
@@ -136,7 +141,11 @@ class Command(ModelSettings):
             written[self.png] = png(attribution.draw())
         if self.html:
             several = attribution if isinstance(attribution, list) else [attribution]
-            written[self.html] = html_page("Attribution", "<hr>".join(one._repr_html_() for one in several))
+            body = "<hr>".join(one._repr_html_() for one in several)
+            code = "" if self.picture is None else f"<pre>{escape(as_python(attribution, str(self.sae)))}</pre>"
+            written[self.html] = html_page("Attribution", body + code)
+        if self.python:
+            written[self.python] = as_python(attribution, str(self.sae))
         for file, content in written.items():
             write_whole(file, content)
             console.print(f"Written to {file}")
@@ -146,7 +155,7 @@ class Command(ModelSettings):
         Raises:
             ConfigError: what belongs to a picture is given without one.
         """
-        alone = [f"--{name}" for name in ("answer", "png", "text") if getattr(self, name)]
+        alone = [f"--{name}" for name in ("answer", "png", "text", "python") if getattr(self, name)]
         if self.picture is None and alone:
             raise ConfigError(f"{', '.join(alone)} belongs to a picture. Give one: --picture FILE")
         if self.picture is not None and (self.prompts or self.chat):

@@ -184,7 +184,8 @@ def steer(
     if saved is not None:
         run = getattr(saved, "runs", [saved])[0]
         return saved.replay(
-            _pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance, pictures=True)), sae
+            _pictured(job, job.load_model({"model": run.model} if sae is None else sae.provenance, pictures=True), run.picture),
+            sae,
         )
     handed_over = _handed_over(job)
     _check_targets(job)
@@ -266,8 +267,8 @@ def _judged_sweep(job: Steer, swept: Any, judge: tuple[Any, Any]) -> Any:
     return moderated_sweep(swept, *judge, job.budget)
 
 
-def _pictured(job: Steer, model: Any) -> Any:
-    """The model, with --picture one that reads every prompt after it.
+def _pictured(job: Steer, model: Any, copy: str | None = None) -> Any:
+    """The model, with --picture one that reads every prompt after it; without, after the copy that a run holds.
 
     Raises:
         EditError: a model that reads pictures without one.
@@ -275,13 +276,15 @@ def _pictured(job: Steer, model: Any) -> Any:
     """
     from scope.errors import EditError
     from scope.models.face import VisionModel
+    from scope.models.paligemma.pictured import with_picture
+    from scope.models.pictures.copies import picture_of_copy
 
+    if job.picture is None and copy is not None:
+        return with_picture(model, picture_of_copy(copy))
     if job.picture is None and isinstance(model, VisionModel):
         raise EditError(f"A {model.cfg.family_name} continues text about a picture. Give one: --picture FILE")
     if job.picture is None:
         return model
-    from scope.models.paligemma.pictured import with_picture
-
     return with_picture(model, job.picture)
 
 

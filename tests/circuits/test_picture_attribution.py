@@ -7,8 +7,10 @@ from PIL import Image
 
 from scope.circuits.attribution import attribute
 from scope.circuits.picture_attribution import attribute_picture
+from scope.circuits.picture_script import as_python
 from scope.errors import ConfigError, DictionaryError, EditError, PictureError
 from scope.models.load import load_model
+from scope.sae.files import save_sae
 from tests.models.vision_twins import save_with_words, siglip
 from tests.steering.conftest import random_sae
 
@@ -164,3 +166,20 @@ def test_what_cannot_be_told_is_refused(model, picture, tmp_path):
     seeing = load_model(str(siglip(tmp_path)))
     with pytest.raises(ConfigError, match="says no word"):
         attribute_picture(seeing, sae, picture, PROMPT)
+
+
+@pytest.mark.parametrize("site", [TRUNK, TOWER])
+def test_an_attribution_is_written_as_a_program_that_makes_it_again(
+    tmp_path_factory, tmp_path, toy_text, picture, site, capsys
+):
+    folder = tmp_path_factory.mktemp("again")
+    save_with_words(folder, toy_text)
+    model = load_model(str(folder))
+    sae = random_sae(model.sites()[site], 48, site)
+    sae.provenance = {"model": model.provenance}
+    save_sae(sae, tmp_path / "sae")
+    found = attribute_picture(model, sae, picture, PROMPT, WORD, OTHER, steps=4, draws=2)
+    exec(compile(as_python(found, str(tmp_path / "sae")).replace("./", f"{folder.parent}/"), "made.py", "exec"), {})
+    said = capsys.readouterr().out
+    assert float(said.rpartition("patch: ")[2]) < 1e-5
+    assert "Replacing the 1 patches" in said

@@ -10,12 +10,16 @@ from scope.errors import ConfigError, EditError, PictureError, TokensError
 from scope.models.face import LanguageModel
 from scope.models.load import load_model
 from scope.models.paligemma.pictured import with_picture
+from scope.models.pictures.copies import picture_of_copy
 from scope.models.text.sampling_config import SamplingConfig
+from scope.sae.files import save_sae
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import resolve
 from scope.steering.apply.strength_units import units_for
 from scope.steering.compare.steer import SteeringRun, steer
 from scope.steering.edits.interventions import Ablate, Add, Clamp, Edits
+from scope.steering.export.page import as_page
+from scope.steering.export.script import as_python
 from tests.models.vision_twins import save_with_words, siglip
 from tests.steering.conftest import SITE, random_sae
 
@@ -119,6 +123,19 @@ def test_a_run_about_a_picture_is_replayed_about_that_picture_alone(model, pictu
     assert run.replay(pictured, sae).same_texts(run)
     with pytest.raises(EditError, match="another picture"):
         run.replay(with_picture(model, a_picture(1)), sae)
+
+
+@pytest.mark.parametrize("size", [(30, 20), (1500, 900)])
+def test_a_run_holds_a_copy_of_its_picture_by_which_it_is_made_again(model, sae, size, tmp_path, capsys):
+    picture = a_picture().resize(size)
+    run = SteeringRun.from_json(steer(with_picture(model, picture), sae, Add(5, 0.5), PROMPT, SHORT).to_json())
+    copied = with_picture(model, picture_of_copy(run.picture))
+    assert torch.equal(copied.pixels, with_picture(model, picture).pixels)
+    assert run.replay(copied, sae).same_texts(run)
+    save_sae(sae, tmp_path / "sae")
+    exec(compile(as_python(run, [str(tmp_path / "sae")], str(model.provenance["model"])), "run.py", "exec"), {})
+    assert "the same texts: True" in capsys.readouterr().out
+    assert "data:image/png" in as_page(run)
 
 
 def test_text_methods_of_attribution_take_the_pictured_model(pictured, sae):

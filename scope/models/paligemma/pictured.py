@@ -6,7 +6,6 @@ follows is the answer.
 """
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from scope.errors import ConfigError, TokensError
 from scope.models.paligemma.layout import IMAGE
 from scope.models.paligemma.model import PaliGemma
 from scope.models.parts.cache import ModelCache
+from scope.models.pictures.copies import pixels_sha256
 from scope.models.pictures.read import read_picture
 from scope.models.text.tokenizer import Tokenizer
 from scope.shapes import Tokens
@@ -41,8 +41,7 @@ def with_picture(model: Any, picture: Any) -> "PicturedPaliGemma":
     pictured.picture = read_picture(picture)
     pictured.pixels = model.to_pixels([pictured.picture])
     pictured.tokenizer = _after_picture(model.words, model.cfg.image_token, model.cfg.n_image_tokens)
-    pixels = hashlib.sha256(f"{pictured.picture.size}".encode() + pictured.picture.tobytes()).hexdigest()
-    pictured.provenance = {**model.provenance, "picture_sha256": pixels}
+    pictured.provenance = {**model.provenance, "picture_sha256": pixels_sha256(pictured.picture)}
     return pictured
 
 

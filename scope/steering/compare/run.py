@@ -79,6 +79,8 @@ class RunData:
     """Steps, if somebody stopped the generation."""
     fvu: dict[str, float] = field(default_factory=dict)
     """Per dictionary's site the share of the variance of the unedited texts that the dictionary does not explain."""
+    picture: str | None = None
+    """Of a run about a picture a PNG as base64 of which the model reads what it reads of the picture."""
 
     def __getitem__(self, name: str) -> Condition:
         for condition in self.conditions:
@@ -122,7 +124,7 @@ class RunData:
             "sampling": asdict(self.sampling),
             "gauges": {site: units.to_dict() for site, units in self.strength_units.items()},
             "arms": [asdict(c) for c in self.conditions],
-            **{name: getattr(self, name) for name in _AS_THEY_ARE},
+            **{name: getattr(self, name) for name in _AS_THEY_ARE if name != "picture" or self.picture is not None},
         }
         text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
         if file is not None:
@@ -156,7 +158,7 @@ class RunData:
 
 
 _AS_THEY_ARE = ("sheet", "promoted", "prompts", "n", "control_seed", "notes", "model", "dictionaries", "versions")
-_AS_THEY_ARE += ("instruction", "others", "stopped_after", "fvu")
+_AS_THEY_ARE += ("instruction", "others", "stopped_after", "fvu", "picture")
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class _StoredRun:
     others: dict[str, list[int]] = field(default_factory=dict)
     stopped_after: int | None = None
     fvu: dict[str, float] = field(default_factory=dict)
+    picture: str | None = None
 
 
 def _stored(raw: Any) -> _StoredRun:

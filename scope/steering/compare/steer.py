@@ -8,6 +8,7 @@ import torch
 from scope.errors import EditError
 from scope.fit import check_fit
 from scope.models.face import LanguageModel
+from scope.models.pictures.copies import copy_of, picture_of_copy, pixels_sha256
 from scope.models.text.generate import Generation, generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.provenance import DictionaryId, ModelId
@@ -59,7 +60,7 @@ class SteeringRun(RunData, Result):
             return bool(on_token and on_token(step, ids)) or (self.stopped_after is not None and step + 1 >= self.stopped_after)
 
         _check_same("model", ModelId.of(self.model), ModelId.of(model.provenance))
-        if self.model.get("picture_sha256") != model.provenance.get("picture_sha256"):
+        if not self._is_about(model.provenance.get("picture_sha256")):
             raise EditError(
                 f"This run was made {'about another picture' if self.model.get('picture_sha256') else 'without a picture'}.\n"
                 "  Give the model as it was: scope.with_picture(model, FILE), or --picture FILE on the command line."
@@ -82,6 +83,12 @@ class SteeringRun(RunData, Result):
         for site, identity in self.dictionaries.items():
             _check_same(f"dictionary at {site}", DictionaryId.of(identity), DictionaryId.of(again.dictionaries.get(site)))
         return again
+
+    def _is_about(self, picture_sha256: str | None) -> bool:
+        """Whether that is the run's picture, or the copy that it holds."""
+        known = self.model.get("picture_sha256")
+        copied = known and self.picture and pixels_sha256(picture_of_copy(self.picture))
+        return picture_sha256 == known or (picture_sha256 is not None and picture_sha256 == copied)
 
     def to_frame(self):
         """A row for each text with its scores, as a pandas table; those of the first target."""
@@ -212,6 +219,7 @@ def steer(
         others=others,
         stopped_after=steps,
         fvu=fvu,
+        picture=copy_of(model.picture, model.cfg.pictures) if "picture_sha256" in model.provenance else None,
     )
 
 

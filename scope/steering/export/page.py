@@ -2,10 +2,14 @@
 
 from scope.escape import escape
 from scope.html_page import html_page
+from scope.models.pictures.copies import picture_of_copy
+from scope.models.pictures.draw import img_tag
 from scope.provenance import without_folders
 from scope.steering.compare import show
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.compare.sweep import Sweep
+
+_SHOWN = 448  # pixels of the longer side of a picture
 
 
 def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
@@ -18,7 +22,7 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     """
     runs = run.runs if isinstance(run, Sweep) else [run]
     title = f"Steering: {runs[0].edits}"
-    body = []
+    body = [_picture(runs[0])] if runs[0].picture else []
     if isinstance(run, Sweep):
         body.append(run._repr_html_())
     for strength, one in zip(run.strengths if isinstance(run, Sweep) else [None], runs, strict=True):
@@ -29,6 +33,17 @@ def as_page(run: SteeringRun | Sweep, code: str = "") -> str:
     if code:
         body.append(f"<h2 style='font-size:17px'>As Python</h2><pre style='white-space:pre-wrap'>{escape(code)}</pre>")
     return html_page(title, "\n".join(body))
+
+
+def _picture(run: SteeringRun) -> str:
+    """The copy of the run's picture, small enough to be looked at.
+
+    Raises:
+        PictureError: it is damaged.
+    """
+    picture = picture_of_copy(str(run.picture))
+    picture.thumbnail((_SHOWN, _SHOWN))
+    return img_tag(picture, "the picture that the prompts are about")
 
 
 def _settings(run: SteeringRun) -> str:

@@ -8,6 +8,7 @@ from pprint import pformat
 from typing import Any
 
 from scope.errors import EditError
+from scope.models.pictures.copies import code_of_copy
 from scope.models.text.sampling_config import SamplingConfig
 from scope.provenance import ModelId
 from scope.steering.compare.steer import SteeringRun
@@ -47,8 +48,22 @@ def steps(run: SteeringRun, dictionaries: Sequence[str], model: str | None = Non
     )
     load += f"model = load_model({literal(name)}{f', revision={literal(revision)}' if revision and '/' in name else ''}"
     load += f"{f', window_convention={literal(window)}' if window else ''})\n"
+    load += _picture(run)
     load += f"dictionaries = [{', '.join(f'load_sae({literal(place)})' for place in dictionaries)}]\n"
     return [_HEAD.format(names=", ".join(_names(run))), load, _edited(run), _written(run), _checked(run)]
+
+
+def _picture(run: SteeringRun) -> str:
+    """The lines by which the model reads every prompt after the run's picture; "" for a run without one.
+
+    Raises:
+        PictureError: the copy of the picture is damaged.
+    """
+    if "picture_sha256" not in run.model:
+        return ""
+    lines = ["import base64", "", "from scope import with_picture", ""]
+    lines += code_of_copy(run.picture) if run.picture else ['picture = "picture.png"  # this run holds no copy: give its file']
+    return "\n".join([*lines, "model = with_picture(model, picture)", ""])
 
 
 def as_python(run: SteeringRun, dictionaries: Sequence[str], model: str | None = None) -> str:
