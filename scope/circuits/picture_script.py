@@ -9,7 +9,7 @@ from scope.models.pictures.copies import code_of_copy
 from scope.provenance import ModelId, without_folders
 
 
-def as_python(found: PictureAttribution, dictionary: str) -> str:
+def as_python(attribution: PictureAttribution, dictionary: str) -> str:
     """A program that makes the attribution again and says by how much any effect differs.
 
     Args:
@@ -18,16 +18,20 @@ def as_python(found: PictureAttribution, dictionary: str) -> str:
     Raises:
         ConfigError: the attribution has no copy of its picture, as one of an earlier version.
     """
-    if not found.picture_copy:
+    if not attribution.picture_copy:
         raise ConfigError("This attribution holds no copy of its picture. Make it again: scope attribute --picture FILE")
-    model = ModelId.of(found.provenance["model"])
-    name, settings = str(model.name or "bundled-paligemma"), dict(found.provenance.get("settings", {}))
-    match = isinstance(found, MatchAttribution)
-    asked = {"text": found.token, "other": found.other or None} if match else {"prompt": found.prompt, "answer": found.answer}
+    model = ModelId.of(attribution.provenance["model"])
+    name, settings = str(model.name or "bundled-paligemma"), dict(attribution.provenance.get("settings", {}))
+    match = isinstance(attribution, MatchAttribution)
+    asked = (
+        {"text": attribution.token, "other": attribution.other or None}
+        if match
+        else {"prompt": attribution.prompt, "answer": attribution.answer}
+    )
     call = "attribute_match" if match else "attribute_picture"
-    values = {name: _plain(value) for name, value in {**asked, "method": found.method, **settings}.items()}
+    values = {name: _plain(value) for name, value in {**asked, "method": attribution.method, **settings}.items()}
     shown = name if without_folders(name) == name else f"./{without_folders(name)}"
-    if match and found.method == "direct":
+    if match and attribution.method == "direct":
         values.pop("method")
     lines = [
         '"""An attribution to the patches of a picture, made again. It needs scope, and the model and SAE named below."""',
@@ -38,21 +42,21 @@ def as_python(found: PictureAttribution, dictionary: str) -> str:
         "",
         "import scope",
         "",
-        *code_of_copy(found.picture_copy),
+        *code_of_copy(attribution.picture_copy),
         f"model = scope.load_model({shown!r}{f', revision={model.revision!r}' if model.revision and '/' in name else ''})",
         f"sae = scope.load_sae({str(dictionary)!r})",
         f"again = scope.{call}(model, sae, picture, any_model=True, **{pformat(values, width=100, sort_dicts=False)})",
         "print(again)",
-        f"before = np.array({pformat(_sums(found), width=100)})",
+        f"before = np.array({pformat(_sums(attribution), width=100)})",
         'print("largest difference of a patch:", np.abs(again.effects.sum(1) - before).max())',
         "",
     ]
     return "\n".join(lines)
 
 
-def _sums(found: PictureAttribution) -> list[float]:
+def _sums(attribution: PictureAttribution) -> list[float]:
     """The effect of all latents at each row."""
-    return [float(value) for value in found.effects.sum(1)]
+    return [float(value) for value in attribution.effects.sum(1)]
 
 
 def _plain(value: Any) -> Any:

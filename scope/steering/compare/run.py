@@ -80,7 +80,7 @@ class RunData:
     fvu: dict[str, float] = field(default_factory=dict)
     """Per dictionary's site the share of the variance of the unedited texts that the dictionary does not explain."""
     picture: str | None = None
-    """Of a run about a picture a PNG as base64 of which the model reads what it reads of the picture."""
+    """A PNG as base64 of which the model reads the same, of a run about a picture; None for the others."""
 
     def __getitem__(self, name: str) -> Condition:
         for condition in self.conditions:
