@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from scope.activations.corpus.inputs import counted_tokens
 from scope.errors import ConfigError, DictionaryError
@@ -18,7 +17,7 @@ from scope.evaluation.breakdown import SaeBreakdown, variants_of
 from scope.evaluation.caveats import notes_of
 from scope.evaluation.contexts import Text
 from scope.evaluation.latent_statistics import geometry, shared
-from scope.evaluation.metrics import OUTLIER_TIMES, kl, l0, loss_recovered
+from scope.evaluation.metrics import OUTLIER_TIMES, kl, l0, loss_recovered, token_losses
 from scope.evaluation.random_model import randomised
 from scope.evaluation.result import EvaluateConfig, Evaluation
 from scope.evaluation.tally import Resampled, Tally, by_unit
@@ -225,7 +224,7 @@ class Run:
 
     @staticmethod
     def _losses(logits: Tensor, tokens: Tokens) -> Tensor:
-        return cross_entropy(logits[:, :-1].float().transpose(1, 2), tokens[:, 1:], reduction="none")
+        return token_losses(logits[:, :-1], tokens[:, 1:])
 
     def _scores(self) -> dict[str, dict[str, Any]]:
         r, predicted = self.resampled, self.predicted

@@ -7,8 +7,10 @@ under its name. Norm outliers such as <bos> decide the pooled one: leave them ou
 import math
 from dataclasses import dataclass, fields
 
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from scope.errors import ConfigError
 from scope.shapes import Acts, Latents, Logits, PerToken, Scalar
@@ -107,9 +109,31 @@ def length_bias(x: Acts, x_hat: Acts) -> Scalar:
 
 
 def kl(logits: Logits, other: Logits) -> Tensor:
-    """KL(p || q) in nats at each position, p from `logits` and q from `other`."""
-    p, q = logits.float().log_softmax(-1), other.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
+    """KL(p || q) in nats at each position, p from `logits` and q from `other`.
+
+    In blocks of positions: in float32 the logits of 2,048 tokens of Gemma 2 take 2 GB, several times over.
+    """
+
+    def of_block(p: Tensor, q: Tensor) -> Tensor:
+        p, q = p.float().log_softmax(-1), q.float().log_softmax(-1)
+        return (p.exp() * (p - q)).sum(-1)
+
+    blocks = [of_block(p, q) for p, q in zip(_blocks(logits), _blocks(other), strict=True)]
+    return torch.cat(blocks).view(logits.shape[:-1])
+
+
+def token_losses(logits: Float[Tensor, "*place d_vocab"], tokens: Int[Tensor, "*place"]) -> Float[Tensor, "*place"]:
+    """-log p(token) in nats at each position, in blocks as `kl`: `tokens` has the shape of `logits` without the vocabulary."""
+    pairs = zip(_blocks(logits), tokens.flatten().split(_rows(logits)), strict=True)
+    return torch.cat([cross_entropy(rows.float(), wanted, reduction="none") for rows, wanted in pairs]).view(tokens.shape)
+
+
+def _rows(logits: Tensor) -> int:
+    return max(1, (1 << 24) // logits.shape[-1])
+
+
+def _blocks(logits: Tensor) -> tuple[Tensor, ...]:
+    return logits.flatten(0, -2).split(_rows(logits))
 
 
 def loss_recovered(loss: float, spliced: float, ablated: float) -> float | None:

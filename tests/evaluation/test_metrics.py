@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scope.errors import ConfigError
+from scope.evaluation import metrics
 from scope.evaluation.metrics import (
     fvu,
     fvu_at_tokens,
@@ -68,3 +69,13 @@ def test_kl_of_known_distributions():
 def test_p39_loss_recovered_is_a_share_of_the_harm_and_nothing_where_ablation_does_none():
     assert loss_recovered(2.0, 2.5, 4.0) == pytest.approx(0.75)
     assert loss_recovered(2.0, 2.0, 2.0) is None
+
+
+def test_losses_and_kl_in_blocks_equal_those_of_all_logits_at_once(monkeypatch):
+    monkeypatch.setattr(metrics, "_rows", lambda logits: 3)
+    logits, other = torch.randn(2, 2, 5, 11)
+    tokens = torch.randint(11, (2, 5))
+    p, q = logits.log_softmax(-1), other.log_softmax(-1)
+    torch.testing.assert_close(metrics.kl(logits, other), (p.exp() * (p - q)).sum(-1))
+    torch.testing.assert_close(metrics.token_losses(logits, tokens), -p.gather(-1, tokens[..., None])[..., 0])
+    assert metrics.token_losses(logits[:, :0], tokens[:, :0]).shape == (2, 0)

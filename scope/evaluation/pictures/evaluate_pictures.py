@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from scope.activations.corpus.inputs import Inputs, counted
 from scope.activations.corpus.roles import RULES, Role, left_out_by
 from scope.errors import ConfigError
 from scope.evaluation.contexts import Text
 from scope.evaluation.evaluate import Run
-from scope.evaluation.metrics import OUTLIER_TIMES, kl
+from scope.evaluation.metrics import OUTLIER_TIMES, kl, token_losses
 from scope.evaluation.result import EvaluateConfig, Evaluation
 from scope.evaluation.tally import Tally, by_unit
 from scope.models.face import VisionModel
@@ -150,7 +150,7 @@ class PictureRun(Run):
         target = types & self._real(batch)[:, 1:]
         if not bool(target.any()):
             raise ConfigError("No context has an answer, so there is no loss. Give a corpus with answers or captions.")
-        losses = cross_entropy(output[:, :-1][target].float(), batch.tokens[:, 1:][target], reduction="none").double()
+        losses = token_losses(output[:, :-1][target], batch.tokens[:, 1:][target]).double()
         at = units[:, 1:][target]
         divergence = kl(clean[:, :-1][target][None], output[:, :-1][target][None])[0].double()
         return by_unit(losses, at, n), by_unit(divergence, at, n), by_unit(torch.ones_like(losses), at, n)
