@@ -220,6 +220,17 @@ class Lab:
         """
         return self.pack.steerable(n, words)[["label", "promotes", "out_score", "density"]]
 
+    def readable(self, n: int = 8) -> pd.DataFrame:
+        """Of the `n` best latents, which make the most readable texts, and at which strength; takes a second for each.
+
+        Chosen on prompts of its own (`scope.steering.compare.readable.PROMPTS`), so look at others.
+        """
+        from scope.steering.compare.readable import most_readable
+
+        found = most_readable(self.model, self.sae, map(int, self.best(n).index))
+        rows = pd.DataFrame([vars(each) for each in found]).drop_duplicates("latent").set_index("latent")
+        return rows.assign(label=self.pack.table["label"].loc[rows.index])
+
     def read(self, text: str | Iterable[str]):
         """Which latents fire where in a text; for several texts, a list."""
         return self.pack.read(text, self.model, self.sae)

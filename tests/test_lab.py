@@ -11,6 +11,7 @@ from scope.models.text.generate import generate
 from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.files import read_sae
 from scope.steering.apply.strength_units import StrengthUnits
+from scope.steering.compare.readable import PROMPTS
 from scope.steering.compare.steer import SteeringRun
 from scope.steering.edits.interventions import Ablate, Add
 from scope.texts import for_each_text
@@ -261,3 +262,11 @@ def test_what_is_no_text_is_refused_and_not_read_in_part(wrong):
     assert seen == []
     assert for_each_text(("a", "b"), str.upper, EditError) == ["A", "B"]
     assert for_each_text("ab", str.upper, EditError) == "AB"
+
+
+def test_readable_latents_are_ranked_by_the_score_of_their_texts_and_the_better_half_is_tried_stronger(lab):
+    found = lab.readable(4)
+    assert (found["score"].diff().dropna() <= 0).all()
+    assert set(found.index) == set(lab.best(4).index)
+    assert found["strength"].isin([0.3, 0.45]).all()
+    assert found["text"].str.contains("|".join(PROMPTS)).all()

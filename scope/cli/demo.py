@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
-from scope.workflows.demo import STRENGTH, Demo, DemoResult, demo
+from scope.workflows.demo import Demo, DemoResult, demo
 
 FLAGS = flags_of(
     Demo,
@@ -56,7 +56,9 @@ def print_report(config: Demo, result: DemoResult) -> None:
     for latent in pack.steerable(3).index if run else _labelled(pack, 6):
         console.print(_described(pack[int(latent)]))
     if run:
-        console.print(Rule(f"Latent {run.edits[0].latent}, added at {STRENGTH} of the typical norm", style="dim"))
+        edit, promotes = run.edits[0], " ".join(pack.table["promotes"][run.edits[0].latent][:5])
+        console.print(Rule(f"Latent {edit.latent}, added at {edit.strength:g} of the typical norm", style="dim"))
+        console.print(f"It promotes: {promotes}. Of the eight latents with the largest effects its texts read best.")
         print_run(run, console)
     seconds = {stage: round(s, 1) for stage, s in result.seconds.items()}
     figures = {"seconds": seconds, "dead": dead, "evaluation": result.evaluation.to_json()}

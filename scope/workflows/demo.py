@@ -11,8 +11,7 @@ from scope.progress import OnProgress
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
 
-STRENGTH = 0.3  # of the typical norm: enough to be seen in a small model, and not yet too much for its grammar
-PROMPTS = ("In the morning", "The first thing that", "This is")
+PROMPTS = ("In the morning", "Once upon a time", "He opened the door and")
 SCENES = "scenes:20000"
 """What a model that reads pictures is shown. Scenes are drawn as they are needed, and more of them than a demo records."""
 
@@ -94,6 +93,7 @@ def demo(
     from scope.features.collect.health import find_health
     from scope.features.face import Pack
     from scope.sae.files import parameters_sha256
+    from scope.steering.compare.readable import most_readable
     from scope.workflows.evaluate import REPORT, evaluate
     from scope.workflows.features import collect_features
     from scope.workflows.harvest import harvest, middle_residual
@@ -183,11 +183,12 @@ def demo(
     run = None
     if not seeing:
         with _timed(seconds, "steer"):
+            best = most_readable(loaded, sae, map(int, pack.steerable(8).index))[0]
             run = steer(
                 dictionary,
                 **model,
-                latent=int(pack.steerable(1).index[0]),
-                strength=STRENGTH,
+                latent=best.latent,
+                strength=best.strength,
                 prompt=PROMPTS,
                 max_new_tokens=48,
                 seed=job.seed,

@@ -27,23 +27,31 @@ def among(ids: np.ndarray, wanted: np.ndarray, d_vocab: int) -> np.ndarray:
 
 
 _COMMON = 100  # tokens so frequent that a text with more of them says nothing
+_FREQUENT = 600  # tokens among which are all function words
 
 
 def steerable(pack: PackData, n: int, words: bool = True) -> pd.DataFrame:
     """The rows to steer with: those that move the next token most towards what they promote, best first.
 
     Dead, rare, dense and duplicate latents are left out, and with `words` those whose five most promoted tokens hold a mark,
-    a space, a single letter or one of the commonest tokens of the corpus: their effect is large and hard to see. Where
-    nothing is left, all that fired are ranked.
+    a space, a single letter or one of the commonest tokens of the corpus, or fewer than three whole words that say something
+    (three letters, and no function word): their effect is large and hard to see. Where nothing is left, all that fired are
+    ranked.
     """
     index = pack.index
     fired = index.column("count") > 0
     chosen = fired & ~index.flagged(("dead", "dense", "rare", "duplicate"))
     if words:
-        common = set(pack.pieces(np.argsort(-pack.token_totals, kind="stable")[:_COMMON]))
+        by_frequency = pack.pieces(np.argsort(-pack.token_totals, kind="stable")[:_FREQUENT])
+        common = set(by_frequency[:_COMMON])
         dull = [sum(map(str.isalpha, piece)) < 2 or piece in common for piece in pack.vocab]
         five = pack.relation("promoted_id")[:, :5]
         chosen &= (five >= 0).any(1) & ~among(five, np.flatnonzero(dull), len(pack.vocab))
+        words_of = {fold(piece.strip()) for piece in pack.vocab if piece[:1] == " " and len(piece) > 3}
+        words_of -= {fold(piece.strip()) for piece in by_frequency}
+        telling = np.array([*(fold(piece.strip()) in words_of for piece in pack.vocab), False])
+        readable = chosen & (telling[five].sum(1) > 2)
+        chosen = readable if readable.any() else chosen
     chosen = chosen if chosen.any() else fired
     best = index.order("out_score")
     best = best[chosen[best] & ~np.isnan(index.column("out_score")[best])]
