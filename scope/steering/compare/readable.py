@@ -1,4 +1,4 @@
-"""Which latent shows best what steering does: judged by the texts that it makes, not by its effect on the next token alone.
+"""Chooses the latent that shows best what steering does, by the texts it makes and not by its effect on the next token alone.
 
 A latent with a large effect may write one word over and over; one with a smaller effect may change what a text is about.
 """
