@@ -20,7 +20,7 @@ def sidebar() -> None:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
     store = session.pack()
     rows = f"{count(store.n_tokens)} {pack_facts.rows_noun(store)}"
-    facts = (short_name(store.model_name), store.site, f"{count(store.d_sae)} latents", rows)
+    facts = (short_name(store.model_name), store.place, f"{count(store.d_sae)} latents", rows)
     st.caption("  \n".join(plain(fact) for fact in facts))
 
 

@@ -154,7 +154,7 @@ class Lab:
         if model is None or isinstance(model, str | Path):
             chosen = replace(self._place, model=None if model is None else str(model))
             model = chosen.load_model({"model": self.pack.model.to_json()}, pictures=True)
-        check_fit(model, self.sae, reconstructs=True)
+        check_fit(model, self.sae)
         if self._certified is not None:
             self.certificate = certify(model, self.sae, self._certified)
         return model

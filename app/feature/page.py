@@ -104,7 +104,7 @@ with st.container(horizontal=True, vertical_alignment="center", gap="small"):
     st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, disabled=editing)
     notes.star(feature, note.starred)
     steers = pack_facts.steers(store)
-    why_not = None if steers else "Edits act in a language model, and this pack is of another part."
+    why_not = None if steers else "Edits need an SAE of a language model's own blocks."
     if st.button("Steer", icon=":material/explore:", shortcut="s", disabled=not steers, help=why_not):
         session.go("steer", f=feature.id)
     session.link_popover("feature", f=feature.id)

@@ -14,7 +14,7 @@ from scope.steering.compare.json_files import runs_folders, saved_names
 store = session.pack()
 table, noun = store.table, pack_facts.rows_noun(store)
 
-st.title(plain(f"{short_name(store.model_name)} · {store.site}"), anchor=False)
+st.title(plain(f"{short_name(store.model_name)} · {store.place}"), anchor=False)
 
 with st.form("search", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", placeholder="A word, a token, or a latent's number", label_visibility="collapsed")

@@ -100,8 +100,9 @@ def rows_in_words(store: Pack) -> str:
 
 
 def steers(store: Pack) -> bool:
-    """Whether the latents of the pack can be edited: those of a language model can, those of a tower or a projector not."""
-    return not store.site.startswith(("vision.", "text.", "projector."))
+    """Whether the latents of the pack can be edited: those of a language model can, those of a tower, a projector or a
+    transcoder not."""
+    return store.site_out is None and not store.site.startswith(("vision.", "text.", "projector."))
 
 
 def asked_of_pictures(store: Pack) -> str:

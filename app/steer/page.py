@@ -290,6 +290,12 @@ def _one(run: SteeringRun | Sweep) -> SteeringRun:
     return run.runs[0] if isinstance(run, Sweep) else run
 
 
+if store.site_out is not None:
+    st.info(
+        plain(f"This pack is of a transcoder, {store.place}: its latents predict one site from another and add up to neither.")
+        + "  \nEdits need the pack of an SAE, whose latents add up to the activations that it reads."
+    )
+    raise session.PageDrawn
 if not pack_facts.steers(store):
     places = {"vision": "the tower that sees", "text": "the tower that reads"}
     what = places.get(store.site.split(".")[0], "the way from pictures to the language model")

@@ -52,6 +52,8 @@ def print_pack(pack: Any, console: Any) -> None:
     told = ", ".join(f"{n:,} {name}" for name, n in flagged.items())
     made = f"{pack.d_sae:,} latents on {pack.n_tokens:,} tokens, L0 {pack.manifest.l0:.1f}"
     console.print(f"{made}, in {pack.manifest.seconds:.0f} s: {told}")
+    if pack.site_out is not None:
+        console.print(f"A transcoder: its latents read {pack.site}; what they promote is what they write at {pack.site_out}.")
     if null.null_p95 is not None:
         above, best = int(table["flags"].str.contains("output").sum()), table["out_score"].max()
         console.print(

@@ -134,8 +134,9 @@ def _of_manifest(path: Path, manifest: dict[str, Any]) -> Described | None:
         content = f"{sites} of {model}, {shards} files, {_gigabytes(path)}"
         return Described(path, "recording", content, f"scope train {path} --out runs/dictionary")
     if {"d_sae", "site", "n_tokens"} <= manifest.keys():
+        place = " -> ".join(filter(None, (manifest["site"], manifest.get("site_out"))))
         model = (manifest.get("model") or {}).get("model")
-        content = f"features of {manifest['d_sae']:,} latents at {manifest['site']} of {model}, {manifest['n_tokens']:,} tokens"
+        content = f"features of {manifest['d_sae']:,} latents at {place} of {model}, {manifest['n_tokens']:,} tokens"
         return Described(path, "pack", content, f"scope app {path}")
     if {"weights", "sites", "groups"} <= manifest.keys():
         who = [(manifest.get("provenance") or {}).get(name) or {} for name in ("base", "tuned")]

@@ -25,7 +25,7 @@ from scope.features.collect.config import CollectConfig
 from scope.features.collect.map import map_directions, require
 from scope.features.collect.scoring import Blocks, measure, seconds_for_scores
 from scope.features.collect.second_pass import firing_positions, look_up
-from scope.features.collect.source import from_inputs, from_recording, from_tokens, require_tokens
+from scope.features.collect.source import Source, from_inputs, from_recording, from_tokens, require_tokens
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.labels.properties import Text, TextProperties
@@ -41,6 +41,8 @@ from scope.sae.base import SAE
 from scope.sae.files import parameters_sha256
 from scope.sites import in_stream_space
 from scope.versions import version_of
+
+_CONTEXTS = 8  # on which the norm at a site is measured that is written and not read
 
 
 def collect(
@@ -73,7 +75,7 @@ def collect(
     config, out, ranks = config or CollectConfig(), Path(out), ranks or ProcessRank()
     refuse_foreign(out)
     require(config.map)
-    check_fit(model, sae, reconstructs=True)
+    check_fit(model, sae)
     if isinstance(store, Tensor | Inputs):
         width = store.shape[1] if isinstance(store, Tensor) else store.tokens.shape[1]
         some = store[: None if config.tokens is None else -(-config.tokens // width)]
@@ -109,7 +111,8 @@ def collect(
         directions = sae.W_dec.detach().float()
         effects = _effects(model, next(iter(sae.writes), sae.site), directions)
         count, blocks = statistics.moments.count, Blocks(model, sae, building, ranks)
-        scores, null = measure(model, sae, effects, rho, count, source.n_tokens, config, blocks, on_progress)
+        written = rho if sae.autoencodes or effects is None else _norm_at(model, next(iter(sae.writes)), source)
+        scores, null = measure(model, sae, effects, written, count, source.n_tokens, config, blocks, on_progress)
         relations |= {**neighbours(directions), **_outputs(effects, scores)}
         of_role = [role for role in Role if statistics.roles.rows[role]]
         by_role = {"role_count": statistics.roles.count[:, of_role], "role_sum": statistics.roles.sum[:, of_role]}
@@ -163,6 +166,13 @@ def _rules(source, firings, examples, relations, totals, table, seed) -> tuple[p
     return rules, label_columns(table, rules, contexts)
 
 
+def _norm_at(model: Model, site: str, source: Source) -> float:
+    """Median norm at another site than the one that is read, on the first contexts of the text."""
+    some = torch.from_numpy(np.asarray(source.contexts[:_CONTEXTS]).astype(np.int64)).to(model.device)
+    norms = model.record(some, [site])[site].float().norm(dim=-1).cpu().numpy()
+    return float(np.median(norms[np.asarray(source.keep[:_CONTEXTS])]))
+
+
 def _effects(model: Model, site: str, directions: Tensor) -> TokenEffects | None:
     """None where the site does not lie in the residual stream: its directions have no logits."""
     if not getattr(model, "has_unembedding", True) or site.startswith("vision."):
@@ -185,6 +195,7 @@ def _manifest(model: Model, sae: SAE, source, statistics, config, rho, null, wei
     norms = np.concatenate(statistics.norms)
     return {
         "site": sae.site,
+        **({} if sae.autoencodes else {"site_out": next(iter(sae.writes))}),
         "model": model.provenance,
         "dictionary": {
             "path": dictionary,

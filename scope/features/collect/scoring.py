@@ -51,7 +51,7 @@ def score_block(model: LanguageModel, sae: SAE, scoring: Scoring, number: int) -
     some = slice(number * BLOCK, (number + 1) * BLOCK)
     directions = sae.W_dec.detach().float()[torch.from_numpy(scoring.latents[some]).to(sae.W_dec.device)]
     prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: scoring.prompts]]
-    return asdict(output_scores(model, sae.site, directions, scoring.promoted[some], scoring.length, prompts))
+    return asdict(output_scores(model, next(iter(sae.writes)), directions, scoring.promoted[some], scoring.length, prompts))
 
 
 class Blocks:
@@ -150,7 +150,7 @@ def _of_random_directions(model: LanguageModel, sae: SAE, length: float, config:
     chance = generator("directions of output scores", config.seed)
     noise: Tensor = torch.randn(config.score_null, sae.W_dec.shape[1], generator=chance).to(sae.W_dec.device)
     prompts = [model.tokenizer.encode(text) for text in NEUTRAL[: config.score_prompts]]
-    aimless = output_scores(model, sae.site, noise, token_effects(model, noise).promoted_id, length, prompts)
+    aimless = output_scores(model, next(iter(sae.writes)), noise, token_effects(model, noise).promoted_id, length, prompts)
     return {
         "null_mean": float(aimless.score.mean()),
         "null_p95": float(np.quantile(aimless.score, 0.95)),

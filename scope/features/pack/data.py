@@ -60,11 +60,14 @@ class PackData:
     pad = property(lambda self: self.manifest.pad)
     window = property(lambda self: self.manifest.window)
     site = property(lambda self: self.manifest.site)
+    site_out = property(lambda self: self.manifest.site_out)
+    place = property(lambda self: " → ".join(filter(None, (self.site, self.site_out))))
+    """The site, or what a transcoder reads and what it writes."""
     model = property(lambda self: ModelId.of(self.manifest.model))
     dictionary = property(lambda self: DictionaryId.of(self.manifest.dictionary))
     model_name = property(lambda self: without_folders(self.model.name) or "unknown model")
     norm_median = property(lambda self: self.manifest.norm_median)
-    title = property(lambda self: f"{self.model_name} · {self.site} · {self.d_sae:,} latents")
+    title = property(lambda self: f"{self.model_name} · {self.place} · {self.d_sae:,} latents")
 
     @cached_property
     def neuronpedia(self) -> str | None:

@@ -104,6 +104,8 @@ class Manifest:
     histogram: HistogramBins
     norm_median: float
     files: dict[str, StoredFile]
+    site_out: str | None = None
+    """Where a transcoder writes; None of an SAE, which writes where it reads."""
     n_contexts: Natural | None = None
     control_half: Positive | None = None
     text: dict[str, Any] = field(default_factory=dict)

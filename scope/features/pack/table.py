@@ -12,7 +12,7 @@ logit_kurtosis   their excess kurtosis: large means a few tokens stand out
 out_score        rise of the summed probability of its ten promoted tokens when the direction is added, mean over prompts
 out_kl           KL(steered || plain) of the next token there, in nats
 nearest, nearest_cos   the latent whose decoder direction is closest, and the cosine
-dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row
+dec_norm, enc_dec_cos  norm of the decoder row; cosine between encoder column and decoder row, NaN of a transcoder
 label            the rule that best predicts its firing (scope.features.labels.rules); where rules predict little (F1 below
                  0.2) and the output score beats random directions, what it promotes, and else its strongest contexts; of
                  pictures, the words beside them that go with it; label_source says which

@@ -96,10 +96,13 @@ def read_context(pack: PackData, context: int, model: Model, sae: SAE) -> TokenV
 
 
 def _view(pack: PackData, tokens: Tokens, model: LanguageModel, sae: SAE) -> TokenView:
-    acts = model.record(tokens, [pack.site])[pack.site][0].float()
+    written = next(iter(sae.writes))
+    recorded = model.record(tokens, list({pack.site, written}))
+    acts = recorded[pack.site][0].float()
     latents = sae.encode(acts)
     counted = counted_tokens(tokens, model.special_ids)[0].to(latents.device)
-    x, x_hat = acts[counted], sae.decode(latents[counted])
+    x = recorded[written][0].float()[counted]  # of a transcoder, what it predicts
+    x_hat = sae.decode(latents[counted]) if sae.autoencodes else sae(acts[counted])
     fvu, fvu_at = math.nan, torch.full(counted.shape, math.nan, dtype=torch.float64, device=x.device)
     if (x != x[:1]).any():
         fvu, fvu_at[counted] = float(metrics.fvu(x, x_hat)), metrics.fvu_at_tokens(x, x_hat)
