@@ -24,7 +24,7 @@ from scope.circuits.memory import memory
 from scope.circuits.memory_result import Memory
 from scope.circuits.patching import Patching, patch
 from scope.circuits.picture_attribution import attribute_picture
-from scope.errors import DictionaryError, PackError, TokensError
+from scope.errors import DictionaryError, EditError, PackError, TokensError
 from scope.evaluation.certificate.certify import Certificate, certify
 from scope.features.face import Pack
 from scope.features.pack.feature import Feature
@@ -46,6 +46,7 @@ from scope.steering.compare.cost import Cost, cost
 from scope.steering.compare.steer import OnToken, SteeringRun, steer
 from scope.steering.compare.sweep import Sweep, estimate, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edit, Edits, ProjectOut
+from scope.steering.export.intervention import Intervention, export_intervention
 from scope.texts import list_of_texts
 from scope.workflows.published import published_pack
 from scope.workflows.settings import ModelSettings
@@ -431,6 +432,11 @@ class Steering:
     def cost(self, texts: str | Iterable[str]) -> Cost:
         """What the edits cost on ordinary texts: the loss with them, without, and with a random direction of the same size."""
         return cost(*self._with(texts), strength_units=self.lab.strength_units(self.edits))
+
+    def export(self, folder: str | Path, prompts: str | Iterable[str], **how: Any) -> Intervention:
+        """Write the edits into a folder, to be handed over; see `scope.export_intervention`."""
+        units = self.lab.strength_units(self.edits)
+        return export_intervention(*self._with(list_of_texts(prompts, EditError)), folder, strength_units=units, **how)
 
     def _with(self, prompts: str | Iterable[str]) -> tuple:
         return self.lab.model, [*self.lab.dictionaries.values()], self.edits, prompts

@@ -249,7 +249,10 @@ def _in_place(edits: Sequence[Resolved], stream: dict[str, Tensor], saes: dict[s
             continue
         if edit.on_direction:
             noise = torch.randn(len(edit.latent.vector), generator=draw)
-            others.append(replace(edit, latent=Direction(tuple(noise.tolist()), site, "random direction")))
+            name, encoder = "random direction", edit.latent.encoder
+            if encoder is not None:  # a latent's row, whose length counts
+                noise *= edit.latent.row().norm() / noise.norm()
+            others.append(replace(edit, latent=Direction(tuple(noise.tolist()), site, name, encoder=encoder)))
             continue
         sae = saes[site]
         parts = sae.encode(stream[site].to(sae.W_enc.dtype)).float().sum(0) * sae.W_dec.detach().float().norm(dim=1)

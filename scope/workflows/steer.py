@@ -256,6 +256,11 @@ def _measured_and_exported(
         measured = effect_of(run) | (result.measured() if job.side_effects.any else {})
         watch = on_stage("Recording texts") if on_stage else None
         made = export_run(run, model, sae, job.export, measured=measured, on_progress=watch)
+        if made.hook is not None and made.hook["dtype"] != "float32":
+            on_note(
+                f"The texts were recorded in {made.hook['dtype']}, where other kernels round to other tokens. With --dtype "
+                "float32 transformers writes them again token by token."
+            )
         for form, why in made.forms.items():
             on_note(f"{job.export}: no {form}, since {why}." if why else f"{job.export}: {form} written.")
     return result

@@ -23,6 +23,7 @@ from scope.steering.edits.interventions import (
     Cap,
     Clamp,
     Direction,
+    Edits,
     Floor,
     Hold,
     ProjectOut,
@@ -31,6 +32,7 @@ from scope.steering.edits.interventions import (
 )
 from scope.steering.export import control_vector
 from scope.steering.export.intervention import export_intervention, export_run, load_intervention
+from scope.steering.export.script import steps
 from tests.models.griffin_twins import pair_of
 from tests.models.twins import SHAPES, twins
 from tests.steering.conftest import SITE, random_sae
@@ -123,6 +125,10 @@ def test_a_folder_that_was_exported_is_the_same_intervention_without_the_sae(pai
     assert (clamp["raw"], clamp["multiple_of_maximum"]) == (9.0, 4.5)
     saved = type(again).from_json(again.to_json())
     assert saved.edits == again.edits
+    named: dict = {}
+    program = steps(again, [])  # as Python: imports, model, edits
+    exec(program[0] + "SAES = []\n" + program[2], named)
+    assert Edits.of(named["edits"]) == again.edits
 
 
 def test_the_control_vector_holds_the_vector_bit_for_bit_at_the_layer_that_llama_cpp_adds_it_to(folders, pair):

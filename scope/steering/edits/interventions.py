@@ -13,6 +13,7 @@ from torch import Tensor
 from scope.errors import EditError
 from scope.steering.edits.base import UNITS, Edit, Edits, When, WithStrength, number
 from scope.steering.edits.directions import Direction
+from scope.steering.edits.encoders import LatentEncoder
 from scope.steering.edits.positions import KINDS as POSITION_KINDS
 from scope.steering.edits.positions import Positions
 from scope.steering.edits.recurrent import Forget, Hold
@@ -34,6 +35,7 @@ __all__ = [
     "Floor",
     "Forget",
     "Hold",
+    "LatentEncoder",
     "Positions",
     "ProjectOut",
     "Scale",

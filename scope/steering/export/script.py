@@ -132,7 +132,9 @@ def edit_code(edit: Edit, target: str | None = None) -> str:
     if edit.on_tokens or str(edit.positions) != "not_bos":
         arguments.append(f"positions={literal(str(edit.positions))}")
     if edit.when:
-        arguments.append(f"when=When({literal(edit.when.latent)}, {literal(edit.when.above)})")
+        latent = edit.when.latent
+        named = _direction(latent) if isinstance(latent, Direction) else literal(latent)
+        arguments.append(f"when=When({named}, {literal(edit.when.above)})")
     if edit.site and not edit.on_direction:
         arguments.append(f"site={literal(edit.site)}")
     return f"{type(edit).__name__}({', '.join(arguments)})"
@@ -150,12 +152,17 @@ def _target(edit: Edit) -> str:
 def _names(run: SteeringRun) -> list[str]:
     """Names that the program imports from the interventions."""
     names = {type(edit).__name__ for edit in run.edits}
-    names |= {"Direction" for edit in run.edits if edit.on_direction}
+    directions = [d for edit in run.edits for d in (edit.latent, edit.when and edit.when.latent) if isinstance(d, Direction)]
+    names |= {"Direction" for _ in directions[:1]} | {"LatentEncoder" for d in directions if d.encoder is not None}
     return sorted(names | {"When" for edit in run.edits if edit.when})
 
 
 def _direction(direction: Direction) -> str:
-    return f"Direction({direction.vector!r}, {literal(direction.site)}, {literal(direction.name)})"
+    encoder, reads = direction.encoder, ""
+    if encoder is not None:
+        values = ", ".join(f"{f.name}={literal(getattr(encoder, f.name))}" for f in fields(encoder))
+        reads = f", encoder=LatentEncoder({values})"
+    return f"Direction({direction.vector!r}, {literal(direction.site)}, {literal(direction.name)}{reads})"
 
 
 def _edited(run: SteeringRun) -> str:

@@ -136,6 +136,10 @@ def reproduce(name=None, adapter=None, folder=Path(__file__).parent):
 
     hook = json.loads((Path(folder) / "intervention.json").read_text(encoding="utf-8"))["hook"]
     texts = [json.loads(line) for line in (Path(folder) / "texts.jsonl").read_text(encoding="utf-8").splitlines()]
+    if name is None and "/" not in hook["model"].removeprefix("./"):
+        raise SystemExit(
+            f"The texts were recorded with {hook['model']}. Give its folder or hub id: python hook.py MODEL [ADAPTER]"
+        )
     revision = {} if name or not hook["revision"] else {"revision": hook["revision"]}
     kind = getattr(torch, hook["dtype"])
     model = AutoModelForCausalLM.from_pretrained(name or hook["model"], dtype=kind, attn_implementation="eager", **revision)
