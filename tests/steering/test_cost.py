@@ -42,7 +42,7 @@ def test_texts_count_as_generated_for_edits_of_what_is_generated(tiny_model, sae
     everywhere = cost(tiny_model, sae, Add(3, 0.8), texts, strength_units=units)
     generated = cost(tiny_model, sae, Add(3, 0.8, positions="generated"), texts, strength_units=units)
     assert generated.steered == pytest.approx(everywhere.steered, abs=1e-6)
-    assert "generated after <bos>" in str(generated)
+    assert "generated after <bos>" in "\n".join(generated.lines())
     last = cost(tiny_model, sae, Add(3, 0.8, positions="last_prompt"), texts, strength_units=units)
     assert last.steered == pytest.approx(last.plain, abs=1e-6)
     assert any("last token of a text" in note for note in last.notes)
@@ -62,7 +62,7 @@ def test_ctrl_c_keeps_the_texts_that_were_read(tiny_model, sae, units, toy_text,
 
     measured = cost(tiny_model, sae, Add(3, 0.5), [t[:30] for t in toy_text[:6]], strength_units=units, on_progress=stop)
     assert measured.n_texts == 3
-    assert "Stopped after 3 of 6 texts" in str(measured)
+    assert "Stopped after 3 of 6 texts" in "\n".join(measured.lines())
     with pytest.raises(EditError, match="at least one random"):
         cost(tiny_model, sae, Add(3, 0.5), ["the dog"], strength_units=units, draws=0)
 

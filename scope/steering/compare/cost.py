@@ -96,9 +96,10 @@ class Cost(Result):
         return [*rows, *(f"  note: {note}" for note in self.notes)]
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-    __repr__ = __str__
+        return (
+            f"loss on {self.n_tokens} tokens: plain {self.plain:.3f}, steered {self.steered:.3f} "
+            f"({self.steered - self.plain:+.3f} [{self.low:+.3f}, {self.high:+.3f}]), random direction {self.random:.3f}"
+        )
 
 
 _COUNTS = {
