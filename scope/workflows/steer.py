@@ -308,7 +308,7 @@ def _judge(job: Steer) -> tuple[Any, Any] | None:
 
     if not job.sweep and not job.side_effects.refusals:
         raise ModerationError(
-            "--moderate judges the texts of a sweep, or the answers to --refusals. Give strengths: --sweep 0.2 0.4 0.6, or "
+            "--moderate judges the texts of a sweep, or the answers to --refusals. Give strengths too: --sweep 0.2 0.4 0.6; or "
             "prompts: --refusals FILE"
         )
     check_budget(job.budget)
