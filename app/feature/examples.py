@@ -43,7 +43,7 @@ def draw_examples(
         return
     wanted = st.session_state.pop("group asked", None) or st.session_state.get("group")
     st.session_state["group"] = wanted if wanted in groups else groups[0]
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="latent-examples-controls"):
         group = st.segmented_control(
             "Examples",
             groups,
@@ -51,12 +51,14 @@ def draw_examples(
             format_func=GROUPS.get,
             key="group",
             label_visibility="collapsed",
+            help="  \n".join(f"**{GROUPS[name]}:** {MEANING[name]}" for name in groups),
         )
         window, breaks = _window() if texts_in(feature.pack) else (32, False)
+        line = window == LINE
+        window = WIDEST if line else window
         each_own = st.toggle(
             "Scale to each", key="own", help="Colours are relative to each example's maximum instead of the latent's."
         )
-    st.caption(MEANING[group])
     most = st.session_state.get("most", {}).get((feature.id, group), 12)
     examples = feature.examples(group, most + 1)
     further = len(examples) > most
@@ -90,6 +92,7 @@ def draw_examples(
             rows[begin:stop],
             key=f"examples {feature.id} {group}{part}",
             breaks=breaks,
+            line=line,
             actions=("test", "prompt") if feature.pack.pictures is None else (),
             on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
         )
@@ -108,17 +111,23 @@ def draw_examples(
         st.rerun(scope="fragment")
 
 
+LINE, WIDEST = -1, 24
+"""The window in which each example takes one line, and the tokens on either side that such a line can hold."""
+
+
 def _window() -> tuple[int, bool]:
     """Controls of texts: how many tokens are shown to either side of the peak, and whether lines are broken."""
     window = st.segmented_control(
         "Window",
-        [8, 32, 0],
-        default=32,
+        [LINE, 8, 32, 0],
+        default=LINE,
         required=True,
-        format_func=lambda w: f"±{w}" if w else "all",
+        format_func=lambda w: "lines" if w == LINE else f"±{w}" if w else "all",
         key="window",
         label_visibility="collapsed",
     )
+    if window == LINE:
+        return window, False
     return window, st.toggle("Line breaks", key="breaks", help="Begin a new line at each line break.")
 
 

@@ -6,6 +6,17 @@ const element = (tag, className, text) => {
   return node;
 };
 
+// One line an example, the token that fires beginning at the same place in each: what precedes it is cut at its left.
+function inOneLine(text, row, spans) {
+  const peak = Math.max(row.cells.findIndex((cell) => cell[3].includes("p")), 0);
+  const [before, after] = [element("span", "before"), element("span", "after")];
+  const [inner, nodes] = [element("span", "inner"), [...text.childNodes]];
+  const at = nodes.indexOf(spans[peak]);
+  nodes.forEach((node, n) => (n < at ? inner : after).append(node));
+  before.append(inner);
+  text.replaceChildren(before, after);
+}
+
 function strip(row, index, options, setTriggerValue) {
   const root = element("div", "strip");
   const text = element("div", "text");
@@ -64,6 +75,7 @@ function strip(row, index, options, setTriggerValue) {
     const peak = row.cells.findIndex((cell) => cell[3].includes("p"));
     show(shown < 0 ? Math.max(peak, 0) : Math.min(Math.max(shown + move, 0), spans.length - 1));
   });
+  if (options.line) inOneLine(text, row, spans);
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");
   for (const [name, value, meaning] of row.scores ?? []) {
@@ -73,7 +85,8 @@ function strip(row, index, options, setTriggerValue) {
     score.dataset.meaning = meaning;
     foot.append(score);
   }
-  for (const note of row.notes) foot.append(element("bdi", "note", note));
+  if (options.line) root.title = row.notes.join("\n");
+  else for (const note of row.notes) foot.append(element("bdi", "note", note));
   foot.append(readout);
   if (options.actions.length) {
     const group = element("span", "actions");
@@ -91,5 +104,6 @@ function strip(row, index, options, setTriggerValue) {
 export default function (component) {
   const { data, parentElement, setTriggerValue } = component;
   const root = parentElement.querySelector(".strips");
+  root.classList.toggle("lines", Boolean(data.line));
   root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
 }

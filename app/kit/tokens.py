@@ -103,6 +103,7 @@ def strips(
     *,
     key: str,
     breaks: bool = False,
+    line: bool = False,
     actions: Sequence[str] = (),
     pick: bool = False,
     on_pick: Callable[[int, int], None] | None = None,
@@ -112,6 +113,7 @@ def strips(
 
     Args:
         breaks: begin a new line at each line break, besides showing its glyph.
+        line: draw each row in one line, cut at both ends, in which the peak begins at the same place.
         actions: buttons on each row.
         on_pick: called with row and token before the run that a click begins; it makes tokens clickable.
     """
@@ -123,7 +125,7 @@ def strips(
 
     component = _mount(
         key=key,
-        data={"rows": rows, "breaks": breaks, "actions": list(actions), "pick": pick or on_pick is not None},
+        data={"rows": rows, "breaks": breaks, "line": line, "actions": list(actions), "pick": pick or on_pick is not None},
         on_picked_change=changed,
     )
     if not isinstance(component.picked, list | tuple):
