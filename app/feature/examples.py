@@ -43,7 +43,7 @@ def draw_examples(
         return
     wanted = st.session_state.pop("group asked", None) or st.session_state.get("group")
     st.session_state["group"] = wanted if wanted in groups else groups[0]
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="latent-examples-controls"):
+    with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="latent-examples-controls"):
         group = st.segmented_control(
             "Examples",
             groups,

@@ -9,6 +9,7 @@ from scope.app.kit.plain import number, plain
 
 from scope.escape import visible_token
 from scope.features.pack.feature import Feature
+from scope.features.pack.table import BY_CONTEXTS, BY_RULES
 
 
 def reader() -> str:
@@ -16,17 +17,24 @@ def reader() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):
-        return "you"
+        return "a person"
 
 
 def source(feature: Feature, label) -> str:
     """The line under the label: who gave it, when, and its score."""
     row, who = feature.row, plain(feature.label_source)
     if label is None:
-        return f"label from {who}, F1 {number(row.get('label_score'), '.2f')}"
+        if feature.label_source == BY_CONTEXTS:
+            return "no rule predicts it: its strongest contexts"
+        score = number(row.get("label_score"), ".2f")
+        beside = feature.pack.rule(feature.id) if feature.label_source == BY_RULES else None
+        null = "" if beside is None else f" (best token {beside['single_token']:.2f}, shuffled {beside['null']:.2f})"
+        return f"label from {who}, F1 {score}{null}"
     author = label.detail.get("author") if isinstance(label.detail, dict) else None
     by = plain(visible_token(author)) if isinstance(author, str) and label.source == "you" else who
     measure = label.detail.get("measure", "") if label.source.startswith("Neuronpedia") else "detection score"
+    if label.source in (BY_RULES, BY_CONTEXTS):
+        measure, by = "F1", plain(f"{label.source}, {label.detail.get('made_by', 'scope')}")
     score = f" · {plain(visible_token(str(measure)))} {label.score:.2f}" if label.score is not None else ""
     return f"label by {by} · {moment(label.made)}{score}"
 
@@ -36,21 +44,17 @@ def moment(seconds: float) -> str:
     return time.strftime("%-d %b %Y %H:%M", time.localtime(seconds))
 
 
-def label_editor(feature: Feature) -> None:
-    """The label as a text field. Enter or Save keeps it; an empty label restores the pack's own."""
-    store, key = feature.pack, f"label {feature.id}"
-
-    def save() -> None:
-        text = st.session_state[key]
-        detail = {"author": reader()}
-        if text.strip() == feature.label or try_to_write(lambda: store.notes.set_label(feature.id, text, "you", detail=detail)):
-            st.session_state.pop("editing", None)  # what cannot be written stays in the field
-
-    with st.form(f"edit {feature.id}", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-        st.text_input(f"Label of #{feature.id}", feature.label, key=key, max_chars=500)
-        st.form_submit_button("Save", icon=":material/check:", type="primary", on_click=save)
-        st.form_submit_button("Cancel", on_click=lambda: st.session_state.pop("editing", None))
-    st.caption("Saved in the pack with your name and the time. An empty label restores the pack's own.")
+def about_label(feature: Feature, label) -> None:
+    """Where the label comes from: of a rule the whole rule, and its score beside the best single token's and the null's; and
+    the name under which the reader's own labels are saved."""
+    detail = label.detail if label is not None else feature.pack.rule(feature.id) or {}
+    if detail.get("null") is not None and detail.get("score") is not None:
+        scores = f"F1 {detail['score']:.2f} on text that did not choose the rule ({detail['chosen']:.2f} on the other half)"
+        beside = f"best single token {detail['single_token']:.2f}; rules for shuffled activations {detail['null']:.2f}"
+        st.caption(plain(f"Rule: {scores}; {beside}."))
+        with st.expander("The whole rule"):
+            st.json(detail.get("rule") or {})
+    st.text_input("Sign labels as", reader(), key="author", max_chars=80, help="Stands beside each label, in exports too.")
 
 
 def star(feature: Feature, starred: bool) -> None:

@@ -20,7 +20,7 @@ from scope.features.pack.feature import Feature
 
 
 def numbers(feature: Feature) -> None:
-    """The latent's numbers as a row of tiles."""
+    """The latent's four foremost numbers as a row of tiles; the Activations tab has the others."""
     row = feature.row
     half, near = f"half its firings on {row['n_tokens_half']:,}", f"cosine to #{row['nearest']}"
     score = "Measured rise of its promoted tokens' probability when the latent is added; the null is a random direction."
@@ -35,9 +35,11 @@ def numbers(feature: Feature) -> None:
         ("Tokens", f"{row['n_tokens']:,}", half, "Distinct tokens on which it fired."),
         ("Nearest", number(row["nearest_cos"], ".2f"), near, "Largest cosine with another latent's decoder direction."),
     ]
+    wanted = ("Firing frequency", "Largest", "Output score", "Tokens")
     if noun in ("patches", "pictures"):  # such rows are no tokens and promote none
-        rows = [row for row in rows if row[0] not in ("Output score", "Tokens")]
-    tiles(rows, border=False)
+        wanted = ("Firing frequency", "Mean when firing", "Largest", "Nearest")
+    with st.container(key="latent-numbers"):
+        tiles([row for row in rows if row[0] in wanted], border=False)
 
 
 def _null(feature: Feature) -> str:
@@ -53,6 +55,18 @@ def histogram(feature: Feature, mark: float | None = None) -> None:
     figure = figures.histogram(edges, counts, bands, log=not linear, mark=mark)
     summary = f"From {number(float(feature.row['p50']))} at the median to {number(float(feature.row['max']))} at most."
     st.plotly_chart(figure, config=figures.SMALL, key="histogram", alt=summary)
+
+
+def promoted(feature: Feature) -> None:
+    """The ten tokens that it promotes most: as measured where that is known, else by weights."""
+    name, pairs, form = "Promoted, by weights", feature.promoted, "+.2f"
+    if not pairs:
+        st.caption("This pack does not hold what it promotes.")
+        return
+    st.caption(
+        f"{name}: logit", help="The logits that its direction alone would add. The Promoted tokens tab has what was measured."
+    )
+    signed_bars(pairs[:10], form, key=f"bars {name} small", alt=f"{name}: {len(pairs[:10])} tokens")
 
 
 def output(feature: Feature) -> None:

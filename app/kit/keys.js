@@ -21,6 +21,8 @@ export default function (component) {
     const name = data.keys[event.key];
     if (!name) return;
     event.preventDefault();
+    if (Date.now() < (parentElement.scopeDeaf ?? 0)) return; // a field is on its way, and what is typed is meant for it
+    if (name === "test") parentElement.scopeDeaf = Date.now() + 2000;
     if (name.startsWith("focus ")) field(name.slice(6))?.focus();
     else setTriggerValue("pressed", name);
   };

@@ -16,6 +16,7 @@ SHORTCUTS = {
     "X": "star",
     "S": "steer with it",
     "T": "type a text to test",
+    "N": "the next latent that nobody labelled",
     "1, 2, 3, 4": "top, bands, random, near misses",
 }
 """The list under "Keys" on the Feature page."""
@@ -26,7 +27,7 @@ def keys(names: dict[str, str], *, key: str, focus: str = "", on_key: Callable[[
 
     Args:
         names: name by key, as browsers call keys; a name "focus LABEL" puts the cursor into the field of that label.
-        focus: label of a field that gets the cursor now.
+        focus: label of a field that gets the cursor now. A key named "test" asks for one, and deafens the others until it comes.
         on_key: gets the name before the run that the key begins.
     """
 

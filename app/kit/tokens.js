@@ -12,6 +12,9 @@ function inOneLine(text, row, spans) {
   const [before, after] = [element("span", "before"), element("span", "after")];
   const [inner, nodes] = [element("span", "inner"), [...text.childNodes]];
   const at = nodes.indexOf(spans[peak]);
+  for (const span of spans) { // indentation takes no room here
+    if (/␣{3,}/.test(span.textContent)) span.textContent = span.textContent.replace(/␣{3,}/g, "␣");
+  }
   nodes.forEach((node, n) => (n < at ? inner : after).append(node));
   before.append(inner);
   text.replaceChildren(before, after);

@@ -35,7 +35,7 @@ def test_the_mass_of_the_strongest_firings_is_that_of_brute_force_within_a_bin(t
 
 def test_the_page_tells_on_how_much_text_its_figures_stand(open_app, toy_folder):
     store = Pack.open(toy_folder)
-    told = " ".join(c.value.replace("\\", "") for c in open_app("feature", f=9).caption)
+    told = " ".join(c.value.replace("\\", "") for c in open_app("feature", f=9, tab="Activations").caption)
     assert f"counted on {store.n_tokens:,} tokens" in told
     assert f"hold {store[9].mass_of_strongest():.1%} of its activation" in told
 
@@ -45,7 +45,7 @@ def test_the_whole_vocabulary_is_drawn_when_it_is_opened_and_holds_every_token(o
     assert 0.9 * len(store.vocab) < counts.sum() <= len(store.vocab)  # all but control tokens
     assert edges[0] <= store[5].suppressed[0][1] <= edges[1] + 1e-5
     assert edges[-2] - 1e-5 <= store[5].promoted[0][1] <= edges[-1] + 1e-5
-    at = open_app("feature", packs=[folder / "pack"], f=5)
+    at = open_app("feature", packs=[folder / "pack"], f=5, tab="Promoted")
     before = len(at.get("plotly_chart"))
     at.session_state["vocabulary"] = True
     at.run()
@@ -54,7 +54,7 @@ def test_the_whole_vocabulary_is_drawn_when_it_is_opened_and_holds_every_token(o
 
 
 def test_a_pack_without_the_whole_vocabulary_says_so(open_app):
-    at = open_app("feature", f=9)
+    at = open_app("feature", f=9, tab="Promoted")
     at.session_state["vocabulary"] = True
     at.run()
     assert not at.exception

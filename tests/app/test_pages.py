@@ -205,7 +205,7 @@ def test_figures_show_tokens_as_they_stand():
 
 def test_bars_are_the_librarys_tokens_in_their_order_with_sign_and_length(open_app, toy_folder):
     feature = Pack.open(toy_folder)[9]
-    shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9))}
+    shown = {list_["alt"].split(":")[0]: list_["bars"] for list_ in bars(open_app("feature", f=9, tab="Promoted"))}
     lists = {"Promoted, by weights": feature.promoted, "Suppressed, by weights": feature.suppressed}
     for name, pairs in lists.items():
         assert [bar["whole"] for bar in shown[name]] == [visible_token(token, mark_space=True) for token, _ in pairs[:10]]
@@ -243,7 +243,7 @@ def test_no_strength_is_said_to_exceed_all_firings(toy_folder):
 
 def test_latents_that_point_the_other_way_are_a_relation(open_app, toy_folder):
     expected = Pack.open(toy_folder)[9].opposites
-    at = open_app("feature", f=9)
+    at = open_app("feature", f=9, tab="Related")
     at.button_group(key="relation").set_value("opposite").run()
     frame = next(frame.value for frame in at.dataframe if "cosine" in frame.value)
     assert list(zip(frame["latent"], frame["cosine"], strict=True)) == expected
@@ -265,7 +265,7 @@ def test_dense_latents_are_one_choice_of_all_pages(open_app, toy_folder):
 
 def test_a_latent_of_infilling_examples_is_shown_by_role(open_app, tmp_path, toy_folder):
     make_toy_pack(tmp_path / "pack", n_contexts=12, roles=True)
-    at = open_app("feature", packs=[tmp_path / "pack"], f=1)
+    at = open_app("feature", packs=[tmp_path / "pack"], f=1, tab="Roles")
     assert not at.exception
     shown = next(table.value for table in at.dataframe if "role" in table.value)
     assert shown["role"].tolist() == ["prefix", "middle"]
@@ -275,7 +275,7 @@ def test_a_latent_of_infilling_examples_is_shown_by_role(open_app, tmp_path, toy
 
 
 def test_under_a_field_stands_its_text_with_the_marks_that_turn_the_reading_direction(open_app):
-    at = open_app("feature", f=1)
+    at = open_app("feature", f=1, tab="Try a text")
     at.text_area(key="text").set_value("the dog").run()
     assert not any("turn the reading" in caption.value for caption in at.caption)
     at.text_area(key="text").set_value("the \u202edog").run()
@@ -299,12 +299,12 @@ def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(o
     result = Lookahead(**facts, permutations=99, seed=0, tested=24, own=counts, null=counts, latents=(row,))
     make_toy_pack(tmp_path / "pack", n_contexts=12)
     add_file(tmp_path / "pack", "lookahead.json", result.to_json().encode(), {})
-    at = open_app("feature", packs=[tmp_path / "pack"], f=1)
+    at = open_app("feature", packs=[tmp_path / "pack"], f=1, tab="Look-ahead")
     assert not at.exception
     assert any(r"75\% lost" in caption.value and "it looks ahead" in caption.value for caption in at.caption)
     assert [r["notes"] for data in strips(at) for r in data["rows"]][-2:] == [
         ["with its own suffix"],
         ["with suffixes of other documents, mean"],
     ]
-    other = open_app("feature", packs=[tmp_path / "pack"], f=3)
+    other = open_app("feature", packs=[tmp_path / "pack"], f=3, tab="Look-ahead")
     assert any("too few middles" in caption.value for caption in other.caption)

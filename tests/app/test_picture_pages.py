@@ -44,7 +44,6 @@ def test_a_latents_examples_are_pictures_with_maps_and_stand_first(open_app, lab
     feature = next(f for f in store if len(f.pictures()) > 3)
     at = open_app("feature", packs=[lab / "pack"], f=feature.id)
     assert not at.exception
-    assert at.header[0].value == "Examples"
     (grid,) = data_of(at, "cards")
     expected = {(e.context, e.offset): e for e in feature.pictures("top", 100)}
     wanted = [expected[e.context, e.offset] for e in feature.examples("top", 12)]

@@ -33,7 +33,7 @@ def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, mo
 
 
 def test_a_star_and_a_list_narrow_the_table(open_app, mine):
-    at = pressed(open_app("feature", packs=[mine], f=9), "Star")
+    at = pressed(open_app("feature", packs=[mine], f=9, tab="Notes"), "Star")
     assert Pack.open(mine).notes.starred() == [9]
     at.multiselect(key="lists 9").set_value([]).run()
     Pack.open(mine).notes.add_to_list("animals", [3, 12])
@@ -45,11 +45,11 @@ def test_a_star_and_a_list_narrow_the_table(open_app, mine):
 
 
 def test_a_note_is_kept_as_it_was_written(open_app, mine):
-    at = open_app("feature", packs=[mine], f=9)
+    at = open_app("feature", packs=[mine], f=9, tab="Notes")
     at.text_area(key="note 9").set_value("=1+1 <script>").run()
     assert not at.exception
     assert Pack.open(mine).notes.note(9) == "=1+1 <script>"
-    assert open_app("feature", packs=[mine], f=9).text_area(key="note 9").value == "=1+1 <script>"
+    assert open_app("feature", packs=[mine], f=9, tab="Notes").text_area(key="note 9").value == "=1+1 <script>"
 
 
 def test_a_pack_that_cannot_be_written_says_so_and_is_browsed_on(open_app, mine, monkeypatch):
@@ -66,7 +66,7 @@ def test_a_pack_that_cannot_be_written_says_so_and_is_browsed_on(open_app, mine,
 
 
 def test_a_round_of_the_guess_game_is_counted(open_app, mine):
-    at = pressed(open_app("feature", packs=[mine], f=9), "Play")
+    at = pressed(open_app("feature", packs=[mine], f=9, tab="Guessing game"), "Play")
     kept = at.session_state["guess"]
     windows = draw_windows(Pack.open(mine)[9], kept["seed"])
     right = [n for n, w in enumerate(windows, 1) if w.peak is not None]

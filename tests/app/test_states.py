@@ -142,7 +142,7 @@ def test_a_dead_latent_says_in_how_many_tokens_and_keeps_its_weights(open_app, t
     at, store = open_app("feature", f=0), Pack.open(toy_folder)
     assert f"did not fire in {store.n_tokens:,} tokens" in said(at)
     assert f"{3 / store.n_tokens:.1e}" in said(at)
-    assert len(bars(at)) == 3
+    assert len(bars(at)) == 1
     assert not at.get("plotly_chart")
 
 
@@ -164,7 +164,7 @@ def test_one_damaged_chunk_is_told_on_that_latent_alone(open_app, own_pack):
     assert not hurt.exception
     assert "examples of latent 9 are damaged" in said(hurt)
     assert hurt.metric
-    assert len(bars(hurt)) == 3  # what it writes still stands
+    assert len(bars(hurt)) == 1  # what it writes still stands
     well = open_app("feature", packs=[own_pack], f=10)
     assert not well.warning
 
@@ -177,7 +177,7 @@ def tried(at, text: str = "the dog"):
 
 def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(open_app, monkeypatch):
     monkeypatch.setattr("scope.app.serve.models.load_model", lambda known: None)
-    at = tried(open_app("feature", f=9))
+    at = tried(open_app("feature", f=9, tab="Try a text"))
     assert "dictionary of this pack is not where it was" in said(at)
     assert at.metric
 
@@ -190,7 +190,7 @@ def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp
     monkeypatch.setattr("scope.app.serve.models.load_dictionary", lambda folder: None)
     monkeypatch.setattr("scope.app.serve.models.dictionary_of", lambda store: tmp_path)
     monkeypatch.setattr("scope.features.reading.read_text.check_same", another)
-    at = tried(open_app("feature", f=9))
+    at = tried(open_app("feature", f=9, tab="Try a text"))
     assert "this pack's aa, given bb" in said(at)
 
 
@@ -207,11 +207,10 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
         raise CheckpointError(told)
 
     monkeypatch.setattr("scope.app.serve.models.load_model", cannot)
-    at = tried(open_app("feature", f=9))
+    at = tried(open_app("feature", f=9, tab="Try a text"))
     assert told in said(at).replace("\u2060", "")
     assert at.metric
-    assert len(at.get("plotly_chart")) == 1
-    assert len(bars(at)) == 3
+    assert len(bars(at)) == 1
 
 
 @pytest.fixture
@@ -230,7 +229,7 @@ def test_without_memory_the_page_says_so_lets_the_model_go_and_keeps_the_text(op
         raise error
 
     monkeypatch.setattr(Pack, "read", too_much)
-    at = tried(open_app("feature", f=9))
+    at = tried(open_app("feature", f=9, tab="Try a text"))
     assert not at.exception
     assert "not enough memory" in said(at)
     assert at.text_area(key="text").value == "the dog"
@@ -262,7 +261,7 @@ def test_a_poor_reconstruction_is_told_beside_the_text(open_app, monkeypatch, no
         return SimpleNamespace(pieces=["the", " dog"], values=lambda f: np.array([0.0, 2.0]), fvu=0.7, tuned=str)
 
     monkeypatch.setattr(Pack, "read", poorly)
-    at = tried(open_app("feature", f=9))
+    at = tried(open_app("feature", f=9, tab="Try a text"))
     assert not at.exception
     assert "explains only 30%" in said(at)
 
@@ -277,14 +276,14 @@ def test_a_dictionary_of_another_tuning_is_told_in_amber_with_what_it_leaves_une
 
     monkeypatch.setattr(Pack, "read", read)
     monkeypatch.setattr("scope.app.prompt.panels.next_tokens_after", lambda *_: pd.DataFrame({"token": ["."], "p": [1.0]}))
-    for at in (tried(open_app("feature", f=9)), open_app("prompt", text="the dog")):
+    for at in (tried(open_app("feature", f=9, tab="Try a text")), open_app("prompt", text="the dog")):
         assert not at.exception
         assert any("leaves 31.0%" in box.value.replace("\\", "") for box in at.warning)
         assert "another tuning" in said(at)
 
 
 def test_the_place_in_the_queue_for_the_model_is_shown_until_it_is_the_readers_turn(open_app, monkeypatch, no_model):
-    at, messages, queue = open_app("feature", f=9), [], models.queue()
+    at, messages, queue = open_app("feature", f=9, tab="Try a text"), [], models.queue()
     monkeypatch.setattr(
         "streamlit.delta_generator.DeltaGenerator.info", lambda self, text, **kwargs: messages.append(text), raising=True
     )

@@ -66,6 +66,7 @@ def test_typing_walks_nowhere_and_what_was_written_stays(visit):
     page = person.open("feature", f=5)
     person.keyed()
     page.keyboard.press("t")
+    page.wait_for_function("document.activeElement?.ariaLabel === 'Text to test'")
     page.keyboard.type("jkxse4 the dog")
     assert page.get_by_label("Text to test").input_value() == "jkxse4 the dog"
     assert person.latent() == 5
@@ -89,7 +90,7 @@ def test_typing_walks_nowhere_and_what_was_written_stays(visit):
 
 def test_texts_are_tested_and_sent_on(visit):
     person = visit()
-    page = person.open("feature", f=3)
+    page = person.open("feature", f=3, tab="Try a text")
     field = page.get_by_label("Text to test")
     field.fill("the dog runs\na cat sat")
     page.get_by_role("button", name="Read", exact=True).click()

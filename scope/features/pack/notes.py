@@ -218,6 +218,12 @@ class Notes:
                 row = (latent, text, _storable(source), score, json.dumps(detail or {}), time.time())
                 db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?, ?, ?)", row)
 
+    def restore_label(self, latent: int, text: str, source: str, score: float | None, detail: dict[str, Any]) -> None:
+        """Put an earlier label back in place of a person's; an empty text leaves none."""
+        self.set_label(latent, "", "you")
+        if text:
+            self.set_label(latent, text, source, score, detail)
+
     def about(self, latent: int) -> Said:
         """All of one latent."""
         lists = [name for name, listed in self._listed() if listed == latent]

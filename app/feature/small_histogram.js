@@ -1,0 +1,21 @@
+// Columns of a histogram. All text is set by textContent and title.
+const part = (className, text) => {
+  const node = document.createElement("span");
+  node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+
+export default function (component) {
+  const { data, parentElement } = component;
+  const root = parentElement.querySelector(".columns");
+  root.setAttribute("aria-label", data.alt);
+  root.replaceChildren(...data.columns.map(([height, band, text]) => {
+    const column = part(band ? "column band" : "column"), filled = part("filled");
+    filled.style.height = 100 * height + "%";
+    column.title = text;
+    column.append(filled);
+    return column;
+  }));
+  parentElement.querySelector(".scale").replaceChildren(...data.scale.map((text) => part("value", text)));
+}
