@@ -27,7 +27,7 @@ def keys(names: dict[str, str], *, key: str, focus: str = "", on_key: Callable[[
 
     Args:
         names: name by key, as browsers call keys; a name "focus LABEL" puts the cursor into the field of that label.
-        focus: label of a field that gets the cursor now. A key named "test" asks for one, and deafens the others until it comes.
+        focus: label of a field that gets the cursor now. A key named "test" asks for one, and other keys rest until it comes.
         on_key: gets the name before the run that the key begins.
     """
 
