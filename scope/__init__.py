@@ -32,6 +32,7 @@ _HOME = {
     "diff": "scope.workflows.diff",
     "collect_features": "scope.workflows.features",
     "lookahead": "scope.workflows.lookahead",
+    "import_labels": "scope.features.labels.published",
     "Pack": "scope.features.face",
     "steer": "scope.workflows.steer",
     "export_intervention": "scope.steering.export.intervention",

@@ -37,7 +37,7 @@ from scope.progress import OnProgress
 from scope.provenance import ModelId
 from scope.renamed import old_attribute, old_keywords
 from scope.sae.files import read_sae
-from scope.sae.hub.names import name_where_no_folder_is
+from scope.sae.hub.names import is_name, name_where_no_folder_is
 from scope.steering.apply.editing import Editing
 from scope.steering.apply.resolve import at_each_layer, check_sites, resolve
 from scope.steering.apply.strength_units import StrengthUnits
@@ -94,13 +94,15 @@ def open(
         return Lab(Pack.open(ready), read_sae(name, device), model, device, name if certify else None, **place)
     folder = _demo() if str(folder) == "bundled" else Path(folder).expanduser()
     missing = [name for name in ("dictionary", "pack") if not (folder / name).is_dir()]
+    dictionary: str | Path = folder / "dictionary"
+    if missing == ["dictionary"] and (stated := Pack.open(folder / "pack").dictionary.path) and is_name(stated):
+        dictionary, missing = stated, []
     if missing:
         raise PackError(
             f"{folder} has no {' and no '.join(missing)}, so it is no lab.\n"
             "  To make one of the bundled model, in a few minutes: scope demo\n"
             "  By hand: scope train RECORDING --out LAB/dictionary, then scope features LAB/dictionary ... --out LAB/pack"
         )
-    dictionary = folder / "dictionary"
     pack, sae = Pack.open(folder / "pack"), read_sae(dictionary, device)
     return Lab(pack, sae, model, device, dictionary if certify else None, **place)
 
@@ -130,6 +132,7 @@ class Lab:
         revision: str | None = None,
         window_convention: str | None = None,
     ):
+        sae.site = sae.site or pack.site  # a params.npz names none
         if (pack.site, pack.d_sae) != (sae.site, sae.d_sae):
             raise DictionaryError(
                 f"The pack is about {pack.d_sae} latents at {pack.site}; the dictionary has {sae.d_sae} at {sae.site}. "

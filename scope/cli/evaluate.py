@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.cli.flags import YES, config_of, flags_of
+from scope.sae.hub.names import name_where_no_folder_is
 from scope.whole_files import refuse_unwritable
 from scope.workflows.evaluate import Evaluate, evaluate, save_report
 
@@ -49,7 +50,10 @@ def run(parsed: Any) -> None:
     console.print(table(evaluation))
     for show, what in later:
         show(what)
-    folder = Path(config.dictionary)
+    name = name_where_no_folder_is(config.dictionary)
+    folder = Path(config.dictionary) if name is None else name.lab
+    if name is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     if parsed.json:
         file = evaluation.save(parsed.json)
     elif folder.is_dir():

@@ -107,6 +107,7 @@ def collect_features(
         raise ConfigError("--fim is for a --corpus; a recording has the form in which `scope harvest --fim` made it.")
     ranks, folder = ProcessRank.of_environment(), Path(job.dictionary).expanduser()
     sae = read_sae(job.dictionary, job.device, job.site)
+    folder = folder if name is None else name.lab
     find_health(folder, job.evaluation)  # a report that is not there is refused before the work
     store = None if job.recording is None else ActivationStore.open(job.recording)
     model = job.load_model(sae.provenance if store is None else {"model": store.manifest.model}, pictures=True)

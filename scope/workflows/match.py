@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.progress import OnProgress
+from scope.sae.hub.names import name_where_no_folder_is
 from scope.whole_files import refuse_unwritable, write_whole
 from scope.workflows.settings import ModelSettings, resolve
 
@@ -91,7 +92,7 @@ def place_beside(a: Path, b: Path) -> Path | None:
     A match with another B of that name keeps its file; this one's name then ends in a hash of B's place."""
     from scope.features.compare.partners import matches_beside
 
-    a, b = (Path(place).expanduser().absolute() for place in (a, b))
+    a, b = _folder(a), _folder(b)
     pack = next((place for place in (a / "pack", a, a.parent / "pack") if (place / "features.parquet").exists()), None)
     name = b.parent.name if b.name in ("pack", "dictionary") else b.name
     if pack is None:
@@ -100,6 +101,12 @@ def place_beside(a: Path, b: Path) -> Path | None:
     if _other_place(file) in (None, str(b)):
         return file
     return file.with_stem(f"{name}-{hashlib.sha256(str(b).encode()).hexdigest()[:8]}")
+
+
+def _folder(place: Path) -> Path:
+    """The folder of an SAE; of a published one that is given by name, the one of its pack."""
+    name = name_where_no_folder_is(str(place))
+    return (Path(place).expanduser() if name is None else name.lab).absolute()
 
 
 def _other_place(file: Path) -> str | None:
@@ -120,7 +127,7 @@ def _identity(place: Path, encoder: Any) -> dict[str, Any]:
 
     sae = encoder.sae
     return {
-        "path": str(Path(place).expanduser().absolute()),
+        "path": str(_folder(place)),
         "kind": sae.kind,
         "site": sae.site,
         "parameters_sha256": parameters_sha256(sae),

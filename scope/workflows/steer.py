@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from scope.models.text.sampling_config import SamplingConfig
 from scope.progress import OnProgress
+from scope.sae.hub.names import name_where_no_folder_is
 from scope.workflows.notes import OnNote, silent
 from scope.workflows.settings import ModelSettings, resolve
 from scope.workflows.side_effects import SideEffectSettings
@@ -426,7 +427,8 @@ def _edits(job: Steer, sae: Any, model: Any) -> Any:
 def _pack(job: Steer) -> Any:
     from scope.features.face import Pack
 
-    beside = job.sae.parent / "pack"
+    name = name_where_no_folder_is(str(job.sae))
+    beside = job.sae.parent / "pack" if name is None else name.lab / "pack"
     if job.pack is None and not (beside / "manifest.json").exists():
         return None
     return Pack.open(job.pack or beside)

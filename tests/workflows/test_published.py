@@ -3,6 +3,7 @@
 import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scope.errors import DictionaryError, PackError
 from scope.features.face import Pack
 from scope.lab import CollectingWarning
 from scope.sae.files import read_sae
+from scope.workflows.match import place_beside
 from tests.conftest import random_gemma
 from tests.help.mirror import mirrored
 from tests.models.twins import save_checkpoint
@@ -70,7 +72,9 @@ def test_one_command_collects_the_pack_with_model_site_and_neuronpedias_numbers(
     assert pack.dictionary.path == f"{REPO}/{INSIDE}"
 
 
-@pytest.mark.parametrize("name", [NAME, f"{REPO}/{INSIDE}", "https://www.neuronpedia.org/gemma-2-2b/1-gemmascope-res-16k/7"])
+@pytest.mark.parametrize(
+    "name", [NAME, f"{REPO}/{INSIDE}", "https://www.neuronpedia.org/gemma-2-2b/1-gemmascope-res-16k/7", LAB]
+)
 def test_every_name_of_the_sae_opens_the_same_lab(hub, name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", CollectingWarning)
@@ -105,6 +109,13 @@ def test_steering_and_attribution_find_the_pack_of_a_name(hub, capsys):
         run(["steer", "--sae", NAME, "--latent", "3", "--prompt", "the dog", "--no-certificate", "--max-new-tokens", "2"]) == 0
     )
     assert "steered" in capsys.readouterr().out
+
+
+def test_scores_and_matches_of_a_name_are_kept_beside_its_pack(hub, capsys):
+    few = ["--contexts", "2", "--context", "32", "--no-nulls", "--no-certificate"]
+    assert run(["evaluate", NAME, "--corpus", "text.txt", *few]) == 0
+    assert Path(LAB, "evaluation.json").exists()
+    assert place_beside(Path(NAME), Path("runs/other/pack")) == Path.cwd() / LAB / "pack.matches" / "other.json"
 
 
 def test_the_beginning_of_a_name_is_refused_with_what_can_follow(hub, capsys):

@@ -34,6 +34,7 @@ def other_tuning(pack: PackData, model: Model, sae: SAE) -> str:
 
 def check_same(pack: PackData, model: Model, sae: SAE, tuning: bool = False) -> None:
     """Refuse a model or a dictionary other than the pack's; with `tuning`, not another tuning of the model with its tokenizer.
+    A dictionary that names no site, as a params.npz, gets the pack's.
 
     Raises:
         PackError: with what is expected and what was found.
@@ -43,7 +44,7 @@ def check_same(pack: PackData, model: Model, sae: SAE, tuning: bool = False) -> 
     pairs = [
         ("model weights", pack.model.weights_sha256, same or given.weights_sha256),
         ("tokenizer", pack.model.tokenizer_sha256, given.tokenizer_sha256),
-        ("site", pack.site, sae.site or pack.site),  # a params.npz may say none
+        ("site", pack.site, sae.site or pack.site),
         ("dictionary parameters", pack.dictionary.parameters_sha256, parameters_sha256(sae)),
     ]
     wrong = [
@@ -53,6 +54,7 @@ def check_same(pack: PackData, model: Model, sae: SAE, tuning: bool = False) -> 
         return
     if wrong:
         raise PackError("\n".join(["The pack was made with something else:", *wrong, f"  Give {pack.title}."]))
+    sae.site = sae.site or pack.site
 
 
 @torch.no_grad()
