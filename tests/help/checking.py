@@ -70,27 +70,22 @@ def _has_shape(hint: Any) -> bool:
     return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(map(_has_shape, get_args(hint)))
 
 
-class _Decorate(ast.NodeTransformer):
+def _decorate(statements: list[ast.stmt]) -> None:
     """@checked next to every function and outside every class."""
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
-        node.decorator_list.append(_decorator(node))
-        return self.generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        node.decorator_list.insert(0, _decorator(node))
-        return self.generic_visit(node)
-
-
-def _decorator(node: ast.AST) -> ast.expr:
-    return ast.copy_location(ast.Name("_signature_checked", ast.Load()), node)
+    for node in statements:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            name = ast.copy_location(ast.Name("_signature_checked", ast.Load()), node)
+            node.decorator_list.insert(0 if isinstance(node, ast.ClassDef) else len(node.decorator_list), name)
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            _decorate(getattr(node, block, []))
 
 
 class _Loader(SourceFileLoader):
     def get_code(self, fullname: str):
         path = self.get_filename(fullname)
-        tree = _Decorate().visit(ast.parse(self.get_data(path), path))
-        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+        tree = ast.parse(self.get_data(path), path)
+        _decorate(tree.body)
+        return compile(tree, path, "exec", dont_inherit=True)
 
     def exec_module(self, module) -> None:
         module._signature_checked = checked
