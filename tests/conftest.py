@@ -23,6 +23,15 @@ from scope.pretrain.tokenizer import train_tokenizer  # noqa: E402
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
+# Files of tests that take longest, first: begun last, one of them would keep a process busy while the others have ended.
+_LONG = ("tests/notebooks/", "tests/browser/", "tests/evaluation/test_certificate", "tests/cli/test_demo", "tests/training/")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((i for i, name in enumerate(_LONG) if item.nodeid.startswith(name)), len(_LONG)))
+
+
 _SUBJECTS = "the dog|a cat|my sister|the old king|one small boat|an angry crowd|the teacher|this function".split("|")
 _VERBS = "runs to|looks at|returns|sails over|sings about|counts|breaks|asks for".split("|")
 _OBJECTS = "the river|a list of numbers|the red house|her friend|12 apples|the moon|nothing|a value".split("|")

@@ -163,7 +163,7 @@ def test_the_attribution_is_the_librarys_and_adds_up(page, lab):
     assert "error" in table["part"].tolist()
     total = table.loc[table["part"] == "sum", "effect"].item()
     assert total == pytest.approx(table.loc[table["part"] != "sum", "effect"].sum(), abs=1e-4)
-    assert total == pytest.approx(attribute(*lab, "the dog").whole, abs=1e-4)
+    assert total == pytest.approx(attribute(*lab, "the dog", method="gradient").logit_difference, abs=1e-4)
 
 
 def test_an_empty_prompt_has_no_effects(page):
