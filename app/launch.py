@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+BASE_PATH = "SCOPE_BASE_PATH"
+"""Environment variable with what a proxy puts before the pages' names, such as /user/me/proxy/absolute/8501."""
+
 
 def options(port: int) -> dict[str, Any]:
     """Streamlit's settings by their command-line names."""
@@ -19,6 +22,7 @@ def options(port: int) -> dict[str, Any]:
         "server.address": "127.0.0.1",
         "server.port": port,
         "server.headless": True,
+        "server.baseUrlPath": os.environ.get(BASE_PATH, ""),
         "server.fileWatcherType": "none",
         "server.showEmailPrompt": False,
         "server.enableAgentApi": False,

@@ -1,5 +1,5 @@
 // The search box: a combobox whose list the server fills. Labels enter the page by textContent alone.
-const TYPING = "input, textarea, select, [contenteditable=true], [role=slider], [role=combobox], [role=dialog]";
+const TYPING = "input:not([type=checkbox], [type=radio]), textarea, select, [contenteditable=true], [role=slider], [role=combobox], [role=dialog]";
 
 const element = (tag, className, text) => {
   const node = document.createElement(tag);

@@ -38,6 +38,10 @@ class Command(ModelSettings):
     yes: bool = False
     """Do not ask before collecting a pack that takes more than an hour."""
 
+    base_path: str = ""
+    """What a proxy that hands on whole paths puts before the pages' names: /user/me/proxy/absolute/8501 in JupyterHub. A proxy
+    that takes its path off, as /user/me/proxy/8501, needs none."""
+
     model: str | None = None
     """Model for reading texts and steering, if it lies elsewhere now than each pack says; it must be the same one."""
 

@@ -68,13 +68,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(packs: list[Path], port: int | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The app as `scope app` starts it, on this port or a free one: its address and its process."""
+def serving(packs: list[Path], port: int | None = None, base: str = "") -> Iterator[tuple[str, subprocess.Popen]]:
+    """The app as `scope app` starts it, on this port or a free one, below a path: its address and its process."""
     port = port or free_port()
-    given = {"PYTHONPATH": str(ROOT), "SCOPE_PACKS": json.dumps([str(p) for p in packs])}
+    given = {"PYTHONPATH": str(ROOT), "SCOPE_PACKS": json.dumps([str(p) for p in packs]), "SCOPE_BASE_PATH": base}
     command = [sys.executable, "-P", str(ROOT / "app" / "launch.py"), str(port), "quiet"]
     process = subprocess.Popen(command, env=os.environ | given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://127.0.0.1:{port}{base}"
     try:
         for _ in range(300):
             try:
@@ -123,12 +123,9 @@ class Visitor:
         return page
 
     def _note(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("data", "blob") and f"{parts.scheme}://{parts.netloc}" not in (self.server, self._socket()):
+        parts, own = urlsplit(url), urlsplit(self.server)
+        if parts.scheme not in ("data", "blob") and parts.netloc != own.netloc:
             self.outside.append(url)
-
-    def _socket(self) -> str:
-        return self.server.replace("http", "ws", 1)
 
     def open(self, path: str = "", page=None, **params: object):
         """Go to a page of this visitor's pack and wait until it stands."""
