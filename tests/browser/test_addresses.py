@@ -60,10 +60,20 @@ SEARCHES = "document.querySelector('input[aria-label=Search]')?.value === {!r}"
 
 def find(person: Visitor, text: str) -> None:
     """Type into the search box, by the keyboard alone, and take the first result."""
-    person.page.keyboard.press("/")
+    begin_to_search(person)
     person.page.keyboard.type(text)
     person.page.locator(".option").first.wait_for()
     person.page.keyboard.press("Enter")
+
+
+def begin_to_search(person: Visitor) -> None:
+    """Press / until the box has the cursor: a page that has only just come may not hear keys yet."""
+    for _ in range(50):
+        if person.page.evaluate("document.activeElement?.shadowRoot?.activeElement?.getAttribute('role') === 'combobox'"):
+            return
+        person.page.keyboard.press("/")
+        person.page.wait_for_timeout(50)
+    raise AssertionError("no cursor in the search box")
 
 
 def test_back_and_forward_step_through_search_filter_latent_and_random(person):
@@ -118,7 +128,7 @@ def test_the_search_box_opens_pages_and_texts_by_the_keyboard_alone(person):
     find(person, "the dog runs to the river")
     page.wait_for_url("**/prompt?**text=the**")
     page.get_by_text("Latents by tokens").wait_for()
-    page.keyboard.press("/")
+    begin_to_search(person)
     page.keyboard.type("river")
     page.locator(".option").nth(1).wait_for()
     page.keyboard.press("ArrowDown")
