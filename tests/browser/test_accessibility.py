@@ -14,6 +14,7 @@ PAGES = {
     "reading": ("prompt", {"text": "the dog runs to the river"}),
     "two readings": ("prompt", {"text": "the dog runs", "with": "a cat looks", "two": "true"}),
     "steering": ("steer", {"f": 3}),
+    "settings of steering": ("steer", {"f": 3, "drawer": "open"}),
     "health": ("health", {}),
 }
 
@@ -56,7 +57,7 @@ def test_neither_do_the_pages_of_a_state(visit, theme):
     page = person.open("prompt", text="the dog runs to the river")
     page.get_by_role("heading", name="What is remembered").wait_for()
     assert violations(page) == []
-    page = person.open("steer", f=3)
+    page = person.open("steer", f=3, drawer="open")
     page.get_by_role("button", name="Add an edit").click()
     page.get_by_role("radio", name="Forget").click()
     person.settle()
@@ -104,13 +105,15 @@ def test_neither_do_a_tested_text_an_open_token_and_the_guess_game(visit, theme)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_neither_does_a_steered_text(visit, theme):
     person = visit(theme=theme)
-    page = person.open("steer", f=3)
+    page = person.open("steer", f=3, drawer="open")
     page.get_by_label("New tokens").fill("4")
     page.get_by_label("New tokens").press("Enter")
     person.settle()
     page.get_by_role("button", name="Generate").click()
     page.get_by_text("Colour by").wait_for()  # comes with the last of several runs, one upon the other
     person.settle()
+    assert violations(page) == []
+    page.locator("button.score").first.focus()
     assert violations(page) == []
     for view in ("Sweep", "Effects", "Saved runs"):
         page.get_by_role("radio", name=view).click()
@@ -122,3 +125,13 @@ def test_axe_itself_sees_what_is_wrong(visit):
     page = visit().open("feature", f="abc")
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=\"data:,\"><input>')")
     assert {told.split()[0] for told in violations(page)} >= {"image-alt", "label"}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_neither_do_the_results_of_the_search_box_nor_the_bar_of_a_phone(visit, theme):
+    person = visit(theme=theme, width=390)
+    page = person.open("health")
+    page.get_by_role("combobox", name="Search everything").fill("the")
+    page.get_by_role("option").first.wait_for()
+    page.keyboard.press("ArrowDown")
+    assert violations(page) == []
