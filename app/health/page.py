@@ -11,6 +11,7 @@ from scope.errors import PackError
 from scope.features.compare.counterparts import counterparts
 
 store = session.pack()
+st.title("Health of the SAE", anchor=False)
 known = [slug for slug in packs.registry() if slug != session.current()]
 others = st.multiselect(
     "Compare with", known, key="beside", bind="query-params", max_selections=3, placeholder="Up to three other packs"
@@ -30,9 +31,9 @@ for slug, each in shown.items():
         st.info(f"{plain(slug)} holds no evaluation. This command makes one, and `scope features` adds it to the pack:")
         st.code("scope evaluate DICTIONARY --model MODEL", language=None)
         continue
-    st.dataframe(
-        pack_facts.scores(report), hide_index=True, alt=f"Scores of {slug} beside their baselines", key=f"scores {slug}"
-    )
+    rows = pack_facts.scores(report)
+    alt = f"Scores of {slug} beside their baselines"
+    st.dataframe(rows, hide_index=True, alt=alt, key=f"scores {slug}", height=panels.whole(rows))
     st.caption(plain(panels.text_counts(report)))
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
@@ -70,7 +71,7 @@ if rows is not None:
         "py certificate",
         meaning="A check that site, scale and model fit the SAE.",
     )
-    st.dataframe(rows, hide_index=True, alt="The certificate of this SAE")
+    st.dataframe(rows, hide_index=True, alt="The certificate of this SAE", height=panels.whole(rows))
 else:
     st.caption(
         "This pack holds no certificate: it was made without checking that site, scale and model fit the SAE. "
@@ -114,7 +115,7 @@ with left:
     st.plotly_chart(figures.spreads(lengths, log=False), config=figures.SMALL, key="spread norms", alt="Decoder norms")
 with right:
     heading("Provenance", python + "pack.manifest", "py made", meaning="Config and versions of training, evaluation and pack.")
-    st.json({name: part for name, part in panels.provenance(store).items() if part}, expanded=False)
+    st.json({name: part for name, part in panels.provenance(store).items() if part}, expanded=1)
 
 if len(shown) == 2:
     other = next(each for slug, each in shown.items() if slug != session.current())

@@ -112,7 +112,26 @@ def point(store: Pack) -> tuple[float, float] | None:
 def certificate(store: Pack) -> pd.DataFrame | None:
     """The certificate (the check of the SAE against its model) as a table, a row per fact; None without one."""
     report = (store.health or {}).get("certificate")
-    return pd.DataFrame([{"fact": name, "value": short(value)} for name, value in _flat(report)]) if report else None
+    return (
+        pd.DataFrame([{"fact": _in_words(name), "value": _shown(value)} for name, value in _flat(report)]) if report else None
+    )
+
+
+def _in_words(name: str) -> str:
+    """A field's path as words."""
+    return {"said": "verdict"}.get(name, name.replace("_", " "))
+
+
+def _shown(value: Any) -> str:
+    """A value of the certificate: yes or no, a number to three digits, a list by its items."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no"}.get(value, "–")
+    return ", ".join(map(_shown, value)) if isinstance(value, list | tuple) else short(value)
+
+
+def whole(rows: pd.DataFrame, most: int = 16) -> int:
+    """The height of a table that cuts no row into halves."""
+    return 35 * (min(len(rows), most) + 1) + 3
 
 
 def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:

@@ -15,7 +15,6 @@ folder = matches_beside(store.folder)
 
 def offer() -> None:
     """The command that makes a match."""
-    st.title("Features across SAEs and models", anchor=False)
     st.info(
         "No match of this pack's SAE is saved. This command reads one text with both models, finds for each latent of A the "
         "latent of B whose activations correlate most with its own, and saves the result where this page finds it. A third "
@@ -56,6 +55,7 @@ def draw(results: dict) -> None:
                 panels.examples(pack, latent, f"{its} {latent}")
 
 
+st.title("Features across SAEs and models", anchor=False)
 saved, refusals = panels.saved(store, folder)
 for refusal in refusals:
     st.warning(plain(refusal))
