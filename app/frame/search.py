@@ -70,7 +70,7 @@ def _latents(store: Pack, text: str) -> list[Result]:
     number = re.fullmatch(r"(?:latent|feature)?\s*#?\s*(\d{1,18})", text, re.IGNORECASE)
     numbered = [int(number[1])] if number and int(number[1]) < store.d_sae else []
     try:
-        hits = [(int(i), where) for i, where in store.find(text)["found_in"].head(MOST_LATENTS).items()]
+        hits = [(hit.latent, hit.why) for hit in store.search(text, MOST_LATENTS)]
     except PackError:
         hits = []
     hits = [(latent, "by number") for latent in numbered] + [hit for hit in hits if hit[0] not in numbered]
