@@ -16,7 +16,7 @@ from scope.features.face import Pack
 from scope.monitor.labelled import MonitorError
 from scope.monitor.monitor import Monitor
 from scope.monitor.run import Scored
-from scope.monitor.statistics import Rate
+from scope.monitor.statistics import Interval, Rate
 from scope.provenance import ModelId
 from scope.typed_json import parse_json, typed
 
@@ -106,7 +106,12 @@ def verdict(monitor: Monitor, row: Scored) -> None:
         [
             ("Score", f"{row.score:.4g}", f"{monitor.aggregation} over tokens", ""),
             ("Threshold", f"{row.threshold:.4g}", f"for {monitor.fpr:.1%} false alarms", "Set on the validation texts."),
-            ("Probability", f"{row.probability:.1%}", "as rare as in the texts", "Fitted on the validation texts."),
+            (
+                "Probability",
+                f"{row.probability:.1%}",
+                "by the validation texts",
+                "It holds where positive texts are as frequent as there.",
+            ),
             ("Highest token", show_line((row.token or "").strip() or "␣", 24), f"position {row.position}", ""),
         ]
     )
@@ -148,7 +153,7 @@ def tiles(monitor: Monitor) -> None:
     rows += [
         ("False alarms", f"{fpr.share:.1%}", _rate(fpr), f"{fpr.k} of {fpr.n} negative test texts."),
         ("Caught", f"{tpr.share:.1%}", _rate(tpr), f"{tpr.k} of {tpr.n} positive test texts."),
-        ("Right alarms, 1 in 100", number(monitor.precision(0.01), ".1%"), "", "If 1 in 100 texts were positive."),
+        ("Right alarms, 1 in 100", number(monitor.precision(0.01), ".1%"), "of all alarms", "If 1 in 100 texts were positive."),
     ]
     kit_tiles.tiles(rows)
     beaten = monitor.beaten_by()
@@ -158,19 +163,24 @@ def tiles(monitor: Monitor) -> None:
 
 def nulls(monitor: Monitor) -> None:
     """The table of the monitor, its baselines and its nulls."""
-    frame = monitor.to_frame().drop(columns=["draws"])
-    three = {
-        name: st.column_config.NumberColumn(name.replace("_", " "), format="%.3f")
-        for name in frame.columns
-        if name != "detector"
-    }
-    shares = {
-        name: st.column_config.NumberColumn(text, format="percent")
-        for name, text in (("fpr", "false alarms"), ("tpr", "caught"))
-    }
-    st.dataframe(
-        frame, hide_index=True, column_config=three | shares, key="monitor nulls", alt="AUC beside baselines and nulls"
-    )
+
+    def interval(ends: Interval | None, form: str) -> str:
+        return "–" if ends is None else f"{ends.low:{form}} to {ends.high:{form}}"
+
+    rows = [
+        {
+            "detector": s.name,
+            "AUC": f"{s.auc:.3f}",
+            "95 %": interval(s.interval, ".3f"),
+            "monitor minus it": number(s.difference, "+.3f"),
+            "its 95 %": interval(s.difference_interval, "+.3f"),
+            "caught": f"{s.tpr.share:.1%}" if s.tpr else "–",
+            "false alarms": f"{s.fpr.share:.1%}" if s.fpr else "–",
+            "largest draw": number(s.largest, ".3f"),
+        }
+        for s in monitor.scores
+    ]
+    st.dataframe(pd.DataFrame(rows), hide_index=True, key="monitor nulls", alt="AUC beside baselines and nulls")
 
 
 def groups(monitor: Monitor) -> None:

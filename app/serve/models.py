@@ -72,8 +72,8 @@ def _wait(ticket: object) -> None:
     """Wait for this session's turn. A rerun, as by Cancel, ends the wait: Streamlit then raises in `st` calls."""
     if queue().ahead(ticket) == 0:
         return
-    place = st.container()
-    with place:
+    place = st.empty()
+    with place.container():
         message = st.empty()
         st.button("Cancel", key=f"cancel {id(ticket)}", help="Leaves the queue.")
     while n := queue().ahead(ticket, wait=0.4):

@@ -110,9 +110,11 @@ def _run(config: RunMonitor, parsed: Any) -> None:
     if out is not None and out.suffix.lower() not in kinds:
         raise ConfigError(f"--out is {out}; its name ends in one of {', '.join(kinds)}.")
     if out is not None and out.suffix.lower() == ".jsonl" and csv is None:
-        texts = alarms = 0
-        for row in write_rows(config, out, print_note):
-            texts, alarms = texts + 1, alarms + bool(row.alarm)
+        for _ in write_rows(config, out, print_note):
+            pass
+        with open(out, encoding="utf-8") as file:
+            alarmed = [json.loads(line)["alarm"] for line in file]
+        texts, alarms = len(alarmed), sum(map(bool, alarmed))
         console.print(f"{alarms:,} alarms on {texts:,} texts. Written: {out}", soft_wrap=True)
         return
     if out is None and csv is None:

@@ -50,7 +50,7 @@ def _worth(m: Monitor) -> list[str]:
     so = (
         f"**On these texts the monitor is not shown to be better than: {', '.join(beaten)}.**"
         if beaten
-        else "The monitor is above each of them by more than the interval of the difference."
+        else "The monitor is above each of them by more than the interval of the difference, and above every draw of the nulls."
     )
     counts = {s.name: s for s in m.splits}
     test = counts["test"]
@@ -58,7 +58,7 @@ def _worth(m: Monitor) -> list[str]:
         "## What it is worth",
         "",
         f"AUC on {test.positive + test.negative:,} test texts ({test.positive:,} positive) that nothing was chosen on: how "
-        "often a positive text scores above a negative one; 0.5 is guessing. In brackets 95 % intervals (DeLong).",
+        "often a positive text scores above a negative one; 0.5 is guessing. In brackets 95 % intervals over texts (DeLong).",
         "",
         "| detector | AUC | monitor minus it, on the same texts | positive texts caught, at alarms on negative ones |",
         "|---|---|---|---|",

@@ -34,6 +34,7 @@ from scope.progress import OnProgress
 from scope.sae.base import SAE
 from scope.shapes import Acts
 
+_FEW_GROUPS = 20
 _PANGRAM = "The quick brown fox jumps over the lazy dog. "
 
 
@@ -74,6 +75,10 @@ def fit(
     notes = [*data.notes]
     if n_cut := sum(read.cut > 0 for read in reads):
         notes.append(f"{n_cut:,} texts are longer than {context_of(model, how):,} tokens; only their beginnings were read.")
+    if clusters is not None and (n_groups := len(np.unique(clusters[test]))) < _FEW_GROUPS:
+        notes.append(
+            f"The test texts are of {n_groups} groups only, which says little about others; rates count texts, not groups."
+        )
     latents = tuple(int(i) for i in fitted.features[fitted.weights[:, place] != 0]) if how.method == "latents" else ()
     top_k = top_k_of(sae) if how.method == "latents" else None
     monitor = Monitor(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -211,12 +212,9 @@ def _usable(records: list[Record], notes: list[str]) -> list[Record]:
 
 
 def _name(label: Any) -> str:
-    """A label as text: 1, 1.0 and True stay apart only where a file mixes them with others."""
-    if isinstance(label, bool | np.bool_):
-        return str(bool(label)).lower()
-    if isinstance(label, float) and label.is_integer():
-        label = int(label)
-    return str(label).strip()
+    """A label as text: true for True, and 1 for 1.0, as pandas writes whole numbers beside missing ones."""
+    text = str(label).strip()
+    return text.lower() if isinstance(label, bool | np.bool_) else re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def _two_labels(records: list[Record], positive: str | None, notes: list[str]) -> tuple[np.ndarray, str, str]:

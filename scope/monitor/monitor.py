@@ -199,8 +199,14 @@ class Monitor(Result):
         return right_alarms(self.test_tpr.share, self.test_fpr.share, base_rate)
 
     def beaten_by(self) -> list[str]:
-        """Baselines and nulls that this monitor is not shown to be above: whose paired interval reaches 0."""
-        return [s.name for s in self.scores[1:] if s.difference_interval is None or s.difference_interval.low <= 0]
+        """Baselines and nulls that this monitor is not shown to be above: whose paired interval reaches 0, or of which a draw
+        does as well."""
+
+        def above(s: Score) -> bool:
+            clear = s.difference_interval is not None and s.difference_interval.low > 0
+            return clear and (s.largest is None or s.largest < self.scores[0].auc)
+
+        return [s.name for s in self.scores[1:] if not above(s)]
 
     def reads(self) -> str:
         """What is read, in words: latents 3 and 7, a probe."""

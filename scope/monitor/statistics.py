@@ -75,13 +75,25 @@ def standard_error(influence: Scores, clusters: Clusters | None = None) -> float
     return math.sqrt(float((influence**2).sum()) * k / max(k - 1, 1))
 
 
+def half_width(influence: Scores, clusters: Clusters | None = None) -> float:
+    """Half of a 95 % interval. Given clusters, that of Student's t with as many of them, but never less than that of the texts:
+    the sums of a few clusters may be alike by chance."""
+    from scipy.stats import t
+
+    of_texts = Z * standard_error(influence)
+    if clusters is None:
+        return of_texts
+    n = len(np.unique(clusters))
+    return max(of_texts, float(t.ppf(0.975, max(n - 1, 1))) * standard_error(influence, clusters))
+
+
 def auc_interval(value: float, influence: Scores, labels: Labels, clusters: Clusters | None = None) -> Interval:
     """DeLong's interval on the logit scale, which stays between 0 and 1, or Newcombe's method 5 (2006) where that is wider:
     near an AUC of 1 DeLong's has no width, however few texts there are."""
-    error, least = standard_error(influence, clusters), _newcombe(value, int(labels.sum()), int((~labels).sum()))
-    if error < 1e-9 or not 0 < value < 1:
+    width, least = half_width(influence, clusters), _newcombe(value, int(labels.sum()), int((~labels).sum()))
+    if width < 1e-9 or not 0 < value < 1:
         return least
-    logit, half = math.log(value / (1 - value)), Z * error / (value * (1 - value))
+    logit, half = math.log(value / (1 - value)), width / (value * (1 - value))
     low, high = (1 / (1 + math.exp(-min(max(x, -700), 700))) for x in (logit - half, logit + half))
     return Interval(min(low, least.low), max(high, least.high))
 
@@ -102,8 +114,8 @@ def _newcombe(value: float, n: int, m: int) -> Interval:
 
 def difference_interval(difference: float, influence: Scores, clusters: Clusters | None = None) -> Interval | None:
     """Interval of a difference of AUCs on the same texts; None where these texts do not tell the two apart at all."""
-    error = standard_error(influence, clusters)
-    return Interval(difference - Z * error, difference + Z * error) if error > 1e-9 else None
+    half = half_width(influence, clusters)
+    return Interval(difference - half, difference + half) if half > 1e-9 else None
 
 
 def threshold_at(negatives: Scores, fpr: float) -> float:

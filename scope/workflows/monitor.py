@@ -1,6 +1,7 @@
 """`scope.fit_monitor`, `scope.open_monitor`, `scope.run_monitor`: from labelled texts to a monitor that can be handed over."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,8 @@ def fit_monitor(data: Any = None, *, on_progress: OnProgress | None = None, **se
     fields = RecordReader(text=job.text_field, label=job.label_field, **names)
     texts = labelled(source, fields, positive=job.positive, by_group=job.by_group, seed=job.seed)
     refuse_fpr(texts, job.fpr)
+    if job.model is None and method != "latents":
+        raise ConfigError("Which model? Give --model: bundled, a checkpoint's folder, or a hub id.")
     pack, sae = _sae(job)
     direction = direction or _direction(job)
     site = job.site or (sae.site if sae is not None else None) or (direction.site if direction is not None else None)
@@ -247,7 +250,7 @@ def write_rows(job: RunMonitor, out: Path, on_note: Callable[[str], None] | None
     Raises:
         MonitorError: see `run_monitor`.
     """
-    from scope.whole_files import beside, file_sha256, refuse_unwritable, write_whole
+    from scope.whole_files import beside, file_sha256, refuse_unwritable, whole_file
 
     refuse_unwritable(out)
     part = beside(out, ".part")
@@ -268,8 +271,9 @@ def write_rows(job: RunMonitor, out: Path, on_note: Callable[[str], None] | None
             file.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
             file.flush()
             yield row
-    lines = part.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-    write_whole(out, "".join(lines))
+    with open(part, "rb") as file, whole_file(out) as whole:
+        file.readline()
+        shutil.copyfileobj(file, whole)
     part.unlink()
 
 

@@ -156,7 +156,8 @@ def in_words(settings: Any) -> str:
     """
     device = find_device(settings.device)
     dtype = str(find_dtype(dtype_of(settings), device)).removeprefix("torch.")
-    source = "the dictionary" if getattr(settings, "index", None) is None else "the index"
+    others = {"index": "the index", "folder": "the monitor"}
+    source = next((name for field, name in others.items() if getattr(settings, field, None) is not None), "the dictionary")
     name = visible(settings.model or f"{source}'s model")
     window = f", window_convention {settings.window_convention}" if settings.window_convention else ""
     return f"{name}{f'+{visible(settings.adapter)}' if settings.adapter else ''} on {device} in {dtype}{window}"

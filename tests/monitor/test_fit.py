@@ -94,6 +94,7 @@ def test_a_direction_gets_the_sign_of_the_training_texts_and_groups_stay_togethe
         ({"latents": [1], "sae": "SAE", "site": "blocks.0.hook_resid_pre"}, ConfigError, "This SAE reads"),
         ({"probe": True, "site": "blocks.9.hook_resid_post"}, ConfigError, r"no site of this model[\s\S]*Nearest"),
         ({"probe": True, "site": None}, ConfigError, "Which site"),
+        ({"probe": True, "model": None}, ConfigError, "Which model"),
         ({"probe": True, "nulls": 0}, ConfigError, "at least 1"),
         ({"probe": True, "chat": True}, ScopeError, "chat template"),
     ],

@@ -18,7 +18,8 @@ def with_labels(yes, no, n=80):
 
 
 @pytest.mark.parametrize(
-    ("yes", "no"), [(True, False), (1, 0), ("1", "0"), ("unsafe", "safe"), ("Yes", "No"), (1.0, 0.0), ("poem", "no")]
+    ("yes", "no"),
+    [(True, False), (1, 0), ("1", "0"), ("unsafe", "safe"), ("Yes", "No"), (1.0, 0.0), ("1.0", "0.0"), ("poem", "no")],
 )
 def test_labels_may_be_of_any_type(yes, no):
     data = labelled(with_labels(yes, no), FIELDS)

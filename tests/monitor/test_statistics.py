@@ -11,6 +11,7 @@ from scope.monitor.statistics import (
     auc_interval,
     calibration,
     difference_interval,
+    half_width,
     right_alarms,
     standard_error,
     threshold_at,
@@ -38,6 +39,8 @@ def test_texts_of_one_group_count_as_one():
     influence = np.array([0.1, 0.1, -0.1, -0.1])
     assert standard_error(influence, np.array([0, 0, 1, 1])) == pytest.approx(math.sqrt(0.08 * 2))
     assert standard_error(influence) == pytest.approx(math.sqrt(0.04 * 4 / 3))
+    assert half_width(influence, np.array([0, 0, 1, 1])) == pytest.approx(12.706 * 0.4, rel=1e-3)
+    assert half_width(influence, np.array([0, 1, 0, 1])) == half_width(influence)  # two groups that are alike by chance
 
 
 @pytest.mark.parametrize("n", [10, 100])
