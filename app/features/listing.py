@@ -24,7 +24,7 @@ MODES = ("anything", "label", "fires on", "promotes", "numbers")
 
 SORTS = {
     "best match": "",
-    "density": "density",
+    "firing frequency": "density",
     "firings": "count",
     "max": "max",
     "output score": "out_score",
@@ -36,7 +36,7 @@ SORTS = {
 """Column of the table by its name on the page."""
 
 SORTED_BY = {"id": "best match", "share": "top token's share", "nearest": "nearest cosine"}
-SORTED_BY |= {name: name for name in ("density", "max", "output score")}
+SORTED_BY |= {"density": "firing frequency", "score": "label's score"} | {name: name for name in ("max", "output score")}
 """Sort by column of the table whose header is clicked; by other columns the list cannot be sorted."""
 
 
@@ -172,8 +172,9 @@ def table_rows(store: Pack, ids: np.ndarray, beside: pd.DataFrame, starred: Set[
         {
             "id": ids,
             "star": ["★" if i in starred else "" for i in ids.tolist()],
-            "label": [show_line(text) for text in table["label"]],
-            "density": np.where(table["density"] > 0, np.log10(table["density"].clip(lower=1e-12)), np.nan),
+            "label": [show_line(text, 160) for text in table["label"]],
+            "score": table["label_score"].to_numpy(float),
+            "density": 100 * table["density"].to_numpy(float),
             "max": table["max"].to_numpy(),
             "p99": table["p99"].to_numpy(),
             "top token": [visible_token(token, mark_space=True) for token in table["top_token"]],
@@ -216,17 +217,11 @@ def column_config(rows: pd.DataFrame) -> dict:
     number, config = st.column_config.NumberColumn, {}
     config["top picture"] = st.column_config.ImageColumn("top picture", width=90, help="Map of its strongest example.")
     config["id"] = number("latent", format="%d", width=70)
-    config["label"] = st.column_config.TextColumn("label", width="medium")
-    config["density"] = st.column_config.ProgressColumn(
-        "firing frequency, log10",
-        format="%.2f",
-        min_value=-7.0,
-        max_value=0.0,
-        width=165,
-        help="log10 of the share of tokens on which it fires.",
-    )
+    config["label"] = st.column_config.TextColumn("label", width="large")
+    config["score"] = number("label's score", format="%.2f", help="How well its label predicts its firing.")
+    config["density"] = number("firing frequency", format="%.3g %%", width=120, help="Share of tokens on which it fires.")
     config["p99"] = number("p99", format="%.3g", help="99th percentile of its activations when it fires; within 9 %.")
-    config["max"] = number("max", format="%.3g", help="Largest activation.")
+    config["max"] = number("largest", format="%.3g", help="Largest activation.")
     config["share"] = number("top token's share", format="percent", help="Share of its firings that are on the top token.")
     config["star"] = st.column_config.TextColumn("", width=30)
     config["nearest"] = number("nearest", format="%.2f", help="Largest cosine with another latent's direction.")
@@ -244,3 +239,7 @@ def column_config(rows: pd.DataFrame) -> dict:
         "measured rise", format="%+.4f", help="Measured rise of this token's probability when the latent is added."
     )
     return {name: column for name, column in config.items() if name in rows}
+
+
+ON_DEMAND = ("p99", "share", "output score", "promotes", "nearest", "label from", "flags")
+"""Columns that are drawn only with “More columns”."""

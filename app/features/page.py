@@ -17,9 +17,9 @@ from scope.features.pack.manifest import MapFidelity
 
 ROWS = 100
 LEASTS = tuple(f"least {column}" for column in listing.LEAST.values())
-CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", *LEASTS)
-FREQUENCY = "Share of tokens on which a latent fires: -2 is 1 %, -4 is 0.01 %."
-AXES = (("Horizontal axis", "x", "density"), ("Vertical axis", "y", "max"))
+CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", "wide", *LEASTS)
+FREQUENCY = "Share of tokens on which a latent fires: 10^-2 is 1 %, 10^-4 is 0.01 %."
+AXES = (("Horizontal axis", "x", "firing frequency"), ("Vertical axis", "y", "max"))
 
 store = session.pack()
 table = store.table
@@ -28,6 +28,9 @@ if not any(key in st.query_params for key in CONTROLS):
     for key, value in st.session_state.get("list controls", {}).items():  # restores the list of the last visit
         st.session_state.setdefault(key, value)
 
+if st.query_params.get("sort") == "density":  # as addresses of earlier versions say
+    st.query_params["sort"] = "firing frequency"
+st.title("Features", anchor=False)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     words = st.text_input("Search", key="q", bind="query-params", placeholder="dogs", icon=":material/search:") or ""
     mode = st.selectbox("in", listing.MODES, key="in", bind="query-params", width=150)
@@ -42,7 +45,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         "Only", [*listing.ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
     )
     span = st.slider(
-        "Firing frequency, log10", -7.0, 0.0, (-7.0, 0.0), 0.25, key="d", bind="query-params", width=240, help=FREQUENCY
+        "Firing frequency", -7.0, 0.0, (-7.0, 0.0), 0.25, "10^%g", key="d", bind="query-params", width=240, help=FREQUENCY
     )
     with st.popover("More", icon=":material/filter_alt:"):
         share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")
@@ -195,7 +198,10 @@ elif len(latents) and look == "Table":
     page = st.pagination(pages, key="page") if pages > 1 else 1
     on_page = latents[(page - 1) * ROWS : page * ROWS]
     rows = listing.table_rows(store, on_page, extra, set(store.notes.starred()))
-    above = st.container()
+    above = st.container(horizontal=True, vertical_alignment="center")
+    wide = above.toggle("More columns", key="wide", bind="query-params")
+    shown = [name for name in rows if wide or name not in listing.ON_DEMAND]
+    row_height = 35 if store.pictures is None else listing.PREVIEW
     drawn = st.session_state.setdefault("table drawn", 0)
     table_key = f"table {session.current()} {page} {len(latents)} {drawn}"
 
@@ -215,8 +221,9 @@ elif len(latents) and look == "Table":
         on_select=selected,
         selection_mode=["multi-row", "single-cell", "single-column"],
         key=table_key,
-        row_height=None if store.pictures is None else listing.PREVIEW,
-        height=min((36 if store.pictures is None else listing.PREVIEW) * len(rows) + 40, 720),
+        row_height=row_height,
+        height=row_height * min(len(rows), 680 // row_height) + 38,  # whole rows, below the header
+        column_order=shown,
         alt=f"{len(rows)} latents; a click on a cell opens one, boxes at the left choose several",
     ).selection
     if picked.cells:

@@ -70,7 +70,8 @@ def example_text(store: Pack, latents: list[int], longest: int = 120) -> str:
         for example in examples:
             tokens = example.tokens[max(0, example.peak - 16) : example.peak + 8]
             pieces = [piece for _, _, piece in characters(tokens) if not (piece[:1] == "<" and piece[-1:] == ">")]
-            text = " ".join("".join(pieces).split())[:longest]
+            text = " ".join("".join(pieces).split())
+            text = text if len(text) <= longest else text[:longest].rsplit(" ", 1)[0]  # no half word
             words = {word for word in text.split() if word.isalpha()}
             if len(words) >= 4 and sum(map(len, words)) > len(text) / 2:
                 return text
@@ -190,7 +191,7 @@ CONDITIONS = {
     "zero": "zero-ablation",
 }
 SCORES = {
-    "l0": ("L0", ".1f"),
+    "l0": ("L0 on the evaluated tokens", ".1f"),
     "fvu": ("FVU, pooled", ".3f"),
     "fvu_per_token": ("FVU, mean over tokens", ".3f"),
     "fvu_per_dimension": ("FVU, mean over dimensions", ".3f"),

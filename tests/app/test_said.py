@@ -28,8 +28,23 @@ def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, mo
     assert "what \\<b\\>I\\<\\/b\\> think" in at.title[0].value
     label = Pack.open(mine).notes.label(9)
     assert (label.text, label.source, label.detail["author"]) == ("what <b>I</b> think", "you", "ann")
+    assert Pack.open(mine).table["label_source"][9] == "ann"
     assert any("label by ann" in caption.value and notes.moment(label.made) in caption.value for caption in at.caption)
     assert open_app("features", packs=[mine], q="think", **{"in": "label"}).dataframe[0].value["id"].tolist() == [9]
+
+
+def test_labels_are_given_in_a_row_and_taken_back(open_app, mine):
+    at = pressed(open_app("feature", packs=[mine], f=9), "Label many")
+    for latent, text in ((9, "one"), (10, "two")):
+        at.text_input(key=f"label {latent}").set_value(text)
+        at = pressed(at, "Save and next")
+        assert not at.exception
+    assert {i: label.text for i, label in Pack.open(mine).notes.labels().items()} == {9: "one", 10: "two"}
+    assert at.query_params["f"] == "11"
+    at = pressed(at, "Undo")
+    assert set(Pack.open(mine).notes.labels()) == {9}
+    assert at.query_params["f"] == "10"
+    assert pressed(at, "Skip").query_params["f"] == "11"
 
 
 def test_a_star_and_a_list_narrow_the_table(open_app, mine):

@@ -122,7 +122,7 @@ def test_a_pack_is_labelled_by_rules_beside_what_people_wrote(tmp_path):
     labelled = label_by_rules(pack, range(pack.d_sae))
     pack.refresh()
     assert pack.table["label"][2] == "mine"
-    assert set(pack.table["label_source"]) <= {"rule", "strongest contexts", "you", "token statistics"}
+    assert set(pack.table["label_source"]) <= {"rule", "strongest contexts", "a person", "token statistics"}
     assert "“dog" in pack.table["label"][1]
     assert not pack.table["label"].str.contains("no token").any()
     detail = pack.notes.label(labelled[0]["latent"]).detail

@@ -185,8 +185,9 @@ def _example(example: Example) -> dict[str, Any]:
 
 
 def _explanation(label, key: str, now: str) -> dict[str, Any]:
-    score = "" if label.score is None else f", balanced accuracy {label.score:.3f}"
-    by = "a person" if label.source == "you" else without_folders(label.source)
+    measure = "F1" if str(label.detail.get("measure", "")).startswith("F1") else "balanced accuracy"
+    score = "" if label.score is None else f", {measure} {label.score:.3f}"
+    by = without_folders(label.author)
     # Names of types and models would have to stand in tables of Neuronpedia's.
     about = {"description": label.text, "typeName": None, "explanationModelName": None, "notes": f"by {by}{score}"}
     return {"id": _id(f"{key}-label"), "authorId": CREATOR, "createdAt": now, **about}

@@ -130,7 +130,7 @@ class PackData:
             if 0 <= i < self.d_sae:
                 score = np.nan if label.score is None else label.score
                 columns["label"][i], columns["label_score"][i] = label.text, score
-                columns["label_source"][i] = without_folders(label.source)
+                columns["label_source"][i] = without_folders(label.author)
         return {**columns, "label_score": columns["label_score"].astype(np.float64)}
 
     def refresh(self) -> None:

@@ -64,6 +64,14 @@ class Label:
     detail: dict[str, Any]
     made: float
 
+    @property
+    def author(self) -> str:
+        """Who gave it: a person by name, a rule or a model by what it is called, with the version of what wrote it."""
+        name, by = self.detail.get("author"), self.detail.get("made_by")
+        if self.source == "you":
+            return name if isinstance(name, str) and name.strip() else "a person"
+        return f"{self.source}, {by}" if isinstance(by, str) else self.source
+
 
 @dataclass(frozen=True)
 class Said:
@@ -175,8 +183,9 @@ class Notes:
         labels by rules, many are read several times faster."""
         if details:
             return {label.latent: label for label in self._labels()}
-        rows = self._rows("SELECT latent, text, source, score, '{}', made FROM labels", _LABEL)
-        return {row[0]: Label(*row[:4], {}, row[5]) for row in rows}
+        detail = "CASE source WHEN 'you' THEN detail ELSE '{}' END"
+        rows = self._rows(f"SELECT latent, text, source, score, {detail}, made FROM labels", _LABEL)
+        return {row[0]: self._label(row) if row[2] == "you" else Label(*row[:4], {}, row[5]) for row in rows}
 
     def label(self, latent: int) -> Label | None:
         return next(iter(self._labels("WHERE latent = ?", latent)), None)
@@ -310,7 +319,7 @@ class Notes:
 
     def to_json(self) -> dict[str, Any]:
         """Everything that people and models said, for an export."""
-        labels = [asdict(label) for label in self._labels("ORDER BY latent")]
+        labels = [asdict(label) | {"author": label.author} for label in self._labels("ORDER BY latent")]
         notes = [{"latent": i, "text": text} for i, text in self.noted().items()]
         said = {"labels": labels, "notes": notes, "stars": self.starred(), "lists": self.lists()}
         return {"dictionary": self.dictionary, **said}
