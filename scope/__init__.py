@@ -37,6 +37,7 @@ _HOME = {
     "steer": "scope.workflows.steer",
     "export_intervention": "scope.steering.export.intervention",
     "load_intervention": "scope.steering.export.intervention",
+    "harness_model": "scope.steering.harness.language_model",
     "memory": "scope.workflows.memory",
     "recall": "scope.circuits.recall",
     "attribute": "scope.circuits.attribution",

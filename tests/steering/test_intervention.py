@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from scope.errors import EditError
 from scope.models.text.sampling_config import SamplingConfig
 from scope.sae.gated import GatedConfig, GatedSAE
 from scope.sae.topk import TopKConfig, TopKSAE
+from scope.steering.apply.editing import Editing
 from scope.steering.apply.strength_units import StrengthUnits
 from scope.steering.compare.steer import steer
 from scope.steering.edits.interventions import (
@@ -139,11 +141,13 @@ def test_the_control_vector_holds_the_vector_bit_for_bit_at_the_layer_that_llama
     assert list(tensors) == [1]  # blocks.1.hook_resid_post is what block 1 gives
     assert tensors[1].tobytes() == added.numpy().tobytes()
     assert control_vector.layer_of("blocks.2.hook_resid_pre") == 1
+    (one,) = load_intervention(folders / "add").resolved(ours)
+    summed = control_vector.vectors([one, one, replace(one, site="blocks.3.hook_resid_post")])
+    assert list(summed) == [1, 3]
+    assert np.array_equal(summed[1], 2 * summed[3])
     tokens = ours.to_tokens(PROMPTS[0])
     (edit,) = load_intervention(folders / "add").resolved(ours)
     by_hand = ours.run_with_hooks(tokens, fwd_hooks=[(SITE, lambda x, hook: x + torch.tensor(tensors[1]))])
-    from scope.steering.apply.editing import Editing
-
     assert torch.equal(by_hand, ours.run_with_hooks(tokens, fwd_hooks=Editing(ours, {}, [edit]).hooks()))
     assert np.isfinite(tensors[1]).all()
 
@@ -230,11 +234,44 @@ def test_a_recurrent_model_is_handed_over_as_a_hook_and_its_states_are_refused(t
     how = {"strength_units": UNITS, "max_new_tokens": 6}
     made = export_intervention(ours, random_sae(width, site=site), Clamp(3, 4.0), PROMPTS, tmp_path / "out", **how)
     assert "no RecurrentGemma with control vectors" in made.forms["GGUF control vector"]
-    for text in made.texts:
-        with hook_of(tmp_path / "out").steer(theirs):
-            ids = torch.tensor([text.prompt_ids])
-            out = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, pad_token_id=0)
-        assert out[0, ids.shape[1] :].tolist()[: len(text.steered.ids)] == list(text.steered.ids)
+    assert texts_of(theirs, made, tmp_path / "out") == [text.steered.ids for text in made.texts]
     state = Direction((1.0,) * ours.sites()["blocks.0.rec.hook_state"], "blocks.0.rec.hook_state")
     with pytest.raises(EditError, match="state of a recurrence"):
         export_intervention(ours, None, Hold(state, 1.0), PROMPTS, tmp_path / "state", max_new_tokens=2)
+
+
+def texts_of(theirs, made, folder: Path) -> list[tuple[int, ...]]:
+    """What transformers writes greedily after the recorded prompts, with the exported hook."""
+    rows = []
+    for text in made.texts:
+        ids = torch.tensor([text.prompt_ids])
+        settings = {"do_sample": False, "max_new_tokens": text.max_new_tokens, "pad_token_id": 0}
+        with hook_of(folder).steer(theirs):
+            out = theirs.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=made.hook["ends"], **settings)
+        rows.append(tuple(out[0, ids.shape[1] :].tolist()[: len(text.steered.ids)]))
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "shape", ["Gemma 1, one kv head", "one kv head, three layers", "Gemma 3, scaled positions, one kv head", "recurrent"]
+)
+def test_the_hook_reaches_the_modules_of_every_family(shape, tmp_path, toy_tokenizer):
+    if shape == "recurrent":
+        ours, theirs = pair_of(tmp_path / "model", toy_tokenizer)
+        sites = ["blocks.0.rec.hook_rec_out", "blocks.1.hook_resid_pre", "blocks.2.hook_attn_out", "blocks.2.hook_mlp_out"]
+    else:
+        ours, theirs = twins(SHAPES[shape], tmp_path / "model", toy_tokenizer)
+        sites = ["blocks.0.hook_attn_out", "blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+    generator = torch.Generator().manual_seed(0)
+    vectors = {site: tuple(torch.randn(ours.sites()[site], generator=generator).tolist()) for site in sites}
+    edits = [Add(Direction(vector, site), 0.5) for site, vector in vectors.items()]
+    edits.append(Clamp(Direction(vectors[sites[-1]][::-1], sites[-1]), 0.3))
+    made = export_intervention(ours, None, edits, PROMPTS[0], tmp_path / "out", max_new_tokens=1)
+    assert made.forms["transformers hook"] is None
+    tokens = ours.to_tokens(PROMPTS[0])
+    expected = ours.run_with_hooks(tokens, fwd_hooks=Editing(ours, {}, made.resolved(ours)).hooks())
+    with torch.no_grad(), hook_of(tmp_path / "out").steer(theirs):
+        steered = theirs(tokens).logits
+    assert torch.allclose(steered, expected, atol=2e-4)
+    assert not torch.allclose(steered, ours(tokens), atol=0.05)
