@@ -109,10 +109,13 @@ class SideEffects(Result):
 
     def to_json(self, file: str | Path | None = None) -> str:
         """The run as it saves itself, so that it can be replayed, and beside it what was measured."""
+        from scope.steering.compare.cost import finite
+
         found: dict[str, Any] = {"text": self.text} if self.cost else {}
         found |= {"cost": self.cost.to_json()} if self.cost else {}
         found |= {name: json.loads(one.to_json()) for name in ("tasks", "refusals") if (one := getattr(self, name))}
-        text = json.dumps({**json.loads(self.run.to_json()), "side_effects": found}, indent=1, ensure_ascii=False)
+        whole = {**json.loads(self.run.to_json()), "side_effects": finite(found)}
+        text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
         if file is not None:
             from scope.whole_files import write_whole
 
@@ -146,10 +149,16 @@ def side_effects(
         EditError: an edit at the last token of a prompt alone, or at a picture, measured on whole texts.
         ConfigError: the harness is missing, or a task cannot be run. ModerationError: prompts that cannot be read.
     """
+    from scope.models.face import VisionModel
     from scope.steering.apply.editing import Editing
     from scope.steering.apply.resolve import at_each_layer, dictionaries, resolve
     from scope.steering.compare.cost import cost, counts_as
 
+    if isinstance(model, VisionModel) or model.provenance.get("picture_sha256"):
+        raise EditError(
+            f"A {model.cfg.family_name} writes about pictures, and side effects are measured on text.\n"
+            "  Measure the edit on a model of text: leave --evaluate, --tasks and --refusals out, or give another --model."
+        )
     watch = on_progress or (lambda title: None)
     edits, saes = at_each_layer(model, run.edits), dictionaries(sae)
     kinds = {edit.positions.kind for edit in edits}

@@ -73,7 +73,7 @@ class Cost(Result):
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; None where a single text gives no interval."""
-        return {name: _finite(value) for name, value in asdict(self).items()}
+        return {name: finite(value) for name, value in asdict(self).items()}
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -248,9 +248,10 @@ def _bounds(ends: tuple[float, float]) -> str:
     return "" if math.isnan(ends[0]) else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A JSON value with None in the place of numbers that are not finite."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -18,6 +18,8 @@ from scope.progress import OnProgress
 from scope.steering.compare.statistics import interval
 from scope.steering.harness.language_model import harness_model, require_harness
 
+FEW = 20
+"""Samples below which an interval is a rough estimate."""
 FEWSHOT_SEED = 1234
 """What the harness's own command draws few-shot examples with."""
 
@@ -75,7 +77,9 @@ class TaskComparison(JsonResult):
             rows.append(f"{name} on {s.n} samples{better}:")
             rows.append("  " + ", ".join(f"{arm} {value:.4g}" for arm, value in s.values.items()))
             rows += [f"  {pair} {d:+.4g} [{low:+.4g}, {high:+.4g}]" for pair, (d, low, high) in s.differences.items()]
-        return [*rows, f"  {COUNTING[self.counts_as]}"]
+        few = min((s.n for s in self.scores), default=0)
+        rough = [f"  note: intervals over {few} samples are rough estimates"] if few < FEW else []
+        return [*rows, f"  {COUNTING[self.counts_as]}", *rough]
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
