@@ -18,13 +18,15 @@ from scope.renamed import warn
 from scope.sae.base import SAE
 from scope.sae.claims import Provenance
 from scope.sae.formats import dictionary_learning, gemma_scope, gemma_scope_2, sae_lens, sparsify
-from scope.sae.formats.arrays import fill, refuse_other_sizes
+from scope.sae.formats.arrays import build, fill, refuse_other_sizes
 from scope.sae.formats.files import read_config
 from scope.sae.hub.names import find_name, is_name, near_folders
 from scope.sae.hub.neuronpedia import neuronpedia_id
 from scope.sae.hub.releases import size_of
+from scope.sae.jumprelu import JumpReLUSAE
 from scope.sae.kinds import KINDS
 from scope.sae.topk import TopKSAE
+from scope.sae.transcoder import Transcoder
 from scope.whole_files import file_sha256, write_json
 
 MANIFEST = "scope.json"
@@ -87,7 +89,7 @@ def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu", site:
     Whatever the format did beside its arrays is folded into them: it reads the site's activations as the model makes them.
 
     `device` may be "auto": cuda, else mps, else cpu. `site` is where it reads, for sources that do not say, as a params.npz
-    outside of its release, or say what is wrong.
+    outside of its release, or say what is wrong; of a transcoder "READS->WRITES".
 
     Raises:
         DictionaryError: nothing there, a damaged, torn or unfinished folder, a form that cannot be read, pickled objects.
@@ -113,11 +115,30 @@ def read_sae(folder_or_id: Path | str, device: str | torch.device = "cpu", site:
             stacklevel=2,
         )
     if site is not None:
-        sae.site = sae.provenance["site"] = site
+        sae = _at(sae, site)
     sae.loaded_from = str(folder_or_id)
     if (source := neuronpedia_id(sae.provenance)) is not None:
         sae.provenance["neuronpedia"] = source
     return sae.to(find_device(device)).eval()
+
+
+def _at(sae: SAE, site: str) -> SAE:
+    """The dictionary at another site than its source says, or as the transcoder from the first to the second of two.
+
+    Raises:
+        DictionaryError: two sites of what cannot be a transcoder: its arrays are not those of one.
+    """
+    reads, arrow, writes = (part.strip() for part in site.partition("->"))
+    if arrow:
+        if not isinstance(sae, JumpReLUSAE | Transcoder) or not writes:
+            raise DictionaryError(f"{site!r} names two sites, and a {sae.kind} is no transcoder. Give the one that it reads.")
+        arrays = {name: p.detach() for name, p in sae.named_parameters()}
+        known = {"provenance": sae.provenance, "loaded_from": sae.loaded_from}
+        settings = {"k": sae.config.k} if isinstance(sae, Transcoder) else {}
+        sae = build("transcoder", arrays, str(sae.loaded_from), reads, site_out=writes, **settings)
+        vars(sae).update(known)
+    sae.site = sae.provenance["site"] = reads
+    return sae
 
 
 def _from_folder(folder: Path, named: str | None = None) -> SAE:

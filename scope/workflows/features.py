@@ -38,7 +38,8 @@ class CollectFeatures(ModelSettings):
     when the pack is complete."""
 
     site: str | None = None
-    """Where the dictionary reads, e.g. blocks.2.hook_resid_post. None: as the dictionary says."""
+    """Where the dictionary reads, e.g. blocks.2.hook_resid_post, for a file that does not say, as a params.npz; of a transcoder
+    both of its sites, "blocks.2.ln2.hook_normalized->blocks.2.hook_mlp_out". None: as the dictionary says."""
 
     out: Path | None = None
     """Folder for the pack; an older pack there is replaced when the new one is complete. None: runs/pack, or of a published

@@ -13,10 +13,12 @@ from scope.features.collect.config import NEUTRAL, CollectConfig
 from scope.features.collect.token_effects import output_scores
 from scope.features.face import Pack
 from scope.lab import Lab
+from scope.sae.files import read_sae, save_sae
 from scope.sae.kinds import make_sae
 from scope.sae.transcoder import TranscoderConfig
 from scope.workflows.folders import info
 from tests.conftest import random_gemma
+from tests.sae.test_kinds import random_kind
 
 READS, WRITES = "blocks.1.ln2.hook_normalized", "blocks.1.hook_mlp_out"
 
@@ -36,6 +38,17 @@ def made(tmp_path_factory, tiny_config, toy_tokenizer, toy_text):
     folder = tmp_path_factory.mktemp("transcoder") / "pack"
     collect(model, sae, rows, CollectConfig(score_prompts=1, score_null=4), folder)
     return model, sae, Pack.open(folder)
+
+
+def test_a_file_that_names_no_site_is_a_transcoder_between_two_that_are_told(made, tmp_path):
+    _, sae, _ = made
+    file = tmp_path / "params.npz"
+    np.savez(file, **{name: p.detach().numpy() for name, p in sae.named_parameters()})
+    read, x = read_sae(file, site=f"{READS}->{WRITES}"), torch.randn(3, sae.d_in)
+    assert (read.kind, read.site, read.site_out, read.provenance["site"]) == ("transcoder", READS, WRITES, READS)
+    assert torch.equal(read(x), sae(x))
+    with pytest.raises(DictionaryError, match="no transcoder"):
+        read_sae(save_sae(random_kind("topk"), tmp_path / "topk"), site=f"{READS}->{WRITES}")
 
 
 def test_it_says_what_is_read_and_what_is_written(made):

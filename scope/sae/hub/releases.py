@@ -14,7 +14,7 @@ from scope.errors import DictionaryError
 from scope.typed_json import typed
 
 FILE = "pretrained_saes.yaml"
-_GEMMA = re.compile(r"(?:google/)?((?:code|recurrent|shield)?gemma-[\w.-]+)", re.IGNORECASE)
+_GEMMA = re.compile(r"(?:google/)?((?:code|recurrent|shield)?gemma-(?:[\d.]+-)?[\d.]+[bm](?:-it|-pt)?)", re.IGNORECASE)
 _WIDTH_OF = {"2b": 2304, "9b": 3584, "27b": 4608}
 _HEADS_OF = {"2b": 2048, "9b": 4096}
 _GEMMA_SCOPE = re.compile(r"gemma-scope-(2b|9b|27b)-(?:pt|it)-(res|mlp|att|transcoders)/.*width_(\d+)([km])", re.IGNORECASE)
