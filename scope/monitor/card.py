@@ -154,10 +154,6 @@ def _limits(m: Monitor) -> list[str]:
         )
     if m.hook is None:
         limits.append(f"No module of transformers computes {m.site}: score.py cannot read it; `scope monitor run` can.")
-    if m.model.get("window_convention") or "griffin" in str(m.model.get("family", "")):
-        limits.append(
-            "transformers reads the window of a RecurrentGemma in its own way; long texts may score differently there."
-        )
     return ["## Limits", "", *(f"* {cell(limit)}" for limit in limits), ""]
 
 

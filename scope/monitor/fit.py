@@ -17,7 +17,7 @@ from scope.monitor.columns import AGGREGATIONS, FOLDS, Column, Fitted, How, choo
 from scope.monitor.cost import cost
 from scope.monitor.labelled import SPLITS, Labelled, MonitorError, assign
 from scope.monitor.monitor import Check, Group, Monitor, Score, SplitCounts
-from scope.monitor.places import hook_of
+from scope.monitor.places import hook_of, sliding_window_of
 from scope.monitor.reading import Read, activations, read_text
 from scope.monitor.readout import latent_weights, top_k_of, vector_weights
 from scope.monitor.scorer import aggregate, token_scores
@@ -101,6 +101,7 @@ def fit(
         bos=model.cfg.bos,
         excluded_ids=tuple(sorted(model.special_ids)),
         hook=hook_of(model, how.site),
+        sliding_window=sliding_window_of(model),
         check=_checks(model, how, weights, top_k, chosen.aggregation),
         model=dict(model.provenance),
         data=data.identity,

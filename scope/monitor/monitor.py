@@ -139,6 +139,8 @@ class Monitor(Result):
     excluded_ids: tuple[int, ...]
     """Tokens that do not count."""
     hook: Hook | None
+    sliding_window: int | None = None
+    """Keys that a token sees in a local layer, where transformers would read the checkpoint otherwise."""
     check: tuple[Check, ...]
     model: dict[str, Any]
     dictionary: dict[str, Any] | None = None

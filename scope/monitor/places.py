@@ -3,6 +3,14 @@
 from scope.models.face import LanguageModel
 from scope.monitor.monitor import Hook
 
+
+def sliding_window_of(model: LanguageModel) -> int | None:
+    """Keys that a token of this model sees in a local layer, where transformers shows it another number: a RecurrentGemma as
+    it was trained sees one more than its window."""
+    shifted = getattr(model.cfg, "window_convention", "hf") == "deepmind"
+    return model.cfg.window + 1 if shifted else None
+
+
 _STREAM = {"hook_resid_pre": ("", "input"), "hook_resid_post": ("", "output")}
 
 

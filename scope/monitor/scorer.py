@@ -43,7 +43,7 @@ class Scorer:
 
     def __init__(self, folder: str | Path = Path(__file__).parent, model: str | None = None, device: str = "cpu"):
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+        from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
         from transformers.utils import cached_file
 
         self.monitor = json.loads((Path(folder) / "monitor.json").read_text(encoding="utf-8"))
@@ -55,7 +55,10 @@ class Scorer:
         dtype = getattr(torch, known.get("dtype") or "float32")
         names = {f"{kind}_token": f"<{kind}>" for kind in ("bos", "eos", "pad", "unk")}
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=cached_file(name, "tokenizer.json", **of), **names)
-        loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager", **of)
+        config = AutoConfig.from_pretrained(name, **of)
+        if self.monitor.get("sliding_window"):
+            config.sliding_window = self.monitor["sliding_window"]
+        loaded = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, attn_implementation="eager", **of)
         if known.get("adapter") and not model:
             loaded.load_adapter(known["adapter"])  # needs peft; or merge the adapter, and name the result as `model`
         self.decoder = getattr(loaded.model, "language_model", loaded.model).to(device).eval()

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 import scope
+from scope.monitor.scorer import Scorer
+from tests.models.griffin_twins import random_recurrent
 from tests.monitor.conftest import rows
 
 TEXTS = [r["text"] for r in rows(6)] + ["the river " * 90]
@@ -31,6 +33,16 @@ def test_the_scorer_gives_the_same_numbers_where_scope_cannot_be_imported(folder
         assert one["alarm"] == two.alarm
         values = [v for v in two.values if v is not None]
         assert [v for _, v in one["tokens"]] == pytest.approx(values, rel=1e-5, abs=2e-5 * max(map(abs, values)))
+
+
+def test_a_recurrent_model_is_scored_with_the_window_that_it_was_trained_with(tmp_path, toy_tokenizer):
+    model = str(random_recurrent(tmp_path / "model", toy_tokenizer))
+    settings = {"model": model, "site": "blocks.2.hook_resid_mid", "nulls": 1, "fpr": 0.1, "aggregation": "mean"}
+    monitor = scope.fit_monitor(rows(100), difference=True, out=tmp_path / "monitor", **settings)
+    assert monitor.sliding_window == scope.load_model(model).cfg.window + 1
+    theirs = Scorer(tmp_path / "monitor").score(TEXTS[-1])
+    ours = scope.run_monitor(tmp_path / "monitor", text=TEXTS[-1]).rows[0]
+    assert theirs["score"] == pytest.approx(ours.score, rel=1e-5)
 
 
 def test_the_scorer_imports_nothing_but_torch_transformers_and_safetensors(folder):
