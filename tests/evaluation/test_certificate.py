@@ -38,16 +38,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    return sample_text(model)[:8]
+    return sample_text(model)[:5]
 
 
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory):
     """A small dictionary of the stream, trained for seconds."""
-    x = record(model, sample_text(model, 10_000), [POST], POST)[0][POST]
-    config = TrainConfig(steps=250, batch_size=512, warmup=0.02)
+    x = record(model, sample_text(model, 8_000), [POST], POST)[0][POST]
+    config = TrainConfig(steps=250, batch_size=256, warmup=0.02)
     sae = make_sae(JumpReLUConfig(d_in=256, d_sae=512, target_l0=24.0), POST)
-    return train(sae, TensorBatches(x, 512), config, tmp_path_factory.mktemp("trained"))
+    return train(sae, TensorBatches(x, 256), config, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_a_certificate_is_measured_again_when_the_rule_the_text_or_what_is_decla
     certify(model, sae, tmp_path, tokens)
     certify(model, sae, tmp_path, tokens)
     assert len(runs) == 1
-    certify(model, sae, tmp_path, tokens[:7])
+    certify(model, sae, tmp_path, tokens[:4])
     monkeypatch.setattr(certificate, "OUTLIER", 19.0)
     certify(model, sae, tmp_path, tokens)
     sae.provenance["declared"] = sae.provenance["declared"] | {"fvu": 0.11}
@@ -381,7 +381,7 @@ def test_an_sae_of_other_text_is_measured_on_that_text_and_without_it_what_it_de
     acts, sae = tmp_path / "acts", tmp_path / "sae"
     harvest = ["harvest", "--model", "bundled", "--corpus", str(tmp_path / "ar.jsonl"), "--site", POST, "--out", str(acts)]
     assert scope([*harvest, "--tokens", "6000", "--context", "64"]) == 0
-    assert scope(["train", str(acts), "--out", str(sae), "--d-sae", "64", "--target-l0", "6", "--steps", "300"]) == 0
+    assert scope(["train", str(acts), "--out", str(sae), "--d-sae", "64", "--target-l0", "6", "--steps", "150"]) == 0
     declared = read_sae(sae)
     with pytest.raises(DictionaryError, match="declared"):  # as it was before: English against what Arabic declares
         certify(model, declared, tokens=sample_text(model))
