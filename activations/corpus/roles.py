@@ -40,6 +40,9 @@ LEAVES_OUT: dict[str, frozenset[Role]] = {
 RULES = ("bos", "special", "pad")
 """The rules of the product: recording, training, scores and packs leave out these rows unless they say otherwise."""
 
+QUERIES = "tokens of queries"
+"""The word for the rows of a recording of queries."""
+
 KindOfRows = Literal["all", "image", "text"]
 """Which rows of a recording are read: all, patches of images, or the others."""
 

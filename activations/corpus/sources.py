@@ -87,6 +87,18 @@ def open_corpus(spec: str, field: str = "text") -> Corpus:
     return Corpus(spec, *open_hub(spec, field))
 
 
+def lines_of(corpus: Corpus) -> Corpus:
+    """The corpus with every line of its texts as a document of its own."""
+
+    def source() -> Iterator[Document]:
+        for document in corpus.source():
+            lines = [line.strip() for line in document.text.splitlines() if line.strip()]
+            for number, line in enumerate(lines):
+                yield Document(document.name if len(lines) == 1 else f"{document.name}:{number}", line)
+
+    return Corpus(corpus.spec, corpus.identity | {"lines": True}, source)
+
+
 def mixed(documents: Iterable[Document], seed: int) -> Iterator[Document]:
     """Shuffle documents by a seed, holding at most 512 of them or 16 million characters in memory.
 

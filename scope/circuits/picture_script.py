@@ -30,7 +30,7 @@ def as_python(attribution: PictureAttribution, dictionary: str) -> str:
     )
     call = "attribute_match" if match else "attribute_picture"
     values = {name: _plain(value) for name, value in {**asked, "method": attribution.method, **settings}.items()}
-    shown = name if without_folders(name) == name else f"./{without_folders(name)}"
+    load = f"{_place(name)!r}{f', revision={model.revision!r}' if model.revision and '/' in name else ''}"
     if match and attribution.method == "direct":
         values.pop("method")
     lines = [
@@ -43,8 +43,9 @@ def as_python(attribution: PictureAttribution, dictionary: str) -> str:
         "import scope",
         "",
         *code_of_copy(attribution.picture_copy),
-        f"model = scope.load_model({shown!r}{f', revision={model.revision!r}' if model.revision and '/' in name else ''})",
-        f"sae = scope.load_sae({str(dictionary)!r})",
+        "# Of a folder only the name is written, as './name': give its place.",
+        f"model = scope.load_model({load})",
+        f"sae = scope.load_sae({_place(dictionary)!r})",
         f"again = scope.{call}(model, sae, picture, any_model=True, **{pformat(values, width=100, sort_dicts=False)})",
         "print(again)",
         f"before = np.array({pformat(_sums(attribution), width=100)})",
@@ -52,6 +53,12 @@ def as_python(attribution: PictureAttribution, dictionary: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _place(name: str) -> str:
+    """A folder's absolute path as its last name in the working directory; any other name as it is."""
+    last = without_folders(name)
+    return name if last == name else f"./{last}"
 
 
 def _sums(attribution: PictureAttribution) -> list[float]:

@@ -62,6 +62,9 @@ class TextFrom:
     prompt: str | None = None
     """What a model that reads pictures was asked of those without a question."""
 
+    queries: bool = False
+    """Whether texts were read as queries, by a ColPali."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:

@@ -24,6 +24,9 @@ class PictureSettings:
     prompt: str = "caption en"
     """What a PaliGemma is asked of pictures whose corpus has no question; the text beside them is then the answer."""
 
+    queries: bool = False
+    """For a ColPali: read the corpus as texts, each line as a query."""
+
     bad_pictures: Literal["refuse", "skip"] = "refuse"
     """Pictures that cannot be read: refuse names them and does not begin, or ends the work at one that is found later; skip
     leaves them out, counted and named in the recording. They are tried before the model runs: decoded for half a minute, then
@@ -43,13 +46,15 @@ def corpus_for(model: Any, spec: str, sites: Sequence[str], text_field: str, set
     Raises:
         CorpusError: there is none, or it holds no pictures.
     """
-    from scope.activations.corpus.sources import open_corpus
+    from scope.activations.corpus.sources import lines_of, open_corpus
     from scope.activations.errors import CorpusError
     from scope.activations.pictures.fields import PictureFields
     from scope.activations.pictures.sources import open_pictures
 
     if not reads_pictures(model):
         return open_corpus(spec, text_field)
+    if settings.queries:
+        return lines_of(open_corpus(spec, text_field))
     fields = PictureFields(
         picture=settings.picture_field,
         text=None if text_field == "text" else text_field,
@@ -58,9 +63,10 @@ def corpus_for(model: Any, spec: str, sites: Sequence[str], text_field: str, set
     )
     try:
         return open_pictures(spec, fields)
-    except CorpusError:
+    except CorpusError as error:
         if not all(site.startswith("text.") for site in sites):
-            raise
+            way_out = "\n  To read its texts as queries: --queries." if hasattr(model, "embed_queries") else ""
+            raise CorpusError(f"{error}{way_out}") from None
         return open_corpus(spec, text_field)  # a text tower reads text without pictures too
 
 
@@ -72,11 +78,15 @@ def inputs_for(model: Any, sites: Sequence[str], settings: PictureSettings, fim:
     """
     if not reads_pictures(model):
         return maker(model.tokenizer, fim, fim_seed)
-    from scope.models.pictures.inputs import InputOptions
-
     if fim:
         raise ConfigError(f"--fim is for text, and a {model.cfg.family_name} reads pictures. Leave it out.")
-    return model.inputs_for(sites, InputOptions(prompt=settings.prompt, bad_pictures=settings.bad_pictures))
+    return model.inputs_for(sites, _options(settings))
+
+
+def _options(settings: PictureSettings) -> Any:
+    from scope.models.pictures.inputs import InputOptions
+
+    return InputOptions(prompt=settings.prompt, bad_pictures=settings.bad_pictures, queries=settings.queries)
 
 
 def maker(tokenizer: Any, fim: str | None, fim_seed: int = 0) -> Any:
@@ -166,9 +176,11 @@ def pictures_to_score(
     from dataclasses import replace
     from itertools import islice
 
+    from scope.activations.corpus.roles import QUERIES
     from scope.activations.errors import CorpusError
-    from scope.models.pictures.inputs import InputOptions
 
+    if store is not None and store.manifest.tokenizer.get("rows") == QUERIES:
+        settings = replace(settings, queries=True)
     corpus = corpus_for(model, spec, [site], "text", settings)
     described, begin = {"corpus": corpus.identity, "seed": seed}, 0
     if store is not None:
@@ -177,8 +189,9 @@ def pictures_to_score(
         seed, begin = store.manifest.config.seed, store.journal[-1].cursor.documents
         settings = replace(settings, prompt=str(store.manifest.tokenizer.get("prompt", settings.prompt)))
         described |= {"seed": seed, "held_out": "documents after the recording's last"}
-    options = InputOptions(prompt=settings.prompt, bad_pictures=settings.bad_pictures)
-    made = model.prompt_maker(options) if hasattr(model, "prompt_maker") else model.inputs_for([site], options)
+    options = _options(settings)
+    whole = hasattr(model, "prompt_maker") and not settings.queries
+    made = model.prompt_maker(options) if whole else model.inputs_for([site], options)
     packed = made.stream(islice(corpus.documents(seed), begin, None), made.context).take(n)
     if len(packed) < 2:
         after = " after the recording's last document" if begin else ""

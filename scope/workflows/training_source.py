@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.activations.config import LiveConfig
-from scope.activations.corpus.roles import KindOfRows, left_out_by
+from scope.activations.corpus.roles import QUERIES, KindOfRows, left_out_by
 from scope.errors import ConfigError
 from scope.sites import match_sites
 from scope.training.config import TrainConfig
@@ -54,6 +54,7 @@ class Source:
             sites = sites if command.site is None else match_sites(command.site, sites, where)
             whole = store.n_rows * sum(store.sites[s] for s in sites) * ITEM_BYTES[store.dtype]
             about = {"recording": _place(command.recording), **_fim(store.manifest.tokenizer)}
+            about |= {"queries": True} if store.manifest.tokenizer.get("rows") == QUERIES else {}
             where += "" if command.rows == "all" else f", {command.rows} rows"
             return cls(sites, dict(store.sites), whole, store, name=where, text_from=about, rows=command.rows)
         from scope.workflows.text import corpus_for, inputs_for, reads_pictures
@@ -75,6 +76,7 @@ class Source:
         about = {"corpus": _place(command.corpus), "text_field": command.text_field}
         about |= _fim({"fim": command.fim, "fim_seed": command.fim_seed}) if command.fim else {}
         about |= {"prompt": command.pictures.prompt} if reads_pictures(model) else {}
+        about |= {"queries": True} if command.pictures.queries else {}
         widths = {s: known[s] for s in sites}
         return cls(sites, widths, 1 << 62, None, model, corpus, live, inputs, about, name, command.rows)
 

@@ -15,7 +15,7 @@ from typing import Any
 from scope.activations.corpus.document import Document
 from scope.activations.corpus.inputs import Inputs
 from scope.activations.corpus.roles import RULES, left_out_by
-from scope.activations.corpus.sources import open_corpus
+from scope.activations.corpus.sources import lines_of, open_corpus
 from scope.activations.errors import CorpusError
 from scope.activations.pictures.fields import PictureFields
 from scope.activations.pictures.sources import open_pictures
@@ -55,11 +55,11 @@ def training_pictures(model: VisionModel, sae: SAE) -> Text:
     if isinstance(corpus, Mapping):
         with contextlib.suppress(ScopeError, OSError):
             pictures = _recorded(model, corpus, source) if source.recording else _read(corpus, source)
-            inputs = None if pictures is None else _rows(model, sae, pictures, rules)
+            inputs = None if pictures is None else _rows(model, sae, pictures, rules, source.queries)
             if pictures is not None and inputs is not None:
                 return Text(inputs, pictures.place, pictures.missing, pictures.place if pictures.missing else "", rules)
     name = str(corpus.get("name") or corpus.get("kind") or "") if isinstance(corpus, Mapping) else ""
-    inputs = _rows(model, sae, _Pictures(open_pictures(_SCENES).documents(), _SCENES), rules)
+    inputs = _rows(model, sae, _Pictures(open_pictures(_SCENES).documents(), _SCENES), rules, source.queries)
     if inputs is None:
         raise ConfigError(
             f"Hardly any row of synthetic scenes counts at {sae.site}, so there is nothing to measure a certificate on.\n"
@@ -68,13 +68,9 @@ def training_pictures(model: VisionModel, sae: SAE) -> Text:
     return Text(inputs, _SCENES, name or "pictures that its files do not name", "synthetic scenes", rules)
 
 
-def _rows(model: VisionModel, sae: SAE, pictures: _Pictures, rules: tuple[str, ...]) -> Inputs | None:
+def _rows(model: VisionModel, sae: SAE, pictures: _Pictures, rules: tuple[str, ...], queries: bool) -> Inputs | None:
     """Inputs of as many pictures as have `TOKENS` rows that count, at most `MOST`; None if hardly any counts."""
-    options = (
-        InputOptions(bad_pictures="skip")
-        if pictures.prompt is None
-        else InputOptions(prompt=pictures.prompt, bad_pictures="skip")
-    )
+    options = InputOptions(prompt=pictures.prompt or "", bad_pictures="skip", queries=queries)
     maker = model.inputs_for([sae.site, *(() if sae.autoencodes else (sae.site_out,))], options)
     stream = maker.stream(pictures.documents, maker.context_for(None))
     parts: list[Inputs] = []
@@ -93,6 +89,10 @@ def _read(corpus: Mapping[str, Any], source: TextFrom) -> _Pictures | None:
     """The corpus of a training beside a running model; None if it is another by now, or one of the hub."""
     if source.corpus is None or corpus.get("kind") == "hub":
         return None
+    if source.queries:
+        opened = lines_of(open_corpus(source.corpus, source.text_field))
+        same = json.loads(json.dumps(opened.identity)) == corpus
+        return _Pictures(opened.documents(0), source.corpus) if same else None
     fields = {name: corpus.get(f"{name}_field") for name in ("picture", "text", "question", "answer")}
     try:
         opened = open_pictures(source.corpus, PictureFields(**fields))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scope.errors import ConfigError, PictureError, TokensError
 from scope.models.hooks import HookPoint
 from scope.models.paligemma.config import PaliGemmaConfig
-from scope.models.paligemma.inputs import PromptMaker
+from scope.models.paligemma.inputs import PromptMaker, QueryMaker
 from scope.models.paligemma.late_interaction import Scores, max_sim
 from scope.models.paligemma.layout import Row, stacked
 from scope.models.paligemma.model import PaliGemma
@@ -158,11 +158,9 @@ class ColPali(PaliGemma):
             TokensError: a text is none, or there is none.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
-        before = self.cfg.pictures.texts.get("query_prefix", QUERY_TEXT)
-        bos, pad = self.words.pieces([self.cfg.bos, self.cfg.pad])
         for text in texts:
             check_text(text)
-        ids = self.words.encode_batch([f"{bos}{before}{text}{pad * N_AUGMENTATION}\n" for text in texts])
+        ids = self._query_ids(texts)
         if images := [i for i, row in enumerate(ids) if self.cfg.image_token in row]:
             raise TokensError(f"Query {images[0]} holds the token of a picture; a query is text.")
         table, mask, types = stacked([Row(row, [0] * len(row)) for row in ids], self.cfg.pad, self.side_of(padding_side))
@@ -171,6 +169,21 @@ class ColPali(PaliGemma):
             "attention_mask": mask.to(self.device),
             "token_type_ids": types.to(self.device),
         }
+
+    def _query_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        before = self.cfg.pictures.texts.get("query_prefix", QUERY_TEXT)
+        bos, pad = self.words.pieces([self.cfg.bos, self.cfg.pad])
+        return self.words.encode_batch([f"{bos}{before}{text}{pad * N_AUGMENTATION}\n" for text in texts])
+
+    def query_maker(self, options: InputOptions, sites: Sequence[str]) -> PictureMaker:
+        """What makes inputs of queries, as `prepare_queries` does.
+
+        Raises:
+            ConfigError: a site of the tower, which reads no query.
+        """
+        if seeing := [site for site in sites if site.startswith(("vision.", "projector."))]:
+            raise ConfigError(f"{seeing[0]} has patches of pages, and a query has none. Take a site of the language model.")
+        return QueryMaker(options, self.cfg, self.words, lambda text: self._query_ids([text])[0])
 
     def prompt_maker(self, options: InputOptions) -> PictureMaker:
         """What makes inputs of pages, as `prepare_pages` does."""

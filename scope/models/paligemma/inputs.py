@@ -1,12 +1,12 @@
 """Documents become inputs of a PaliGemma: a picture, what is asked of it, and the answer."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from scope.activations.corpus.document import Document
-from scope.activations.corpus.roles import Role
+from scope.activations.corpus.roles import QUERIES, Role
 from scope.errors import TokensError
 from scope.models.paligemma.config import PaliGemmaConfig
 from scope.models.paligemma.layout import IMAGE, lay_out
@@ -84,3 +84,35 @@ class PromptMaker(PictureMaker):
         roles[tokens == self.words.bos] = Role.BOS
         roles[tokens == self.cfg.image_token] = Role.IMAGE
         return roles
+
+
+class QueryMaker(PictureMaker):
+    """Rows are the tokens of a query, as `prepare_queries` makes them: a document is a text, and its picture is not looked at.
+
+    `encode` gives the ids of a text with all that is written around it. The pad tokens among them count: they are read as text.
+    """
+
+    rows, reads_pictures = QUERIES, False
+
+    def __init__(self, options: InputOptions, config: PaliGemmaConfig, words: Any, encode: Callable[[str], list[int]]):
+        self.cfg, self.words, self.encode = config, words, encode
+        super().__init__(options, min(config.n_ctx, _ROOM), len(encode("")) + 1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        words = {"sha256": self.words.sha256, "bos": self.words.bos, "eos": self.words.eos, "pad": self.words.pad}
+        return super().identity | words | {"prompt": "".join(self.words.pieces(self.encode("")))}
+
+    def example(self, document: Document, context: int) -> Example:
+        text = (document.text or document.question).strip()
+        if not text:
+            raise TokensError(f"{document.name} has no text.")
+        ids = self.encode(text)
+        n = len(ids)
+        if n > context:
+            raise TokensError(f"{document.name} has {n} tokens as a query, and contexts have {context}. Give --context {n}.")
+        tokens, roles = np.full(context, self.cfg.pad, np.int32), np.full(context, int(Role.PADDING), np.uint8)
+        tokens[:n], roles[:n] = ids, int(Role.PROMPT)
+        roles[0] = int(Role.BOS)
+        arguments = {"token_type_ids": np.zeros(context, np.int64), "attention_mask": np.arange(context) < n}
+        return Example(tokens=tokens, roles=roles, arguments=arguments)

@@ -319,6 +319,8 @@ class PaliGemma(Gemma):
             ConfigError: sites of several kinds of rows.
         """
         names = self.rows_at(sites)
+        if options.queries:
+            return self.query_maker(options, names)
         seeing = [name for name in names if name.startswith(_SEES)]
         if not seeing:
             return self.prompt_maker(options)
@@ -327,6 +329,10 @@ class PaliGemma(Gemma):
         n = self.cfg.n_image_tokens
         types = {"token_type_ids": np.zeros(n, np.int64)}
         return PatchMaker(options, self.cfg.pictures, self.cfg.vision.patch_size, token=self.cfg.image_token, arguments=types)
+
+    def query_maker(self, options: InputOptions, sites: Sequence[str]) -> PictureMaker:
+        """Raises ConfigError: only a ColPali reads queries."""
+        raise ConfigError(f"A {self.cfg.family_name} reads no queries. Leave --queries out.")
 
     def prompt_maker(self, options: InputOptions) -> PictureMaker:
         """What makes inputs of all that the language model reads."""

@@ -37,6 +37,9 @@ class InputOptions:
     prompt: str = ""
     """What a model that answers is asked of pictures without a question."""
 
+    queries: bool = False
+    """Whether texts are read as queries, by a ColPali."""
+
     bad_pictures: BadPictures = "refuse"
     """Whether a document that cannot be used, such as a broken picture, ends the work or is skipped and counted."""
 

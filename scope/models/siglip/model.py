@@ -201,6 +201,8 @@ class Siglip(HookApi):
         Raises:
             ConfigError: sites of several kinds of rows.
         """
+        if options.queries:
+            raise ConfigError("A SigLIP reads no queries; its text tower reads texts, at sites of text. Leave --queries out.")
         kinds: dict[tuple[str, bool], str] = {}
         for site in self.rows_at(sites):
             tower = site.split(".")[0]
