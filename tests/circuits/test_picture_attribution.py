@@ -169,10 +169,8 @@ def test_what_cannot_be_told_is_refused(model, picture, tmp_path):
 
 
 @pytest.mark.parametrize("site", [TRUNK, TOWER])
-def test_an_attribution_is_written_as_a_program_that_makes_it_again(
-    tmp_path_factory, tmp_path, toy_text, picture, site, capsys
-):
-    folder = tmp_path_factory.mktemp("again")
+def test_an_attribution_is_written_as_a_program_that_makes_it_again(tmp_path, toy_text, picture, site, capsys):
+    folder = tmp_path / "model"
     save_with_words(folder, toy_text)
     model = load_model(str(folder))
     sae = random_sae(model.sites()[site], 48, site)
