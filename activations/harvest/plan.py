@@ -22,6 +22,7 @@ from scope.sites import match_sites
 from scope.typed_json import as_json
 from scope.whole_files import is_held, only_writer
 
+_UNTRIED = ("hub", "scenes", "pages")  # kinds of corpora
 _SEGMENT_BYTES = 65_536  # read and checked at once while shuffling; smaller reads are slow on disks
 
 
@@ -68,7 +69,7 @@ def plan(
     """Sites, size, disk space and time of a harvest. Everything that can be checked before work begins is checked here.
 
     Where `timed`, documents that may be unusable, such as pictures, are tried too; `on_scan` reports how far that is. Those of
-    the hub are not: they would be fetched twice.
+    the hub are not, which would be fetched twice, nor those that are drawn.
 
     Raises:
         UnknownSite: a pattern matches no site.
@@ -102,7 +103,7 @@ def plan(
     free = _room(folder, remote, left, per_token, config.shard_rows)
     look = left and (timed or not exists)
     tried = None
-    if left and timed and isinstance(maker, TriesDocuments) and corpus.identity.get("kind") != "hub":
+    if left and timed and isinstance(maker, TriesDocuments) and corpus.identity.get("kind") not in _UNTRIED:
         cursor = recorded.entries[-1].cursor if recorded and recorded.entries else None
         documents, first = corpus.documents(config.seed), cursor.documents if cursor else 0
         tried = scan(maker, documents, config.context, -(-left // config.context), first, on_progress=on_scan)

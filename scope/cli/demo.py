@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scope.cli.flags import config_of, flags_of
-from scope.workflows.demo import Demo, DemoResult, demo
+from scope.workflows.demo import Demo, DemoResult, best_labelled, demo
 
 FLAGS = flags_of(
     Demo,
@@ -14,7 +14,8 @@ FLAGS = flags_of(
     ],
     doc="""Go the whole way on the bundled model: harvest, train, evaluate, collect features, steer, open the app.
 
-With --model bundled-siglip or bundled-paligemma, from pictures to heat maps of the latents on them.
+With --model bundled-siglip or bundled-paligemma, from pictures to heat maps of the latents on them; a
+PaliGemma then answers questions about pictures with latents added at their patches.
 
 Takes a few minutes on two CPU cores and no network. Stop it at any moment; the same command picks up what is finished.
 """,
@@ -44,6 +45,7 @@ def print_report(config: Demo, result: DemoResult) -> None:
 
     from scope.cli.progress import console
     from scope.cli.steer import print_run
+    from scope.escape import visible
     from scope.evaluation.report import table
     from scope.whole_files import write_whole
 
@@ -53,9 +55,12 @@ def print_report(config: Demo, result: DemoResult) -> None:
     console.print(table(result.evaluation))
     dead = float((pack.table["count"] == 0).mean())
     console.print(f"Dead: {dead:.1%} of the latents never fired on the {pack.n_tokens:,} recorded tokens.\n")
-    for latent in pack.steerable(3).index if run else _labelled(pack, 6):
+    of_text = run is not None and not result.answers
+    for latent in pack.steerable(3).index if of_text else best_labelled(pack, 6):
         console.print(_described(pack[int(latent)]))
-    if run:
+    if result.answers:
+        console.print(Text(visible(result.answers)))
+    if of_text:
         edit, promotes = run.edits[0], " ".join(pack.table["promotes"][run.edits[0].latent][:5])
         console.print(Rule(f"Latent {edit.latent}, added at {edit.strength:g} of the typical norm", style="dim"))
         console.print(f"It promotes: {promotes}. Of the eight latents with the largest effects its texts read best.")
@@ -66,15 +71,6 @@ def print_report(config: Demo, result: DemoResult) -> None:
     spent = ", ".join(f"{stage} {s:.0f} s" for stage, s in result.seconds.items())
     console.print(Text(f"\n{spent}. Everything is in {config.out}: recording/ dictionary/ pack/ report.json", style="dim"))
     console.print(Text(f"To look again: scope app {config.out / 'pack'}", style="dim"))
-
-
-def _labelled(pack: Any, n: int) -> list[int]:
-    """The latents whose labels fit best, of those that are not dense; those that go with words beside pictures come first."""
-    from scope.features.pack.table import BY_WORDS
-
-    table = pack.table[~pack.table["flags"].str.contains("dense|dead|rare")]
-    table = table.assign(by_words=table["label_source"] == BY_WORDS)
-    return table.sort_values(["by_words", "label_score"], ascending=False, kind="stable").index[:n].tolist()
 
 
 def open_app(pack: Any, port: int) -> None:

@@ -22,6 +22,7 @@ _SIZES: dict[bool, dict[str, Any]] = {
 """The sizes of a demo: of a model of text, and of one that reads pictures."""
 
 _HELD_OUT = 64  # contexts on which the dictionary is scored
+_LOOKED_AT, _ASKED, _STEERED = 200, 3, 8  # pictures among which are those with questions, questions, and latents to steer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class Demo(ModelSettings):
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What each stage made, and the seconds it took. `run` is None for a model that reads pictures, which is not steered."""
+    """What each stage made, and the seconds it took. `run` is None for a model that says no words, which is not steered."""
 
     recording: Any
     sae: Any
@@ -67,6 +68,8 @@ class DemoResult:
     pack: Any
     run: Any
     seconds: dict[str, float]
+    answers: str = ""
+    """Of a model that is asked about pictures: the answers of `run`, and how many changed, beside random directions."""
 
 
 Bars = Callable[[str, str], AbstractContextManager[OnProgress | None]]
@@ -81,8 +84,8 @@ def demo(
     on_certificate: Callable[[Any], None] | None = None,
     **settings: Any,
 ) -> DemoResult:
-    """Harvest, train, evaluate, collect features, steer (a model of text). Stages that are finished are not repeated; stopped
-    anywhere, the same call goes on.
+    """Harvest, train, evaluate, collect features, steer (a model that writes). Stages that are finished are not
+    repeated; stopped anywhere, the same call goes on.
 
     Raises:
         ScopeError: a stage refuses its settings.
@@ -180,8 +183,11 @@ def demo(
                     on_certificate=on_certificate,
                 )
 
-    run = None
-    if not seeing:
+    run, answers = None, ""
+    if seeing:
+        with _timed(seconds, "steer"):
+            run, answers = _steer_pictures(loaded, sae, pack, store, job.seed)
+    else:
         with _timed(seconds, "steer"):
             best = most_readable(loaded, sae, map(int, pack.steerable(8).index))[0]
             run = steer(
@@ -193,9 +199,55 @@ def demo(
                 max_new_tokens=48,
                 seed=job.seed,
             )
-            run.to_json(job.out / "steering.json")
+    if run is not None:
+        run.to_json(job.out / "steering.json")
     seconds["total"] = time.monotonic() - began
-    return DemoResult(store, sae, evaluation, pack, run, seconds)
+    return DemoResult(store, sae, evaluation, pack, run, seconds, answers)
+
+
+def best_labelled(pack: Any, n: int) -> list[int]:
+    """The latents whose labels fit best, of those that are not dense; those that go with words beside pictures come first."""
+    from scope.features.pack.table import BY_WORDS
+
+    table = pack.table[~pack.table["flags"].str.contains("dense|dead|rare")]
+    table = table.assign(by_words=table["label_source"] == BY_WORDS)
+    return table.sort_values(["by_words", "label_score"], ascending=False, kind="stable").index[:n].tolist()
+
+
+def _steer_pictures(model: Any, sae: Any, pack: Any, store: Any, seed: int) -> tuple[Any, str]:
+    """(a run in which a latent at a picture's patches changed the answer to a question and a random direction did not, else
+    the first; how many answers changed of all that were tried). None and "" where there is no question to steer."""
+    from scope.errors import ConfigError
+    from scope.models.paligemma.pictured import check_says_words, with_picture
+    from scope.models.text.sampling_config import SamplingConfig
+    from scope.steering.compare.steer import steer
+    from scope.steering.edits.interventions import Add
+
+    try:
+        check_says_words(model)
+    except ConfigError:
+        return None, ""
+    asked = [i for i, facts in enumerate(store.document_facts[:_LOOKED_AT]) if facts.get("question") and store.thumbnail(i)]
+    latents = best_labelled(pack, _STEERED)
+    if not (sae.site.startswith("blocks.") and asked and latents):
+        return None, ""
+    chosen, changed, by_random = None, 0, 0
+    for i in asked[:_ASKED]:
+        pictured, question = with_picture(model, store.thumbnail(i)), str(store.document_facts[i]["question"])
+        for latent in latents:
+            edit, sampling = Add(latent, 1.0, positions="image"), SamplingConfig(max_new_tokens=8, temperature=0.0, seed=seed)
+            run = steer(pictured, sae, edit, question, sampling)
+            plain, steered, random = (run.texts()[name][0].strip() for name in ("plain", "steered", "random"))
+            changed, by_random = changed + (steered != plain), by_random + (random != plain)
+            if chosen is None or (steered != plain == random and chosen[1] == chosen[2]):
+                chosen = run, plain, steered, random, f"{question!r} of {store.document_names[i]}", latent
+    run, plain, steered, random, what, latent = chosen
+    n = len(asked[:_ASKED]) * len(latents)
+    return run, (
+        f"Asked {what}: {plain!r}; with latent {latent} ({pack[latent].label}) added at the picture's patches: {steered!r}; "
+        f"with a random direction of equal length: {random!r}. Of {n} answers with one of {len(latents)} latents added so, "
+        f"{changed} changed; with random directions {by_random}."
+    )
 
 
 @contextmanager

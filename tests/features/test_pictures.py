@@ -90,6 +90,24 @@ def test_a_pack_made_from_a_corpus_equals_one_of_a_recording_of_it(lab, folder, 
     np.testing.assert_array_equal(shown[0].map, before[0].map)
 
 
+def test_a_demo_asks_about_pictures_with_latents_added_at_their_patches_beside_random_directions(lab):
+    from types import SimpleNamespace
+
+    from scope.workflows.demo import _steer_pictures
+
+    model, sae, store, pack, _ = lab
+    facts = [{**f, "question": "caption en"} for f in store.document_facts[:2]]
+    asked = SimpleNamespace(document_facts=facts, thumbnail=store.thumbnail, document_names=store.document_names)
+    run, answers = _steer_pictures(model, sae, pack, asked, 0)
+    if not model.cfg.family_name.startswith("PaliGemma"):
+        assert (run, answers) == (None, "")
+        return
+    assert [edit.positions.kind for edit in run.edits] == ["image"]
+    assert "Asked 'caption en' of " in answers
+    assert "with random directions" in answers
+    assert _steer_pictures(model, sae, pack, store, 0) == (None, "")  # no question
+
+
 def test_of_equal_pictures_one_is_a_top_example_and_every_picture_can_be_one(lab):
     *_, pack, _ = lab
     for feature in list(pack)[:8]:
