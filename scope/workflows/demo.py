@@ -69,7 +69,7 @@ class DemoResult:
     run: Any
     seconds: dict[str, float]
     answers: str = ""
-    """Of a model that is asked about pictures: the answers of `run`, and how many changed, beside random directions."""
+    """The answers of `run` about a picture, and how many changed, beside random directions; "" for a model of text."""
 
 
 Bars = Callable[[str, str], AbstractContextManager[OnProgress | None]]
