@@ -121,7 +121,7 @@ def result(sweep: Sweep, key: str) -> None:
 def best_strength(sweep: Sweep) -> None:
     """The strength that scores best on one half of the prompts, and its score on the other half beside the null."""
     if sweep.waiting:
-        st.caption(plain(sweep.verdict()))
+        st.caption(plain(f"So far: {sweep.verdict()}"))
         return
     if sweep.stopped:
         st.warning(f"Stopped after {len(sweep.runs)} strengths.")
