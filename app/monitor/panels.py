@@ -192,15 +192,14 @@ def groups(monitor: Monitor) -> None:
             {
                 "group": show_line(g.name, 40),
                 "texts": g.n,
-                "false alarms": g.fpr.share if g.fpr.n else None,
+                "false alarms": number(g.fpr.share, ".1%"),
                 "false alarms, 95 %": _rate(g.fpr),
-                "caught": g.tpr.share if g.tpr.n else None,
+                "caught": number(g.tpr.share, ".1%"),
                 "caught, 95 %": _rate(g.tpr),
             }
             for g in monitor.groups
         ]
-        config = {name: st.column_config.NumberColumn(name, format="percent") for name in ("false alarms", "caught")}
-        st.dataframe(pd.DataFrame(rows), hide_index=True, column_config=config, key="monitor groups", alt="Errors by group")
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="monitor groups", alt="Errors by group")
 
 
 def limits(monitor: Monitor) -> None:

@@ -145,7 +145,7 @@ def _limits(m: Monitor) -> list[str]:
         f"Texts: {counts}.",
         "The numbers hold for texts like the test texts. Nothing is known of other kinds of text, nor of texts written to "
         "evade the monitor.",
-        "A bag of words that does as well says that the labels can be read off the words; then the model adds nothing here.",
+        "A bag of words that does as well says that the labels can be read off the words, for which no model has to run.",
         *m.notes,
     ]
     if not m.groups:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scope.activations.corpus.document import Document, clean
-from scope.activations.corpus.files import check, open_text
+from scope.activations.corpus.files import PLAIN, check, open_text
 from scope.activations.corpus.readers import known_form, read_file
 from scope.errors import ScopeError
 from scope.null_seeds import null_seed
@@ -91,7 +91,7 @@ def read_texts(file: Path, fields: RecordReader) -> Iterator[Record]:
         )
     form = known_form(file)
     check(file, form)
-    if form.kind not in (".txt", ".md"):
+    if form.kind not in PLAIN:
         yield from (record for record in read_file(file, file.name, fields) if isinstance(record, Record))
         return
     if fields.label is not None:

@@ -26,6 +26,7 @@ PAGES = {
     "two-prompts": f"prompt?two=true&{TEXT}&with=A%20cat%20looked%20at%20the%20moon.",
     "steer": "steer?f=1",
     "health": "health",
+    "monitor": "monitor",
     "health-compared": "health?beside=demo2",
     "bad-latent": "feature?f=abc",
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scope.monitor.labelled import SPLITS, MonitorError, RecordReader, assign, labelled
+from scope.monitor.labelled import SPLITS, MonitorError, RecordReader, assign, labelled, read_texts
 from tests.monitor.conftest import rows, write
 
 FIELDS = RecordReader()
@@ -79,7 +79,10 @@ def test_fields_of_other_names_are_named_by_flags(tmp_path):
     with pytest.raises(MonitorError, match=r'no column "text"; there are: prompt, toxic\. Name one with --text-field'):
         labelled(tmp_path / "a.jsonl", FIELDS)
     assert len(labelled(tmp_path / "a.jsonl", RecordReader(text="prompt", label="toxic"))) == 80
-    (tmp_path / "a.txt").write_text("a")
+    for name in ("a.txt", "a.rst"):
+        (tmp_path / name).write_text("a\nb\n")
+        plain = RecordReader(label=None)
+        assert [record.text for record in read_texts(tmp_path / name, plain)] == ["a", "b"]
     with pytest.raises(MonitorError, match="plain text, which has no labels"):
         labelled(tmp_path / "a.txt", FIELDS)
     with pytest.raises(MonitorError, match="There is no file"):
