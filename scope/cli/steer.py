@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scope.cli.flags import YES, config_of, flags_of
-from scope.whole_files import refuse_unwritable, write_whole
+from scope.whole_files import beside, refuse_unwritable, write_whole
 from scope.workflows.steer import Steer, steer
 
 FLAGS = flags_of(
@@ -47,7 +47,8 @@ def run(parsed: Any) -> int | None:
         confirm_time(seconds, parsed.yes, f"{len(config.sweep)} strengths, about {duration(seconds)}")
 
     config = config_of(Steer, parsed)
-    for file in filter(None, (parsed.json, parsed.plot)):
+    aside = config.export and beside(config.export, ".new")
+    for file in filter(None, (parsed.json, parsed.plot, aside)):
         refuse_unwritable(file)
     later: list[tuple[Callable[[Any], None], Any]] = []  # printed below the numbers that decide
     tell = {"on_note": lambda note: later.append((print_note, note)), "on_time": on_time}

@@ -224,10 +224,14 @@ def _handed_over(job: Steer) -> Any:
     """The intervention of a folder, None where none is named.
 
     Raises:
-        EditError: the folder holds none; or flags that cannot go together.
+        EditError: the folder holds none; flags that cannot go together; something else where --export shall write.
     """
     from scope.errors import EditError
 
+    if job.export is not None:
+        from scope.steering.export.intervention import refuse_other_folder
+
+        refuse_other_folder(job.export.expanduser())
     if job.sweep and (job.export or job.side_effects.any):
         raise EditError(
             "--export, --evaluate, --tasks and --refusals take one strength. Leave --sweep out and give --strength."
