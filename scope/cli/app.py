@@ -78,7 +78,10 @@ class Command(ModelSettings):
         launch = Path(scope.app.__file__).with_name("launch.py")
         server = [sys.executable, "-P", str(launch), str(self.port), "browser" if self.browser else "quiet", *names.values()]
         model = json.dumps({f.name: getattr(self, f.name) for f in fields(ModelSettings)})
-        place = {"SCOPE_PACKS": given, "SCOPE_MODEL": model, "SCOPE_PAGE": self._page(), "SCOPE_MONITORS": json.dumps(monitors)}
+        page = self._page()
+        if page and not self.browser:
+            print(f"The latent that you named: http://127.0.0.1:{self.port}/{page}")
+        place = {"SCOPE_PACKS": given, "SCOPE_MODEL": model, "SCOPE_PAGE": page, "SCOPE_MONITORS": json.dumps(monitors)}
         become(server, {**os.environ, "PYTHONPATH": path, **place})
 
     def _collected(self, pack: Path) -> Path | None:

@@ -94,11 +94,12 @@ def test_a_lab_without_a_pack_has_it_collected_and_says_so(hub, tmp_path, monkey
     assert (asked[0][1]["device"], asked[0][1]["certificate"]) == ("cpu", False)
 
 
-def test_the_app_opens_at_the_latent_of_an_address(hub, monkeypatch):
+def test_the_app_opens_at_the_latent_of_an_address(hub, monkeypatch, capsys):
     started = []
     monkeypatch.setattr("scope.cli.app.become", lambda command, environment: started.append(environment))
     monkeypatch.setattr("scope.cli.app.refuse_taken", lambda port: None)
-    assert run(["app", "https://www.neuronpedia.org/gemma-2-2b/1-gemmascope-res-16k/7"]) == 0
+    assert run(["app", "https://www.neuronpedia.org/gemma-2-2b/1-gemmascope-res-16k/7", "--no-browser"]) == 0
+    assert "http://127.0.0.1:8501/feature?f=7" in capsys.readouterr().out
     assert [folder.endswith(f"{LAB}/pack") for folder in json.loads(started[0]["SCOPE_PACKS"])] == [True]
     assert started[0]["SCOPE_PAGE"] == "feature?f=7"
 
