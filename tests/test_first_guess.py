@@ -219,7 +219,8 @@ def test_find_best_and_getitem_answer(lab):
     assert len(lab.best(3, words=False)) == 3
 
 
-def test_attribute_takes_two_tokens_and_gives_a_table(lab):
+def test_attribute_takes_two_tokens_and_gives_a_table(lab, monkeypatch):
+    monkeypatch.setattr("scope.circuits.attribution._CLOSE", 10.0)  # no more than the first points of the integral
     assert {"name", "value", "null", "latent"} <= set(lab.attribute("the dog", " dog", " r").to_frame())
 
 

@@ -135,7 +135,7 @@ def test_a_dictionary_of_another_site_joins_the_lab(folder):
 
 
 def test_the_lab_attributes_and_ablates_with_labels(lab):
-    found = lab.attribute("the dog runs to the")
+    found = lab.attribute("the dog runs to the", steps=16)
     assert set(found.to_frame()["label"]) - {""} <= set(lab.pack.table["label"])
     latent = found.top(1)[0]
     ablated, added = lab.effects(latent, "the dog runs to the"), lab.effects(lab[latent], "the dog runs to the", 0.5)

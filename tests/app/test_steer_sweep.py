@@ -154,7 +154,8 @@ def test_the_effects_are_the_librarys(page, store, lab):
     assert table["edited"].tolist() == pytest.approx([t["edited"] for t in wanted.tokens])
 
 
-def test_the_attribution_is_the_librarys_and_adds_up(page, lab):
+def test_the_attribution_is_the_librarys_and_adds_up(page, lab, monkeypatch):
+    monkeypatch.setattr("scope.circuits.attribution._CLOSE", 10.0)  # no more than the first points of the integral
     at = page("Effects", f=3)
     at.text_area(key="steer prompt").set_value("the dog")
     press(at, "Attribute to latents")
