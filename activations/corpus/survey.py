@@ -65,7 +65,10 @@ def survey(
     """
     packed = maker.stream(corpus.documents(seed), config.context).take(SAMPLE_CONTEXTS)
     if not len(packed):
-        raise CorpusError(f"The corpus {corpus.spec} holds no text, so there is nothing to record.")
+        reasons = [str(facts["skipped"]) for facts in packed.facts if "skipped" in facts]
+        why = f"None of the {len(reasons):,} documents of {corpus.spec} can be used" if reasons else ""
+        why += f", such as: {reasons[0]}\n  So" if reasons else f"The corpus {corpus.spec} holds no text, so"
+        raise CorpusError(f"{why} there is nothing to record.")
     counted = packed.counted(config.exclude)
     norms: dict[str, list[Tensor]] = {site: [] for site in sites}
     rates: list[float] = []

@@ -49,7 +49,8 @@ class Scan:
     """Number, name and reason of the first of them."""
 
     def __str__(self) -> str:
-        tried = f"{self.whole + self.partly:,} documents tried before the model runs"
+        n = self.whole + self.partly
+        tried = f"{n:,} document{'s' * (n != 1)} tried before the model runs"
         tried += f", {self.partly:,} of them by their header alone" if self.partly else ""
         tried += "" if self.ended else "; the rest is tried when it is read"
         return f"{tried}: {f'{self.unusable:,} cannot' if self.unusable else 'all can'} be used"

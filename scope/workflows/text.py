@@ -77,6 +77,8 @@ def inputs_for(model: Any, sites: Sequence[str], settings: PictureSettings, fim:
         ConfigError: sites of several kinds of rows, or infilling of a model that reads pictures.
     """
     if not reads_pictures(model):
+        if settings.queries:
+            raise ConfigError("--queries is for a ColPali, and this model reads text as it is. Leave it out.")
         return maker(model.tokenizer, fim, fim_seed)
     if fim:
         raise ConfigError(f"--fim is for text, and a {model.cfg.family_name} reads pictures. Leave it out.")

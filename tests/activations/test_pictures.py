@@ -336,6 +336,13 @@ def test_broken_pictures_of_a_large_corpus_are_all_named_before_the_model_runs(m
     assert planned(model, folder, tmp_path / "r", skipping).scan.whole == 22  # those that are still to be recorded
 
 
+def test_a_corpus_of_which_nothing_can_be_used_says_so(models, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    skipping = InputOptions(bad_pictures="skip")
+    with pytest.raises(CorpusError, match=r"None of the 1 documents of .*a\.png can be used, such as: a\.png cannot be read"):
+        planned(models["siglip"], tmp_path / "a.png", tmp_path / "r", skipping)
+
+
 def test_what_the_time_for_trying_pictures_did_not_reach_is_said(models, folder):
     maker = models["siglip"].inputs_for(["vision.hook_out"], InputOptions(bad_pictures="skip"))
     corpus = open_pictures(str(folder))

@@ -50,4 +50,6 @@ def test_what_reads_no_queries_says_so(model, colpali_folder, tmp_path):
         scope.harvest(sites=("vision.blocks.0.hook_resid_post",), queries=True, **place)
     with pytest.raises(ConfigError, match="SigLIP reads no queries"):
         scope.harvest(**(place | {"model": "bundled-siglip"}), queries=True)
+    with pytest.raises(ConfigError, match="--queries is for a ColPali"):
+        scope.harvest(**(place | {"model": "bundled"}), queries=True)
     assert scope.harvest(sites=(SITE,), queries=True, **place).n_contexts == 2
