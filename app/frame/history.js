@@ -14,10 +14,11 @@ function install(SOON) { // milliseconds within which two changes are one step
   history.pushState = (state, title, url) => {
     const to = new URL(url, location.href);
     const soon = performance.now() - last.at < SOON && last.href === location.href;
-    const opensPage = to.pathname !== location.pathname && to.search === location.search && last.of === "pushed";
+    const opensPage = to.pathname !== location.pathname && to.search === location.search && last.of === "pushed" &&
+      last.href === location.href;
     const only = changed(location, to);
     const completes = to.pathname === location.pathname && only.every((k) => !parameters(location).has(k));
-    if (soon && (opensPage || (completes && last.of !== "pushed"))) replace(state, title, url);
+    if (opensPage || (soon && completes && last.of !== "pushed")) replace(state, title, url);
     else push(state, title, url);
     done(to.pathname === location.pathname && only.length ? "pushed" : "opened");
   };
@@ -31,6 +32,11 @@ function install(SOON) { // milliseconds within which two changes are one step
     (goesOn ? replace : push)(state, title, url);
     done(of);
   };
+  // A script that opens another page does not end between its two addresses, however slow the machine is.
+  new MutationObserver((changes) => {
+    const ended = changes.some(({ target }) => target.dataset?.testScriptState === "notRunning");
+    if (ended && last.of === "pushed") done("opened");
+  }).observe(document.body, { attributes: true, attributeFilter: ["data-test-script-state"], subtree: true });
   addEventListener("popstate", () => done("opened"), true);
 }
 
