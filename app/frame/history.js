@@ -15,7 +15,7 @@ function install(SOON) { // milliseconds within which two changes are one step
     const to = new URL(url, location.href);
     const soon = performance.now() - last.at < SOON && last.href === location.href;
     const opensPage = to.pathname !== location.pathname && to.search === location.search && last.of === "pushed" &&
-      last.href === location.href;
+      last.href === location.href && performance.now() - (last.ended ?? Infinity) < SOON / 2;
     const only = changed(location, to);
     const completes = to.pathname === location.pathname && only.every((k) => !parameters(location).has(k));
     if (opensPage || (soon && completes && last.of !== "pushed")) replace(state, title, url);
@@ -32,10 +32,10 @@ function install(SOON) { // milliseconds within which two changes are one step
     (goesOn ? replace : push)(state, title, url);
     done(of);
   };
-  // A script that opens another page does not end between its two addresses, however slow the machine is.
+  // A script that opens another page does not end between its two addresses, or begins anew at once, however slow the machine is.
   new MutationObserver((changes) => {
     const ended = changes.some(({ target }) => target.dataset?.testScriptState === "notRunning");
-    if (ended && last.of === "pushed") done("opened");
+    if (ended) last.ended ??= performance.now();
   }).observe(document.body, { attributes: true, attributeFilter: ["data-test-script-state"], subtree: true });
   addEventListener("popstate", () => done("opened"), true);
 }
