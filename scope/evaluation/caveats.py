@@ -113,10 +113,10 @@ def verdict(arms: dict[str, dict[str, Any]], latents: dict[str, Any]) -> str:
     numbers += [f"L0 {scores['l0']:.0f}"] if scores.get("l0") is not None else []
     numbers += [f"{latents['never_fired']:.0%} never fired"] if "never_fired" in latents else []
     limits = []
+    if latents.get("never_fired", 0.0) > DEAD:
+        limits.append(f"that is more than {DEAD:.0%} of the latents on this text")
     if "pca" in arms and scores["fvu"] >= arms["pca"]["fvu"]:
         limits.append("PCA with as many components explains as much")
-    if latents.get("never_fired", 0.0) > DEAD:
-        limits.append(f"{latents['never_fired']:.0%} of the latents were silent")
     if latents.get("dense", 0.0) > DENSE:
         limits.append(f"{latents['dense']:.0%} fire on more than {latents.get('dense_above', 0.1):.0%} of the tokens")
     judged = f"{_word(scores, arms, zero, mean)}: {', '.join(numbers)}"

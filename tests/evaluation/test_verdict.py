@@ -47,9 +47,8 @@ WORDS = {
     "Not usable: keeps 69% of the loss that zero ablation costs, L0 64, 3% never fired": {"zero": 0.69},
     "Not usable: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired; but PCA with as many components "
     "explains as much": {"fvu": 0.6},
-    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 40% never fired; but 40% of the latents were silent": {
-        "dead": 0.4
-    },
+    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 40% never fired; but that is more "
+    "than 20% of the latents on this text": {"dead": 0.4},
     "Not judged: FVU 0.100, L0 64, 3% never fired": {"zero": None},
 }
 
