@@ -283,7 +283,7 @@ def large_pack(out: Path, d_sae: int, n_ctx: int = 256, seed: int = 0) -> None:
         "window": HALF,
         "histogram": {"low": 900, "bins": N_BINS},
         "norm_median": 10.0,
-        "excluded": ["<bos>", "special", "padding"],
+        "excluded": "<bos>, control tokens and padding: latents are not counted there",
         "flags": {"dense": 0.1, "rare": 10, "single_token": 0.8, "duplicate": 0.9},
         "output_score": {"strength": 0.5, "null_mean": 0.001, "null_p95": 0.01, "prompts": 2},
         "map": {
