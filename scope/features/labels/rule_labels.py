@@ -81,7 +81,8 @@ def label_columns(table: pd.DataFrame, rules: pd.DataFrame, contexts: "dict[int,
 
 def unclear_latents(table: pd.DataFrame, rules: pd.DataFrame) -> np.ndarray:
     """Latents whose contexts `label_columns` may need."""
-    return np.flatnonzero((rules["score"].to_numpy() < UNCLEAR) & (table["count"].to_numpy() > 0))
+    score = rules["score"].to_numpy()
+    return np.flatnonzero(((score < UNCLEAR) | (score <= rules["null"].to_numpy())) & (table["count"].to_numpy() > 0))
 
 
 def context_label(windows: Sequence[tuple[Sequence[str], int]]) -> str:
