@@ -20,6 +20,17 @@ function inOneLine(text, row, spans) {
   text.replaceChildren(before, after);
 }
 
+// Takes away what lies beyond the left edge, where no pointer reaches it.
+function cutBefore(before) {
+  const edge = before.getBoundingClientRect().left, inner = before.firstChild;
+  const hidden = [...inner.children].filter((span) => {
+    const box = span.getBoundingClientRect();
+    return (box.left + box.right) / 2 < edge;
+  });
+  if (hidden.length) while (inner.firstChild !== hidden.at(-1)) inner.firstChild.remove();
+  if (hidden.length) inner.firstChild.remove();
+}
+
 function strip(row, index, options, setTriggerValue) {
   const root = element("div", "strip");
   const text = element("div", "text");
@@ -109,4 +120,5 @@ export default function (component) {
   const root = parentElement.querySelector(".strips");
   root.classList.toggle("lines", Boolean(data.line));
   root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
+  if (data.line) root.querySelectorAll(".before").forEach(cutBefore);
 }
