@@ -445,3 +445,10 @@ def test_a_direction_between_prompts_becomes_a_row_and_steers(page, folder):
     again = page(run=opened_run(at))
     assert not again.exception
     assert again.session_state["steer rows tiny"][0].target == run.edits[0].latent
+
+
+def test_words_that_plain_does_not_have_are_marked_token_by_token():
+    before, after = ["The", " old", " king", " sat"], ["The", " old", "est", " queen", " sat", "<0xC3>", "<0xA9>"]
+    assert conditions.words_changed(before, after) == [False, True, True, True, True, True, True]
+    assert conditions.words_changed(before, before) == [False] * 4
+    assert conditions.words_changed(before, []) == []
