@@ -21,7 +21,8 @@ def sidebar() -> None:
     store = session.pack()
     rows = f"{count(store.n_tokens)} {pack_facts.rows_noun(store)}"
     facts = (short_name(store.model_name), store.place, f"{count(store.d_sae)} latents", rows)
-    st.caption("  \n".join(plain(fact) for fact in facts))
+    with st.expander("Pack facts"):
+        st.caption("  \n".join(plain(fact) for fact in facts))
 
 
 @st.fragment(run_every=2.0)
