@@ -77,6 +77,26 @@ def page(seed: int, index: int, held_out: bool = False, words: bool = True) -> P
             items.append(SEEN[rng.integers(len(SEEN))])
     if held_out:
         items[int(rng.integers(len(items)))] = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
+    return Page(seed, index, tuple(items), _drawn(items, rng))
+
+
+def with_colours_exchanged(of: Page) -> Page | None:
+    """A page with the same words, colours and shapes, whose icons have each other's colours: it answers other queries.
+
+    None where that is not possible without a held-out pair, as with fewer than two icons.
+    """
+    rng = np.random.default_rng([of.seed, of.index, 5])
+    icons = {i: item for i, item in enumerate(of.items) if isinstance(item, tuple)}
+    for _ in range(20):
+        order = rng.permutation(list(icons)).tolist() if icons else []
+        exchanged = {i: (icons[j][0], icons[i][1]) for i, j in zip(icons, order, strict=True)}
+        if exchanged != icons and not HELD_OUT & set(exchanged.values()):
+            items = [exchanged.get(i, item) for i, item in enumerate(of.items)]
+            return Page(of.seed, of.index, tuple(items), _drawn(items, rng))
+    return None
+
+
+def _drawn(items: Sequence[Item | None], rng: np.random.Generator) -> Picture:
     things, printed = [], []
     for i, item in enumerate(items):
         y, x = (i // COLUMNS) * HEIGHT, (i % COLUMNS) * WIDTH
@@ -91,7 +111,7 @@ def page(seed: int, index: int, held_out: bool = False, words: bool = True) -> P
     for ink, x, y in printed:
         height, width = ink.shape
         picture[y : y + height, x : x + width][ink] = _INK
-    return Page(seed, index, tuple(items), picture)
+    return picture
 
 
 def pages(seed: int, n: int, held_out: bool = False, words: bool = True, start: int = 0) -> Iterator[Page]:

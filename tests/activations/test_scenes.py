@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scope.activations.scenes.draw import draw
-from scope.activations.scenes.pages import PAGE, page, pages
+from scope.activations.scenes.pages import PAGE, page, pages, with_colours_exchanged
 from scope.activations.scenes.scene import CROP, crop, scene, scenes
 from scope.activations.scenes.words import Caption, random_caption, spoiled, truth
 from scope.activations.scenes.world import COLOURS, GRID, HELD_OUT, PATCH, PLACES, SHAPES, SIDE, Thing
@@ -146,3 +146,16 @@ def test_a_page_answers_what_its_cells_hold():
     assert picture.shape == (SIDE, SIDE, 3)
     assert covered.shape == (0, GRID**2)
     assert {item[0] for q in pages(0, 30, words=False) for item in q.items if item} == set(COLOURS)
+
+
+def test_a_page_with_colours_exchanged_has_the_same_words_colours_and_shapes_bound_otherwise():
+    exchanged = [(p, other) for p in pages(3, 40) if (other := with_colours_exchanged(p)) is not None]
+    assert len(exchanged) > 30
+    for p, other in exchanged:
+        assert [item for item in other.items if isinstance(item, str)] == [item for item in p.items if isinstance(item, str)]
+        before, after = ([item for item in each.items if isinstance(item, tuple)] for each in (p, other))
+        assert before != after
+        assert sorted(c for c, _ in before) == sorted(c for c, _ in after)
+        assert [shape for _, shape in before] == [shape for _, shape in after]
+        assert not HELD_OUT & set(after)
+        assert not np.array_equal(p.picture, other.picture)

@@ -149,7 +149,8 @@ projector, the bundled Gemma 2 with a LoRA adapter (rank {recipe.rank}), and a l
 ## Training
 
 `scope pretrain --organism colpali`: {recipe.steps} steps of {recipe.batch} pages with a query of one or two of their
-items each; cross-entropy over the pages of the batch, other pages that answer too masked out. Muon (lr
+items each; cross-entropy over the pages of the batch, other pages that answer too masked out. From step
+{recipe.exchanged_from} on half of the pages are the other half with the colours of their icons exchanged. Muon (lr
 {recipe.matrix_lr}) on the tower's matrices, AdamW (lr {recipe.other_lr}) on the rest, seed {recipe.seed}. Pages are
 drawn by scope/activations/scenes/pages.py: eight cells with icons (a colour and a shape) or short words; icons of the
 four held-out pairs occur in no page of the training.

@@ -2,7 +2,8 @@
 
 As a ColPali is trained: tower, projector and adapter of a PaliGemma go on, behind them a linear layer to few numbers. Pages are
 larger than scenes, so the tower's table of positions is stretched. The loss is a cross-entropy over the pages of a batch; other
-pages that answer a query too are masked out.
+pages that answer a query too are masked out. In the second half of the training each page stands beside one with the same
+colours and shapes, exchanged: a query's two words, each matched on an icon of its own, no longer find the page.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from scope.activations.scenes.pages import PAGE, Item, Page, page, query_text
+from scope.activations.scenes.pages import PAGE, Item, Page, page, query_text, with_colours_exchanged
 from scope.models.adapters import LowRank
 from scope.models.gemma.config import GemmaConfig
 from scope.models.gemma.model import Gemma
@@ -35,11 +36,14 @@ from scope.shapes import MultiVectors, Scalar
 class ColPaliRecipe(LoopConfig):
     """How a PaliGemma becomes a ColPali: `matrix_lr` is that of the tower's matrices, `fast_lr` that of the temperature."""
 
-    steps: int = 300
+    steps: int = 400
     batch: int = 24
     matrix_lr: float = 0.01
     warmup: int = 20
     decay: float = 0.5
+
+    exchanged_from: int = 200
+    """The step from which half of the pages of a batch are the other half with the colours of their icons exchanged."""
 
     d_embed: int = 64
     """Numbers of a vector."""
@@ -113,7 +117,9 @@ class ColPaliLessons:
         """Cross-entropy of a query's page among those of the batch, in nats."""
         n, seed = self.recipe.batch, self.recipe.seed
         rng = np.random.default_rng([seed, step])
-        batch = [page(seed, step * n + i) for i in range(n)]
+        batch = [page(seed, step * n + i) for i in range(n if step < self.recipe.exchanged_from else n // 2)]
+        if step >= self.recipe.exchanged_from:
+            batch += [other for each in batch if (other := with_colours_exchanged(each)) is not None]
         queries = [draw_query(p, rng, self.recipe.words) for p in batch]
         with self.lora.applied(self.model) as model:
             scores = max_sims(embed_queries(model, queries), self.embed_pages(batch)) * self.temperature.exp()
