@@ -8,7 +8,7 @@ import pytest
 from scope.errors import PackError
 from scope.features.face import Pack
 from scope.features.labels.properties import Text, TextProperties, class_of
-from scope.features.labels.rule_labels import context_label, from_json, label_by_rules, to_json
+from scope.features.labels.rule_labels import context_label, from_json, label_by_rules, peak_token, to_json, with_peak
 from scope.features.labels.rule_search import half_of, search_rules
 from scope.features.labels.rules import Rule, holds, in_words
 from tests.features.toy_pack import make_toy_pack
@@ -128,3 +128,17 @@ def test_a_pack_is_labelled_by_rules_beside_what_people_wrote(tmp_path):
     detail = pack.notes.label(labelled[0]["latent"]).detail
     assert {"score", "single_token", "null", "made_by"} <= set(detail)
     assert label_by_rules(pack, range(pack.d_sae)) == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "peak", "label"),
+    [
+        ([" water", " Water", " sea", " water"], "water", "peaks on “water”; “ps”, “world” or “ower”"),
+        ([" world", " world"], "world", "“ps”, “world” or “ower”"),
+        ([" a", " b", " c"], None, "“ps”, “world” or “ower”"),
+        ([], None, "“ps”, “world” or “ower”"),
+    ],
+)
+def test_a_label_names_the_token_of_most_of_the_strongest_examples(tokens, peak, label):
+    assert peak_token(tokens) == peak
+    assert with_peak("“ps”, “world” or “ower”", peak) == label

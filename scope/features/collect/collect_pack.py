@@ -29,7 +29,7 @@ from scope.features.collect.source import Source, from_inputs, from_recording, f
 from scope.features.collect.table import make_table
 from scope.features.collect.token_effects import OutputScores, TokenEffects, neighbours, token_effects
 from scope.features.labels.properties import Text, TextProperties
-from scope.features.labels.rule_labels import collected_contexts, label_columns, rules_table, unclear_latents
+from scope.features.labels.rule_labels import collected_contexts, collected_peaks, label_columns, rules_table, unclear_latents
 from scope.features.labels.rule_search import search_rules
 from scope.features.pack.data import PackData
 from scope.features.pack.format import N_BINS
@@ -163,7 +163,7 @@ def _rules(source, firings, examples, relations, totals, table, seed) -> tuple[p
     rules = rules_table(scores)
     unclear = unclear_latents(table, rules)
     contexts = collected_contexts(unclear, examples, source.contexts, source.vocab)
-    return rules, label_columns(table, rules, contexts)
+    return rules, label_columns(table, rules, contexts, collected_peaks(examples, source.contexts, source.vocab))
 
 
 def _norm_at(model: Model, site: str, source: Source) -> float:

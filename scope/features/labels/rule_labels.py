@@ -4,6 +4,7 @@ A latent whose rule predicts too little is not named: its label shows the contex
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scope.errors import PackError
-from scope.escape import visible_token
+from scope.escape import fold, visible_token
 from scope.features.labels.properties import Text, TextProperties
 from scope.features.labels.rule_search import RuleScore, search_rules
 from scope.features.labels.rules import VERSION, Rule, in_words
@@ -24,6 +25,8 @@ from scope.typed_json import parse_json, typed
 from scope.versions import version_of
 
 MEASURE = "F1 of 'fires exactly where the rule holds', on the half of the contexts that did not choose the rule"
+_PEAKS = 8
+"""Strongest examples of which half must fire on one token for a label to say that the latent peaks on it."""
 _AROUND = 4
 """Tokens on either side of the firing one in a label that shows contexts."""
 
@@ -59,24 +62,54 @@ def from_json(text: str) -> Rule:
     return typed(value, Rule, "A rule", PackError)
 
 
-def label_columns(table: pd.DataFrame, rules: pd.DataFrame, contexts: "dict[int, str]") -> pd.DataFrame:
+def label_columns(
+    table: pd.DataFrame, rules: pd.DataFrame, contexts: dict[int, str], peaks: dict[int, str] | None = None
+) -> pd.DataFrame:
     """The three label columns of a table, with rules in place of labels from tokens where they predict more than UNCLEAR, and
     with contexts in place of names that would say little.
 
     Args:
         contexts: by latent, the text that shows its strongest contexts.
+        peaks: by latent, the token on which most of its strongest examples fire.
     """
     label, source, score = (table[name].to_numpy(object, copy=True) for name in ("label", "label_source", "label_score"))
     by_tokens = table["label_source"].to_numpy() == "token statistics"
     alive, rule_score = table["count"].to_numpy() > 0, rules["score"].to_numpy()
     named = (rule_score >= UNCLEAR) & (rule_score > rules["null"].to_numpy()) & (rules["words"].to_numpy() != "") & alive
     named &= by_tokens | (rule_score >= 2 * UNCLEAR)  # a label by what it promotes is replaced by a clear rule alone
-    label[named], score[named] = rules["words"].to_numpy()[named], rule_score[named]
+    words = rules["words"].to_numpy(object)
+    for i in np.flatnonzero(named).tolist():
+        label[i] = with_peak(words[i], (peaks or {}).get(i))
+    score[named] = rule_score[named]
     source[named] = BY_RULES
     for i in np.flatnonzero(by_tokens & ~named & alive).tolist():
         if i in contexts:
             label[i], source[i], score[i] = contexts[i], BY_CONTEXTS, np.nan
     return table.assign(label=label, label_source=source, label_score=score.astype(np.float64))
+
+
+def with_peak(words: str, peak: str | None) -> str:
+    """The words of a rule, and before them the token of the strongest examples if the words do not name it."""
+    named = "" if peak is None else f"“{visible_token(peak)}”"
+    return words if named in words else f"peaks on {named}; {words}"
+
+
+def peak_token(tokens: Sequence[str]) -> str | None:
+    """The token, without case and outer spaces, on which at least half of the strongest examples fire."""
+    folded = [fold(token.strip()) for token in tokens if token.strip()]
+    token, n = Counter(folded).most_common(1)[0] if folded else ("", 0)
+    return token if 2 * n >= max(2, len(tokens)) else None
+
+
+def collected_peaks(examples: dict[str, np.ndarray], contexts: np.ndarray, vocab: Sequence[str]) -> dict[int, str]:
+    """{latent: its `peak_token`} of a pack that is being made."""
+    top, ids = GROUPS.index("top") + 1, contexts.reshape(-1)
+    peaks = {}
+    for i, (group, position) in enumerate(zip(examples["group"], examples["position"], strict=True)):
+        tokens = [vocab[t] for t in ids[position[group == top][:_PEAKS]].tolist() if t < len(vocab)]
+        if (peak := peak_token(tokens)) is not None:
+            peaks[i] = peak
+    return peaks
 
 
 def unclear_latents(table: pd.DataFrame, rules: pd.DataFrame) -> np.ndarray:
@@ -156,7 +189,8 @@ def label_by_rules(
     rows, labelled = [], []
     for i, one in zip(todo, scores, strict=True):
         named = one.rule is not None and one.score >= UNCLEAR and one.score > one.null
-        words = in_words(one.rule) if named else contexts_of(Feature(i, pack))
+        strongest = [example.tokens[example.peak] for example in Feature(i, pack).examples("top", _PEAKS)]
+        words = with_peak(in_words(one.rule), peak_token(strongest)) if named else contexts_of(Feature(i, pack))
         if not words:
             continue
         numbers = {name: round(getattr(one, name), 4) for name in ("score", "chosen", "single_token", "null")}
