@@ -9,7 +9,7 @@ from scope.app.kit import figures
 from scope.app.kit.bars import signed_bars
 from scope.app.kit.messages import guarded
 from scope.app.kit.pictures import example_card, pictures
-from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.plain import number, plain, show_line, whole
 from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
 from scope.app.kit.tokens import row as token_row
@@ -156,6 +156,7 @@ def relations(feature: Feature) -> int | None:
         hide_index=True,
         column_config={name: column for name, column in config.items() if name in frame},
         key=f"{kind} {feature.id}",
+        height=whole(frame, 10),
         on_select="rerun",
         selection_mode=["single-row", "single-cell"],
         alt=f"{RELATIONS[kind][0]}: {len(frame)} latents; a click on a cell opens one, the box beside it shows its examples",
@@ -196,7 +197,7 @@ def tokens(feature: Feature) -> None:
     st.dataframe(
         frame,
         hide_index=True,
-        height=min(36 * len(frame) + 40, 400),
+        height=whole(frame, 10),
         alt=f"{len(frame)} tokens on which the latent fires",
         column_config={
             "count": column("firings", format="%d"),

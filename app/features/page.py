@@ -158,7 +158,7 @@ def draw_map() -> None:
     places = store.map
     if places is None:
         st.info("This pack holds no map. This command adds one:")
-        st.code(f"scope map {shlex.quote(str(store.folder))}", language=None)
+        st.code(f"scope map {shlex.quote(str(store.folder))}", language=None, wrap_lines=True)
         return
     background = packs.once(store, "map behind", lambda: views.map_background(store, places))
     n, figure = packs.cached_recently(store, "map", latents, lambda: views.map_figure(store, places, background, latents))

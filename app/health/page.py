@@ -4,7 +4,7 @@ import streamlit as st
 from scope.app.health import matching, panels
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening, openings
-from scope.app.kit.plain import plain
+from scope.app.kit.plain import plain, whole
 from scope.app.serve import pack_facts, packs, session
 
 from scope.errors import PackError
@@ -33,7 +33,7 @@ for slug, each in shown.items():
         continue
     rows = pack_facts.scores(report)
     alt = f"Scores of {slug} beside their baselines"
-    st.dataframe(rows, hide_index=True, alt=alt, key=f"scores {slug}", height=panels.whole(rows))
+    st.dataframe(rows, hide_index=True, alt=alt, key=f"scores {slug}", height=whole(rows))
     st.caption(plain(panels.text_counts(report)))
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
@@ -71,7 +71,7 @@ if rows is not None:
         "py certificate",
         meaning="A check that site, scale and model fit the SAE.",
     )
-    st.dataframe(rows, hide_index=True, alt="The certificate of this SAE", height=panels.whole(rows))
+    st.dataframe(rows, hide_index=True, alt="The certificate of this SAE", height=whole(rows))
 else:
     st.caption(
         "This pack holds no certificate: it was made without checking that site, scale and model fit the SAE. "

@@ -129,11 +129,6 @@ def _shown(value: Any) -> str:
     return ", ".join(map(_shown, value)) if isinstance(value, list | tuple) else short(value)
 
 
-def whole(rows: pd.DataFrame, most: int = 16) -> int:
-    """The height of a table that cuts no row into halves."""
-    return 35 * (min(len(rows), most) + 1) + 3
-
-
 def _flat(value: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for name, part in value.items():

@@ -144,7 +144,7 @@ def density(densities: np.ndarray, dense: float = 0.1) -> Drawn:
     return _figure(
         bars,
         300,
-        {"title": _title("firing frequency: share of tokens on which a latent fires"), **ticks},
+        {"title": _title("firing frequency"), **ticks},
         {"title": _title("latents")},
     )
 
@@ -382,7 +382,9 @@ def spreads(each: dict[str, tuple[np.ndarray, np.ndarray]], log: bool) -> Drawn:
 
 def _figures(traces: list[dict[str, Any]], height: int, x: dict[str, Any], y: dict[str, Any]) -> Drawn:
     """A figure of several traces, with a legend unless there is one."""
-    return Drawn(traces, _layout(height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.15}))
+    return Drawn(
+        traces, _layout(height, x, y, showlegend=len(traces) > 1, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    )
 
 
 def _literal(text: str) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 import streamlit as st
-from scope.app.kit.plain import plain, show_line
+from scope.app.kit.plain import plain, show_line, whole
 
 from scope.escape import visible_token
 
@@ -53,7 +53,7 @@ def table(rows: pd.DataFrame, figures: tuple[str, ...], key: str, where: str = "
         on_select="rerun",
         selection_mode="single-row",
         key=key,
-        height=min(36 * len(shown) + 40, 420),
+        height=whole(shown, 11),
         alt=f"{len(shown)} latents; choose a row",
     )
     return int(picked.selection.rows[0]) if picked.selection.rows else None

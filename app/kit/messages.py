@@ -16,7 +16,7 @@ def show_refusal(refusal: ScopeError, box: Callable[..., Any] = st.error, icon: 
     what, _, way_out = str(refusal).partition("\n")
     box(plain(what), icon=icon)
     if way_out:
-        st.code(way_out.strip("\n"), language=None)
+        st.code(way_out.strip("\n"), language=None, wrap_lines=True)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Text that Streamlit must not read as Markdown, and numbers as pages write them."""
+"""Text that Streamlit must not read as Markdown, numbers as pages write them, and heights of tables."""
 
 import math
 import re
+from collections.abc import Sized
 
 from scope.escape import is_seen, visible_token
 
@@ -37,6 +38,11 @@ def short(value: object) -> str:
 def short_name(model: str) -> str:
     """A model's name without the folders or the owner before it."""
     return model.rstrip("/").rsplit("/", 1)[-1] or model
+
+
+def whole(rows: Sized, most: int = 16) -> int:
+    """The height of a table that cuts no row into halves."""
+    return 35 * (min(len(rows), most) + 1) + 3
 
 
 def show_line(text: str, most: int = 60) -> str:

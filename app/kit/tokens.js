@@ -31,6 +31,15 @@ function cutBefore(before) {
   if (hidden.length) inner.firstChild.remove();
 }
 
+// Ends a line with the last token that fits, so that no colour stands beyond the dots.
+function cutAfter(after) {
+  if (after.scrollWidth <= after.clientWidth) return;
+  const edge = after.getBoundingClientRect().right - 16;
+  const last = [...after.children].filter((span) => span.getBoundingClientRect().right <= edge).at(-1) ?? after.firstElementChild;
+  while (after.lastChild !== last) after.lastChild.remove();
+  after.append("…");
+}
+
 function strip(row, index, options, setTriggerValue) {
   const root = element("div", "strip");
   const text = element("div", "text");
@@ -120,5 +129,8 @@ export default function (component) {
   const root = parentElement.querySelector(".strips");
   root.classList.toggle("lines", Boolean(data.line));
   root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
-  if (data.line) root.querySelectorAll(".before").forEach(cutBefore);
+  if (data.line) {
+    root.querySelectorAll(".before").forEach(cutBefore);
+    root.querySelectorAll(".after").forEach(cutAfter);
+  }
 }

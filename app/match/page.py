@@ -20,7 +20,7 @@ def offer() -> None:
         "latent of B whose activations correlate most with its own, and saves the result where this page finds it. A third "
         "SAE, such as another seed on the same model, says how much to expect."
     )
-    st.code(f"scope match {store.folder} OTHER_PACK --ceiling THIRD_PACK", language=None)
+    st.code(f"scope match {store.folder} OTHER_PACK --ceiling THIRD_PACK", language=None, wrap_lines=True)
 
 
 def draw(results: dict) -> None:
@@ -35,7 +35,7 @@ def draw(results: dict) -> None:
     tiles(panels.tiles(result))
     st.caption(plain(panels.summary(result)))
     other, slug = panels.pack_of(result.provenance.get("b"))
-    left, right = st.columns([2, 3])
+    left, right = st.columns([1, 2])
     with left:
         panels.spread(result)
     with right:
@@ -43,7 +43,7 @@ def draw(results: dict) -> None:
         picked = panels.pairs(store, other, result, f"match pairs {name}")
     if other is None:
         st.caption("Labels and examples of the other SAE are shown once a pack of it is open too:")
-        st.code(f"scope app {store.folder} OTHER_PACK", language=None)
+        st.code(f"scope app {store.folder} OTHER_PACK", language=None, wrap_lines=True)
     if picked is None:
         return
     for side, pack, its, latent in zip(st.columns(2), (store, other), (session.current(), slug), picked, strict=True):

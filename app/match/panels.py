@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 from scope.app.kit import figures
-from scope.app.kit.plain import number, plain, short_name, show_line
+from scope.app.kit.plain import number, plain, short_name, show_line, whole
 from scope.app.kit.tokens import example_row, strips
 from scope.app.serve import packs, session
 
@@ -118,14 +118,14 @@ def pairs(store: Pack, other: Pack | None, result: Match, key: str) -> tuple[int
     picked = st.dataframe(
         rows,
         hide_index=True,
-        height=320,
+        height=whole(rows, 8),
         column_config={
-            "latent": values(format="%d"),
-            "partner": values(format="%d"),
-            "correlation": values(format="%.3f"),
-            "by_chance": values("by chance", format="%.3f", help="Its best correlation with documents exchanged."),
-            "mutual": st.column_config.CheckboxColumn("mutual", help="The partner's own best match is this latent."),
-            "has_partner": st.column_config.CheckboxColumn("partner?", help="Correlation above the threshold."),
+            "latent": values(format="%d", width=60),
+            "partner": values(format="%d", width=65),
+            "correlation": values(format="%.3f", width=85),
+            "by_chance": values("by chance", format="%.3f", width=80, help="Its best correlation with documents exchanged."),
+            "mutual": st.column_config.CheckboxColumn("mutual", width=60, help="The partner's own best match is this latent."),
+            "has_partner": st.column_config.CheckboxColumn("partner?", width=70, help="Correlation above the threshold."),
         },
         on_select="rerun",
         selection_mode="single-cell",

@@ -22,7 +22,9 @@ def offer() -> None:
         "shuffled labels and random directions."
     )
     beside = store.folder.absolute().parent / "monitor"
-    st.code(f"scope monitor fit LABELLED.jsonl --latents auto --pack {store.folder} --out {beside}", language=None)
+    st.code(
+        f"scope monitor fit LABELLED.jsonl --latents auto --pack {store.folder} --out {beside}", language=None, wrap_lines=True
+    )
     st.caption(plain('A line of LABELLED.jsonl: {"text": "...", "label": 1}. Then load this page again.'))
 
 

@@ -3,7 +3,7 @@
 import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening
-from scope.app.kit.plain import plain, short_name
+from scope.app.kit.plain import plain, short_name, whole
 from scope.app.kit.tiles import tiles
 from scope.app.overview import packs_table
 from scope.app.serve import pack_facts, packs, readings, session
@@ -15,13 +15,6 @@ store = session.pack()
 table, noun = store.table, pack_facts.rows_noun(store)
 
 st.title(plain(f"{short_name(store.model_name)} · {store.place}"), anchor=False)
-
-with st.form("search", border=False), st.container(horizontal=True, vertical_alignment="bottom"):
-    words = st.text_input("Search", placeholder="A word, a token, or a latent's number", label_visibility="collapsed")
-    if st.form_submit_button("Search", icon=":material/search:") and words.strip():
-        if words.strip().isdecimal():
-            session.go("feature", f=words.strip())
-        session.go("features", q=words.strip())
 
 tiles(pack_facts.tiles(store))
 for fact in filter(None, (pack_facts.rows_in_words(store), pack_facts.registers(store))):
@@ -86,7 +79,8 @@ with right:
 if report is not None:
     baselines = "A random SAE of equal L0, PCA of equal L0, and ablation of the site."
     st.header("Scores beside their baselines", anchor=False, help=baselines)
-    st.dataframe(pack_facts.scores(report), hide_index=True, alt="Scores of the SAE beside its baselines")
+    scores = pack_facts.scores(report)
+    st.dataframe(scores, hide_index=True, height=whole(scores), alt="Scores of the SAE beside its baselines")
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 

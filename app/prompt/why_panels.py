@@ -8,7 +8,7 @@ import streamlit as st
 from scope.app.kit import latent_tables, messages
 from scope.app.kit.code import heading
 from scope.app.kit.pictures import card, pictures, where_in_words
-from scope.app.kit.plain import plain, show_line
+from scope.app.kit.plain import plain, show_line, whole
 from scope.app.kit.tokens import row, strips
 from scope.app.prompt.picture_reading import PictureReading
 from scope.app.serve import models
@@ -83,7 +83,7 @@ def why_match(store: Pack, read: PictureReading) -> None:
     st.dataframe(
         frame,
         hide_index=True,
-        height=min(36 * len(frame) + 40, 400),
+        height=whole(frame, 10),
         column_config={
             "probability": st.column_config.ProgressColumn("probability", format="percent", min_value=0.0, max_value=1.0),
             "logit": st.column_config.NumberColumn("logit", format="%+.2f"),
@@ -166,7 +166,7 @@ def pairs_table(store: Pack, parts: Any) -> None:
     st.dataframe(
         shown,
         hide_index=True,
-        height=min(36 * len(shown) + 40, 320),
+        height=whole(shown, 8),
         column_config={
             "latent": number(format="%d", width=70),
             "effect": number(format="%+.3f", help="In logits."),

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 from scope.app.kit import latent_tables
 from scope.app.kit.code import heading, opening
-from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.plain import number, plain, show_line, whole
 from scope.app.kit.tiles import tiles
 from scope.app.serve import models, packs, session
 from scope.app.serve.jobs import Job
@@ -162,4 +162,4 @@ def _table(rows: pd.DataFrame, forms: dict[str, str], key: str, alt: str) -> Non
     config: dict[str, Any] = {name: st.column_config.NumberColumn(name, format=form) for name, form in forms.items()}
     if "latent" in rows:
         config["latent"] = st.column_config.NumberColumn("latent", format="%d", width=70)
-    st.dataframe(rows, hide_index=True, column_config=config, key=key, height=min(36 * len(rows) + 40, 400), alt=alt)
+    st.dataframe(rows, hide_index=True, column_config=config, key=key, height=whole(rows, 10), alt=alt)

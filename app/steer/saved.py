@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import streamlit as st
+from scope.app.kit.messages import show_refusal
 from scope.app.kit.plain import plain, show_line
 from scope.app.serve import session
 
+from scope.errors import EditError, ScopeError
 from scope.provenance import ModelId
 from scope.steering.compare.saved_runs import Runs, read_saved
 from scope.steering.compare.steer import SteeringRun
@@ -50,8 +52,25 @@ def _open_file(runs: Runs) -> None:
     """A field for a run that was exported as JSON, here or elsewhere: it is saved in this pack and opened."""
     given = st.file_uploader("Open an exported run", ["json"], key="steer run file", help="The JSON of a run or a sweep.")
     if given is not None and st.session_state.get("steer run opened") != given.file_id:
+        try:
+            name = runs.save(from_upload(given.getvalue()))
+        except ScopeError as refusal:
+            show_refusal(refusal)
+            return
         st.session_state["steer run opened"] = given.file_id
-        session.go("steer", run=runs.save(read_saved(given.getvalue().decode(errors="replace"))))
+        session.go("steer", run=name)
+
+
+def from_upload(data: bytes) -> SteeringRun | Sweep:
+    """The run in an uploaded file; a text that names a file of this machine is no run.
+
+    Raises:
+        EditError: there is no run in it.
+    """
+    text = data.decode(errors="replace")
+    if not text.lstrip().startswith("{"):
+        raise EditError("This file holds no steering run. Choose the JSON that the button “JSON” below a run's texts writes.")
+    return read_saved(text)
 
 
 def downloads(run: SteeringRun | Sweep, name: str, dictionaries: Sequence[str], delete: Callable[[], None]) -> None:

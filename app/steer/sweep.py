@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
-from scope.app.kit.plain import number, plain, show_line
+from scope.app.kit.plain import number, plain, show_line, whole
 from scope.app.kit.tiles import tiles
 from scope.app.serve import downloads
 from scope.app.steer.state import CONDITION_NAMES, Grid, condition_name, remembered
@@ -173,5 +173,7 @@ def table(sweep: Sweep, key: str) -> None:
     shown.insert(3, "text", [show_line(text, 160) for text in rows["text"]])
     config = {name: st.column_config.NumberColumn(name, format=form) for name, form in _SHOWN.items()}
     config["text"] = st.column_config.TextColumn("text", width="large")
-    st.dataframe(shown, hide_index=True, column_config=config, key=f"texts {key}", height=320, alt="Every text of the sweep")
+    st.dataframe(
+        shown, hide_index=True, column_config=config, key=f"texts {key}", height=whole(shown, 8), alt="Every text of the sweep"
+    )
     downloads.csv_button("Texts as CSV", rows, "sweep.csv", key=f"csv {key}")

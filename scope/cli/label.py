@@ -88,9 +88,15 @@ class Command(ModelSettings):
             _report(console, store, made, len(todo))
 
     def _by_rules(self, console, store, latents: list[int]) -> None:
-        from scope.cli.progress import progress_bar
+        from scope.cli.progress import print_note, progress_bar
         from scope.features.labels.rule_labels import label_by_rules
+        from scope.features.pack.format import FIRINGS
 
+        if FIRINGS not in store.manifest.files:
+            print_note(
+                f"this pack was made by an earlier version and holds at most {store.firing_sample.shape[1]} sampled firings a "
+                "latent: too few to choose most rules. Make the pack again with this version: scope features"
+            )
         with progress_bar("Searching rules", unit="properties") as on_progress:
             labelled = label_by_rules(store, latents, again=self.again, seed=self.seed, on_progress=on_progress)
         _report_rules(console, store, labelled)

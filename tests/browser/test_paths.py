@@ -21,8 +21,8 @@ def cell(page, row: int, x: int = 300) -> None:
 def test_open_search_open_a_latent_walk_with_the_keyboard_and_come_back(visit):
     person = visit()
     page = person.open()
-    page.get_by_label("Search").first.fill("the")
-    page.keyboard.press("Enter")
+    page.get_by_role("combobox", name="Search everything").fill("the")
+    page.get_by_role("option", name="All latents that match").click()
     page.wait_for_url(re.compile(r"/features\?.*q=the"))
     person.settle()
     cell(page, 0)
