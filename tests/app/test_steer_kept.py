@@ -4,8 +4,9 @@ import json
 import shutil
 
 import pytest
-from scope.app.steer import controls, draft
+from scope.app.steer import controls, draft, saved
 
+from scope.errors import EditError
 from scope.steering.compare.run import write_file
 from scope.steering.compare.saved_runs import Runs
 from scope.steering.compare.steer import SteeringRun
@@ -121,6 +122,27 @@ def test_the_files_of_a_run_name_no_folder_of_this_machine(page, folder, monkeyp
         assert str(folder) not in text
     assert SteeringRun.from_json(files["JSON"]).same_texts(run)
     assert "load_sae('./dictionary')" in files["Python"]
+
+
+def test_an_uploaded_file_is_a_run_or_refused_and_never_names_a_file_of_this_machine(page, folder):
+    at = page()
+    at.number_input(key="steer tokens").set_value(2)
+    press(at, "Generate")
+    name = parameter(at, "run")
+    stored = folder / "pack" / "steering" / f"{name}.json"
+    data = stored.read_bytes()
+    assert saved.from_upload(data).to_json().encode() == data
+    for other in (str(stored).encode(), b"", b"\xff\xfe", b"[]"):
+        with pytest.raises(EditError, match="holds no steering run"):
+            saved.from_upload(other)
+    with pytest.raises(EditError, match="steering run"):
+        saved.from_upload(data[: len(data) // 2])
+    stored.unlink()
+    at = page(tab="Saved runs")
+    at.get("file_uploader")[0].set_value((f"steering-{name}.json", data, "application/json")).run()
+    assert not at.error
+    assert parameter(at, "run") == name
+    assert stored.read_bytes() == data
 
 
 def test_runs_move_with_their_pack_and_those_of_earlier_versions_are_read_and_named(page, folder, open_app, tmp_path):
