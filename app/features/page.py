@@ -17,7 +17,7 @@ from scope.features.pack.manifest import MapFidelity
 
 ROWS = 100
 LEASTS = tuple(f"least {column}" for column in listing.LEAST.values())
-CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", "wide", *LEASTS)
+CONTROLS = ("q", "in", "sort", "rising", "hide", "only", "d", "share", "view", "live", "wide", "page", *LEASTS)
 FREQUENCY = "Share of tokens on which a latent fires: 10^-2 is 1 %, 10^-4 is 0.01 %."
 AXES = (("Horizontal axis", "x", "firing frequency"), ("Vertical axis", "y", "max"))
 
@@ -195,7 +195,7 @@ if look == "Compare":
             session.go("feature", f=chosen)
 elif len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)
-    page = st.pagination(pages, key="page") if pages > 1 else 1
+    page = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
     on_page = latents[(page - 1) * ROWS : page * ROWS]
     rows = listing.table_rows(store, on_page, extra, set(store.notes.starred()))
     above = st.container(horizontal=True, vertical_alignment="center")

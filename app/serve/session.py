@@ -132,17 +132,17 @@ def params(**more: Any) -> dict[str, str]:
     return {"pack": current(), **{name: str(value) for name, value in more.items()}}
 
 
-def go(page: str, **more: Any) -> None:
+def go(page: str, /, **more: Any) -> None:
     """Go to a page; the browser's Back comes back. Ends the run."""
     st.switch_page(PAGES[page], query_params=params(**more))
 
 
-def link(page: str, label: str, *, icon: str | None = None, help: str | None = None, **more: Any) -> None:
+def link(page: str, label: str, /, *, icon: str | None = None, help: str | None = None, **more: Any) -> None:
     """A link to a page of the current pack. `label` must already be plain."""
     st.page_link(PAGES[page], label=label, icon=icon, help=help, query_params=params(**more))
 
 
-def address(page: str, **more: Any) -> str:
+def address(page: str, /, **more: Any) -> str:
     """The whole address of a page, to copy."""
     parts = urlsplit(st.context.url or "http://localhost:8501/")
     base, _, last = parts.path.rstrip("/").rpartition("/")
@@ -151,7 +151,7 @@ def address(page: str, **more: Any) -> str:
     return f"{parts.scheme}://{parts.netloc}{base}/{path}?{urlencode(params(**more))}"
 
 
-def link_popover(page: str, **more: Any) -> None:
+def link_popover(page: str, /, **more: Any) -> None:
     """A button that shows the whole address of a page."""
     with st.popover("Link", icon=":material/link:", type="tertiary"):
-        st.code(address(page, **more), language=None)
+        st.code(address(page, **more), language=None, wrap_lines=True)

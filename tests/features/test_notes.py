@@ -71,7 +71,9 @@ def test_notes_stars_and_guesses_are_kept_and_taken_back(pack):
     assert again.noted() == {}
 
 
-def test_a_pack_made_again_takes_its_notes_and_saved_runs_along_and_another_dictionarys_pack_puts_the_notes_aside(pack, tmp_path):
+def test_a_pack_made_again_takes_its_notes_and_saved_runs_along_and_another_dictionarys_pack_puts_the_notes_aside(
+    pack, tmp_path
+):
     pack.notes.set_label(1, "canines", "you")
     runs = [pack.folder / "steering" / "0123456789ab.json", pack.folder / "prompts" / "ba9876543210.json"]
     for run in runs:
