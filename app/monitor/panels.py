@@ -153,7 +153,12 @@ def tiles(monitor: Monitor) -> None:
     rows += [
         ("False alarms", f"{fpr.share:.1%}", _rate(fpr), f"{fpr.k} of {fpr.n} negative test texts."),
         ("Caught", f"{tpr.share:.1%}", _rate(tpr), f"{tpr.k} of {tpr.n} positive test texts."),
-        ("Right alarms, 1 in 100", number(monitor.precision(0.01), ".1%"), "of all alarms", "If 1 in 100 texts were positive."),
+        (
+            "Right alarms, 1 in 100",
+            number(monitor.precision(0.01), ".1%"),
+            f"at worst {number(monitor.precision_at_worst(0.01), '.1%')}",
+            "Of all alarms, if 1 in 100 texts were positive. At worst: both rates at the worse end of their interval.",
+        ),
     ]
     kit_tiles.tiles(rows)
     beaten = monitor.beaten_by()

@@ -77,7 +77,10 @@ def _worth(m: Monitor) -> list[str]:
 
 def _errors(m: Monitor) -> list[str]:
     c = m.calibration
-    rates = [f"| 1 in {round(1 / base):,} | {_share(m.precision(base))} |" for base in BASE_RATES]
+    rates = [
+        f"| 1 in {round(1 / base):,} | {_share(m.precision(base))} | {_share(m.precision_at_worst(base))} |"
+        for base in BASE_RATES
+    ]
     bins = [f"| {b.n} | {b.probability:.1%} | {b.positive:.1%} |" for b in c.bins]
     return [
         "## The alarm",
@@ -89,10 +92,11 @@ def _errors(m: Monitor) -> list[str]:
         f"| alarms on negative texts | {_rate(m.validation_fpr)} | {_rate(m.test_fpr)} |",
         f"| alarms on positive texts | | {_rate(m.test_tpr)} |",
         "",
-        "How many alarms are right depends on how rare positive texts are. By the rates on the test texts:",
+        "How many alarms are right depends on how rare positive texts are. By the rates on the test texts, and with both rates "
+        "at the worse end of their interval:",
         "",
-        "| positive texts | right alarms |",
-        "|---|---|",
+        "| positive texts | right alarms | at worst |",
+        "|---|---|---|",
         *rates,
         "",
         f"Probability of the positive label, fitted on the validation texts and for their share of positives: expected "
@@ -180,7 +184,8 @@ def _again(m: Monitor) -> list[str]:
         f"* weights.safetensors: sha256 {m.weights_sha256}",
         f"* Versions: {', '.join(f'{name} {version}' for name, version in m.versions.items())}",
         "",
-        '`python score.py "a text"` scores without this project; `scope monitor run` scores with it.',
+        '`python score.py "a text"` scores without this project, with `--model FOLDER` where transformers does not find the '
+        "model by its name; `scope monitor run` scores with it.",
     ]
 
 

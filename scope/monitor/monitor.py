@@ -200,6 +200,13 @@ class Monitor(Result):
         """The share of alarms that are right at a base rate, by the test texts."""
         return right_alarms(self.test_tpr.share, self.test_fpr.share, base_rate)
 
+    def precision_at_worst(self, base_rate: float) -> float:
+        """The same with both rates at the worse end of their interval: few test texts bound it only loosely."""
+        caught, false = self.test_tpr.interval, self.test_fpr.interval
+        if caught is None or false is None:
+            return math.nan
+        return right_alarms(caught.low, false.high, base_rate)
+
     def beaten_by(self) -> list[str]:
         """Baselines and nulls that this monitor is not shown to be above: whose paired interval reaches 0, or of which a draw
         does as well."""

@@ -34,6 +34,10 @@ def aggregate(scores: torch.Tensor, how: str) -> torch.Tensor:
     return scores.amax(0) if how == "max" else scores.mean(0) if how == "mean" else scores[-1]
 
 
+def _no_model(why: str) -> SystemExit:
+    return SystemExit(f"{why}\n  Give the model that the monitor was made for: --model FOLDER_OR_HUB_ID, or Scorer(model=...).")
+
+
 class _PastSite(Exception):
     """The site was passed; the layers above it need not run."""
 
@@ -54,7 +58,14 @@ class Scorer:
         name, of = model or known["model"], {} if model else {"revision": known.get("revision") or "main"}
         dtype = getattr(torch, known.get("dtype") or "float32")
         names = {f"{kind}_token": f"<{kind}>" for kind in ("bos", "eos", "pad", "unk")}
-        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=cached_file(name, "tokenizer.json", **of), **names)
+        if model is None and name.startswith("bundled") and not Path(name).exists():
+            place = f"scope/models/{name.partition('+')[0].replace('-', '_')}"
+            raise _no_model(f"{name} is a small model that comes with scope, in its folder {place}, and lies on no hub.")
+        try:
+            vocabulary = cached_file(name, "tokenizer.json", **of)
+        except OSError as error:
+            raise _no_model(f"{name} cannot be read: {str(error).splitlines()[0]}") from None
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=vocabulary, **names)
         config = AutoConfig.from_pretrained(name, **of)
         if self.monitor.get("sliding_window"):
             config.sliding_window = self.monitor["sliding_window"]
@@ -118,6 +129,8 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="folder or hub id of the model, if not where the monitor was made")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args()
+    if not flags.texts and not flags.file:
+        parser.error('there is no text to score: python score.py "a text", or --file texts.txt')
     scorer = Scorer(model=flags.model, device=flags.device)
     lines = flags.file.read_text(encoding="utf-8").splitlines() if flags.file else []
     for each in [*flags.texts, *lines]:

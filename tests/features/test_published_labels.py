@@ -105,13 +105,18 @@ def test_rows_of_other_saes_and_of_unknown_latents_are_counted_and_left_out(pack
     other = row(5, "other", source="gemma-2-2b/13-gemmascope-res-16k")
     file = write(tmp_path / "x.jsonl", [row(1, "a"), other, row(24, "beyond"), row("x", "none"), row(4, " ")])
     done = import_labels(pack, file)
-    assert (done.labels, done.unknown, done.empty) == (1, 2, 1)
+    assert (done.labels, done.unknown, done.without, done.empty) == (1, 1, 1, 1)
     assert done.elsewhere == {"gemma-2-2b/13-gemmascope-res-16k": 1}
     assert 5 not in pack.notes.labels()
     assert run(["labels", "import", str(pack.folder), str(file)]) == 0
     assert "1 rows are of other SAEs" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(PackError, match=r"holds labels of gemma-2-2b/13(.|\n)*this pack is about gemma-2-2b/12"):
         import_labels(pack, write(tmp_path / "y.jsonl", [other]))
+
+
+def test_rows_of_another_form_are_refused_with_the_form_they_need(pack, tmp_path):
+    with pytest.raises(PackError, match=r'names no latent(.|\n)*"index": 12, "description"'):
+        import_labels(pack, write(tmp_path / "x.jsonl", [{"latent": 3, "label": "a word"}]))
 
 
 def test_a_pack_that_does_not_know_its_source_is_told_it(tmp_path):

@@ -12,6 +12,7 @@ from scope.errors import ConfigError, DictionaryError, ScopeError, UnknownSite
 from scope.monitor.card import card
 from scope.monitor.files import read
 from scope.monitor.labelled import MonitorError
+from scope.monitor.statistics import Rate
 from scope.steering.edits.directions import Direction
 from tests.conftest import random_gemma
 from tests.help.labs import save_checkpoint
@@ -195,9 +196,25 @@ def test_another_model_or_site_is_refused_unless_allowed(folder, tmp_path, tiny_
 
 def test_the_card_says_everything_beside_its_null(folder):
     text = (folder / "card.md").read_text()
-    for part in ("bag of words", "shuffled labels", "random direction", "1 in 1,000", "calibration", "| the dog |", "Seed 0"):
+    for part in (
+        "bag of words",
+        "shuffled labels",
+        "random direction",
+        "at worst",
+        "1 in 1,000",
+        "calibration",
+        "| the dog |",
+        "Seed 0",
+    ):
         assert part in text
     assert str(folder.parent) not in text
+
+
+def test_few_test_texts_without_a_false_alarm_do_not_promise_right_alarms(folder):
+    monitor, _ = read(folder)
+    spotless = replace(monitor, scores=(replace(monitor.scores[0], tpr=Rate.of(8, 8), fpr=Rate.of(0, 9)), *monitor.scores[1:]))
+    assert spotless.precision(0.001) == 1
+    assert spotless.precision_at_worst(0.001) == pytest.approx(0.00226, abs=1e-4)  # 67.6 % caught, 29.9 % false alarms
 
 
 def test_the_weights_are_those_of_one_readout(folder):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 
@@ -51,3 +52,15 @@ def test_the_scorer_imports_nothing_but_torch_transformers_and_safetensors(folde
         modules |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
         modules |= {str(node.module).split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
     assert modules - set(sys.stdlib_module_names) == {"torch", "transformers", "safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("bundled", "comes with scope, in its folder scope/models/bundled"), ("/none", "cannot be read")]
+)
+def test_a_model_that_transformers_does_not_find_is_refused_with_the_way_out(folder, tmp_path, name, says):
+    moved = shutil.copytree(folder, tmp_path / "monitor")
+    known = json.loads((moved / "monitor.json").read_text())
+    known["model"]["model"] = name
+    (moved / "monitor.json").write_text(json.dumps(known))
+    with pytest.raises(SystemExit, match=rf"{says}(.|\n)*--model FOLDER_OR_HUB_ID"):
+        Scorer(moved)

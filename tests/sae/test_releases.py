@@ -11,7 +11,7 @@ import yaml
 
 from scope.cli.main import run
 from scope.errors import DictionaryError
-from scope.sae.hub.names import find_name
+from scope.sae.hub.names import find_name, is_name
 from scope.sae.hub.neuronpedia import neuronpedia_id, neuronpedia_url
 from scope.sae.hub.releases import model_of, published, published_at, published_in, releases, size_of
 
@@ -138,3 +138,8 @@ def test_the_releases_of_gemma_models_are_listed_and_those_of_a_release_by_its_n
     assert "layer_20/width_16k/canonical" in capsys.readouterr().out
     assert run(["list", "releases", "gemma-scpe"]) == 2
     assert "Did you mean gemma-scope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["params.npz", "sae_weights.safetensors", "cfg.json"])
+def test_a_file_of_weights_in_the_current_folder_is_no_name(file):
+    assert not is_name(file)

@@ -1,5 +1,6 @@
 """Interventions that are handed over: the folder, the hook for transformers, the control vector, and what each refuses."""
 
+import ast
 import importlib.util
 import json
 import subprocess
@@ -131,6 +132,13 @@ def test_a_folder_that_was_exported_is_the_same_intervention_without_the_sae(pai
     program = steps(again, [])  # as Python: imports, model, edits
     exec(program[0] + "SAES = []\n" + program[2], named)
     assert Edits.of(named["edits"]) == again.edits
+
+
+def test_the_python_on_the_card_uses_only_names_that_it_makes(folders):
+    block = (folders / "every" / "card.md").read_text().split("```python\n")[1].split("```")[0]
+    names = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names} - made == {"scope", "MODEL", "PROMPTS"}
 
 
 def test_the_control_vector_holds_the_vector_bit_for_bit_at_the_layer_that_llama_cpp_adds_it_to(folders, pair):

@@ -93,7 +93,9 @@ class Imported:
     """Rows about a latent that had a better one; their texts are kept beside the label."""
     empty: int = 0
     unknown: int = 0
-    """Rows about latents that the pack does not have, or about none."""
+    """Rows about latents that the pack does not have."""
+    without: int = 0
+    """Rows that name no latent."""
     elsewhere: dict[str, int] = field(default_factory=dict)
     """Rows of other sources."""
 
@@ -108,6 +110,7 @@ class Imported:
             (self.further, "more labels of these latents are kept in the details of theirs"),
             (self.empty, "rows have no text"),
             (self.unknown, "rows are about latents that the pack does not have"),
+            (self.without, "rows name no latent: the field index is missing or no number"),
             (sum(self.elsewhere.values()), f"rows are of other SAEs ({', '.join(list(self.elsewhere)[:4])}) and left out"),
         ):
             lines += [f"{n:,} {what}."] if n else []
@@ -135,11 +138,13 @@ def import_labels(
     """
     source = _source(pack, source)
     pack.notes.require_writable()
-    rows, elsewhere, empty, unknown = {}, Counter[str](), 0, 0
+    rows, elsewhere, empty, unknown, without = {}, Counter[str](), 0, 0, 0
     for row in _rows(place, source, on_progress):
         if row.source not in (None, source.lower()):
             elsewhere[row.source or ""] += 1
-        elif row.latent is None or row.latent >= pack.d_sae:
+        elif row.latent is None:
+            without += 1
+        elif row.latent >= pack.d_sae:
             unknown += 1
         elif not (row.description or "").strip():
             empty += 1
@@ -150,6 +155,11 @@ def import_labels(
         raise PackError(
             f"{place} holds labels of {others}; this pack is about {source}, whose latents mean other things.\n"
             f"  Give the files of {source}: {BUCKET}/{source}/explanations"
+        )
+    if without and not rows:
+        raise PackError(
+            f"{place} names no latent that this pack has: in {without:,} rows the field index is missing or no number.\n"
+            '  A row is Neuronpedia\'s, or at least: {"index": 12, "description": "what the latent means"}'
         )
     labels, kept = pack.notes.labels(), []
     persons = {i for i in rows if i in labels and labels[i].source == "you"}
@@ -169,6 +179,7 @@ def import_labels(
         further=sum(len(rows[latent]) - 1 for latent, *_ in kept),
         empty=empty,
         unknown=unknown,
+        without=without,
         elsewhere=dict(elsewhere),
     )
 

@@ -109,7 +109,7 @@ def find_name(text: str) -> SaeName:
     for place, part in enumerate(parts):
         if "@" in part:
             parts[place], _, revision = part.partition("@")
-    if not all(parts) or revision == "":
+    if not parts or not all(parts) or revision == "":
         raise _nothing(text)
     if (release := release_of(parts[0])) is not None:
         return _of_release(text, release, parts[1:], revision)

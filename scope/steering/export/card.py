@@ -34,7 +34,7 @@ def card(intervention: Any) -> str:
     for form, why in intervention.forms.items():
         parts.append(f"* {CARRIES[form]}" if why is None else f"* No {form}: {visible(why)}.")
     parts += [f"* {ERROR_TERM}", *(f"* {line}" for line in _adapter(intervention)), ""]
-    parts += ["## Use", "", "```python", "import scope", "", 'made = scope.load_intervention("THIS FOLDER")']
+    parts += ["## Use", "", "```python", "import scope", "", 'intervention = scope.load_intervention("THIS FOLDER")']
     parts += [
         "model = scope.load_model(MODEL)",
         "scope.steer(model, None, intervention.edits, PROMPTS, strength_units=intervention.strength_units)",

@@ -36,7 +36,7 @@ from scope.steering.export.recorded import RecordedText, record_texts
 from scope.texts import list_of_texts
 from scope.typed_json import json_lines, read_bytes, read_json, typed
 from scope.versions import version_of
-from scope.whole_files import whole_folder, write_json
+from scope.whole_files import whole_folder, write_json, write_whole
 
 ABOUT, VECTORS, TEXTS, HOOK, GGUF, CARD = (
     "intervention.json",
@@ -186,9 +186,9 @@ def refuse_other_folder(folder: Path) -> None:
 
 
 def _write(intervention: Intervention, resolved: Sequence[Resolved], model: LanguageModel, folder: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
-    save_file(_tensors(intervention.edits, resolved), folder / VECTORS, {"format": "pt"})
+    write_whole(folder / VECTORS, to_bytes(_tensors(intervention.edits, resolved), {"format": "pt"}))
     lines = (json.dumps(asdict(text), ensure_ascii=False) for text in intervention.texts)
     (folder / TEXTS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if intervention.hook is not None:

@@ -142,7 +142,12 @@ def reproduce(name=None, adapter=None, folder=Path(__file__).parent):
         )
     revision = {} if name or not hook["revision"] else {"revision": hook["revision"]}
     kind = getattr(torch, hook["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(name or hook["model"], dtype=kind, attn_implementation="eager", **revision)
+    settings = {"dtype": kind, "attn_implementation": "eager"} | revision
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name or hook["model"], **settings)
+    except OSError as error:
+        why = f"{name or hook['model']} cannot be read: {str(error).splitlines()[0]}"
+        raise SystemExit(f"{why}\n  Give the model's folder or hub id: python hook.py MODEL [ADAPTER]") from None
     if adapter or hook["adapter"]:
         model.load_adapter(adapter or hook["adapter"])
     model.eval()
