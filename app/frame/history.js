@@ -1,3 +1,7 @@
+const nameFileFields = () => { // Streamlit gives them a name and the role of an ornament, which screen readers leave out
+  for (const field of document.querySelectorAll("[data-testid=stFileUploaderDropzone][role=presentation]")) field.setAttribute("role", "group");
+};
+
 // Makes every state of a page a step of the browser's history. Streamlit replaces the address when a control that is bound to it
 // changes, and pushes two addresses when a script opens another page; Back then skips the first, and needs two steps for the second.
 function install(SOON) { // milliseconds within which two changes are one step
@@ -44,4 +48,5 @@ export default function ({ data }) {
   if (window.scopeHistory) return;
   window.scopeHistory = true;
   install(data.soon);
+  new MutationObserver(nameFileFields).observe(document.body, { childList: true, subtree: true });
 }
