@@ -48,5 +48,6 @@ export default function ({ data }) {
   if (window.scopeHistory) return;
   window.scopeHistory = true;
   install(data.soon);
+  nameFileFields();
   new MutationObserver(nameFileFields).observe(document.body, { childList: true, subtree: true });
 }
