@@ -255,7 +255,8 @@ def test_hostile_text_is_shown_and_never_obeyed(page):
     assert not at.exception
     assert not at.error
     everything = [*at.markdown, *at.caption, *at.info, *at.warning]
-    assert not [e.value for e in everything if re.search(r"(?<!\\)[<\]]", e.value.replace("<bos>", ""))]
+    ours = r"<bos>|:gray\[One text proves little: a sweep compares many\.\]"
+    assert not [e.value for e in everything if re.search(r"(?<!\\)[<\]]", re.sub(ours, "", e.value))]
     assert "<img src=x" in captions(at)
 
 
