@@ -122,6 +122,8 @@ class Command(ModelSettings):
 
     def _attributions(self, attribute: Any, model: Any, sae: Any, settings: dict[str, Any]) -> Any:
         """The attribution of the prompt, or a list with that of each text of the file."""
+        if self.prompts and self.prompt:
+            raise ConfigError("--prompt and --prompts are both given; leave one of them out.")
         texts = texts_of_file(self.prompts, EditError) if self.prompts else [self.prompt]
         if self.chat:
             texts = [model.words.chat([{"role": "user", "content": text}]) for text in texts]

@@ -103,8 +103,8 @@ def verdict(arms: dict[str, dict[str, Any]], latents: dict[str, Any]) -> str:
         Not usable   less, or FVU no better than that of a random dictionary of equal L0, or FVU at least 1
         Not judged   scored without baselines (--no-nulls), so there is nothing to judge by
 
-    Behind the colon are the numbers themselves; "but" adds what limits them: FVU no better than PCA's with as many components,
-    more than 20 % of the latents that never fired, more than 10 % that fire on a tenth of the tokens. Nothing is said about
+    Behind the colon are the numbers themselves; "but" (or "also") adds what limits them: FVU no better than PCA's with as many
+    components, more than 20 % of the latents that never fired, more than 10 % that fire on a tenth of the tokens. Nothing is said about
     whether latents are interpretable.
     """
     scores = arms["sae"]
@@ -114,13 +114,15 @@ def verdict(arms: dict[str, dict[str, Any]], latents: dict[str, Any]) -> str:
     numbers += [f"{latents['never_fired']:.0%} never fired"] if "never_fired" in latents else []
     limits = []
     if latents.get("never_fired", 0.0) > DEAD:
-        limits.append(f"that is more than {DEAD:.0%} of the latents on this text")
+        limits.append(f"more than {DEAD:.0%} of the latents never fired on this text")
     if "pca" in arms and scores["fvu"] >= arms["pca"]["fvu"]:
         limits.append("PCA with as many components explains as much")
     if latents.get("dense", 0.0) > DENSE:
         limits.append(f"{latents['dense']:.0%} fire on more than {latents.get('dense_above', 0.1):.0%} of the tokens")
-    judged = f"{_word(scores, arms, zero, mean)}: {', '.join(numbers)}"
-    return f"{judged}; but {', and '.join(limits)}" if limits else judged
+    word = _word(scores, arms, zero, mean)
+    judged = f"{word}: {', '.join(numbers)}"
+    joined = "but" if word in ("Usable", "Weak") else "also"
+    return f"{judged}; {joined} {', and '.join(limits)}" if limits else judged
 
 
 def _word(scores: dict[str, Any], arms: dict[str, dict[str, Any]], zero: float | None, mean: float | None) -> str:

@@ -341,7 +341,8 @@ def refuse_missing_demo(sae: Path) -> None:
 def _prompts(job: Steer, model: Any) -> list[str]:
     """
     Raises:
-        ConfigError: --chat or --prompts beside --infill. EditError: no text in the file. TokensError: no chat template.
+        ConfigError: --chat or --prompts beside --infill, --prompt beside --prompts.
+        EditError: no text in the file. TokensError: no chat template.
     """
     from scope.errors import ConfigError, EditError
     from scope.texts import texts_of_file
@@ -350,6 +351,8 @@ def _prompts(job: Steer, model: Any) -> list[str]:
         if job.chat or job.prompts:
             raise ConfigError("--infill writes between its two texts; leave --prompts and --chat out.")
         return [_infill_prompt(job, model)]
+    if job.prompts and job.prompt != Steer.__dataclass_fields__["prompt"].default:
+        raise ConfigError("--prompt and --prompts are both given; leave one of them out.")
     texts = texts_of_file(job.prompts, EditError) if job.prompts else list(job.prompt)
     return [model.words.chat([{"role": "user", "content": text}]) for text in texts] if job.chat else texts
 

@@ -321,7 +321,7 @@ def test_the_table_names_the_dictionary_and_its_nulls(tiny_model, tokens):
     for word in ("SAE", *told, "with position 0", "without huge norms", "from 1", "(left out)"):
         assert word in text
     assert any("position 0" in line for line in lines(evaluation))
-    assert text.startswith("64 latents at blocks.1.hook_resid_post")
+    assert text.splitlines()[1].startswith("64 latents at blocks.1.hook_resid_post")
     evaluation.provenance["text"] = {"corpus": {"kind": "file", "name": "a.txt"}, "held_out": "documents after the last"}
     assert heading(evaluation).endswith("; text: file a.txt, documents after the last")
 

@@ -45,10 +45,10 @@ WORDS = {
     "Weak: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired": {"mean": 0.79},
     "Weak: keeps 89% of the loss that zero ablation costs, L0 64, 3% never fired": {"zero": 0.89},
     "Not usable: keeps 69% of the loss that zero ablation costs, L0 64, 3% never fired": {"zero": 0.69},
-    "Not usable: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired; but PCA with as many components "
+    "Not usable: keeps 97% of the loss that zero ablation costs, L0 64, 3% never fired; also PCA with as many components "
     "explains as much": {"fvu": 0.6},
-    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 40% never fired; but that is more "
-    "than 20% of the latents on this text": {"dead": 0.4},
+    "Usable: keeps 97% of the loss that zero ablation costs, L0 64, 40% never fired; but more "
+    "than 20% of the latents never fired on this text": {"dead": 0.4},
     "Not judged: FVU 0.100, L0 64, 3% never fired": {"zero": None},
 }
 
