@@ -104,8 +104,8 @@ def verdict(arms: dict[str, dict[str, Any]], latents: dict[str, Any]) -> str:
         Not judged   scored without baselines (--no-nulls), so there is nothing to judge by
 
     Behind the colon are the numbers themselves; "but" (or "also") adds what limits them: FVU no better than PCA's with as many
-    components, more than 20 % of the latents that never fired, more than 10 % that fire on a tenth of the tokens. Nothing is said about
-    whether latents are interpretable.
+    components, more than 20 % of the latents that never fired, more than 10 % that fire on a tenth of the tokens. Nothing is
+    said about whether latents are interpretable.
     """
     scores = arms["sae"]
     zero, mean = (_share_kept(arms, name) for name in ("zero", "mean"))
