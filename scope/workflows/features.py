@@ -98,14 +98,14 @@ def collect_features(
     from scope.workflows.text import inputs_of_corpus, reads_pictures
 
     job = resolve(CollectFeatures, config, settings, first="dictionary")
+    if job.fim and job.recording is not None:
+        raise ConfigError("--fim is for a --corpus; a recording has the form in which `scope harvest --fim` made it.")
     name = find_name(job.dictionary) if not Path(job.dictionary).expanduser().exists() else None
     if name is not None and job.recording is None and job.corpus is None:
         job = replace(job, corpus=TEXT)
     out = job.out or (Path("runs/pack") if name is None else name.lab / "pack")
     if (job.recording is None) == (job.corpus is None):
         raise ConfigError("Give either --recording RECORDING or --corpus TEXT: the latents are read on its tokens.")
-    if job.fim and job.corpus is None:
-        raise ConfigError("--fim is for a --corpus; a recording has the form in which `scope harvest --fim` made it.")
     ranks, folder = ProcessRank.of_environment(), Path(job.dictionary).expanduser()
     sae = read_sae(job.dictionary, job.device, job.site)
     folder = folder if name is None else name.lab
