@@ -18,8 +18,8 @@ def next_unlabelled(feature: Feature) -> int | None:
     """The next living latent that no person labelled: in the last list of latents, else by number, from the beginning after
     the last one; None where there is none."""
     order = np.array(session.results() or range(feature.pack.d_sae))
-    here = np.flatnonzero(order == feature.id)
-    order = np.roll(order, -int(here[0]) - 1) if len(here) else order
+    position = np.flatnonzero(order == feature.id)
+    order = np.roll(order, -int(position[0]) - 1) if len(position) else order
     skipped = np.isin(order, [feature.id, *feature.pack.labelled_by_people])
     open_ones = order[~skipped & (feature.pack.index.column("count")[order] > 0)]
     return int(open_ones[0]) if len(open_ones) else None

@@ -34,8 +34,8 @@ last = (store.d_sae if place is None else len(order)) - 1
 
 def show_latent(latent: int) -> None:
     """Show another latent. As a callback it takes one run of the page; switching pages would take two."""
-    kept = {name: st.query_params[name] for name in (TAB,) if name in st.query_params}
-    st.query_params.from_dict(session.params(f=latent) | kept)
+    open_tab = {name: st.query_params[name] for name in (TAB,) if name in st.query_params}
+    st.query_params.from_dict(session.params(f=latent) | open_tab)
 
 
 def step_to(to: int) -> None:

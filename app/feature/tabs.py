@@ -79,8 +79,8 @@ def draw(name: str, feature: Feature, note: Any, python: str, open_latent: Calla
 def strengths(feature: Feature, python: str) -> None:
     """How strongly it fires, how concentrated that is, and on how much text that was counted."""
     heading("Activation histogram", python + "edges, counts = feature.histogram", "py histogram")
-    kept = _tested(feature)
-    panels.histogram(feature, max((max(r["values"], default=0.0) for r in kept), default=0.0) or None)
+    readings = _tested(feature)
+    panels.histogram(feature, max((max(r["values"], default=0.0) for r in readings), default=0.0) or None)
     panels.counts_line(feature)
     if feature.pack.pictures is not None:
         session.link("prompt", "Try it on a picture of yours", icon=":material/image_search:", f=feature.id)
@@ -92,7 +92,7 @@ def _tested(feature: Feature) -> list[dict]:
 
 def own_texts_panel(feature: Feature, python: str) -> None:
     """The latent on the reader's own texts."""
-    store, kept = feature.pack, _tested(feature)
+    store, readings = feature.pack, _tested(feature)
     heading("Try a text", python + f'pack.read("a text", model, sae).values({feature.id})', "py test")
     text = st.text_area(
         "Text to test",
@@ -112,10 +112,10 @@ def own_texts_panel(feature: Feature, python: str) -> None:
     if (pressed or st.session_state.pop("run", False)) and texts:
         try:
             results = [own_texts.result(t, models.reading(store, t), feature.id) for t in texts[: own_texts.AT_ONCE]]
-            own_texts.keep(kept, results)
+            own_texts.keep(readings, results)
         except ScopeError as refusal:
             messages.show_refusal(refusal)
-    if kept:
-        chosen = own_texts.draw_results(feature, kept)
+    if readings:
+        chosen = own_texts.draw_results(feature, readings)
         if chosen is not None:
-            session.go("prompt", text=kept[chosen[1]]["text"][:1500])
+            session.go("prompt", text=readings[chosen[1]]["text"][:1500])

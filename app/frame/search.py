@@ -39,18 +39,18 @@ class Result:
 def search_box() -> None:
     """Draw the box; a choice opens its page."""
     text = str((st.session_state.get("search box") or {}).get("text") or "")
-    found = results(session.pack(), text) if text.strip() else []
+    hits = results(session.pack(), text) if text.strip() else []
     component = _mount(
         key="search box",
-        data={"text": text, "results": [[show_line(one.name, 80), show_line(one.note, 40)] for one in found]},
+        data={"text": text, "results": [[show_line(one.name, 80), show_line(one.note, 40)] for one in hits]},
         on_text_change=lambda: None,
         on_chosen_change=lambda: None,
     )
     if isinstance(component.chosen, list | tuple):
         asked, n = component.chosen
-        found = found if asked == text else results(session.pack(), str(asked))
-        if 0 <= int(n) < len(found):
-            found[int(n)].open()
+        hits = hits if asked == text else results(session.pack(), str(asked))
+        if 0 <= int(n) < len(hits):
+            hits[int(n)].open()
 
 
 def results(store: Pack, text: str) -> list[Result]:

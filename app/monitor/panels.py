@@ -66,7 +66,7 @@ def title(name: str, monitor: Monitor) -> str:
 
 
 def summary(monitor: Monitor) -> str:
-    """What is read where, and when the alarm sounds."""
+    """The sentence on what the monitor reads, at which site, and above which score it raises an alarm."""
     how = f"{monitor.aggregation} over the tokens of {monitor.reads()}"
     return (
         f"Alarm for {monitor.positive!r} against {monitor.negative!r}: {how} at {monitor.site} of "
