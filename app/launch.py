@@ -46,11 +46,13 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
     import streamlit as st
     from scope.app.guard import Guard
     from scope.app.serve import demo
+    from scope.app.serve.warm_up import warm_up
     from starlette.middleware import Middleware
     from streamlit.cli_util import open_browser
 
     @asynccontextmanager
     async def lifespan(app: st.App) -> AsyncIterator[None]:
+        warm_up()
         if browser:
             open_browser(f"http://127.0.0.1:{port}/{os.environ.get('SCOPE_PAGE', '')}")
         yield

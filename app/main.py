@@ -13,11 +13,14 @@ from scope.errors import ScopeError
 
 
 def sidebar() -> None:
-    """The choice of a pack, and its main facts."""
+    """The choice of a pack where there are several, and its main facts."""
     known, slug = list(packs.registry()), session.current()
-    chosen = st.selectbox("Pack", known, index=known.index(slug), key=f"choose {slug}")
-    if chosen != slug:
-        st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
+    if len(known) > 1:
+        chosen = st.selectbox("Pack", known, index=known.index(slug), key=f"choose {slug}")
+        if chosen != slug:
+            st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
+    else:
+        st.markdown(f"Pack **{plain(slug)}**")
     store = session.pack()
     rows = f"{count(store.n_tokens)} {pack_facts.rows_noun(store)}"
     facts = (short_name(store.model_name), store.place, f"{count(store.d_sae)} latents", rows)

@@ -10,6 +10,7 @@ from scope.app.kit.bars import signed_bars
 from scope.app.kit.messages import guarded
 from scope.app.kit.pictures import example_card, pictures
 from scope.app.kit.plain import number, plain, show_line, whole
+from scope.app.kit.small_table import Column, small_table
 from scope.app.kit.tiles import tiles
 from scope.app.kit.tokens import example_row, strips
 from scope.app.kit.tokens import row as token_row
@@ -38,8 +39,7 @@ def numbers(feature: Feature) -> None:
     wanted = ("Firing frequency", "Largest", "Output score", "Tokens")
     if noun in ("patches", "pictures"):  # such rows are no tokens and promote none
         wanted = ("Firing frequency", "Mean when firing", "Largest", "Nearest")
-    with st.container(key="latent-numbers"):
-        tiles([row for row in rows if row[0] in wanted], border=False)
+    tiles([row for row in rows if row[0] in wanted], key="latent", border=False)
 
 
 def _null(feature: Feature) -> str:
@@ -191,22 +191,15 @@ def tokens(feature: Feature) -> None:
     if not rows:
         st.caption("It never fired.")
         return
-    frame = pd.DataFrame(rows).drop(columns="id")
-    frame["token"] = [visible_token(token, mark_space=True) for token in frame["token"]]
-    column = st.column_config.NumberColumn
-    st.dataframe(
-        frame,
-        hide_index=True,
-        height=whole(frame, 10),
-        alt=f"{len(frame)} tokens on which the latent fires",
-        column_config={
-            "count": column("firings", format="%d"),
-            "p_token_given_fires": column("of its firings", format="percent", help="P(token | fires)."),
-            "p_fires_given_token": column("fires on it", format="percent", help="P(fires | token)."),
-            "lift": column(format="%.1f", help="How many times likelier the token is when the latent fires."),
-            "mean": column("mean activation", format="%.3g"),
-        },
-    )
+    columns = [
+        Column("token", [visible_token(row["token"], mark_space=True) for row in rows]),
+        Column("firings", [row["count"] for row in rows], ",d"),
+        Column("of its firings", [row["p_token_given_fires"] for row in rows], ".1%", "P(token | fires)."),
+        Column("fires on it", [row["p_fires_given_token"] for row in rows], ".1%", "P(fires | token)."),
+        Column("lift", [row["lift"] for row in rows], ".1f", "How many times likelier the token is when the latent fires."),
+        Column("mean activation", [row["mean"] for row in rows], ".3g"),
+    ]
+    small_table(columns, key="tokens of latent", alt=f"{len(rows)} tokens on which the latent fires")
 
 
 def roles(feature: Feature) -> None:

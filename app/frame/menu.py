@@ -10,8 +10,15 @@ from scope.errors import ScopeError
 
 TITLES = {name: name.capitalize() for name in session.PAGES}
 """Titles by the name that stands in the address."""
+_HERE = Path(__file__).parent
 _HISTORY = st.components.v2.component(
-    "scope_history", html="<span></span>", js=Path(__file__).with_name("history.js").read_text(encoding="utf-8")
+    "scope_history", html="<span></span>", js=(_HERE / "history.js").read_text(encoding="utf-8")
+)
+_PHONE_BAR = st.components.v2.component(
+    "scope_phone_bar",
+    html='<nav aria-label="Pages"></nav>',
+    css=(_HERE / "phone_bar.css").read_text(encoding="utf-8"),
+    js=(_HERE / "phone_bar.js").read_text(encoding="utf-8"),
 )
 
 
@@ -34,9 +41,11 @@ def history() -> None:
 
 def phone_bar(page: str) -> None:
     """The pages as a bar at the bottom of a narrow window, where Streamlit hides its menu."""
-    with st.container(horizontal=True, wrap=False, gap=None, key="frame pages"):
-        for name, title in TITLES.items():
-            session.link(name, f"**{title}**" if name == page else title)
+    pages = [[name, title, session.address(name)] for name, title in TITLES.items()]
+    with st.container(key="frame pages"):
+        chosen = _PHONE_BAR(key="pages", data={"page": page, "pages": pages}, on_page_change=lambda: None).page
+    if isinstance(chosen, str) and chosen in session.PAGES:
+        session.go(chosen)
 
 
 def tab_title(page: str) -> str:

@@ -20,24 +20,35 @@ function inOneLine(text, row, spans) {
   text.replaceChildren(before, after);
 }
 
-// Takes away what lies beyond the left edge, where no pointer reaches it.
-function cutBefore(before) {
+// What lies beyond the left edge of a line, where no pointer reaches it: nodes to take away.
+function beyondLeft(before) {
   const edge = before.getBoundingClientRect().left, inner = before.firstChild;
   const hidden = [...inner.children].filter((span) => {
     const box = span.getBoundingClientRect();
     return (box.left + box.right) / 2 < edge;
   });
-  if (hidden.length) while (inner.firstChild !== hidden.at(-1)) inner.firstChild.remove();
-  if (hidden.length) inner.firstChild.remove();
+  const nodes = [...inner.childNodes];
+  return hidden.length ? nodes.slice(0, nodes.indexOf(hidden.at(-1)) + 1) : [];
 }
 
-// Ends a line with the last token that fits, so that no colour stands beyond the dots.
-function cutAfter(after) {
-  if (after.scrollWidth <= after.clientWidth) return;
+// What follows the last token that fits into a line, so that no colour stands beyond the dots: nodes to take away.
+function beyondRight(after) {
+  if (after.scrollWidth <= after.clientWidth) return [];
   const edge = after.getBoundingClientRect().right - 16;
   const last = [...after.children].filter((span) => span.getBoundingClientRect().right <= edge).at(-1) ?? after.firstElementChild;
-  while (after.lastChild !== last) after.lastChild.remove();
-  after.append("…");
+  const nodes = [...after.childNodes];
+  return nodes.slice(nodes.indexOf(last) + 1);
+}
+
+// Cuts all lines at both ends. All are measured before any is cut: each cut would make the browser lay the page out again.
+function cutLines(root) {
+  const [before, after] = [".before", ".after"].map((name) => [...root.querySelectorAll(name)]);
+  const left = before.flatMap(beyondLeft), right = after.map(beyondRight);
+  left.forEach((node) => node.remove());
+  right.forEach((nodes, n) => {
+    nodes.forEach((node) => node.remove());
+    if (nodes.length) after[n].append("…");
+  });
 }
 
 function strip(row, index, options, setTriggerValue) {
@@ -102,7 +113,7 @@ function strip(row, index, options, setTriggerValue) {
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");
   for (const [name, value, meaning] of row.scores ?? []) {
-    const score = element("button", "score", `${name} `);
+    const score = element("button", "score meaning", `${name} `);
     score.append(element("b", "", value));
     score.setAttribute("aria-label", `${name} ${value}: ${meaning}`);
     score.dataset.meaning = meaning;
@@ -129,8 +140,5 @@ export default function (component) {
   const root = parentElement.querySelector(".strips");
   root.classList.toggle("lines", Boolean(data.line));
   root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
-  if (data.line) {
-    root.querySelectorAll(".before").forEach(cutBefore);
-    root.querySelectorAll(".after").forEach(cutAfter);
-  }
+  if (data.line) cutLines(root);
 }

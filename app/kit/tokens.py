@@ -30,7 +30,7 @@ def _colours() -> str:
 _mount = st.components.v2.component(
     "scope_tokens",
     html='<div class="strips"></div>',
-    css=(_HERE / "tokens.css").read_text(encoding="utf-8") + _colours(),
+    css="".join((_HERE / name).read_text(encoding="utf-8") for name in ("tokens.css", "meaning.css")) + _colours(),
     js=(_HERE / "tokens.js").read_text(encoding="utf-8"),
 )
 

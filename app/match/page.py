@@ -32,7 +32,7 @@ def draw(results: dict) -> None:
     python = f"from scope.features.compare.partners import Match\n\nresult = Match.load({file!r})\n"
     meaning = "A latent's partner is the other SAE's latent whose activations correlate most with its own, word by word."
     heading("Latents with a partner", python + "print(result)", "py match", meaning=meaning)
-    tiles(panels.tiles(result))
+    tiles(panels.tiles(result), key="match")
     st.caption(plain(panels.summary(result)))
     other, slug = panels.pack_of(result.provenance.get("b"))
     left, right = st.columns([1, 2])

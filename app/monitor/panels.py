@@ -113,7 +113,8 @@ def verdict(monitor: Monitor, row: Scored) -> None:
                 "It holds where positive texts are as frequent as there.",
             ),
             ("Highest token", show_line((row.token or "").strip() or "␣", 24), f"position {row.position}", ""),
-        ]
+        ],
+        key="verdict",
     )
     if row.cut:
         st.caption(f"{row.cut:,} tokens at the end of the text were not read: the monitor reads {monitor.context:,}.")
@@ -160,7 +161,7 @@ def tiles(monitor: Monitor) -> None:
             "Of all alarms, if 1 in 100 texts were positive. At worst: both rates at the worse end of their interval.",
         ),
     ]
-    kit_tiles.tiles(rows)
+    kit_tiles.tiles(rows, key="monitor")
     beaten = monitor.beaten_by()
     if beaten:
         st.warning(plain(f"On the test texts it is not shown to be better than: {', '.join(beaten)}."))

@@ -3,7 +3,8 @@
 import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening
-from scope.app.kit.plain import plain, short_name, whole
+from scope.app.kit.plain import plain, short_name
+from scope.app.kit.small_table import Column, small_table
 from scope.app.kit.tiles import tiles
 from scope.app.overview import packs_table
 from scope.app.serve import pack_facts, packs, readings, session
@@ -16,7 +17,7 @@ table, noun = store.table, pack_facts.rows_noun(store)
 
 st.title(plain(f"{short_name(store.model_name)} · {store.place}"), anchor=False)
 
-tiles(pack_facts.tiles(store))
+tiles(pack_facts.tiles(store), key="pack")
 for fact in filter(None, (pack_facts.rows_in_words(store), pack_facts.registers(store))):
     st.caption(plain(fact))
 report = pack_facts.evaluation(store)
@@ -80,7 +81,8 @@ if report is not None:
     baselines = "A random SAE of equal L0, PCA of equal L0, and ablation of the site."
     st.header("Scores beside their baselines", anchor=False, help=baselines)
     scores = pack_facts.scores(report)
-    st.dataframe(scores, hide_index=True, height=whole(scores), alt="Scores of the SAE beside its baselines")
+    columns = [Column(name, scores[name].tolist()) for name in scores]
+    small_table(columns, key="scores", alt="Scores of the SAE beside its baselines")
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 
@@ -101,15 +103,17 @@ if len(known) > 1:
     if chosen is not None:
         st.switch_page(session.PAGES["overview"], query_params={"pack": chosen})
 
-with st.expander("How these numbers were made"):
-    st.json({key: value for key, value in store.manifest.as_written.items() if key != "files"}, expanded=1)
-    st.code(f"{store.folder}", language=None)
-    if st.button("Check every byte of this pack", help="Compares each file with its checksum."):
-        bad = store.verify()
-        if bad:
-            st.error(plain(f"Damaged: {', '.join(bad)}. Copy the pack again, or make it again."))
-        else:
-            st.success("All files match their checksums.")
+made_by = st.expander("How these numbers were made", key="how made", on_change="rerun")
+if made_by.open:  # what shows code costs the browser a fifth of a second
+    with made_by:
+        st.json({key: value for key, value in store.manifest.as_written.items() if key != "files"}, expanded=1)
+        st.code(f"{store.folder}", language=None)
+        if st.button("Check every byte of this pack", help="Compares each file with its checksum."):
+            bad = store.verify()
+            if bad:
+                st.error(plain(f"Damaged: {', '.join(bad)}. Copy the pack again, or make it again."))
+            else:
+                st.success("All files match their checksums.")
 made = store.manifest.made
 parts = [f"scope {made.scope or '?'}, {made.date[:10]}", f"SAE {pack_facts.digest(store)}"]
 parts += [

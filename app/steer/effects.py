@@ -127,7 +127,7 @@ def effect_tiles(effects: Effects) -> None:
     if changes:
         spread = f"{min(changes):+.2f} to {max(changes):+.2f}"
         rows.append(("Change in the nulls", f"{np.median(changes):+.3f}", spread, "Median, smallest and largest change."))
-    tiles(rows)
+    tiles(rows, key="effects")
     st.caption(
         plain(f"Logit of {visible_token(effects.token)!r} minus that of {visible_token(effects.other)!r}. {effects.report}.")
     )

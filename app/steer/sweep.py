@@ -138,7 +138,8 @@ def best_strength(sweep: Sweep) -> None:
             ("Score, held out", number(best["score"], ".3f"), "", "On the prompts that did not choose the strength."),
             ("Random, held out", number(best["random"], ".3f"), "", "The null: random directions of equal length."),
             ("Difference", number(best["difference"], "+.3f"), interval, ""),
-        ]
+        ],
+        key="sweep",
     )
     if known and best["low"] <= 0:
         st.warning(

@@ -57,7 +57,7 @@ def test_a_demo_that_is_made_opens_by_itself(empty, toy_folder, tmp_path):
     at.run()
     assert not at.exception
     assert not at.error
-    assert at.selectbox[0].options == ["quick-demo"]
+    assert "Pack **quick\\-demo**" in [line.value for line in at.sidebar.markdown]
 
 
 def test_while_it_runs_its_stage_is_shown_and_it_can_be_stopped(empty, tmp_path):

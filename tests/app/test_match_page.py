@@ -8,6 +8,7 @@ import pytest
 import scope
 from scope.features.compare.partners import Match, matches_beside
 from tests.app.conftest import said
+from tests.help.components import values
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_the_page_shows_shares_beside_chance_and_pairs_of_both_packs(open_app, t
     at = open_app("match", packs=list(two), pack="one")
     assert not at.exception
     result = Match.load(matches_beside(two[0]) / "two.json")
-    shown = {metric.label: metric.value for metric in at.metric}
+    shown = values(at)
     assert shown["With a partner"] == f"{result.share:.1%}"
     assert shown["By chance"] == f"{result.share_by_chance:.1%}"
     assert shown["Ceiling"] == "–"

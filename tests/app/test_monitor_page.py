@@ -7,6 +7,7 @@ import pytest
 
 import scope
 from tests.app.conftest import said
+from tests.help.components import values
 from tests.monitor.conftest import rows
 from tests.steering.conftest import SITE
 
@@ -31,7 +32,7 @@ def test_the_page_scores_a_text_token_by_token_and_says_whether_the_alarm_sounds
     monitor = scope.open_monitor(place / "monitors" / "river")
     at = open_app("monitor", packs=[place / "pack"])
     assert not at.exception
-    shown = {metric.label: metric.value for metric in at.metric}
+    shown = values(at)
     assert shown["AUC"] == f"{monitor.scores[0].auc:.3f}"
     assert shown["Bag of words"] == f"{monitor.scores[1].auc:.3f}"
     assert shown["False alarms"] == f"{monitor.test_fpr.share:.1%}"
@@ -40,7 +41,7 @@ def test_the_page_scores_a_text_token_by_token_and_says_whether_the_alarm_sounds
 
     at.text_area(key="monitor text").set_value(f"the dog runs to the river {MARKUP}").run()
     row = scope.run_monitor(place / "monitors" / "river", text=f"the dog runs to the river {MARKUP}").rows[0]
-    shown = {metric.label: metric.value for metric in at.metric}
+    shown = values(at)
     assert shown["Score"] == f"{row.score:.4g}"
     words = [*(box.value for box in at.error), *(box.value for box in at.success)]
     assert ("ALARM" in words[0]) == row.alarm

@@ -17,16 +17,13 @@ from scope.features.pack.lookahead import Beyond, LatentLookahead, Lookahead, Pl
 from scope.features.pack.write import add_file
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
+from tests.help.components import small_tables, tiles, values
 
 
 def strips(at: AppTest) -> list[dict]:
     """Every strip of tokens on the page; other components hold no rows."""
     found = [json.loads(c.proto.json) for c in at.get("bidi_component")]
     return [data for data in found if "rows" in data]
-
-
-def tiles(at: AppTest) -> dict[str, str]:
-    return {tile.label: tile.value for tile in at.metric}
 
 
 def listed(at: AppTest) -> list[int]:
@@ -45,7 +42,7 @@ def test_every_page_opens_on_a_pack_without_a_model(open_app, page):
 
 
 def test_the_overview_tells_the_packs_own_numbers(open_app, toy_folder):
-    store, shown = Pack.open(toy_folder), tiles(open_app())
+    store, shown = Pack.open(toy_folder), values(open_app())
     assert shown["Latents"] == "24"
     assert float(shown["L0"]) == pytest.approx(store.table["density"].sum(), rel=0.01)
     assert shown["Tokens read"] == f"{store.n_tokens:,}"
@@ -56,12 +53,12 @@ def test_an_evaluation_is_shown_beside_its_nulls(open_app, tmp_path):
     arms = {"sae": arm, "random": {"fvu": 0.81, "delta_loss": 2.5}, "pca": {"fvu": 0.31}, "mean": {"delta_loss": 3.1}}
     make_toy_pack(tmp_path / "scored", health={"evaluation": {"arms": arms, "notes": ["few *contexts*"]}})
     at = open_app(packs=[tmp_path / "scored"])
-    tile = next(tile for tile in at.metric if tile.label == "FVU")
+    tile = tiles(at)["FVU"]
     assert tile.value == "0.120"
-    assert "random 0.810" in tile.delta
-    assert "PCA 0.310" in tile.delta
-    table = next(frame.value for frame in at.dataframe if "score" in frame.value)
-    assert table.set_index("score").loc["FVU, pooled", "95 % interval"] == "0.110 to 0.130"
+    assert "random 0.810" in tile.note
+    assert "PCA 0.310" in tile.note
+    (table,) = small_tables(at)
+    assert table["95 % interval"][table["score"].index("FVU, pooled")] == "0.110 to 0.130"
     assert any("few \\*contexts\\*" in caption.value for caption in at.caption)
 
 
@@ -147,7 +144,7 @@ def test_the_first_latent_has_none_before_it(open_app):
 
 
 def test_a_latents_figures_are_those_of_the_library(open_app, toy_folder):
-    row, shown = Pack.open(toy_folder)[9].row, tiles(open_app("feature", f=9))
+    row, shown = Pack.open(toy_folder)[9].row, values(open_app("feature", f=9))
     assert shown["Firing frequency"] == f"{row['density']:.3%}"
     assert shown["Largest"] == f"{row['max']:.3g}"
     assert shown["Output score"] == f"{row['out_score']:+.3f}"

@@ -11,6 +11,7 @@ from scope.features.face import Pack
 from scope.features.labels.guess import draw_windows
 from tests.app.conftest import said
 from tests.app.test_pages import pressed
+from tests.help.components import tiles
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_a_pack_that_cannot_be_written_says_so_and_is_browsed_on(open_app, mine,
     at = pressed(open_app("feature", packs=[mine], f=9), "Star")
     assert not at.exception
     assert "cannot be written" in said(at)
-    assert at.metric
+    assert tiles(at)
 
 
 def test_a_round_of_the_guess_game_is_counted(open_app, mine):

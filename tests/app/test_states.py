@@ -17,6 +17,7 @@ from scope.features.face import Pack
 from scope.features.pack.format import SCHEMA
 from scope.features.reading.view import TokenView
 from tests.app.conftest import bars, said
+from tests.help.components import tiles
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_packs_in_runs_are_found_when_none_is_given(open_app, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     shutil.copytree(toy_folder, tmp_path / "runs" / "demo" / "pack")
     monkeypatch.setattr(json, "dumps", lambda packs: "[]")
-    assert open_app().selectbox[0].options == ["demo"]
+    assert [line.value for line in open_app().sidebar.markdown] == ["Pack **demo**"]
 
 
 def test_a_pack_being_built_tells_how_far_it_is(open_app, tmp_path):
@@ -59,7 +60,7 @@ def test_a_pack_that_is_finished_meanwhile_opens(open_app, tmp_path, toy_folder)
     assert "just begun" in said(at)
     shutil.copytree(toy_folder, tmp_path / "new")
     assert not at.run().error
-    assert at.metric
+    assert tiles(at)
 
 
 @pytest.mark.parametrize("page", ["overview", "features", "feature"])
@@ -97,7 +98,7 @@ def test_a_table_of_relations_that_was_cut_short_is_told_and_other_panels_stand(
     at = open_app("feature", packs=[own_pack], f=9)
     assert not at.exception
     assert "damaged" in said(at)
-    assert at.metric
+    assert tiles(at)
 
 
 def test_a_damaged_pack_leaves_the_others_open(open_app, own_pack, toy_folder):
@@ -114,6 +115,8 @@ def test_flipped_bytes_are_found_when_asked_for(open_app, own_pack):
     file.write_bytes(raw)
     at = open_app(packs=[own_pack])
     assert not at.error
+    at.session_state["how made"] = True
+    at.run()
     next(b for b in at.button if b.label == "Check every byte of this pack").click().run()
     assert "contexts.npy" in said(at)
 
@@ -163,7 +166,7 @@ def test_one_damaged_chunk_is_told_on_that_latent_alone(open_app, own_pack):
     hurt = open_app("feature", packs=[own_pack], f=9)
     assert not hurt.exception
     assert "examples of latent 9 are damaged" in said(hurt)
-    assert hurt.metric
+    assert tiles(hurt)
     assert len(bars(hurt)) == 1  # what it writes still stands
     well = open_app("feature", packs=[own_pack], f=10)
     assert not well.warning
@@ -179,7 +182,7 @@ def test_a_text_cannot_be_tested_without_the_dictionary_and_browsing_goes_on(ope
     monkeypatch.setattr("scope.app.serve.models.load_model", lambda known: None)
     at = tried(open_app("feature", f=9, tab="Try a text"))
     assert "dictionary of this pack is not where it was" in said(at)
-    assert at.metric
+    assert tiles(at)
 
 
 def test_another_dictionary_than_the_packs_is_refused(open_app, monkeypatch, tmp_path):
@@ -209,7 +212,7 @@ def test_a_model_that_cannot_be_had_is_named_and_browsing_goes_on(open_app, monk
     monkeypatch.setattr("scope.app.serve.models.load_model", cannot)
     at = tried(open_app("feature", f=9, tab="Try a text"))
     assert told in said(at).replace("\u2060", "")
-    assert at.metric
+    assert tiles(at)
     assert len(bars(at)) == 1
 
 

@@ -21,6 +21,7 @@ from scope.steering.compare.sweep import Sweep, sweep
 from scope.steering.edits.interventions import Ablate, Add, Direction, Edits
 from tests.app.conftest import said
 from tests.app.test_steer_page import captions, opened_run, press, row
+from tests.help.components import values
 
 CONDITIONS = ("plain", "steered", "random")
 
@@ -63,7 +64,7 @@ def test_a_sweep_is_shown_kept_and_brought_back_by_its_link(small, page, folder)
     assert isinstance(kept, Sweep)
     assert kept.strengths == (0.25, 0.5)
     best = kept.best
-    tiles = {m.label: m.value for m in small.metric}
+    tiles = values(small)
     assert float(tiles["Chosen strength"]) == best["strength"]
     assert float(tiles["Score, held out"]) == pytest.approx(best["score"], abs=1e-3)
     (texts,) = [frame.value for frame in small.dataframe if "text" in frame.value]
@@ -72,7 +73,7 @@ def test_a_sweep_is_shown_kept_and_brought_back_by_its_link(small, page, folder)
     assert {b.proto.label for b in small.get("download_button")} == {"Texts as CSV", "JSON", "HTML"}
     again = page(run=opened_run(small))
     assert again.text_input(key="steer sweep strengths").value == "0.25, 0.5"
-    assert {m.label: m.value for m in again.metric} == tiles
+    assert values(again) == tiles
     press(again, "Replay")
     assert [s.value for s in again.success] == ["Replayed\\: all 28 texts are the same\\, token by token\\."]
 
@@ -147,7 +148,7 @@ def test_the_effects_are_the_librarys(page, store, lab):
     model, sae = lab
     edits = Edits([Add(3, 0.3)])
     wanted = effects(model, sae, edits, "the dog", strength_units=work.strength_units(store, edits))
-    tiles = {m.label: m.value for m in at.metric}
+    tiles = values(at)
     assert float(tiles["KL to plain"]) == pytest.approx(wanted.kl, abs=1e-4)
     assert float(tiles["Logit difference"]) == pytest.approx(wanted.logit_difference[1], abs=1e-3)
     (table,) = [f.value for f in at.dataframe if "edited" in f.value]

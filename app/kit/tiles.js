@@ -1,0 +1,26 @@
+// Tiles of numbers. All text is set by textContent and attributes.
+const element = (tag, className, text) => {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  return node;
+};
+
+function tile([name, value, note, meaning]) {
+  const root = element("div", "tile", ""), term = element("dt", "", meaning ? "" : name);
+  if (meaning) {
+    const explained = element("button", "meaning", name);
+    explained.dataset.meaning = meaning;
+    explained.setAttribute("aria-label", `${name}: ${meaning}`);
+    term.append(explained);
+  }
+  root.append(term, element("dd", "value", value));
+  if (note) root.append(element("dd", "note", note));
+  return root;
+}
+
+export default function ({ data, parentElement }) {
+  const root = parentElement.querySelector(".tiles");
+  root.classList.toggle("small", !data.border);
+  root.replaceChildren(...data.tiles.map(tile));
+}

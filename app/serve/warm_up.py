@@ -1,0 +1,28 @@
+"""What every first visit needs, done before the server takes visitors: imports, and the first pack with its overview."""
+
+import importlib
+import pkgutil
+from contextlib import suppress
+
+from scope.app.serve import pack_facts, packs
+
+from scope.errors import ScopeError
+
+_FOLDERS = ("kit", "serve", "frame", "overview", "features", "feature")
+"""What the first pages import; Prompt, Steer and the others load torch, and are imported when they are opened."""
+
+
+def warm_up() -> None:
+    """Import the app's modules, open the first pack, and compute what the Overview page shows of it.
+
+    A pack that cannot be opened is left to the page, which says why.
+    """
+    for folder in _FOLDERS:
+        package = importlib.import_module(f"scope.app.{folder}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith(".page"):  # a script, which is run for each visitor
+                importlib.import_module(module.name)
+    with suppress(ScopeError, OSError, StopIteration):
+        store = packs.open_pack(next(iter(packs.registry())))
+        pack_facts.tiles(store)
+        packs.once(store, "start here", lambda: pack_facts.start_here(store))
