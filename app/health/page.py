@@ -5,6 +5,7 @@ from scope.app.health import matching, panels
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening, openings
 from scope.app.kit.plain import plain, whole
+from scope.app.kit.small_table import small_table, text_columns
 from scope.app.serve import pack_facts, packs, session
 
 from scope.errors import PackError
@@ -31,9 +32,8 @@ for slug, each in shown.items():
         st.info(f"{plain(slug)} holds no evaluation. This command makes one, and `scope features` adds it to the pack:")
         st.code("scope evaluate DICTIONARY --model MODEL", language=None)
         continue
-    rows = pack_facts.scores(report)
     alt = f"Scores of {slug} beside their baselines"
-    st.dataframe(rows, hide_index=True, alt=alt, key=f"scores {slug}", height=whole(rows))
+    small_table(text_columns(pack_facts.scores(report)), key=f"scores {slug}", alt=alt)
     st.caption(plain(panels.text_counts(report)))
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")

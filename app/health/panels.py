@@ -8,7 +8,7 @@ import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.plain import number, plain, short
-from scope.app.serve.pack_facts import dead_share, evaluation, flag_limits, sae_scores
+from scope.app.serve.pack_facts import dead_share, evaluation, flag_limits, l0, rows_noun, sae_scores
 
 from scope.features.face import Pack
 
@@ -59,13 +59,14 @@ def latents(store: Pack, counted: pd.DataFrame) -> None:
     config = {"share": st.column_config.NumberColumn(format="percent"), "n": st.column_config.NumberColumn(format="localized")}
     st.dataframe(counted, hide_index=True, column_config=config, key="latents counted", alt="Latents by flag")
     own = sae_scores(store)
-    parts = [f"L0: mean {number(own.get('l0'), '.1f')}"] if own else []
+    counted_here = f"{number(l0(store))} on the pack's own {store.n_tokens:,} {rows_noun(store)}"
+    parts = [counted_here, f"on the evaluated ones: mean {number(own.get('l0'), '.1f')}"] if own else []
     parts += [f"{name} {number(own[key], '.0f')}" for name, key in (("median", "l0_median"), ("p95", "l0_p95")) if key in own]
     whole = own.get("with_bos") or {}
     with_bos = [f"{SCORED[key]} {number(whole[key])}" for key in SCORED if isinstance(whole.get(key), int | float)]
     parts += [f"with <bos> counted: {', '.join(with_bos)}"] if with_bos else []
     if parts:
-        st.caption(plain("; ".join(parts) + "."))
+        st.caption(plain(f"L0 {'; '.join(parts)}."))
 
 
 SCORED = {"fvu": "FVU", "fvu_per_token": "FVU, mean over tokens", "delta_loss": "delta loss", "l0": "L0"}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 from scope.app.kit.plain import number
 
@@ -29,6 +30,11 @@ class Column:
     values: Sequence[str] | Sequence[int] | Sequence[float]
     form: str = ""
     meaning: str = ""
+
+
+def text_columns(frame: pd.DataFrame) -> list[Column]:
+    """The columns of a table of texts."""
+    return [Column(name, frame[name].tolist()) for name in frame]
 
 
 def small_table(columns: Sequence[Column], *, key: str, alt: str) -> None:

@@ -4,7 +4,7 @@ import streamlit as st
 from scope.app.kit import figures
 from scope.app.kit.code import heading, opening
 from scope.app.kit.plain import plain, short_name
-from scope.app.kit.small_table import Column, small_table
+from scope.app.kit.small_table import small_table, text_columns
 from scope.app.kit.tiles import tiles
 from scope.app.overview import packs_table
 from scope.app.serve import pack_facts, packs, readings, session
@@ -80,9 +80,7 @@ with right:
 if report is not None:
     baselines = "A random SAE of equal L0, PCA of equal L0, and ablation of the site."
     st.header("Scores beside their baselines", anchor=False, help=baselines)
-    scores = pack_facts.scores(report)
-    columns = [Column(name, scores[name].tolist()) for name in scores]
-    small_table(columns, key="scores", alt="Scores of the SAE beside its baselines")
+    small_table(text_columns(pack_facts.scores(report)), key="scores", alt="Scores of the SAE beside its baselines")
     for note in report.get("notes", []):
         st.caption(f":material/info: {plain(note)}")
 

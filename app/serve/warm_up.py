@@ -1,4 +1,4 @@
-"""What every first visit needs, done before the server takes visitors: imports, and the first pack with its overview."""
+"""Prepares the server for the first visit before it takes visitors: imports, and the first pack with its overview."""
 
 import importlib
 import pkgutil

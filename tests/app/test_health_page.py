@@ -7,6 +7,7 @@ from scope.features.compare.counterparts import counterparts
 from scope.features.face import Pack
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
+from tests.help.components import small_tables
 
 ARMS = {"sae": {"fvu": 0.12, "delta_loss": 0.05, "l0": 30.0}, "random": {"fvu": 0.81}, "pca": {"fvu": 0.31}}
 LOG = [{"step": s, "tokens": 1000 * s, "error": 1 / s, "l0": 100 / s, "dead": 0.0} for s in range(1, 9)]
@@ -27,9 +28,18 @@ def test_two_packs_stand_beside_one_another(open_app, tmp_path):
     at = open_app("health", packs=packs, pack="one")
     at.multiselect[0].set_value(["two-b"]).run()
     assert not at.exception
-    frames = [frame.value.set_index("score") for frame in at.dataframe if "score" in frame.value]
-    assert [frame.loc["FVU, pooled", "SAE"] for frame in frames] == ["0.120", "0.220"]
+    assert [dict(zip(t["score"], t["SAE"], strict=True))["FVU, pooled"] for t in small_tables(at)] == ["0.120", "0.220"]
     assert len(at.get("plotly_chart")) == 1 + 3 + 4  # the two against each other, curves, spreads
+
+
+def test_both_counts_of_l0_say_on_which_tokens_they_were_made(open_app, tmp_path):
+    make_toy_pack(tmp_path / "scored", health={"evaluation": {"arms": ARMS}})
+    store = Pack.open(tmp_path / "scored")
+    own = (
+        f"L0 {store.table['density'].sum():.3g} on the pack's own {store.n_tokens:,} tokens; on the evaluated ones: mean 30.0."
+    )
+    at = open_app("health", packs=[tmp_path / "scored"])
+    assert own in [caption.value.replace("\\", "") for caption in at.caption]
 
 
 def test_the_spreads_count_every_latent_that_fired(toy_folder):
