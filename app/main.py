@@ -40,26 +40,30 @@ def watch(slug: str) -> None:
         st.caption("This page updates itself. A pack opens when it is complete, so that no page shows partial counts.")
 
 
-st.set_page_config(page_title="scope", page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide")
 st.html(Path(__file__).parent / "frame" / "frame.css")
 page = menu.navigation()
 name = page.url_path or "overview"
+icon = str(Path(__file__).with_name("icon.svg"))
+st.set_page_config(
+    page_title=menu.tab_title(name), page_icon=icon, layout="wide"
+)  # each call costs the browser some milliseconds
 menu.history()
 try:
     with st.sidebar:
         sidebar()
         status = st.empty()
     menu.complete_address()
-    st.set_page_config(page_title=menu.tab_title(name))
     with st.container(key="frame search"):
         search.search_box()
     menu.phone_bar(name)
-    status.caption(plain(models.status()))
+    before = models.status()
+    status.caption(plain(before))
     try:
         with suppress(session.PageDrawn):
             page.run()
     finally:
-        status.caption(plain(models.status()))  # the page may have loaded the model
+        if models.status() != before:  # the page loaded the model, or another one
+            status.caption(plain(models.status()))
 except ScopeError as refusal:
     messages.show_refusal(refusal)
     if not packs.registry():

@@ -63,10 +63,8 @@ def promoted(feature: Feature) -> None:
     if not pairs:
         st.caption("This pack does not hold what it promotes.")
         return
-    st.caption(
-        f"{name}: logit", help="The logits that its direction alone would add. The Promoted tokens tab has what was measured."
-    )
-    signed_bars(pairs[:10], form, key=f"bars {name} small", alt=f"{name}: {len(pairs[:10])} tokens")
+    title = (f"{name}: logit", "The logits that its direction alone would add. The Promoted tab has what was measured.")
+    signed_bars(pairs[:10], form, key=f"bars {name} small", alt=f"{name}: {len(pairs[:10])} tokens", title=title)
 
 
 def output(feature: Feature) -> None:

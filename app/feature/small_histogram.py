@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from scope.app.kit.component_files import joined
 
 from scope.features.pack.feature import Feature
 
@@ -12,10 +13,14 @@ _HERE = Path(__file__).parent
 
 _mount = st.components.v2.component(
     "scope_columns",
-    html='<div class="columns" role="img"></div><div class="scale"></div>',
-    css=(_HERE / "small_histogram.css").read_text(encoding="utf-8"),
-    js=(_HERE / "small_histogram.js").read_text(encoding="utf-8"),
+    html='<div class="title"></div><div class="columns" role="img"></div><div class="scale"></div>',
+    css=joined(_HERE, "small_histogram.css", "meaning.css"),
+    js=joined(_HERE, "meaning.js", "small_histogram.js"),
 )
+
+
+TITLE = ("Activations when it fires, log scale", "Dotted lines part the strength bands. The Activations tab has more.")
+"""The small title and its meaning."""
 
 
 def columns(feature: Feature) -> dict[str, Any]:
@@ -34,12 +39,9 @@ def columns(feature: Feature) -> dict[str, Any]:
         f"Activations when it fires, log scale: median {row['p50']:.3g}, at most {row['max']:.3g}" if len(lit) else "No firings"
     )
     bars = [[round(float(h), 4), i in starts, text] for i, (h, text) in enumerate(zip(heights, texts, strict=True))]
-    return {"columns": bars, "scale": scale, "alt": alt}
+    return {"title": list(TITLE), "columns": bars, "scale": scale, "alt": alt}
 
 
 def draw(feature: Feature) -> None:
     """The histogram with its bands, each value under the pointer."""
-    st.caption(
-        "Activations when it fires, log scale", help="Dotted lines part the strength bands. The Activations tab has more."
-    )
     _mount(key="small histogram", data=columns(feature))

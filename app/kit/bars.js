@@ -22,6 +22,7 @@ function row(bar) {
 export default function (component) {
   const { data, parentElement } = component;
   const root = parentElement.querySelector(".bars");
+  parentElement.querySelector(".title").replaceChildren(...(data.title[0] ? [explained(...data.title)] : []));
   root.setAttribute("aria-label", data.alt);
   root.replaceChildren(...data.bars.map(row));
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from scope.app.kit.component_files import joined
 from scope.app.kit.palette import lowered_or_raised
 from scope.app.kit.plain import show_line
 
@@ -17,9 +18,9 @@ _HERE = Path(__file__).parent
 
 _mount = st.components.v2.component(
     "scope_bars",
-    html='<div class="bars" role="list"></div>',
-    css=(_HERE / "bars.css").read_text(encoding="utf-8"),
-    js=(_HERE / "bars.js").read_text(encoding="utf-8"),
+    html='<div class="title"></div><div class="bars" role="list"></div>',
+    css=joined(_HERE, "bars.css", "meaning.css"),
+    js=joined(_HERE, "meaning.js", "bars.js"),
 )
 
 
@@ -36,13 +37,17 @@ def bar(token: str, value: float, largest: float, form: str = "+.2f") -> dict[st
     }
 
 
-def signed_bars(pairs: Sequence[tuple[str, float]], form: str = "+.2f", *, key: str, alt: str) -> None:
+def signed_bars(
+    pairs: Sequence[tuple[str, float]], form: str = "+.2f", *, key: str, alt: str, title: tuple[str, str] = ("", "")
+) -> None:
     """Draw tokens with their values, in the order given; the colour shows the sign, which is written too.
 
     Args:
         form: format of a value.
         key: the same for every latent, so that the bars are updated and not replaced.
         alt: the description for screen readers.
+        title: a small title and its meaning.
     """
     largest = max((abs(float(value)) for _, value in pairs), default=0.0)
-    _mount(key=key, data={"bars": [bar(token, value, largest, form) for token, value in pairs], "alt": alt})
+    bars = [bar(token, value, largest, form) for token, value in pairs]
+    _mount(key=key, data={"bars": bars, "alt": alt, "title": list(title)})

@@ -7,13 +7,8 @@ const element = (tag, className, text) => {
 };
 
 function tile([name, value, note, meaning]) {
-  const root = element("div", "tile", ""), term = element("dt", "", meaning ? "" : name);
-  if (meaning) {
-    const explained = element("button", "meaning", name);
-    explained.dataset.meaning = meaning;
-    explained.setAttribute("aria-label", `${name}: ${meaning}`);
-    term.append(explained);
-  }
+  const root = element("div", "tile", ""), term = element("dt", "", "");
+  term.append(explained(name, meaning));
   root.append(term, element("dd", "value", value));
   if (note) root.append(element("dd", "note", note));
   return root;

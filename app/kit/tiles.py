@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import streamlit as st
+from scope.app.kit.component_files import joined
 
 _HERE = Path(__file__).parent
 
 _mount = st.components.v2.component(
     "scope_tiles",
     html='<dl class="tiles"></dl>',
-    css="".join((_HERE / name).read_text(encoding="utf-8") for name in ("tiles.css", "meaning.css")),
-    js=(_HERE / "tiles.js").read_text(encoding="utf-8"),
+    css=joined(_HERE, "tiles.css", "meaning.css"),
+    js=joined(_HERE, "meaning.js", "tiles.js"),
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import streamlit as st
+from scope.app.kit.component_files import joined
 
 from scope.escape import direction, joins, stands_alone, visible_token
 from scope.features.exports.strip import RAMPS, strength
@@ -30,7 +31,7 @@ def _colours() -> str:
 _mount = st.components.v2.component(
     "scope_tokens",
     html='<div class="strips"></div>',
-    css="".join((_HERE / name).read_text(encoding="utf-8") for name in ("tokens.css", "meaning.css")) + _colours(),
+    css=joined(_HERE, "tokens.css", "meaning.css") + _colours(),
     js=(_HERE / "tokens.js").read_text(encoding="utf-8"),
 )
 

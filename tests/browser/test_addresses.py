@@ -89,7 +89,7 @@ def test_back_and_forward_step_through_search_filter_latent_and_random(person):
     find(person, "7")
     page.wait_for_url("**/feature?**f=7**")
     person.at_latent(7)
-    page.get_by_role("button", name="Random").click()
+    page.get_by_role("button", name="Random Shortcut A").click()
     page.wait_for_function("!document.querySelector('h1')?.innerText.startsWith('#7 ')")
     person.settle()
     page.go_back()
