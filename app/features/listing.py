@@ -57,9 +57,29 @@ ONLY = ("starred", "labelled", "unlabelled", "output")
 LEAST = {"Largest activation": "max", "Output score": "out_score", "Label's score": "label_score"}
 """Columns with a lower bound, by their names on the page."""
 WIDE = {"Hide": {"hide": []}, "Only": {"only": []}, DENSE: {"dense": True}}
-WIDE |= {"Firing frequency": {"d": (-7.0, 0.0)}, "Top token's share": {"share": 1.0}}
+ALL = (-7.0, 0.0)
+"""The widest range of firing frequencies, as powers of ten."""
+WIDE |= {"Firing frequency": {"d": ALL}, "Top token's share": {"share": 1.0}}
 WIDE |= {name: {f"least {column}": None} for name, column in LEAST.items()}
 """By filter, the state that lets every latent through."""
+
+
+def frequencies(span: tuple[float, float]) -> str:
+    """A range of firing frequencies, given as powers of ten, in per cent."""
+    return " to ".join(f"{100 * 10**power:.2g} %" for power in span)
+
+
+def acting_filters(
+    hidden: Sequence[str], only: Sequence[str], span: tuple[float, float], share: float, least: Mapping[str, float | None]
+) -> str:
+    """The filters that act, in words; "" for none."""
+    names = {column: name for name, column in LEAST.items()}
+    parts = [f"without {', '.join(hidden)}"] if hidden else []
+    parts += [f"only {', '.join(map(visible_token, only))}"] if only else []
+    parts += [f"firing on {frequencies(span)}"] if tuple(span) != ALL else []
+    parts += [f"top token's share at most {share:.0%}"] if share < 1 else []
+    parts += [f"{names[column].lower()} at least {bound:.3g}" for column, bound in least.items() if bound is not None]
+    return "; ".join(parts)
 
 
 def search(store: Pack, words: str, mode: str) -> tuple[np.ndarray, pd.DataFrame]:

@@ -36,18 +36,18 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     mode = st.selectbox("in", listing.MODES, key="in", bind="query-params", width=150)
     sort = st.selectbox("Sort by", list(listing.SORTS), key="sort", bind="query-params", width=180)
     ascending = st.toggle("Ascending", key="rising", bind="query-params")
-    dense = session.include_dense(store, at_first=True)
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    flags = "The Health page says what each flag means, and how many latents carry it."
-    hidden = st.multiselect("Hide", list(listing.FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
-    lists = [listing.LIST + name for name in store.notes.lists()]
-    only = st.multiselect(
-        "Only", [*listing.ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
-    )
-    span = st.slider(
-        "Firing frequency", -7.0, 0.0, (-7.0, 0.0), 0.25, "10^%g", key="d", bind="query-params", width=240, help=FREQUENCY
-    )
-    with st.popover("More", icon=":material/filter_alt:"):
+    with st.popover("Filters", icon=":material/filter_alt:"):
+        dense = session.include_dense(store, at_first=True)
+        flags = "The Health page says what each flag means, and how many latents carry it."
+        hidden = st.multiselect("Hide", list(listing.FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
+        lists = [listing.LIST + name for name in store.notes.lists()]
+        only = st.multiselect(
+            "Only", [*listing.ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
+        )
+        span = st.slider(
+            "Firing frequency", -7.0, 0.0, listing.ALL, 0.25, "10^%g", key="d", bind="query-params", help=FREQUENCY
+        )
+        st.caption(f"{listing.frequencies(span)} of {pack_facts.rows_noun(store)}")
         share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")
         least = {
             column: st.number_input(f"{name} at least", value=None, key=f"least {column}", bind="query-params")
@@ -85,7 +85,8 @@ def open_latent(latent: int) -> None:
 
 
 with st.container(horizontal=True, vertical_alignment="center", gap="xsmall"):
-    st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents", width="content")
+    acting = plain(listing.acting_filters([*hidden, *([] if dense else ["dense"])], only, span, share, least))
+    st.markdown(f"**{len(latents):,}** of {store.d_sae:,} latents{acting and ': '}{acting}", width="content")
     look = st.segmented_control(
         "View",
         ["Table", "Scatter", "Map", "Compare"],

@@ -305,3 +305,14 @@ def test_a_latent_that_looks_ahead_shows_what_exchanging_the_suffix_does_to_it(o
     ]
     other = open_app("feature", packs=[tmp_path / "pack"], f=3, tab="Look-ahead")
     assert any("too few middles" in caption.value for caption in other.caption)
+
+
+def test_the_filters_that_act_stand_beside_the_number_of_latents(open_app):
+    at = open_app("features", share="0.5", hide="rare", **{"least max": "2"})
+    at.slider(key="d").set_value((-2.0, -1.0)).run()
+    assert not at.exception
+    line = next(m.value.replace("\\", "") for m in at.markdown if "latents:" in m.value)
+    assert line.endswith(
+        "latents: without rare; firing on 1 % to 10 %; top token's share at most 50%; largest activation at least 2"
+    )
+    assert any("1 % to 10 % of tokens" in caption.value for caption in at.caption)
