@@ -98,6 +98,14 @@ def test_the_colpali_finds_the_pages_that_hold_an_icon(colpali):
     assert found["random"] < 0.4
 
 
+def test_the_colpali_finds_the_pages_that_hold_a_word(colpali):
+    some = list(pages(SEED, 40))
+    words = sorted({item for p in some for item in p.items if isinstance(item, str)})
+    found = search(colpali, some, [[word] for word in words])
+    assert found["ndcg5"] > 0.8
+    assert found["random"] < 0.3
+
+
 def test_a_second_adapter_is_refused():
     with pytest.raises(ConfigError, match="no second is applied"):
         scope.load_model("bundled-paligemma", adapter=str(BUNDLED / "adapters" / "fim"))

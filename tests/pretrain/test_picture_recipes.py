@@ -1,23 +1,26 @@
 """The recipes of the small models of pictures: resumed runs, labels from the world, folders that load as what was trained."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from scope.activations.scenes.pages import page, pages
+from scope.activations.scenes.pages import WORDS, page, pages
 from scope.activations.scenes.scene import crop, scene, scenes
 from scope.activations.scenes.words import KINDS
+from scope.activations.scenes.world import COLOURS, SHAPES
 
 from scope.errors import ConfigError
 from scope.models.load import load_model
-from scope.pretrain.pictures.colpali import ColPaliLessons, ColPaliRecipe, draw_query, max_sims, stretched
+from scope.pretrain.pictures.colpali import ColPaliLessons, ColPaliRecipe, draw_query, max_sims, stretched, word_loss
 from scope.pretrain.pictures.colpali_scores import ndcg
 from scope.pretrain.pictures.folders import write_paligemma, write_siglip
 from scope.pretrain.pictures.loop import LoopConfig, optimizers, train
 from scope.pretrain.pictures.make import make_picture_model
 from scope.pretrain.pictures.paligemma import N_NEW, PaliGemmaLessons, PaliGemmaRecipe, draw_question
 from scope.pretrain.pictures.paligemma_scores import ask, overlap, rates
+from scope.pretrain.pictures.reading import CELLS, reading_loss
 from scope.pretrain.pictures.siglip import SiglipLessons, SiglipRecipe, as_matrix, build, embed_crops, pixels
 
 SMALL = SiglipRecipe(steps=4, batch=6, aligned_steps=1, crop_steps=2, width=32, text_width=16, save_every=2)
@@ -200,6 +203,42 @@ def test_a_colpali_starts_from_the_paligemma_and_learns_which_page_answers(palig
     with lessons.lora.applied(lessons.model), torch.no_grad():
         near = lessons.embed_pages(some)
     assert torch.nn.functional.cosine_similarity(vectors, near, dim=-1).min() > 0.99
+
+
+def test_the_patches_of_a_cell_are_those_that_the_page_draws_it_on():
+    assert CELLS.shape == (8, 8)
+    assert CELLS[0].tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    assert CELLS[3].tolist() == [20, 21, 22, 23, 28, 29, 30, 31]
+    assert sorted(CELLS.flatten().tolist()) == list(range(64))
+
+
+def test_reading_costs_nothing_where_every_cell_points_at_its_names_and_the_logarithm_of_their_number_by_chance():
+    names = (*WORDS, *COLOURS, *SHAPES)
+    items = ["river", ("red", "ring")]
+    right = torch.zeros(2, len(names))
+    right[0, names.index("river")] = right[1, names.index("red")] = right[1, names.index("ring")] = 50
+    assert reading_loss(right, items) < 1e-6
+    chance = (math.log(len(names)) + math.log(len(WORDS) + 6)) / 2
+    assert reading_loss(torch.zeros(2, len(names)), items).item() == pytest.approx(chance)
+
+
+def test_a_words_cells_are_compared_with_all_cells_without_it():
+    scores = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 3.0]])
+    holds = torch.tensor([[True, False, False], [False, True, True]])
+    one, two = math.log1p(math.exp(-2) + math.exp(-1)), math.log1p(math.exp(-3))
+    assert word_loss(scores, holds).item() == pytest.approx((one + two) / 2, rel=1e-5)
+
+
+def test_both_lessons_in_reading_train_the_tower_and_the_projector_of_the_colpali_itself(paligemma, tmp_path):
+    folder = write_paligemma(paligemma.model, paligemma.lora, paligemma.lora_config, tmp_path / "paligemma", "card")
+    recipe = ColPaliRecipe(steps=1, reading=1, batch=3, d_embed=16, rank=2, save_every=1)
+    lessons = ColPaliLessons(recipe, start=load_model(str(folder)))
+    for name, reading in lessons.lessons_before():
+        before = {n: p.detach().clone() for n, p in lessons.model.named_parameters()}
+        train(reading.trained, reading.optimizers(), reading.recipe, reading.loss_at, tmp_path / name)
+        changed = {n.split(".")[0] for n, p in lessons.model.named_parameters() if not torch.equal(p, before[n])}
+        assert changed == {"vision", "projector"}
+    assert sorted(path.name for path in tmp_path.glob("reading*")) == ["reading cells", "reading pages"]
 
 
 def test_the_max_sim_of_the_training_is_that_of_the_model(paligemma):

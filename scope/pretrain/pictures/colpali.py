@@ -1,9 +1,10 @@
 """The recipe of `bundled-colpali`: `bundled-paligemma` learns to give pages and queries vectors, and finds pages by MaxSim.
 
 As a ColPali is trained: tower, projector and adapter of a PaliGemma go on, behind them a linear layer to few numbers. Pages are
-larger than scenes, so the tower's table of positions is stretched. The loss is a cross-entropy over the pages of a batch; other
-pages that answer a query too are masked out. In the second half of the training each page stands beside one with the same
-colours and shapes, exchanged: a query's two words, each matched on an icon of its own, no longer find the page.
+larger than scenes, so the tower's table of positions is stretched. Tower and projector first learn to read (reading.py). The
+loss is a cross-entropy over the pages of a batch, other pages that answer a query too masked out, and one over their cells for
+each of their words. In the second half of the training each page stands beside one with the same colours and shapes,
+exchanged: a query's two words, each matched on an icon of its own, no longer find the page.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,9 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy, interpolate, softplus
 
 from scope.activations.scenes.pages import PAGE, Item, Page, page, query_text, with_colours_exchanged
 from scope.models.adapters import LowRank
@@ -28,6 +29,7 @@ from scope.null_seeds import generator
 from scope.pretrain.organisms.lora import Lora, LoraConfig
 from scope.pretrain.pictures.loop import LoopConfig, optimizers
 from scope.pretrain.pictures.paligemma import with_new_tokens
+from scope.pretrain.pictures.reading import CELLS, ReadingLessons, ReadingRecipe
 from scope.pretrain.pictures.siglip import as_matrix, pixels
 from scope.shapes import MultiVectors, Scalar
 
@@ -48,8 +50,11 @@ class ColPaliRecipe(LoopConfig):
     d_embed: int = 64
     """Numbers of a vector."""
 
-    words: float = 0.1
+    words: float = 0.3
     """Share of the items of queries that are words, where a page has both."""
+
+    reading: int = 2
+    """Steps of each of the two lessons in reading, for each step here."""
 
     rank: int = 8
     """Rank of the adapter."""
@@ -105,6 +110,15 @@ class ColPaliLessons:
         row = self.model.prepare([PAGE_TEXT], [np.zeros((PAGE, PAGE, 3), np.uint8)])
         self.page_tokens = row["input_ids"]
 
+    def lessons_before(self) -> list[tuple[str, ReadingLessons]]:
+        """The lessons in reading and the folders of their checkpoints: cells alone, then whole pages."""
+        steps, seed = self.recipe.steps * self.recipe.reading, self.recipe.seed
+        alone = ReadingRecipe(steps=steps, seed=seed)
+        whole = replace(alone, alone=False, first_page=2 * alone.first_page)
+        return [
+            (name, ReadingLessons(self.model, r)) for name, r in (("reading cells", alone), ("reading pages", whole)) if steps
+        ]
+
     def optimizers(self) -> list[torch.optim.Optimizer]:
         vision = self.model.vision
         filters = vision.patches.weight
@@ -114,22 +128,38 @@ class ColPaliLessons:
         return optimizers(self.recipe, [*matrices, as_matrix(filters)], rest, [self.temperature])
 
     def loss_at(self, step: int) -> Scalar:
-        """Cross-entropy of a query's page among those of the batch, in nats."""
+        """Cross-entropy of a query's page among those of the batch, and of a word's cells among all of theirs, in nats."""
         n, seed = self.recipe.batch, self.recipe.seed
         rng = np.random.default_rng([seed, step])
         batch = [page(seed, step * n + i) for i in range(n if step < self.recipe.exchanged_from else n // 2)]
         if step >= self.recipe.exchanged_from:
             batch += [other for each in batch if (other := with_colours_exchanged(each)) is not None]
         queries = [draw_query(p, rng, self.recipe.words) for p in batch]
+        words = sorted({item for p in batch for item in p.items if isinstance(item, str)})
         with self.lora.applied(self.model) as model:
-            scores = max_sims(embed_queries(model, queries), self.embed_pages(batch)) * self.temperature.exp()
+            pages = self.embed_pages(batch)
+            vectors = embed_queries(model, [*queries, *([word] for word in words)])
+        of_queries, of_words = vectors.split([len(queries), len(words)])
+        scores = max_sims(of_queries, pages) * self.temperature.exp()
         answered = torch.tensor([[p.answers(query) for p in batch] for query in queries])
         others = answered & ~torch.eye(len(batch), dtype=torch.bool)
-        return cross_entropy(scores.masked_fill(others, -torch.inf), torch.arange(len(batch)))
+        loss = cross_entropy(scores.masked_fill(others, -torch.inf), torch.arange(len(batch)))
+        if not words:
+            return loss
+        cells = pages[:, CELLS].flatten(0, 1)
+        holds = torch.tensor([[item == word for p in batch for item in p.items] for word in words])
+        return loss + word_loss(max_sims(of_words, cells) * self.temperature.exp(), holds)
 
     def embed_pages(self, batch: Sequence[Page]) -> MultiVectors:
         """Vectors of pages, which have the size that the tower takes."""
         return self.model(self.page_tokens.expand(len(batch), -1), pixel_values=pixels(batch))
+
+
+def word_loss(scores: Float[Tensor, "word cell"], holds: Bool[Tensor, "word cell"]) -> Scalar:
+    """Cross-entropy of each cell that holds a word against all cells that do not, mean over its cells, then over words."""
+    others = scores.masked_fill(holds, -torch.inf).logsumexp(1, keepdim=True)
+    losses = softplus(others - scores) * holds
+    return (losses.sum(1) / holds.sum(1)).mean()
 
 
 def embed_queries(model: ColPali, queries: Sequence[Sequence[Item]]) -> MultiVectors:
