@@ -3,8 +3,8 @@
 As a ColPali is trained: tower, projector and adapter of a PaliGemma go on, behind them a linear layer to few numbers. Pages are
 larger than scenes, so the tower's table of positions is stretched. Tower and projector first learn to read (reading.py). The
 loss is a cross-entropy over the pages of a batch, other pages that answer a query too masked out, and one over their cells for
-each of their words. In the second half of the training each page stands beside one with the same colours and shapes,
-exchanged: a query's two words, each matched on an icon of its own, no longer find the page.
+each of their words. Each page stands beside one with the same colours and shapes, exchanged: a query's two words, each matched
+on an icon of its own, do not find the page. Without such pages, pairs are learned one by one, and held-out ones are missed.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,6 @@ class ColPaliRecipe(LoopConfig):
     matrix_lr: float = 0.01
     warmup: int = 20
     decay: float = 0.5
-
-    exchanged_from: int = 200
-    """The step from which half of the pages of a batch are the other half with the colours of their icons exchanged."""
 
     d_embed: int = 64
     """Numbers of a vector."""
@@ -131,9 +128,8 @@ class ColPaliLessons:
         """Cross-entropy of a query's page among those of the batch, and of a word's cells among all of theirs, in nats."""
         n, seed = self.recipe.batch, self.recipe.seed
         rng = np.random.default_rng([seed, step])
-        batch = [page(seed, step * n + i) for i in range(n if step < self.recipe.exchanged_from else n // 2)]
-        if step >= self.recipe.exchanged_from:
-            batch += [other for each in batch if (other := with_colours_exchanged(each)) is not None]
+        batch = [page(seed, step * n + i) for i in range(n - n // 2)]
+        batch += [other for each in batch[: n // 2] if (other := with_colours_exchanged(each)) is not None]
         queries = [draw_query(p, rng, self.recipe.words) for p in batch]
         words = sorted({item for p in batch for item in p.items if isinstance(item, str)})
         with self.lora.applied(self.model) as model:

@@ -41,8 +41,8 @@ def make_picture_model(
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
     recipe = RECIPES[name]() if steps is None else replace(RECIPES[name](), steps=steps)
     lessons = {"siglip": SiglipLessons, "paligemma": PaliGemmaLessons, "colpali": ColPaliLessons}[name](recipe)
-    for name, first in lessons.lessons_before() if isinstance(lessons, ColPaliLessons) else []:
-        train(first.trained, first.optimizers(), first.recipe, first.loss_at, out / name, log)
+    for lesson, first in lessons.lessons_before() if isinstance(lessons, ColPaliLessons) else []:
+        train(first.trained, first.optimizers(), first.recipe, first.loss_at, out / lesson, log)
     train(lessons.trained, lessons.optimizers(), recipe, lessons.loss_at, out, log)
     folder = out / "model"
     _write(lessons, folder, "")
