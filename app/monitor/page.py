@@ -15,7 +15,6 @@ folders = panels.folders_of(store)
 
 def offer() -> None:
     """The command that makes a monitor."""
-    st.title("Monitor", anchor=False)
     st.info(
         "There is no monitor beside this pack. A monitor gives each text one score, read off the model's activations, and an "
         "alarm above a threshold. This command fits one to labelled texts, and says what it is worth beside a bag of words, "
@@ -50,6 +49,7 @@ def live(folder: str, monitor) -> None:
     panels.strip(monitor, row)
 
 
+st.title("Monitor", anchor=False)
 monitors, refusals = panels.opened(folders)
 for refusal in refusals:
     st.warning(plain(refusal))
