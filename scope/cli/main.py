@@ -6,12 +6,14 @@ Nothing heavy is imported before a command is chosen, so that `scope --help` ans
 import difflib
 import errno
 import importlib
+import io
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
 _COURTESY = 3.0  # seconds in which the first process may say the same, and torchrun end all the others
@@ -162,11 +164,68 @@ def _parse(name: str, argv: list[str]):
     if (file, *argv[:1]) in _PARTS:
         file, name, argv = _PARTS[file, argv[0]], f"{name} {argv[0]}", argv[1:]
     module = importlib.import_module(f"scope.cli.{file}")
-    if hasattr(module, "flags"):
-        given = tyro.cli(module.flags(argv), prog=name, args=argv, registry=PARSERS)
-        return lambda: _announce(given) or module.run(given)
-    command = tyro.cli(module.Command, prog=name, args=argv, registry=PARSERS)
-    return lambda: _announce(command) or command.run()
+    form = module.flags(argv) if hasattr(module, "flags") else module.Command
+    try:
+        given = tyro.cli(form, prog=name, args=argv, registry=PARSERS)
+    except SystemExit as refused:
+        if refused.code == 2:
+            with redirect_stdout(io.StringIO()) as text, suppress(SystemExit):
+                tyro.cli(form, prog=name, args=["--help"], registry=PARSERS)
+            _hint_at_flags(argv, text.getvalue())
+        raise
+    return lambda: _announce(given) or (module.run(given) if hasattr(module, "flags") else given.run())
+
+
+_OTHER_FLAGS = {
+    "--tokens": ("--contexts", "--max-new-tokens"),
+    "--n-tokens": ("--tokens", "--contexts"),
+    "--training-tokens": ("--tokens", "--steps"),
+    "--max-tokens": ("--max-new-tokens", "--tokens"),
+    "--layer": ("--site", "--sites"),
+    "--layers": ("--sites", "--site"),
+    "--hook-name": ("--site", "--sites"),
+    "--hook-point": ("--site", "--sites"),
+    "--l0": ("--target-l0",),
+    "--l1": ("--l0-weight",),
+    "--l1-coefficient": ("--l0-weight",),
+    "--sparsity": ("--target-l0",),
+    "--learning-rate": ("--lr",),
+    "--epochs": ("--steps",),
+    "--batch": ("--batch-size", "--batch-contexts"),
+    "--width": ("--d-sae",),
+    "--dict-size": ("--d-sae",),
+    "--expansion-factor": ("--d-sae",),
+    "--activation": ("--kind",),
+    "--architecture": ("--kind",),
+    "--alpha": ("--strength",),
+    "--coefficient": ("--strength",),
+    "--multiplier": ("--strength",),
+    "--scale": ("--strength",),
+    "--feature": ("--latent",),
+    "--features": ("--latent", "--latents"),
+    "--latents": ("--latent",),
+    "--dictionary": ("--sae",),
+    "--dataset": ("--corpus",),
+    "--data": ("--corpus", "--recording"),
+    "--text": ("--prompt", "--corpus"),
+    "--ctx-len": ("--context",),
+    "--seq-len": ("--context",),
+    "--context-size": ("--context",),
+    "--n-ctx": ("--context",),
+    "--output": ("--out",),
+    "--output-dir": ("--out",),
+    "--save-path": ("--out",),
+}
+"""A flag that other tools have -> ours for the same thing, the likeliest first."""
+
+
+def _hint_at_flags(argv: list[str], flags: str) -> None:
+    """Name on stderr the flag of a command, whose help is `flags`, for each that was written in the words of another tool."""
+    known = set(re.findall(r"--[a-z0-9-]+", flags))
+    for flag in dict.fromkeys(arg.partition("=")[0] for arg in argv):
+        ours = next((other for other in _OTHER_FLAGS.get(flag, ()) if other in known), None)
+        if ours and flag not in known:
+            print(f"Here, give {ours} instead of {flag}.", file=sys.stderr)
 
 
 def _announce(settings: Any) -> None:
