@@ -91,13 +91,16 @@ def test_neither_do_the_pages_of_pictures_nor_an_enlarged_one(visit, theme):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_neither_do_a_tested_text_an_open_token_and_the_guess_game(visit, theme):
     person = visit(theme=theme)
-    page = person.open("feature", f=3)
+    page = person.open("feature", f=3, tab="Try a text")
     page.get_by_label("Text to test").fill("the dog runs\na cat sat")
     page.get_by_role("button", name="Read", exact=True).click()
     page.get_by_text("fires on").filter(visible=True).nth(1).wait_for()
     page.locator(".pickable").first.click()
+    person.settle()
+    assert violations(page) == []
+    page = person.open("feature", f=3, tab="Guessing game")
     page.get_by_role("button", name="Play").click()
-    page.get_by_text("fires", exact=False).first.wait_for()
+    page.get_by_test_id("stPills").or_(page.get_by_test_id("stAlert")).first.wait_for()  # a small pack may have too few windows
     person.settle()
     assert violations(page) == []
 
