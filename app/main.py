@@ -43,7 +43,10 @@ def watch(slug: str) -> None:
 st.html(Path(__file__).parent / "frame" / "frame.css")
 page = menu.navigation()
 name = page.url_path or "overview"
-st.set_page_config(page_icon=str(Path(__file__).with_name("icon.svg")), layout="wide", page_title=menu.new_tab_title(name))
+icon = str(Path(__file__).with_name("icon.svg"))
+st.set_page_config(
+    page_title=menu.tab_title(name), page_icon=icon, layout="wide"
+)  # each call costs the browser some milliseconds
 menu.history()
 try:
     with st.sidebar:

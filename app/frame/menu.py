@@ -65,19 +65,6 @@ def tab_title(page: str) -> str:
         return f"{name} — scope"
 
 
-def new_tab_title(page: str) -> str:
-    """The title for a run of the whole script; `update_tab_title` compares with it."""
-    st.session_state["tab title"] = title = tab_title(page)
-    return title
-
-
-def update_tab_title(page: str) -> None:
-    """Set the title in a run of a part of a page, where it changed: each time costs the browser some milliseconds."""
-    before = st.session_state.get("tab title")
-    if new_tab_title(page) != before:
-        st.set_page_config(page_title=st.session_state["tab title"])
-
-
 def complete_address() -> None:
     """Write the pack into an address that a menu left without it, so that it opens elsewhere as it is here."""
     if len(packs.registry()) > 1 and "pack" not in st.query_params:
