@@ -44,9 +44,7 @@ st.html(Path(__file__).parent / "frame" / "frame.css")
 page = menu.navigation()
 name = page.url_path or "overview"
 icon = str(Path(__file__).with_name("icon.svg"))
-st.set_page_config(
-    page_title=menu.tab_title(name), page_icon=icon, layout="wide"
-)  # each call costs the browser some milliseconds
+st.set_page_config(page_title=menu.tab_title(name), page_icon=icon, layout="wide")  # each call costs the browser milliseconds
 menu.history()
 try:
     with st.sidebar:

@@ -182,8 +182,6 @@ def open_latent(latent: int | None) -> None:
 @st.fragment
 def draw_panel() -> None:
     """One of the panels below the examples, chosen by its tab; the others cost nothing until they are opened."""
-    if to_test:
-        st.session_state[TAB] = tabs.TRY
     known = tabs.available(feature)
     if st.session_state.get(TAB, known[0]) not in known:
         del st.session_state[TAB]
@@ -200,4 +198,6 @@ def draw_panel() -> None:
         tabs.draw(chosen, feature, note, python, open_latent)
 
 
+if to_test:  # not within the panel, which would open this tab again whenever it runs alone
+    st.session_state[TAB] = tabs.TRY
 draw_panel()

@@ -9,7 +9,8 @@ const part = (className, text) => {
 export default function (component) {
   const { data, parentElement } = component;
   const root = parentElement.querySelector(".columns");
-  parentElement.querySelector(".title").replaceChildren(...(data.title[0] ? [explained(...data.title)] : []));
+  const title = parentElement.querySelector(".title");
+  keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
   root.setAttribute("aria-label", data.alt);
   root.replaceChildren(...data.columns.map(([height, band, text]) => {
     const column = part(band ? "column band" : "column"), filled = part("filled");

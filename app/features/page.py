@@ -36,19 +36,22 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     mode = st.selectbox("in", listing.MODES, key="in", bind="query-params", width=150)
     sort = st.selectbox("Sort by", list(listing.SORTS), key="sort", bind="query-params", width=180)
     ascending = st.toggle("Ascending", key="rising", bind="query-params")
-    with st.popover("Filters", icon=":material/filter_alt:"):
-        dense = session.include_dense(store, at_first=True)
+with st.expander("Filters", icon=":material/filter_alt:"):
+    dense = session.include_dense(store, at_first=True)
+    with st.container(horizontal=True):
         flags = "The Health page says what each flag means, and how many latents carry it."
         hidden = st.multiselect("Hide", list(listing.FILTERS), default=["dead"], key="hide", bind="query-params", help=flags)
         lists = [listing.LIST + name for name in store.notes.lists()]
         only = st.multiselect(
             "Only", [*listing.ONLY, *lists], key="only", bind="query-params", placeholder="All", format_func=visible_token
         )
+    with st.container(horizontal=True):
         span = st.slider(
             "Firing frequency", -7.0, 0.0, listing.ALL, 0.25, "10^%g", key="d", bind="query-params", help=FREQUENCY
         )
-        st.caption(f"{listing.frequencies(span)} of {pack_facts.rows_noun(store)}")
         share = st.slider("Top token's share at most", 0.0, 1.0, 1.0, 0.05, key="share", bind="query-params")
+    st.caption(f"Firing on {listing.frequencies(span)} of {pack_facts.rows_noun(store)}")
+    with st.container(horizontal=True):
         least = {
             column: st.number_input(f"{name} at least", value=None, key=f"least {column}", bind="query-params")
             for name, column in listing.LEAST.items()

@@ -22,7 +22,8 @@ function row(bar) {
 export default function (component) {
   const { data, parentElement } = component;
   const root = parentElement.querySelector(".bars");
-  parentElement.querySelector(".title").replaceChildren(...(data.title[0] ? [explained(...data.title)] : []));
+  const title = parentElement.querySelector(".title");
+  keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
   root.setAttribute("aria-label", data.alt);
   root.replaceChildren(...data.bars.map(row));
 }

@@ -13,7 +13,10 @@ function draw(root, columns, order, sorted) {
     const name = element("button", "", column.name);
     cell.scope = "col";
     cell.setAttribute("aria-sort", sorted.by !== n ? "none" : sorted.rising ? "ascending" : "descending");
-    if (column.meaning) name.title = column.meaning;
+    if (column.meaning) {
+      name.title = column.meaning;
+      name.setAttribute("aria-description", column.meaning);
+    }
     name.addEventListener("click", () => sort(root, columns, n, sorted.by === n ? !sorted.rising : !column.numbers));
     cell.append(name);
     head.append(cell);
@@ -30,12 +33,11 @@ function sort(root, columns, by, rising) {
   const { numbers, texts } = columns[by], sign = rising ? 1 : -1;
   const compare = numbers ? (a, b) => numbers[a] - numbers[b] : (a, b) => texts[a].localeCompare(texts[b]);
   const order = texts.map((_, row) => row).sort((a, b) => sign * compare(a, b) || a - b);
-  draw(root, columns, order, { by, rising });
-  root.querySelectorAll("th button")[by].focus();
+  keepFocus(root, () => draw(root, columns, order, { by, rising }));
 }
 
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".scroll");
   root.setAttribute("aria-label", data.alt);
-  draw(root, data.table, data.table[0].texts.map((_, row) => row), { by: -1, rising: false });
+  keepFocus(root, () => draw(root, data.table, data.table[0].texts.map((_, row) => row), { by: -1, rising: false }));
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import streamlit as st
+from scope.app.kit.component_files import joined
 from scope.app.kit.plain import number
 
 _HERE = Path(__file__).parent
@@ -18,7 +19,7 @@ _mount = st.components.v2.component(
     "scope_small_table",
     html='<div class="scroll" tabindex="0" role="group"><table><thead></thead><tbody></tbody></table></div>',
     css=(_HERE / "small_table.css").read_text(encoding="utf-8"),
-    js=(_HERE / "small_table.js").read_text(encoding="utf-8"),
+    js=joined(_HERE, "meaning.js", "small_table.js"),
 )
 
 

@@ -17,5 +17,5 @@ function tile([name, value, note, meaning]) {
 export default function ({ data, parentElement }) {
   const root = parentElement.querySelector(".tiles");
   root.classList.toggle("small", !data.border);
-  root.replaceChildren(...data.tiles.map(tile));
+  keepFocus(root, () => root.replaceChildren(...data.tiles.map(tile)));
 }

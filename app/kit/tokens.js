@@ -113,11 +113,9 @@ function strip(row, index, options, setTriggerValue) {
   root.append(text, element("div", "side", row.value));
   const foot = element("div", "foot");
   for (const [name, value, meaning] of row.scores ?? []) {
-    const score = element("button", "score meaning", `${name} `);
+    const score = element("button", "score", `${name} `);
     score.append(element("b", "", value));
-    score.setAttribute("aria-label", `${name} ${value}: ${meaning}`);
-    score.dataset.meaning = meaning;
-    foot.append(score);
+    foot.append(explain(score, meaning, `${name} ${value}`));
   }
   if (options.line) root.title = row.notes.join("\n");
   else for (const note of row.notes) foot.append(element("bdi", "note", note));

@@ -32,7 +32,7 @@ _mount = st.components.v2.component(
     "scope_tokens",
     html='<div class="strips"></div>',
     css=joined(_HERE, "tokens.css", "meaning.css") + _colours(),
-    js=(_HERE / "tokens.js").read_text(encoding="utf-8"),
+    js=joined(_HERE, "meaning.js", "tokens.js"),
 )
 
 

@@ -22,6 +22,7 @@ from scope.pretrain.pictures.paligemma import N_NEW, PaliGemmaLessons, PaliGemma
 from scope.pretrain.pictures.paligemma_scores import ask, overlap, rates
 from scope.pretrain.pictures.reading import CELLS, reading_loss
 from scope.pretrain.pictures.siglip import SiglipLessons, SiglipRecipe, as_matrix, build, embed_crops, pixels
+from scope.whole_files import write_json
 
 SMALL = SiglipRecipe(steps=4, batch=6, aligned_steps=1, crop_steps=2, width=32, text_width=16, save_every=2)
 
@@ -262,3 +263,10 @@ def test_a_query_names_items_of_its_page():
 def test_an_unknown_recipe_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="siglip, paligemma, colpali"):
         make_picture_model("clip", tmp_path)
+
+
+def test_another_recipe_in_a_folder_is_refused_before_its_lessons_begin(tmp_path):
+    write_json(tmp_path / "recipe.json", {"steps": 7})
+    with pytest.raises(ConfigError, match="steps: 7 then, 1 now"):
+        make_picture_model("colpali", tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]

@@ -133,18 +133,27 @@ def _train(
             write_checkpoint(out / "checkpoint.pt", state | {"step": step, "running": running})
 
 
+def refuse_other_settings(config: LoopConfig, out: Path) -> None:
+    """Do nothing where OUT holds no run, or one with this config.
+
+    Raises:
+        ConfigError: it holds one with another config.
+    """
+    file, way_out = out / "recipe.json", "Give another --out, or the same settings."
+    if not file.exists():
+        return
+    before, now = read_typed(file, dict[str, Any], ConfigError, way_out), json.loads(json.dumps(asdict(config)))
+    changed = [f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if k != "save_every" and before.get(k) != v]
+    if changed:
+        raise ConfigError(f"{out} holds a run with other settings ({', '.join(changed)}).\n  {way_out}")
+
+
 def _resume(
     config: LoopConfig, out: Path, trained: nn.Module, opts: list[torch.optim.Optimizer]
 ) -> tuple[int, list[dict[str, Any]], list[float]]:
     """The step at which a run goes on, its loss curve until there, and the losses since the last row of that."""
-    file, way_out = out / "recipe.json", "Give another --out, or the same settings."
-    now = json.loads(json.dumps(asdict(config)))
-    if file.exists():
-        before = read_typed(file, dict[str, Any], ConfigError, way_out)
-        changed = [f"{k}: {before.get(k)} then, {v} now" for k, v in now.items() if k != "save_every" and before.get(k) != v]
-        if changed:
-            raise ConfigError(f"{out} holds a run with other settings ({', '.join(changed)}).\n  {way_out}")
-    write_whole(file, json.dumps(now, indent=1))
+    refuse_other_settings(config, out)
+    write_whole(out / "recipe.json", json.dumps(asdict(config), indent=1))
     if not (out / "checkpoint.pt").exists():
         return 0, [], []
     saved = read_checkpoint(out / "checkpoint.pt")

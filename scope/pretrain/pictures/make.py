@@ -11,7 +11,7 @@ from scope.pretrain.pictures import colpali_scores, paligemma_scores, siglip_sco
 from scope.pretrain.pictures.cards import colpali_card, paligemma_card, siglip_card
 from scope.pretrain.pictures.colpali import ColPaliLessons, ColPaliRecipe, assemble
 from scope.pretrain.pictures.folders import write_paligemma, write_siglip
-from scope.pretrain.pictures.loop import train
+from scope.pretrain.pictures.loop import refuse_other_settings, train
 from scope.pretrain.pictures.paligemma import PaliGemmaLessons, PaliGemmaRecipe
 from scope.pretrain.pictures.siglip import SiglipLessons, SiglipRecipe, build
 from scope.whole_files import write_json
@@ -41,9 +41,17 @@ def make_picture_model(
         raise ConfigError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
     recipe = RECIPES[name]() if steps is None else replace(RECIPES[name](), steps=steps)
     lessons = {"siglip": SiglipLessons, "paligemma": PaliGemmaLessons, "colpali": ColPaliLessons}[name](recipe)
-    for lesson, first in lessons.lessons_before() if isinstance(lessons, ColPaliLessons) else []:
-        train(first.trained, first.optimizers(), first.recipe, first.loss_at, out / lesson, log)
-    train(lessons.trained, lessons.optimizers(), recipe, lessons.loss_at, out, log)
+    refuse_other_settings(recipe, out)
+    before = lessons.lessons_before() if isinstance(lessons, ColPaliLessons) else []
+    parts = [(out / lesson, first) for lesson, first in before] + [(out, lessons)]
+    done, whole = 0, sum(part.recipe.steps for _, part in parts)
+    for place, part in parts:
+
+        def log_of_all(row: dict[str, Any], done: int = done) -> None:
+            log(row | {"step": done + row["step"], "steps": whole})
+
+        train(part.trained, part.optimizers(), part.recipe, part.loss_at, place, log_of_all)
+        done += part.recipe.steps
     folder = out / "model"
     _write(lessons, folder, "")
     scores = score(load_model(str(folder)), recipe)
