@@ -66,7 +66,7 @@ def test_hostile_labels_can_be_read_as_they_stand(visit):
 def test_hostile_texts_that_a_person_reads_are_shown_as_they_stand(visit, first):
     lines = [" ".join(text.split())[:60] or "nothing" for text in HOSTILE[first : first + 8]]
     person = visit()
-    page = person.open("feature", f=3)
+    page = person.open("feature", f=3, tab="Try a text")
     page.get_by_label("Text to test").fill("\n".join(lines).replace("\x00", "").replace("\ud800", ""))
     page.get_by_role("button", name="Read", exact=True).click()
     page.get_by_text("unexplained (FVU)").nth(len(lines) - 1).wait_for()
@@ -88,7 +88,7 @@ def test_a_hostile_prompt_is_read_compared_and_steered_and_never_obeyed(visit, t
     page.locator(".tok").first.wait_for()
     assert bare(text) in bare("".join(page.locator(".tok").all_text_contents()))
     assert page.evaluate(OBEYED) == []
-    page = person.open("steer", f=3)
+    page = person.open("steer", f=3, drawer="open")
     page.get_by_label("Prompt", exact=True).fill(text)
     page.get_by_label("New tokens").fill("4")
     page.get_by_label("New tokens").press("Enter")
