@@ -141,6 +141,7 @@ def test_two_sessions_at_once_share_the_model_and_what_was_said_and_nothing_else
         person.page.goto(f"{person.server}/prompt?{urlencode({'pack': 'tiny', 'text': text})}", wait_until="commit")
     for person, text in texts.items():
         person.page.get_by_text("Next token", exact=True).wait_for()
+        person.page.locator(".tok").first.wait_for()
         person.settle()
         assert person.page.get_by_label("Text", exact=True).input_value() == text
         assert "".join(text.split()) in "".join("".join(person.page.evaluate(TOKENS)).split())
