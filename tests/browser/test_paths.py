@@ -61,6 +61,18 @@ def test_ticked_latents_are_compared_by_an_address_of_their_own(visit):
     page.get_by_role("button", name="Open #").nth(1).wait_for()
 
 
+def test_after_the_key_for_a_text_another_tab_can_be_opened(visit):
+    person = visit()
+    page = person.open("feature", f=5)
+    person.keyed()
+    page.keyboard.press("t")
+    page.wait_for_function("document.activeElement?.ariaLabel === 'Text to test'")
+    person.settle()
+    page.get_by_role("radio", name="Related").click()
+    page.wait_for_url("**tab=Related**")
+    page.get_by_text("Related latents", exact=True).wait_for()
+
+
 def test_typing_walks_nowhere_and_what_was_written_stays(visit):
     person = visit()
     page = person.open("feature", f=5)
