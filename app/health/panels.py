@@ -59,8 +59,8 @@ def latents(store: Pack, counted: pd.DataFrame) -> None:
     config = {"share": st.column_config.NumberColumn(format="percent"), "n": st.column_config.NumberColumn(format="localized")}
     st.dataframe(counted, hide_index=True, column_config=config, key="latents counted", alt="Latents by flag")
     own = sae_scores(store)
-    counted_here = f"{number(l0(store))} on the pack's own {store.n_tokens:,} {rows_noun(store)}"
-    parts = [counted_here, f"on the evaluated ones: mean {number(own.get('l0'), '.1f')}"] if own else []
+    in_pack = f"{number(l0(store))} on the pack's own {store.n_tokens:,} {rows_noun(store)}"
+    parts = [in_pack, f"on the evaluated ones: mean {number(own.get('l0'), '.1f')}"] if own else []
     parts += [f"{name} {number(own[key], '.0f')}" for name, key in (("median", "l0_median"), ("p95", "l0_p95")) if key in own]
     whole = own.get("with_bos") or {}
     with_bos = [f"{SCORED[key]} {number(whole[key])}" for key in SCORED if isinstance(whole.get(key), int | float)]

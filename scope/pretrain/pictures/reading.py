@@ -1,8 +1,8 @@
 """Lessons in reading, before a ColPali is trained: tower and projector learn to tell printed words and icons apart.
 
-A cell's rows, averaged behind the projector, shall point where the language model's embedding of its word points, or of its
-icon's colour and shape. First each cell is read alone, as a picture of 8 patches, then within its page: what is learned on
-cells alone hardly carries over, since every patch of a page sees all others. MaxSim alone teaches words too slowly.
+The loss makes a cell's rows, averaged behind the projector, point where the language model's embedding of its word points, or
+of its icon's colour and shape. First each cell is read alone, as a picture of 8 patches, then within its page: what is learned
+on cells alone hardly carries over, since every patch of a page sees all others. MaxSim alone teaches words too slowly.
 """
 
 from collections.abc import Sequence
@@ -82,15 +82,15 @@ def reading_loss(logits: Tensor, items: Sequence[Item]) -> Scalar:
     n, m = len(WORDS), len(COLOURS)
     of_words = torch.tensor([isinstance(item, str) for item in items])
     losses = []
-    if names := [item for item in items if isinstance(item, str)]:
-        losses.append(cross_entropy(logits[of_words], torch.tensor([WORDS.index(name) for name in names]), reduction="sum"))
+    if words := [item for item in items if isinstance(item, str)]:
+        losses.append(cross_entropy(logits[of_words], torch.tensor([WORDS.index(word) for word in words]), reduction="sum"))
     if icons := [item for item in items if not isinstance(item, str)]:
-        seen = logits[~of_words]
-        colours, shapes = seen[:, : n + m], torch.cat([seen[:, :n], seen[:, n + m :]], 1)
+        of_icons = logits[~of_words]
+        colours, shapes = of_icons[:, : n + m], torch.cat([of_icons[:, :n], of_icons[:, n + m :]], 1)
         for table, names, of in ((colours, COLOURS, 0), (shapes, SHAPES, 1)):
             target = torch.tensor([n + names.index(icon[of]) for icon in icons])
             losses.append(cross_entropy(table, target, reduction="sum") / 2)
-    return torch.stack(losses).sum() / max(len(items), 1)
+    return torch.stack(losses).sum() / len(items)
 
 
 def _cells() -> Tensor:
