@@ -149,7 +149,12 @@ class Visitor:
         return int(self.page.locator("h1").first.inner_text().split()[0].lstrip("#"))
 
     def at_latent(self, wanted: int) -> None:
-        self.page.wait_for_function(f"document.querySelector('h1')?.innerText.startsWith('#{wanted} ')")
+        self.headed(f"#{wanted} ")
+
+    def headed(self, text: str) -> None:
+        """Until the heading holds a text, and the page stands. A step in the browser's history or a click on a link changes the
+        address at once, the page only when the server has answered: whoever asks in between sees the page of before."""
+        self.page.wait_for_function("text => document.querySelector('h1')?.innerText.includes(text)", arg=text)
         self.settle()
 
     def refused(self) -> str:

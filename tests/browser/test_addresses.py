@@ -136,7 +136,7 @@ def test_the_search_box_opens_pages_and_texts_by_the_keyboard_alone(person):
     assert page.locator(".option[aria-selected=true]").get_attribute("id") == "found-1"
     page.keyboard.press("Escape")
     page.locator("[role=listbox]").wait_for(state="hidden")
-    assert "Read a text" in page.locator("h1").inner_text()
+    person.headed("Read a text")
 
 
 def test_on_a_phone_every_page_is_one_named_tap_away_and_generate_is_on_the_first_screen(open_window, based):
@@ -147,12 +147,11 @@ def test_on_a_phone_every_page_is_one_named_tap_away_and_generate_is_on_the_firs
     assert page.get_by_role("button", name="Generate").bounding_box()["y"] < 500
     page.locator(".st-key-frame-pages").get_by_role("link", name="Prompt").click()
     page.wait_for_url("**/prompt?**")
-    person.settle()
+    person.headed("Read a text")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.go_back()
     page.wait_for_url("**/steer**")
-    person.settle()
-    assert "#3" in page.locator("h1").inner_text()
+    person.headed("#3")
 
 
 def test_two_sessions_steer_at_once_and_each_sees_its_own_texts(person, open_window, based):
@@ -162,8 +161,7 @@ def test_two_sessions_steer_at_once_and_each_sees_its_own_texts(person, open_win
         one.page.get_by_role("button", name="Generate").click()
     for one, latent in ((person, 3), (other, 5)):
         one.page.wait_for_url("**run=**")
-        one.settle()
-        assert f"#{latent}" in one.page.locator("h1").inner_text()
+        one.headed(f"#{latent}")
         one.page.locator("[class*=st-key-steer-row-of-texts] strong", has_text="Random direction").wait_for()
     assert person.page.url != other.page.url
 
