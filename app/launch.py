@@ -32,6 +32,7 @@ def options(port: int) -> dict[str, Any]:
         "client.disableDataExport": True,  # the tables' own CSV would hold formulas; ours holds none
         "client.showErrorDetails": "full",
         "client.showErrorLinks": False,
+        "client.allowedOrigins": [],  # sites that may send messages into the page; each message would be matched against them
         "runner.magicEnabled": False,
     }
     settings |= {"theme.paddingTop": "2rem", "theme.paddingBottom": "4rem", "theme.metricValueFontSize": "1.5rem"}
@@ -46,6 +47,7 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
     import streamlit as st
     from scope.app.guard import Guard
     from scope.app.serve import demo
+    from scope.app.serve.start_page import StartPage
     from scope.app.serve.warm_up import warm_up
     from starlette.middleware import Middleware
     from streamlit.cli_util import open_browser
@@ -58,7 +60,8 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
         yield
         demo.stop_all()
 
-    app = st.App(Path(__file__).with_name("main.py"), middleware=[Middleware(Guard, names=names)], lifespan=lifespan)
+    middleware = [Middleware(Guard, names=names), Middleware(StartPage)]
+    app = st.App(Path(__file__).with_name("main.py"), middleware=middleware, lifespan=lifespan)
     try:
         app.run(config=options(port))
     except KeyboardInterrupt:  # the server closed its files before it passed the Ctrl-C on

@@ -63,6 +63,26 @@ def test_no_route_answers_a_foreign_host_or_page_and_none_may_be_framed(served, 
         assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
 
 
+def test_a_page_says_where_its_server_is_and_never_comes_from_a_store(served):
+    port, _ = served
+    asked = {
+        "Accept": "text/html",
+        "Accept-Encoding": "gzip",
+        "If-None-Match": "*",
+        "If-Modified-Since": "Wed, 01 Jan 2070 00:00:00 GMT",
+    }
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as link:
+        link.request("GET", "/feature?f=3", headers=asked)
+        with link.getresponse() as response:
+            page = response.read()
+    assert response.status == 200
+    assert response.headers["ETag"] is response.headers["Content-Encoding"] is None
+    assert int(response.headers["Content-Length"]) == len(page)
+    assert page.count(b"window.__streamlit = {") == 1
+    assert page.rstrip().endswith(b"</html>")
+    assert response.headers["X-Frame-Options"] == "DENY"
+
+
 def test_the_socket_of_the_pages_opens_for_a_page_of_the_app_alone(served):
     port, _ = served
     with connect(f"ws://127.0.0.1:{port}/_stcore/stream", origin=f"http://127.0.0.1:{port}"):

@@ -110,7 +110,10 @@ def test_back_and_forward_step_through_search_filter_latent_and_random(person):
 
 
 def test_a_link_keeps_the_path_of_a_proxy_and_opens_in_another_browser(person, open_window, based):
+    asked: list[str] = []
+    person.page.on("request", lambda request: asked.append(request.url))
     page = person.open("feature", f=5)
+    assert not [url for url in asked if "feature/_stcore" in url]  # the page knows where its server is
     assert re.match(r"latent 5 · .* — scope", page.title())
     page.get_by_role("button", name="Link", exact=True).click()
     link = page.get_by_test_id("stCode").filter(has_text="http").first.inner_text()
