@@ -45,6 +45,7 @@ def options(port: int) -> dict[str, Any]:
 def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
     """Serve until stopped. The environment variable `scope.app.serve.packs.PACKS` names the packs, `names` further hosts."""
     import streamlit as st
+    from scope.app.feature import ahead
     from scope.app.guard import Guard
     from scope.app.serve import demo
     from scope.app.serve.start_page import StartPage
@@ -61,7 +62,8 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
         demo.stop_all()
 
     middleware = [Middleware(Guard, names=names), Middleware(StartPage)]
-    app = st.App(Path(__file__).with_name("main.py"), middleware=middleware, lifespan=lifespan)
+    routes = [ahead.route(os.environ.get(BASE_PATH, ""))]
+    app = st.App(Path(__file__).with_name("main.py"), middleware=middleware, routes=routes, lifespan=lifespan)
     try:
         app.run(config=options(port))
     except KeyboardInterrupt:  # the server closed its files before it passed the Ctrl-C on

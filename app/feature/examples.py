@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import streamlit as st
 from scope.app.kit.pictures import example_card, pictures
-from scope.app.kit.tokens import example_row, first_shown, strips
+from scope.app.kit.tokens import example_row, first_shown, strips, strips_data
 from scope.app.serve import packs
 
 from scope.features.pack.data import PackData
@@ -23,6 +25,66 @@ MEANING = {
     "near": "Positions where it did not fire on a token on which it often fires.",
 }
 COUNTED = "Rows and columns of patches count from 0, from the top left."
+LINE, WIDEST = -1, 24
+"""The window in which each example takes one line, and the tokens on either side that such a line can hold."""
+SHOWN = 12
+"""Examples of a sample that are shown before "More" is pressed."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How examples are shown: which sample, tokens to either side of the peak (0 for all, LINE for one line each), whether a
+    line break begins a line, and whether colours are relative to each example's own maximum."""
+
+    group: str
+    window: int = LINE
+    breaks: bool = False
+    own: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return WIDEST if self.window == LINE else self.window
+
+    @property
+    def address(self) -> str:
+        """The view as parameters of an address."""
+        return urlencode({name: int(value) if name != "group" else value for name, value in asdict(self).items()})
+
+
+def groups_of(feature: Feature) -> list[str]:
+    """The samples that a latent has, in their order."""
+    return [name for name in GROUPS if name in feature.groups]
+
+
+def sample(feature: Feature, group: str, most: int) -> tuple[list[Example], bool]:
+    """At most so many examples of a sample, and whether there are more."""
+    examples = feature.examples(group, most + 1)
+    if len(examples) <= most:
+        return examples, False
+    return (feature.examples(group, most) if group == "bands" else examples[:most]), True  # more bands are another sample
+
+
+def rows_of(feature: Feature, examples: list[Example], view: View, chosen: tuple[int, int] | None = None) -> list[dict]:
+    """The strips of examples; `chosen` is the example and the token that have a frame around them."""
+    bands = {band["band"]: band for band in feature.bands}
+    rows = []
+    for n, example in enumerate(examples):
+        unit = rank_line(feature, bands.get(example.band) if view.group == "bands" else None, example.value)
+        largest = 0.0 if view.own else float(feature.row["max"])
+        rows.append(example_row(example, largest, view.tokens, unit, chosen[1] if chosen and chosen[0] == n else None))
+    return rows
+
+
+def examples_data(feature: Feature, view: View) -> dict[str, Any]:
+    """What the component draws of the examples that are shown first, in this view or the first that the latent has."""
+    known = groups_of(feature)
+    view = view if view.group in known else replace(view, group=known[0])
+    rows = rows_of(feature, sample(feature, view.group, SHOWN)[0], view)
+    return strips_data(rows, view.breaks, view.window == LINE, ACTIONS, True) | {"view": view.address}
+
+
+ACTIONS = ("test", "prompt")
+"""The buttons of each example."""
 
 
 def draw_examples(
@@ -37,7 +99,7 @@ def draw_examples(
     Of a pack of pictures, examples are pictures with maps, beside the texts of those that lie in a text; `on_picture` gets the
     one that is to be opened on the Prompt page.
     """
-    groups = [name for name in GROUPS if name in feature.groups]
+    groups = groups_of(feature)
     if not groups:
         st.caption("This pack holds no examples.")
         return
@@ -54,17 +116,11 @@ def draw_examples(
             help="  \n".join(f"**{GROUPS[name]}:** {MEANING[name]}" for name in groups),
         )
         window, breaks = _window() if texts_in(feature.pack) else (32, False)
-        line = window == LINE
-        window = WIDEST if line else window
         each_own = st.toggle(
             "Scale to each", key="own", help="Colours are relative to each example's maximum instead of the latent's."
         )
-    most = st.session_state.get("most", {}).get((feature.id, group), 12)
-    examples = feature.examples(group, most + 1)
-    further = len(examples) > most
-    if further:  # another number of examples is another sample of the bands
-        examples = feature.examples(group, most) if group == "bands" else examples[:most]
-    bands, chosen = {band["band"]: band for band in feature.bands}, st.session_state.get("chosen token")
+    view, chosen = View(group, window, breaks, each_own), st.session_state.get("chosen token")
+    examples, further = sample(feature, group, st.session_state.get("most", {}).get((feature.id, group), SHOWN))
     if feature.pack.pictures is not None:
         n_patches, shown = feature.pack.pictures.grid.n_patches, examples
         examples = [_words_of(example, n_patches) for example in examples if example.offset >= n_patches]
@@ -76,25 +132,22 @@ def draw_examples(
         drawn_in = st.container()
     places = [(feature.id, group, example.context, example.offset) for example in examples]
     open_at = next((n for n, place in enumerate(places) if chosen and chosen[:4] == place), None)
-    rows = []
-    for n, example in enumerate(examples):
-        unit = rank_line(feature, bands.get(example.band) if group == "bands" else None, example.value)
-        largest = 0.0 if each_own else float(feature.row["max"])
-        rows.append(example_row(example, largest, window, unit, chosen[4] if n == open_at else None))
+    rows = rows_of(feature, examples, view, None if open_at is None else (open_at, chosen[4]))
 
     def choose(n: int, token: int) -> None:
-        picked = (*places[n], first_shown(examples[n], window) + token)
+        picked = (*places[n], first_shown(examples[n], view.tokens) + token)
         st.session_state["chosen token"] = None if picked == st.session_state.get("chosen token") else picked
 
     def draw(begin: int, stop: int | None) -> None:
         part = "" if begin == 0 else " further"
         picked = strips(
             rows[begin:stop],
-            key=f"examples {feature.id} {group}{part}",
+            key=f"examples{part}",
             breaks=breaks,
-            line=line,
-            actions=("test", "prompt") if feature.pack.pictures is None else (),
+            line=window == LINE,
+            actions=ACTIONS if feature.pack.pictures is None else (),
             on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
+            more=of(feature, "examples") | {"view": view.address if open_at is None else ""} if begin == 0 else None,
         )
         if picked is not None and isinstance(picked[1], str) and begin + picked[0] < len(examples):
             on_action(picked[1], text_of(examples[begin + picked[0]]))
@@ -107,12 +160,13 @@ def draw_examples(
             if open_at + 1 < len(rows):
                 draw(open_at + 1, None)
     if further and st.button("More", icon=":material/expand_more:", type="tertiary"):
-        st.session_state.setdefault("most", {})[feature.id, group] = most + 24
+        st.session_state.setdefault("most", {})[feature.id, group] = len(examples) + 24
         st.rerun(scope="fragment")
 
 
-LINE, WIDEST = -1, 24
-"""The window in which each example takes one line, and the tokens on either side that such a line can hold."""
+def of(feature: Feature, part: str) -> dict[str, Any]:
+    """What a component of the first screen is told beside what it draws: which part it is, and of which latent."""
+    return {"part": part, "of": feature.id}
 
 
 def _window() -> tuple[int, bool]:

@@ -21,8 +21,8 @@ def reader() -> str:
 
 
 def source(feature: Feature, label) -> str:
-    """The line under the label: who gave it, when, and its score."""
-    row, who = feature.row, plain(feature.label_source)
+    """The line under the label: who gave it, when, and its score; no Markdown."""
+    row, who = feature.row, visible_token(feature.label_source)
     if label is None:
         if feature.label_source == BY_CONTEXTS:
             return "no rule predicts it: its strongest contexts"
@@ -31,11 +31,11 @@ def source(feature: Feature, label) -> str:
         null = "" if beside is None else f" (best token {beside['single_token']:.2f}, shuffled {beside['null']:.2f})"
         return f"label from {who}, F1 {score}{null}"
     author = label.detail.get("author") if isinstance(label.detail, dict) else None
-    by = plain(visible_token(author)) if isinstance(author, str) and label.source == "you" else who
+    by = visible_token(author) if isinstance(author, str) and label.source == "you" else who
     measure = label.detail.get("measure", "") if label.source.startswith("Neuronpedia") else "detection score"
     if label.source in (BY_RULES, BY_CONTEXTS):
-        measure, by = "F1", plain(f"{label.source}, {label.detail.get('made_by', 'scope')}")
-    score = f" · {plain(visible_token(str(measure)))} {label.score:.2f}" if label.score is not None else ""
+        measure, by = "F1", visible_token(f"{label.source}, {label.detail.get('made_by', 'scope')}")
+    score = f" · {visible_token(str(measure))} {label.score:.2f}" if label.score is not None else ""
     return f"label by {by} · {moment(label.made)}{score}"
 
 

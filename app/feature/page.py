@@ -2,18 +2,17 @@
 
 import numpy as np
 import streamlit as st
-from scope.app.feature import examples, labelling, notes, panels, small_histogram, tabs, token_panel
+from scope.app.feature import ahead, examples, heading, labelling, notes, panels, small_histogram, tabs, token_panel
+from scope.app.feature.examples import of
+from scope.app.feature.first_screen import parts_of
 from scope.app.feature.tabs import TAB
-from scope.app.kit import messages
+from scope.app.kit import bars, messages, tiles
 from scope.app.kit.code import copy_as_python, opening
 from scope.app.kit.keys import keys, keys_popover
-from scope.app.kit.plain import plain, show_line
+from scope.app.kit.plain import plain
 from scope.app.serve import pack_facts, packs, session
 
 from scope.features.pack.pictures import PictureExample
-
-LONGEST = 160
-"""Most glyphs of a label in the title; its tooltip shows the rest."""
 
 store = session.pack()
 asked = session.asked_latent(store)
@@ -30,6 +29,10 @@ order = session.results()
 place = order.index(feature.id) if feature.id in order else None
 before, after = (feature.id - 1, feature.id + 1) if place is None else (place - 1, place + 1)
 last = (store.d_sae if place is None else len(order)) - 1
+
+
+def place_of(at: int) -> str:
+    return f"{at + 1:,} of {len(order):,} in the list"
 
 
 def show_latent(latent: int) -> None:
@@ -51,6 +54,8 @@ def show_random() -> None:
 def on_key(name: str) -> None:
     if name in ("before", "after"):
         step_to(before if name == "before" else after)
+    elif name == "edit":
+        edit()
     elif name == "unlabelled":
         labelling.go_to_next(feature, show_latent)
     elif name == "test":
@@ -80,7 +85,7 @@ editing = labelling_now or st.session_state.get("editing") == feature.id
 to_test = st.session_state.pop("to test", False)
 focus = f"Label of #{feature.id}" if editing else "Text to test" if to_test else ""
 pressed = keys(
-    {"ArrowLeft": "before", "ArrowRight": "after", "n": "unlabelled"}
+    {"ArrowLeft": "before", "ArrowRight": "after", "n": "unlabelled", "e": "edit"}
     | ({} if of_pictures else {"t": "test"})
     | {str(n): name for n, name in enumerate(examples.GROUPS, 1) if not feature.dead},
     key="keys",
@@ -93,16 +98,8 @@ with st.container(gap="xsmall", key="latent-head"):
     if editing:
         labelling.label_editor(feature, labelling_now, show_latent)
     else:
-        whole = plain(feature.label) if len(feature.label) > LONGEST else None
-        with st.container(horizontal=True, vertical_alignment="center", gap="small", key="latent-title"):
-            st.title(f"\\#{feature.id}  {plain(show_line(feature.label, LONGEST))}", anchor=False, help=whole)
-            st.button("Edit label", icon=":material/edit:", shortcut="e", on_click=edit, type="tertiary")
-    with st.container(horizontal=True, vertical_alignment="center", gap="small", key="latent-source"):
-        st.caption(notes.source(feature, note.label), width="content")
-        for flag in feature.flags:
-            st.badge(plain(flag), color="orange" if flag in ("dead", "dense", "duplicate") else "gray")
-        if place is not None:
-            st.caption(f"{place + 1:,} of {len(order):,} in the list", width="content")
+        stands = "" if place is None else place_of(place)
+        heading.draw(heading.heading(feature, note.label, stands) | of(feature, "head"), edit)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="latent-bar"):
         within = "In the last list of latents" if place is not None else "By number, since no list was shown"
         for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
@@ -140,7 +137,7 @@ if feature.dead:
                 for j in living:
                     session.link("feature", f"\\#{j} {plain(store.table['label'].iat[j])}", f=j)
 else:
-    panels.numbers(feature)
+    tiles.draw(panels.numbers(feature) | of(feature, "tiles"), "latent")
 
 
 @st.fragment
@@ -154,7 +151,11 @@ def draw_all_examples() -> None:
 
 def promoted_tokens() -> None:
     with messages.guarded():
-        panels.promoted(feature)
+        shown = panels.promoted(feature)
+        if shown:
+            bars.draw(shown | of(feature, "promoted"), "promoted small")
+        else:
+            st.caption("This pack does not hold what it promotes.")
 
 
 with_words = examples.texts_in(store)
@@ -171,7 +172,7 @@ else:
     with narrow, st.container(gap="xsmall", key="latent-beside"):
         promoted_tokens()
         with messages.guarded():
-            small_histogram.draw(feature)
+            small_histogram.draw(small_histogram.columns(feature) | of(feature, "columns"))
 
 
 def open_latent(latent: int | None) -> None:
@@ -201,3 +202,12 @@ def draw_panel() -> None:
 if to_test:  # not within the panel, which would open this tab again whenever it runs alone
     st.session_state[TAB] = tabs.TRY
 draw_panel()
+if not (feature.dead or of_pictures or editing):
+
+    def at(n: int) -> ahead.Place:
+        return (n, "") if place is None else (order[n], place_of(n))
+
+    now = feature.id if place is None else place
+    earlier = [at(n) for n in range(max(now - ahead.BEFORE, 0), now)]
+    later = [at(n) for n in range(now + 1, min(now + ahead.AFTER, last) + 1)]
+    ahead.offer(session.current(), store, at(now), parts_of(feature), earlier, later, show_latent)

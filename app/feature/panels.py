@@ -1,17 +1,18 @@
 """Panels of one latent: its numbers, promoted tokens, activation histogram, related latents, tokens on which it fires."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 from scope.app.kit import figures
-from scope.app.kit.bars import signed_bars
+from scope.app.kit.bars import bars_data, signed_bars
 from scope.app.kit.messages import guarded
 from scope.app.kit.pictures import example_card, pictures
 from scope.app.kit.plain import number, plain, show_line, whole
 from scope.app.kit.small_table import Column, small_table
-from scope.app.kit.tiles import tiles
+from scope.app.kit.tiles import tiles_data
 from scope.app.kit.tokens import example_row, strips
 from scope.app.kit.tokens import row as token_row
 from scope.app.serve import pack_facts
@@ -20,8 +21,8 @@ from scope.escape import visible_token
 from scope.features.pack.feature import Feature
 
 
-def numbers(feature: Feature) -> None:
-    """The latent's four foremost numbers as a row of tiles; the Activations tab has the others."""
+def numbers(feature: Feature) -> dict[str, Any]:
+    """The latent's four foremost numbers as tiles; the Activations tab has the others."""
     row = feature.row
     half, near = f"half its firings on {row['n_tokens_half']:,}", f"cosine to #{row['nearest']}"
     score = "Measured rise of its promoted tokens' probability when the latent is added; the null is a random direction."
@@ -39,7 +40,7 @@ def numbers(feature: Feature) -> None:
     wanted = ("Firing frequency", "Largest", "Output score", "Tokens")
     if noun in ("patches", "pictures"):  # such rows are no tokens and promote none
         wanted = ("Firing frequency", "Mean when firing", "Largest", "Nearest")
-    tiles([row for row in rows if row[0] in wanted], key="latent", border=False)
+    return tiles_data([row for row in rows if row[0] in wanted], border=False)
 
 
 def _null(feature: Feature) -> str:
@@ -57,14 +58,13 @@ def histogram(feature: Feature, mark: float | None = None) -> None:
     st.plotly_chart(figure, config=figures.SMALL, key="histogram", alt=summary)
 
 
-def promoted(feature: Feature) -> None:
-    """The ten tokens that it promotes most: as measured where that is known, else by weights."""
-    name, pairs, form = "Promoted, by weights", feature.promoted, "+.2f"
+def promoted(feature: Feature) -> dict[str, Any]:
+    """The ten tokens that it promotes most by its weights, as bars; {} where the pack does not hold them."""
+    name, pairs = "Promoted, by weights", feature.promoted
     if not pairs:
-        st.caption("This pack does not hold what it promotes.")
-        return
+        return {}
     title = (f"{name}: logit", "The logits that its direction alone would add. The Promoted tab has what was measured.")
-    signed_bars(pairs[:10], form, key=f"bars {name} small", alt=f"{name}: {len(pairs[:10])} tokens", title=title)
+    return bars_data(pairs[:10], alt=f"{name}: {len(pairs[:10])} tokens", title=title)
 
 
 def output(feature: Feature) -> None:

@@ -7,17 +7,19 @@ const part = (className, text) => {
 };
 
 export default function (component) {
-  const { data, parentElement } = component;
+  const { parentElement } = component;
   const root = parentElement.querySelector(".columns");
   const title = parentElement.querySelector(".title");
-  keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
-  root.setAttribute("aria-label", data.alt);
-  root.replaceChildren(...data.columns.map(([height, band, text]) => {
-    const column = part(band ? "column band" : "column"), filled = part("filled");
-    filled.style.height = 100 * height + "%";
-    column.title = text;
-    column.append(filled);
-    return column;
-  }));
-  parentElement.querySelector(".scale").replaceChildren(...data.scale.map((text) => part("value", text)));
+  return shownAhead(component, (data) => {
+    keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
+    root.setAttribute("aria-label", data.alt);
+    root.replaceChildren(...data.columns.map(([height, band, text]) => {
+      const column = part(band ? "column band" : "column"), filled = part("filled");
+      filled.style.height = 100 * height + "%";
+      column.title = text;
+      column.append(filled);
+      return column;
+    }));
+    parentElement.querySelector(".scale").replaceChildren(...data.scale.map((text) => part("value", text)));
+  });
 }

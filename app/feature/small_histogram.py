@@ -15,7 +15,7 @@ _mount = st.components.v2.component(
     "scope_columns",
     html='<div class="title"></div><div class="columns" role="img"></div><div class="scale"></div>',
     css=joined(_HERE, "small_histogram.css", "meaning.css"),
-    js=joined(_HERE, "meaning.js", "small_histogram.js"),
+    js=joined(_HERE, "meaning.js", "shown_ahead.js", "small_histogram.js"),
 )
 
 
@@ -42,6 +42,6 @@ def columns(feature: Feature) -> dict[str, Any]:
     return {"title": list(TITLE), "columns": bars, "scale": scale, "alt": alt}
 
 
-def draw(feature: Feature) -> None:
+def draw(data: dict[str, Any]) -> None:
     """The histogram with its bands, each value under the pointer."""
-    _mount(key="small histogram", data=columns(feature))
+    _mount(key="small histogram", data=data)

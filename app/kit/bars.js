@@ -20,10 +20,11 @@ function row(bar) {
 }
 
 export default function (component) {
-  const { data, parentElement } = component;
-  const root = parentElement.querySelector(".bars");
-  const title = parentElement.querySelector(".title");
-  keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
-  root.setAttribute("aria-label", data.alt);
-  root.replaceChildren(...data.bars.map(row));
+  const root = component.parentElement.querySelector(".bars");
+  const title = component.parentElement.querySelector(".title");
+  return shownAhead(component, (data) => {
+    keepFocus(title, () => title.replaceChildren(...(data.title[0] ? [explained(...data.title)] : [])));
+    root.setAttribute("aria-label", data.alt);
+    root.replaceChildren(...data.bars.map(row));
+  });
 }

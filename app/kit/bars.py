@@ -20,7 +20,7 @@ _mount = st.components.v2.component(
     "scope_bars",
     html='<div class="title"></div><div class="bars" role="list"></div>',
     css=joined(_HERE, "bars.css", "meaning.css"),
-    js=joined(_HERE, "meaning.js", "bars.js"),
+    js=joined(_HERE, "meaning.js", "shown_ahead.js", "bars.js"),
 )
 
 
@@ -48,6 +48,17 @@ def signed_bars(
         alt: the description for screen readers.
         title: a small title and its meaning.
     """
+    draw(bars_data(pairs, form, alt, title), key)
+
+
+def bars_data(
+    pairs: Sequence[tuple[str, float]], form: str = "+.2f", alt: str = "", title: tuple[str, str] = ("", "")
+) -> dict[str, Any]:
+    """What the component draws."""
     largest = max((abs(float(value)) for _, value in pairs), default=0.0)
     bars = [bar(token, value, largest, form) for token, value in pairs]
-    _mount(key=key, data={"bars": bars, "alt": alt, "title": list(title)})
+    return {"bars": bars, "alt": alt, "title": list(title)}
+
+
+def draw(data: dict[str, Any], key: str) -> None:
+    _mount(key=key, data=data)

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 _KIT = Path(__file__).parent
+_SHARED = ("meaning.css", "meaning.js", "shown_ahead.js")
 
 
 def joined(folder: Path, *names: str) -> str:
-    """The files of these names one after another; "meaning.css" and "meaning.js" are those of kit, wherever `folder` is."""
-    return "".join(((_KIT if name.startswith("meaning.") else folder) / name).read_text(encoding="utf-8") for name in names)
+    """The files of these names one after another; those that components share are in kit, wherever `folder` is."""
+    return "".join(((_KIT if name in _SHARED else folder) / name).read_text(encoding="utf-8") for name in names)

@@ -14,8 +14,10 @@ function tile([name, value, note, meaning]) {
   return root;
 }
 
-export default function ({ data, parentElement }) {
-  const root = parentElement.querySelector(".tiles");
-  root.classList.toggle("small", !data.border);
-  keepFocus(root, () => root.replaceChildren(...data.tiles.map(tile)));
+export default function (component) {
+  const root = component.parentElement.querySelector(".tiles");
+  return shownAhead(component, (data) => {
+    root.classList.toggle("small", !data.border);
+    keepFocus(root, () => root.replaceChildren(...data.tiles.map(tile)));
+  });
 }

@@ -5,6 +5,7 @@ Drawn by one component: Streamlit's own metric loads a library of charts, which 
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from scope.app.kit.component_files import joined
@@ -15,7 +16,7 @@ _mount = st.components.v2.component(
     "scope_tiles",
     html='<dl class="tiles"></dl>',
     css=joined(_HERE, "tiles.css", "meaning.css"),
-    js=joined(_HERE, "meaning.js", "tiles.js"),
+    js=joined(_HERE, "meaning.js", "shown_ahead.js", "tiles.js"),
 )
 
 
@@ -26,4 +27,13 @@ def tiles(rows: Iterable[tuple[str, str, str, str]], *, key: str, border: bool =
         key: the same for every latent or run, so that the tiles are updated and not replaced.
         border: with False, the tiles are small and without a frame.
     """
-    _mount(key=f"tiles {key}", data={"tiles": [list(row) for row in rows], "border": border})
+    draw(tiles_data(rows, border), key)
+
+
+def tiles_data(rows: Iterable[tuple[str, str, str, str]], border: bool = True) -> dict[str, Any]:
+    """What the component draws."""
+    return {"tiles": [list(row) for row in rows], "border": border}
+
+
+def draw(data: dict[str, Any], key: str) -> None:
+    _mount(key=f"tiles {key}", data=data)

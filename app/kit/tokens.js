@@ -51,7 +51,7 @@ function cutLines(root) {
   });
 }
 
-function strip(row, index, options, setTriggerValue) {
+function strip(row, index, options, send) {
   const root = element("div", "strip");
   const text = element("div", "text");
   text.tabIndex = 0;
@@ -75,7 +75,7 @@ function strip(row, index, options, setTriggerValue) {
     if (value) span.title = value;
     if (options.pick) {
       span.classList.add("pickable");
-      span.addEventListener("click", () => setTriggerValue("picked", [index, start]));
+      span.addEventListener("click", () => send("picked", [index, start]));
     }
     text.append(span);
     if (options.breaks) for (let n = 0; n < breaks; n++) text.append(document.createElement("br"));
@@ -98,7 +98,7 @@ function strip(row, index, options, setTriggerValue) {
   text.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && options.pick && shown >= 0) {
       event.preventDefault();
-      setTriggerValue("picked", [index, row.cells[shown][5]]);
+      send("picked", [index, row.cells[shown][5]]);
       return;
     }
     const forward = row.direction === "rtl" ? -1 : 1;
@@ -124,7 +124,7 @@ function strip(row, index, options, setTriggerValue) {
     const group = element("span", "actions");
     for (const name of options.actions) {
       const button = element("button", "", name);
-      button.addEventListener("click", () => setTriggerValue("picked", [index, name]));
+      button.addEventListener("click", () => send("picked", [index, name]));
       group.append(button);
     }
     foot.append(group);
@@ -134,9 +134,10 @@ function strip(row, index, options, setTriggerValue) {
 }
 
 export default function (component) {
-  const { data, parentElement, setTriggerValue } = component;
-  const root = parentElement.querySelector(".strips");
-  root.classList.toggle("lines", Boolean(data.line));
-  root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, setTriggerValue)));
-  if (data.line) cutLines(root);
+  const root = component.parentElement.querySelector(".strips");
+  return shownAhead(component, (data, send) => {
+    root.classList.toggle("lines", Boolean(data.line));
+    root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, send)));
+    if (data.line) cutLines(root);
+  });
 }

@@ -3,7 +3,7 @@
 Token text enters the page by `textContent` alone (tokens.js), so markup in a token is shown and never obeyed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ _mount = st.components.v2.component(
     "scope_tokens",
     html='<div class="strips"></div>',
     css=joined(_HERE, "tokens.css", "meaning.css") + _colours(),
-    js=joined(_HERE, "meaning.js", "tokens.js"),
+    js=joined(_HERE, "meaning.js", "shown_ahead.js", "tokens.js"),
 )
 
 
@@ -108,6 +108,7 @@ def strips(
     actions: Sequence[str] = (),
     pick: bool = False,
     on_pick: Callable[[int, int], None] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Any:
     """Draw strips. Returns (row, action) in the run in which a button of `actions` was pressed, with `pick` (row, token) when a
     token was clicked, else None.
@@ -117,6 +118,7 @@ def strips(
         line: draw each row in one line, cut at both ends, in which the peak begins at the same place.
         actions: buttons on each row.
         on_pick: called with row and token before the run that a click begins; it makes tokens clickable.
+        more: further data of the component, such as whose strips they are.
     """
 
     def changed() -> None:
@@ -126,10 +128,15 @@ def strips(
 
     component = _mount(
         key=key,
-        data={"rows": rows, "breaks": breaks, "line": line, "actions": list(actions), "pick": pick or on_pick is not None},
+        data=strips_data(rows, breaks, line, actions, pick or on_pick is not None) | dict(more or {}),
         on_picked_change=changed,
     )
     if not isinstance(component.picked, list | tuple):
         return None
     number, what = component.picked
     return int(number), what if isinstance(what, str) else int(what)
+
+
+def strips_data(rows: list[dict[str, Any]], breaks: bool, line: bool, actions: Sequence[str], pick: bool) -> dict[str, Any]:
+    """What the component draws."""
+    return {"rows": rows, "breaks": breaks, "line": line, "actions": list(actions), "pick": pick}

@@ -13,6 +13,7 @@ from scope.features.face import Pack
 from scope.features.pack.notes import Notes
 from tests.app.conftest import said
 from tests.features.toy_pack import make_toy_pack
+from tests.help.components import edited
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ def test_a_label_that_cannot_be_written_stays_in_its_field(open_app, monkeypatch
 
     monkeypatch.setattr(Notes, "set_label", refused)
     at = open_app("feature", f=1)
-    next(b for b in at.button if b.label == "Edit label").click().run()
+    edited(at)
     at.text_input(key="label 1").set_value("mine")
     next(b for b in at.button if b.label == "Save").click().run()
     assert "read-only file system" in said(at)

@@ -11,7 +11,7 @@ from scope.features.face import Pack
 from scope.features.labels.guess import draw_windows
 from tests.app.conftest import said
 from tests.app.test_pages import pressed
-from tests.help.components import tiles
+from tests.help.components import edited, heading, tiles
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def mine(tmp_path, toy_folder):
 
 def test_a_label_is_edited_in_place_and_keeps_author_and_time(open_app, mine, monkeypatch):
     monkeypatch.setattr("getpass.getuser", lambda: "ann")
-    at = pressed(open_app("feature", packs=[mine], f=9), "Edit label")
+    at = edited(open_app("feature", packs=[mine], f=9))
     at.text_input(key="label 9").set_value("what <b>I</b> think")
     at = pressed(at, "Save")
     assert not at.exception
-    assert "what \\<b\\>I\\<\\/b\\> think" in at.title[0].value
+    assert heading(at)["label"] == "what <b>I</b> think"
     label = Pack.open(mine).notes.label(9)
     assert (label.text, label.source, label.detail["author"]) == ("what <b>I</b> think", "you", "ann")
     assert Pack.open(mine).table["label_source"][9] == "ann"
-    assert any("label by ann" in caption.value and notes.moment(label.made) in caption.value for caption in at.caption)
+    assert heading(at)["source"] == f"label by ann · {notes.moment(label.made)}"
     assert open_app("features", packs=[mine], q="think", **{"in": "label"}).dataframe[0].value["id"].tolist() == [9]
 
 

@@ -19,6 +19,18 @@ def component_data(at: AppTest) -> list[dict]:
     return [json.loads(c.proto.json) for c in at.get("bidi_component")]
 
 
+def heading(at: AppTest) -> dict:
+    """The heading of the latent page: its number, label, source, flags and place."""
+    (told,) = (data for data in component_data(at) if data.get("part") == "head")
+    return told
+
+
+def edited(at: AppTest) -> AppTest:
+    """After a press of "Edit label", which is a button of the heading."""
+    at.session_state["editing"] = int(heading(at)["number"][1:])
+    return at.run()
+
+
 def tiles(at: AppTest) -> dict[str, Tile]:
     """Tiles by name."""
     return {tile[0]: Tile(*tile) for data in component_data(at) for tile in data.get("tiles", [])}
