@@ -5,10 +5,12 @@ const TYPING = "input, textarea, select, canvas, [contenteditable=true], [role=s
 const field = (label) => document.querySelector(`input[aria-label="${label}"], textarea[aria-label="${label}"]`);
 
 // The field may be drawn after this component is.
-const focusSoon = (label, tries = 40) => {
+const focusSoon = (label, focused, tries = 40) => {
   const found = field(label);
-  if (found) found.focus();
-  else if (tries) setTimeout(() => focusSoon(label, tries - 1), 50);
+  if (found) {
+    found.focus();
+    focused();
+  } else if (tries) setTimeout(() => focusSoon(label, focused, tries - 1), 50);
 };
 
 export default function (component) {
@@ -29,7 +31,7 @@ export default function (component) {
   parentElement.scopeKeys = heard;
   document.body.dataset.scopeKeys = "heard";
   document.addEventListener("keydown", heard);
-  if (data.focus && parentElement.scopeFocus !== data.focus) focusSoon(data.focus);
+  if (data.focus && parentElement.scopeFocus !== data.focus) focusSoon(data.focus, () => { parentElement.scopeDeaf = 0; });
   parentElement.scopeFocus = data.focus;
   return () => {
     document.removeEventListener("keydown", heard);

@@ -64,6 +64,42 @@ def test_fast_keys_end_where_they_lead_and_break_nothing(visit):
     no_error(page)
 
 
+def test_a_step_shows_the_next_latent_at_once_and_what_is_pressed_meanwhile_acts_on_it(own_pack, chromium):
+    from scope.features.face import Pack
+
+    window = chromium.new_context(viewport={"width": 1280, "height": 900})
+    window.set_default_timeout(60_000)
+    with serving([own_pack]) as (address, _):
+        person = Visitor(window, address, "mine")
+        with person.page.expect_response("**/latents?**") as fetched:
+            page = person.open("feature", f=5)
+        ahead = fetched.value.json()
+        latent = next(i for i in (5, 6, 7) if str(i + 1) in ahead)  # one that is dead is shown by the server alone
+        if latent != 5:
+            with page.expect_response("**/latents?**"):
+                person.open("feature", f=latent)
+        page.wait_for_timeout(300)
+        page.evaluate("document.addEventListener('scope-ahead', ({ detail }) => { window.shown = detail.head.number; })")
+        page.keyboard.press("j")
+        shown, heading = page.evaluate("[window.shown, document.querySelector('h1').innerText]")  # no server answers so soon
+        page.keyboard.press("x")
+        assert shown == f"#{latent + 1}"
+        assert heading.startswith(f"{shown} ")
+        page.get_by_role("button", name="Starred").wait_for()
+        person.at_latent(latent + 1)
+        page.wait_for_function("!document.body.dataset.scopeAhead")
+        assert Pack.open(own_pack).notes.starred() == [latent + 1]
+        page.get_by_role("button", name="Previous").click()
+        person.at_latent(latent)
+        page.get_by_role("button", name="Star", exact=False).first.wait_for()
+        assert Pack.open(own_pack).notes.starred() == [latent + 1]
+        no_error(page)
+    page.wait_for_selector("[data-testid=stApp]:not([data-test-connection-state=CONNECTED])")
+    page.keyboard.press("j")
+    assert person.latent() == latent  # without a server nothing is shown that it did not say
+    window.close()
+
+
 def test_after_the_server_was_stopped_and_started_the_page_goes_on_where_it_was(own_pack, chromium):
     from playwright import sync_api as playwright
 
