@@ -44,9 +44,23 @@ function install(SOON) { // milliseconds within which two changes are one step
   addEventListener("popstate", () => done("opened"), true);
 }
 
-export default function ({ data }) {
+// A server that was started again does not know this page, and would answer its first click with nothing: it is told of it as soon
+// as it is there. A script that runs then belongs to a server that was there all the time, and goes on.
+function greetNewServer() {
+  let lost = false;
+  new MutationObserver(() => {
+    const app = document.querySelector("[data-testid=stApp]")?.dataset;
+    if (!app || (app.testConnectionState === "CONNECTED") !== lost) return;
+    lost = !lost;
+    if (!lost && app.testScriptState !== "running") window.scopeGreets();
+  }).observe(document.body, { attributes: true, attributeFilter: ["data-test-connection-state"], subtree: true });
+}
+
+export default function ({ data, setTriggerValue }) {
+  window.scopeGreets = () => setTriggerValue("again", true);
   if (window.scopeHistory) return;
   window.scopeHistory = true;
+  greetNewServer();
   install(data.soon);
   nameFileFields();
   new MutationObserver(nameFileFields).observe(document.body, { childList: true, subtree: true });

@@ -34,9 +34,9 @@ def navigation() -> st.Page:
 
 
 def history() -> None:
-    """Let Back and Forward step through the states of pages, too."""
+    """Let Back and Forward step through the states of pages, too, and a server that was started again know the page."""
     with st.container(key="frame history"):
-        _HISTORY(key="history", data={"soon": 1500})
+        _HISTORY(key="history", data={"soon": 1500}, on_again_change=lambda: None)
 
 
 def phone_bar(page: str) -> None:
