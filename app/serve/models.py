@@ -1,15 +1,18 @@
 """The model and the dictionary of a pack: loaded once, when a page first needs them, and used by one reader at a time."""
 
 import gc
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from scope.app.serve.jobs import ModelQueue
+from scope.app.serve.memory import spare_the_collector
 
 from scope.errors import ConfigError, ScopeError
 from scope.features.face import Pack
@@ -197,8 +200,16 @@ def load_dictionary(place: str) -> Any:
     return _dictionary(place, modified(place))
 
 
+@cache
+def _import_models() -> None:
+    """Import what models need, once, before any is loaded: a model must stay with the collector, which frees it."""
+    importlib.import_module("scope.models.face")
+    spare_the_collector()
+
+
 @st.cache_resource(show_spinner="Loading the model", max_entries=1)
 def _model(chosen: ModelSettings, modified_ns: int) -> Any:
+    _import_models()
     return chosen.load_model(pictures=True)
 
 

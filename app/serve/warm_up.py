@@ -4,7 +4,10 @@ import importlib
 import pkgutil
 from contextlib import suppress
 
+from scope.app.feature.examples import View
+from scope.app.feature.first_screen import first_screen
 from scope.app.serve import pack_facts, packs
+from scope.app.serve.memory import spare_the_collector
 
 from scope.errors import ScopeError
 
@@ -13,7 +16,7 @@ _FOLDERS = ("kit", "serve", "frame", "overview", "features", "feature")
 
 
 def warm_up() -> None:
-    """Import the app's modules, open the first pack, and compute what the Overview page shows of it.
+    """Import the app's modules, open the first pack, and compute what the Overview page and its first latent show of it.
 
     A pack that cannot be opened is left to the page, which says why.
     """
@@ -25,4 +28,7 @@ def warm_up() -> None:
     with suppress(ScopeError, OSError, StopIteration):
         store = packs.open_pack(next(iter(packs.registry())))
         pack_facts.tiles(store)
-        packs.once(store, "start here", lambda: pack_facts.start_here(store))
+        first = store[next(iter(packs.once(store, "start here", lambda: pack_facts.start_here(store)).values()))]
+        first_screen(first, View(next(iter(first.groups))))
+        _ = first.neighbours, first.tokens  # tables that are read whole at their first use
+    spare_the_collector()

@@ -67,8 +67,8 @@ def matches(store: Pack, words: str) -> list[int]:
 
 
 def described(store: Pack, latent: int) -> str:
-    feature = store[latent]
-    return f"#{latent} {show_line(feature.label, 34)} · output {number(feature.row['out_score'], '+.3f')}"
+    label, score = store.table["label"].iat[latent], store.index.column("out_score")[latent]
+    return f"#{latent} {show_line(label, 34)} · output {number(score, '+.3f')}"
 
 
 def file(store: Pack, slug: str) -> None:

@@ -120,7 +120,9 @@ def pages(pack: Path, n: int) -> None:
     import json
     import os
 
+    import streamlit.components.v2.manifest_scanner as scanner
     import streamlit.testing.v1.local_script_runner as runner
+    from scope.app.serve.warm_up import warm_up
     from streamlit import config
     from streamlit.runtime.scriptrunner.script_cache import ScriptCache
     from streamlit.testing.v1 import AppTest
@@ -130,7 +132,9 @@ def pages(pack: Path, n: int) -> None:
         config.set_option(name, False)  # as `scope app` sets them
     compiled = ScriptCache()  # the server compiles a page once; the tester would each time
     runner.ScriptCache = lambda: compiled
+    scanner.scan_component_manifests = list  # the server looks once into every installed package; the tester would at each run
     os.environ["SCOPE_PACKS"] = json.dumps([str(pack)])
+    warm_up()  # as `scope app` does before it takes visitors
     rng = np.random.default_rng(2)
     d_sae = Pack.open(pack).d_sae
     main_script = str(Path(__file__).parents[2] / "app" / "main.py")
@@ -202,6 +206,7 @@ def browser(pack: Path, n: int) -> None:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = chromium.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(120_000)
+        page.add_init_script("addEventListener('keydown', () => { window.pressed = performance.now(); }, true)")
 
         def rest() -> None:
             page.wait_for_timeout(700)
@@ -237,12 +242,13 @@ def browser(pack: Path, n: int) -> None:
             latent = int(re.match(r"#(\d+)", page.locator("h1").first.inner_text())[1]) + 1
             page.evaluate(
                 f"""() => {{ {IN_PAGE}
-                const before = strips()?.textContent ?? '';
+                const before = strips()?.textContent ?? '', at = () => location.search.includes('f={latent}');
                 const there = () => begins('#{latent} ') && examples() && examples() !== before;
-                window.switched = new Promise((done) => document.addEventListener('keydown', async () => {{
-                  const began = performance.now();
-                  done((await when(there, () => there() && fresh())).map((time) => time - began));
-                }}, {{ once: true, capture: true }})); }}"""
+                window.switched = (async () => {{
+                  window.pressed = undefined;
+                  const times = await when(() => window.pressed && there(), () => there() && at() && fresh());
+                  return times.map((time) => time - window.pressed);
+                }})(); }}"""
             )
             page.keyboard.press("j")
             if alive[latent]:  # a dead one has no examples
