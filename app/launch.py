@@ -49,7 +49,7 @@ def main(port: int, browser: bool, names: Sequence[str] = ()) -> None:
     from scope.app.guard import Guard
     from scope.app.serve import demo
     from scope.app.serve.start_page import StartPage
-    from scope.app.serve.warm_up import warm_up
+    from scope.app.warm_up import warm_up
     from starlette.middleware import Middleware
     from streamlit.cli_util import open_browser
 

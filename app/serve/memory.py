@@ -1,4 +1,4 @@
-"""What stays in memory as long as the server, and Python's collector of cycles."""
+"""Takes what stays in memory as long as the server out of the rounds of Python's collector of cycles."""
 
 import gc
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from scope.app.serve import packs
-from scope.app.serve.warm_up import warm_up
+from scope.app.warm_up import warm_up
 
 from scope.features.face import Pack
 from tests.features.toy_pack import make_toy_pack

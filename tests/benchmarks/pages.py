@@ -122,7 +122,7 @@ def pages(pack: Path, n: int) -> None:
 
     import streamlit.components.v2.manifest_scanner as scanner
     import streamlit.testing.v1.local_script_runner as runner
-    from scope.app.serve.warm_up import warm_up
+    from scope.app.warm_up import warm_up
     from streamlit import config
     from streamlit.runtime.scriptrunner.script_cache import ScriptCache
     from streamlit.testing.v1 import AppTest
