@@ -65,11 +65,19 @@ def add(slug: str, target: int | Direction | Span, site: str | None = None) -> R
 
 def remove(slug: str, row_number: int) -> None:
     rows(slug)[:] = [row for row in rows(slug) if row.number != row_number]
+    for key in [key for key in st.session_state if str(key).startswith(f"steer row {row_number} ")]:
+        del st.session_state[key]  # a number is never given again, and each run of the page looks at every key
+
+
+def clear(slug: str) -> None:
+    """Remove every row."""
+    for row in list(rows(slug)):
+        remove(slug, row.number)
 
 
 def set_rows(slug: str, edits: Edits) -> None:
     """Set the rows to the edits of a saved run, each strength in its own unit."""
-    rows(slug).clear()
+    clear(slug)
     for edit in edits:
         row = add(slug, edit.latent, edit.site if edit.on_tokens else None)
         values = {"operation": edit.kind, "where": edit.positions.kind, "from": min(edit.positions.start, LAST_POSITION)}

@@ -51,12 +51,12 @@ def open_address() -> SteeringRun | Sweep | None:
     elif given:
         page_state["handed"] = True
         page_state.pop("pristine", None)
-        edit_list.rows(slug).clear()
+        edit_list.clear(slug)
         for one in given:
             edit_list.add(slug, store[one].id)
     elif latent is not None and (followed != (name, latent) or returned):
         asked = session.asked_latent(store)
-        edit_list.rows(slug).clear()
+        edit_list.clear(slug)
         edit_list.add(slug, asked)
     if not edit_list.rows(slug) and fresh:
         asked = session.asked_latent(store)
