@@ -38,7 +38,7 @@ def map_figure(store: Pack, places: np.ndarray, background: np.ndarray, latents:
     x, y = places[kept].T
     found = figures.scatter(kept, x, y, store.table["label"].iloc[kept], "first axis", "second axis", (False, False)).parts
     grey = {
-        "type": "scattergl",
+        "type": figures.points_type(len(background) + len(kept)),
         "x": figures.typed(background[:, 0], "f4"),
         "y": figures.typed(background[:, 1], "f4"),
         "mode": "markers",
@@ -47,7 +47,7 @@ def map_figure(store: Pack, places: np.ndarray, background: np.ndarray, latents:
         "selected": {"marker": {"opacity": 0.3}},
         "unselected": {"marker": {"opacity": 0.3}},
     }
-    points = {**found["data"][0], "hovertemplate": "%{hovertext}<extra></extra>"}
+    points = {**found["data"][0], "type": grey["type"], "hovertemplate": "%{hovertext}<extra></extra>"}
     layout = {**found["layout"], "height": 560, "dragmode": "pan"}
     for name in ("xaxis", "yaxis"):
         layout[name] = {**layout[name], "showticklabels": False, "zeroline": False, "showgrid": False}

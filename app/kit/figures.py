@@ -159,7 +159,7 @@ def scatter(
 ) -> Drawn:
     """Latents as points that can be clicked; `customdata` holds the id."""
     points = {
-        "type": "scattergl",
+        "type": points_type(len(x)),
         "x": typed(x, "f4"),
         "y": typed(y, "f4"),
         "mode": "markers",
@@ -177,6 +177,11 @@ def scatter(
         scale = {"type": "log", **labelled} if log else {}
         axes.append({"title": _title(name), **scale})
     return _figure(points, 300, *axes)
+
+
+def points_type(n: int) -> str:
+    """How so many points are drawn: by WebGL only where there are too many for SVG, since not every browser has it."""
+    return "scattergl" if n > 3000 else "scatter"
 
 
 def hover_texts(ids: np.ndarray, labels: Iterable[str]) -> list[str]:

@@ -135,9 +135,13 @@ function strip(row, index, options, send) {
 
 export default function (component) {
   const root = component.parentElement.querySelector(".strips");
-  return shownAhead(component, (data, send) => {
+  const draw = (data, send) => {
     root.classList.toggle("lines", Boolean(data.line));
     root.replaceChildren(...data.rows.map((row, n) => strip(row, n, data, send)));
-    if (data.line) cutLines(root);
-  });
+    root.drawn = data;
+    if (!data.line) return;
+    cutLines(root);
+    if (document.fonts.status !== "loaded") document.fonts.ready.then(() => { if (root.drawn === data) draw(data, send); }); // other widths
+  };
+  return shownAhead(component, draw);
 }
