@@ -117,7 +117,7 @@ with st.container(gap="xsmall", key="latent-head"):
             st.button(
                 "Label many", icon=":material/label:", help=meaning, on_click=labelling.begin, args=(feature, show_latent)
             )
-        session.link_popover("feature", **{name: st.query_params[name] for name in ("f", TAB) if name in st.query_params})
+        session.link_popover("feature", [TAB], f=feature.id)
         if feature.neuronpedia_url:
             st.link_button("Neuronpedia", feature.neuronpedia_url, icon=":material/open_in_new:")
         copy_as_python(python + "feature  # in a notebook, its card", key="py feature")

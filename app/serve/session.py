@@ -1,11 +1,13 @@
 """State that the pages of one reader share, which pack and latent are shown, and links between pages."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import streamlit as st
+from scope.app.kit import link as kit_link
 from scope.app.serve import packs
 from scope.app.serve.pack_facts import flag_limits
 
@@ -151,7 +153,6 @@ def address(page: str, /, **more: Any) -> str:
     return f"{parts.scheme}://{parts.netloc}{base}/{path}?{urlencode(params(**more))}"
 
 
-def link_popover(page: str, /, **more: Any) -> None:
-    """A button that shows the whole address of a page."""
-    with st.popover("Link", icon=":material/link:", type="tertiary"):
-        st.code(address(page, **more), language=None, wrap_lines=True)
+def link_popover(page: str, /, live: Sequence[str] = (), **more: Any) -> None:
+    """A button that shows the whole address of a page; `live` parameters are those of the browser at that moment."""
+    kit_link.link_popover(address(page, **more), live)

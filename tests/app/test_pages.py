@@ -17,7 +17,7 @@ from scope.features.pack.lookahead import Beyond, LatentLookahead, Lookahead, Pl
 from scope.features.pack.write import add_file
 from tests.app.conftest import bars
 from tests.features.toy_pack import HOSTILE, make_toy_pack
-from tests.help.components import heading, small_tables, tiles, values
+from tests.help.components import heading, links, small_tables, tiles, values
 
 
 def strips(at: AppTest) -> list[dict]:
@@ -160,7 +160,7 @@ def test_examples_are_those_of_the_library(open_app, toy_folder, group):
 
 
 def test_the_deep_link_names_the_pack_and_no_path(open_app, toy_folder):
-    link = next(code.value for code in open_app("feature", f=9).code if code.value.startswith("http"))
+    (link,) = links(open_app("feature", f=9))
     assert link.endswith("/feature?pack=toy&f=9")
     assert str(toy_folder) not in link
 

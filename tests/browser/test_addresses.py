@@ -115,12 +115,16 @@ def test_a_link_keeps_the_path_of_a_proxy_and_opens_in_another_browser(person, o
     page = person.open("feature", f=5)
     assert not [url for url in asked if "feature/_stcore" in url]  # the page knows where its server is
     assert re.match(r"latent 5 · .* — scope", page.title())
+    page.get_by_role("radio", name="Related").click()
+    page.wait_for_url("**tab=Related**")
     page.get_by_role("button", name="Link", exact=True).click()
-    link = page.get_by_test_id("stCode").filter(has_text="http").first.inner_text()
+    page.get_by_role("button", name="Copy", exact=True).wait_for()
+    link = page.locator(".link code").inner_text()
     assert link.startswith(f"{based}/feature?")
     other = Visitor(open_window(), based)
     other.page.goto(link)
     other.at_latent(5)
+    other.page.get_by_text("Related latents", exact=True).wait_for()
 
 
 def test_the_search_box_opens_pages_and_texts_by_the_keyboard_alone(person):

@@ -25,6 +25,11 @@ def heading(at: AppTest) -> dict:
     return told
 
 
+def links(at: AppTest) -> list[str]:
+    """The addresses that the page offers to copy."""
+    return [data["address"] for data in component_data(at) if "address" in data]
+
+
 def edited(at: AppTest) -> AppTest:
     """After a press of "Edit label", which is a button of the heading."""
     at.session_state["editing"] = int(heading(at)["number"][1:])
