@@ -40,6 +40,12 @@ SORTED_BY |= {"density": "firing frequency", "score": "label's score"} | {name: 
 """Sort by column of the table whose header is clicked; by other columns the list cannot be sorted."""
 
 
+def another(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether two settings of the controls list other latents, or list them in another order."""
+    look = ("page", "view", "wide")
+    return {k: v for k, v in before.items() if k not in look} != {k: v for k, v in now.items() if k not in look}
+
+
 def click_header(column: str, state: MutableMapping[str, Any]) -> None:
     """Sort the whole list, not only the rows of a page, by a column whose header was clicked; a second click reverses it."""
     sort = SORTED_BY.get(column)

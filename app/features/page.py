@@ -118,7 +118,11 @@ if words.strip() and not dense and len(latents):
     if hidden_dense:
         st.caption(f"{hidden_dense:,} dense latents match too: “{session.DENSE}” shows them.")
 
-st.session_state["list controls"] = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
+chosen_by = {key: st.session_state[key] for key in CONTROLS if key in st.session_state}
+another_list = listing.another(st.session_state.get("list controls", chosen_by), chosen_by) and not session.went_back()
+if another_list and (st.session_state.get("page") or 1) > 1:
+    st.session_state["page"] = 1  # the old number would lead into the middle of the new list
+st.session_state["list controls"] = chosen_by
 
 if not len(latents) and len(hits):
     without = {name: int(listing.combined(masks, store.d_sae, without=name)[hits].sum()) for name in masks}
@@ -200,6 +204,8 @@ if look == "Compare":
 elif len(latents) and look == "Table":
     pages = -(-len(latents) // ROWS)
     page = st.pagination(pages, key="page", bind="query-params") if pages > 1 else 1
+    if pages == 1:
+        st.query_params.pop("page", None)
     on_page = latents[(page - 1) * ROWS : page * ROWS]
     rows = listing.table_rows(store, on_page, extra, set(store.notes.starred()))
     above = st.container(horizontal=True, vertical_alignment="center")

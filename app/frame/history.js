@@ -21,7 +21,8 @@ function install(SOON) { // milliseconds within which two changes are one step
     const opensPage = to.pathname !== location.pathname && to.search === location.search && last.of === "pushed" &&
       last.href === location.href && performance.now() - (last.ended ?? Infinity) < SOON / 2;
     const only = changed(location, to);
-    const completes = to.pathname === location.pathname && only.every((k) => !parameters(location).has(k));
+    const first = (k) => k === "page" && !parameters(to).has(k); // a new list, which begins at its first page
+    const completes = to.pathname === location.pathname && only.every((k) => !parameters(location).has(k) || first(k));
     if (opensPage || (soon && completes && last.of !== "pushed")) replace(state, title, url);
     else push(state, title, url);
     done(to.pathname === location.pathname && only.length ? "pushed" : "opened");

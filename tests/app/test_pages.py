@@ -16,6 +16,7 @@ from scope.features.face import Pack
 from scope.features.pack.lookahead import Beyond, LatentLookahead, Lookahead, Place
 from scope.features.pack.write import add_file
 from tests.app.conftest import bars
+from tests.benchmarks.pages import large_pack
 from tests.features.toy_pack import HOSTILE, make_toy_pack
 from tests.help.components import heading, links, small_tables, tiles, values
 
@@ -123,6 +124,18 @@ def test_choosing_a_cell_opens_the_latent_and_keeps_the_list(open_app):
     assert pressed(at.run(), "Next").query_params["f"] == str(listed[4])
     at.switch_page("features/page.py").run()
     assert at.dataframe[0].value["id"].tolist() == listed
+
+
+def test_another_list_begins_at_its_first_page(open_app, tmp_path):
+    large_pack(tmp_path / "large.pack", 320)
+    at = open_app("features", packs=[tmp_path / "large.pack"])
+    at.session_state["page"] = 3
+    at.run()
+    rows = at.dataframe[0].value["id"].tolist()
+    assert len(rows) < 100
+    at.selectbox(key="sort").set_value("max").run()
+    assert at.session_state["page"] == 1
+    assert len(at.dataframe[0].value) == 100
 
 
 def test_next_and_previous_walk_the_numbers_without_a_list(open_app):
