@@ -13,10 +13,7 @@ function draw(root, columns, order, sorted) {
     const name = element("button", "", column.name);
     cell.scope = "col";
     cell.setAttribute("aria-sort", sorted.by !== n ? "none" : sorted.rising ? "ascending" : "descending");
-    if (column.meaning) {
-      name.title = column.meaning;
-      name.setAttribute("aria-description", column.meaning);
-    }
+    if (column.meaning) explain(name, column.meaning, column.name);
     name.addEventListener("click", () => sort(root, columns, n, sorted.by === n ? !sorted.rising : !column.numbers));
     cell.append(name);
     head.append(cell);

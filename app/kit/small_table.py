@@ -18,7 +18,7 @@ _HERE = Path(__file__).parent
 _mount = st.components.v2.component(
     "scope_small_table",
     html='<div class="scroll" tabindex="0" role="group"><table><thead></thead><tbody></tbody></table></div>',
-    css=(_HERE / "small_table.css").read_text(encoding="utf-8"),
+    css=joined(_HERE, "meaning.css", "small_table.css"),
     js=joined(_HERE, "meaning.js", "small_table.js"),
 )
 
