@@ -27,6 +27,7 @@ def options(port: int) -> dict[str, Any]:
         "server.showEmailPrompt": False,
         "server.enableAgentApi": False,
         "browser.gatherUsageStats": False,
+        "global.minCachedMessageSize": 1e12,  # else fast steps to and fro end in a message that is missing
         "browser.serverAddress": "127.0.0.1",
         "client.toolbarMode": "minimal",
         "client.disableDataExport": True,  # the tables' own CSV would hold formulas; ours holds none

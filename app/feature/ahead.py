@@ -1,10 +1,12 @@
 """The neighbours of a latent, fetched by the page before they are asked for, so that the next one stands at once."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import streamlit as st
-from scope.app.feature.examples import View, texts_in
+from scope.app.feature.examples import GROUPS, WINDOWS, View
 from scope.app.feature.first_screen import first_screen
 from scope.app.kit.component_files import joined
 from scope.app.serve import packs
@@ -14,10 +16,13 @@ from starlette.routing import Route
 
 from scope.errors import PackError
 from scope.features.face import Pack
+from scope.features.pack.feature import Feature
 
 _HERE = Path(__file__).parent
 
-_mount = st.components.v2.component("scope_ahead", js=joined(_HERE, "shown_ahead.js", "ahead.js"), html="<span></span>")
+_mount = st.components.v2.component(
+    "scope_ahead", js=joined(_HERE, "shown_ahead.js", "typing.js", "ahead.js"), html="<span></span>"
+)
 
 AFTER, BEFORE = 3, 2
 """So many neighbours are fetched."""
@@ -30,40 +35,38 @@ Place = tuple[int, str]
 
 
 def offer(
-    slug: str,
     store: Pack,
+    query: str,
     shown: Place,
+    before: Sequence[Place],
+    after: Sequence[Place],
     parts: Sequence[str],
-    before: list[Place],
-    after: list[Place],
     show: Callable[[int], None],
 ) -> None:
     """Let the page step to a neighbour at once; `show` is called before the run that a step begins.
 
     Args:
+        query: names the pack.
         shown: the latent that the page shows.
-        parts: the parts of its first screen. A neighbour that has others is shown by the server alone.
         before: its neighbours, the farthest first.
         after: its neighbours, the nearest first.
+        parts: those of its first screen, [] where it is not the usual one. A neighbour with others is shown by the server.
     """
 
     def stepped() -> None:
-        show(int(st.session_state["ahead"].to))
+        step = getattr(st.session_state.get("ahead"), "to", None)
+        if isinstance(step, list | tuple):
+            latent, st.session_state["ahead step"] = int(step[0]), int(step[1])
+            show(latent)
 
-    def told(places: Sequence[Place]) -> list[dict[str, int | str]]:
+    def listed(places: Sequence[Place]) -> list[dict[str, int | str]]:
         return [{"latent": latent, "place": place} for latent, place in places]
 
-    query = f"pack={slug}&said={store.notes.version()}"  # what was said since is fetched anew
-    data = {
-        "of": shown[0],
-        "place": shown[1],
-        "before": told(before),
-        "after": told(after),
-        "parts": list(parts),
-        "query": query,
-    }
+    data = {"of": shown[0], "place": shown[1], "before": listed(before), "after": listed(after), "parts": list(parts)}
+    data["query"] = f"{query}&said={store.notes.version()}"  # what was said since is fetched anew
+    data["step"] = st.session_state.get("ahead step", 0)
     with st.container(height=1, border=False):
-        _mount(key="ahead", data=data | {"parts": list(parts), "query": query}, on_to_change=stepped)
+        _mount(key="ahead", data=data, on_to_change=stepped)
 
 
 def route(base_path: str = "") -> Route:
@@ -74,13 +77,36 @@ def route(base_path: str = "") -> Route:
 
 def _answer(request: Request) -> JSONResponse:
     """First screens by latent. Latents that the page shows otherwise, such as dead ones, are left out."""
-    asked = request.query_params
     try:
-        view = View(asked["group"], int(asked["window"]), asked["breaks"] == "1", asked["own"] == "1")
-        store = packs.open_pack(asked["pack"])
-        latents = [store[int(text)] for text in asked["f"].split(",")[:MOST]]
-        if not texts_in(store) or store.pictures is not None:
-            return JSONResponse({})
-        return JSONResponse({latent.id: first_screen(latent, view) for latent in latents if not latent.dead})
-    except (KeyError, ValueError, PackError) as refusal:
+        view, store, latents = _parsed(request.query_params)
+    except (PackError, _RefusedError) as refusal:
         return JSONResponse({"refused": f"{refusal}"}, status_code=404)
+    shown = {}
+    for latent in latents if store.pictures is None else ():
+        with suppress(PackError):  # what is damaged is told by the page
+            if not latent.dead:
+                shown[latent.id] = first_screen(latent, view)
+    return JSONResponse(shown)
+
+
+class _RefusedError(ValueError):
+    """A parameter that is missing or says nothing."""
+
+
+def _parsed(parameters: Mapping[str, str]) -> tuple[View, Pack, list[Feature]]:
+    """View, pack and latents of an address.
+
+    Raises:
+        _RefusedError: a parameter is missing or wrong.
+        PackError: the pack cannot be opened, or has no such latent.
+    """
+    expected = {"pack": ".+", "f": r"\d{1,18}(,\d{1,18})*", "group": "|".join(GROUPS), "window": "|".join(map(str, WINDOWS))}
+    for name, form in (expected | {"breaks": "[01]", "own": "[01]"}).items():
+        if not re.fullmatch(form, parameters.get(name, "")):
+            raise _RefusedError(f"The parameter {name} is {parameters.get(name)!r}, which is no value of it.")
+    slug = parameters["pack"]
+    if slug not in packs.registry():
+        raise _RefusedError(f"No pack called {slug!r} is open here.")
+    store = packs.open_pack(slug)
+    view = View(parameters["group"], int(parameters["window"]), parameters["breaks"] == "1", parameters["own"] == "1")
+    return view, store, [store[int(text)] for text in parameters["f"].split(",")[:MOST]]

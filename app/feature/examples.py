@@ -27,6 +27,10 @@ MEANING = {
 COUNTED = "Rows and columns of patches count from 0, from the top left."
 LINE, WIDEST = -1, 24
 """The window in which each example takes one line, and the tokens on either side that such a line can hold."""
+WINDOWS = (LINE, 8, 32, 0)
+"""Tokens to either side of the peak; 0 for all."""
+ACTIONS = ("test", "prompt")
+"""The buttons of each example."""
 SHOWN = 12
 """Examples of a sample that are shown before "More" is pressed."""
 
@@ -81,10 +85,6 @@ def examples_data(feature: Feature, view: View) -> dict[str, Any]:
     view = view if view.group in known else replace(view, group=known[0])
     rows = rows_of(feature, sample(feature, view.group, SHOWN)[0], view)
     return strips_data(rows, view.breaks, view.window == LINE, ACTIONS, True) | {"view": view.address}
-
-
-ACTIONS = ("test", "prompt")
-"""The buttons of each example."""
 
 
 def draw_examples(
@@ -173,7 +173,7 @@ def _window() -> tuple[int, bool]:
     """Controls of texts: how many tokens are shown to either side of the peak, and whether lines are broken."""
     window = st.segmented_control(
         "Window",
-        [LINE, 8, 32, 0],
+        WINDOWS,
         default=LINE,
         required=True,
         format_func=lambda w: "lines" if w == LINE else f"±{w}" if w else "all",

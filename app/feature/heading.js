@@ -11,13 +11,16 @@ export default function (component) {
   return shownAhead(component, (data, send) => {
     const line = element("div", "line", ""), about = element("div", "about", "");
     const title = element("h1", "", `${data.number}  ${data.label}`), edit = element("button", "", "Edit label");
-    title.title = data.whole;
+    if (data.whole) { // a label too long for a heading: all of it on hover, and on a tap
+      title.title = data.whole;
+      title.addEventListener("click", () => { title.textContent = `${data.number}  ${data.whole}`; });
+    }
     edit.title = "Key E";
     edit.addEventListener("click", () => send("edit", true));
     line.append(title, edit);
     about.append(element("span", "", data.source));
     for (const [flag, warns] of data.flags) about.append(element("span", warns ? "flag warns" : "flag", flag));
     if (data.place) about.append(element("span", "", data.place));
-    root.replaceChildren(line, about);
+    keepFocus(root, () => root.replaceChildren(line, about));
   });
 }

@@ -24,7 +24,7 @@ _mount = st.components.v2.component(
     "scope_heading",
     html='<div class="scope-heading"></div>',
     css=(_HERE / "heading.css").read_text(encoding="utf-8"),
-    js=joined(_HERE, "shown_ahead.js", "heading.js"),
+    js=joined(_HERE, "meaning.js", "shown_ahead.js", "heading.js"),
     isolate_styles=False,  # one heading of the page, where everything that looks for headings finds it
 )
 

@@ -65,7 +65,12 @@ def star(feature: Feature, starred: bool) -> None:
 
     icon = ":material/star:" if not starred else ":material/heart_check:"
     st.button(
-        "Starred" if starred else "Star", icon=icon, shortcut="x", on_click=turn, type="primary" if starred else "secondary"
+        "Starred" if starred else "Star",
+        key="Star",
+        icon=icon,
+        shortcut="x",
+        on_click=turn,
+        type="primary" if starred else "secondary",
     )
 
 

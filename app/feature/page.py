@@ -31,8 +31,8 @@ before, after = (feature.id - 1, feature.id + 1) if place is None else (place - 
 last = (store.d_sae if place is None else len(order)) - 1
 
 
-def place_of(at: int) -> str:
-    return f"{at + 1:,} of {len(order):,} in the list"
+def place_in_list(n: int) -> str:
+    return "" if place is None else f"{n + 1:,} of {len(order):,} in the list"
 
 
 def show_latent(latent: int) -> None:
@@ -90,27 +90,40 @@ pressed = keys(
     | {str(n): name for n, name in enumerate(examples.GROUPS, 1) if not feature.dead},
     key="keys",
     focus=focus,
+    fields=("edit", "test"),
     on_key=on_key,
 )
 if pressed in examples.GROUPS:
     st.session_state["group asked"] = pressed
+position = feature.id if place is None else place
+places = [] if editing else range(max(position - ahead.BEFORE, 0), min(position + ahead.AFTER, last) + 1)
+line = [(n if place is None else order[n], place_in_list(n)) for n in places]
+passed = sum(n < position for n in places)
+ahead.offer(
+    store,
+    f"pack={session.current()}",
+    (feature.id, place_in_list(position)),
+    line[:passed],
+    line[passed + 1 :],
+    [] if feature.dead or of_pictures or editing else parts_of(feature),
+    show_latent,
+)
 with st.container(gap="xsmall", key="latent-head"):
     if editing:
         labelling.label_editor(feature, labelling_now, show_latent)
     else:
-        stands = "" if place is None else place_of(place)
-        heading.draw(heading.heading(feature, note.label, stands) | of(feature, "head"), edit)
+        heading.draw(heading.heading(feature, note.label, place_in_list(position)) | of(feature, "head"), edit)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="latent-bar"):
         within = "In the last list of latents" if place is not None else "By number, since no list was shown"
         for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
             off, icon = not 0 <= to <= last, f":material/{icon}:"
             st.button(name, key=name, icon=icon, shortcut=shortcut, disabled=off, help=within, on_click=step_to, args=(to,))
         meaning = "A random living latent"
-        st.button("Random", icon=":material/casino:", shortcut="a", help=meaning, on_click=show_random)
+        st.button("Random", key="Random", icon=":material/casino:", shortcut="a", help=meaning, on_click=show_random)
         notes.star(feature, note.starred)
         steers = pack_facts.steers(store)
         why_not = None if steers else "Edits need an SAE of a language model's own blocks."
-        if st.button("Steer", icon=":material/explore:", shortcut="s", disabled=not steers, help=why_not):
+        if st.button("Steer", key="Steer", icon=":material/explore:", shortcut="s", disabled=not steers, help=why_not):
             session.go("steer", f=feature.id)
         if not labelling_now:
             meaning = "Goes from one unlabelled latent to the next: type, Enter, type, Enter. N skips one."
@@ -202,12 +215,3 @@ def draw_panel() -> None:
 if to_test:  # not within the panel, which would open this tab again whenever it runs alone
     st.session_state[TAB] = tabs.TRY
 draw_panel()
-if not (feature.dead or of_pictures or editing):
-
-    def at(n: int) -> ahead.Place:
-        return (n, "") if place is None else (order[n], place_of(n))
-
-    now = feature.id if place is None else place
-    earlier = [at(n) for n in range(max(now - ahead.BEFORE, 0), now)]
-    later = [at(n) for n in range(now + 1, min(now + ahead.AFTER, last) + 1)]
-    ahead.offer(session.current(), store, at(now), parts_of(feature), earlier, later, show_latent)

@@ -53,7 +53,8 @@ function greetNewServer() {
     const app = document.querySelector("[data-testid=stApp]")?.dataset;
     if (!app || (app.testConnectionState === "CONNECTED") !== lost) return;
     lost = !lost;
-    if (!lost && app.testScriptState !== "running") window.scopeGreets();
+    const typing = document.activeElement?.matches("input, textarea"); // a new server knows nothing of a field that is open
+    if (!lost && !typing && app.testScriptState !== "running") window.scopeGreets();
   }).observe(document.body, { attributes: true, attributeFilter: ["data-test-connection-state"], subtree: true });
 }
 

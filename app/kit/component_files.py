@@ -3,7 +3,7 @@
 from pathlib import Path
 
 _KIT = Path(__file__).parent
-_SHARED = ("meaning.css", "meaning.js", "shown_ahead.js")
+_SHARED = ("meaning.css", "meaning.js", "shown_ahead.js", "typing.js")
 
 
 def joined(folder: Path, *names: str) -> str:

@@ -1,13 +1,14 @@
 """Keyboard shortcuts that belong to no button: arrows, digits, and letters that focus a field."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import streamlit as st
+from scope.app.kit.component_files import joined
 
 _HERE = Path(__file__).parent
 
-_mount = st.components.v2.component("scope_keys", js=(_HERE / "keys.js").read_text(encoding="utf-8"), html="<span></span>")
+_mount = st.components.v2.component("scope_keys", js=joined(_HERE, "typing.js", "keys.js"), html="<span></span>")
 
 SHORTCUTS = {
     "J, K or the arrows": "next and previous latent of the list",
@@ -22,12 +23,20 @@ SHORTCUTS = {
 """The list under "Keys" on the Feature page."""
 
 
-def keys(names: dict[str, str], *, key: str, focus: str = "", on_key: Callable[[str], None] = lambda name: None) -> str | None:
+def keys(
+    names: dict[str, str],
+    *,
+    key: str,
+    focus: str = "",
+    fields: Sequence[str] = (),
+    on_key: Callable[[str], None] = lambda name: None,
+) -> str | None:
     """The name of the key that was pressed in this run, else None. Keys are ignored while the reader types.
 
     Args:
         names: name by key, as browsers call keys; a name "focus LABEL" puts the cursor into the field of that label.
-        focus: label of a field that gets the cursor now. A key named "test" asks for one, and other keys rest until it comes.
+        focus: label of a field that gets the cursor now.
+        fields: names of keys that ask for such a field; until it has come, no key acts.
         on_key: gets the name before the run that the key begins.
     """
 
@@ -35,7 +44,7 @@ def keys(names: dict[str, str], *, key: str, focus: str = "", on_key: Callable[[
         on_key(st.session_state[key].pressed)
 
     with st.container(height=1, border=False):
-        component = _mount(key=key, data={"keys": names, "focus": focus}, on_pressed_change=changed)
+        component = _mount(key=key, data={"keys": names, "focus": focus, "fields": list(fields)}, on_pressed_change=changed)
     return component.pressed
 
 

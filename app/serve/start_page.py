@@ -55,8 +55,8 @@ class StartPage:
         return sending
 
 
-_AS_IT_WAS = (b"accept-encoding", b"if-none-match", b"if-modified-since", b"range")
-"""What a browser asks for that would bring it a page without the script, or one in which none can be written."""
+_AS_IT_WAS = (b"accept-encoding", b"range")
+"""What would bring the browser a page into which no script can be written."""
 
 _OF_THE_FILE = (b"content-length", b"etag", b"last-modified", b"accept-ranges")
 

@@ -64,13 +64,16 @@ def test_latents_that_the_page_shows_otherwise_are_left_out(answer, toy_folder):
     store, view = Pack.open(toy_folder), {"group": "top", "window": -1, "breaks": 0, "own": 0}
     dead = next(i for i in range(store.d_sae) if store[i].dead)
     assert list(answer(pack="toy", f=f"{dead},9", **view).json()) == ["9"]
-    assert list(answer(pack="toy", f="9", **view | {"group": "none such"}).json()) == ["9"]  # then its first sample
+    without = next(i for i in range(store.d_sae) if not store[i].dead and "near" not in store[i].groups)
+    assert list(answer(pack="toy", f=without, **view | {"group": "near"}).json()) == [str(without)]  # then its first sample
 
 
 @pytest.mark.parametrize(
     "asked",
-    [{"pack": "other"}, {"f": "x"}, {"f": "999999"}, {"window": "w"}, {"f": ""}],
+    [{"pack": "other"}, {"f": "x"}, {"f": "999999"}, {"f": "1_0"}, {"window": "7"}, {"f": ""}, {"group": "none such"}],
 )
 def test_what_cannot_be_answered_is_refused(answer, asked):
     whole = {"pack": "toy", "f": "9", "group": "top", "window": "-1", "breaks": "0", "own": "0"}
-    assert answer(**whole | asked).status_code == 404
+    refused = answer(**whole | asked)
+    assert refused.status_code == 404
+    assert next(iter(asked.values())) in refused.json()["refused"]

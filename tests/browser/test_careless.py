@@ -57,9 +57,10 @@ def test_fast_keys_end_where_they_lead_and_break_nothing(visit):
     person.keyed()
     for _ in range(6):
         page.keyboard.press("j")
-    page.wait_for_function("/^#1[1-6] /.test(document.querySelector('h1')?.innerText)")
-    person.settle()
-    assert f"f={person.latent()}" in page.url
+    person.at_latent(16)
+    page.wait_for_function("!document.body.dataset.scopeAhead && !window.scopeAhead.held.length")
+    person.at_latent(16)
+    page.wait_for_url("**f=16**")
     no_error(page)
 
 
@@ -96,6 +97,36 @@ def test_a_step_shows_the_next_latent_at_once_and_what_is_pressed_meanwhile_acts
     page.wait_for_selector("[data-testid=stApp]:not([data-test-connection-state=CONNECTED])")
     page.keyboard.press("j")
     assert person.latent() == latent  # without a server nothing is shown that it did not say
+    window.close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "at", "starred"),
+    [("jxj", 7, [6]), ("jkx", 5, [5]), ("jxk", 5, [6]), ("jjjkkkkkj", 4, []), ("kkjjjj", 7, [])],
+)
+def test_keys_pressed_fast_act_in_their_order(own_pack, chromium, keys, at, starred):
+    """Whether the latents that are passed live or not: a dead one is shown by the server alone."""
+    from scope.features.face import Pack
+
+    window = chromium.new_context(viewport={"width": 1280, "height": 900})
+    window.set_default_timeout(60_000)
+    with serving([own_pack]) as (address, _):
+        person = Visitor(window, address, "mine")
+        page = person.open("feature", f=5)
+        person.keyed()
+        for key in keys:
+            page.keyboard.press(key)
+            page.wait_for_timeout(60)
+        person.at_latent(at)
+        page.wait_for_function("!document.body.dataset.scopeAhead && !window.scopeAhead.held.length")
+        person.settle()
+        assert person.latent() == at
+        assert f"f={at}" in page.url
+        assert Pack.open(own_pack).notes.starred() == starred
+        page.keyboard.press("j")
+        page.get_by_role("button", name="Edit label").click()  # rests until the server has come, and then acts there
+        page.get_by_label(f"Label of #{at + 1}").wait_for()
+        no_error(page)
     window.close()
 
 
