@@ -19,9 +19,13 @@ export default function (component) {
     if (!name || event.repeat || !isShortcut(event)) return;
     event.preventDefault();
     if (fieldExpected()) return;
-    if (data.fields.includes(name)) window.scopeFieldExpected = Date.now() + 2000;
     if (name.startsWith("focus ")) field(name.slice(6))?.focus();
-    else setTriggerValue("pressed", name);
+    else press(name);
+  };
+  const press = (name, tries = 2) => {
+    if (data.fields.includes(name)) window.scopeFieldExpected = Date.now() + 2000;
+    setTriggerValue("pressed", name);
+    if (tries) setTimeout(() => data.fields.includes(name) && fieldExpected() && press(name, tries - 1), 1000); // it can be lost
   };
   parentElement.scopeKeys = heard;
   document.body.dataset.scopeKeys = "heard";

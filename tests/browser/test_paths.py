@@ -35,7 +35,7 @@ def test_open_search_open_a_latent_walk_with_the_keyboard_and_come_back(visit):
     person.settle()
     second = person.latent()
     person.keyed()
-    assert f"f={second}" in page.url
+    page.wait_for_url(f"**f={second}**")
     page.keyboard.press("ArrowLeft")
     person.at_latent(first)
     page.keyboard.press("ArrowRight")
