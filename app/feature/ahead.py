@@ -65,7 +65,7 @@ def offer(
     data = {"of": shown[0], "place": shown[1], "before": listed(before), "after": listed(after), "parts": list(parts)}
     data["query"] = f"{query}&said={store.notes.version()}"  # what was said since is fetched anew
     data["step"] = st.session_state.get("ahead step", 0)
-    with st.container(height=1, border=False):
+    with st.container(key="frame ahead"):
         _mount(key="ahead", data=data, on_to_change=stepped)
 
 

@@ -43,7 +43,7 @@ def keys(
     def changed() -> None:
         on_key(st.session_state[key].pressed)
 
-    with st.container(height=1, border=False):
+    with st.container(key="frame keys"):
         component = _mount(key=key, data={"keys": names, "focus": focus, "fields": list(fields)}, on_pressed_change=changed)
     return component.pressed
 
