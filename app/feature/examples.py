@@ -147,7 +147,7 @@ def draw_examples(
             line=window == LINE,
             actions=ACTIONS if feature.pack.pictures is None else (),
             on_pick=(lambda n, token: choose(begin + n, token)) if token_panel else None,
-            more=of(feature, "examples") | {"view": view.address if open_at is None else ""} if begin == 0 else None,
+            more=as_part(feature, "examples") | {"view": view.address if open_at is None else ""} if begin == 0 else None,
         )
         if picked is not None and isinstance(picked[1], str) and begin + picked[0] < len(examples):
             on_action(picked[1], text_of(examples[begin + picked[0]]))
@@ -164,7 +164,7 @@ def draw_examples(
         st.rerun(scope="fragment")
 
 
-def of(feature: Feature, part: str) -> dict[str, Any]:
+def as_part(feature: Feature, part: str) -> dict[str, Any]:
     """What a component of the first screen is told beside what it draws: which part it is, and of which latent."""
     return {"part": part, "of": feature.id}
 

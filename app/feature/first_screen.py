@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scope.app.feature import panels, small_histogram
-from scope.app.feature.examples import View, examples_data, groups_of, of
+from scope.app.feature.examples import View, as_part, examples_data, groups_of
 from scope.app.feature.heading import heading
 
 from scope.features.pack.feature import Feature
@@ -21,7 +21,7 @@ def first_screen(feature: Feature, view: View) -> dict[str, dict[str, Any]]:
 
     Without its place in a list, which the page knows that shows one.
     """
-    return {name: _DATA[name](feature, view) | of(feature, name) for name in parts_of(feature)}
+    return {name: _DATA[name](feature, view) | as_part(feature, name) for name in parts_of(feature)}
 
 
 _DATA: dict[str, Callable[[Feature, View], dict[str, Any]]] = {

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 from scope.app.feature import ahead, examples, heading, labelling, notes, panels, small_histogram, tabs, token_panel
-from scope.app.feature.examples import of
+from scope.app.feature.examples import as_part
 from scope.app.feature.first_screen import parts_of
 from scope.app.feature.tabs import TAB
 from scope.app.kit import bars, messages, tiles
@@ -112,7 +112,7 @@ with st.container(gap="xsmall", key="latent-head"):
     if editing:
         labelling.label_editor(feature, labelling_now, show_latent)
     else:
-        heading.draw(heading.heading(feature, note.label, place_in_list(position)) | of(feature, "head"), edit)
+        heading.draw(heading.heading(feature, note.label, place_in_list(position)) | as_part(feature, "head"), edit)
     with st.container(horizontal=True, vertical_alignment="center", gap="xsmall", key="latent-bar"):
         within = "In the last list of latents" if place is not None else "By number, since no list was shown"
         for name, icon, shortcut, to in (("Previous", "arrow_back", "k", before), ("Next", "arrow_forward", "j", after)):
@@ -150,7 +150,7 @@ if feature.dead:
                 for j in living:
                     session.link("feature", f"\\#{j} {plain(store.table['label'].iat[j])}", f=j)
 else:
-    tiles.draw(panels.numbers(feature) | of(feature, "tiles"), "latent")
+    tiles.draw(panels.numbers(feature) | as_part(feature, "tiles"), "latent")
 
 
 @st.fragment
@@ -166,7 +166,7 @@ def promoted_tokens() -> None:
     with messages.guarded():
         shown = panels.promoted(feature)
         if shown:
-            bars.draw(shown | of(feature, "promoted"), "promoted small")
+            bars.draw(shown | as_part(feature, "promoted"), "promoted small")
         else:
             st.caption("This pack does not hold what it promotes.")
 
@@ -185,7 +185,7 @@ else:
     with narrow, st.container(gap="xsmall", key="latent-beside"):
         promoted_tokens()
         with messages.guarded():
-            small_histogram.draw(small_histogram.columns(feature) | of(feature, "columns"))
+            small_histogram.draw(small_histogram.columns(feature) | as_part(feature, "columns"))
 
 
 def open_latent(latent: int | None) -> None:
