@@ -7,12 +7,16 @@ from scope.app.feature import panels, small_histogram
 from scope.app.feature.examples import View, as_part, examples_data, groups_of
 from scope.app.feature.heading import heading
 
+from scope.errors import PackError
 from scope.features.pack.feature import Feature
 
 
 def parts_of(feature: Feature) -> list[str]:
-    """The parts of which a latent's first screen consists."""
-    there = {"examples": bool(groups_of(feature)), "promoted": bool(feature.promoted)}
+    """The parts of which a latent's first screen consists; none of a damaged pack, of which the page tells part by part."""
+    try:
+        there = {"examples": bool(groups_of(feature)), "promoted": bool(feature.promoted)}
+    except PackError:
+        return []
     return [name for name in _DATA if there.get(name, True)]
 
 
