@@ -63,14 +63,14 @@ def offer(
         return [{"latent": latent, "place": place} for latent, place in places]
 
     data = {"of": shown[0], "place": shown[1], "before": listed(before), "after": listed(after), "parts": list(parts)}
-    data["query"] = f"{query}&said={store.notes.version()}"  # what was said since is fetched anew
+    data["query"] = f"{query}&notes={store.notes.version()}"  # after a new label or note, neighbours are fetched again
     data["step"] = st.session_state.get("ahead step", 0)
     with st.container(key="frame ahead"):
         _mount(key="ahead", data=data, on_to_change=stepped)
 
 
 def route(base_path: str = "") -> Route:
-    """The address from which the page fetches neighbours: latents?pack=SLUG&f=3,4&group=top&window=-1&breaks=0&own=0."""
+    """The address from which the page fetches neighbours: latents?pack=SLUG&f=3,4&group=top&window=-1&breaks=0&each_own=0."""
     base = base_path.strip("/")
     return Route(f"/{base}/latents" if base else "/latents", _answer)
 
@@ -101,12 +101,12 @@ def _parsed(parameters: Mapping[str, str]) -> tuple[View, Pack, list[Feature]]:
         PackError: the pack cannot be opened, or has no such latent.
     """
     expected = {"pack": ".+", "f": r"\d{1,18}(,\d{1,18})*", "group": "|".join(GROUPS), "window": "|".join(map(str, WINDOWS))}
-    for name, form in (expected | {"breaks": "[01]", "own": "[01]"}).items():
+    for name, form in (expected | {"breaks": "[01]", "each_own": "[01]"}).items():
         if not re.fullmatch(form, parameters.get(name, "")):
             raise _RefusedError(f"The parameter {name} is {parameters.get(name)!r}, which is no value of it.")
     slug = parameters["pack"]
     if slug not in packs.registry():
         raise _RefusedError(f"No pack called {slug!r} is open here.")
     store = packs.open_pack(slug)
-    view = View(parameters["group"], int(parameters["window"]), parameters["breaks"] == "1", parameters["own"] == "1")
+    view = View(parameters["group"], int(parameters["window"]), parameters["breaks"] == "1", parameters["each_own"] == "1")
     return view, store, [store[int(text)] for text in parameters["f"].split(",")[:MOST]]

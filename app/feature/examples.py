@@ -43,7 +43,7 @@ class View:
     group: str
     window: int = LINE
     breaks: bool = False
-    own: bool = False
+    each_own: bool = False
 
     @property
     def tokens(self) -> int:
@@ -74,7 +74,7 @@ def rows_of(feature: Feature, examples: list[Example], view: View, chosen: tuple
     rows = []
     for n, example in enumerate(examples):
         unit = rank_line(feature, bands.get(example.band) if view.group == "bands" else None, example.value)
-        largest = 0.0 if view.own else float(feature.row["max"])
+        largest = 0.0 if view.each_own else float(feature.row["max"])
         rows.append(example_row(example, largest, view.tokens, unit, chosen[1] if chosen and chosen[0] == n else None))
     return rows
 

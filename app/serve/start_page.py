@@ -28,26 +28,26 @@ class StartPage:
         self._app, self._head = app, b"<head>" + (_SCRIPT % "|".join(pages)).encode()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Send) -> None:
-        asked = dict(scope["headers"]) if scope["type"] == "http" and scope["method"] == "GET" else {}
-        if b"text/html" not in asked.get(b"accept", b""):
+        headers = dict(scope["headers"]) if scope["type"] == "http" and scope["method"] == "GET" else {}
+        if b"text/html" not in headers.get(b"accept", b""):
             await self._app(scope, receive, send)
             return
         plain = [pair for pair in scope["headers"] if pair[0] not in _AS_IT_WAS]
         await self._app({**scope, "headers": plain}, receive, self._completing(send))
 
     def _completing(self, send: Send) -> Send:
-        began: list[Message] = []
+        starts: list[Message] = []
         body = bytearray()
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and _is_html(message):
-                began.append(message)
-            elif began and message["type"] == "http.response.body":
+                starts.append(message)
+            elif starts and message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body", False):
                     whole = bytes(body).replace(b"<head>", self._head, 1)
-                    kept = [pair for pair in began[0]["headers"] if pair[0].lower() not in _OF_THE_FILE]
-                    await send({**began[0], "headers": [*kept, (b"content-length", str(len(whole)).encode())]})
+                    headers = [pair for pair in starts[0]["headers"] if pair[0].lower() not in _OF_THE_FILE]
+                    await send({**starts[0], "headers": [*headers, (b"content-length", str(len(whole)).encode())]})
                     await send({**message, "body": whole})
             else:
                 await send(message)

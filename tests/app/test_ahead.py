@@ -32,7 +32,7 @@ def without_place(parts: dict[str, dict]) -> dict[str, dict]:
 @pytest.mark.parametrize("view", [View("top"), View("random", 8, True, True)])
 def test_what_is_fetched_is_what_the_page_shows_when_it_comes_there(open_app, answer, latent, view):
     at = open_app("feature", f=latent)
-    for key, value in (("group", view.group), ("window", view.window), ("own", view.own)):
+    for key, value in (("group", view.group), ("window", view.window), ("own", view.each_own)):
         at.session_state[key] = value
     at = at.run()
     if view.breaks:
@@ -61,7 +61,7 @@ def test_neighbours_are_those_of_the_list_with_their_places(open_app):
 
 
 def test_latents_that_the_page_shows_otherwise_are_left_out(answer, toy_folder):
-    store, view = Pack.open(toy_folder), {"group": "top", "window": -1, "breaks": 0, "own": 0}
+    store, view = Pack.open(toy_folder), {"group": "top", "window": -1, "breaks": 0, "each_own": 0}
     dead = next(i for i in range(store.d_sae) if store[i].dead)
     assert list(answer(pack="toy", f=f"{dead},9", **view).json()) == ["9"]
     without = next(i for i in range(store.d_sae) if not store[i].dead and "near" not in store[i].groups)
@@ -73,7 +73,7 @@ def test_latents_that_the_page_shows_otherwise_are_left_out(answer, toy_folder):
     [{"pack": "other"}, {"f": "x"}, {"f": "999999"}, {"f": "1_0"}, {"window": "7"}, {"f": ""}, {"group": "none such"}],
 )
 def test_what_cannot_be_answered_is_refused(answer, asked):
-    whole = {"pack": "toy", "f": "9", "group": "top", "window": "-1", "breaks": "0", "own": "0"}
+    whole = {"pack": "toy", "f": "9", "group": "top", "window": "-1", "breaks": "0", "each_own": "0"}
     refused = answer(**whole | asked)
     assert refused.status_code == 404
     assert next(iter(asked.values())) in refused.json()["refused"]
